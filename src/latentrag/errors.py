@@ -1,0 +1,33 @@
+"""Every error that latentrag raises on purpose. Messages say: got, needed, remedy."""
+
+
+class LatentRagError(Exception):
+    """Base of all of them. The command line prints its message as one line and exits with 2."""
+
+
+class ShapeError(LatentRagError, ValueError):
+    """Tensors whose shapes do not fit together."""
+
+
+class InputError(LatentRagError, ValueError):
+    """A question, label list, option or other argument that cannot be used as it is."""
+
+
+class DataError(LatentRagError, ValueError):
+    """A file of documents or examples that cannot be read; names the file and, where it has one, the line."""
+
+
+class ModelError(LatentRagError):
+    """A model folder that is missing, incomplete, corrupt or of a kind that is not supported."""
+
+
+class MemoryStoreError(LatentRagError):
+    """A memory that is missing, empty, corrupt, or has no such version."""
+
+
+class EncoderMismatchError(LatentRagError):
+    """A query encoder whose vectors do not live in the space of the memory's vectors."""
+
+
+class FetchError(LatentRagError):
+    """A download that failed or whose hash is not the pinned one."""

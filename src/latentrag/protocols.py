@@ -1,0 +1,138 @@
+"""What the rooms know of each other. A ten-line fake that has these methods replaces any of them.
+
+Shapes are those of the legend in types.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+
+from latentrag.types import Passage, PassageLists, Retrieved, SearchResult, Targets
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+@runtime_checkable
+class QueryEncoder(Protocol):
+    """q(x). ``passage_fingerprint`` names the passage encoder whose vectors its queries are to be compared with;
+    None where the model's files do not say. ``scale`` is s in p_η(z|x) ∝ exp(s·d(z)·q(x))."""
+
+    @property
+    def dimension(self) -> int: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def passage_fingerprint(self) -> str | None: ...
+
+    def encode_queries(self, x: Sequence[str]) -> Tensor:
+        """(B, D) float32. Differentiable unless grad mode is off. InputError for a question that is empty or
+        longer than the encoder reads."""
+        ...
+
+
+@runtime_checkable
+class PassageEncoder(Protocol):
+    """d(z). ``fingerprint`` changes when, and only when, its vectors would. ``max_tokens`` is how many tokens of a
+    passage it reads."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def dimension(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def scale(self) -> float: ...
+
+    def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> Tensor:
+        """(N, D) float32, in the order given."""
+        ...
+
+
+class Memory(Protocol):
+    """A non-parametric memory at one version."""
+
+    @property
+    def version(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def search(self, q: np.ndarray, k: int) -> SearchResult:
+        """Maximum inner product search. q: (B, D) float32. InputError if k < 1 or k > len(self)."""
+        ...
+
+
+class Retriever(Protocol):
+    """x → passages with the logits of p_η(z|x)."""
+
+    def retrieve(self, x: Sequence[str], k: int) -> Retrieved: ...
+
+
+class Prepared(Protocol):
+    """B questions × K passages, ready for the generator: the work that depends on (x, z) alone, done once."""
+
+    @property
+    def num_questions(self) -> int: ...
+    @property
+    def num_passages(self) -> int: ...
+
+    def rows(self, index: Tensor) -> Self:
+        """The questions at ``index`` (R,), repeats allowed: R × K."""
+        ...
+
+    def each_passage(self) -> Self:
+        """Every (x, z) as a question with one passage: B·K × 1, in the order b·K + k."""
+        ...
+
+
+class Generator(Protocol):
+    """p_θ(y_i|x,z,y_<i). Decoder states are its own affair: callers only hand them back."""
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends every y."""
+        ...
+
+    @property
+    def decoding_defaults(self) -> Mapping[str, Any]:
+        """Saved generation settings of the model, under the names of ``DecodingOptions``."""
+        ...
+
+    def prepare(self, x: Sequence[str], passages: PassageLists | None) -> Any:
+        """A ``Prepared`` for x with its K passages each; ``None``: closed book, one row without a passage."""
+        ...
+
+    def targets(self, y: Sequence[str]) -> Targets: ...
+
+    def log_p_theta(self, prepared: Any, targets: Targets) -> Tensor:
+        """(B, K, T) float32 log-probabilities of the gold tokens; differentiable unless grad mode is off.
+        Never holds (B, K, T, V)."""
+        ...
+
+    def start(self, prepared: Any) -> tuple[Tensor, Any]:
+        """Log-probabilities of the first token, (B, K, 1, V) float32, and the state that goes with them."""
+        ...
+
+    def step(self, state: Any, parents: Tensor, tokens: Tensor) -> tuple[Tensor, Any]:
+        """One more token for every beam. ``state`` is used up.
+
+        Args:
+            parents: (B', M') which beam each new beam continues: an index into the previous (B, M) flattened.
+                Questions that are done are left out of B'.
+            tokens: (B', M') the token it takes.
+        Returns: (B', K, M', V) float32 log-probabilities of the token after, and the new state.
+        """
+        ...
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of target tokens, special tokens left out."""
+        ...
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """One piece of text for each token; joined they are ``text(ids)``."""
+        ...

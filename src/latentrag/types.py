@@ -1,0 +1,220 @@
+"""The values that pass between the rooms. No behaviour, no I/O, nothing heavy to import.
+
+Dimensions, everywhere in latentrag:
+
+    B  batch: questions handled together       T  target tokens
+    K  passages retrieved for a question       V  vocabulary of the generator
+    M  beams (hypotheses kept alive)           D  embedding
+    N  passages in the memory                  S  input tokens of the generator
+
+Symbols of Lewis et al. (2020): x input (the question), y target (the answer), z passage, η retriever,
+θ generator. Logarithms are natural: every ``log_*`` is in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+Variant = Literal["sequence", "token"]
+"""RAG-Sequence: one passage explains the whole output. RAG-Token: each token may lean on another (§2.1)."""
+
+Decoding = Literal["exact", "thorough", "fast"]
+"""How RAG-Sequence is decoded: one exact marginal beam, or the paper's Thorough or Fast Decoding (§2.5).
+RAG-Token has one decoder, which is exact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text as a reader found it, before it is split.
+
+    ``id`` is unique within its source and stable between readings. ``whole`` marks a text that is a passage
+    already (a row of psgs_w100.tsv, say) and must not be split again.
+    """
+
+    id: str
+    text: str
+    title: str = ""
+    source: str = ""
+    page: int | None = None
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """z: a passage of the memory. ``text == document.text[start:end]``, offsets in characters."""
+
+    id: str
+    text: str
+    title: str = ""
+    source: str = ""
+    start: int = 0
+    end: int = 0
+    page: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Top-K passages of a memory for B query vectors, best first; all from one version.
+
+    Attributes:
+        passages: B lists of K passages.
+        vectors: (B, K, D) float32, the d(z) of those passages as the memory holds them.
+        scores: (B, K) float32, d(z)·q without scale.
+        version: the memory's version that was searched.
+    """
+
+    passages: list[list[Passage]]
+    vectors: np.ndarray
+    scores: np.ndarray
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    """What a retriever returns for B questions, best first.
+
+    Attributes:
+        passages: B lists of K passages.
+        scores: (B, K) float32, the logits of p_η(z|x), differentiable in the query encoder.
+        version: the memory's version they came from.
+    """
+
+    passages: list[list[Passage]]
+    scores: Tensor
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """y as the generator's tokens. ids: (B, T) int64. mask: (B, T) bool, True = a token that is scored.
+
+    Each row ends with the generator's end token, which is scored too: p(y|x) is the probability of saying y
+    and stopping there.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A retrieved passage with its share in an answer.
+
+    ``prior`` is p_η(z|x). ``posterior`` is p(z|x,y) for RAG-Sequence; for RAG-Token, where every token has a
+    posterior of its own, it is their mean: the expected share of the answer's tokens that came from z.
+    """
+
+    passage: Passage
+    prior: float
+    posterior: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer, with a probability for each of the K sources in their order.
+
+    RAG-Token: p(z|x,y_i,y_<i), who said this token. RAG-Sequence: p(z|x,y_≤i), what is believed after it.
+    ``log_prob`` is log p(y_i|x,y_<i), marginalised over the passages.
+    """
+
+    text: str
+    log_prob: float
+    posterior: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A candidate answer. ``log_prob`` is log p(y|x), the end token included, under the chosen variant.
+
+    ``finished`` is False where the length limit or a stop string cut the text off; ``log_prob`` is then that of
+    all texts that begin so.
+    """
+
+    text: str
+    log_prob: float
+    finished: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer, its exact probability, and where it came from.
+
+    Attributes:
+        closed_book_log_prob: log p_θ(y|x) of the same tokens without any passage. ``log_prob`` minus this is
+            what the memory contributed, in nats.
+        sources: best prior first.
+        hypotheses: best first; the first is this answer.
+    """
+
+    question: str
+    text: str
+    log_prob: float
+    closed_book_log_prob: float
+    variant: Variant
+    decoding: Decoding
+    memory_version: int
+    sources: tuple[Source, ...]
+    tokens: tuple[Token, ...]
+    hypotheses: tuple[Hypothesis, ...]
+
+    @property
+    def answer(self) -> str:
+        """The text, under the name the command line's JSON has for it."""
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """log p(y|x) of a given y, and what each passage did for it.
+
+    Attributes:
+        log_likelihood: log p(y|x), nats, summed over the tokens of y and its end token.
+        num_tokens: how many tokens that is.
+        without_passage: for each source, log p(y|x) had that passage not been retrieved (the prior
+            renormalised over the others). Empty when there is one passage only.
+    """
+
+    x: str
+    y: str
+    log_likelihood: float
+    closed_book_log_likelihood: float
+    num_tokens: int
+    variant: Variant
+    memory_version: int
+    sources: tuple[Source, ...]
+    tokens: tuple[Token, ...]
+    without_passage: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A class: its probability among the given labels, and its log p(label|x) before that normalisation."""
+
+    text: str
+    probability: float
+    log_likelihood: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The labels, most probable first, and the passages with their share in the most probable one."""
+
+    x: str
+    labels: tuple[Label, ...]
+    variant: Variant
+    memory_version: int
+    sources: tuple[Source, ...]
+
+    @property
+    def best(self) -> str:
+        """The most probable label."""
+        return self.labels[0].text
+
+
+PassageLists = Sequence[Sequence[Passage]]
