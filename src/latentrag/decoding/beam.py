@@ -1,0 +1,150 @@
+"""The marginal beam: RAG-Token's beam search and the exact single beam of RAG-Sequence (§2.5)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentrag.decoding.options import Decoded, DecodingOptions, rank
+from latentrag.decoding.step import Beams, forbid, marginal_step, stopped
+from latentrag.errors import InputError
+from latentrag.protocols import Generator
+from latentrag.types import Variant
+
+
+@dataclass(slots=True)
+class _Pool:
+    """The best finished hypotheses of one question, best first."""
+
+    size: int
+    length_penalty: float
+    entries: list[tuple[float, Decoded]] = field(default_factory=list)
+
+    def offer(self, hypothesis: Decoded) -> None:
+        self.entries.append((rank(hypothesis.log_prob, len(hypothesis.ids), self.length_penalty), hypothesis))
+        self.entries.sort(key=lambda entry: -entry[0])
+        del self.entries[self.size :]
+
+    def is_final(self, best_live: float, num_tokens: int, *, early_stopping: bool) -> bool:
+        """Whether no live hypothesis can enter any more.
+
+        Exact for length_penalty ≤ 0, where a rank only falls as y grows; for a positive one it is the customary
+        estimate from the present length.
+        """
+        if best_live == float("-inf"):
+            return True
+        if len(self.entries) < self.size:
+            return False
+        return early_stopping or self.entries[-1][0] >= rank(best_live, num_tokens, self.length_penalty)
+
+
+@torch.no_grad()
+def marginal_beam(
+    generator: Generator,
+    prepared: Any,
+    log_p_eta: Tensor,
+    *,
+    variant: Variant,
+    options: DecodingOptions,
+) -> list[list[Decoded]]:
+    """Beam search over the marginal p(y_i|x,y_<i) (Lewis et al. 2020, §2.5).
+
+        p(y_i|x,y_<i) = Σ_z w_z p_θ(y_i|x,z,y_<i)
+
+    w is the prior for RAG-Token and the posterior given y_<i for RAG-Sequence, whose log-probabilities are then
+    exact without any rescoring. A standard beam search otherwise: a hypothesis is finished when its end token is
+    among the M best continuations, and the search ends when no live one can still be among the M best finished.
+
+    Args:
+        prepared: B questions × K passages, from ``generator.prepare``.
+        log_p_eta: (B, K) nats, normalised over K.
+        variant: "sequence" or "token".
+    Returns: for each question up to M hypotheses, best first.
+    Raises: InputError where ``options.sample`` is set (``marginal_sample`` draws samples).
+    """
+    if options.sample:
+        raise InputError("a beam search does not sample; needed sample=False, or marginal_sample")
+    pools = [_Pool(options.num_beams, options.length_penalty) for _ in range(len(log_p_eta))]
+    beams = Beams.initial(log_p_eta)
+    log_p, state = generator.start(prepared)
+    for length in range(1, options.max_tokens + 1):
+        scores, beam, token = _candidates(beams, log_p, variant, options, generator.end_id)
+        candidates = beams.extended(beam, token, scores, log_p)
+        ended = token == generator.end_id
+        cut = stopped(candidates, options, generator.text) & ~ended
+        if length == options.max_tokens:
+            cut = ~ended
+        _collect(pools, candidates, ended, cut, options.num_beams)
+        live = _best_live(candidates, ended | cut, options.num_beams)
+        row = torch.arange(len(live), device=live.device)[:, None]
+        beams, parents = _at(candidates, row, live), beam[row, live]
+        going = _unfinished(pools, beams, length, options)
+        if not going:
+            break
+        keep = torch.tensor(going, device=live.device)
+        # Beams of the step before, counted through the whole batch, as ``generator.step`` wants them.
+        parents = (row * log_p.shape[2] + parents)[keep]
+        beams = beams.kept(keep)
+        log_p, state = generator.step(state, parents, beams.tokens[:, :, -1])
+    return [[hypothesis for _, hypothesis in pool.entries] for pool in pools]
+
+
+def _candidates(
+    beams: Beams, log_p: Tensor, variant: Variant, options: DecodingOptions, end_id: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Score, beam and token (B', C) of the best continuations, best first.
+
+    C is 2M: each beam has one end token, so at least M of them go on.
+    """
+    step = forbid(marginal_step(beams, log_p, variant), beams, options, end_id)
+    # A beam that holds nothing has no weights either: its step is not a number.
+    nothing = torch.isinf(beams.scores)[:, :, None]
+    total = (beams.scores[:, :, None] + step).masked_fill(nothing, float("-inf"))  # (B', M, V)
+    vocabulary = total.shape[2]
+    scores, flat = total.flatten(1).topk(min(2 * options.num_beams, total[0].numel()), dim=1)
+    return scores, flat // vocabulary, flat % vocabulary
+
+
+def _collect(pools: Sequence[_Pool], candidates: Beams, ended: Tensor, cut: Tensor, num_beams: int) -> None:
+    """Offers the candidates that are done, among the first M of their question, to its pool."""
+    done = (ended | cut) & torch.isfinite(candidates.scores)
+    for b, c in done[:, :num_beams].nonzero().tolist():
+        pools[candidates.question[b]].offer(
+            Decoded(
+                tuple(candidates.tokens[b, c].tolist()),
+                candidates.scores[b, c].item(),
+                candidates.history[b, c].clone(),
+                finished=bool(ended[b, c]),
+            )
+        )
+
+
+def _best_live(candidates: Beams, done: Tensor, num_beams: int) -> Tensor:
+    """(B', M') positions of the best candidates that go on, best first."""
+    scores = candidates.scores.masked_fill(done, float("-inf"))
+    # A stable sort keeps the order of equals, as topk need not.
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :num_beams]
+    candidates.scores = scores
+    return order
+
+
+def _at(candidates: Beams, row: Tensor, position: Tensor) -> Beams:
+    return Beams(
+        candidates.question,
+        candidates.scores[row, position],
+        candidates.log_prior,
+        candidates.tokens[row, position],
+        candidates.history[row, position],
+    )
+
+
+def _unfinished(pools: Sequence[_Pool], beams: Beams, length: int, options: DecodingOptions) -> list[int]:
+    """Rows of the questions that still have something to find."""
+    best = beams.scores[:, 0].tolist()
+    return [
+        row
+        for row, question in enumerate(beams.question.tolist())
+        if not pools[question].is_final(best[row], length, early_stopping=options.early_stopping)
+    ]

@@ -1,0 +1,125 @@
+"""One step of the marginal: p(y_i|x,y_<i) = Σ_z w_z p_θ(y_i|x,z,y_<i), and the weights w that follow.
+
+RAG-Token keeps w at the prior. RAG-Sequence multiplies w by p_θ of the chosen token and renormalises: after i tokens
+w is the posterior p(z|x,y_≤i), and the product of the steps is exactly Σ_z p_η(z|x) Π_i p_θ(y_i|x,z,y_<i). One beam
+therefore decodes RAG-Sequence without approximation.
+
+Differs: Lewis et al. (2020, §2.5) hold that RAG-Sequence does not break into per-token probabilities. It does, with
+weights that depend on the prefix.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentrag.decoding.options import DecodingOptions
+from latentrag.types import Variant
+
+TextOf = Callable[[Sequence[int]], str]
+
+
+@dataclass(slots=True)
+class Beams:
+    """The live hypotheses of the questions that are not done.
+
+    Attributes:
+        question: (B',) which question of the batch each row belongs to.
+        scores: (B', M) log p(y_≤i|x); −inf where a beam holds nothing.
+        log_prior: (B', K) log p_η(z|x).
+        tokens: (B', M, i) chosen so far.
+        history: (B', M, K, i) log p_θ of those tokens.
+    """
+
+    question: Tensor
+    scores: Tensor
+    log_prior: Tensor
+    tokens: Tensor
+    history: Tensor
+
+    @classmethod
+    def initial(cls, log_p_eta: Tensor, num_beams: int = 1) -> "Beams":
+        """Empty hypotheses for every question."""
+        num_questions, num_passages = log_p_eta.shape
+        device = log_p_eta.device
+        return cls(
+            torch.arange(num_questions, device=device),
+            torch.zeros(num_questions, num_beams, device=device),
+            log_p_eta.float(),
+            torch.zeros(num_questions, num_beams, 0, dtype=torch.long, device=device),
+            torch.zeros(num_questions, num_beams, num_passages, 0, device=device),
+        )
+
+    def log_weights(self, variant: Variant) -> Tensor:
+        """(B', K, M): log w_z, normalised over the passages."""
+        prior = self.log_prior[:, :, None].expand(-1, -1, self.scores.shape[1])
+        if variant == "token":
+            return prior
+        return torch.log_softmax(prior + self.history.sum(dim=3).transpose(1, 2), dim=1)
+
+    def extended(self, beam: Tensor, token: Tensor, scores: Tensor, log_p: Tensor) -> "Beams":
+        """The hypotheses ``beam`` (B', M') with one more ``token`` (B', M') each.
+
+        Args:
+            scores: (B', M') of the longer hypotheses.
+            log_p: (B', K, M, V) of the step.
+        """
+        row = torch.arange(len(beam), device=beam.device)[:, None]
+        added = log_p[row, :, beam, token]  # (B', M', K)
+        return Beams(
+            self.question,
+            scores,
+            self.log_prior,
+            torch.cat([self.tokens[row, beam], token[:, :, None]], dim=2),
+            torch.cat([self.history[row, beam], added[..., None]], dim=3),
+        )
+
+    def kept(self, rows: Tensor) -> "Beams":
+        """The questions at ``rows``."""
+        return Beams(
+            self.question[rows], self.scores[rows], self.log_prior[rows], self.tokens[rows], self.history[rows]
+        )
+
+
+def marginal_step(beams: Beams, log_p: Tensor, variant: Variant) -> Tensor:
+    """log p(y_i|x,y_<i) for every next token. log_p: (B', K, M, V). Returns (B', M, V)."""
+    return (beams.log_weights(variant)[..., None] + log_p).logsumexp(dim=1)
+
+
+def forbid(step: Tensor, beams: Beams, options: DecodingOptions, end_id: int) -> Tensor:
+    """``step`` (B', M, V) with −inf for tokens that the options rule out. Probabilities are not renormalised."""
+    position = beams.tokens.shape[2]
+    if position < options.min_tokens:
+        step = step.clone()
+        step[:, :, end_id] = float("-inf")
+    size = options.no_repeat_ngram_size
+    if 0 < size <= position:
+        step = step.clone()
+        for b, of_question in enumerate(beams.tokens.tolist()):
+            for m, tokens in enumerate(of_question):
+                banned = _repeats(tokens, size)
+                if banned:
+                    step[b, m, banned] = float("-inf")
+    return step
+
+
+def _repeats(tokens: Sequence[int], size: int) -> list[int]:
+    """Tokens that would complete an n-gram that is there already."""
+    last = tokens[len(tokens) - size + 1 :]
+    return [
+        tokens[start + size - 1]
+        for start in range(len(tokens) - size + 1)
+        if tokens[start : start + size - 1] == last
+    ]
+
+
+def stopped(beams: Beams, options: DecodingOptions, text_of: TextOf) -> Tensor:
+    """(B', M) True where a hypothesis' text holds a stop string."""
+    found = torch.zeros(beams.scores.shape, dtype=torch.bool, device=beams.scores.device)
+    if options.stop:
+        for b, of_question in enumerate(beams.tokens.tolist()):
+            for m, tokens in enumerate(of_question):
+                text = text_of(tokens)
+                found[b, m] = any(stop in text for stop in options.stop)
+    return found

@@ -1,0 +1,60 @@
+"""B questions × K passages × M beams as rows of one batch, and how rows follow their beams."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from latentrag.errors import InputError
+from latentrag.types import Passage, PassageLists
+
+
+def rows_of_questions(index: Tensor, num_passages: int) -> Tensor:
+    """Rows (R·K,) of the questions at ``index`` (R,), where question b has rows b·K … b·K + K − 1."""
+    offsets = torch.arange(num_passages, device=index.device)
+    return (index[:, None] * num_passages + offsets).reshape(-1)
+
+
+def rows_of_parents(parents: Tensor, num_passages: int, num_beams: int) -> Tensor:
+    """Rows (B'·K·M',) that the beams ``parents`` (B', M') continue.
+
+    ``parents`` indexes the previous (B, M) flattened; row (b, k, m) of the previous batch is (b·K + k)·M + m.
+    """
+    question, beam = parents // num_beams, parents % num_beams  # (B', M')
+    passage = torch.arange(num_passages, device=parents.device)[None, :, None]
+    return ((question[:, None, :] * num_passages + passage) * num_beams + beam[:, None, :]).reshape(-1)
+
+
+def pairs(x: Sequence[str], passages: PassageLists | None) -> tuple[list[tuple[str, Passage | None]], int]:
+    """Every (x, z), question by question, and K. Without passages: every x alone, K = 1.
+
+    Raises: InputError for an empty question, for no question, or if the questions' numbers of passages differ.
+    """
+    if not x:
+        raise InputError("got no question; needed at least one")
+    for number, question in enumerate(x):
+        if not question.strip():
+            raise InputError(f"question {number + 1} is empty; needed some text")
+    if passages is None:
+        return [(question, None) for question in x], 1
+    counts = {len(of_one) for of_one in passages}
+    if len(passages) != len(x) or len(counts) != 1 or 0 in counts:
+        raise InputError(
+            f"got {len(x)} questions with {[len(of_one) for of_one in passages]} passages; "
+            "needed the same number, at least one, for every question"
+        )
+    return [
+        (question, passage) for question, of_one in zip(x, passages, strict=True) for passage in of_one
+    ], counts.pop()
+
+
+def padded(rows: Sequence[Sequence[int]], *, pad: int, left: bool = False) -> tuple[Tensor, Tensor]:
+    """ids (R, S) int64 and mask (R, S) bool, S the longest row."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for number, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[number, place] = torch.tensor(row, dtype=torch.long)
+        mask[number, place] = True
+    return ids, mask

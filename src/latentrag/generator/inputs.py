@@ -1,0 +1,144 @@
+"""How x and z become one input, and how a passage that is too long gives way to the question."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from latentrag.errors import InputError
+from latentrag.types import Passage
+
+_FIELD = re.compile(r"\{(title|text|question)\}")
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    """One pass, so that braces inside a passage or question are text."""
+    return _FIELD.sub(lambda match: values[match[1]], template)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """An input in three parts; only ``text``, the passage's own words, may be shortened."""
+
+    before: str
+    text: str
+    after: str
+
+    def __str__(self) -> str:
+        return self.before + self.text + self.after
+
+
+@dataclass(frozen=True, slots=True)
+class InputTemplate:
+    """x and z for an encoder–decoder, as Hugging Face's RAG concatenates them:
+    prefix + title + title_sep + text + passage_sep + question.
+
+    Differs: the question keeps its case (there it is decoded from lower-cased BERT tokens), and truncation takes
+    words from the passage (there the question goes first).
+    """
+
+    prefix: str = ""
+    title_sep: str = " / "
+    passage_sep: str = " // "
+
+    def render(self, question: str, passage: Passage | None) -> Rendered:
+        """The input for x and z; without a passage (closed book) it is prefix + question."""
+        if passage is None:
+            return Rendered("", "", _single_spaced(self.prefix + question))
+        title = passage.title.removeprefix('"').removesuffix('"')
+        return Rendered(
+            _single_spaced(self.prefix + title + self.title_sep),
+            _single_spaced(passage.text),
+            _single_spaced(self.passage_sep + question),
+        )
+
+
+def _single_spaced(text: str) -> str:
+    return text.replace("  ", " ")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTemplate:
+    """A causal model's prompt: preamble + passage + question, in this order, so that what the model computes for
+    the passage does not depend on the question.
+
+    Attributes:
+        preamble: constant text, worked examples for instance.
+        passage: with {title} and {text}; ``untitled`` is used for a passage that has no title.
+        question: with {question}; y follows it after one space.
+        end: the text that ends y, one token of the model; None: the tokenizer's end-of-sequence token.
+        closed_book_preamble: stands in for the preamble where there is no passage.
+    """
+
+    preamble: str = ""
+    passage: str = "{title}: {text}\n"
+    untitled: str = "{text}\n"
+    question: str = "Question: {question}\nAnswer:"
+    end: str | None = "\n"
+    closed_book_preamble: str = ""
+
+    def __post_init__(self) -> None:
+        for name, text, field in (
+            ("passage", self.passage, "{text}"),
+            ("untitled", self.untitled, "{text}"),
+            ("question", self.question, "{question}"),
+        ):
+            if text.count(field) != 1:
+                raise InputError(f"prompt template {name}={text!r} needs {field} exactly once")
+
+    def render(self, question: str, passage: Passage | None) -> Rendered:
+        """The prompt for x and z, or for x alone (closed book)."""
+        # Line breaks would let a question or passage imitate the template's own layout.
+        values = {"question": _one_line(question)}
+        asked = _fill(self.question, values)
+        if passage is None:
+            return Rendered(self.closed_book_preamble, "", asked)
+        shown = self.passage if passage.title else self.untitled
+        before, after = shown.split("{text}")
+        title = {"title": _one_line(passage.title)}
+        return Rendered(self.preamble + _fill(before, title), _one_line(passage.text), _fill(after, title) + asked)
+
+    @property
+    def cue(self) -> str:
+        """The last piece of every prompt, after which y begins."""
+        return self.question.rsplit("{question}", 1)[1] or ":"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def input_ids(tokenizer: Any, inputs: Sequence[Rendered], *, limit: int) -> list[list[int]]:
+    """Token ids of every input, special tokens included, none longer than ``limit``.
+
+    The passage's last words are left out where an input is too long; the question never is.
+
+    Raises: InputError if an input is too long without any passage.
+    """
+    encoded: list[list[int]] = tokenizer([str(each) for each in inputs])["input_ids"]
+    return [
+        ids if len(ids) <= limit else _shortened(tokenizer, each, limit)
+        for each, ids in zip(inputs, encoded, strict=True)
+    ]
+
+
+def _shortened(tokenizer: Any, given: Rendered, limit: int) -> list[int]:
+    bare = tokenizer(given.before + given.after)["input_ids"]
+    if len(bare) > limit:
+        raise InputError(
+            f"the question needs {len(bare)} tokens with its prompt, the generator reads {limit}; shorten the question"
+        )
+    text = given.text
+    while True:
+        encoded = tokenizer(given.before + text + given.after, return_offsets_mapping=True)
+        ids: list[int] = encoded["input_ids"]
+        if len(ids) <= limit:
+            return ids
+        first, last = len(given.before), len(given.before) + len(text)
+        starts = [start for start, end in encoded["offset_mapping"] if first <= start < last and end > start]
+        excess = len(ids) - limit
+        cut = starts[-excess] - first if excess <= len(starts) else 0
+        # Cutting can change how the rest is tokenised, so at least one character goes each time round.
+        text = text[: min(cut, len(text) - 1)].rstrip()
+        if not text:
+            return list(bare)

@@ -1,0 +1,218 @@
+"""Encoder–decoders (BART, T5 and their kin) as p_θ(y|x,z) (Lewis et al. 2020, §2.3)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from latentrag.errors import ModelError
+from latentrag.generator.gold import OutputHead, pick
+from latentrag.generator.grid import padded, pairs, rows_of_parents, rows_of_questions
+from latentrag.generator.inputs import InputTemplate, input_ids
+from latentrag.generator.settings import decoding_defaults
+from latentrag.generator.text import pieces
+from latentrag.types import PassageLists, Targets
+
+_UNBOUNDED_LIMIT = 512
+"""Input tokens for models with relative positions, which name no limit of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedContexts:
+    """Encoded inputs. states: (B·K, S, H), mask: (B·K, S) bool, row b·K + k is question b with passage k."""
+
+    states: Tensor
+    mask: Tensor
+    num_questions: int
+    num_passages: int
+
+    def rows(self, index: Tensor) -> Self:
+        rows = rows_of_questions(index, self.num_passages)
+        return type(self)(self.states[rows], self.mask[rows], len(index), self.num_passages)
+
+    def each_passage(self) -> Self:
+        return type(self)(self.states, self.mask, self.num_questions * self.num_passages, 1)
+
+
+@dataclass(slots=True)
+class _State:
+    """Decoder caches of B·K·M rows; the encoder's states and mask of the B·K rows behind them."""
+
+    cache: Any
+    prepared: PreparedContexts
+    num_beams: int
+
+
+class Seq2SeqGenerator:
+    """An encoder–decoder of transformers as generator.
+
+    Args:
+        model: any transformers model for conditional generation.
+        tokenizer: its tokenizer (a fast one).
+        template: how x and z are put together.
+        max_input_tokens: longer inputs lose words of the passage; default: what the model reads.
+        decoder_prefix: tokens that the decoder is given before y, not scored. Default: the model's start token,
+            and the tokenizer's begin token if it puts one before every target (BART: ``</s><s>``). Models trained
+            as Hugging Face's RAG (``decoder_input_ids = labels``) have the begin token alone.
+    """
+
+    kind = "seq2seq"
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        template: InputTemplate | None = None,
+        max_input_tokens: int | None = None,
+        decoder_prefix: Sequence[int] | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.template = template or InputTemplate(prefix=getattr(model.config, "prefix", None) or "")
+        self.max_input_tokens = max_input_tokens or _input_limit(model, tokenizer)
+        end = tokenizer.eos_token_id
+        if end is None:
+            raise ModelError("the generator's tokenizer has no end-of-sequence token; needed one to end y; set it")
+        self.end_id: int = end
+        self._pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+        self.decoder_prefix: tuple[int, ...] = tuple(
+            _decoder_prefix(model, tokenizer) if decoder_prefix is None else decoder_prefix
+        )
+        self._head = OutputHead(model)
+        probe = torch.tensor([[self.end_id, self.end_id]], device=self.device)
+        self._head_agrees = self._head.agrees(input_ids=probe, decoder_input_ids=probe)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def decoding_defaults(self) -> Mapping[str, Any]:
+        return decoding_defaults(self.model)
+
+    def prepare(self, x: Sequence[str], passages: PassageLists | None) -> PreparedContexts:
+        rows, num_passages = pairs(x, passages)
+        rendered = [self.template.render(question, passage) for question, passage in rows]
+        ids, mask = padded(input_ids(self.tokenizer, rendered, limit=self.max_input_tokens), pad=self._pad_id)
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        encoder = self.model.get_encoder()
+        states = encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # (B·K, S, H)
+        return PreparedContexts(states, mask, len(x), num_passages)
+
+    def targets(self, y: Sequence[str]) -> Targets:
+        begin = self._begin_id
+        rows = []
+        for ids in self.tokenizer(text_target=list(y))["input_ids"]:
+            body = ids[1:] if begin is not None and ids[:1] == [begin] else ids
+            rows.append(body if body[-1:] == [self.end_id] else [*body, self.end_id])
+        ids, mask = padded(rows, pad=self._pad_id)
+        return Targets(ids.to(self.device), mask.to(self.device))
+
+    def log_p_theta(self, prepared: PreparedContexts, targets: Targets) -> Tensor:
+        num_passages = prepared.num_passages
+        ids = targets.ids.repeat_interleave(num_passages, dim=0)  # (B·K, T)
+        mask = targets.mask.repeat_interleave(num_passages, dim=0)
+        prefix = self._prefix(len(ids))  # (B·K, P)
+        decoder_ids = torch.cat([prefix, ids[:, :-1]], dim=1)
+        inputs = {**self._context(prepared, 1), "decoder_input_ids": decoder_ids, "use_cache": False}
+        skipped = prefix.shape[1] - 1
+        if self._head_agrees:
+            hidden, _ = self._head.run(**inputs)
+            log_p = self._head.gold_log_probs(hidden[:, skipped:], ids, mask)
+        else:
+            log_p = pick(self.model(**inputs).logits[:, skipped:], ids).masked_fill(~mask, 0.0)
+        return log_p.view(prepared.num_questions, num_passages, -1)  # (B, K, T)
+
+    def start(self, prepared: PreparedContexts) -> tuple[Tensor, _State]:
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        state = _State(EncoderDecoderCache(DynamicCache(), DynamicCache()), prepared, 1)
+        rows = prepared.num_questions * prepared.num_passages
+        return self._advance(state, self._prefix(rows)), state
+
+    def step(self, state: _State, parents: Tensor, tokens: Tensor) -> tuple[Tensor, _State]:
+        num_passages = state.prepared.num_passages
+        rows = rows_of_parents(parents, num_passages, state.num_beams)
+        state.cache.self_attention_cache.batch_select_indices(rows)
+        questions = parents[:, 0] // state.num_beams
+        same_questions = len(questions) == state.prepared.num_questions
+        if not (same_questions and parents.shape[1] == state.num_beams):
+            # Cross-attention belongs to (x, z): it moves only when the grid of questions and beams changes.
+            state.cache.cross_attention_cache.batch_select_indices(rows)
+        if not same_questions:
+            state.prepared = state.prepared.rows(questions)
+        state.num_beams = parents.shape[1]
+        fed = tokens[:, None, :].expand(-1, num_passages, -1).reshape(-1, 1)  # (B'·K·M', 1)
+        return self._advance(state, fed), state
+
+    def _advance(self, state: _State, decoder_ids: Tensor) -> Tensor:
+        output = self.model(
+            **self._context(state.prepared, state.num_beams),
+            decoder_input_ids=decoder_ids,
+            past_key_values=state.cache,
+            use_cache=True,
+        )
+        log_p = torch.log_softmax(output.logits[:, -1].float(), dim=-1)
+        prepared = state.prepared
+        return log_p.view(prepared.num_questions, prepared.num_passages, state.num_beams, -1)
+
+    def _context(self, prepared: PreparedContexts, num_beams: int) -> dict[str, Any]:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        states, mask = prepared.states, prepared.mask
+        if num_beams > 1:
+            states = states.repeat_interleave(num_beams, dim=0)
+            mask = mask.repeat_interleave(num_beams, dim=0)
+        return {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "attention_mask": mask.long()}
+
+    def _prefix(self, rows: int) -> Tensor:
+        return torch.tensor([self.decoder_prefix], device=self.device).expand(rows, -1)  # (R, P)
+
+    @property
+    def _begin_id(self) -> int | None:
+        begin: int | None = self.tokenizer.bos_token_id
+        return begin
+
+    def text(self, ids: Sequence[int]) -> str:
+        return "".join(self.token_texts(ids))
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        return pieces(self.tokenizer, ids)
+
+    def settings(self) -> dict[str, Any]:
+        """What ``load_generator`` needs besides the model's own files, as JSON values."""
+        return {
+            "kind": self.kind,
+            "template": {field.name: getattr(self.template, field.name) for field in fields(self.template)},
+            "max_input_tokens": self.max_input_tokens,
+            "decoder_prefix": list(self.decoder_prefix),
+        }
+
+
+def _input_limit(model: Any, tokenizer: Any) -> int:
+    limits = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length]
+    # Tokenizers without a limit carry a number that no text reaches.
+    known = [limit for limit in limits if limit is not None and limit < 1_000_000]
+    return min(known) if known else _UNBOUNDED_LIMIT
+
+
+def _decoder_prefix(model: Any, tokenizer: Any) -> list[int]:
+    start = getattr(model.config, "decoder_start_token_id", None)
+    if start is None:
+        start = getattr(model.generation_config, "decoder_start_token_id", None)
+    begin = tokenizer.bos_token_id
+    if start is None:
+        start = begin if begin is not None else tokenizer.pad_token_id
+    if start is None:
+        raise ModelError(
+            "the generator names no decoder_start_token_id, begin or padding token; needed one of them; "
+            "set it in config.json"
+        )
+    adds_begin = begin is not None and tokenizer(text_target="a")["input_ids"][:1] == [begin]
+    return [start, begin] if adds_begin and begin != start else [start]
+

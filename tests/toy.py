@@ -1,0 +1,132 @@
+"""A generator of ten lines' worth of ideas: random tables instead of a network, small enough to enumerate."""
+
+import itertools
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentrag.types import Passage, PassageLists, Targets
+
+
+@dataclass(frozen=True)
+class ToyPrepared:
+    """rows[b][k] names an (x, z)."""
+
+    rows_of: tuple[tuple[str, ...], ...]
+
+    @property
+    def num_questions(self) -> int:
+        return len(self.rows_of)
+
+    @property
+    def num_passages(self) -> int:
+        return len(self.rows_of[0])
+
+    def rows(self, index: Tensor) -> "ToyPrepared":
+        return ToyPrepared(tuple(self.rows_of[i] for i in index.tolist()))
+
+    def each_passage(self) -> "ToyPrepared":
+        return ToyPrepared(tuple((name,) for row in self.rows_of for name in row))
+
+
+@dataclass
+class ToyState:
+    prepared: ToyPrepared
+    prefixes: list[list[tuple[int, ...]]]  # (B, M)
+
+
+class ToyGenerator:
+    """p(y_i|x,z,y_<i) is a softmax over random logits that depend on all of x, z, y_<i. Token 0 ends y."""
+
+    end_id = 0
+
+    def __init__(self, vocabulary: int = 4, *, seed: int = 0, sharpness: float = 2.0) -> None:
+        self.vocabulary, self.seed, self.sharpness = vocabulary, seed, sharpness
+        self.decoding_defaults: Mapping[str, Any] = {}
+        self.num_steps = 0
+
+    def log_p(self, name: str, prefix: Sequence[int]) -> Tensor:
+        """(V,) log p(·|x,z,prefix)."""
+        key = f"{self.seed}|{name}|{tuple(prefix)}"
+        random = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+        return torch.log_softmax(self.sharpness * torch.randn(self.vocabulary, generator=random), dim=0)
+
+    def prepare(self, x: Sequence[str], passages: PassageLists | None) -> ToyPrepared:
+        if passages is None:
+            return ToyPrepared(tuple((f"{question}|",) for question in x))
+        return ToyPrepared(
+            tuple(tuple(f"{question}|{z.id}" for z in of_one) for question, of_one in zip(x, passages, strict=True))
+        )
+
+    def targets(self, y: Sequence[str]) -> Targets:
+        """Letters a, b, c … are tokens 1, 2, 3 …"""
+        rows = [[ord(letter) - 96 for letter in text] + [0] for text in y]
+        width = max(len(row) for row in rows)
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+        return Targets(ids, mask)
+
+    def log_p_theta(self, prepared: ToyPrepared, targets: Targets) -> Tensor:
+        rows = []
+        for names, ids in zip(prepared.rows_of, targets.ids.tolist(), strict=True):
+            rows.append(
+                torch.stack([torch.stack([self.log_p(name, ids[:t])[ids[t]] for t in range(len(ids))]) for name in names])
+            )
+        return torch.stack(rows)
+
+    def start(self, prepared: ToyPrepared) -> tuple[Tensor, ToyState]:
+        state = ToyState(prepared, [[()] for _ in prepared.rows_of])
+        return self._grid(state), state
+
+    def step(self, state: ToyState, parents: Tensor, tokens: Tensor) -> tuple[Tensor, ToyState]:
+        num_beams = len(state.prefixes[0])
+        flat = [prefix for row in state.prefixes for prefix in row]
+        prefixes = [
+            [(*flat[parent], token) for parent, token in zip(of_parents, of_tokens, strict=True)]
+            for of_parents, of_tokens in zip(parents.tolist(), tokens.tolist(), strict=True)
+        ]
+        state = ToyState(state.prepared.rows(parents[:, 0] // num_beams), prefixes)
+        self.num_steps += 1
+        return self._grid(state), state
+
+    def _grid(self, state: ToyState) -> Tensor:
+        return torch.stack(
+            [
+                torch.stack([torch.stack([self.log_p(name, prefix) for prefix in of_question]) for name in names])
+                for names, of_question in zip(state.prepared.rows_of, state.prefixes, strict=True)
+            ]
+        )
+
+    def text(self, ids: Sequence[int]) -> str:
+        return "".join(self.token_texts(ids))
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        return ["" if token == 0 else chr(96 + token) for token in ids]
+
+
+def passages(count: int, *, name: str = "z") -> list[Passage]:
+    return [Passage(id=f"{name}{k}", text=f"text {k}", title=f"title {k}") for k in range(count)]
+
+
+def enumerate_marginal(
+    generator: ToyGenerator, names: Sequence[str], log_p_eta: Tensor, *, variant: str, max_tokens: int
+) -> dict[tuple[int, ...], float]:
+    """log p(y|x) in float64 of every y: all that end within max_tokens, and all cut-off ones of that length."""
+    words = range(1, generator.vocabulary)
+    found = {}
+    for length in range(max_tokens + 1):
+        for body in itertools.product(words, repeat=length):
+            ids = (*body, 0) if length < max_tokens else body
+            per_token = torch.stack(
+                [torch.stack([generator.log_p(name, ids[:t])[ids[t]] for t in range(len(ids))]) for name in names]
+            ).double()
+            prior = log_p_eta.double()
+            if variant == "sequence":
+                found[ids] = (prior + per_token.sum(dim=1)).logsumexp(dim=0).item()
+            else:
+                found[ids] = (prior[:, None] + per_token).logsumexp(dim=0).sum().item()
+    return found
