@@ -1,0 +1,7 @@
+"""The non-parametric memory: passages and their vectors in a versioned table, searched exactly in RAM."""
+
+from latentrag.memory.manifest import Manifest
+from latentrag.memory.memory import Memory
+from latentrag.memory.table import Version
+
+__all__ = ["Manifest", "Memory", "Version"]

@@ -1,0 +1,262 @@
+"""The memory as its users hold it: one version, searched exactly; changes are commits, all or nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from latentrag.errors import DataError, InputError, MemoryStoreError, ModelError, ShapeError
+from latentrag.memory.index import FlatIndex
+from latentrag.memory.manifest import Manifest
+from latentrag.memory.table import Table, Version
+from latentrag.types import Passage, SearchResult
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pyarrow as pa
+    from lance.fragment import FragmentMetadata
+
+    from latentrag.protocols import PassageEncoder, QueryEncoder
+
+PASSAGES_PER_ENCODING = 1_024
+"""How many passages the encoder gets at a time: enough to sort by length, few enough to stream."""
+
+
+class Memory:
+    """A non-parametric memory (Lewis et al. 2020, §2.2) at one version.
+
+    An object never changes: ``add``, ``upsert`` and ``delete`` commit a new version and return it as a new
+    ``Memory``, while searches of the old one go on undisturbed. Only the newest version can be changed, by one
+    writer at a time. The index is built in RAM on the first search (4·N·D bytes) and is not stored.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._num_passages = len(table)
+        self._index: FlatIndex | None = None
+        self._index_lock = threading.Lock()
+
+    @classmethod
+    def create(cls, path: str | Path, encoder: PassageEncoder) -> Memory:
+        """An empty memory in a new folder, for the vectors of ``encoder``.
+
+        Raises: MemoryStoreError if something is at ``path`` already.
+        """
+        return cls(Table.create(Path(path), Manifest.of(encoder)))
+
+    @classmethod
+    def open(cls, path: str | Path, *, version: int | None = None) -> Memory:
+        """The memory at ``version``, or at its newest.
+
+        Raises: MemoryStoreError if there is none, if it is something else, or if it has no such version.
+        """
+        return cls(Table.open(Path(path), version))
+
+    @property
+    def path(self) -> Path:
+        return self._table.path
+
+    @property
+    def version(self) -> int:
+        """Counts commits from 1, the empty memory."""
+        return self._table.version
+
+    @property
+    def manifest(self) -> Manifest:
+        """What encoded the passages."""
+        return self._table.manifest
+
+    def __len__(self) -> int:
+        return self._num_passages
+
+    def __repr__(self) -> str:
+        return f"Memory({str(self.path)!r}, version={self.version}, passages={len(self)})"
+
+    def log(self) -> list[Version]:
+        """Every version up to this one, oldest first."""
+        return self._table.log()
+
+    def passages(self) -> Iterator[Passage]:
+        """Every passage in the order of the table, streamed."""
+        return self._table.passages()
+
+    def get(self, ids: Sequence[str]) -> list[Passage]:
+        """The passages with these ids, in this order. Raises: DataError for ids that are not there."""
+        found = self._table.find(set(ids))
+        _require_known(ids, found, self.path)
+        return [found[key] for key in ids]
+
+    # Searching
+
+    def check(self, query_encoder: QueryEncoder) -> None:
+        """Refuse a query encoder whose vectors do not live in the space of this memory's; warn if unknown.
+
+        Raises: EncoderMismatchError.
+        """
+        self.manifest.check_query_encoder(query_encoder)
+
+    def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
+        """The K passages with the largest inner products d(z)·q, exactly; equal scores in the table's order.
+
+        What a query finds does not depend on the queries searched with it. Safe to call from several threads.
+
+        Args:
+            q: (B, D) float32, B ≥ 1.
+        Raises: InputError if k < 1, k > len(self) or q is not finite; ShapeError; MemoryStoreError if empty.
+        """
+        q = np.asarray(q, dtype=np.float32)
+        self._check_query(q, k)
+        row_ids, vectors, scores = self._built_index().search(q, k)
+        by_row = self._table.take(np.unique(row_ids).tolist())
+        passages = [[by_row[row] for row in rows] for rows in row_ids.tolist()]
+        return SearchResult(passages=passages, vectors=vectors, scores=scores, version=self.version)
+
+    def _check_query(self, q: npt.NDArray[np.float32], k: int) -> None:
+        if q.ndim != 2 or not len(q) or q.shape[1] != self.manifest.dimension:
+            raise ShapeError(
+                f"q has shape {q.shape}, needed (B, {self.manifest.dimension}) with B of 1 or more; "
+                f"encode the questions with the query encoder that belongs to {self.manifest.encoder}"
+            )
+        if not np.isfinite(q).all():
+            raise InputError("q holds values that are not finite; check the query encoder's weights and its input")
+        if k < 1:
+            raise InputError(f"k={k} passages cannot be retrieved; choose 1 or more")
+        if not len(self):
+            raise MemoryStoreError(
+                f"{self.path} has no passages at version {self.version}; "
+                f"add some with `latentrag index add {self.path} FILES…`"
+            )
+        if k > len(self):
+            raise InputError(f"k={k} exceeds the memory's {len(self)} passages; lower k or add passages")
+
+    def _built_index(self) -> FlatIndex:
+        with self._index_lock:
+            if self._index is None:
+                self._index = FlatIndex.build(self._table.vectors(), self.manifest.dimension)
+            return self._index
+
+    # Changing
+
+    def add(self, passages: Iterable[Passage], encoder: PassageEncoder, *, progress: bool = False) -> Memory:
+        """Encode new passages and commit them as one version. They are streamed: a generator is fine.
+
+        The ids of all passages are held in RAM meanwhile, about 100 bytes each.
+
+        Raises: DataError if there are none or an id is there already or comes twice; EncoderMismatchError;
+            MemoryStoreError if this is not the newest version. After any exception the memory is as before.
+        """
+        self._check_writable(encoder)
+        taken = set(self._table.ids())
+        new: set[str] = set()
+        staged = self._stage(passages, encoder, taken=taken, new=new, progress=progress)
+        return Memory(self._table.commit(staged, removed_ids=(), change=f"added {len(new)}"))
+
+    def upsert(self, passages: Iterable[Passage], encoder: PassageEncoder, *, progress: bool = False) -> Memory:
+        """As ``add``, but a passage whose id is there already replaces the old one, in the same commit.
+
+        Raises: as ``add``; an id that comes twice in the input is refused here too.
+        """
+        self._check_writable(encoder)
+        new: set[str] = set()
+        staged = self._stage(passages, encoder, taken=frozenset(), new=new, progress=progress)
+        replaced = [key for key in self._table.ids() if key in new]
+        change = f"added {len(new) - len(replaced)}, replaced {len(replaced)}"
+        return Memory(self._table.commit(staged, removed_ids=replaced, change=change))
+
+    def delete(self, ids: Iterable[str]) -> Memory:
+        """A version without these passages. Raises: DataError if an id is not there or none is given."""
+        self._table.require_newest()
+        unwanted = dict.fromkeys(ids)
+        if not unwanted:
+            raise DataError("no ids to delete; give at least one")
+        _require_known(unwanted, {key for key in self._table.ids() if key in unwanted}, self.path)
+        return Memory(self._table.commit([], removed_ids=unwanted, change=f"deleted {len(unwanted)}"))
+
+    def _check_writable(self, encoder: PassageEncoder) -> None:
+        self.manifest.check_passage_encoder(encoder)
+        self._table.require_newest()
+
+    def _stage(
+        self,
+        passages: Iterable[Passage],
+        encoder: PassageEncoder,
+        *,
+        taken: Collection[str],
+        new: set[str],
+        progress: bool,
+    ) -> list[FragmentMetadata]:
+        """Write passages and vectors, not yet part of a version; their ids go into ``new``."""
+
+        def encoded(shown: Iterable[Passage]) -> Iterator[pa.RecordBatch]:
+            for batch in _batches(shown, PASSAGES_PER_ENCODING):
+                _claim_ids(batch, taken=taken, new=new)
+                yield self._table.record_batch(batch, _fp16_vectors(batch, encoder))
+
+        with _progress_bar(passages, progress) as shown:
+            staged = self._table.stage(encoded(shown))
+        if not staged:
+            raise DataError("no passages in the input; give at least one document that has text")
+        return staged
+
+
+def _require_known(wanted: Iterable[str], known: Collection[str], path: Path) -> None:
+    unknown = [key for key in wanted if key not in known]
+    if unknown:
+        shown = ", ".join(map(repr, unknown[:3])) + (", …" if len(unknown) > 3 else "")
+        raise DataError(f"{len(unknown)} ids are not in {path}: {shown}; leave them out")
+
+
+def _claim_ids(batch: Sequence[Passage], *, taken: Collection[str], new: set[str]) -> None:
+    for passage in batch:
+        if not passage.id:
+            raise DataError(f"a passage of {passage.source or 'the input'} has no id; give each passage one")
+        if passage.id in taken:
+            raise DataError(f"passage {passage.id!r} is in the memory already; use upsert to replace it")
+        if passage.id in new:
+            raise DataError(f"passage {passage.id!r} comes twice in the input; give each passage its own id")
+        new.add(passage.id)
+
+
+def _fp16_vectors(batch: Sequence[Passage], encoder: PassageEncoder) -> npt.NDArray[np.float16]:
+    """d(z) as the table keeps it, (n, D)."""
+    vectors = np.asarray(encoder.encode_passages(batch).detach().cpu(), dtype=np.float32)
+    if vectors.shape != (len(batch), encoder.dimension):
+        raise ShapeError(
+            f"{encoder.name} gave vectors of shape {vectors.shape} for {len(batch)} passages, "
+            f"needed ({len(batch)}, {encoder.dimension}); correct the encoder"
+        )
+    with np.errstate(over="ignore"):  # an overflow is reported below, with the passage's id
+        kept = vectors.astype(np.float16)
+    bad = ~np.isfinite(kept).all(axis=1)
+    if bad.any():
+        raise ModelError(
+            f"{encoder.name} gave passage {batch[int(bad.argmax())].id!r} a vector that is not finite in fp16; "
+            "check the encoder's weights or let it normalise its vectors"
+        )
+    return kept
+
+
+def _batches(passages: Iterable[Passage], size: int) -> Iterator[list[Passage]]:
+    stream = iter(passages)
+    while batch := list(islice(stream, size)):
+        yield batch
+
+
+@contextmanager
+def _progress_bar(passages: Iterable[Passage], progress: bool) -> Iterator[Iterable[Passage]]:
+    """The same passages, counted by a bar on stderr if asked."""
+    if not progress:
+        yield passages
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        total = len(passages) if isinstance(passages, Sized) else None
+        yield bar.track(passages, total=total, description="encoding passages")

@@ -1,0 +1,283 @@
+"""The Lance table of a memory: columns, atomic commits, reads. Nothing here knows of encoders or queries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from latentrag.errors import DataError, MemoryStoreError
+from latentrag.memory.manifest import Manifest
+from latentrag.types import Passage
+
+if TYPE_CHECKING:
+    import lance
+    import numpy.typing as npt
+    import pyarrow as pa
+    from lance.fragment import FragmentMetadata
+
+MANIFEST_KEY = b"latentrag.manifest"
+PASSAGE_COLUMNS = ["id", "text", "title", "source", "start", "end", "page"]
+ROWS_PER_FRAGMENT = 65_536
+"""Rows gathered in RAM before they are written: about 150 MB at 768 dimensions and 100 words."""
+ROWS_PER_READ = 8_192
+SHOWN_VERSIONS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One commit of a memory. ``change`` says what it did, in words; ``time`` is UTC."""
+
+    number: int
+    time: datetime
+    num_passages: int
+    change: str
+
+
+def schema(manifest: Manifest) -> pa.Schema:
+    """The columns; vectors are fp16, offsets and page as in ``Passage``. The manifest is their metadata."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("title", pa.string(), nullable=False),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("start", pa.int64(), nullable=False),
+            pa.field("end", pa.int64(), nullable=False),
+            pa.field("page", pa.int32(), nullable=True),
+            pa.field("vector", pa.list_(pa.float16(), manifest.dimension), nullable=False),
+        ],
+        metadata={MANIFEST_KEY: manifest.to_json().encode()},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One version of the table at ``path``: later commits do not change it. Safe for concurrent reads."""
+
+    path: Path
+    dataset: lance.LanceDataset
+    manifest: Manifest
+
+    @classmethod
+    def create(cls, path: Path, manifest: Manifest) -> Table:
+        """An empty table in a new folder. Raises: MemoryStoreError if something is at ``path`` already."""
+        import lance
+
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise MemoryStoreError(f"{path} exists already; open it, or choose a path that is free")
+        empty = schema(manifest).empty_table()
+        # Row ids that survive compaction: reading by position slows 400-fold after scattered deletes.
+        dataset = lance.write_dataset(empty, str(path), enable_stable_row_ids=True, commit_message="created")
+        return cls(path, dataset, manifest)
+
+    @classmethod
+    def open(cls, path: Path, version: int | None = None) -> Table:
+        """The table at that or the newest version. Raises: MemoryStoreError."""
+        import lance
+
+        _require_folder_of_a_table(path)
+        with _reading(path):
+            dataset = lance.dataset(str(path))
+        manifest = (dataset.schema.metadata or {}).get(MANIFEST_KEY)
+        if manifest is None:
+            raise MemoryStoreError(
+                f"{path} is a Lance table but not a memory of latentrag; "
+                "make a memory with `latentrag index add PATH FILES…`"
+            )
+        if version is not None and version != dataset.version:
+            existing = sorted(ref["version"] for ref in dataset.version_refs())
+            if version not in existing:
+                shown = ", ".join(map(str, existing[-SHOWN_VERSIONS:]))
+                older = "…, " if len(existing) > SHOWN_VERSIONS else ""
+                raise MemoryStoreError(f"{path} has no version {version}; choose one of {older}{shown}")
+            with _reading(path):
+                dataset = dataset.checkout_version(version)
+        return cls(path, dataset, Manifest.from_json(manifest.decode()))
+
+    @property
+    def version(self) -> int:
+        return int(self.dataset.version)
+
+    def __len__(self) -> int:
+        return int(self.dataset.count_rows())
+
+    def log(self) -> list[Version]:
+        """Every version up to this one, oldest first."""
+        with _reading(self.path):
+            return [
+                Version(
+                    number=found["version"],
+                    # Lance gives local time without a zone.
+                    time=cast("datetime", found["timestamp"]).astimezone(UTC),
+                    num_passages=int(found["metadata"]["total_rows"]),
+                    change=self._change(found["version"]),
+                )
+                for found in self.dataset.versions()
+                if found["version"] <= self.version
+            ]
+
+    def _change(self, version: int) -> str:
+        from lance.dataset import LANCE_COMMIT_MESSAGE_KEY
+
+        transaction = self.dataset.read_transaction(version)
+        properties = (transaction.transaction_properties if transaction else None) or {}
+        return properties.get(LANCE_COMMIT_MESSAGE_KEY, "unknown")
+
+    # Reading
+
+    def ids(self) -> Iterator[str]:
+        """Every passage's id, in the order of the rows."""
+        for batch in self._scan(["id"]):
+            yield from batch["id"].to_pylist()
+
+    def passages(self) -> Iterator[Passage]:
+        """Every passage, in the order of the rows; one batch in RAM at a time."""
+        for batch in self._scan(PASSAGE_COLUMNS):
+            yield from _to_passages(batch)
+
+    def vectors(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float16]]]:
+        """Batches of row ids (n,) and vectors (n, D), in the order of the rows."""
+        for batch in self._scan(["vector"], with_row_id=True):
+            flat = batch["vector"].flatten().to_numpy(zero_copy_only=False)
+            yield batch["_rowid"].to_numpy().astype(np.int64), flat.reshape(len(batch), self.manifest.dimension)
+
+    def take(self, row_ids: Sequence[int]) -> dict[int, Passage]:
+        """The passages with these row ids, by row id; one read."""
+        chosen = f"_rowid IN ({', '.join(map(str, row_ids))})"
+        with _reading(self.path):
+            rows = self.dataset.scanner(columns=PASSAGE_COLUMNS, filter=chosen, with_row_id=True).to_table()
+        return dict(zip(rows["_rowid"].to_pylist(), _to_passages(rows), strict=True))
+
+    def find(self, ids: Collection[str]) -> dict[str, Passage]:
+        """The passages with these ids, by id; ids that are not there are left out."""
+        import pyarrow.compute as pc
+
+        with _reading(self.path):
+            rows = self.dataset.to_table(columns=PASSAGE_COLUMNS, filter=pc.field("id").isin(list(ids)))
+        return {passage.id: passage for passage in _to_passages(rows)}
+
+    def _scan(self, columns: list[str], *, with_row_id: bool = False) -> Iterator[pa.RecordBatch]:
+        with _reading(self.path):
+            yield from self.dataset.scanner(
+                columns=columns, with_row_id=with_row_id, batch_size=ROWS_PER_READ, scan_in_order=True
+            ).to_batches()
+
+    # Writing
+
+    def require_newest(self) -> None:
+        """Raises: MemoryStoreError if someone committed after this version."""
+        newest = int(self.dataset.latest_version)
+        if newest != self.version:
+            raise MemoryStoreError(
+                f"{self.path} was opened at version {self.version} but its newest is {newest}; "
+                "open it without a version and try again"
+            )
+
+    def record_batch(self, passages: Sequence[Passage], vectors: npt.NDArray[np.float16]) -> pa.RecordBatch:
+        """Rows of the table. vectors: (n, D). Raises: DataError for a value that its column cannot hold."""
+        import pyarrow as pa
+
+        columns = schema(self.manifest)
+        try:
+            arrays = [
+                pa.array([getattr(passage, name) for passage in passages], columns.field(name).type)
+                for name in PASSAGE_COLUMNS
+            ]
+        except (pa.ArrowException, UnicodeError, OverflowError) as error:
+            raise DataError(
+                f"one of {passages[0].id!r} to {passages[-1].id!r} cannot be stored ({error}); correct it"
+            ) from error
+        values = pa.array(vectors.ravel())
+        arrays.append(pa.FixedSizeListArray.from_arrays(values, self.manifest.dimension))
+        return pa.RecordBatch.from_arrays(arrays, schema=columns)
+
+    def stage(self, batches: Iterable[pa.RecordBatch]) -> list[FragmentMetadata]:
+        """Write rows to files that no version contains yet; ``commit`` makes them part of one.
+
+        If anything fails on the way, the exception passes and the files are removed.
+        """
+        staged: list[FragmentMetadata] = []
+        try:
+            for rows in _gathered(batches, ROWS_PER_FRAGMENT):
+                staged += self._write(rows)
+            self.require_newest()
+        except BaseException:
+            for fragment in staged:
+                for file in fragment.files:
+                    (self.path / "data" / file.path).unlink(missing_ok=True)
+            raise
+        return staged
+
+    def _write(self, rows: list[pa.RecordBatch]) -> list[FragmentMetadata]:
+        import pyarrow as pa
+        from lance.fragment import write_fragments
+
+        return write_fragments(pa.Table.from_batches(rows), self.dataset, mode="append")
+
+    def commit(self, staged: list[FragmentMetadata], *, removed_ids: Collection[str], change: str) -> Table:
+        """One new version: without the rows of ``removed_ids``, then with the staged rows at the end."""
+        import lance
+        import pyarrow as pa
+
+        operation: Any = lance.LanceOperation.Append(staged)
+        if removed_ids:
+            rows = pa.table({"id": pa.array(list(removed_ids), pa.string())})
+            transaction, _ = self.dataset.merge_insert("id").when_matched_delete().execute_uncommitted(rows)
+            operation = transaction.operation
+            operation.new_fragments = [*operation.new_fragments, *staged]
+        dataset = lance.LanceDataset.commit(self.dataset, operation, read_version=self.version, commit_message=change)
+        return Table(self.path, dataset, self.manifest)
+
+
+def _require_folder_of_a_table(path: Path) -> None:
+    remedy = "make a memory with `latentrag index add PATH FILES…`"
+    if not path.exists():
+        raise MemoryStoreError(f"there is no memory at {path}; {remedy}")
+    if not path.is_dir():
+        raise MemoryStoreError(
+            f"{path} is a {path.suffix or 'plain'} file, a memory is a folder with a Lance table, "
+            f"and pickles and foreign indexes are never loaded; {remedy}"
+        )
+    if not (path / "_versions").is_dir():
+        raise MemoryStoreError(
+            f"{path} is a folder without a Lance table, "
+            f"and pickles and foreign indexes in it are never loaded; {remedy}"
+        )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Lance's failures as one line that names the memory."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = re.split(r", /|\n", str(error))[0]  # without the places in Lance's own source
+        raise MemoryStoreError(
+            f"the memory at {path} cannot be read ({reason}); restore it from a copy or build it again"
+        ) from error
+
+
+def _to_passages(rows: pa.RecordBatch | pa.Table) -> list[Passage]:
+    columns = [rows[name].to_pylist() for name in PASSAGE_COLUMNS]
+    return [Passage(*values) for values in zip(*columns, strict=True)]
+
+
+def _gathered(batches: Iterable[pa.RecordBatch], num_rows: int) -> Iterator[list[pa.RecordBatch]]:
+    """Groups of batches with at least ``num_rows`` rows each; the last may have fewer."""
+    group: list[pa.RecordBatch] = []
+    for batch in batches:
+        group.append(batch)
+        if sum(map(len, group)) >= num_rows:
+            yield group
+            group = []
+    if group:
+        yield group

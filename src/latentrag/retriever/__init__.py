@@ -1,0 +1,5 @@
+"""Retrievers: x → the passages of a memory, with the logits of p_η(z|x)."""
+
+from latentrag.retriever.dense import DenseRetriever
+
+__all__ = ["DenseRetriever"]

@@ -1,0 +1,55 @@
+"""A passage encoder without a model: the vector is drawn at random from a seed that is the passage's text."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from latentrag.memory import Memory
+from latentrag.types import Passage
+
+
+class FakePassageEncoder:
+    name = "fake"
+    max_tokens = 256
+    scale = 2.0
+
+    def __init__(self, dimension: int = 8, fingerprint: str = "f1") -> None:
+        self.dimension = dimension
+        self.fingerprint = fingerprint
+
+    def vector(self, text: str) -> np.ndarray:
+        seed = int.from_bytes(hashlib.sha256(text.encode(errors="replace")).digest()[:8], "big")
+        return np.random.default_rng(seed).standard_normal(self.dimension).astype(np.float32)
+
+    def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> torch.Tensor:
+        return torch.from_numpy(np.stack([self.vector(passage.text) for passage in passages]))
+
+
+@pytest.fixture
+def make_encoder():
+    return FakePassageEncoder
+
+
+@pytest.fixture
+def encoder():
+    return FakePassageEncoder()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "memory.lance"
+
+
+@pytest.fixture
+def filled(path, encoder):
+    """Twelve passages p0 … p11 at version 2."""
+    return Memory.create(path, encoder).add([Passage(f"p{i}", f"text {i}") for i in range(12)], encoder)
+
+
+@pytest.fixture
+def queries():
+    """(3, 8) float32."""
+    return np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
