@@ -1,0 +1,248 @@
+"""What is in a file: bytes → documents, one function for each format."""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
+from types import MappingProxyType
+from typing import Any, BinaryIO, TypeAlias
+
+from latentrag.types import Document
+
+Format: TypeAlias = Callable[[BinaryIO, str, str], Iterator[Document]]
+"""(the open file, its name for ids, its path as source) → documents, or UnreadableError."""
+
+_BOM = "\ufeff"
+_ID_FIELDS = ("id", "_id", "wikipedia_id")
+_TITLE_FIELDS = ("title", "wikipedia_title")
+_TSV_COLUMNS = ("id", "text", "title")
+_MAX_LINES_OF_A_ROW = 1000
+
+# Possessive (*+), so that a quote that is never closed costs one pass over the row and not many.
+_QUOTED_FIELD = re.compile(r'"((?:[^"]+|"")*+)"\t')
+_UNCLOSED_FIELD = re.compile(r'"(?:[^"]+|"")*+\Z')
+
+
+class UnreadableError(Exception):
+    """What is wrong with a file, or with one line of it (counted from 1), and the remedy."""
+
+    def __init__(self, problem: str, line: int | None = None) -> None:
+        super().__init__(problem, line)
+        self.problem = problem
+        self.line = line
+
+
+def plain_text(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
+    """One document: the file's text to the character, line ends included. Title: the file's stem."""
+    text = _decode(file.read()).removeprefix(_BOM)
+    yield Document(id=name, text=text, title=PurePath(name).stem, source=source)
+
+
+def markdown(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
+    """As plain text, marks and all. Title: the first ``# `` heading if there is one, else the file's stem."""
+    text = _decode(file.read()).removeprefix(_BOM)
+    yield Document(id=name, text=text, title=_first_heading(text) or PurePath(name).stem, source=source)
+
+
+def json_lines(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
+    """A document for each line that is not blank, under whichever of the known field names the row has.
+
+    | | id | title | text |
+    |---|---|---|---|
+    | DPR | id | title | text |
+    | KILT knowledge source | _id, wikipedia_id | wikipedia_title | text, a list of paragraphs |
+    | BEIR | _id | title | text |
+    | FlashRAG | id | first line of contents | contents after it |
+
+    A row may name its ``source``. Null counts as absent, other fields are ignored.
+    """
+    for number, line in _lines(file):
+        if not line.strip():
+            continue
+        try:
+            document = _row_document(_json_object(line.rstrip()), f"{name}:{number}", source)
+        except UnreadableError as error:
+            raise UnreadableError(f"{error.problem}; fix or remove the line", number) from error
+        yield document
+
+
+def tsv(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
+    """A passage for each row of id, text, title, as in DPR's psgs_w100.tsv; a header may give another order."""
+    columns: tuple[str, ...] = _TSV_COLUMNS
+    first = True
+    for number, fields in _tsv_rows(file):
+        names = tuple(field.strip().lower() for field in fields) if first else ()
+        first = False
+        if sorted(names) == sorted(_TSV_COLUMNS):
+            columns = names
+            continue
+        if len(fields) != len(columns):
+            raise UnreadableError(
+                f"{len(fields)} tab-separated columns, needed {', '.join(columns)}; fix the row", number
+            )
+        row = dict(zip(columns, fields, strict=True))
+        yield Document(row["id"] or f"{name}:{number}", row["text"], title=row["title"], source=source, whole=True)
+
+
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        ".txt": plain_text,
+        ".md": markdown,
+        ".jsonl": json_lines,
+        ".jsonl.gz": json_lines,
+        ".tsv": tsv,
+        ".tsv.gz": tsv,
+    }
+)
+
+
+def _decode(raw: bytes, line: int | None = None) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8 text (byte 0x{raw[error.start]:02x} at offset {error.start}); save it as UTF-8"
+        raise UnreadableError(problem, line) from error
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
+    """Lines, their ends kept, with their numbers. Decoded one by one, so that a wrong byte has a line."""
+    for number, raw in enumerate(file, start=1):
+        line = _decode(raw, number)
+        yield number, line.removeprefix(_BOM) if number == 1 else line
+
+
+def _first_heading(text: str) -> str:
+    in_code = False
+    for line in text.splitlines():
+        if line.lstrip().startswith(("```", "~~~")):
+            in_code = not in_code
+        elif line.startswith("# ") and not in_code:
+            return re.sub(r"\s#+$", "", line[2:].strip()).strip()
+    return ""
+
+
+def _json_object(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UnreadableError(f"not valid JSON ({error.msg}, column {error.colno})") from error
+    except (ValueError, RecursionError) as error:
+        raise UnreadableError(f"not JSON that can be read ({error})") from error
+    if not isinstance(row, dict):
+        raise UnreadableError(f"{reprlib.repr(row)} is not an object, needed one with a text")
+    return row
+
+
+def _row_document(row: dict[str, Any], fallback_id: str, source: str) -> Document:
+    title = _string(row, *_TITLE_FIELDS)
+    if row.get("text") is not None:
+        text = _text(row["text"])
+    elif row.get("contents") is not None:
+        title, text = _title_and_text(_string(row, "contents"), title)
+    else:
+        raise UnreadableError(f"no text among its fields {reprlib.repr(list(row))}, needed text or contents")
+    return Document(_id(row) or fallback_id, text, title=title, source=_string(row, "source") or source)
+
+
+def _first(row: dict[str, Any], fields: tuple[str, ...]) -> tuple[str, Any]:
+    """The first of the fields that is there and not null, with its value."""
+    return next(((field, row[field]) for field in fields if row.get(field) is not None), ("", None))
+
+
+def _string(row: dict[str, Any], *fields: str) -> str:
+    field, value = _first(row, fields)
+    return "" if value is None else _checked(value, field)
+
+
+def _id(row: dict[str, Any]) -> str:
+    field, value = _first(row, _ID_FIELDS)
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if is_number else _string(row, field)
+
+
+def _text(value: object) -> str:
+    """KILT's paragraphs are joined by line feeds; most of them bring one already."""
+    if isinstance(value, list):
+        return "\n".join(_checked(paragraph, "a paragraph of text").rstrip("\n") for paragraph in value)
+    return _checked(value, "text")
+
+
+def _title_and_text(contents: str, title: str) -> tuple[str, str]:
+    """FlashRAG's ``contents``: the title, mostly in quotes, and the text after it.
+
+    Where the row has a title of its own, the first line is taken for it only if it says the same.
+    """
+    first, line_feed, rest = contents.partition("\n")
+    first = first.strip()
+    if len(first) > 1 and first[0] == first[-1] == '"':
+        first = first[1:-1]
+    if line_feed and title in ("", first):
+        return first, rest
+    return title, contents
+
+
+def _checked(value: object, field: str) -> str:
+    """A string that is one. JSON can spell half a surrogate pair, which no UTF-8 and no tokenizer has."""
+    if not isinstance(value, str):
+        raise UnreadableError(f"{field} is {reprlib.repr(value)}, needed a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UnreadableError(f"{field} has half a character (\\u{ord(value[error.start]):04x} alone)") from error
+    return value
+
+
+def _tsv_rows(file: BinaryIO) -> Iterator[tuple[int, list[str]]]:
+    """Rows that are not blank, with the number of their first line.
+
+    Not the csv module: its limit on a field's length is global to the process, and one stray quote makes it
+    swallow the rest of the file.
+    """
+    lines = _lines(file)
+    for number, line in lines:
+        if not line.strip():
+            continue
+        row, num_lines = line, 1
+        fields = _tsv_fields(row, number)
+        while fields is None:
+            _, following = next(lines, (0, ""))
+            num_lines += 1
+            if not following or num_lines > _MAX_LINES_OF_A_ROW:
+                raise _unclosed(number)
+            row += following
+            fields = _tsv_fields(row, number)
+        yield number, fields
+
+
+def _tsv_fields(row: str, number: int) -> list[str] | None:
+    """The fields of a row; None if a quoted one goes on in the next line.
+
+    A field is quoted if it begins with a quote and its closing quote is its last character; quotes inside it
+    are doubled, tabs and line feeds are its own. In any other field a quote is a character like others.
+    """
+    row = row.removesuffix("\n").removesuffix("\r") + "\t"
+    fields = []
+    start = 0
+    while start < len(row):
+        quoted = _QUOTED_FIELD.match(row, start)
+        if quoted:
+            fields.append(quoted[1].replace('""', '"'))
+            start = quoted.end()
+            continue
+        if _UNCLOSED_FIELD.match(row, start):
+            return None
+        end = row.index("\t", start)
+        if "\n" in row[start:end]:
+            raise _unclosed(number)
+        fields.append(row[start:end])
+        start = end + 1
+    return fields
+
+
+def _unclosed(number: int) -> UnreadableError:
+    return UnreadableError(
+        "a quote opens a field and is not closed; close it, and double the quotes inside the field", number
+    )
