@@ -1,123 +1,42 @@
-"""Loading transformers models strictly and quietly: safetensors only, nothing missing, nothing made up.
+"""Model folders: JSON, safetensors, configuration and tokenizers, with one-line errors; nothing missing, nothing
+made up, no code from data. Below the encoder and generator rooms, which both load models and do not know each other.
 
-Stands below the encoder and generator rooms, which both load models and do not know each other.
+Nothing here touches the network, except ``resolve`` for a name that is not a path.
 """
 
-import contextlib
+from __future__ import annotations
+
 import json
+import os
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentrag.errors import ModelError
 
-Source = str | Path
-"""A folder, or the id of a model on the Hugging Face hub."""
-
-
-def load_model(auto_class: Any, source: Source, *, what: str, dtype: Any = None, device: Any = "cpu") -> Any:
-    """A transformers model in evaluation mode, with every weight taken from its files.
-
-    Args:
-        auto_class: a transformers class with ``from_pretrained``.
-        what: the word for it in messages, "generator" for instance.
-        dtype: torch dtype; None: float32.
-    Raises: ModelError if the folder or hub id cannot be had, or its files are of another kind, incomplete or corrupt.
-    """
+if TYPE_CHECKING:
     import torch
-    from safetensors import SafetensorError
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel
 
-    local = check_folder(source, what=what)
-    with quiet():
-        try:
-            model, report = auto_class.from_pretrained(
-                source,
-                use_safetensors=True,
-                local_files_only=local,
-                dtype=dtype or torch.float32,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-            raise _explained(error, source, what=what, local=local) from error
-    missing = sorted(report["missing_keys"]) + sorted(str(each) for each in report.get("mismatched_keys", ()))
-    if missing:
-        raise ModelError(
-            f"{what} {source}: the weights lack {len(missing)} of the model's tensors ({missing[0]}, …); "
-            "needed all of them; fetch the model again or name the right kind of model"
-        )
-    return model.to(device).eval()
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def load_tokenizer(source: Source, *, what: str) -> Any:
-    """The fast tokenizer beside a model. Raises: ModelError if there is none."""
-    from transformers import AutoTokenizer
-
-    local = Path(source).is_dir()
-    with quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-            raise ModelError(f"{what} {source}: no tokenizer could be read ({first_line(error)})") from error
-    if not tokenizer.is_fast:
-        raise ModelError(f"{what} {source}: the tokenizer has no tokenizer.json; needed a fast tokenizer; convert it")
-    return tokenizer
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, fit for the middle of one of ours."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def read_json(path: Path, *, what: str) -> dict[str, Any]:
-    """A JSON object. Raises: ModelError if the file is missing or not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{what} {path.parent}: {path.name} is missing; needed a complete model folder") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{what} {path.parent}: {path.name} is not readable JSON ({first_line(error)})") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{what} {path.parent}: {path.name} holds a {type(value).__name__}, needed a JSON object")
-    return value
-
-
-def check_folder(source: Source, *, what: str) -> bool:
-    """True for a folder that looks like a model, False for a hub id.
-
-    Raises: ModelError for a path that is no folder, or a folder without configuration or safetensors weights.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        looks_like_a_path = isinstance(source, Path) or folder.exists() or str(source).startswith((".", "/", "~"))
-        if looks_like_a_path or str(source).count("/") > 1:
-            raise ModelError(f"{what} {source}: no such folder; needed a model folder or a hub id")
-        return False
-    read_json(folder / "config.json", what=what)
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(each.name for suffix in ("*.bin", "*.pt", "*.pth", "*.ckpt") for each in folder.glob(suffix))
-        found = f"only {pickles[0]}, a pickle, which is never read" if pickles else "no weights"
-        raise ModelError(f"{what} {source}: found {found}; needed *.safetensors; convert or fetch the model again")
-    return True
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for a message of our own."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
-
-
-def _explained(error: Exception, source: Source, *, what: str, local: bool) -> ModelError:
-    if local:
-        return ModelError(f"{what} {source}: cannot be loaded ({first_line(error)}); fetch the model again")
-    return ModelError(
-        f"{what} {source}: neither a folder nor a model that can be had from the hub ({first_line(error)}); "
-        "check the name, or download it first and name its folder"
-    )
-
-
-@contextlib.contextmanager
+@contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without its progress bars, advice and warnings."""
+    """Within: no log line, warning or progress bar of transformers and huggingface_hub."""
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -125,5 +44,191 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
-        if bars:
+        if had_bars:
             logging.enable_progress_bar()
+
+
+def resolve(source: str | os.PathLike[str]) -> Path:
+    """The folder of a model: ``source`` itself if it is a path that exists, else a download of that hub id.
+
+    Raises: ModelError if it is neither.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(f"{path} is a file; name the folder that holds it, with config.json and the tokenizer")
+    if not isinstance(source, str):
+        raise ModelError(f"{path} does not exist; name the folder of a model")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RevisionResolutionError
+
+    try:
+        with quiet():
+            return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "vocab.txt"]))
+    except (OSError, HFValidationError, RevisionResolutionError) as error:
+        raise ModelError(
+            f"{source!r} is neither a folder nor a hub id that can be reached ({one_line(error)}); "
+            "check the name, and the network if it is a hub id"
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """Raises: ModelError if the file is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path.parent} has no {path.name}; it is not the folder of a complete model") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({one_line(error)}); fetch the file again") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises: ModelError as ``read_json``, and for any other JSON value."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds a {type(content).__name__}, needed an object; fetch the file again")
+    return content
+
+
+def write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A scratch folder whose files move into ``folder`` at the end, each whole or not at all.
+
+    Loaded weights may still be mapped from the very file that is being replaced, so that writing into it would
+    destroy them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+        yield Path(scratch)
+        for path in sorted(p for p in Path(scratch).rglob("*") if p.is_file()):
+            target = folder / path.relative_to(scratch)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """config.json as the configuration class of its model_type.
+
+    Raises: ModelError if it is missing, broken, or of a model_type that transformers does not know.
+    """
+    return config_of(read_object(folder / "config.json"), folder / "config.json")
+
+
+def config_of(content: Mapping[str, Any], path: Path) -> PretrainedConfig:
+    """A configuration from JSON values; code that a folder brings along is never run.
+
+    Args:
+        path: where the values came from, for error messages.
+    Raises: ModelError as ``read_config``.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    model_type = content.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise ModelError(f"{path} has model_type={model_type!r}; needed one that transformers knows")
+    try:
+        with quiet():
+            config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(dict(content))
+    except (StrictDataclassError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} is not usable ({one_line(error)}); fetch it again") from error
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder's safetensors: model.safetensors, its shards, or whatever lies there.
+
+    Raises: ModelError if there are none, only pickled ones, or a file is truncated or corrupt.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    weights: dict[str, Tensor] = {}
+    for path in _weight_files(folder):
+        try:
+            weights |= load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(
+                f"{path} is missing, truncated or corrupt ({one_line(error)}); fetch the file again"
+            ) from error
+    return weights
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        weight_map = read_object(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ModelError(f"{index} has no weight_map; fetch the file again")
+        return [folder / name for name in sorted(set(weight_map.values()))]
+    found = sorted(folder.glob("*.safetensors"))
+    if found:
+        return found
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        raise ModelError(
+            f"{folder} has pickled weights only ({pickles[0]}), which can run code when opened; "
+            "convert them to safetensors"
+        )
+    raise ModelError(f"{folder} has no weights; needed model.safetensors")
+
+
+def build(
+    model_class: type[PreTrainedModel],
+    config: PretrainedConfig,
+    weights: Mapping[str, Tensor],
+    *,
+    folder: Path,
+    dtype: torch.dtype,
+    **options: object,
+) -> PreTrainedModel:
+    """A transformers model with these weights, in eval mode; no weight is left at a random value.
+
+    Args:
+        folder: where the weights came from, for error messages.
+        options: further arguments of the model's class.
+    Raises: ModelError if weights are missing or of another shape than config.json says.
+    """
+    try:
+        with quiet():
+            model, info = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=dict(weights),
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are reported below, by name
+                **options,
+            )
+    except (ImportError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder} does not load as {model_class.__name__} ({one_line(error)})") from error
+    wrong = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]))
+    if wrong or info["error_msgs"]:
+        raise ModelError(
+            f"{folder} lacks {len(wrong)} weights of {model_class.__name__}, or has them in another shape "
+            f"({', '.join(wrong[:2] or info['error_msgs'])}…); it is incomplete or another kind of model"
+        )
+    built: PreTrainedModel = model.eval()
+    return built
+
+
+def load_tokenizer(folder: Path, *, what: str) -> Any:
+    """The fast tokenizer beside a model. Raises: ModelError if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
+        raise ModelError(f"{what} {folder}: no tokenizer could be read ({one_line(error)}); fetch it again") from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"{what} {folder}: the tokenizer is a slow one; needed tokenizer.json; convert it")
+    return tokenizer

@@ -49,11 +49,15 @@ def test_wide_beam_finds_the_argmax_and_exact_probabilities(variant: str, seed: 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), num_beams=st.integers(1, 6), num_passages=st.integers(1, 4))
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_returned_probability_is_exact(variant: str, seed: int, num_beams: int, num_passages: int) -> None:
+def test_every_returned_probability_is_exact(
+    variant: str, seed: int, num_beams: int, num_passages: int
+) -> None:
     generator, prepared, log_p_eta = setting(seed, num_passages=num_passages)
     options = DecodingOptions(num_beams=num_beams, max_tokens=5)
     likelihood = sequence_log_likelihood if variant == "sequence" else token_log_likelihood
-    for b, hypotheses in enumerate(marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options)):
+    for b, hypotheses in enumerate(
+        marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options)
+    ):
         assert 1 <= len(hypotheses) <= num_beams
         for h in hypotheses:
             targets = generator.targets([""])
@@ -155,7 +159,7 @@ def test_fast_counts_only_the_beams_that_hold_the_hypothesis(seed: int) -> None:
     assert [h.ids for h in found] == sorted(expected, key=lambda ids: -expected[ids])[:2]
     for h in found:
         assert h.log_prob == pytest.approx(math.log(expected[h.ids]), abs=1e-5)
-        (exact, _), = rescored(generator, prepared, log_p_eta, [0], [h.ids])
+        ((exact, _),) = rescored(generator, prepared, log_p_eta, [0], [h.ids])
         assert h.log_prob <= exact + 1e-6
 
 
@@ -165,7 +169,11 @@ def test_limits(variant: str) -> None:
 
     def decode(**options: object) -> list[tuple[int, ...]]:
         found = marginal_beam(
-            generator, prepared, log_p_eta, variant=variant, options=DecodingOptions(**{"num_beams": 3, **options})
+            generator,
+            prepared,
+            log_p_eta,
+            variant=variant,
+            options=DecodingOptions(**{"num_beams": 3, **options}),
         )
         return [h.ids for of_one in found for h in of_one]
 
@@ -180,14 +188,16 @@ def test_no_repeat_leaves_the_reported_probability_alone() -> None:
     generator, prepared, log_p_eta = setting(2, questions=1)
     options = DecodingOptions(num_beams=3, max_tokens=8, min_tokens=5, no_repeat_ngram_size=1)
     for h in marginal_beam(generator, prepared, log_p_eta, variant="sequence", options=options)[0]:
-        (expected, _), = rescored(generator, prepared, log_p_eta, [0], [h.ids])
+        ((expected, _),) = rescored(generator, prepared, log_p_eta, [0], [h.ids])
         assert h.log_prob == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_length_penalty_orders_but_does_not_change_probabilities(variant: str) -> None:
     generator, prepared, log_p_eta = setting(7, questions=1)
-    truth = enumerate_marginal(generator, prepared.rows_of[0], log_p_eta[0], variant=variant, max_tokens=MAX_TOKENS)
+    truth = enumerate_marginal(
+        generator, prepared.rows_of[0], log_p_eta[0], variant=variant, max_tokens=MAX_TOKENS
+    )
     options = DecodingOptions(num_beams=EVERY_PREFIX, max_tokens=MAX_TOKENS, length_penalty=1.0)
     found = marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options)[0]
     ranks = [h.log_prob / len(h.ids) for h in found]

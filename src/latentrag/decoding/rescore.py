@@ -16,7 +16,9 @@ _ROWS_AT_ONCE = 128
 """Rows (candidate × passage) of one scoring pass."""
 
 
-def thorough(generator: Generator, prepared: Any, log_p_eta: Tensor, *, options: DecodingOptions) -> list[list[Decoded]]:
+def thorough(
+    generator: Generator, prepared: Any, log_p_eta: Tensor, *, options: DecodingOptions
+) -> list[list[Decoded]]:
     """Thorough Decoding of RAG-Sequence (Lewis et al. 2020, §2.5).
 
     A beam search for each passage; the union Y of their hypotheses; then p(y|x) = Σ_z p_η(z|x) p_θ(y|x,z) for every
@@ -40,7 +42,9 @@ def thorough(generator: Generator, prepared: Any, log_p_eta: Tensor, *, options:
     return [_best(hypotheses, options) for hypotheses in found]
 
 
-def fast(generator: Generator, prepared: Any, log_p_eta: Tensor, *, options: DecodingOptions) -> list[list[Decoded]]:
+def fast(
+    generator: Generator, prepared: Any, log_p_eta: Tensor, *, options: DecodingOptions
+) -> list[list[Decoded]]:
     """Fast Decoding of RAG-Sequence (Lewis et al. 2020, §2.5).
 
     As Thorough Decoding, but p_θ(y|x,z) counts as 0 where y is missing from z's beam, so nothing is scored twice.
@@ -57,7 +61,9 @@ def fast(generator: Generator, prepared: Any, log_p_eta: Tensor, *, options: Dec
         for k, beam in enumerate(beams):
             for hypothesis in beam:
                 absent = hypothesis.log_p_theta.new_full((len(beams), len(hypothesis.ids)), float("-inf"))
-                seen = union.setdefault(hypothesis.ids, Decoded(hypothesis.ids, 0.0, absent, hypothesis.finished))
+                seen = union.setdefault(
+                    hypothesis.ids, Decoded(hypothesis.ids, 0.0, absent, hypothesis.finished)
+                )
                 seen.log_p_theta[k] = hypothesis.log_p_theta[0]
         hypotheses = []
         for seen in union.values():
@@ -80,7 +86,11 @@ def _beams_of_passages(
 
 @torch.no_grad()
 def rescored(
-    generator: Generator, prepared: Any, log_p_eta: Tensor, question: Sequence[int], sequences: Sequence[Sequence[int]]
+    generator: Generator,
+    prepared: Any,
+    log_p_eta: Tensor,
+    question: Sequence[int],
+    sequences: Sequence[Sequence[int]],
 ) -> list[tuple[float, Tensor]]:
     """log p(y|x) under RAG-Sequence and log p_θ (K, T) of token sequences, each for its question of the batch."""
     results: list[tuple[float, Tensor]] = []

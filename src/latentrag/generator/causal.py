@@ -22,15 +22,22 @@ _INPUT_LIMIT = 2048
 """Prompt tokens at most, unless told otherwise: enough for long passages, small enough for a small machine."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What the model makes of the prompts: its cache, and the last position before and after the output layer."""
+
+    cache: Any
+    hidden: Tensor  # (R, 1, H)
+    logits: Tensor  # (R, V)
+
+
 @dataclass(slots=True)
 class _Prompts:
-    """The prompts as a left-padded batch, and what the model makes of them, computed once and on first use."""
+    """The prompts as a left-padded batch; ``read`` is computed once, on first use."""
 
     ids: Tensor  # (R, S)
     mask: Tensor  # (R, S) bool
-    cache: Any = None
-    last_hidden: Tensor | None = None  # (R, 1, H): what enters the output layer at the last position
-    last_logits: Tensor | None = None  # (R, V)
+    read: _Read | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +114,10 @@ class CausalGenerator:
         rows, num_passages = pairs(x, passages)
         rendered = [self.template.render(question, passage) for question, passage in rows]
         # Left padding: y follows its prompt without a gap, also for attention windows that count positions.
-        ids, mask = padded(
-            input_ids(self.tokenizer, rendered, limit=self.max_input_tokens), pad=self._pad_id, left=True
-        )
+        prompt_ids = input_ids(self.tokenizer, rendered, limit=self.max_input_tokens)
+        eos = self.tokenizer.eos_token_id
+        open_ended = [ids[:-1] if ids[-1] == eos else ids for ids in prompt_ids]  # some tokenizers close every text
+        ids, mask = padded(open_ended, pad=self._pad_id, left=True)
         prompts = _Prompts(ids.to(self.device), mask.to(self.device))
         return PreparedPrompts(prompts, torch.arange(len(rows), device=self.device), len(x), num_passages)
 
@@ -128,7 +136,9 @@ class CausalGenerator:
         ids = targets.ids.repeat_interleave(num_passages, dim=0)  # (B·K, T)
         mask = targets.mask.repeat_interleave(num_passages, dim=0)
         # Gradients need the whole forward pass; without them the prompts' cache is as good and much cheaper.
-        log_p = (self._scored_at_once if torch.is_grad_enabled() else self._scored_from_cache)(prepared, ids, mask)
+        log_p = (self._scored_at_once if torch.is_grad_enabled() else self._scored_from_cache)(
+            prepared, ids, mask
+        )
         return log_p.view(prepared.num_questions, num_passages, -1)  # (B, K, T)
 
     def _scored_at_once(self, prepared: PreparedPrompts, ids: Tensor, mask: Tensor) -> Tensor:
@@ -148,8 +158,8 @@ class CausalGenerator:
         return pick(self.model(**inputs).logits[:, before:], ids).masked_fill(~mask, 0.0)
 
     def _scored_from_cache(self, prepared: PreparedPrompts, ids: Tensor, mask: Tensor) -> Tensor:
-        prompts, index = self._run_once(prepared.prompts), prepared.index
-        prompt_mask = prompts.mask[index]
+        read, index = self._read(prepared.prompts), prepared.index
+        prompt_mask = prepared.prompts.mask[index]
         inputs = {}
         if ids.shape[1] > 1:
             all_mask = torch.cat([prompt_mask, mask[:, :-1]], dim=1)
@@ -157,32 +167,29 @@ class CausalGenerator:
                 "input_ids": ids[:, :-1],
                 "attention_mask": all_mask.long(),
                 "position_ids": _positions(all_mask)[:, prompt_mask.shape[1] :],
-                "past_key_values": _selected(prompts.cache, index),
+                "past_key_values": _selected(read.cache, index),
                 "use_cache": True,
             }
         if self._head_agrees:
-            assert prompts.last_hidden is not None
-            hidden = prompts.last_hidden[index]
+            hidden = read.hidden[index]
             if inputs:
                 hidden = torch.cat([hidden, self._head.run(**inputs)[0]], dim=1)
             return self._head.gold_log_probs(hidden, ids, mask)
-        assert prompts.last_logits is not None
-        logits = prompts.last_logits[index][:, None]
+        logits = read.logits[index][:, None]
         if inputs:
             logits = torch.cat([logits, self.model(**inputs).logits], dim=1)
         return pick(logits, ids).masked_fill(~mask, 0.0)
 
     def start(self, prepared: PreparedPrompts) -> tuple[Tensor, _State]:
-        prompts, index = self._run_once(prepared.prompts), prepared.index
-        assert prompts.last_logits is not None
+        read, index = self._read(prepared.prompts), prepared.index
         state = _State(
-            _selected(prompts.cache, index),
-            prompts.mask[index],
+            _selected(read.cache, index),
+            prepared.prompts.mask[index],
             prepared.num_questions,
             prepared.num_passages,
             1,
         )
-        return self._grid(state, prompts.last_logits[index]), state
+        return self._grid(state, read.logits[index]), state
 
     def step(self, state: _State, parents: Tensor, tokens: Tensor) -> tuple[Tensor, _State]:
         rows = rows_of_parents(parents, state.num_passages, state.num_beams)
@@ -204,27 +211,21 @@ class CausalGenerator:
         return log_p.view(state.num_questions, state.num_passages, state.num_beams, -1)
 
     @torch.no_grad()
-    def _run_once(self, prompts: _Prompts) -> _Prompts:
-        if prompts.cache is not None:
-            return prompts
-        from transformers import DynamicCache
+    def _read(self, prompts: _Prompts) -> _Read:
+        if prompts.read is None:
+            from transformers import DynamicCache
 
-        cache = DynamicCache()
-        inputs = {
-            "input_ids": prompts.ids,
-            "attention_mask": prompts.mask.long(),
-            "position_ids": _positions(prompts.mask),
-            "past_key_values": cache,
-            "use_cache": True,
-        }
-        if self._head_agrees:
-            hidden, output = self._head.run(**inputs)
-            prompts.last_hidden = hidden[:, -1:].clone()
-        else:
-            output = self.model(**inputs)
-        prompts.last_logits = output.logits[:, -1].clone()
-        prompts.cache = cache
-        return prompts
+            cache = DynamicCache()
+            # Narrowed to the last position even where its hidden states are of no use: (R, S, V) would be huge.
+            hidden, output = self._head.run(
+                input_ids=prompts.ids,
+                attention_mask=prompts.mask.long(),
+                position_ids=_positions(prompts.mask),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            prompts.read = _Read(cache, hidden[:, -1:].clone(), output.logits[:, -1].clone())
+        return prompts.read
 
     def _after_cue(self, text: str) -> list[int]:
         """Tokens of text as it follows the prompt's last characters."""
@@ -240,7 +241,9 @@ class CausalGenerator:
         if self.template.end is None:
             end: int | None = self.tokenizer.eos_token_id
             if end is None:
-                raise ModelError("the generator's tokenizer has no end-of-sequence token; name an end in the template")
+                raise ModelError(
+                    "the generator's tokenizer has no end-of-sequence token; name an end in the template"
+                )
             return end
         ids = self._after_cue(self.template.end)
         if len(ids) != 1:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from latentrag.errors import ModelError
+
 CHUNK_ELEMENTS = 1 << 24
 """Logits held at a time: 64 MiB in float32."""
 
@@ -24,11 +26,15 @@ class OutputHead:
     positions. Whatever an architecture does to the logits afterwards (BART's bias, soft capping, scaling) is read
     from its attributes; ``agrees`` tells whether that reproduces the model's own logits, and where it does not,
     gold tokens are scored from the model's own logits instead.
+
+    Raises: ModelError if the model has no output layer.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.linear = model.get_output_embeddings()
+        if self.linear is None:
+            raise ModelError(f"{type(model).__name__} has no output layer; needed a model that generates text")
 
     def after(self, logits: Tensor) -> Tensor:
         """What the model does to its output layer's result."""
@@ -71,8 +77,6 @@ class OutputHead:
     @torch.no_grad()
     def agrees(self, **probe: Any) -> bool:
         """Whether after(linear(hidden)) equals the model's own logits on a probe, up to its dtype's rounding."""
-        if self.linear is None:
-            return False
         own = self.model(**probe).logits.float()
         hidden, _ = self.run(**probe)
         ours = self.after(self.linear(hidden)).float()

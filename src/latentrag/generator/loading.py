@@ -1,6 +1,7 @@
 """Generators from folders and hub ids, and back into folders."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,13 @@ from latentrag.errors import InputError, ModelError
 from latentrag.generator.causal import CausalGenerator
 from latentrag.generator.inputs import InputTemplate, PromptTemplate
 from latentrag.generator.seq2seq import Seq2SeqGenerator
-from latentrag.pretrained import Source, load_model, load_tokenizer, quiet, read_json
+from latentrag.pretrained import build, load_tokenizer, one_line, quiet, read_config, read_object, read_weights, resolve
 
 SETTINGS_FILE = "latentrag_generator.json"
 
 
 def load_generator(
-    source: Source,
+    source: str | os.PathLike[str],
     *,
     settings: Mapping[str, Any] | None = None,
     device: Any = "cpu",
@@ -29,16 +30,52 @@ def load_generator(
         dtype: torch dtype of the weights; None: float32.
     Raises: ModelError if the model or its settings cannot be used.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    import torch
 
-    saved = Path(source) / SETTINGS_FILE
-    if settings is None and saved.is_file():
-        settings = read_json(saved, what="generator")
-    if _is_encoder_decoder(source):
-        model = load_model(AutoModelForSeq2SeqLM, source, what="generator", dtype=dtype, device=device)
-    else:
-        model = load_model(AutoModelForCausalLM, source, what="generator", dtype=dtype, device=device)
-    return build_generator(model, load_tokenizer(source, what="generator"), settings)
+    folder = resolve(source)
+    config = read_config(folder)
+    if settings is None and (folder / SETTINGS_FILE).is_file():
+        settings = read_object(folder / SETTINGS_FILE)
+    model = build(model_class(config), config, read_weights(folder), folder=folder, dtype=dtype or torch.float32)
+    take_generation_settings(model, folder, {})
+    return build_generator(model.to(device), load_tokenizer(folder, what="generator"), settings)
+
+
+def model_class(config: Any) -> Any:
+    """transformers' class for generation with this configuration: encoder–decoder, else causal.
+
+    Raises: ModelError if it has neither.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+
+    mapping = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if config.is_encoder_decoder else MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in mapping:
+        raise ModelError(
+            f"model_type={config.model_type!r} does not generate text; needed an encoder–decoder or a causal "
+            "language model as generator"
+        )
+    return mapping[type(config)]
+
+
+def take_generation_settings(model: Any, folder: Path, older: Mapping[str, Any]) -> None:
+    """Gives the model its saved generation settings.
+
+    Args:
+        older: JSON values among which they are where there is no generation_config.json.
+    Raises: ModelError if they cannot be read.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        with quiet():
+            if (folder / "generation_config.json").is_file():
+                saved = GenerationConfig.from_pretrained(folder, local_files_only=True)
+            else:
+                known = GenerationConfig().to_dict()
+                saved = GenerationConfig.from_dict({key: older[key] for key in known if key in older})
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{folder}: its generation settings cannot be read ({one_line(error)})") from error
+    model.generation_config = saved
 
 
 def build_generator(
@@ -55,7 +92,9 @@ def build_generator(
             return Seq2SeqGenerator(
                 model, tokenizer, template=InputTemplate(**template) if template else None, **given
             )
-        return CausalGenerator(model, tokenizer, template=PromptTemplate(**template) if template else None, **given)
+        return CausalGenerator(
+            model, tokenizer, template=PromptTemplate(**template) if template else None, **given
+        )
     except (TypeError, InputError) as error:
         raise ModelError(f"the generator's settings cannot be used: {error}") from error
 
@@ -66,19 +105,3 @@ def save_generator(generator: Seq2SeqGenerator | CausalGenerator, folder: Path) 
         generator.model.save_pretrained(folder)
         generator.tokenizer.save_pretrained(folder)
     (folder / SETTINGS_FILE).write_text(json.dumps(generator.settings(), indent=2, ensure_ascii=False) + "\n")
-
-
-def _is_encoder_decoder(source: Source) -> bool:
-    from transformers import AutoConfig
-
-    from latentrag.pretrained import check_folder, first_line
-
-    local = check_folder(source, what="generator")
-    with quiet():
-        try:
-            config = AutoConfig.from_pretrained(source, local_files_only=local)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(
-                f"generator {source}: not a model folder or hub id that can be read ({first_line(error)})"
-            ) from error
-    return bool(config.is_encoder_decoder)

@@ -1,0 +1,317 @@
+"""Settings to objects: models and memories from folders, hub ids and names, and back into folders.
+
+The only place that names concrete classes. A model folder of ours holds
+
+    latentrag.json      variant, k, decoding options
+    query_encoder/      as ``encoder.save`` writes it
+    passage_encoder/    where it is another model than the query encoder
+    generator/          transformers' layout and latentrag_generator.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentrag.config import resolve_memory, resolve_model
+from latentrag.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+    from latentrag.generator import CausalGenerator, Seq2SeqGenerator
+    from latentrag.memory import Memory
+    from latentrag.protocols import PassageEncoder, QueryEncoder
+    from latentrag.rag import Rag
+    from latentrag.types import Variant
+
+    Generator = CausalGenerator | Seq2SeqGenerator
+
+SETTINGS_FILE = "latentrag.json"
+FORMAT = 1
+
+Source = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model put together from parts, each a folder or hub id.
+
+    Attributes:
+        encoder: of the questions, and of the passages unless ``passage_encoder`` says otherwise.
+        generator: any encoder–decoder or causal language model.
+        passage_encoder: DPR's context encoder, for instance.
+    """
+
+    encoder: Source
+    generator: Source
+    passage_encoder: Source | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What every kind of source gives."""
+
+    query_encoder: QueryEncoder
+    generator: Generator
+    variant: Variant = "sequence"
+    k: int = 5
+    decoding: Mapping[str, Any] | None = None
+
+
+def load(
+    source: Source | ModelSpec | tuple[Source, Source],
+    *,
+    memory: Source | Memory,
+    version: int | None = None,
+    variant: Variant | None = None,
+    k: int | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype | str = "auto",
+) -> Rag:
+    """A model with its memory, ready to answer.
+
+    Args:
+        source: a folder that ``save`` wrote, a folder or hub id in the layout of ``facebook/rag-*``, the name
+            "demo", or a pair (encoder, generator) of folders or hub ids.
+        memory: a path, "demo", or an open memory.
+        version: of the memory; None: the newest.
+        variant: "sequence" or "token"; None: as the model says, else "sequence".
+        k: passages retrieved for a question; None: as the model says, else 5.
+        dtype: of the generator: "auto" (as its files have it, float32 where this machine does not compute in
+            that), "float32", "bfloat16", "float16" or a torch dtype.
+    Raises: ModelError or MemoryStoreError for what cannot be opened; EncoderMismatchError if they do not fit.
+    """
+    from latentrag.decoding import DecodingOptions
+    from latentrag.rag import Rag
+    from latentrag.retriever import DenseRetriever
+
+    opened = open_memory(memory, version=version)
+    parts = _load_parts(source, device=device, dtype=dtype)
+    try:
+        defaults = DecodingOptions(**_tupled(parts.decoding or {}))
+    except (TypeError, InputError) as error:
+        raise ModelError(f"{source}: the decoding options in {SETTINGS_FILE} cannot be used ({error})") from error
+    return Rag(
+        DenseRetriever(parts.query_encoder, opened),
+        parts.generator,
+        variant=variant or parts.variant,
+        k=parts.k if k is None else k,
+        defaults=defaults,
+    )
+
+
+def save(rag: Rag, folder: str | os.PathLike[str], *, passage_encoder: PassageEncoder | None = None) -> None:
+    """Write a model as a folder that ``load`` opens: safetensors and JSON, whole or not at all.
+
+    Args:
+        passage_encoder: saved too, where passages have an encoder of their own, so that the folder can also
+            fill memories.
+    Raises: InputError if the folder exists and is not a model that latentrag saved.
+    """
+    from latentrag.decoding import DecodingOptions
+    from latentrag.generator.loading import save_generator
+
+    usual = asdict(DecodingOptions())
+    settings = {
+        "format": FORMAT,
+        "variant": rag.variant,
+        "k": rag.k,
+        "decoding": {name: value for name, value in asdict(rag.defaults).items() if value != usual[name]},
+    }
+    retriever: Any = rag.retriever
+    generator: Any = rag.generator
+    encoder: Any = passage_encoder
+    with _published(Path(folder)) as scratch:
+        retriever.query_encoder.save(scratch / "query_encoder")
+        if encoder is not None:
+            encoder.save(scratch / "passage_encoder")
+        save_generator(generator, scratch / "generator")
+        (scratch / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+
+
+def open_memory(name: Source | Memory, *, version: int | None = None) -> Memory:
+    """A memory by path or name ("demo"). An open one is returned as it is.
+
+    Raises: MemoryStoreError if there is none or it has no such version.
+    """
+    from latentrag.memory import Memory
+
+    if isinstance(name, Memory):
+        return name if version is None else Memory.open(name.path, version=version)
+    return Memory.open(resolve_memory(name), version=version)
+
+
+def load_passage_encoder(
+    source: Source | ModelSpec, *, device: str = "cpu", dtype: torch.dtype | None = None
+) -> PassageEncoder:
+    """d(z) of a model (as for ``load``), or from an encoder's own folder or hub id.
+
+    Raises: ModelError if the model has none, as ``facebook/rag-*``, which ship without their passage encoder.
+    """
+    from latentrag import encoder
+
+    if isinstance(source, ModelSpec):
+        source = source.passage_encoder or source.encoder
+    place = resolve_model(source)
+    folder = Path(place)
+    if (folder / SETTINGS_FILE).is_file():
+        own = folder / "passage_encoder"
+        return encoder.load_passage_encoder(own if own.is_dir() else folder / "query_encoder", device=device, dtype=dtype)
+    if _model_type(folder) == "rag":
+        raise ModelError(
+            f"{source} holds no passage encoder; name the one it was trained with, "
+            "for instance facebook/dpr-ctx_encoder-multiset-base"
+        )
+    return encoder.load_passage_encoder(place, device=device, dtype=dtype)
+
+
+def _load_parts(
+    source: Source | ModelSpec | tuple[Source, Source], *, device: str, dtype: torch.dtype | str
+) -> _Parts:
+    if isinstance(source, tuple):
+        source = ModelSpec(*source)
+    if isinstance(source, ModelSpec):
+        return _load_pair(source, device=device, dtype=dtype)
+    place = resolve_model(source)
+    folder = Path(place)
+    if folder.is_dir():
+        if (folder / SETTINGS_FILE).is_file():
+            return _load_own(folder, device=device, dtype=dtype)
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{source} holds neither {SETTINGS_FILE} nor config.json; needed a model folder")
+    else:
+        from latentrag.pretrained import resolve
+
+        folder = resolve(str(place))
+    if _model_type(folder) == "rag":
+        return _of_rag_layout(folder, name=str(source), device=device, dtype=dtype)
+    raise ModelError(
+        f"{source} is one model; needed a folder that latentrag saved, one in the layout of facebook/rag-*, "
+        "or a pair of encoder and generator"
+    )
+
+
+def _load_own(folder: Path, *, device: str, dtype: torch.dtype | str) -> _Parts:
+    from latentrag.encoder import load_query_encoder
+    from latentrag.pretrained import read_object
+
+    settings = read_object(folder / SETTINGS_FILE)
+    variant, k, decoding = settings.get("variant"), settings.get("k"), settings.get("decoding")
+    if settings.get("format") != FORMAT:
+        raise ModelError(
+            f"{folder / SETTINGS_FILE} has format={settings.get('format')!r}; this version reads {FORMAT}; "
+            "save the model again or update latentrag"
+        )
+    if variant not in {"sequence", "token"} or not isinstance(k, int) or k < 1 or not isinstance(decoding, dict):
+        raise ModelError(f"{folder / SETTINGS_FILE} has no usable variant, k and decoding; save the model again")
+    return _Parts(
+        load_query_encoder(folder / "query_encoder", device=device),
+        _generator(folder / "generator", device=device, dtype=dtype),
+        variant,
+        k,
+        decoding,
+    )
+
+
+def _load_pair(spec: ModelSpec, *, device: str, dtype: torch.dtype | str) -> _Parts:
+    from latentrag import encoder
+
+    fingerprint = None
+    if spec.passage_encoder is not None:
+        fingerprint = encoder.load_passage_encoder(resolve_model(spec.passage_encoder)).fingerprint
+    query_encoder = encoder.load_query_encoder(
+        resolve_model(spec.encoder), passage_fingerprint=fingerprint, device=device
+    )
+    return _Parts(query_encoder, _generator(resolve_model(spec.generator), device=device, dtype=dtype))
+
+
+def _of_rag_layout(folder: Path, *, name: str, device: str, dtype: torch.dtype | str) -> _Parts:
+    """facebook/rag-*: both models in one file, their tokenizers in folders of their own."""
+    from latentrag import rag_layout
+    from latentrag.pretrained import read_object
+
+    content = read_object(folder / "config.json")
+    query_encoder, generator = rag_layout.load(folder, content, name=name, dtype=_dtype(dtype, content))
+    query_encoder.module.to(device)
+    generator.model.to(device)
+    architecture = str(content.get("architectures"))
+    return _Parts(
+        query_encoder, generator, "token" if "RagToken" in architecture else "sequence", int(content.get("n_docs", 5))
+    )
+
+
+def _generator(source: Source, *, device: str, dtype: torch.dtype | str) -> Generator:
+    from latentrag.generator import load_generator
+    from latentrag.pretrained import read_object, resolve
+
+    folder = resolve(source)
+    return load_generator(folder, device=device, dtype=_dtype(dtype, read_object(folder / "config.json")))
+
+
+def _dtype(wanted: torch.dtype | str, config: Mapping[str, Any]) -> torch.dtype:
+    """The dtype to compute in. Raises: InputError for an unknown name."""
+    import torch
+
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if isinstance(wanted, torch.dtype):
+        return wanted
+    if wanted in names:
+        return names[wanted]
+    if wanted != "auto":
+        raise InputError(f"dtype={wanted!r} is unknown; needed auto, {', '.join(names)}")
+    saved = names.get(str(config.get("dtype", config.get("torch_dtype"))), torch.float32)
+    if saved is torch.float32 or torch.cuda.is_available():
+        return saved
+    return saved if saved is torch.bfloat16 and computes_bfloat16() else torch.float32
+
+
+def computes_bfloat16() -> bool:
+    """Whether this machine's CPU has instructions for bfloat16; without them float32 is faster and better."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return False
+    return any(f" {flag}" in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _model_type(folder: Path) -> str | None:
+    from latentrag.pretrained import read_object
+
+    if not (folder / "config.json").is_file():
+        return None
+    model_type = read_object(folder / "config.json").get("model_type")
+    return None if model_type is None else str(model_type)
+
+
+def _tupled(options: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists where our options have tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+@contextmanager
+def _published(folder: Path) -> Iterator[Path]:
+    """A scratch folder beside ``folder`` that takes its place at the end, or vanishes."""
+    if folder.exists() and not (folder / SETTINGS_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is no model that latentrag saved; name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = folder.with_name(f".{folder.name}.saving-{os.getpid()}")
+    aside = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+    try:
+        scratch.mkdir()
+        yield scratch
+        if folder.exists():
+            folder.rename(aside)
+        scratch.rename(folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error}); choose another place or make room") from error
+    finally:
+        for leftover in (scratch, aside):
+            if leftover.exists():
+                shutil.rmtree(leftover)

@@ -1,0 +1,323 @@
+"""What a user holds: questions in, answers out, each with its probability and the share of every passage."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentrag.decoding import (
+    Decoded,
+    DecodingOptions,
+    fast,
+    label_log_likelihoods,
+    marginal_beam,
+    marginal_sample,
+    thorough,
+)
+from latentrag.decoding.rescore import as_targets
+from latentrag.errors import InputError
+from latentrag.marginal import log_prior
+from latentrag.model import Evidence, JointModel, checked
+from latentrag.protocols import Generator, Retriever
+from latentrag.types import (
+    Answer,
+    Classification,
+    Decoding,
+    Hypothesis,
+    Label,
+    Passage,
+    Retrieved,
+    Score,
+    Source,
+    Targets,
+    Token,
+    Variant,
+)
+
+_OPTION_NAMES = frozenset(option.name for option in fields(DecodingOptions))
+
+
+class Rag:
+    """A retriever and a generator as one probabilistic model p(y|x) = Σ_z p_η(z|x) p_θ(y|x,z).
+
+    Args:
+        retriever: x → passages with the logits of p_η(z|x).
+        generator: p_θ(y|x,z).
+        variant: RAG-Sequence or RAG-Token, where a call does not say.
+        k: K, passages retrieved, where a call does not say.
+        defaults: decoding options where neither a call nor the generator's own saved settings say.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        generator: Generator,
+        *,
+        variant: Variant = "sequence",
+        k: int = 5,
+        defaults: DecodingOptions | None = None,
+    ) -> None:
+        self.model = JointModel(retriever, generator)
+        self.variant = checked(variant)
+        self.k = k
+        self.defaults = defaults or DecodingOptions()
+
+    @property
+    def retriever(self) -> Retriever:
+        """p_η(z|x)."""
+        return self.model.retriever
+
+    @property
+    def generator(self) -> Generator:
+        """p_θ(y|x,z)."""
+        return self.model.generator
+
+    def options(self, **given: Any) -> DecodingOptions:
+        """Decoding options: those given, then the generator's saved settings, then the defaults.
+
+        Raises: InputError for an unknown name or a value out of range.
+        """
+        unknown = sorted(set(given) - _OPTION_NAMES)
+        if unknown:
+            raise InputError(f"unknown option {unknown[0]}; needed one of {', '.join(sorted(_OPTION_NAMES))}")
+        base = {name: getattr(self.defaults, name) for name in _OPTION_NAMES}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return DecodingOptions(**{**base, **self.generator.decoding_defaults, **chosen})
+
+    def answer(
+        self,
+        x: str,
+        *,
+        k: int | None = None,
+        variant: Variant | None = None,
+        decoding: Decoding = "exact",
+        **options: Any,
+    ) -> Answer:
+        """The most probable answer to x that the search finds, with its evidence (§2.5).
+
+        Args:
+            k: passages retrieved; None: the model's own number.
+            variant: "sequence" or "token"; None: the model's own.
+            decoding: "exact" (one marginal beam), or for RAG-Sequence "thorough" or "fast".
+            options: of ``DecodingOptions``: num_beams, max_tokens, …
+        Raises: InputError for an empty or too long question, or options that cannot be.
+        """
+        return self.answer_batch([x], k=k, variant=variant, decoding=decoding, **options)[0]
+
+    @torch.no_grad()
+    def answer_batch(
+        self,
+        x: Sequence[str],
+        *,
+        k: int | None = None,
+        variant: Variant | None = None,
+        decoding: Decoding = "exact",
+        **options: Any,
+    ) -> list[Answer]:
+        """``answer`` for several questions at once; the answers do not depend on each other."""
+        chosen = checked(variant or self.variant)
+        wanted = self.options(**options)
+        _check_decoding(chosen, decoding, wanted)
+        check_questions(x)
+        retrieved = self._retrieve(x, k)
+        prepared = self.generator.prepare(x, retrieved.passages)
+        log_p_eta = log_prior(retrieved.scores)
+        found = self._decode(prepared, log_p_eta, chosen, decoding, wanted)
+        best = as_targets([of_one[0].ids for of_one in found], device=log_p_eta.device)
+        closed_book = self.model.closed_book_log_p(x, best).tolist()
+        return [
+            self._answer(
+                question, retrieved, b, log_p_eta, found[b], closed_book[b], chosen, decoding, wanted.stop
+            )
+            for b, question in enumerate(x)
+        ]
+
+    def score(self, x: str, y: str, *, k: int | None = None, variant: Variant | None = None) -> Score:
+        """log p(y|x) of a given y, with posteriors and counterfactuals.
+
+        Raises: InputError for an empty or too long question, or a k that cannot be.
+        """
+        return self.score_batch([x], [y], k=k, variant=variant)[0]
+
+    @torch.no_grad()
+    def score_batch(
+        self, x: Sequence[str], y: Sequence[str], *, k: int | None = None, variant: Variant | None = None
+    ) -> list[Score]:
+        """``score`` for several pairs at once."""
+        chosen = checked(variant or self.variant)
+        check_questions(x)
+        evidence = self.model.evidence(x, y, k=self._k(k))
+        log_p = evidence.log_likelihood(chosen).tolist()
+        closed_book = self.model.closed_book_log_p(x, evidence.targets).tolist()
+        alone = evidence.log_p_eta.shape[1] == 1
+        without = [()] * len(x) if alone else map(tuple, evidence.without_passage(chosen).tolist())
+        return [
+            Score(
+                x=x[b],
+                y=y[b],
+                log_likelihood=log_p[b],
+                closed_book_log_likelihood=closed_book[b],
+                num_tokens=int(evidence.targets.mask[b].sum()),
+                variant=chosen,
+                memory_version=evidence.version,
+                sources=_sources(evidence, b, chosen),
+                tokens=self._tokens(evidence, b, chosen),
+                without_passage=of_one,
+            )
+            for b, of_one in enumerate(without)
+        ]
+
+    def log_likelihood(self, x: str, y: str, *, k: int | None = None, variant: Variant | None = None) -> float:
+        """log p(y|x), nats (§2.1)."""
+        return self.score(x, y, k=k, variant=variant).log_likelihood
+
+    def posterior(
+        self, x: str, y: str, *, k: int | None = None, variant: Variant | None = None
+    ) -> tuple[tuple[Passage, float], ...]:
+        """The passages retrieved for x, best prior first, each with its share in y."""
+        sources = self.score(x, y, k=k, variant=variant).sources
+        return tuple((source.passage, source.posterior) for source in sources)
+
+    @torch.no_grad()
+    def classify(
+        self, x: str, labels: Sequence[str], *, k: int | None = None, variant: Variant | None = None
+    ) -> Classification:
+        """p(label|x) over the given labels (§3.4): likelihoods of the labels as targets, normalised over them.
+
+        Raises: InputError for fewer than two labels, an empty one, or the same twice.
+        """
+        chosen = checked(variant or self.variant)
+        check_questions([x])
+        if len(labels) < 2:
+            raise InputError(f"got {len(labels)} label; classification needs two or more")
+        retrieved = self._retrieve([x], k)
+        log_p_eta = log_prior(retrieved.scores)
+        prepared = self.generator.prepare([x], retrieved.passages)
+        log_p, log_p_theta, mask = label_log_likelihoods(
+            self.generator, prepared, log_p_eta, labels, variant=chosen
+        )
+        probabilities = torch.softmax(log_p[0], dim=0).tolist()
+        order = sorted(range(len(labels)), key=lambda label: -probabilities[label])
+        best = order[0]
+        scored = mask[best : best + 1]
+        # Posteriors need to know which tokens count, not what they are.
+        targets = Targets(ids=torch.zeros_like(scored, dtype=torch.long), mask=scored)
+        evidence = Evidence(retrieved.passages, log_p_eta, log_p_theta[:, best], targets, retrieved.version)
+        return Classification(
+            x=x,
+            labels=tuple(Label(labels[i], probabilities[i], log_p[0, i].item()) for i in order),
+            variant=chosen,
+            memory_version=retrieved.version,
+            sources=_sources(evidence, 0, chosen),
+        )
+
+    def _k(self, k: int | None) -> int:
+        return self.k if k is None else k
+
+    def _retrieve(self, x: Sequence[str], k: int | None) -> Retrieved:
+        return self.model.retriever.retrieve(x, self._k(k))
+
+    def _decode(
+        self, prepared: Any, log_p_eta: Tensor, variant: Variant, decoding: Decoding, options: DecodingOptions
+    ) -> list[list[Decoded]]:
+        if options.sample:
+            return marginal_sample(self.generator, prepared, log_p_eta, variant=variant, options=options)
+        if decoding == "thorough":
+            return thorough(self.generator, prepared, log_p_eta, options=options)
+        if decoding == "fast":
+            return fast(self.generator, prepared, log_p_eta, options=options)
+        return marginal_beam(self.generator, prepared, log_p_eta, variant=variant, options=options)
+
+    def _answer(
+        self,
+        question: str,
+        retrieved: Retrieved,
+        b: int,
+        log_p_eta: Tensor,
+        found: Sequence[Decoded],
+        closed_book: float,
+        variant: Variant,
+        decoding: Decoding,
+        stop: Sequence[str],
+    ) -> Answer:
+        best = found[0]
+        evidence = Evidence(
+            passages=[retrieved.passages[b]],
+            log_p_eta=log_p_eta[b : b + 1],
+            log_p_theta=best.log_p_theta[None],
+            targets=as_targets([best.ids], device=log_p_eta.device),
+            version=retrieved.version,
+        )
+        tokens = _cut(self._tokens(evidence, 0, variant, finished=best.finished), stop)
+        return Answer(
+            question=question,
+            text="".join(token.text for token in tokens),
+            log_prob=best.log_prob,
+            closed_book_log_prob=closed_book,
+            variant=variant,
+            decoding=decoding,
+            memory_version=retrieved.version,
+            sources=_sources(evidence, 0, variant),
+            tokens=tokens,
+            hypotheses=tuple(
+                Hypothesis(_before(self.generator.text(each.ids), stop), each.log_prob, each.finished)
+                for each in found
+            ),
+        )
+
+    def _tokens(
+        self, evidence: Evidence, b: int, variant: Variant, *, finished: bool = True
+    ) -> tuple[Token, ...]:
+        """The tokens of y without the end token, whose posterior is in the sources."""
+        length = int(evidence.targets.mask[b].sum())
+        ids = evidence.targets.ids[b, :length].tolist()
+        posterior = evidence.posterior_of_tokens(variant)[b].T.tolist()  # (T, K)
+        log_p = evidence.log_p_of_tokens(variant)[b].tolist()
+        texts = self.generator.token_texts(ids)
+        shown = length - 1 if finished else length
+        return tuple(Token(texts[i], log_p[i], tuple(posterior[i])) for i in range(shown))
+
+
+def check_questions(x: Sequence[str]) -> None:
+    """Raises: InputError if there is no question or one is blank."""
+    if not x:
+        raise InputError("got no question; needed at least one")
+    if not all(question.strip() for question in x):
+        raise InputError("the question is empty; needed some text")
+
+
+def _check_decoding(variant: Variant, decoding: str, options: DecodingOptions) -> None:
+    if decoding not in {"exact", "thorough", "fast"}:
+        raise InputError(f"decoding={decoding!r} is unknown; needed 'exact', 'thorough' or 'fast'")
+    if decoding == "exact":
+        return
+    if variant == "token":
+        raise InputError(f"decoding={decoding!r} is for RAG-Sequence; RAG-Token has one decoder, 'exact'")
+    if options.sample:
+        raise InputError(f"decoding={decoding!r} searches; sampling needs decoding='exact'")
+
+
+def _sources(evidence: Evidence, b: int, variant: Variant) -> tuple[Source, ...]:
+    prior = evidence.log_p_eta[b].exp().tolist()
+    posterior = evidence.posterior(variant)[b].tolist()
+    return tuple(map(Source, evidence.passages[b], prior, posterior))
+
+
+def _before(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first stop string."""
+    found = [position for position in (text.find(each) for each in stop) if position >= 0]
+    return text[: min(found)].rstrip() if found else text
+
+
+def _cut(tokens: tuple[Token, ...], stop: Sequence[str]) -> tuple[Token, ...]:
+    """The tokens whose text lies before the first stop string, the last one shortened where it reaches into it."""
+    room = len(_before("".join(token.text for token in tokens), stop))
+    kept = []
+    for token in tokens:
+        if room <= 0 and token.text:
+            break
+        kept.append(Token(token.text[:room], token.log_prob, token.posterior))
+        room -= len(token.text)
+    return tuple(kept)

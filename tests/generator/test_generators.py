@@ -1,0 +1,310 @@
+"""Every kind of generator against one plain, unpadded, uncached forward pass of its model for each (x, z)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentrag.errors import InputError, ModelError
+from latentrag.generator import CausalGenerator, InputTemplate, PromptTemplate, Seq2SeqGenerator, load_generator
+from latentrag.generator.loading import save_generator
+from latentrag.types import Passage, Targets
+from tests import tiny
+
+SEQ2SEQ = {"bart": tiny.save_bart, "t5": tiny.save_t5}
+CAUSAL = {
+    "llama": tiny.save_llama,
+    "gemma2": tiny.save_gemma2,
+    "gpt2": tiny.save_gpt2,
+    "granite": tiny.save_granite,
+}
+X = ["what is the capital of france ?", "who wrote fidelio"]
+PASSAGES = [
+    [
+        Passage("a", "paris is the capital city of france", "france"),
+        Passage("b", "the moon is red", '"moon"'),
+        Passage("c", "emma is an emma novel of austen . austen is the author", ""),
+    ],
+    [
+        Passage("d", "beethoven wrote the opera fidelio", "fidelio"),
+        Passage("e", "rome is in italy", "rome"),
+        Passage("f", "tokyo is in japan . japan is blue . one two three four five", "tokyo"),
+    ],
+]
+Y = ["paris", "beethoven wrote it in rome"]
+# float32, two layers of width 16: padding and caching change the order of sums, nothing else. The logits of these
+# random models reach some tens, so a few units in the last place are 1e-5.
+TOLERANCE = {"rtol": 0, "atol": 1e-4}
+
+
+def make(kind: str, folder: Path):
+    is_causal = kind in CAUSAL
+    tiny.save_tokenizer(folder, begin=kind != "t5", end=not is_causal, max_tokens=64)
+    ({**SEQ2SEQ, **CAUSAL})[kind](folder, seed=3)
+    return load_generator(folder)
+
+
+@pytest.fixture(params=[*SEQ2SEQ, *CAUSAL])
+def generator(request, tmp_path):
+    return make(request.param, tmp_path)
+
+
+@torch.no_grad()
+def slow(generator, question: str, passage: Passage | None, ids: list[int]) -> torch.Tensor:
+    """(T,) log p of ids, from the model's own logits, for one (x, z) without batch, padding or cache."""
+    text = str(generator.template.render(question, passage))
+    inputs = torch.tensor([generator.tokenizer(text)["input_ids"]])
+    gold = torch.tensor(ids)
+    if isinstance(generator, Seq2SeqGenerator):
+        decoder = torch.tensor([[*generator.decoder_prefix, *ids[:-1]]])
+        logits = generator.model(input_ids=inputs, decoder_input_ids=decoder).logits[0, -len(ids) :]
+    else:
+        whole = torch.cat([inputs, gold[None, :-1]], dim=1)
+        logits = generator.model(input_ids=whole).logits[0, -len(ids) :]
+    return torch.log_softmax(logits.float(), dim=1).gather(1, gold[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_gold_tokens_equal_the_models_own_logits(generator, gradients: bool) -> None:
+    targets = generator.targets(Y)
+    with torch.set_grad_enabled(gradients):
+        log_p = generator.log_p_theta(generator.prepare(X, PASSAGES), targets)
+    assert log_p.requires_grad == gradients
+    for b in range(2):
+        ids = targets.ids[b][targets.mask[b]].tolist()
+        for k in range(3):
+            expected = slow(generator, X[b], PASSAGES[b][k], ids)
+            torch.testing.assert_close(log_p[b, k, : len(ids)].detach(), expected, **TOLERANCE)
+
+
+def test_closed_book(generator) -> None:
+    targets = generator.targets(Y)
+    with torch.no_grad():
+        log_p = generator.log_p_theta(generator.prepare(X, None), targets)
+    assert log_p.shape[1] == 1
+    for b in range(2):
+        ids = targets.ids[b][targets.mask[b]].tolist()
+        torch.testing.assert_close(log_p[b, 0, : len(ids)], slow(generator, X[b], None, ids), **TOLERANCE)
+
+
+@torch.no_grad()
+def test_decoding_steps_equal_gold_scores_while_beams_move(generator) -> None:
+    """Beams swap, multiply and questions leave; every step must still be the model's own distribution."""
+    prepared = generator.prepare(X, PASSAGES)
+    log_p, state = generator.start(prepared)
+    prefixes = [[[]], [[]]]
+    questions = [0, 1]
+    moves = [
+        (torch.tensor([[0, 0], [1, 1]]), torch.tensor([[6, 7], [8, 9]]), [0, 1]),
+        (torch.tensor([[1, 0], [3, 3]]), torch.tensor([[10, 11], [12, 13]]), [0, 1]),
+        (torch.tensor([[3, 2, 2]]), torch.tensor([[14, 15, 16]]), [1]),
+    ]
+    for parents, tokens, kept in [*moves, (None, None, None)]:
+        for row, b in enumerate(questions):
+            for k in range(3):
+                for m, prefix in enumerate(prefixes[row]):
+                    for token in (5, 20):
+                        expected = slow(generator, X[b], PASSAGES[b][k], [*prefix, token])[-1]
+                        torch.testing.assert_close(log_p[row, k, m, token], expected, **TOLERANCE)
+        torch.testing.assert_close(log_p.exp().sum(dim=-1), torch.ones(log_p.shape[:-1]), rtol=0, atol=1e-5)
+        if parents is None:
+            break
+        flat = [prefix for of_one in prefixes for prefix in of_one]
+        prefixes = [
+            [[*flat[parent], token] for parent, token in zip(ps, ts, strict=True)]
+            for ps, ts in zip(parents.tolist(), tokens.tolist(), strict=True)
+        ]
+        questions = kept
+        log_p, state = generator.step(state, parents, tokens)
+
+
+@torch.no_grad()
+def test_prepared_rows_and_single_passages(generator) -> None:
+    prepared, targets = generator.prepare(X, PASSAGES), generator.targets(Y)
+    whole = generator.log_p_theta(prepared, targets)
+    index = torch.tensor([1, 0, 1])
+    again = generator.log_p_theta(prepared.rows(index), Targets(targets.ids[index], targets.mask[index]))
+    torch.testing.assert_close(again, whole[index], **TOLERANCE)
+    each = prepared.each_passage()
+    assert (each.num_questions, each.num_passages) == (6, 1)
+    repeated = Targets(targets.ids.repeat_interleave(3, dim=0), targets.mask.repeat_interleave(3, dim=0))
+    torch.testing.assert_close(generator.log_p_theta(each, repeated)[:, 0], whole.flatten(0, 1), **TOLERANCE)
+    # Scoring and decoding leave what was prepared as it was.
+    generator.step(generator.start(prepared)[1], torch.tensor([[0], [1]]), torch.tensor([[6], [7]]))
+    torch.testing.assert_close(generator.log_p_theta(prepared, targets), whole, rtol=0, atol=0)
+
+
+def test_gradients_equal_those_of_the_models_own_loss(generator, monkeypatch) -> None:
+    """The chunked, recomputed output layer against plain cross-entropy over all logits."""
+    monkeypatch.setattr("latentrag.generator.gold.CHUNK_ELEMENTS", 3 * tiny.VOCABULARY)
+    targets = generator.targets(Y[1:])
+    generator.log_p_theta(generator.prepare(X[1:], [PASSAGES[1][:1]]), targets).sum().backward()
+    found = {name: p.grad.clone() for name, p in generator.model.named_parameters() if p.grad is not None}
+    generator.model.zero_grad()
+    monkeypatch.setattr(generator, "_head_agrees", False)
+    generator.log_p_theta(generator.prepare(X[1:], [PASSAGES[1][:1]]), targets).sum().backward()
+    expected = {name: p.grad for name, p in generator.model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_scores_do_not_need_the_whole_vocabulary_at_once(generator, monkeypatch) -> None:
+    """At most one chunk of logits exists at a time, and the models' own output layer sees one position a row."""
+    sizes = []
+    piece = type(generator._head)._piece
+
+    def watched(self, hidden, gold):
+        sizes.append(len(gold))
+        return piece(self, hidden, gold)
+
+    monkeypatch.setattr("latentrag.generator.gold.CHUNK_ELEMENTS", 4 * tiny.VOCABULARY)
+    monkeypatch.setattr(type(generator._head), "_piece", watched)
+    targets = generator.targets(Y)
+    generator.log_p_theta(generator.prepare(X, PASSAGES), targets)
+    assert max(sizes) <= 4
+    assert sum(sizes) == 3 * int(targets.mask.sum())
+
+
+@torch.no_grad()
+def test_fallback_without_a_known_output_layer_gives_the_same(generator, monkeypatch) -> None:
+    targets = generator.targets(Y)
+    expected = generator.log_p_theta(generator.prepare(X, PASSAGES), targets)
+    monkeypatch.setattr(generator, "_head_agrees", False)
+    torch.testing.assert_close(
+        generator.log_p_theta(generator.prepare(X, PASSAGES), targets), expected, **TOLERANCE
+    )
+
+
+def test_an_unknown_output_layer_is_noticed(generator, monkeypatch) -> None:
+    monkeypatch.setattr(type(generator._head), "after", lambda self, logits: 2 * logits)
+    probe = torch.tensor([[5, 6]])
+    inputs = {"input_ids": probe}
+    if isinstance(generator, Seq2SeqGenerator):
+        inputs["decoder_input_ids"] = probe
+    assert not generator._head.agrees(**inputs)
+
+
+def test_text_of_tokens(generator) -> None:
+    ids = generator.targets(["the capital of france"]).ids[0].tolist()
+    assert generator.text(ids) == "the capital of france"
+    assert generator.token_texts(ids) == ["the", " capital", " of", " france", ""]
+    assert generator.text([]) == ""
+
+
+def test_targets_end_with_the_end_token(generator) -> None:
+    targets = generator.targets(["paris", "the red moon", ""])
+    for ids, mask in zip(targets.ids, targets.mask, strict=True):
+        assert ids[mask][-1] == generator.end_id
+        assert (ids[mask][:-1] != generator.end_id).all()
+    assert targets.mask.sum(dim=1).tolist() == [2, 4, 1]
+
+
+def test_save_and_load_restore_everything(generator, tmp_path) -> None:
+    generator.max_input_tokens = 40
+    generator.model.generation_config.num_beams = 3
+    generator.model.generation_config.no_repeat_ngram_size = 2
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    save_generator(generator, folder)
+    again = load_generator(folder)
+    assert again.settings() == generator.settings()
+    assert again.decoding_defaults == {"num_beams": 3, "no_repeat_ngram_size": 2}
+    with torch.no_grad():
+        targets = generator.targets(Y)
+        one, two = (g.log_p_theta(g.prepare(X, PASSAGES), targets) for g in (generator, again))
+    torch.testing.assert_close(one, two, rtol=0, atol=0)
+    assert not list(folder.glob("*.bin"))
+
+
+def test_a_long_passage_gives_way_to_the_question(generator) -> None:
+    words = "paris is the capital city of france . " * 30
+    generator.max_input_tokens = 40
+    prepared = generator.prepare(X[:1], [[Passage("z", words, "france")]])
+    ids = prepared.prompts.ids if isinstance(generator, CausalGenerator) else None
+    if ids is None:
+        from latentrag.generator.inputs import input_ids
+
+        rendered = generator.template.render(X[0], Passage("z", words, "france"))
+        ids = torch.tensor(input_ids(generator.tokenizer, [rendered], limit=40))
+    assert 36 <= ids.shape[1] <= 40
+    text = generator.tokenizer.decode(ids[0], skip_special_tokens=True)
+    assert "what is the capital of france ?" in text
+    assert "france" in text.split("what is")[0]
+
+
+def test_a_question_that_is_too_long_is_refused(generator) -> None:
+    generator.max_input_tokens = 40
+    with pytest.raises(InputError, match="the generator reads 40; shorten the question"):
+        generator.prepare(["the moon " * 40], [PASSAGES[0][:1]])
+
+
+@pytest.mark.parametrize(
+    ("x", "passages"),
+    [([], []), ([" "], [PASSAGES[0]]), (X, [PASSAGES[0]]), (X, [PASSAGES[0], PASSAGES[1][:2]]), (X[:1], [[]])],
+)
+def test_bad_questions_and_passages(x, passages, tmp_path) -> None:
+    with pytest.raises(InputError, match="needed"):
+        make("bart", tmp_path).prepare(x, passages)
+
+
+def test_bart_begins_as_it_was_trained_and_t5_with_its_start_token(tmp_path) -> None:
+    (tmp_path / "bart").mkdir()
+    (tmp_path / "t5").mkdir()
+    assert make("bart", tmp_path / "bart").decoder_prefix == (tiny.END, tiny.BEGIN)
+    assert make("t5", tmp_path / "t5").decoder_prefix == (tiny.PAD,)
+
+
+def test_an_end_of_several_tokens_is_refused(tmp_path) -> None:
+    make("llama", tmp_path)
+    settings = {"template": {"end": " the moon"}}
+    with pytest.raises(ModelError, match="3 tokens|2 tokens"):
+        load_generator(tmp_path, settings=settings)
+    assert load_generator(tmp_path, settings={"template": {"end": None}}).end_id == tiny.END
+
+
+def test_a_target_with_the_end_inside_is_refused(tmp_path) -> None:
+    with pytest.raises(InputError, match="ends every target"):
+        make("llama", tmp_path).targets(["the\nmoon"])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickle only", "no config", "broken config", "encoder only", "settings"])
+def test_damaged_folders_are_refused_in_one_line(damage: str, tmp_path) -> None:
+    make("bart", tmp_path)
+    weights = tmp_path / "model.safetensors"
+    config = tmp_path / "config.json"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "pickle only":
+        weights.rename(tmp_path / "pytorch_model.bin")
+    elif damage == "no config":
+        config.unlink()
+    elif damage == "broken config":
+        config.write_text("{")
+    elif damage == "encoder only":
+        config.write_text('{"model_type": "dpr"}')
+    else:
+        (tmp_path / "latentrag_generator.json").write_text('{"kind": "causal"}')
+    with pytest.raises(ModelError) as caught:
+        load_generator(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_braces_in_passages_and_questions_are_text() -> None:
+    template = PromptTemplate()
+    rendered = str(template.render("is {text} a {title}?", Passage("z", "a {question}\n\nQuestion: b", "t {text}")))
+    assert rendered == "t {text}: a {question} Question: b\nQuestion: is {text} a {title}?\nAnswer:"
+    assert str(template.render("q", Passage("z", "text"))) == "text\nQuestion: q\nAnswer:"
+
+
+def test_the_seq2seq_input_is_that_of_hugging_faces_rag() -> None:
+    rendered = InputTemplate(prefix="p: ").render("Who?", Passage("z", "some text", '"A Title"'))
+    assert str(rendered) == "p: A Title / some text // Who?"
+    assert str(InputTemplate(prefix="p: ").render("Who?", None)) == "p: Who?"
+
+
+@pytest.mark.parametrize("bad", [{"passage": "no field"}, {"question": "Q:"}, {"untitled": "{text}{text}"}])
+def test_templates_need_their_fields(bad: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="exactly once"):
+        PromptTemplate(**bad)

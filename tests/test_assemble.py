@@ -1,0 +1,193 @@
+"""Models and memories from folders, put together, saved and loaded again."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import latentrag
+from latentrag.assemble import ModelSpec, load, load_passage_encoder, open_memory, save
+from latentrag.errors import EncoderMismatchError, InputError, MemoryStoreError, ModelError
+from latentrag.memory import Memory
+from latentrag.types import Passage
+from tests import tiny
+from tests.encoder.tiny import write_dpr, write_sentence_encoder
+from tests.test_transformers_rag import checkpoint
+
+PASSAGES = [
+    Passage("paris", "paris is the capital of france", "paris", "geo", 0, 30),
+    Passage("rome", "rome is a city in italy", "rome"),
+    Passage("hamlet", "hamlet is a play", "hamlet"),
+    Passage("seine", "the seine is a river in france", "seine"),
+]
+
+
+@pytest.fixture
+def parts(tmp_path) -> tuple[Path, Path]:
+    """A sentence encoder and a causal generator."""
+    encoder = write_sentence_encoder(tmp_path / "encoder", head=["Normalize"])
+    generator = tmp_path / "generator"
+    tiny.save_tokenizer(generator, end=False)
+    tiny.save_llama(generator)
+    return encoder, generator
+
+
+@pytest.fixture
+def memory(parts, tmp_path) -> Path:
+    encoder = load_passage_encoder(parts[0])
+    Memory.create(tmp_path / "memory.lance", encoder).add(PASSAGES, encoder)
+    return tmp_path / "memory.lance"
+
+
+def test_a_pair_answers(parts, memory) -> None:
+    rag = latentrag.load(parts, memory=memory, k=3)
+    answer = rag.answer("what is the capital of france ?", max_tokens=5)
+    assert len(answer.sources) == 3
+    assert answer.memory_version == 2
+    assert {s.passage.id for s in answer.sources} <= {z.id for z in PASSAGES}
+    scores = rag.retriever.retrieve(["what is the capital of france ?"], 3).scores
+    priors = torch.softmax(scores[0], dim=0).tolist()
+    assert [s.prior for s in answer.sources] == pytest.approx(priors, abs=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["sequence", "token"])
+def test_save_and_load_give_the_same_answers(variant, parts, memory, tmp_path) -> None:
+    rag = load(ModelSpec(*parts), memory=memory, variant=variant, k=2)
+    rag.defaults = latentrag.DecodingOptions(num_beams=2, max_tokens=6, stop=("zzz",))
+    save(rag, tmp_path / "saved")
+    again = load(tmp_path / "saved", memory=memory)
+    assert (again.variant, again.k, again.defaults) == (variant, 2, rag.defaults)
+    question = "who wrote hamlet ?"
+    assert again.answer(question) == rag.answer(question)
+    assert not [path for path in (tmp_path / "saved").rglob("*") if path.suffix in {".bin", ".pt", ".pkl"}]
+    assert load_passage_encoder(tmp_path / "saved").fingerprint == load_passage_encoder(parts[0]).fingerprint
+
+
+def test_saving_over_a_model_replaces_it_and_over_anything_else_is_refused(parts, memory, tmp_path) -> None:
+    rag = load(parts, memory=memory)
+    save(rag, tmp_path / "saved")
+    rag.k = 3
+    save(rag, tmp_path / "saved")
+    assert load(tmp_path / "saved", memory=memory).k == 3
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(InputError, match="no model that latentrag saved"):
+        save(rag, tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+
+
+def test_a_failed_save_leaves_the_old_model_and_nothing_else(parts, memory, tmp_path, monkeypatch) -> None:
+    rag = load(parts, memory=memory)
+    save(rag, tmp_path / "saved")
+    before = {path: path.read_bytes() for path in (tmp_path / "saved").rglob("*") if path.is_file()}
+    others = set(tmp_path.iterdir())
+
+    def full(*_args: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("latentrag.generator.loading.save_generator", full)
+    with pytest.raises(InputError, match="no space left"):
+        save(rag, tmp_path / "saved")
+    assert {path: path.read_bytes() for path in before} == before
+    assert set(tmp_path.iterdir()) == others
+
+
+@pytest.mark.parametrize("variant", ["Sequence", "Token"])
+def test_the_layout_of_facebook_rag_loads(variant, tmp_path) -> None:
+    theirs, _ = checkpoint(tmp_path / "rag", 0, variant=variant)
+    torch.manual_seed(0)
+    encoder = load_passage_encoder(write_dpr(tmp_path / "ctx", "DPRContextEncoder", seed=1))
+    memory = Memory.create(tmp_path / "m.lance", encoder).add(PASSAGES, encoder)
+    with pytest.warns(UserWarning, match="cannot verify"):
+        rag = load(tmp_path / "rag", memory=memory)
+    assert (rag.variant, rag.k) == (variant.lower(), 3)
+    question = "what is the capital"
+    ids = rag.generator.tokenizer(question, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = theirs.question_encoder(ids, attention_mask=torch.ones_like(ids))[0]
+        q = rag.retriever.query_encoder.encode_queries([question])
+    torch.testing.assert_close(q, expected, rtol=0, atol=1e-5)
+    assert len(rag.answer(question, max_tokens=4).sources) == 3
+    with pytest.raises(ModelError, match="holds no passage encoder"):
+        load_passage_encoder(tmp_path / "rag")
+    save(rag, tmp_path / "saved", passage_encoder=encoder)
+    with pytest.warns(UserWarning, match="cannot verify"):
+        again = load(tmp_path / "saved", memory=memory)
+    assert again.answer(question, max_tokens=4) == rag.answer(question, max_tokens=4)
+    assert load_passage_encoder(tmp_path / "saved").fingerprint == encoder.fingerprint
+
+
+def test_a_pair_of_encoders_is_checked_against_the_memory(parts, tmp_path) -> None:
+    query = write_dpr(tmp_path / "q", "DPRQuestionEncoder")
+    right = write_dpr(tmp_path / "right", "DPRContextEncoder", seed=1)
+    wrong = write_dpr(tmp_path / "wrong", "DPRContextEncoder", seed=2)
+    encoder = load_passage_encoder(right)
+    memory = Memory.create(tmp_path / "m.lance", encoder).add(PASSAGES, encoder)
+    assert load(ModelSpec(query, parts[1], right), memory=memory).answer("what is paris", k=2, max_tokens=3).sources
+    with pytest.raises(EncoderMismatchError):
+        load(ModelSpec(query, parts[1], wrong), memory=memory)
+    with pytest.raises(EncoderMismatchError):
+        load(parts, memory=memory)
+
+
+def test_versions(parts, memory) -> None:
+    Memory.open(memory).delete(["paris"])
+    assert load(parts, memory=memory).answer("what is paris", k=3, max_tokens=3).memory_version == 3
+    old = load(parts, memory=memory, version=2).answer("what is paris", k=4, max_tokens=3)
+    assert old.memory_version == 2
+    assert "paris" in {s.passage.id for s in old.sources}
+    assert open_memory(Memory.open(memory), version=2).version == 2
+
+
+def test_dtypes(parts, memory) -> None:
+    assert load(parts, memory=memory).generator.model.dtype == torch.float32
+    assert load(parts, memory=memory, dtype="bfloat16").generator.model.dtype == torch.bfloat16
+    with pytest.raises(InputError, match="dtype='int8'"):
+        load(parts, memory=memory, dtype="int8")
+
+
+def damaged(folder: Path, damage: str) -> None:
+    settings = folder / "latentrag.json"
+    content = json.loads(settings.read_text())
+    if damage == "generator gone":
+        shutil.rmtree(folder / "generator")
+    elif damage == "weights truncated":
+        weights = folder / "query_encoder" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-10])
+    elif damage == "not JSON":
+        settings.write_text("{")
+    elif damage == "newer format":
+        settings.write_text(json.dumps({**content, "format": 2}))
+    elif damage == "no variant":
+        settings.write_text(json.dumps({**content, "variant": "both"}))
+    else:
+        settings.write_text(json.dumps({**content, "decoding": {"num_beams": 0}}))
+
+
+@pytest.mark.parametrize(
+    "damage", ["generator gone", "weights truncated", "not JSON", "newer format", "no variant", "bad option"]
+)
+def test_damaged_models_are_refused_in_one_line(damage, parts, memory, tmp_path) -> None:
+    save(load(parts, memory=memory), tmp_path / "saved")
+    damaged(tmp_path / "saved", damage)
+    with pytest.raises(ModelError) as caught:
+        load(tmp_path / "saved", memory=memory)
+    assert "\n" not in str(caught.value)
+
+
+def test_things_that_are_no_model_or_memory(parts, memory, tmp_path, home) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="needed a model folder"):
+        load(tmp_path / "empty", memory=memory)
+    with pytest.raises(ModelError, match="is one model"):
+        load(parts[0], memory=memory)
+    with pytest.raises(ModelError, match="latentrag demo"):
+        load("demo", memory=memory)
+    with pytest.raises(MemoryStoreError, match="latentrag demo"):
+        load(parts, memory="demo")
+    with pytest.raises(ModelError):
+        load("no/such-model", memory=memory)
+    with pytest.raises(MemoryStoreError):
+        load(parts, memory=tmp_path / "none.lance")

@@ -1,0 +1,188 @@
+"""Rag with fakes of ten lines for the retriever and the generator."""
+
+import math
+
+import pytest
+import torch
+
+from latentrag.errors import InputError
+from latentrag.rag import Rag
+from latentrag.types import Passage, Retrieved
+from tests.toy import ToyGenerator, enumerate_marginal, passages
+
+
+class FakeRetriever:
+    """The same passages for everyone, scores that depend on the question."""
+
+    def __init__(self, found: list[Passage]) -> None:
+        self.found = found
+
+    def retrieve(self, x, k):
+        if k > len(self.found):
+            raise InputError(f"k={k} exceeds the memory's {len(self.found)} passages; lower k or add passages")
+        scores = torch.stack([torch.linspace(1.0, -1.0, k) + 0.1 * len(question) for question in x])
+        return Retrieved([self.found[:k] for _ in x], scores, version=7)
+
+
+@pytest.fixture
+def rag() -> Rag:
+    return Rag(FakeRetriever(passages(4)), ToyGenerator(4, seed=11), k=3)
+
+
+def truth(rag: Rag, x: str, variant: str, max_tokens: int = 4) -> dict[tuple[int, ...], float]:
+    retrieved = rag.retriever.retrieve([x], rag.k)
+    prepared = rag.generator.prepare([x], retrieved.passages)
+    log_p_eta = torch.log_softmax(retrieved.scores[0], dim=0)
+    return enumerate_marginal(
+        rag.generator, prepared.rows_of[0], log_p_eta, variant=variant, max_tokens=max_tokens
+    )
+
+
+@pytest.mark.parametrize("variant", ["sequence", "token"])
+def test_answer_is_the_argmax_with_its_evidence(rag: Rag, variant: str) -> None:
+    answer = rag.answer("who?", variant=variant, num_beams=121, max_tokens=4)
+    expected = truth(rag, "who?", variant)
+    best = max(expected, key=expected.__getitem__)
+    assert answer.text == rag.generator.text(best)
+    assert answer.log_prob == pytest.approx(expected[best], abs=1e-5)
+    assert answer.memory_version == 7
+    assert [s.passage.id for s in answer.sources] == ["z0", "z1", "z2"]
+    assert sum(s.prior for s in answer.sources) == pytest.approx(1, abs=1e-6)
+    assert sum(s.posterior for s in answer.sources) == pytest.approx(1, abs=1e-6)
+    assert "".join(token.text for token in answer.tokens) == answer.text
+    for token in answer.tokens:
+        assert sum(token.posterior) == pytest.approx(1, abs=1e-6)
+    # The end token, which is not shown, accounts for the rest of the probability.
+    assert sum(token.log_prob for token in answer.tokens) >= answer.log_prob - 1e-6
+    closed = sum(rag.generator.log_p("who?|", best[:i])[best[i]].item() for i in range(len(best)))
+    assert answer.closed_book_log_prob == pytest.approx(closed, abs=1e-5)
+    assert answer.hypotheses[0].text == answer.text
+    assert sum(math.exp(h.log_prob) for h in answer.hypotheses) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["sequence", "token"])
+def test_score_of_the_answer_is_its_probability(rag: Rag, variant: str) -> None:
+    answer = rag.answer("who?", variant=variant, max_tokens=6, min_tokens=2)
+    assert answer.hypotheses[0].finished
+    score = rag.score("who?", answer.text, variant=variant)
+    assert score.log_likelihood == pytest.approx(answer.log_prob, abs=1e-5)
+    assert score.closed_book_log_likelihood == pytest.approx(answer.closed_book_log_prob, abs=1e-5)
+    assert [s.posterior for s in score.sources] == pytest.approx(
+        [s.posterior for s in answer.sources], abs=1e-6
+    )
+    assert [t.posterior for t in score.tokens] == [pytest.approx(t.posterior, abs=1e-6) for t in answer.tokens]
+    assert rag.log_likelihood("who?", answer.text, variant=variant) == score.log_likelihood
+    assert [share for _, share in rag.posterior("who?", answer.text, variant=variant)] == [
+        s.posterior for s in score.sources
+    ]
+
+
+@pytest.mark.parametrize("variant", ["sequence", "token"])
+def test_tokens_multiply_to_the_likelihood(rag: Rag, variant: str) -> None:
+    evidence = rag.model.evidence(["who?", "x"], ["abc", "b"], k=3)
+    torch.testing.assert_close(
+        evidence.log_p_of_tokens(variant).sum(dim=1), evidence.log_likelihood(variant), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("variant", ["sequence", "token"])
+def test_without_passage_equals_a_memory_without_it(rag: Rag, variant: str) -> None:
+    score = rag.score("who?", "ab", variant=variant)
+    scores = rag.retriever.retrieve(["who?"], 3).scores[0]
+    for k in range(3):
+
+        class Without(FakeRetriever):
+            def retrieve(self, x, _k, gone=k):
+                kept = [i for i in range(3) if i != gone]
+                return Retrieved([[self.found[i] for i in kept]], scores[None, kept], version=8)
+
+        other = Rag(Without(passages(4)), rag.generator, k=2)
+        assert score.without_passage[k] == pytest.approx(
+            other.log_likelihood("who?", "ab", variant=variant), abs=1e-5
+        )
+
+
+def test_one_passage_has_no_counterfactual(rag: Rag) -> None:
+    assert rag.score("who?", "ab", k=1).without_passage == ()
+
+
+def test_batch_equals_one_by_one(rag: Rag) -> None:
+    questions = ["who?", "what is it?", "where"]
+    together = rag.answer_batch(questions, num_beams=3, max_tokens=5)
+    for question, answer in zip(questions, together, strict=True):
+        alone = rag.answer(question, num_beams=3, max_tokens=5)
+        assert alone.text == answer.text
+        assert alone.log_prob == pytest.approx(answer.log_prob, abs=1e-5)
+
+
+@pytest.mark.parametrize("decoding", ["exact", "thorough", "fast"])
+def test_decodings(rag: Rag, decoding: str) -> None:
+    answer = rag.answer("who?", decoding=decoding, num_beams=121, max_tokens=4)
+    assert answer.decoding == decoding
+    assert answer.text == rag.answer("who?", num_beams=121, max_tokens=4).text
+    assert sum(s.posterior for s in answer.sources) == pytest.approx(1, abs=1e-6)
+    for token in answer.tokens:
+        assert sum(token.posterior) == pytest.approx(1, abs=1e-6)
+        assert math.isfinite(token.log_prob)
+
+
+def test_narrow_fast_decoding_has_finite_evidence(rag: Rag) -> None:
+    answer = rag.answer("who?", decoding="fast", num_beams=1, max_tokens=8)
+    assert math.isfinite(answer.log_prob)
+    assert sum(s.posterior for s in answer.sources) == pytest.approx(1, abs=1e-6)
+    assert all(
+        math.isfinite(t.log_prob) and sum(t.posterior) == pytest.approx(1, abs=1e-6) for t in answer.tokens
+    )
+
+
+def test_stop_strings_cut_text_tokens_and_hypotheses(rag: Rag) -> None:
+    answer = rag.answer("who?", stop=("b",), min_tokens=5, max_tokens=8)
+    assert "b" not in answer.text
+    assert "".join(token.text for token in answer.tokens) == answer.text
+    assert all("b" not in h.text for h in answer.hypotheses)
+
+
+def test_saved_generation_settings_are_used_and_calls_override_them(rag: Rag) -> None:
+    rag.generator.decoding_defaults = {"num_beams": 2, "max_tokens": 3}
+    assert rag.options().num_beams == 2
+    assert rag.options(num_beams=5).num_beams == 5
+    assert rag.options(num_beams=None).max_tokens == 3
+    assert len(rag.answer("who?").hypotheses) <= 2
+    assert len(rag.answer("who?", min_tokens=2).tokens) <= 3
+
+
+def test_sampling(rag: Rag) -> None:
+    one, two = (rag.answer("who?", sample=True, seed=3, num_beams=2, max_tokens=5) for _ in range(2))
+    assert one == two
+    assert len(one.hypotheses) == 2
+
+
+def test_classify(rag: Rag) -> None:
+    result = rag.classify("who?", ["a", "b", "c"])
+    assert result.best == result.labels[0].text
+    assert sum(label.probability for label in result.labels) == pytest.approx(1, abs=1e-6)
+    assert sum(s.posterior for s in result.sources) == pytest.approx(1, abs=1e-6)
+    token = rag.classify("who?", ["a", "b", "c"], variant="token")
+    assert [(l.text, l.probability) for l in token.labels] == [
+        (l.text, pytest.approx(l.probability, abs=1e-6)) for l in result.labels
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda rag: rag.answer(" "), "the question is empty"),
+        (lambda rag: rag.answer_batch([]), "no question"),
+        (lambda rag: rag.answer("x", variant="both"), "variant='both'"),
+        (lambda rag: rag.answer("x", decoding="slow"), "decoding='slow'"),
+        (lambda rag: rag.answer("x", variant="token", decoding="fast"), "RAG-Token has one decoder"),
+        (lambda rag: rag.answer("x", decoding="fast", sample=True), "sampling needs"),
+        (lambda rag: rag.answer("x", beams=3), "unknown option beams"),
+        (lambda rag: rag.answer("x", k=9), "k=9 exceeds"),
+        (lambda rag: rag.classify("x", ["a"]), "two or more"),
+        (lambda rag: rag.model.evidence(["x"], ["a", "b"], k=2), "as many of each"),
+    ],
+)
+def test_bad_input(rag: Rag, call, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call(rag)
