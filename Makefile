@@ -1,0 +1,49 @@
+# Everything runs in .venv, which is made when it is missing and brought up to date when
+# pyproject.toml or constraints.txt has changed. Needs Python 3.11 or later and nothing else.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help test lint format demo eval-demo clean
+
+help:  ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+test: lint  ## Check style, types, the rooms' import rules, and run the tests.
+	@$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)  ## Check style, types and import rules.
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: $(STAMP)  ## Sort imports and reformat.
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+demo: $(STAMP)  ## Fetch the demo's models and corpus once, build its memory, ask it a question.
+	@$(BIN)/latentrag demo
+
+eval-demo: $(STAMP)  ## Measure the demo.
+	@$(BIN)/python experiments/eval_demo.py
+
+clean:  ## Remove .venv and everything the tools have cached here.
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip's list of every requirement is left out; downloads, installation and errors are shown.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); 3.11 or later is needed; name one: make PYTHON=python3.11" >&2; exit 2; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
+		{ echo "making .venv with $$($(PYTHON) -V)"; $(PYTHON) -m venv --clear .venv; }
+	@echo "installing latentrag and its dependencies into .venv (minutes, the first time)"
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo,dev]' \
+		| awk '/^ *(Downloading|Building|ERROR)/ { print; fflush() } /^Installing collected/ { print "Installing"; fflush() }'
+	@touch $@

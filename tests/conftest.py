@@ -1,0 +1,30 @@
+"""What every test runs under: one thread a worker, no network, checked shapes, the same seed."""
+
+import os
+
+# Before torch, faiss and transformers read them.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # workers would fight for the cores
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import jaxtyping
+import pytest
+
+jaxtyping.install_import_hook(["latentrag.marginal"], "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Seeds torch's global generator, which draws the random weights of tiny models."""
+    import torch
+
+    torch.manual_seed(0)
+    return 0
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty LATENTRAG_HOME."""
+    monkeypatch.setenv("LATENTRAG_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
