@@ -1,0 +1,208 @@
+"""Texts → token ids, without padding and without a silent cut of a question.
+
+The tokenizer is taken from tokenizer.json as it stands (or from BERT's vocab.txt). The classes that
+transformers would choose by name are not used: they rebuild the normaliser from tokenizer_config.json, and
+its DPR classes lower-case the text of a cased model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from latentrag.errors import InputError, ModelError
+from latentrag.pretrained import one_line, quiet, read_object
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+    from tokenizers import Encoding, Tokenizer
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+SLICE = 1024
+"""Texts tokenised in one call: the tokenizer's own records are much larger than the ids that are kept."""
+
+UNLIMITED = 10**9
+"""transformers writes 10^30 as model_max_length where a tokenizer sets no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One text. ``type_ids`` is 0 for the first text of a pair and 1 for the second."""
+
+    ids: Int[Tensor, " S"]
+    type_ids: Int[Tensor, " S"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class TextTokenizer:
+    """A tokenizer with a fixed length limit, special tokens included.
+
+    Args:
+        backend: its truncation is set here and never changed again, so that threads may share it.
+        max_tokens: how many tokens the model reads.
+        sidecars: tokenizer_config.json and special_tokens_map.json by file name, kept for ``save`` only.
+    """
+
+    def __init__(self, backend: Tokenizer, *, max_tokens: int, sidecars: Mapping[str, Mapping[str, Any]]) -> None:
+        backend.no_padding()
+        backend.enable_truncation(max_tokens)
+        self._backend = backend
+        self._sidecars = sidecars
+        self.max_tokens = max_tokens
+
+    @property
+    def num_ids(self) -> int:
+        """One more than the largest token id."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def definition(self) -> str:
+        """The tokenizer as canonical JSON, without the length limit and the padding."""
+        content: dict[str, Any] = json.loads(self._backend.to_str())
+        content["truncation"] = content["padding"] = None
+        return json.dumps(content, sort_keys=True)
+
+    def rows(self, texts: Sequence[str | tuple[str, str]]) -> list[TokenRow]:
+        """Texts, or pairs of texts, each cut to ``max_tokens`` (of a pair, the longer text is cut first)."""
+        readable = [
+            _readable(text) if isinstance(text, str) else (_readable(text[0]), _readable(text[1])) for text in texts
+        ]
+        return [_row(encoding) for encoding in self._encodings(readable)]
+
+    def question_rows(self, texts: Sequence[str]) -> list[TokenRow]:
+        """Questions, whole.
+
+        Raises: InputError for one that is longer than ``max_tokens``.
+        """
+        rows = []
+        for i, encoding in enumerate(self._encodings(texts)):
+            # A text that was cut carries the rest in pieces, each with its own special tokens.
+            num_special = self._backend.num_special_tokens_to_add(is_pair=False)
+            num_tokens = len(encoding.ids) + sum(len(rest.ids) - num_special for rest in encoding.overflowing)
+            if num_tokens > self.max_tokens:
+                raise InputError(
+                    f"question {i + 1} of {len(texts)} has {num_tokens} tokens but the query encoder reads "
+                    f"{self.max_tokens}; shorten it"
+                )
+            rows.append(_row(encoding))
+        return rows
+
+    def num_leading_tokens(self, prompt: str) -> int:
+        """Tokens at the start of a text that belong to ``prompt`` or precede it."""
+        if not prompt:
+            return 0
+        encoding = self._backend.encode(prompt)
+        return len(encoding.ids) - encoding.special_tokens_mask[-1]
+
+    def save(self, folder: Path) -> None:
+        """tokenizer.json and its configuration, as transformers lays them out."""
+        (folder / "tokenizer.json").write_text(json.dumps(json.loads(self.definition), ensure_ascii=False), "utf-8")
+        for name, content in self._sidecars.items():
+            (folder / name).write_text(json.dumps(content, indent=2), "utf-8")
+
+    def _encodings(self, texts: Sequence[str | tuple[str, str]]) -> Iterator[Encoding]:
+        for start in range(0, len(texts), SLICE):
+            yield from self._backend.encode_batch_fast(list(texts[start : start + SLICE]))
+
+
+def load_tokenizer(folder: Path, module: PreTrainedModel, *, max_seq_length: int | None = None) -> TextTokenizer:
+    """The tokenizer that lies in a model's folder.
+
+    ``max_tokens`` is the smallest of ``max_seq_length``, the tokenizer's own limit and the model's positions.
+
+    Raises: ModelError if there is none, it is broken or does not fit the model, or nothing sets a limit.
+    """
+    sidecars = {
+        name: read_object(folder / name)
+        for name in ("tokenizer_config.json", "special_tokens_map.json")
+        if (folder / name).exists()
+    }
+    has_json = (folder / "tokenizer.json").exists()
+    default = {"tokenizer_class": "PreTrainedTokenizerFast" if has_json else "BertTokenizer"}
+    config = sidecars.setdefault("tokenizer_config.json", default)
+    config.pop("auto_map", None)  # it would name Python code that is not saved with the model
+    limits = (max_seq_length, config.get("model_max_length"), position_limit(module))
+    known = [int(limit) for limit in limits if limit is not None and limit < UNLIMITED]
+    if not known:
+        raise ModelError(
+            f"{folder} does not say how many tokens the model reads; set model_max_length in tokenizer_config.json"
+        )
+    backend = _tokenizer_json(folder) if has_json else _bert_vocabulary(folder)
+    tokenizer = TextTokenizer(backend, max_tokens=min(known), sidecars=sidecars)
+    num_embeddings = module.get_input_embeddings().num_embeddings
+    if tokenizer.num_ids > num_embeddings:
+        raise ModelError(
+            f"{folder} has a tokenizer of {tokenizer.num_ids} ids, but the model has {num_embeddings}; "
+            "needed the tokenizer the model was trained with"
+        )
+    return tokenizer
+
+
+def position_limit(module: nn.Module) -> int | None:
+    """How many tokens a model's table of absolute positions has room for; None if it has no such table.
+
+    RoBERTa's family counts positions from padding_idx + 1, so that its 514 rows are good for 512 tokens.
+    """
+    for name, child in module.named_modules():
+        if isinstance(child, nn.Embedding) and name.rpartition(".")[2] == "position_embeddings":
+            reserved = 0 if child.padding_idx is None else child.padding_idx + 1
+            return child.num_embeddings - reserved
+    return None
+
+
+def _tokenizer_json(folder: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    try:
+        return Tokenizer.from_str(path.read_text("utf-8"))
+    except Exception as error:  # the library raises nothing narrower
+        raise ModelError(f"{path} is no tokenizer ({one_line(error)}); fetch the file again") from error
+
+
+def _bert_vocabulary(folder: Path) -> Tokenizer:
+    from transformers import BertTokenizer
+
+    path = folder / "vocab.txt"
+    needed = {"[UNK]", "[CLS]", "[SEP]"}
+    if not path.exists():
+        raise ModelError(f"{folder} has no tokenizer; put the model's tokenizer.json (or BERT's vocab.txt) there")
+    if not needed <= set(path.read_text("utf-8").splitlines()):
+        raise ModelError(f"{path} is not a vocabulary of BERT's kind; put the model's tokenizer.json beside it")
+    with quiet():
+        backend: Tokenizer = BertTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+    return backend
+
+
+def _row(encoding: Encoding) -> TokenRow:
+    return TokenRow(
+        ids=torch.tensor(encoding.ids, dtype=torch.int32),
+        type_ids=torch.tensor(encoding.type_ids, dtype=torch.int32),
+    )
+
+
+def _readable(text: str) -> str:
+    """Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark."""
+    return text.encode(errors="replace").decode()
+
+
+def check_questions(x: Sequence[str]) -> None:
+    """Raises: InputError for a question that is not a text or has nothing in it."""
+    if isinstance(x, str):
+        raise InputError("encode_queries got one text, needed a list of texts; write [question]")
+    for i, question in enumerate(x):
+        if not isinstance(question, str):
+            raise InputError(f"question {i + 1} of {len(x)} is a {type(question).__name__}, needed a text")
+        if not question.strip():
+            raise InputError(f"question {i + 1} of {len(x)} is empty; write at least one word")
+        if question != _readable(question):
+            raise InputError(f"question {i + 1} of {len(x)} is not valid Unicode text; remove its lone surrogates")
