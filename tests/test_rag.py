@@ -33,9 +33,7 @@ def truth(rag: Rag, x: str, variant: str, max_tokens: int = 4) -> dict[tuple[int
     retrieved = rag.retriever.retrieve([x], rag.k)
     prepared = rag.generator.prepare([x], retrieved.passages)
     log_p_eta = torch.log_softmax(retrieved.scores[0], dim=0)
-    return enumerate_marginal(
-        rag.generator, prepared.rows_of[0], log_p_eta, variant=variant, max_tokens=max_tokens
-    )
+    return enumerate_marginal(rag.generator, prepared.rows_of[0], log_p_eta, variant=variant, max_tokens=max_tokens)
 
 
 @pytest.mark.parametrize("variant", ["sequence", "token"])
@@ -67,9 +65,7 @@ def test_score_of_the_answer_is_its_probability(rag: Rag, variant: str) -> None:
     score = rag.score("who?", answer.text, variant=variant)
     assert score.log_likelihood == pytest.approx(answer.log_prob, abs=1e-5)
     assert score.closed_book_log_likelihood == pytest.approx(answer.closed_book_log_prob, abs=1e-5)
-    assert [s.posterior for s in score.sources] == pytest.approx(
-        [s.posterior for s in answer.sources], abs=1e-6
-    )
+    assert [s.posterior for s in score.sources] == pytest.approx([s.posterior for s in answer.sources], abs=1e-6)
     assert [t.posterior for t in score.tokens] == [pytest.approx(t.posterior, abs=1e-6) for t in answer.tokens]
     assert rag.log_likelihood("who?", answer.text, variant=variant) == score.log_likelihood
     assert [share for _, share in rag.posterior("who?", answer.text, variant=variant)] == [
@@ -97,9 +93,7 @@ def test_without_passage_equals_a_memory_without_it(rag: Rag, variant: str) -> N
                 return Retrieved([[self.found[i] for i in kept]], scores[None, kept], version=8)
 
         other = Rag(Without(passages(4)), rag.generator, k=2)
-        assert score.without_passage[k] == pytest.approx(
-            other.log_likelihood("who?", "ab", variant=variant), abs=1e-5
-        )
+        assert score.without_passage[k] == pytest.approx(other.log_likelihood("who?", "ab", variant=variant), abs=1e-5)
 
 
 def test_one_passage_has_no_counterfactual(rag: Rag) -> None:
@@ -130,9 +124,7 @@ def test_narrow_fast_decoding_has_finite_evidence(rag: Rag) -> None:
     answer = rag.answer("who?", decoding="fast", num_beams=1, max_tokens=8)
     assert math.isfinite(answer.log_prob)
     assert sum(s.posterior for s in answer.sources) == pytest.approx(1, abs=1e-6)
-    assert all(
-        math.isfinite(t.log_prob) and sum(t.posterior) == pytest.approx(1, abs=1e-6) for t in answer.tokens
-    )
+    assert all(math.isfinite(t.log_prob) and sum(t.posterior) == pytest.approx(1, abs=1e-6) for t in answer.tokens)
 
 
 def test_stop_strings_cut_text_tokens_and_hypotheses(rag: Rag) -> None:
@@ -163,8 +155,8 @@ def test_classify(rag: Rag) -> None:
     assert sum(label.probability for label in result.labels) == pytest.approx(1, abs=1e-6)
     assert sum(s.posterior for s in result.sources) == pytest.approx(1, abs=1e-6)
     token = rag.classify("who?", ["a", "b", "c"], variant="token")
-    assert [(l.text, l.probability) for l in token.labels] == [
-        (l.text, pytest.approx(l.probability, abs=1e-6)) for l in result.labels
+    assert [(label.text, label.probability) for label in token.labels] == [
+        (label.text, pytest.approx(label.probability, abs=1e-6)) for label in result.labels
     ]
 
 

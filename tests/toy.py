@@ -59,10 +59,7 @@ class ToyGenerator:
         if passages is None:
             return ToyPrepared(tuple((f"{question}|",) for question in x))
         return ToyPrepared(
-            tuple(
-                tuple(f"{question}|{z.id}" for z in of_one)
-                for question, of_one in zip(x, passages, strict=True)
-            )
+            tuple(tuple(f"{question}|{z.id}" for z in of_one) for question, of_one in zip(x, passages, strict=True))
         )
 
     def targets(self, y: Sequence[str]) -> Targets:
@@ -78,10 +75,7 @@ class ToyGenerator:
         for names, ids in zip(prepared.rows_of, targets.ids.tolist(), strict=True):
             rows.append(
                 torch.stack(
-                    [
-                        torch.stack([self.log_p(name, ids[:t])[ids[t]] for t in range(len(ids))])
-                        for name in names
-                    ]
+                    [torch.stack([self.log_p(name, ids[:t])[ids[t]] for t in range(len(ids))]) for name in names]
                 )
             )
         return torch.stack(rows)
@@ -104,9 +98,7 @@ class ToyGenerator:
     def _grid(self, state: ToyState) -> Tensor:
         return torch.stack(
             [
-                torch.stack(
-                    [torch.stack([self.log_p(name, prefix) for prefix in of_question]) for name in names]
-                )
+                torch.stack([torch.stack([self.log_p(name, prefix) for prefix in of_question]) for name in names])
                 for names, of_question in zip(state.prepared.rows_of, state.prefixes, strict=True)
             ]
         )
@@ -132,10 +124,7 @@ def enumerate_marginal(
         for body in itertools.product(words, repeat=length):
             ids = (*body, 0) if length < max_tokens else body
             per_token = torch.stack(
-                [
-                    torch.stack([generator.log_p(name, ids[:t])[ids[t]] for t in range(len(ids))])
-                    for name in names
-                ]
+                [torch.stack([generator.log_p(name, ids[:t])[ids[t]] for t in range(len(ids))]) for name in names]
             ).double()
             prior = log_p_eta.double()
             if variant == "sequence":

@@ -7,6 +7,7 @@ Everything here is differentiable in the query encoder and the generator.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from latentrag.marginal import (
 )
 from latentrag.protocols import Generator, Retriever
 from latentrag.types import Passage, Targets, Variant
+
+VARIANTS: tuple[str, ...] = get_args(Variant)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,6 +130,6 @@ class JointModel:
 
 def checked(variant: str) -> Variant:
     """Raises: InputError unless it is one of the two."""
-    if variant == "sequence" or variant == "token":
-        return variant
+    if variant in VARIANTS:
+        return cast("Variant", variant)
     raise InputError(f"variant={variant!r} is unknown; needed 'sequence' or 'token'")

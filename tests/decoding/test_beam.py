@@ -1,5 +1,6 @@
 """Decoders against the enumerated marginal of a toy generator."""
 
+import itertools
 import math
 
 import pytest
@@ -33,9 +34,7 @@ def test_wide_beam_finds_the_argmax_and_exact_probabilities(variant: str, seed: 
     options = DecodingOptions(num_beams=EVERY_PREFIX, max_tokens=MAX_TOKENS)
     found = marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options)
     for b, hypotheses in enumerate(found):
-        truth = enumerate_marginal(
-            generator, prepared.rows_of[b], log_p_eta[b], variant=variant, max_tokens=MAX_TOKENS
-        )
+        truth = enumerate_marginal(generator, prepared.rows_of[b], log_p_eta[b], variant=variant, max_tokens=MAX_TOKENS)
         assert hypotheses[0].ids == max(truth, key=truth.__getitem__)
         # Enough beams for every prefix: the whole distribution comes back, best first.
         assert {h.ids for h in hypotheses} == set(truth)
@@ -49,15 +48,11 @@ def test_wide_beam_finds_the_argmax_and_exact_probabilities(variant: str, seed: 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), num_beams=st.integers(1, 6), num_passages=st.integers(1, 4))
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_returned_probability_is_exact(
-    variant: str, seed: int, num_beams: int, num_passages: int
-) -> None:
+def test_every_returned_probability_is_exact(variant: str, seed: int, num_beams: int, num_passages: int) -> None:
     generator, prepared, log_p_eta = setting(seed, num_passages=num_passages)
     options = DecodingOptions(num_beams=num_beams, max_tokens=5)
     likelihood = sequence_log_likelihood if variant == "sequence" else token_log_likelihood
-    for b, hypotheses in enumerate(
-        marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options)
-    ):
+    for b, hypotheses in enumerate(marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options)):
         assert 1 <= len(hypotheses) <= num_beams
         for h in hypotheses:
             targets = generator.targets([""])
@@ -180,7 +175,7 @@ def test_limits(variant: str) -> None:
     assert all(len(ids) <= 2 for ids in decode(max_tokens=2))
     assert all(ids.index(0) >= 3 if 0 in ids else len(ids) == 6 for ids in decode(max_tokens=6, min_tokens=3))
     for ids in decode(max_tokens=12, min_tokens=8, no_repeat_ngram_size=2):
-        pairs = list(zip(ids, ids[1:], strict=False))
+        pairs = list(itertools.pairwise(ids))
         assert len(pairs) == len(set(pairs))
 
 
@@ -195,9 +190,7 @@ def test_no_repeat_leaves_the_reported_probability_alone() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_length_penalty_orders_but_does_not_change_probabilities(variant: str) -> None:
     generator, prepared, log_p_eta = setting(7, questions=1)
-    truth = enumerate_marginal(
-        generator, prepared.rows_of[0], log_p_eta[0], variant=variant, max_tokens=MAX_TOKENS
-    )
+    truth = enumerate_marginal(generator, prepared.rows_of[0], log_p_eta[0], variant=variant, max_tokens=MAX_TOKENS)
     options = DecodingOptions(num_beams=EVERY_PREFIX, max_tokens=MAX_TOKENS, length_penalty=1.0)
     found = marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options)[0]
     ranks = [h.log_prob / len(h.ids) for h in found]

@@ -38,12 +38,8 @@ def test_sampling_is_repeatable_and_its_probability_is_not_tempered() -> None:
     generator = ToyGenerator(4, seed=2)
     prepared = generator.prepare(["x", "w"], [passages(2)] * 2)
     log_p_eta = log_prior(torch.zeros(2, 2))
-    options = DecodingOptions(
-        num_beams=3, max_tokens=4, sample=True, seed=5, temperature=0.5, top_k=3, top_p=0.9
-    )
-    one, two = (
-        marginal_sample(generator, prepared, log_p_eta, variant="sequence", options=options) for _ in range(2)
-    )
+    options = DecodingOptions(num_beams=3, max_tokens=4, sample=True, seed=5, temperature=0.5, top_k=3, top_p=0.9)
+    one, two = (marginal_sample(generator, prepared, log_p_eta, variant="sequence", options=options) for _ in range(2))
     assert [[s.ids for s in row] for row in one] == [[s.ids for s in row] for row in two]
     truth = enumerate_marginal(generator, prepared.rows_of[0], log_p_eta[0], variant="sequence", max_tokens=4)
     for sample in one[0]:

@@ -172,9 +172,7 @@ def test_fallback_without_a_known_output_layer_gives_the_same(generator, monkeyp
     targets = generator.targets(Y)
     expected = generator.log_p_theta(generator.prepare(X, PASSAGES), targets)
     monkeypatch.setattr(generator, "_head_agrees", False)
-    torch.testing.assert_close(
-        generator.log_p_theta(generator.prepare(X, PASSAGES), targets), expected, **TOLERANCE
-    )
+    torch.testing.assert_close(generator.log_p_theta(generator.prepare(X, PASSAGES), targets), expected, **TOLERANCE)
 
 
 def test_an_unknown_output_layer_is_noticed(generator, monkeypatch) -> None:
@@ -269,7 +267,9 @@ def test_a_target_with_the_end_inside_is_refused(tmp_path) -> None:
         make("llama", tmp_path).targets(["the\nmoon"])
 
 
-@pytest.mark.parametrize("damage", ["truncated", "pickle only", "no config", "broken config", "encoder only", "settings"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "pickle only", "no config", "broken config", "encoder only", "settings"]
+)
 def test_damaged_folders_are_refused_in_one_line(damage: str, tmp_path) -> None:
     make("bart", tmp_path)
     weights = tmp_path / "model.safetensors"

@@ -111,7 +111,7 @@ def _collect(pools: Sequence[_Pool], candidates: Beams, ended: Tensor, cut: Tens
     """Offers the candidates that are done, among the first M of their question, to its pool."""
     done = (ended | cut) & torch.isfinite(candidates.scores)
     for b, c in done[:, :num_beams].nonzero().tolist():
-        pools[candidates.question[b]].offer(
+        pools[int(candidates.question[b])].offer(
             Decoded(
                 tuple(candidates.tokens[b, c].tolist()),
                 candidates.scores[b, c].item(),

@@ -32,9 +32,7 @@ def label_log_likelihoods(
     device = log_p_eta.device
     index = torch.arange(num_questions, device=device).repeat_interleave(num_labels)  # (B·L,)
     mask = targets.mask.repeat(num_questions, 1)
-    log_p_theta = generator.log_p_theta(
-        prepared.rows(index), Targets(targets.ids.repeat(num_questions, 1), mask)
-    )
+    log_p_theta = generator.log_p_theta(prepared.rows(index), Targets(targets.ids.repeat(num_questions, 1), mask))
     likelihood = sequence_log_likelihood if variant == "sequence" else token_log_likelihood
     log_p = likelihood(log_p_eta[index], log_p_theta, mask)
     return (

@@ -49,9 +49,7 @@ class DecodingOptions:
                 f"min_tokens={self.min_tokens} leaves no room in max_tokens={self.max_tokens}; needed less than that"
             )
         if not self.temperature > 0:
-            raise InputError(
-                f"temperature={self.temperature}; needed more than 0 (one beam is the limit towards 0)"
-            )
+            raise InputError(f"temperature={self.temperature}; needed more than 0 (one beam is the limit towards 0)")
         if self.top_k < 0:
             raise InputError(f"top_k={self.top_k}; needed 0 (no limit) or more")
         if not 0 < self.top_p <= 1:

@@ -42,9 +42,7 @@ def thorough(
     return [_best(hypotheses, options) for hypotheses in found]
 
 
-def fast(
-    generator: Generator, prepared: Any, log_p_eta: Tensor, *, options: DecodingOptions
-) -> list[list[Decoded]]:
+def fast(generator: Generator, prepared: Any, log_p_eta: Tensor, *, options: DecodingOptions) -> list[list[Decoded]]:
     """Fast Decoding of RAG-Sequence (Lewis et al. 2020, §2.5).
 
     As Thorough Decoding, but p_θ(y|x,z) counts as 0 where y is missing from z's beam, so nothing is scored twice.
@@ -61,9 +59,7 @@ def fast(
         for k, beam in enumerate(beams):
             for hypothesis in beam:
                 absent = hypothesis.log_p_theta.new_full((len(beams), len(hypothesis.ids)), float("-inf"))
-                seen = union.setdefault(
-                    hypothesis.ids, Decoded(hypothesis.ids, 0.0, absent, hypothesis.finished)
-                )
+                seen = union.setdefault(hypothesis.ids, Decoded(hypothesis.ids, 0.0, absent, hypothesis.finished))
                 seen.log_p_theta[k] = hypothesis.log_p_theta[0]
         hypotheses = []
         for seen in union.values():

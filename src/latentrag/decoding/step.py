@@ -108,9 +108,7 @@ def _repeats(tokens: Sequence[int], size: int) -> list[int]:
     """Tokens that would complete an n-gram that is there already."""
     last = tokens[len(tokens) - size + 1 :]
     return [
-        tokens[start + size - 1]
-        for start in range(len(tokens) - size + 1)
-        if tokens[start : start + size - 1] == last
+        tokens[start + size - 1] for start in range(len(tokens) - size + 1) if tokens[start : start + size - 1] == last
     ]
 
 

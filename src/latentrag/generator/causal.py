@@ -136,9 +136,7 @@ class CausalGenerator:
         ids = targets.ids.repeat_interleave(num_passages, dim=0)  # (B·K, T)
         mask = targets.mask.repeat_interleave(num_passages, dim=0)
         # Gradients need the whole forward pass; without them the prompts' cache is as good and much cheaper.
-        log_p = (self._scored_at_once if torch.is_grad_enabled() else self._scored_from_cache)(
-            prepared, ids, mask
-        )
+        log_p = (self._scored_at_once if torch.is_grad_enabled() else self._scored_from_cache)(prepared, ids, mask)
         return log_p.view(prepared.num_questions, num_passages, -1)  # (B, K, T)
 
     def _scored_at_once(self, prepared: PreparedPrompts, ids: Tensor, mask: Tensor) -> Tensor:
@@ -241,9 +239,7 @@ class CausalGenerator:
         if self.template.end is None:
             end: int | None = self.tokenizer.eos_token_id
             if end is None:
-                raise ModelError(
-                    "the generator's tokenizer has no end-of-sequence token; name an end in the template"
-                )
+                raise ModelError("the generator's tokenizer has no end-of-sequence token; name an end in the template")
             return end
         ids = self._after_cue(self.template.end)
         if len(ids) != 1:
@@ -283,7 +279,7 @@ def _selected(cache: Any, index: Tensor) -> Any:
 
 
 def _input_limit(model: Any) -> int:
-    window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    window: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if window is None:
         return _INPUT_LIMIT
     return max(1, min(_INPUT_LIMIT, window - min(_TARGET_ROOM, window // 2)))

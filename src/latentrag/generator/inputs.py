@@ -96,9 +96,7 @@ class PromptTemplate:
         shown = self.passage if passage.title else self.untitled
         before, after = shown.split("{text}")
         title = {"title": _one_line(passage.title)}
-        return Rendered(
-            self.preamble + _fill(before, title), _one_line(passage.text), _fill(after, title) + asked
-        )
+        return Rendered(self.preamble + _fill(before, title), _one_line(passage.text), _fill(after, title) + asked)
 
     @property
     def cue(self) -> str:

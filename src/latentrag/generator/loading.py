@@ -89,12 +89,8 @@ def build_generator(
     template = given.pop("template", None)
     try:
         if kind == Seq2SeqGenerator.kind:
-            return Seq2SeqGenerator(
-                model, tokenizer, template=InputTemplate(**template) if template else None, **given
-            )
-        return CausalGenerator(
-            model, tokenizer, template=PromptTemplate(**template) if template else None, **given
-        )
+            return Seq2SeqGenerator(model, tokenizer, template=InputTemplate(**template) if template else None, **given)
+        return CausalGenerator(model, tokenizer, template=PromptTemplate(**template) if template else None, **given)
     except (TypeError, InputError) as error:
         raise ModelError(f"the generator's settings cannot be used: {error}") from error
 

@@ -75,9 +75,7 @@ class Seq2SeqGenerator:
         self.max_input_tokens = max_input_tokens or _input_limit(model, tokenizer)
         end = tokenizer.eos_token_id
         if end is None:
-            raise ModelError(
-                "the generator's tokenizer has no end-of-sequence token; needed one to end y; set it"
-            )
+            raise ModelError("the generator's tokenizer has no end-of-sequence token; needed one to end y; set it")
         self.end_id: int = end
         self._pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
         self.decoder_prefix: tuple[int, ...] = tuple(
