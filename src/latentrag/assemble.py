@@ -163,7 +163,9 @@ def load_passage_encoder(
     folder = Path(place)
     if (folder / SETTINGS_FILE).is_file():
         own = folder / "passage_encoder"
-        return encoder.load_passage_encoder(own if own.is_dir() else folder / "query_encoder", device=device, dtype=dtype)
+        return encoder.load_passage_encoder(
+            own if own.is_dir() else folder / "query_encoder", device=device, dtype=dtype
+        )
     if _model_type(folder) == "rag":
         raise ModelError(
             f"{source} holds no passage encoder; name the one it was trained with, "
@@ -172,9 +174,7 @@ def load_passage_encoder(
     return encoder.load_passage_encoder(place, device=device, dtype=dtype)
 
 
-def _load_parts(
-    source: Source | ModelSpec | tuple[Source, Source], *, device: str, dtype: torch.dtype | str
-) -> _Parts:
+def _load_parts(source: Source | ModelSpec | tuple[Source, Source], *, device: str, dtype: torch.dtype | str) -> _Parts:
     if isinstance(source, tuple):
         source = ModelSpec(*source)
     if isinstance(source, ModelSpec):

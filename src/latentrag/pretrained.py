@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
+HUB_FILES = ["*.json", "*.safetensors", "*vocab.txt", "*merges.txt", "*.model"]
+"""What is fetched of a model on the hub, in its subfolders too."""
+
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -65,7 +69,7 @@ def resolve(source: str | os.PathLike[str]) -> Path:
 
     try:
         with quiet():
-            return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "vocab.txt"]))
+            return Path(snapshot_download(source, allow_patterns=HUB_FILES))
     except (OSError, HFValidationError, RevisionResolutionError) as error:
         raise ModelError(
             f"{source!r} is neither a folder nor a hub id that can be reached ({one_line(error)}); "
@@ -224,6 +228,8 @@ def load_tokenizer(folder: Path, *, what: str) -> Any:
     """The fast tokenizer beside a model. Raises: ModelError if there is none."""
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in VOCABULARIES):  # transformers would make one up
+        raise ModelError(f"{what} {folder}: no tokenizer.json; needed the tokenizer beside the model; fetch it again")
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

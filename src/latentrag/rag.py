@@ -128,9 +128,7 @@ class Rag:
         best = as_targets([of_one[0].ids for of_one in found], device=log_p_eta.device)
         closed_book = self.model.closed_book_log_p(x, best).tolist()
         return [
-            self._answer(
-                question, retrieved, b, log_p_eta, found[b], closed_book[b], chosen, decoding, wanted.stop
-            )
+            self._answer(question, retrieved, b, log_p_eta, found[b], closed_book[b], chosen, decoding, wanted.stop)
             for b, question in enumerate(x)
         ]
 
@@ -195,9 +193,7 @@ class Rag:
         retrieved = self._retrieve([x], k)
         log_p_eta = log_prior(retrieved.scores)
         prepared = self.generator.prepare([x], retrieved.passages)
-        log_p, log_p_theta, mask = label_log_likelihoods(
-            self.generator, prepared, log_p_eta, labels, variant=chosen
-        )
+        log_p, log_p_theta, mask = label_log_likelihoods(self.generator, prepared, log_p_eta, labels, variant=chosen)
         probabilities = torch.softmax(log_p[0], dim=0).tolist()
         order = sorted(range(len(labels)), key=lambda label: -probabilities[label])
         best = order[0]
@@ -262,14 +258,11 @@ class Rag:
             sources=_sources(evidence, 0, variant),
             tokens=tokens,
             hypotheses=tuple(
-                Hypothesis(_before(self.generator.text(each.ids), stop), each.log_prob, each.finished)
-                for each in found
+                Hypothesis(_before(self.generator.text(each.ids), stop), each.log_prob, each.finished) for each in found
             ),
         )
 
-    def _tokens(
-        self, evidence: Evidence, b: int, variant: Variant, *, finished: bool = True
-    ) -> tuple[Token, ...]:
+    def _tokens(self, evidence: Evidence, b: int, variant: Variant, *, finished: bool = True) -> tuple[Token, ...]:
         """The tokens of y without the end token, whose posterior is in the sources."""
         length = int(evidence.targets.mask[b].sum())
         ids = evidence.targets.ids[b, :length].tolist()

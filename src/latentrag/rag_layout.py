@@ -1,8 +1,8 @@
 """Checkpoints in the layout of facebook/rag-*: question encoder and generator in one file.
 
-    rag.question_encoder.question_encoder.bert_model.*     DPR's question encoder
-    rag.generator.model.*, rag.generator.final_logits_bias  BART (or T5)
-    question_encoder_tokenizer/, generator_tokenizer/
+rag.question_encoder.question_encoder.bert_model.*     DPR's question encoder
+rag.generator.model.*, rag.generator.final_logits_bias  BART (or T5)
+question_encoder_tokenizer/, generator_tokenizer/
 """
 
 from __future__ import annotations

@@ -268,7 +268,7 @@ def test_a_target_with_the_end_inside_is_refused(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncated", "pickle only", "no config", "broken config", "encoder only", "settings"]
+    "damage", ["truncated", "pickle only", "no config", "broken config", "encoder only", "settings", "no tokenizer"]
 )
 def test_damaged_folders_are_refused_in_one_line(damage: str, tmp_path) -> None:
     make("bart", tmp_path)
@@ -282,6 +282,8 @@ def test_damaged_folders_are_refused_in_one_line(damage: str, tmp_path) -> None:
         config.unlink()
     elif damage == "broken config":
         config.write_text("{")
+    elif damage == "no tokenizer":
+        (tmp_path / "tokenizer.json").unlink()
     elif damage == "encoder only":
         config.write_text('{"model_type": "dpr"}')
     else:

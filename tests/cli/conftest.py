@@ -1,0 +1,100 @@
+"""A tiny real model on disk, a memory made by `index add`, and a way to run commands."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from latentrag.cli.main import app
+from tests import tiny
+from tests.encoder.tiny import write_sentence_encoder
+
+DOCUMENTS = {
+    "paris": "Paris is the capital city of France.",
+    "rome": "Rome is the capital city of Italy.",
+    "fidelio": "Fidelio is an opera. Beethoven wrote Fidelio.",
+    "emma": "Emma is a novel. Austen wrote Emma.",
+}
+QUESTION = "Who wrote the opera Fidelio?"
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+    def error(self) -> str:
+        """The one line that a user's mistake costs."""
+        assert self.code == 2
+        assert self.stdout == ""
+        (line,) = self.stderr.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+
+def cli(*arguments: object, stdin: str | bytes | None = None) -> Ran:
+    """Runs a command in this process; a bug in it comes through as the exception that it is."""
+    result = CliRunner().invoke(app(), [str(each) for each in arguments], input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Ran(result.exit_code, result.stdout, result.stderr)
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory) -> Path:
+    return write_sentence_encoder(tmp_path_factory.mktemp("parts") / "encoder", head=["Normalize"])
+
+
+@pytest.fixture(scope="session")
+def generator(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("parts") / "generator"
+    tiny.save_tokenizer(folder, end=False)
+    tiny.save_llama(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> Path:
+    """A folder of text files."""
+    folder = tmp_path_factory.mktemp("files") / "notes"
+    folder.mkdir()
+    for name, text in DOCUMENTS.items():
+        (folder / f"{name}.txt").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def memory(tmp_path_factory, encoder, files) -> Path:
+    """Not to be changed: tests share it."""
+    path = tmp_path_factory.mktemp("memories") / "notes.lance"
+    assert cli("index", "add", path, files, "--encoder", encoder).code == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory, encoder, generator, memory) -> Path:
+    """The folder that ``latentrag.save`` writes. Not to be changed."""
+    import latentrag
+
+    rag = latentrag.load((encoder, generator), memory=memory, k=3)
+    rag.defaults = latentrag.DecodingOptions(num_beams=3, max_tokens=5)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    latentrag.save(rag, folder)
+    return folder
+
+
+@pytest.fixture
+def ask(model, memory) -> Callable[..., Ran]:
+    def run(*arguments: object) -> Ran:
+        return cli("ask", *arguments, "-m", model, "-i", memory)
+
+    return run

@@ -1,0 +1,176 @@
+"""ask and classify: the JSON's names and numbers, options, and what people see."""
+
+import json
+import math
+
+import pytest
+
+import latentrag
+from latentrag.cli.render import percent
+from latentrag.errors import InputError
+from tests.cli.conftest import QUESTION, cli
+
+
+def test_json_is_the_library_s_answer(ask, model, memory) -> None:
+    done = ask(QUESTION, "--json")
+    assert (done.code, done.stderr) == (0, "")
+    answer = latentrag.load(model, memory=memory).answer(QUESTION)
+    record = done.json
+    assert list(record) == [
+        "question",
+        "answer",
+        "log_prob",
+        "closed_book_log_prob",
+        "variant",
+        "decoding",
+        "memory_version",
+        "sources",
+        "tokens",
+        "hypotheses",
+    ]
+    assert record["question"] == QUESTION
+    assert record["answer"] == answer.text
+    assert record["log_prob"] == answer.log_prob
+    assert record["closed_book_log_prob"] == answer.closed_book_log_prob
+    assert (record["variant"], record["decoding"], record["memory_version"]) == ("sequence", "exact", 2)
+    assert len(record["sources"]) == 3
+    for source, given in zip(record["sources"], answer.sources, strict=True):
+        assert source == {
+            "id": given.passage.id,
+            "title": given.passage.title,
+            "text": given.passage.text,
+            "prior": given.prior,
+            "posterior": given.posterior,
+            "source": given.passage.source,
+            "start": 0,
+            "end": len(given.passage.text),
+            "page": None,
+        }
+    for token, each in zip(record["tokens"], answer.tokens, strict=True):
+        assert token == {"text": each.text, "log_prob": each.log_prob, "posterior": list(each.posterior)}
+    assert [(h["text"], h["log_prob"], h["finished"]) for h in record["hypotheses"]] == [
+        (h.text, h.log_prob, h.finished) for h in answer.hypotheses
+    ]
+    assert len(record["hypotheses"]) == 3  # the model's own number of beams
+
+
+OPTIONS = {
+    "-k": ("k", 2),
+    "--variant": ("variant", "token"),
+    "--decoding": ("decoding", "fast"),
+    "--beams": ("num_beams", 2),
+    "--max-tokens": ("max_tokens", 9),
+    "--min-tokens": ("min_tokens", 2),
+    "--no-repeat-ngram": ("no_repeat_ngram_size", 3),
+    "--length-penalty": ("length_penalty", 0.5),
+    "--temperature": ("temperature", 0.7),
+    "--top-k": ("top_k", 20),
+    "--top-p": ("top_p", 0.9),
+    "--seed": ("seed", 0),
+}
+
+
+def test_every_option_reaches_the_library(ask, monkeypatch) -> None:
+    """Where none is given the library is told nothing, so that the model's own settings apply."""
+    given: list[dict[str, object]] = []
+
+    def answer(self: object, x: str, **options: object) -> None:
+        given.append(options)
+        raise InputError("seen")
+
+    monkeypatch.setattr("latentrag.rag.Rag.answer", answer)
+    flags = [str(part) for flag, (_, value) in OPTIONS.items() for part in (flag, value)]
+    assert ask(QUESTION, *flags, "--sample", "--stop", "a", "--stop", "b").error() == "error: seen"
+    assert given.pop() == {**dict(OPTIONS.values()), "sample": True, "stop": ("a", "b")}
+    ask(QUESTION)
+    assert given.pop() == {
+        **dict.fromkeys(name for name, _ in OPTIONS.values()),
+        "decoding": "exact",
+        "sample": None,
+        "stop": None,
+    }
+
+
+def test_options_change_the_answer(ask) -> None:
+    record = ask(QUESTION, "-k", 2, "--variant", "token", "--beams", 2, "--max-tokens", 2, "--json").json
+    assert record["variant"] == "token"
+    assert (len(record["sources"]), len(record["hypotheses"])) == (2, 2)
+    assert len(record["tokens"]) <= 2
+
+
+@pytest.mark.parametrize("decoding", ["thorough", "fast"])
+def test_the_paper_s_decodings(ask, decoding) -> None:
+    assert ask(QUESTION, "--decoding", decoding, "--json").json["decoding"] == decoding
+
+
+def test_samples_repeat_with_their_seed(ask) -> None:
+    options = ["--sample", "--temperature", "2", "--top-k", "20", "--top-p", "0.9", "--seed", "5", "--json"]
+    assert ask(QUESTION, *options).stdout == ask(QUESTION, *options).stdout
+    assert ask(QUESTION, *options).stdout != ask(QUESTION, *options[:-2], "6", "--json").stdout
+
+
+def test_parts_of_a_model_answer_as_the_model_does(ask, encoder, generator, memory) -> None:
+    parts = ["--encoder", encoder, "--generator", generator, "-i", memory, "-k", 3, "--beams", 3, "--max-tokens", 5]
+    assert cli("ask", QUESTION, *parts, "--json").stdout == ask(QUESTION, "--json").stdout
+
+
+def test_an_earlier_version_is_asked_as_it_was(tmp_path, encoder, files, model) -> None:
+    path = tmp_path / "m.lance"
+    cli("index", "add", path, files, "--encoder", encoder)
+    cli("index", "delete", path, "fidelio.txt")
+    ids = {}
+    for version in (2, 3):
+        record = cli("ask", QUESTION, "-m", model, "-i", path, "--as-of", version, "-k", 3, "--json").json
+        assert record["memory_version"] == version
+        ids[version] = {source["id"] for source in record["sources"]}
+    assert "fidelio.txt" not in ids[3]
+
+
+@pytest.mark.parametrize("variant", ["sequence", "token"])
+def test_what_people_see(ask, variant) -> None:
+    done = ask(QUESTION, "--variant", variant)
+    record = ask(QUESTION, "--variant", variant, "--json").json
+    assert (done.code, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout  # no colour where there is no terminal
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    assert done.stdout.startswith(record["answer"])
+    words = " ".join(done.stdout.split())
+    assert ("RAG-Sequence" if variant == "sequence" else "RAG-Token") in words
+    gain = record["log_prob"] - record["closed_book_log_prob"]
+    assert f"({gain:+.1f} nats)" in words
+    for source in record["sources"]:
+        assert source["title"] in words
+        assert percent(source["prior"]) in words
+        assert percent(source["posterior"]) in words
+    assert "[1]" in words or "[2]" in words or "[3]" in words
+    for hypothesis in record["hypotheses"][1:]:
+        assert hypothesis["text"] in words
+
+
+def test_classify(model, memory) -> None:
+    labels = ["Beethoven", "Austen", "France"]
+    done = cli("classify", QUESTION, *labels, "-m", model, "-i", memory, "--json")
+    record = done.json
+    assert (done.code, done.stderr) == (0, "")
+    assert list(record) == ["question", "label", "labels", "variant", "memory_version", "sources"]
+    assert {label["text"] for label in record["labels"]} == set(labels)
+    assert record["label"] == record["labels"][0]["text"]
+    assert sum(label["probability"] for label in record["labels"]) == pytest.approx(1, abs=1e-6)
+    odds = record["labels"][0]["log_likelihood"] - record["labels"][1]["log_likelihood"]
+    ratio = record["labels"][0]["probability"] / record["labels"][1]["probability"]
+    assert ratio == pytest.approx(math.exp(odds), rel=1e-4)
+    seen = cli("classify", QUESTION, *labels, "-m", model, "-i", memory)
+    assert seen.code == 0
+    for label in record["labels"]:
+        assert percent(label["probability"]) in seen.stdout
+    assert seen.stdout.startswith(record["label"])
+
+
+def test_json_is_one_line_that_any_parser_reads(ask) -> None:
+    lines = ask(QUESTION, "--json").stdout.splitlines()
+    assert len(lines) == 1
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads(lines[0], parse_constant=refuse)

