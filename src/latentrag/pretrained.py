@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 HUB_FILES = ["*.json", "*.safetensors", "*vocab.txt", "*merges.txt", "*.model"]
 """What is fetched of a model on the hub, in its subfolders too."""
 
-VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
