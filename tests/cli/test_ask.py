@@ -101,6 +101,9 @@ def test_options_change_the_answer(ask) -> None:
 @pytest.mark.parametrize("decoding", ["thorough", "fast"])
 def test_the_paper_s_decodings(ask, decoding) -> None:
     assert ask(QUESTION, "--decoding", decoding, "--json").json["decoding"] == decoding
+    seen = ask(QUESTION, "--decoding", decoding).stdout
+    assert f"{decoding} decoding" in " ".join(seen.split())
+    assert ("Probability at least" in seen) == (decoding == "fast")
 
 
 def test_samples_repeat_with_their_seed(ask) -> None:

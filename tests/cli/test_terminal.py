@@ -174,7 +174,8 @@ def test_percent(share, words) -> None:
         (math.log(1500), "1,500 times more probable (+7.3 nats)"),
         (-math.log(40), "40 times less probable (-3.7 nats)"),
         (1000.0, "10^434 times more probable (+1000.0 nats)"),
-        (math.inf, "without them it has no probability"),
+        (math.inf, "no factor"),
+        (-math.inf, "no factor"),
     ],
 )
 def test_contribution(gain, words) -> None:

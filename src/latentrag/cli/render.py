@@ -145,8 +145,8 @@ def percent(share: float) -> str:
 def contribution(log_prob: float, closed_book_log_prob: float) -> str:
     """What the passages did to the answer's probability, in words and nats."""
     gain = log_prob - closed_book_log_prob
-    if math.isinf(gain) or math.isnan(gain):
-        return "without them it has no probability at all"
+    if not math.isfinite(gain):
+        return "which no factor compares"  # one of them is zero
     if abs(gain) < 0.05:
         return f"the passages make no difference ({gain:+.2f} nats)"
     direction = "more" if gain > 0 else "less"
@@ -164,7 +164,9 @@ def _times(log_factor: float) -> str:
 def _probability_sentence(answer: Answer) -> Text:
     model = "RAG-Sequence" if answer.variant == "sequence" else "RAG-Token"
     how = "" if answer.decoding == "exact" else f", {answer.decoding} decoding"
-    text = Text.assemble("Probability ", (probability(answer.log_prob), "bold"), f" ({model}{how}). ")
+    # Fast Decoding leaves passages out of the sum (§2.5).
+    least = "at least " if answer.decoding == "fast" else ""
+    text = Text.assemble(f"Probability {least}", (probability(answer.log_prob), "bold"), f" ({model}{how}). ")
     text.append(
         f"Without any passage the model gives this answer {probability(answer.closed_book_log_prob)}: "
         f"{contribution(answer.log_prob, answer.closed_book_log_prob)}."
