@@ -143,6 +143,14 @@ def test_saved_generation_settings_are_used_and_calls_override_them(rag: Rag) ->
     assert len(rag.answer("who?", min_tokens=2).tokens) <= 3
 
 
+def test_the_generators_own_limit(rag: Rag) -> None:
+    rag.generator.max_target_tokens = 3
+    assert rag.options().max_tokens == 3
+    assert rag.options(max_tokens=2).max_tokens == 2
+    with pytest.raises(InputError, match="writes 3 at most"):
+        rag.answer("who?", max_tokens=4)
+
+
 def test_sampling(rag: Rag) -> None:
     one, two = (rag.answer("who?", sample=True, seed=3, num_beams=2, max_tokens=5) for _ in range(2))
     assert one == two

@@ -43,6 +43,7 @@ class ToyGenerator:
     """p(y_i|x,z,y_<i) is a softmax over random logits that depend on all of x, z, y_<i. Token 0 ends y."""
 
     end_id = 0
+    max_target_tokens = None
 
     def __init__(self, vocabulary: int = 4, *, seed: int = 0, sharpness: float = 2.0) -> None:
         self.vocabulary, self.seed, self.sharpness = vocabulary, seed, sharpness

@@ -99,6 +99,11 @@ class Generator(Protocol):
         ...
 
     @property
+    def max_target_tokens(self) -> int | None:
+        """The longest y it can score or write, its end token included; None: no limit."""
+        ...
+
+    @property
     def decoding_defaults(self) -> Mapping[str, Any]:
         """Saved generation settings of the model, under the names of ``DecodingOptions``."""
         ...
@@ -107,7 +112,9 @@ class Generator(Protocol):
         """A ``Prepared`` for x with its K passages each; ``None``: closed book, one row without a passage."""
         ...
 
-    def targets(self, y: Sequence[str]) -> Targets: ...
+    def targets(self, y: Sequence[str]) -> Targets:
+        """y as tokens. InputError for one that is too long."""
+        ...
 
     def log_p_theta(self, prepared: Any, targets: Targets) -> Tensor:
         """(B, K, T) float32 log-probabilities of the gold tokens; differentiable unless grad mode is off.

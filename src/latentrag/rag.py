@@ -1,7 +1,7 @@
 """What a user holds: questions in, answers out, each with its probability and the share of every passage."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -84,7 +84,13 @@ class Rag:
             raise InputError(f"unknown option {unknown[0]}; needed one of {', '.join(sorted(_OPTION_NAMES))}")
         base = {name: getattr(self.defaults, name) for name in _OPTION_NAMES}
         chosen = {name: value for name, value in given.items() if value is not None}
-        return DecodingOptions(**{**base, **self.generator.decoding_defaults, **chosen})
+        options = DecodingOptions(**{**base, **self.generator.decoding_defaults, **chosen})
+        limit = self.generator.max_target_tokens
+        if limit is None or options.max_tokens <= limit:
+            return options
+        if "max_tokens" in chosen:
+            raise InputError(f"max_tokens={options.max_tokens}; this generator writes {limit} at most; lower it")
+        return replace(options, max_tokens=limit)
 
     def answer(
         self,

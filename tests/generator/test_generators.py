@@ -238,6 +238,23 @@ def test_a_question_that_is_too_long_is_refused(generator) -> None:
         generator.prepare(["the moon " * 40], [PASSAGES[0][:1]])
 
 
+def test_a_target_beyond_the_models_positions_is_refused_and_the_longest_before_is_not(generator) -> None:
+    limit = generator.max_target_tokens
+    if limit is None:
+        pytest.skip("relative positions: no limit")
+    with pytest.raises(InputError, match=f"writes {limit} at most"):
+        generator.targets(["moon " * limit])
+    passage = Passage("z", "paris is the capital city of france . " * 30, "france")
+    targets = generator.targets(["moon " * (limit - 1)])
+    with torch.no_grad():
+        prepared = generator.prepare(X[:1], [[passage]])
+        assert torch.isfinite(generator.log_p_theta(prepared, targets)).all()
+        log_p, state = generator.start(prepared)
+        for token in targets.ids[0, :-1]:
+            log_p, state = generator.step(state, torch.tensor([[0]]), token.view(1, 1))
+        assert torch.isfinite(log_p).all()
+
+
 @pytest.mark.parametrize(
     ("x", "passages"),
     [([], []), ([" "], [PASSAGES[0]]), (X, [PASSAGES[0]]), (X, [PASSAGES[0], PASSAGES[1][:2]]), (X[:1], [[]])],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentrag.errors import InputError, ModelError
 from latentrag.generator.gold import OutputHead, pick
-from latentrag.generator.grid import padded, pairs, rows_of_parents, rows_of_questions
+from latentrag.generator.grid import check_lengths, padded, pairs, rows_of_parents, rows_of_questions
 from latentrag.generator.inputs import PromptTemplate, input_ids
 from latentrag.generator.settings import decoding_defaults
 from latentrag.generator.text import pieces
@@ -107,6 +107,11 @@ class CausalGenerator:
         return device
 
     @property
+    def max_target_tokens(self) -> int | None:
+        window = _window(self.model)
+        return None if window is None else window - self.max_input_tokens + 1
+
+    @property
     def decoding_defaults(self) -> Mapping[str, Any]:
         return decoding_defaults(self.model)
 
@@ -128,6 +133,7 @@ class CausalGenerator:
                 f"a target contains {self.template.end!r}, which ends every target of this generator; "
                 "write it in one line"
             )
+        check_lengths(rows, self.max_target_tokens)
         ids, mask = padded(rows, pad=self._pad_id)
         return Targets(ids.to(self.device), mask.to(self.device))
 
@@ -278,8 +284,14 @@ def _selected(cache: Any, index: Tensor) -> Any:
     return own
 
 
-def _input_limit(model: Any) -> int:
+def _window(model: Any) -> int | None:
+    """Positions for prompt and target together."""
     window: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return window
+
+
+def _input_limit(model: Any) -> int:
+    window = _window(model)
     if window is None:
         return _INPUT_LIMIT
     return max(1, min(_INPUT_LIMIT, window - min(_TARGET_ROOM, window // 2)))

@@ -48,6 +48,13 @@ def pairs(x: Sequence[str], passages: PassageLists | None) -> tuple[list[tuple[s
     ], counts.pop()
 
 
+def check_lengths(rows: Sequence[Sequence[int]], limit: int | None) -> None:
+    """Raises: InputError if a target has more tokens than the generator can write."""
+    longest = max((len(row) for row in rows), default=0)
+    if limit is not None and longest > limit:
+        raise InputError(f"a target has {longest} tokens, this generator writes {limit} at most; shorten it")
+
+
 def padded(rows: Sequence[Sequence[int]], *, pad: int, left: bool = False) -> tuple[Tensor, Tensor]:
     """ids (R, S) int64 and mask (R, S) bool, S the longest row."""
     width = max(len(row) for row in rows)

@@ -115,7 +115,7 @@ def input_ids(tokenizer: Any, inputs: Sequence[Rendered], *, limit: int) -> list
 
     Raises: InputError if an input is too long without any passage.
     """
-    encoded: list[list[int]] = tokenizer([str(each) for each in inputs])["input_ids"]
+    encoded: list[list[int]] = tokenizer([str(each) for each in inputs], verbose=False)["input_ids"]
     return [
         ids if len(ids) <= limit else _shortened(tokenizer, each, limit)
         for each, ids in zip(inputs, encoded, strict=True)
@@ -123,14 +123,15 @@ def input_ids(tokenizer: Any, inputs: Sequence[Rendered], *, limit: int) -> list
 
 
 def _shortened(tokenizer: Any, given: Rendered, limit: int) -> list[int]:
-    bare = tokenizer(given.before + given.after)["input_ids"]
+    bare = tokenizer(given.before + given.after, verbose=False)["input_ids"]
     if len(bare) > limit:
         raise InputError(
-            f"the question needs {len(bare)} tokens with its prompt, the generator reads {limit}; shorten the question"
+            f"the question, its prompt and the passage's title are {len(bare)} tokens, the generator reads {limit}; "
+            "shorten the question"
         )
     text = given.text
     while True:
-        encoded = tokenizer(given.before + text + given.after, return_offsets_mapping=True)
+        encoded = tokenizer(given.before + text + given.after, return_offsets_mapping=True, verbose=False)
         ids: list[int] = encoded["input_ids"]
         if len(ids) <= limit:
             return ids

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentrag.errors import ModelError
 from latentrag.generator.gold import OutputHead, pick
-from latentrag.generator.grid import padded, pairs, rows_of_parents, rows_of_questions
+from latentrag.generator.grid import check_lengths, padded, pairs, rows_of_parents, rows_of_questions
 from latentrag.generator.inputs import InputTemplate, input_ids
 from latentrag.generator.settings import decoding_defaults
 from latentrag.generator.text import pieces
@@ -92,6 +92,11 @@ class Seq2SeqGenerator:
         return device
 
     @property
+    def max_target_tokens(self) -> int | None:
+        positions: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        return None if positions is None else positions - len(self.decoder_prefix) + 1
+
+    @property
     def decoding_defaults(self) -> Mapping[str, Any]:
         return decoding_defaults(self.model)
 
@@ -107,9 +112,10 @@ class Seq2SeqGenerator:
     def targets(self, y: Sequence[str]) -> Targets:
         begin = self._begin_id
         rows = []
-        for ids in self.tokenizer(text_target=list(y))["input_ids"]:
+        for ids in self.tokenizer(text_target=list(y), verbose=False)["input_ids"]:
             body = ids[1:] if begin is not None and ids[:1] == [begin] else ids
             rows.append(body if body[-1:] == [self.end_id] else [*body, self.end_id])
+        check_lengths(rows, self.max_target_tokens)
         ids, mask = padded(rows, pad=self._pad_id)
         return Targets(ids.to(self.device), mask.to(self.device))
 
