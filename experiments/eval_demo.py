@@ -40,7 +40,7 @@ from latentrag.types import Passage
 DATASETS = {"CuratedTREC": "curatedtrec.train.jsonl.gz", "NQ": "nq-open.dev.jsonl.gz"}
 DECODINGS = ("exact", "thorough", "fast", "token")
 K = 5
-OPTIONS = {"num_beams": 1, "max_tokens": 24}  # greedy, as Lewis et al. (2020) decode open-domain questions
+MAX_TOKENS = 24
 
 Row = dict[str, Any]
 
@@ -91,9 +91,9 @@ def retrieve(rag: Rag, rows: list[Row], at_once: int = 64) -> Iterator[tuple[Row
 
 
 @torch.no_grad()
-def answers(rag: Rag, question: str, passages: list[Passage], scores: Tensor) -> dict[str, str]:
+def answers(rag: Rag, question: str, passages: list[Passage], scores: Tensor, *, num_beams: int) -> dict[str, str]:
     """What every decoding says, as ``rag.answer`` would; the passages are read once for all of them."""
-    options = rag.options(**OPTIONS)
+    options = rag.options(num_beams=num_beams, max_tokens=MAX_TOKENS)
     generator, prior = rag.generator, log_prior(scores[None, :K])
     prepared = generator.prepare([question], [passages[:K]])
     alone = generator.prepare([question], None)
@@ -107,7 +107,7 @@ def answers(rag: Rag, question: str, passages: list[Passage], scores: Tensor) ->
     return {name: generator.text(hypotheses[0][0].ids) for name, hypotheses in found.items()}
 
 
-def evaluate(rag: Rag, rows: list[Row], out: Path, *, anywhere: Anywhere, label: str) -> list[Row]:
+def evaluate(rag: Rag, rows: list[Row], out: Path, *, anywhere: Anywhere, num_beams: int) -> list[Row]:
     """Results of every row, from ``out`` where they are there already."""
     out.parent.mkdir(parents=True, exist_ok=True)
     done = {}
@@ -121,7 +121,7 @@ def evaluate(rag: Rag, rows: list[Row], out: Path, *, anywhere: Anywhere, label:
     todo = [row for row in rows if row["id"] not in done]
     with out.open("a", encoding="utf-8") as lines:
         pairs = retrieve(rag, todo)
-        for row, passages, scores in track(pairs, label, total=len(todo), console=Console(stderr=True)):
+        for row, passages, scores in track(pairs, out.stem, total=len(todo), console=Console(stderr=True)):
             ranks = [rank for rank, passage in enumerate(passages, 1) if holds_answer(row, as_text(passage))]
             result = {
                 "id": row["id"],
@@ -130,7 +130,7 @@ def evaluate(rag: Rag, rows: list[Row], out: Path, *, anywhere: Anywhere, label:
                 "rank": ranks[0] if ranks else None,
             }
             if ranks and ranks[0] <= K:
-                result["said"] = answers(rag, row["question"], passages, scores)
+                result["said"] = answers(rag, row["question"], passages, scores, num_beams=num_beams)
                 result["correct"] = {name: is_correct(row, text) for name, text in result["said"].items()}
             # The line break comes first: a line that a kill cut short is then left alone.
             lines.write("\n" + json.dumps(result, ensure_ascii=False))
@@ -182,6 +182,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets")
     parser.add_argument("--out", type=Path, default=Path("runs/eval-demo"))
     parser.add_argument("--limit", type=int, help="the first so many questions of each set")
+    parser.add_argument("--beams", type=int, default=1, help="1, greedy, is how the paper decodes such questions")
     parser.add_argument("--memory", default="demo")
     parser.add_argument("--model", default="demo")
     given = parser.parse_args()
@@ -194,14 +195,19 @@ def main() -> int:
     memory = open_memory(given.memory)
     rag = latentrag.load(given.model, memory=memory)
     anywhere = Anywhere(memory.passages())
+    folder = given.out if given.beams == 1 else given.out / f"beams-{given.beams}"
     results = {
         name: evaluate(
-            rag, read(given.data / file)[: given.limit], given.out / f"{name}.jsonl", anywhere=anywhere, label=name
+            rag,
+            read(given.data / file)[: given.limit],
+            folder / f"{name}.jsonl",
+            anywhere=anywhere,
+            num_beams=given.beams,
         )
         for name, file in DATASETS.items()
     }
     table = report(results)
-    (given.out / "table.md").write_text(table + "\n", "utf-8")
+    (folder / "table.md").write_text(table + "\n", "utf-8")
     print(table)
     return 0
 
