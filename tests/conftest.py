@@ -8,9 +8,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import hypothesis
 import jaxtyping
 import pytest
 
+# A loaded machine is slow, not wrong.
+hypothesis.settings.register_profile("house", deadline=None)
+hypothesis.settings.load_profile("house")
 jaxtyping.install_import_hook(["latentrag.marginal"], "beartype.beartype")
 
 
