@@ -11,6 +11,7 @@ import latentrag
 from latentrag.assemble import ModelSpec, load, load_passage_encoder, open_memory, save
 from latentrag.errors import EncoderMismatchError, InputError, MemoryStoreError, ModelError
 from latentrag.memory import Memory
+from latentrag.retriever import BM25Retriever, DenseRetriever
 from latentrag.types import Passage
 from tests import tiny
 from tests.encoder.tiny import write_dpr, write_sentence_encoder
@@ -22,6 +23,7 @@ PASSAGES = [
     Passage("hamlet", "hamlet is a play", "hamlet"),
     Passage("seine", "the seine is a river in france", "seine"),
 ]
+QUESTION = "what is the capital of france ?"
 
 
 @pytest.fixture
@@ -191,3 +193,72 @@ def test_things_that_are_no_model_or_memory(parts, memory, tmp_path, home) -> No
         load("no/such-model", memory=memory)
     with pytest.raises(MemoryStoreError):
         load(parts, memory=tmp_path / "none.lance")
+
+
+def test_bm25_answers_from_the_words_of_its_passages(parts, memory) -> None:
+    rag = load(parts, memory=memory, retriever="bm25", k=2)
+    answer = rag.answer(QUESTION, max_tokens=5)
+    assert [source.passage.id for source in answer.sources] == ["paris", "seine"]
+    scores = BM25Retriever(Memory.open(memory)).retrieve([QUESTION], 2).scores[0]
+    # The softmax of two float32 numbers, computed twice in the same way.
+    assert [s.prior for s in answer.sources] == pytest.approx(torch.softmax(scores, dim=0).tolist(), abs=1e-6)
+    assert answer.memory_version == 2
+
+
+def test_bm25_opens_no_encoder(parts, memory, tmp_path) -> None:
+    rag = load(ModelSpec(tmp_path / "none", parts[1], tmp_path / "none"), memory=memory, retriever="bm25")
+    assert isinstance(rag.retriever, BM25Retriever)
+    save(load(parts, memory=memory), tmp_path / "saved")
+    shutil.rmtree(tmp_path / "saved" / "query_encoder")
+    assert load(tmp_path / "saved", memory=memory, retriever="bm25").answer(QUESTION, k=2, max_tokens=2).sources
+
+
+def test_a_bm25_model_saved_and_loaded_gives_the_same_answers(parts, memory, tmp_path) -> None:
+    rag = load(parts, memory=memory, retriever="bm25", variant="token", k=3)
+    rag.retriever.scale = 0.5
+    save(rag, tmp_path / "saved")
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["generator", "latentrag.json"]
+    assert json.loads((tmp_path / "saved" / "latentrag.json").read_text())["retriever"] == "bm25"
+    again = load(tmp_path / "saved", memory=memory)
+    assert isinstance(again.retriever, BM25Retriever)
+    assert again.answer(QUESTION, max_tokens=4) == rag.answer(QUESTION, max_tokens=4)
+    with pytest.raises(ModelError, match="saved with BM25 and has no query encoder"):
+        load(tmp_path / "saved", memory=memory, retriever="dense")
+    with pytest.raises(ModelError, match="holds no encoder"):
+        load_passage_encoder(tmp_path / "saved")
+    encoder = load_passage_encoder(parts[0])
+    save(again, tmp_path / "saved", passage_encoder=encoder)
+    assert load_passage_encoder(tmp_path / "saved").fingerprint == encoder.fingerprint
+
+
+def test_a_dense_model_stays_dense_unless_asked(parts, memory, tmp_path) -> None:
+    save(load(parts, memory=memory), tmp_path / "saved")
+    assert isinstance(load(tmp_path / "saved", memory=memory).retriever, DenseRetriever)
+    settings = tmp_path / "saved" / "latentrag.json"
+    content = json.loads(settings.read_text())
+    assert content.pop("retriever") == "dense"
+    settings.write_text(json.dumps(content))  # as models were saved before there was a choice
+    assert isinstance(load(tmp_path / "saved", memory=memory).retriever, DenseRetriever)
+
+
+def test_bm25_with_the_layout_of_facebook_rag(tmp_path) -> None:
+    checkpoint(tmp_path / "rag", 0, variant="Token")
+    encoder = load_passage_encoder(write_dpr(tmp_path / "ctx", "DPRContextEncoder", seed=1))
+    filled = Memory.create(tmp_path / "m.lance", encoder).add(PASSAGES, encoder)
+    rag = load(tmp_path / "rag", memory=filled, retriever="bm25")  # and no warning about an unknown encoder
+    assert (rag.variant, rag.k) == ("token", 3)
+    assert rag.answer("what is the capital", max_tokens=3).sources[0].passage.id == "paris"
+
+
+@pytest.mark.parametrize("change", [{"retriever": "sparse"}, {"bm25_scale": 0}, {"bm25_scale": "1"}])
+def test_damaged_settings_of_the_retriever_are_refused(change, parts, memory, tmp_path) -> None:
+    save(load(parts, memory=memory, retriever="bm25"), tmp_path / "saved")
+    settings = tmp_path / "saved" / "latentrag.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **change}))
+    with pytest.raises(ModelError, match="no usable retriever"):
+        load(tmp_path / "saved", memory=memory)
+
+
+def test_an_unknown_retriever(parts, memory) -> None:
+    with pytest.raises(InputError, match="retriever='sparse' is unknown; needed dense or bm25"):
+        load(parts, memory=memory, retriever="sparse")

@@ -2,8 +2,8 @@
 
 The only place that names concrete classes. A model folder of ours holds
 
-    latentrag.json      variant, k, decoding options
-    query_encoder/      as ``encoder.save`` writes it
+    latentrag.json      variant, k, decoding options, retriever
+    query_encoder/      as ``encoder.save`` writes it; not with BM25, which has none
     passage_encoder/    where it is another model than the query encoder
     generator/          transformers' layout and latentrag_generator.json
 """
@@ -17,21 +17,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from latentrag.config import resolve_memory, resolve_model
+from latentrag.config import RetrieverKind, resolve_memory, resolve_model
 from latentrag.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     import torch
 
+    from latentrag.encoder import DprQueryEncoder, SentenceEncoder
     from latentrag.generator import CausalGenerator, Seq2SeqGenerator
     from latentrag.memory import Memory
-    from latentrag.protocols import PassageEncoder, QueryEncoder
+    from latentrag.protocols import PassageEncoder, Retriever
     from latentrag.rag import Rag
     from latentrag.types import Variant
 
     Generator = CausalGenerator | Seq2SeqGenerator
+    QueryEncoder = DprQueryEncoder | SentenceEncoder
 
 SETTINGS_FILE = "latentrag.json"
 FORMAT = 1
@@ -56,13 +58,14 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What every kind of source gives."""
+    """What every kind of source gives. Without a query encoder the retriever is BM25."""
 
-    query_encoder: QueryEncoder
+    query_encoder: QueryEncoder | None
     generator: Generator
     variant: Variant = "sequence"
     k: int = 5
     decoding: Mapping[str, Any] | None = None
+    bm25_scale: float = 1.0
 
 
 def load(
@@ -72,6 +75,7 @@ def load(
     version: int | None = None,
     variant: Variant | None = None,
     k: int | None = None,
+    retriever: RetrieverKind | None = None,
     device: str = "cpu",
     dtype: torch.dtype | str = "auto",
 ) -> Rag:
@@ -84,22 +88,25 @@ def load(
         version: of the memory; None: the newest.
         variant: "sequence" or "token"; None: as the model says, else "sequence".
         k: passages retrieved for a question; None: as the model says, else 5.
+        retriever: "dense", or "bm25", which needs no query encoder and fits any memory; None: as the model says,
+            else "dense".
         dtype: of the generator: "auto" (as its files have it, float32 where this machine does not compute in
             that), "float32", "bfloat16", "float16" or a torch dtype.
     Raises: ModelError or MemoryStoreError for what cannot be opened; EncoderMismatchError if they do not fit.
     """
     from latentrag.decoding import DecodingOptions
     from latentrag.rag import Rag
-    from latentrag.retriever import DenseRetriever
 
+    if retriever is not None and retriever not in get_args(RetrieverKind):
+        raise InputError(f"retriever={retriever!r} is unknown; needed {' or '.join(get_args(RetrieverKind))}")
     opened = open_memory(memory, version=version)
-    parts = _load_parts(source, device=device, dtype=dtype)
+    parts = _load_parts(source, retriever=retriever, device=device, dtype=dtype)
     try:
         defaults = DecodingOptions(**_tupled(parts.decoding or {}))
     except (TypeError, InputError) as error:
         raise ModelError(f"{source}: the decoding options in {SETTINGS_FILE} cannot be used ({error})") from error
     return Rag(
-        DenseRetriever(parts.query_encoder, opened),
+        _retriever(parts, opened, device=device),
         parts.generator,
         variant=variant or parts.variant,
         k=parts.k if k is None else k,
@@ -117,19 +124,24 @@ def save(rag: Rag, folder: str | os.PathLike[str], *, passage_encoder: PassageEn
     """
     from latentrag.decoding import DecodingOptions
     from latentrag.generator.loading import save_generator
+    from latentrag.retriever import BM25Retriever
 
     usual = asdict(DecodingOptions())
+    retriever: Any = rag.retriever
+    of_words = isinstance(retriever, BM25Retriever)
     settings = {
         "format": FORMAT,
         "variant": rag.variant,
         "k": rag.k,
+        "retriever": "bm25" if of_words else "dense",
+        **({"bm25_scale": retriever.scale} if of_words else {}),
         "decoding": {name: value for name, value in asdict(rag.defaults).items() if value != usual[name]},
     }
-    retriever: Any = rag.retriever
     generator: Any = rag.generator
     encoder: Any = passage_encoder
     with _published(Path(folder)) as scratch:
-        retriever.query_encoder.save(scratch / "query_encoder")
+        if not of_words:
+            retriever.query_encoder.save(scratch / "query_encoder")
         if encoder is not None:
             encoder.save(scratch / "passage_encoder")
         save_generator(generator, scratch / "generator")
@@ -162,10 +174,10 @@ def load_passage_encoder(
     place = resolve_model(source)
     folder = Path(place)
     if (folder / SETTINGS_FILE).is_file():
-        own = folder / "passage_encoder"
-        return encoder.load_passage_encoder(
-            own if own.is_dir() else folder / "query_encoder", device=device, dtype=dtype
-        )
+        for own in (folder / "passage_encoder", folder / "query_encoder"):
+            if own.is_dir():
+                return encoder.load_passage_encoder(own, device=device, dtype=dtype)
+        raise ModelError(f"{source} holds no encoder; name the one whose vectors the memory has or is to have")
     if _model_type(folder) == "rag":
         raise ModelError(
             f"{source} holds no passage encoder; name the one it was trained with, "
@@ -174,16 +186,30 @@ def load_passage_encoder(
     return encoder.load_passage_encoder(place, device=device, dtype=dtype)
 
 
-def _load_parts(source: Source | ModelSpec | tuple[Source, Source], *, device: str, dtype: torch.dtype | str) -> _Parts:
+def _retriever(parts: _Parts, memory: Memory, *, device: str) -> Retriever:
+    from latentrag.retriever import BM25Retriever, DenseRetriever
+
+    if parts.query_encoder is None:
+        return BM25Retriever(memory, scale=parts.bm25_scale, device=device)
+    return DenseRetriever(parts.query_encoder, memory)
+
+
+def _load_parts(
+    source: Source | ModelSpec | tuple[Source, Source],
+    *,
+    retriever: RetrieverKind | None,
+    device: str,
+    dtype: torch.dtype | str,
+) -> _Parts:
     if isinstance(source, tuple):
         source = ModelSpec(*source)
     if isinstance(source, ModelSpec):
-        return _load_pair(source, device=device, dtype=dtype)
+        return _load_pair(source, retriever=retriever, device=device, dtype=dtype)
     place = resolve_model(source)
     folder = Path(place)
     if folder.is_dir():
         if (folder / SETTINGS_FILE).is_file():
-            return _load_own(folder, device=device, dtype=dtype)
+            return _load_own(folder, retriever=retriever, device=device, dtype=dtype)
         if not (folder / "config.json").is_file():
             raise ModelError(f"{source} holds neither {SETTINGS_FILE} nor config.json; needed a model folder")
     else:
@@ -191,15 +217,14 @@ def _load_parts(source: Source | ModelSpec | tuple[Source, Source], *, device: s
 
         folder = resolve(str(place))
     if _model_type(folder) == "rag":
-        return _of_rag_layout(folder, name=str(source), device=device, dtype=dtype)
+        return _of_rag_layout(folder, name=str(source), retriever=retriever, device=device, dtype=dtype)
     raise ModelError(
         f"{source} is one model; needed a folder that latentrag saved, one in the layout of facebook/rag-*, "
         "or a pair of encoder and generator"
     )
 
 
-def _load_own(folder: Path, *, device: str, dtype: torch.dtype | str) -> _Parts:
-    from latentrag.encoder import load_query_encoder
+def _load_own(folder: Path, *, retriever: RetrieverKind | None, device: str, dtype: torch.dtype | str) -> _Parts:
     from latentrag.pretrained import read_object
 
     settings = read_object(folder / SETTINGS_FILE)
@@ -211,18 +236,36 @@ def _load_own(folder: Path, *, device: str, dtype: torch.dtype | str) -> _Parts:
         )
     if variant not in {"sequence", "token"} or not isinstance(k, int) or k < 1 or not isinstance(decoding, dict):
         raise ModelError(f"{folder / SETTINGS_FILE} has no usable variant, k and decoding; save the model again")
+    saved, scale = settings.get("retriever", "dense"), settings.get("bm25_scale", 1.0)
+    if saved not in get_args(RetrieverKind) or not isinstance(scale, int | float) or not scale > 0:
+        raise ModelError(f"{folder / SETTINGS_FILE} has no usable retriever or bm25_scale; save the model again")
     return _Parts(
-        load_query_encoder(folder / "query_encoder", device=device),
+        _own_query_encoder(folder, saved=saved, wanted=retriever or saved, device=device),
         _generator(folder / "generator", device=device, dtype=dtype),
         variant,
         k,
         decoding,
+        scale,
     )
 
 
-def _load_pair(spec: ModelSpec, *, device: str, dtype: torch.dtype | str) -> _Parts:
+def _own_query_encoder(
+    folder: Path, *, saved: RetrieverKind, wanted: RetrieverKind, device: str
+) -> QueryEncoder | None:
+    from latentrag.encoder import load_query_encoder
+
+    if wanted == "bm25":
+        return None
+    if saved == "bm25":
+        raise ModelError(f"{folder} was saved with BM25 and has no query encoder; leave retriever='dense' out")
+    return load_query_encoder(folder / "query_encoder", device=device)
+
+
+def _load_pair(spec: ModelSpec, *, retriever: RetrieverKind | None, device: str, dtype: torch.dtype | str) -> _Parts:
     from latentrag import encoder
 
+    if retriever == "bm25":
+        return _Parts(None, _generator(resolve_model(spec.generator), device=device, dtype=dtype))
     fingerprint = None
     if spec.passage_encoder is not None:
         fingerprint = encoder.load_passage_encoder(resolve_model(spec.passage_encoder)).fingerprint
@@ -232,7 +275,9 @@ def _load_pair(spec: ModelSpec, *, device: str, dtype: torch.dtype | str) -> _Pa
     return _Parts(query_encoder, _generator(resolve_model(spec.generator), device=device, dtype=dtype))
 
 
-def _of_rag_layout(folder: Path, *, name: str, device: str, dtype: torch.dtype | str) -> _Parts:
+def _of_rag_layout(
+    folder: Path, *, name: str, retriever: RetrieverKind | None, device: str, dtype: torch.dtype | str
+) -> _Parts:
     """facebook/rag-*: both models in one file, their tokenizers in folders of their own."""
     from latentrag import rag_layout
     from latentrag.pretrained import read_object
@@ -243,7 +288,10 @@ def _of_rag_layout(folder: Path, *, name: str, device: str, dtype: torch.dtype |
     generator.model.to(device)
     architecture = str(content.get("architectures"))
     return _Parts(
-        query_encoder, generator, "token" if "RagToken" in architecture else "sequence", int(content.get("n_docs", 5))
+        None if retriever == "bm25" else query_encoder,
+        generator,
+        "token" if "RagToken" in architecture else "sequence",
+        int(content.get("n_docs", 5)),
     )
 
 

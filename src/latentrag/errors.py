@@ -31,3 +31,7 @@ class EncoderMismatchError(LatentRagError):
 
 class FetchError(LatentRagError):
     """A download that failed or whose hash is not the pinned one."""
+
+
+class TrainingError(LatentRagError):
+    """A run that cannot go on: its checkpoint does not fit, its loss is no number, its folder cannot be written."""

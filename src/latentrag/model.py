@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast, get_args
 
-import torch
 from torch import Tensor
 
 from latentrag.errors import InputError
 from latentrag.marginal import (
+    log_likelihood,
     log_prior,
+    marginal_weights,
     prefix_posterior,
-    sequence_log_likelihood,
     sequence_posterior,
-    token_log_likelihood,
     token_posterior,
     without_passage,
 )
@@ -48,8 +47,7 @@ class Evidence:
 
     def log_likelihood(self, variant: Variant) -> Tensor:
         """(B,) log p(y|x), nats."""
-        likelihood = sequence_log_likelihood if checked(variant) == "sequence" else token_log_likelihood
-        return likelihood(self.log_p_eta, self.log_p_theta, self.targets.mask)
+        return log_likelihood(self.log_p_eta, self.log_p_theta, self.targets.mask, variant=checked(variant))
 
     def posterior(self, variant: Variant) -> Tensor:
         """(B, K) the share of each passage in y: p(z|x,y) for RAG-Sequence, the mean over the tokens of
@@ -67,15 +65,10 @@ class Evidence:
 
     def log_p_of_tokens(self, variant: Variant) -> Tensor:
         """(B, T) log p(y_i|x,y_<i), nats, 0 where masked; their sum is the log-likelihood."""
-        tokens = self.log_p_theta.masked_fill(~self.targets.mask[:, None, :], 0.0)
-        weights = self.log_p_eta[:, :, None].expand_as(tokens)
-        if checked(variant) == "sequence":
-            before = tokens.cumsum(dim=2) - tokens
-            # −inf − −inf: a passage that Fast Decoding ruled out has no weight at any position.
-            before = before.nan_to_num(nan=float("-inf"))
-            weights = torch.log_softmax(weights + before, dim=1)
-        log_p = (weights + tokens).logsumexp(dim=1)
-        return log_p.masked_fill(~self.targets.mask, 0.0)
+        mask = self.targets.mask
+        weights = marginal_weights(self.log_p_eta, self.log_p_theta, mask, variant=checked(variant))
+        tokens = self.log_p_theta.masked_fill(~mask[:, None, :], 0.0)
+        return (weights + tokens).logsumexp(dim=1).masked_fill(~mask, 0.0)
 
     def without_passage(self, variant: Variant) -> Tensor:
         """(B, K) log p(y|x) had passage k not been retrieved. Raises: ShapeError if K = 1."""

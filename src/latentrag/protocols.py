@@ -5,14 +5,14 @@ Shapes are those of the legend in types.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from latentrag.types import Passage, PassageLists, Retrieved, SearchResult, Targets
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @runtime_checkable
@@ -142,4 +142,49 @@ class Generator(Protocol):
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """One piece of text for each token; joined they are ``text(ids)``."""
+        ...
+
+
+class TrainableRetriever(Retriever, Protocol):
+    """A retriever with parameters η."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """η: the query encoder's weights, under names that do not change between runs."""
+        ...
+
+    def retrieve_in_hindsight(self, x: Sequence[str], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
+        """The top K of x, then ``num_hindsight`` more, found with x and y together, none twice: B × (K + K2).
+
+        The scores are those of x alone for all of them; y only proposes.
+        """
+        ...
+
+
+class TrainableGenerator(Generator, Protocol):
+    """A generator with parameters θ."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """θ, under names that do not change between runs; with LoRA only the adapter's weights need a gradient."""
+        ...
+
+    def prepare_together(self, x: Sequence[str], passages: PassageLists) -> Any:
+        """A ``Prepared`` of B × 1 rows, each of which reads all K passages at once: p_θ(y|x,Z).
+
+        Encoder–decoders encode the passages apart and let the decoder attend to all of them; causal models read
+        them one after the other in one prompt.
+        """
+        ...
+
+    def log_p_theta_and_mean(
+        self, prepared: Any, targets: Targets, weigh: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """``log_p_theta`` (B, K, T), and for label smoothing the mean over the vocabulary of the marginal's
+        log-probabilities, (B, T), 0 where masked:
+
+            mean[b, i] = 1/V Σ_v log Σ_z w_z p_θ(v|x,z,y_<i)
+
+        Args:
+            weigh: gets log_p_theta, returns log w (B, K, T), normalised over K.
+        One forward pass; never holds (B, K, T, V); differentiable, also through the weights.
+        """
         ...

@@ -125,18 +125,37 @@ class Rag:
         """``answer`` for several questions at once; the answers do not depend on each other."""
         chosen = checked(variant or self.variant)
         wanted = self.options(**options)
-        _check_decoding(chosen, decoding, wanted)
+        check_decoding(chosen, decoding, wanted)
         check_questions(x)
         retrieved = self._retrieve(x, k)
         prepared = self.generator.prepare(x, retrieved.passages)
         log_p_eta = log_prior(retrieved.scores)
-        found = self._decode(prepared, log_p_eta, chosen, decoding, wanted)
+        found = self.decode(prepared, log_p_eta, variant=chosen, decoding=decoding, options=wanted)
         best = as_targets([of_one[0].ids for of_one in found], device=log_p_eta.device)
         closed_book = self.model.closed_book_log_p(x, best).tolist()
         return [
             self._answer(question, retrieved, b, log_p_eta, found[b], closed_book[b], chosen, decoding, wanted.stop)
             for b, question in enumerate(x)
         ]
+
+    def decode(
+        self, prepared: Any, log_p_eta: Tensor, *, variant: Variant, decoding: Decoding, options: DecodingOptions
+    ) -> list[list[Decoded]]:
+        """What ``answer_batch`` decodes, for questions that have been retrieved for and prepared already (§2.5).
+
+        Args:
+            prepared: B questions × K passages, from ``generator.prepare``.
+            log_p_eta: (B, K) nats, normalised over K.
+            decoding, options: as ``check_decoding`` lets them pass.
+        Returns: for each question its hypotheses, best first.
+        """
+        if options.sample:
+            return marginal_sample(self.generator, prepared, log_p_eta, variant=variant, options=options)
+        if decoding == "thorough":
+            return thorough(self.generator, prepared, log_p_eta, options=options)
+        if decoding == "fast":
+            return fast(self.generator, prepared, log_p_eta, options=options)
+        return marginal_beam(self.generator, prepared, log_p_eta, variant=variant, options=options)
 
     def score(self, x: str, y: str, *, k: int | None = None, variant: Variant | None = None) -> Score:
         """log p(y|x) of a given y, with posteriors and counterfactuals.
@@ -221,17 +240,6 @@ class Rag:
     def _retrieve(self, x: Sequence[str], k: int | None) -> Retrieved:
         return self.model.retriever.retrieve(x, self._k(k))
 
-    def _decode(
-        self, prepared: Any, log_p_eta: Tensor, variant: Variant, decoding: Decoding, options: DecodingOptions
-    ) -> list[list[Decoded]]:
-        if options.sample:
-            return marginal_sample(self.generator, prepared, log_p_eta, variant=variant, options=options)
-        if decoding == "thorough":
-            return thorough(self.generator, prepared, log_p_eta, options=options)
-        if decoding == "fast":
-            return fast(self.generator, prepared, log_p_eta, options=options)
-        return marginal_beam(self.generator, prepared, log_p_eta, variant=variant, options=options)
-
     def _answer(
         self,
         question: str,
@@ -264,7 +272,8 @@ class Rag:
             sources=_sources(evidence, 0, variant),
             tokens=tokens,
             hypotheses=tuple(
-                Hypothesis(_before(self.generator.text(each.ids), stop), each.log_prob, each.finished) for each in found
+                Hypothesis(before_stop(self.generator.text(each.ids), stop), each.log_prob, each.finished)
+                for each in found
             ),
         )
 
@@ -287,7 +296,8 @@ def check_questions(x: Sequence[str]) -> None:
         raise InputError("the question is empty; needed some text")
 
 
-def _check_decoding(variant: Variant, decoding: str, options: DecodingOptions) -> None:
+def check_decoding(variant: Variant, decoding: str, options: DecodingOptions) -> None:
+    """Raises: InputError if there is no such decoding, or none for this variant and these options."""
     if decoding not in {"exact", "thorough", "fast"}:
         raise InputError(f"decoding={decoding!r} is unknown; needed 'exact', 'thorough' or 'fast'")
     if decoding == "exact":
@@ -304,7 +314,7 @@ def _sources(evidence: Evidence, b: int, variant: Variant) -> tuple[Source, ...]
     return tuple(map(Source, evidence.passages[b], prior, posterior))
 
 
-def _before(text: str, stop: Sequence[str]) -> str:
+def before_stop(text: str, stop: Sequence[str]) -> str:
     """The text up to the first stop string."""
     found = [position for position in (text.find(each) for each in stop) if position >= 0]
     return text[: min(found)].rstrip() if found else text
@@ -312,7 +322,7 @@ def _before(text: str, stop: Sequence[str]) -> str:
 
 def _cut(tokens: tuple[Token, ...], stop: Sequence[str]) -> tuple[Token, ...]:
     """The tokens whose text lies before the first stop string, the last one shortened where it reaches into it."""
-    room = len(_before("".join(token.text for token in tokens), stop))
+    room = len(before_stop("".join(token.text for token in tokens), stop))
     kept = []
     for token in tokens:
         if room <= 0 and token.text:

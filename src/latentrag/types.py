@@ -29,6 +29,11 @@ Decoding = Literal["exact", "thorough", "fast"]
 RAG-Token has one decoder, which is exact."""
 
 
+Objective = Literal["nll", "emdr2", "pdist", "loop"]
+"""What training minimises, per example: the paper's −log p(y|x) (§2.4), or a loss that teaches the retriever from
+the generator in another way (EMDR²; perplexity distillation; leave-one-out perplexity distillation)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """A text as a reader found it, before it is split.

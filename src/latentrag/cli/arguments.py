@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from latentrag.cli.output import working
-from latentrag.config import DEMO
+from latentrag.config import DEMO, RetrieverKind
 from latentrag.errors import InputError
 from latentrag.types import Variant
 
@@ -30,6 +30,10 @@ GeneratorName = Annotated[
 ]
 PassageEncoderName = Annotated[
     str | None, typer.Option("--passage-encoder", help="With --encoder: where passages have an encoder of their own.")
+]
+RetrieverName = Annotated[
+    RetrieverKind | None,
+    typer.Option("--retriever", help="How passages are found: by vectors or by words; default: as the model says."),
 ]
 NumPassages = Annotated[
     int | None, typer.Option("-k", "--passages", help="Passages to retrieve; default: the model's own number.")
@@ -63,13 +67,14 @@ def open_rag(
     *,
     memory: str,
     version: int | None = None,
+    retriever: RetrieverKind | None = None,
     dtype: str = "auto",
 ) -> Rag:
     """The model and its memory. Raises as ``latentrag.load``."""
     from latentrag.assemble import load
 
     with working("loading the model and its memory"):
-        return load(source, memory=memory, version=version, dtype=dtype)
+        return load(source, memory=memory, version=version, retriever=retriever, dtype=dtype)
 
 
 def check_text(text: str, what: str) -> None:

@@ -19,6 +19,7 @@ def ask(
     encoder: arg.EncoderName = None,
     generator: arg.GeneratorName = None,
     passage_encoder: arg.PassageEncoderName = None,
+    retriever: arg.RetrieverName = None,
     k: arg.NumPassages = None,
     variant: arg.VariantName = None,
     decoding: Annotated[Decoding, typer.Option(help="How to search; thorough and fast are for sequence.")] = "exact",
@@ -40,7 +41,7 @@ def ask(
     """Answer a question, with the answer's probability and sources."""
     arg.check_text(question, "question")
     source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
-    rag = arg.open_rag(source, memory=memory, version=as_of, dtype=dtype)
+    rag = arg.open_rag(source, memory=memory, version=as_of, retriever=retriever, dtype=dtype)
     with working("answering"):
         answer = rag.answer(
             question,
@@ -77,6 +78,7 @@ def classify(
     encoder: arg.EncoderName = None,
     generator: arg.GeneratorName = None,
     passage_encoder: arg.PassageEncoderName = None,
+    retriever: arg.RetrieverName = None,
     k: arg.NumPassages = None,
     variant: arg.VariantName = None,
     as_of: arg.AsOf = None,
@@ -88,7 +90,7 @@ def classify(
     for label in labels:
         arg.check_text(label, "label")
     source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
-    rag = arg.open_rag(source, memory=memory, version=as_of, dtype=dtype)
+    rag = arg.open_rag(source, memory=memory, version=as_of, retriever=retriever, dtype=dtype)
     with working("comparing the labels"):
         found = rag.classify(question, labels, k=k, variant=variant)
     if as_json:

@@ -14,7 +14,7 @@ import typer
 
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json
-from latentrag.config import DEMO, settings
+from latentrag.config import DEMO, RetrieverKind, settings
 from latentrag.errors import EncoderMismatchError, LatentRagError, ModelError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def doctor(
     encoder: arg.EncoderName = None,
     generator: arg.GeneratorName = None,
     passage_encoder: arg.PassageEncoderName = None,
+    retriever: arg.RetrieverName = None,
     as_json: arg.AsJson = False,
 ) -> None:
     """Check the installation, a model and a memory.
@@ -44,7 +45,7 @@ def doctor(
     problems: list[str] = []
     facts: Facts = {"versions": _versions(), "machine": _machine(), "home": _home()}
     opened = _open_memory(memory, problems)
-    facts["model"] = _model(source, opened, problems)
+    facts["model"] = _model(source, opened, problems, retriever=retriever)
     facts["memory"] = None if opened is None else _memory(opened)
     facts["problems"] = problems
     if as_json:
@@ -125,24 +126,26 @@ def _memory(opened: Memory) -> Facts:
     }
 
 
-def _model(source: str | ModelSpec, memory: Memory | None, problems: list[str]) -> Facts | None:
+def _model(
+    source: str | ModelSpec, memory: Memory | None, problems: list[str], *, retriever: RetrieverKind | None
+) -> Facts | None:
     try:
-        with _loaded(source, memory) as rag:
+        with _loaded(source, memory, retriever=retriever) as rag:
             facts = _parts(rag, source)
-            retriever: Any = rag.retriever
+            query_encoder = getattr(rag.retriever, "query_encoder", None)
     except LatentRagError as error:
         problems.append(str(error))
         return None
-    if memory is not None:
+    if memory is not None and query_encoder is not None:
         try:
-            memory.check(retriever.query_encoder)
+            memory.check(query_encoder)
         except EncoderMismatchError as error:
             problems.append(str(error))
     return facts
 
 
 @contextmanager
-def _loaded(source: str | ModelSpec, memory: Memory | None) -> Iterator[Rag]:
+def _loaded(source: str | ModelSpec, memory: Memory | None, *, retriever: RetrieverKind | None) -> Iterator[Rag]:
     """The model over an empty memory of its own, so that it opens whatever the state of the real one.
 
     A model without a passage encoder can make none, and gets the real one.
@@ -157,23 +160,16 @@ def _loaded(source: str | ModelSpec, memory: Memory | None) -> Iterator[Rag]:
             if memory is None:
                 raise
             own = memory
-        yield load(source, memory=own)
+        yield load(source, memory=own, retriever=retriever)
 
 
 def _parts(rag: Rag, source: str | ModelSpec) -> Facts:
-    retriever: Any = rag.retriever
     model: Any = rag.generator
-    query_encoder = retriever.query_encoder
     return {
         "source": source if isinstance(source, str) else f"{source.encoder} + {source.generator}",
         "variant": rag.variant,
         "k": rag.k,
-        "encoder": {
-            "name": query_encoder.name,
-            "dimension": query_encoder.dimension,
-            "scale": query_encoder.scale,
-            "passage_fingerprint": query_encoder.passage_fingerprint,
-        },
+        **_retriever(rag),
         "generator": {
             "class": type(model.model).__name__,
             "kind": model.kind,
@@ -183,6 +179,16 @@ def _parts(rag: Rag, source: str | ModelSpec) -> Facts:
             "max_input_tokens": model.max_input_tokens,
         },
     }
+
+
+def _retriever(rag: Rag) -> Facts:
+    """p_η(z|x): which kind, and of a dense one the query encoder."""
+    retriever: Any = rag.retriever
+    query_encoder = getattr(retriever, "query_encoder", None)
+    if query_encoder is None:
+        return {"retriever": {"kind": "bm25", "scale": retriever.scale}, "encoder": None}
+    encoder = {name: getattr(query_encoder, name) for name in ("name", "dimension", "scale", "passage_fingerprint")}
+    return {"retriever": {"kind": "dense", "scale": query_encoder.scale}, "encoder": encoder}
 
 
 def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -196,10 +202,13 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if model is None:
         yield "model", "cannot be used"
     else:
-        encoder, generator = model["encoder"], model["generator"]
+        retriever, encoder, generator = model["retriever"], model["encoder"], model["generator"]
         yield "model", f"{model['source']}, RAG-{model['variant'].capitalize()} with {model['k']} passages"
-        yield "encoder", f"{encoder['name']}, {encoder['dimension']} dimensions, scale {encoder['scale']:g}"
-        yield "", f"for passages of {encoder['passage_fingerprint'] or 'an encoder that its files do not name'}"
+        if encoder is None:
+            yield "retriever", f"BM25, scale {retriever['scale']:g}; needs no encoder"
+        else:
+            yield "encoder", f"{encoder['name']}, {encoder['dimension']} dimensions, scale {encoder['scale']:g}"
+            yield "", f"for passages of {encoder['passage_fingerprint'] or 'an encoder that its files do not name'}"
         kind = f"{generator['class']} ({generator['kind']}, {generator['template']})"
         size = f"{generator['parameters']:,} parameters in {generator['dtype']}"
         yield "generator", f"{kind}, {size}, reads {generator['max_input_tokens']:,} tokens"

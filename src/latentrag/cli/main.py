@@ -32,9 +32,12 @@ def run() -> None:
 def app() -> typer.Typer:
     """The commands. None of them imports anything heavy before it runs."""
     from latentrag.cli.ask import ask, classify
+    from latentrag.cli.compare import compare
     from latentrag.cli.demo import demo
     from latentrag.cli.doctor import doctor
+    from latentrag.cli.evaluate import evaluate
     from latentrag.cli.index import add, delete, log
+    from latentrag.cli.new_generator import new_generator
     from latentrag.cli.score import score
 
     options: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
@@ -48,6 +51,9 @@ def app() -> typer.Typer:
     for command in of_memories:
         index.command()(command)
     commands.add_typer(index, name="index")
+    commands.command()(new_generator)
+    commands.command("eval")(evaluate)
+    commands.command()(compare)
     commands.command()(doctor)
     return commands
 

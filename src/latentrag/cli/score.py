@@ -41,6 +41,7 @@ def score(
     encoder: arg.EncoderName = None,
     generator: arg.GeneratorName = None,
     passage_encoder: arg.PassageEncoderName = None,
+    retriever: arg.RetrieverName = None,
     k: arg.NumPassages = None,
     variant: arg.VariantName = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Lines handled together, and written together.")] = 8,
@@ -57,7 +58,7 @@ def score(
 
     source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
     with _opened(file) as lines:
-        rag = arg.open_rag(source, memory=memory, version=as_of, dtype=dtype)
+        rag = arg.open_rag(source, memory=memory, version=as_of, retriever=retriever, dtype=dtype)
         name = "standard input" if file == STANDARD_INPUT else file
         num_scored = 0
         # Nobody needs a count who sees the results themselves, and both on one terminal would collide.

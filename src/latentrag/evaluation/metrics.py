@@ -1,15 +1,12 @@
-"""Pure functions of strings and numbers; the conventions of open-domain question answering."""
+"""Pure functions of strings; the conventions of open-domain question answering."""
 
-import math
 import re
 import string
+from collections import Counter
 from collections.abc import Sequence
-
-import numpy as np
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-Z_95 = 1.959964
 
 
 def normalised(text: str) -> str:
@@ -20,6 +17,22 @@ def normalised(text: str) -> str:
 def exact_match(prediction: str, answers: Sequence[str]) -> bool:
     """Whether the prediction is one of the answers, both normalised."""
     return normalised(prediction) in {normalised(answer) for answer in answers}
+
+
+def token_f1(prediction: str, answers: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall of the normalised words, against the answer where it is highest.
+
+    Where one side has no words the value is 1 if neither has, else 0 (SQuAD; Rajpurkar et al. 2016). 0 without answers.
+    """
+    said = Counter(normalised(prediction).split())
+    return max((_f1(said, Counter(normalised(answer).split())) for answer in answers), default=0.0)
+
+
+def _f1(said: Counter[str], gold: Counter[str]) -> float:
+    if not said or not gold:
+        return float(said == gold)
+    # 2PR / (P + R) with P = shared / |said| and R = shared / |gold|.
+    return 2 * (said & gold).total() / (said.total() + gold.total())
 
 
 def regex_match(prediction: str, pattern: str) -> bool:
@@ -34,27 +47,6 @@ def contains_answer(text: str, answers: Sequence[str]) -> bool:
     return any(f" {wanted} " in padded for wanted in map(normalised, answers) if wanted)
 
 
-def share_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
-    if not trials:
-        return 0.0, 1.0
-    share, weight = successes / trials, Z_95**2 / trials
-    centre = (share + weight / 2) / (1 + weight)
-    half = Z_95 * math.sqrt(share * (1 - share) / trials + weight / (4 * trials)) / (1 + weight)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def paired_difference(
-    ours: Sequence[float], theirs: Sequence[float], *, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean of ours − theirs over the same questions, and its 95 % interval by paired bootstrap.
-
-    Args:
-        ours, theirs: one value for each question, in the same order.
-    Returns: mean, lower and upper end.
-    """
-    difference = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
-    random = np.random.default_rng(seed)
-    means = [random.choice(difference, size=len(difference)).mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(difference.mean()), float(low), float(high)
+def contains_match(text: str, pattern: str) -> bool:
+    """Whether the pattern matches anywhere in the text as it is, case aside."""
+    return re.search(pattern, text, re.IGNORECASE) is not None

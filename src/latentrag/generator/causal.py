@@ -1,42 +1,51 @@
 """Causal language models as p_θ(y|x,z): the prompt holds z, then x; y is what follows."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from latentrag.errors import InputError, ModelError
-from latentrag.generator.gold import OutputHead, pick
+from latentrag.generator.gold import OutputHead
 from latentrag.generator.grid import check_lengths, padded, pairs, rows_of_parents, rows_of_questions
-from latentrag.generator.inputs import PromptTemplate, input_ids
+from latentrag.generator.inputs import PromptTemplate
+from latentrag.generator.lora import Lora, add_lora, without_lora
+from latentrag.generator.own_logits import OwnLogits
+from latentrag.generator.passage_cache import Layers, PassageCache
+from latentrag.generator.prompts import PromptTokens
 from latentrag.generator.settings import decoding_defaults
 from latentrag.generator.text import pieces
 from latentrag.types import PassageLists, Targets
 
 _TARGET_ROOM = 256
 """Positions kept free for y where the model's window is the only limit."""
+_READ_TOKENS = 4096
+"""Tokens of passages read in one forward pass, padding included."""
 _INPUT_LIMIT = 2048
 """Prompt tokens at most, unless told otherwise: enough for long passages, small enough for a small machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What the model makes of the prompts: its cache, and the last position before and after the output layer."""
+    """What the model makes of the prompts: its cache, left-padded, and the last position before and after the
+    output layer."""
 
     cache: Any
+    mask: Tensor  # (R, S) bool, which positions of the cache hold a token
     hidden: Tensor  # (R, 1, H)
     logits: Tensor  # (R, V)
 
 
 @dataclass(slots=True)
 class _Prompts:
-    """The prompts as a left-padded batch; ``read`` is computed once, on first use."""
+    """R prompts in two parts: what stands for the passage, and the question. ``read`` is computed on first use."""
 
-    ids: Tensor  # (R, S)
-    mask: Tensor  # (R, S) bool
+    passages: list[list[int]]
+    questions: list[list[int]]
     read: _Read | None = None
 
 
@@ -76,6 +85,10 @@ class CausalGenerator:
         tokenizer: its tokenizer (a fast one).
         template: the prompt, passage first.
         max_input_tokens: longer prompts lose words of the passage; default: what the model reads, at most 2,048.
+        lora: an adapter to train instead of the model's own weights.
+        seed: of the adapter's first weights.
+        passage_cache: keeps what the model reads of passages. The model's own weights must not change then, and an
+            adapter must leave passages alone (scope "question").
     Raises: ModelError if the template's end is not one token of this tokenizer.
     """
 
@@ -88,6 +101,9 @@ class CausalGenerator:
         *,
         template: PromptTemplate | None = None,
         max_input_tokens: int | None = None,
+        lora: Lora | None = None,
+        seed: int = 0,
+        passage_cache: PassageCache | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -96,9 +112,14 @@ class CausalGenerator:
         self._cue: list[int] = tokenizer(self.template.cue, add_special_tokens=False)["input_ids"]
         self.end_id = self._end_token()
         self._pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
-        self._head = OutputHead(model)
+        self._prompts = PromptTokens(tokenizer, self.template)
+        self.lora = lora
+        if lora is not None:
+            add_lora(model, lora, seed=seed)
+        self.passage_cache = passage_cache
+        head = OutputHead(model)
         probe = torch.tensor([[self.end_id, self.end_id]], device=self.device)
-        self._head_agrees = self._head.agrees(input_ids=probe)
+        self._head: OutputHead | OwnLogits = head if head.agrees(input_ids=probe) else OwnLogits(model)
 
     @property
     def device(self) -> torch.device:
@@ -117,14 +138,40 @@ class CausalGenerator:
 
     def prepare(self, x: Sequence[str], passages: PassageLists | None) -> PreparedPrompts:
         rows, num_passages = pairs(x, passages)
-        rendered = [self.template.render(question, passage) for question, passage in rows]
-        # Left padding: y follows its prompt without a gap, also for attention windows that count positions.
-        prompt_ids = input_ids(self.tokenizer, rendered, limit=self.max_input_tokens)
-        eos = self.tokenizer.eos_token_id
-        open_ended = [ids[:-1] if ids[-1] == eos else ids for ids in prompt_ids]  # some tokenizers close every text
-        ids, mask = padded(open_ended, pad=self._pad_id, left=True)
-        prompts = _Prompts(ids.to(self.device), mask.to(self.device))
-        return PreparedPrompts(prompts, torch.arange(len(rows), device=self.device), len(x), num_passages)
+        questions = self._questions(x, num_passages, closed_book=passages is None)
+        limit = self.max_input_tokens
+        if passages is None:
+            alone = self.template.read(None)
+            first = [self._prompts.cut(alone, ids, limit=limit) if str(alone) else [] for ids in questions]
+        else:
+            each = [passage for _, passage in rows if passage is not None]
+            first = self._prompts.passages(each, questions, limit=limit)
+        return self._prepared(first, questions, num_passages)
+
+    def prepare_together(self, x: Sequence[str], passages: PassageLists) -> PreparedPrompts:
+        """Worst passage first, so that the best stands next to the question."""
+        pairs(x, passages)
+        questions = self._questions(x, 1, closed_book=False)
+        first = [
+            self._prompts.cut(self.template.read_together(of_one[::-1]), ids, limit=self.max_input_tokens)
+            for of_one, ids in zip(passages, questions, strict=True)
+        ]
+        return self._prepared(first, questions, 1)
+
+    def _questions(self, x: Sequence[str], num_passages: int, *, closed_book: bool) -> list[list[int]]:
+        """The prompts' second parts, one for each row. Raises: InputError for one that is too long."""
+        questions = self._prompts.questions(x, closed_book=closed_book)
+        longest = max(map(len, questions))
+        if longest > self.max_input_tokens:
+            raise InputError(
+                f"the question and its prompt are {longest} tokens, the generator reads {self.max_input_tokens}; "
+                "shorten the question"
+            )
+        return [ids for ids in questions for _ in range(num_passages)]
+
+    def _prepared(self, first: list[list[int]], questions: list[list[int]], num_passages: int) -> PreparedPrompts:
+        index = torch.arange(len(first), device=self.device)
+        return PreparedPrompts(_Prompts(first, questions), index, len(first) // num_passages, num_passages)
 
     def targets(self, y: Sequence[str]) -> Targets:
         rows = [[*self._after_cue(" " + text.strip() if text.strip() else ""), self.end_id] for text in y]
@@ -138,57 +185,153 @@ class CausalGenerator:
         return Targets(ids.to(self.device), mask.to(self.device))
 
     def log_p_theta(self, prepared: PreparedPrompts, targets: Targets) -> Tensor:
+        log_p, _ = self._scored(prepared, targets)
+        return log_p
+
+    def log_p_theta_and_mean(
+        self, prepared: PreparedPrompts, targets: Targets, weigh: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        log_p, hidden = self._scored(prepared, targets)
+        return log_p, self._head.mean_log_probs(hidden, weigh(log_p), targets.mask)
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """θ; with an adapter only its weights need a gradient."""
+        named: Iterator[tuple[str, torch.nn.Parameter]] = self.model.named_parameters()
+        return named
+
+    def _scored(self, prepared: PreparedPrompts, targets: Targets) -> tuple[Tensor, Tensor]:
+        """log p of the gold tokens (B, K, T), and the inputs of the output layer (B·K, T, H)."""
         num_passages = prepared.num_passages
         ids = targets.ids.repeat_interleave(num_passages, dim=0)  # (B·K, T)
         mask = targets.mask.repeat_interleave(num_passages, dim=0)
-        # Gradients need the whole forward pass; without them the prompts' cache is as good and much cheaper.
-        log_p = (self._scored_at_once if torch.is_grad_enabled() else self._scored_from_cache)(prepared, ids, mask)
-        return log_p.view(prepared.num_questions, num_passages, -1)  # (B, K, T)
+        # Gradients need the whole forward pass; without them what was read of the prompts serves every target.
+        score = self._at_once if torch.is_grad_enabled() and self._learns() else self._from_read
+        hidden = score(prepared, ids, mask)
+        log_p = self._head.gold_log_probs(hidden, ids, mask)
+        return log_p.view(prepared.num_questions, num_passages, -1), hidden
 
-    def _scored_at_once(self, prepared: PreparedPrompts, ids: Tensor, mask: Tensor) -> Tensor:
-        prompts = prepared.prompts
-        all_ids = torch.cat([prompts.ids[prepared.index], ids[:, :-1]], dim=1)
-        all_mask = torch.cat([prompts.mask[prepared.index], mask[:, :-1]], dim=1)
-        inputs = {
-            "input_ids": all_ids,
-            "attention_mask": all_mask.long(),
-            "position_ids": _positions(all_mask),
-            "use_cache": False,
-        }
-        before = prompts.ids.shape[1] - 1
-        if self._head_agrees:
-            hidden, _ = self._head.run(**inputs)
-            return self._head.gold_log_probs(hidden[:, before:], ids, mask)
-        return pick(self.model(**inputs).logits[:, before:], ids).masked_fill(~mask, 0.0)
+    def _learns(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.model.parameters())
 
-    def _scored_from_cache(self, prepared: PreparedPrompts, ids: Tensor, mask: Tensor) -> Tensor:
+    def _at_once(self, prepared: PreparedPrompts, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B·K, T, H) in one forward pass: of the whole prompts, or after passages that an adapter leaves alone."""
+        rows = prepared.index.tolist()
+        passages = [prepared.prompts.passages[row] for row in rows]
+        questions = [prepared.prompts.questions[row] for row in rows]
+        past = None
+        if self.lora is not None and self.lora.scope == "question":
+            past = self._past(passages)
+        else:
+            questions = [first + rest for first, rest in zip(passages, questions, strict=True)]
+        lengths = mask.sum(dim=1).tolist()
+        targets = ids.tolist()
+        blocks = [
+            question + target[: length - 1]
+            for question, target, length in zip(questions, targets, lengths, strict=True)
+        ]
+        hidden, _, _ = self._block(past, blocks)
+        last = torch.tensor([len(question) - 1 for question in questions], device=hidden.device)
+        places = (last[:, None] + torch.arange(ids.shape[1], device=hidden.device)).clamp(max=hidden.shape[1] - 1)
+        return hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[2]))
+
+    def _from_read(self, prepared: PreparedPrompts, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B·K, T, H), without gradient, from what was read of the prompts."""
         read, index = self._read(prepared.prompts), prepared.index
-        prompt_mask = prepared.prompts.mask[index]
-        inputs = {}
-        if ids.shape[1] > 1:
-            all_mask = torch.cat([prompt_mask, mask[:, :-1]], dim=1)
-            inputs = {
-                "input_ids": ids[:, :-1],
-                "attention_mask": all_mask.long(),
-                "position_ids": _positions(all_mask)[:, prompt_mask.shape[1] :],
-                "past_key_values": _selected(read.cache, index),
-                "use_cache": True,
-            }
-        if self._head_agrees:
-            hidden = read.hidden[index]
-            if inputs:
-                hidden = torch.cat([hidden, self._head.run(**inputs)[0]], dim=1)
-            return self._head.gold_log_probs(hidden, ids, mask)
-        logits = read.logits[index][:, None]
-        if inputs:
-            logits = torch.cat([logits, self.model(**inputs).logits], dim=1)
-        return pick(logits, ids).masked_fill(~mask, 0.0)
+        hidden = read.hidden[index]
+        if ids.shape[1] == 1:
+            return hidden
+        prompt_mask = read.mask[index]
+        all_mask = torch.cat([prompt_mask, mask[:, :-1]], dim=1)
+        with torch.no_grad():
+            more, _ = self._head.run(
+                input_ids=ids[:, :-1],
+                attention_mask=all_mask.long(),
+                position_ids=_positions(all_mask)[:, prompt_mask.shape[1] :],
+                past_key_values=_selected(read.cache, index),
+                use_cache=True,
+            )
+        return torch.cat([hidden, more], dim=1)
+
+    def _block(self, past: tuple[Any, Tensor] | None, blocks: Sequence[Sequence[int]]) -> tuple[Tensor, Any, Tensor]:
+        """A forward pass of right-padded rows after their past.
+
+        Returns: the inputs of the output layer (R, Q, H), the cache, and which of its positions hold a token.
+        """
+        ids, mask = padded(blocks, pad=self._pad_id)
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        inputs: dict[str, Any] = {"use_cache": False}
+        if past is not None:
+            cache, before = past
+            mask = torch.cat([before, mask], dim=1)
+            inputs = {"past_key_values": cache, "use_cache": True}
+        positions = _positions(mask)[:, -ids.shape[1] :]
+        hidden, output = self._head.run(
+            input_ids=ids, attention_mask=mask.long(), position_ids=positions, **inputs
+        )
+        return hidden, output.past_key_values, mask
+
+    def _past(self, rows: Sequence[Sequence[int]]) -> tuple[Any, Tensor]:
+        """The cache of these passages, left-padded, and its mask (R, P); read where they are not known yet."""
+        from transformers import DynamicCache
+
+        known = self._layers_of({tuple(row) for row in rows})
+        cache, width = DynamicCache(), max(map(len, rows))
+        mask = torch.arange(width) >= width - torch.tensor([len(row) for row in rows])[:, None]
+        if width == 0:
+            return cache, mask.to(self.device)
+        for number, layer in enumerate(known[tuple(max(rows, key=len))]):
+            whole = layer.new_zeros(2, len(rows), layer.shape[1], width, layer.shape[3])
+            for r, row in enumerate(rows):
+                if row:
+                    whole[:, r, :, width - len(row) :] = known[tuple(row)][number]
+            keys, values = whole.to(self.device)
+            cache.update(keys, values, number)
+        return cache, mask.to(self.device)
+
+    @torch.no_grad()
+    def _layers_of(self, rows: Collection[tuple[int, ...]]) -> dict[tuple[int, ...], Layers]:
+        """Keys and values of passages, without an adapter whose scope is the question."""
+        found: dict[tuple[int, ...], Layers] = {}
+        unread: list[tuple[int, ...]] = []
+        for row in sorted(filter(None, rows), key=lambda row: (-len(row), row)):
+            kept = self.passage_cache.get(row) if self.passage_cache is not None else None
+            if kept is None:
+                unread.append(row)
+            else:
+                found[row] = kept
+        while unread:
+            size = max(1, _READ_TOKENS // len(unread[0]))
+            batch, unread = unread[:size], unread[size:]
+            fresh = self._read_passages(batch)
+            found.update(fresh)
+            if self.passage_cache is not None:
+                for row, layers in fresh.items():
+                    self.passage_cache.put(row, layers)
+        return found
+
+    def _read_passages(self, batch: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Layers]:
+        from transformers import DynamicCache
+
+        ids, mask = padded(batch, pad=self._pad_id)
+        untouched = self.lora is not None and self.lora.scope == "question"
+        with without_lora(self.model) if untouched else nullcontext():
+            # The output layer sees one position; padding comes last, where no token attends to it.
+            _, output = self._head.run(
+                input_ids=ids.to(self.device),
+                attention_mask=mask.long().to(self.device),
+                past_key_values=DynamicCache(),
+                use_cache=True,
+            )
+        layers = [torch.stack([layer.keys, layer.values]) for layer in output.past_key_values.layers]
+        return {
+            row: [layer[:, r, :, : len(row)].clone() for layer in layers] for r, row in enumerate(batch)
+        }
 
     def start(self, prepared: PreparedPrompts) -> tuple[Tensor, _State]:
         read, index = self._read(prepared.prompts), prepared.index
         state = _State(
             _selected(read.cache, index),
-            prepared.prompts.mask[index],
+            read.mask[index],
             prepared.num_questions,
             prepared.num_passages,
             1,
@@ -217,18 +360,15 @@ class CausalGenerator:
     @torch.no_grad()
     def _read(self, prompts: _Prompts) -> _Read:
         if prompts.read is None:
-            from transformers import DynamicCache
-
-            cache = DynamicCache()
-            # Narrowed to the last position even where its hidden states are of no use: (R, S, V) would be huge.
-            hidden, output = self._head.run(
-                input_ids=prompts.ids,
-                attention_mask=prompts.mask.long(),
-                position_ids=_positions(prompts.mask),
-                past_key_values=cache,
-                use_cache=True,
-            )
-            prompts.read = _Read(cache, hidden[:, -1:].clone(), output.logits[:, -1].clone())
+            hidden, cache, mask = self._block(self._past(prompts.passages), prompts.questions)
+            lengths = torch.tensor([len(question) for question in prompts.questions], device=hidden.device)
+            last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1][:, None]  # (R, 1, H)
+            logits = self._head.after(self._head.linear(last))[:, 0]
+            _shift_right(cache, hidden.shape[1] - lengths)
+            total = mask.sum(dim=1)
+            width = mask.shape[1]
+            held = torch.arange(width, device=mask.device) >= width - total[:, None]
+            prompts.read = _Read(cache, held, last, logits)
         return prompts.read
 
     def _after_cue(self, text: str) -> list[int]:
@@ -267,6 +407,7 @@ class CausalGenerator:
             "kind": self.kind,
             "template": {field.name: getattr(self.template, field.name) for field in fields(self.template)},
             "max_input_tokens": self.max_input_tokens,
+            **({} if self.lora is None else {"lora": asdict(self.lora)}),
         }
 
 
@@ -282,6 +423,17 @@ def _selected(cache: Any, index: Tensor) -> Any:
     if not torch.equal(index, torch.arange(cache.layers[0].keys.shape[0], device=index.device)):
         own.batch_select_indices(index)
     return own
+
+
+def _shift_right(cache: Any, by: Tensor) -> None:
+    """Move every row's positions so that its padding at the end comes to stand at the beginning; by: (R,)."""
+    if not bool(by.any()):
+        return
+    for layer in cache.layers:
+        width = layer.keys.shape[2]
+        places = (torch.arange(width, device=by.device) - by[:, None]) % width  # (R, S)
+        places = places[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3])
+        layer.keys, layer.values = layer.keys.gather(2, places), layer.values.gather(2, places)
 
 
 def _window(model: Any) -> int | None:

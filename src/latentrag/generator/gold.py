@@ -1,29 +1,30 @@
 """Log-probabilities of gold tokens without the (B, K, T, V) tensor.
 
 Both likelihoods of the paper need one number for each position: the log-probability of the token that is there.
-The model's output layer is therefore applied to a few positions at a time and, where gradients are wanted, applied
-again in the backward pass rather than kept.
+Label smoothing needs one more: the mean over the vocabulary of the marginal's log-probabilities. The model's output
+layer is therefore applied to a few positions at a time. Where gradients are wanted, no chunk keeps its logits for
+the backward pass: of a frozen layer the gradients are taken at once, one that is trained is applied a second time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from latentrag.errors import ModelError
 
 CHUNK_ELEMENTS = 1 << 24
-"""Logits held at a time: 64 MiB in float32."""
+"""Logits of a chunk: 64 MiB in float32. With gradients it takes five to seven times that while it is worked on."""
 
 
 class OutputHead:
     """The output layer of a transformers model: logits = after(linear(hidden)).
 
-    ``run`` calls the model with the layer narrowed to the last position, and hands out the layer's inputs for all
-    positions. Whatever an architecture does to the logits afterwards (BART's bias, soft capping, scaling) is read
+    ``run`` calls the model with nothing for the layer to do, and hands out its inputs at all positions. Whatever an architecture does to the logits afterwards (BART's bias, soft capping, scaling) is read
     from its attributes; ``agrees`` tells whether that reproduces the model's own logits, and where it does not,
     gold tokens are scored from the model's own logits instead.
 
@@ -54,8 +55,7 @@ class OutputHead:
         return logits
 
     def run(self, **inputs: Any) -> tuple[Tensor, Any]:
-        """Hidden states (R, S, H) that enter the output layer, and the model's output, whose logits are those of
-        the last position only."""
+        """Hidden states (R, S, H) that enter the output layer, and the model's output, which has no logits."""
         with self._narrowed() as seen:
             output = self.model(**inputs)
         return seen[0], output
@@ -66,7 +66,7 @@ class OutputHead:
 
         def narrow(_module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             seen.append(arguments[0])
-            return (arguments[0][:, -1:],)
+            return (arguments[0][:, :0],)
 
         handle = self.linear.register_forward_pre_hook(narrow)
         try:
@@ -94,20 +94,79 @@ class OutputHead:
             mask: (R, T) bool, True = scored.
         Returns: (R, T) float32 nats, 0 where masked.
         """
-        scored, gold = hidden[mask], ids[mask]  # (n, H), (n,)
         size = max(1, CHUNK_ELEMENTS // self.linear.weight.shape[0])
-        pieces = []
-        for start in range(0, len(gold), size):
-            piece = (scored[start : start + size], gold[start : start + size])
-            if torch.is_grad_enabled():
-                pieces.append(checkpoint(self._piece, *piece, use_reentrant=False))
-            else:
-                pieces.append(self._piece(*piece))
-        log_probs = torch.cat(pieces) if pieces else scored.new_zeros(0, dtype=torch.float32)
+        log_probs = self._in_chunks(self._piece, size, hidden[mask], ids[mask])
         return torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, log_probs)
+
+    def mean_log_probs(self, hidden: Tensor, log_weights: Tensor, mask: Tensor) -> Tensor:
+        """Mean over the vocabulary of the marginal's log-probabilities, at every scored position.
+
+            mean[b, i] = 1/V Σ_v log Σ_z w_{b,z,i} p_θ(v|x,z,y_<i)
+
+        Args:
+            hidden: (B·K, T, H) inputs of the output layer, row b·K + k for question b with passage k.
+            log_weights: (B, K, T) nats, log w, normalised over K; −inf for a passage without weight.
+            mask: (B, T) bool, True = scored.
+        Returns: (B, T) float32 nats, 0 where masked.
+        """
+        num_questions, num_passages, _ = log_weights.shape
+        states = hidden.unflatten(0, (num_questions, num_passages)).transpose(1, 2)[mask]  # (n, K, H)
+        weights = log_weights.transpose(1, 2)[mask]  # (n, K)
+        size = max(1, CHUNK_ELEMENTS // (num_passages * self.linear.weight.shape[0]))
+        means = self._in_chunks(self._mean_piece, size, states, weights)
+        return torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, means)
 
     def _piece(self, hidden: Tensor, gold: Tensor) -> Tensor:
         return pick(self.after(self.linear(hidden)), gold)  # (n,)
+
+    def _mean_piece(self, hidden: Tensor, log_weights: Tensor) -> Tensor:
+        logits = self.after(self.linear(hidden)).float()  # (n, K, V)
+        # log w and the normaliser are numbers of a whole row: added together first, one chunk of logits is saved.
+        row = log_weights - logits.logsumexp(dim=2)
+        return (logits + row[:, :, None]).logsumexp(dim=1).mean(dim=1)  # (n,)
+
+    def _in_chunks(self, piece: Callable[..., Tensor], size: int, *inputs: Tensor) -> Tensor:
+        """piece(*inputs), float32 (n,), ``size`` of the n rows at a time."""
+        chunks = [tuple(tensor[i : i + size] for tensor in inputs) for i in range(0, len(inputs[0]), size)]
+        if not chunks:
+            return inputs[0].new_zeros(0, dtype=torch.float32)
+        if not torch.is_grad_enabled():
+            return torch.cat([piece(*chunk) for chunk in chunks])
+        if any(parameter.requires_grad for parameter in self.linear.parameters()):
+            return torch.cat([checkpoint(piece, *chunk, use_reentrant=False) for chunk in chunks])
+        return torch.cat([_GradientsAtOnce.apply(piece, *chunk) for chunk in chunks])  # type: ignore[no-untyped-call]
+
+
+class _GradientsAtOnce(torch.autograd.Function):
+    """piece(*inputs) (n,), its gradients taken in the forward pass.
+
+    Row r of the result depends on row r of the inputs alone, so the gradient that comes from above only scales what
+    is known already, and no logit is computed twice. Parameters that piece uses get no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, piece: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        ctx.learns = ctx.needs_input_grad[1:]
+        if not any(ctx.learns):
+            return piece(*inputs)
+        own = [tensor.detach().requires_grad_(learns) for tensor, learns in zip(inputs, ctx.learns, strict=True)]
+        with torch.enable_grad():
+            values = piece(*own)
+        learning = [tensor for tensor in own if tensor.requires_grad]
+        ctx.save_for_backward(*torch.autograd.grad(values, learning, torch.ones_like(values)))
+        return values.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, from_above: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        return None, *(_scaled(next(saved), from_above) if learns else None for learns in ctx.learns)
+
+
+def _scaled(gradient: Tensor, from_above: Tensor) -> Tensor:
+    """Every row of gradient (n, …) times its number in from_above (n,)."""
+    factor = from_above.view(-1, *[1] * (gradient.dim() - 1))
+    return (gradient * factor).to(gradient.dtype)
 
 
 def pick(logits: Tensor, gold: Tensor) -> Tensor:

@@ -88,15 +88,27 @@ class PromptTemplate:
 
     def render(self, question: str, passage: Passage | None) -> Rendered:
         """The prompt for x and z, or for x alone (closed book)."""
+        read, asked = self.read(passage), self.ask(question)
+        return Rendered(read.before, read.text, read.after + asked)
+
+    def read(self, passage: Passage | None) -> Rendered:
+        """The prompt's first part, which does not depend on the question."""
+        return Rendered(self.closed_book_preamble, "", "") if passage is None else self.read_together([passage])
+
+    def read_together(self, passages: Sequence[Passage]) -> Rendered:
+        """As ``read``, with several passages one after the other; the last one's words are those that may go."""
+        *others, last = [self._shown(passage) for passage in passages]
+        return Rendered(self.preamble + "".join(map(str, others)) + last.before, last.text, last.after)
+
+    def ask(self, question: str) -> str:
+        """The prompt's second part."""
+        return _fill(self.question, {"question": _one_line(question)})
+
+    def _shown(self, passage: Passage) -> Rendered:
         # Line breaks would let a question or passage imitate the template's own layout.
-        values = {"question": _one_line(question)}
-        asked = _fill(self.question, values)
-        if passage is None:
-            return Rendered(self.closed_book_preamble, "", asked)
-        shown = self.passage if passage.title else self.untitled
-        before, after = shown.split("{text}")
+        before, after = (self.passage if passage.title else self.untitled).split("{text}")
         title = {"title": _one_line(passage.title)}
-        return Rendered(self.preamble + _fill(before, title), _one_line(passage.text), _fill(after, title) + asked)
+        return Rendered(_fill(before, title), _one_line(passage.text), _fill(after, title))
 
     @property
     def cue(self) -> str:
@@ -117,18 +129,27 @@ def input_ids(tokenizer: Any, inputs: Sequence[Rendered], *, limit: int) -> list
     """
     encoded: list[list[int]] = tokenizer([str(each) for each in inputs], verbose=False)["input_ids"]
     return [
-        ids if len(ids) <= limit else _shortened(tokenizer, each, limit)
+        ids if len(ids) <= limit else _fitted(tokenizer, each, limit)
         for each, ids in zip(inputs, encoded, strict=True)
     ]
 
 
-def _shortened(tokenizer: Any, given: Rendered, limit: int) -> list[int]:
+def _fitted(tokenizer: Any, given: Rendered, limit: int) -> list[int]:
     bare = tokenizer(given.before + given.after, verbose=False)["input_ids"]
     if len(bare) > limit:
         raise InputError(
             f"the question, its prompt and the passage's title are {len(bare)} tokens, the generator reads {limit}; "
             "shorten the question"
         )
+    return shortened(tokenizer, given, limit, bare=bare)
+
+
+def shortened(tokenizer: Any, given: Rendered, limit: int, *, bare: Sequence[int]) -> list[int]:
+    """Token ids of an input that is too long, with as many of the passage's words as there is room for.
+
+    Args:
+        bare: its tokens without any of them, which must fit.
+    """
     text = given.text
     while True:
         encoded = tokenizer(given.before + text + given.after, return_offsets_mapping=True, verbose=False)

@@ -9,10 +9,12 @@ from typing import Any
 from latentrag.errors import InputError, ModelError
 from latentrag.generator.causal import CausalGenerator
 from latentrag.generator.inputs import InputTemplate, PromptTemplate
+from latentrag.generator.lora import from_settings, load_adapter, split_weights
 from latentrag.generator.seq2seq import Seq2SeqGenerator
 from latentrag.pretrained import build, load_tokenizer, one_line, quiet, read_config, read_object, read_weights, resolve
 
 SETTINGS_FILE = "latentrag_generator.json"
+ADAPTER_FILE = "lora.safetensors"
 
 
 def load_generator(
@@ -38,7 +40,20 @@ def load_generator(
         settings = read_object(folder / SETTINGS_FILE)
     model = build(model_class(config), config, read_weights(folder), folder=folder, dtype=dtype or torch.float32)
     take_generation_settings(model, folder, {})
-    return build_generator(model.to(device), load_tokenizer(folder, what="generator"), settings)
+    generator = build_generator(model.to(device), load_tokenizer(folder, what="generator"), settings)
+    if generator.lora is not None:
+        load_adapter(generator.model, _adapter_weights(folder))
+    return generator
+
+
+def _adapter_weights(folder: Path) -> Mapping[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(folder / ADAPTER_FILE)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder / ADAPTER_FILE} cannot be read ({one_line(error)}); save the model again") from error
 
 
 def model_class(config: Any) -> Any:
@@ -87,6 +102,8 @@ def build_generator(
     if given.pop("kind", kind) != kind:
         raise ModelError(f"the generator's settings are for another kind of model; this one is {kind}")
     template = given.pop("template", None)
+    if given.get("lora") is not None:
+        given["lora"] = from_settings(given["lora"])
     try:
         if kind == Seq2SeqGenerator.kind:
             return Seq2SeqGenerator(model, tokenizer, template=InputTemplate(**template) if template else None, **given)
@@ -96,8 +113,16 @@ def build_generator(
 
 
 def save_generator(generator: Seq2SeqGenerator | CausalGenerator, folder: Path) -> None:
-    """Weights as safetensors, tokenizer and settings, so that ``load_generator(folder)`` restores the generator."""
+    """Weights as safetensors, tokenizer and settings, so that ``load_generator(folder)`` restores the generator.
+
+    An adapter stays beside the weights that it was trained on, which other tools then read as they were.
+    """
+    from safetensors.torch import save_file
+
+    weights, adapter = split_weights(generator.model.state_dict())
     with quiet():
-        generator.model.save_pretrained(folder)
+        generator.model.save_pretrained(folder, state_dict=weights)
         generator.tokenizer.save_pretrained(folder)
+    if adapter:
+        save_file({name: tensor.contiguous() for name, tensor in adapter.items()}, folder / ADAPTER_FILE)
     (folder / SETTINGS_FILE).write_text(json.dumps(generator.settings(), indent=2, ensure_ascii=False) + "\n")

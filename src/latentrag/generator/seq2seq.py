@@ -1,16 +1,18 @@
 """Encoder–decoders (BART, T5 and their kin) as p_θ(y|x,z) (Lewis et al. 2020, §2.3)."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from latentrag.errors import ModelError
-from latentrag.generator.gold import OutputHead, pick
+from latentrag.errors import InputError, ModelError
+from latentrag.generator.gold import OutputHead
 from latentrag.generator.grid import check_lengths, padded, pairs, rows_of_parents, rows_of_questions
 from latentrag.generator.inputs import InputTemplate, input_ids
+from latentrag.generator.lora import Lora, add_lora
+from latentrag.generator.own_logits import OwnLogits
 from latentrag.generator.settings import decoding_defaults
 from latentrag.generator.text import pieces
 from latentrag.types import PassageLists, Targets
@@ -56,6 +58,9 @@ class Seq2SeqGenerator:
         decoder_prefix: tokens that the decoder is given before y, not scored. Default: the model's start token,
             and the tokenizer's begin token if it puts one before every target (BART: ``</s><s>``). Models trained
             as Hugging Face's RAG (``decoder_input_ids = labels``) have the begin token alone.
+        lora: an adapter to train instead of the model's own weights, of scope "all".
+        seed: of the adapter's first weights.
+    Raises: ModelError if the tokenizer has no end token or the decoder no start; InputError for another scope.
     """
 
     kind = "seq2seq"
@@ -68,6 +73,8 @@ class Seq2SeqGenerator:
         template: InputTemplate | None = None,
         max_input_tokens: int | None = None,
         decoder_prefix: Sequence[int] | None = None,
+        lora: Lora | None = None,
+        seed: int = 0,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -81,9 +88,17 @@ class Seq2SeqGenerator:
         self.decoder_prefix: tuple[int, ...] = tuple(
             _decoder_prefix(model, tokenizer) if decoder_prefix is None else decoder_prefix
         )
-        self._head = OutputHead(model)
+        self.lora = lora
+        if lora is not None:
+            if lora.scope != "all":
+                raise InputError(
+                    f"LoRA of scope {lora.scope!r} is for causal generators, this is an encoder–decoder; use 'all'"
+                )
+            add_lora(model, lora, seed=seed)
+        head = OutputHead(model)
         probe = torch.tensor([[self.end_id, self.end_id]], device=self.device)
-        self._head_agrees = self._head.agrees(input_ids=probe, decoder_input_ids=probe)
+        agrees = head.agrees(input_ids=probe, decoder_input_ids=probe)
+        self._head: OutputHead | OwnLogits = head if agrees else OwnLogits(model)
 
     @property
     def device(self) -> torch.device:
@@ -109,6 +124,16 @@ class Seq2SeqGenerator:
         states = encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # (B·K, S, H)
         return PreparedContexts(states, mask, len(x), num_passages)
 
+    def prepare_together(self, x: Sequence[str], passages: PassageLists) -> PreparedContexts:
+        """B × 1 rows that read all K passages: Fusion-in-Decoder (Izacard & Grave 2021).
+
+        Every passage is encoded with its question, apart from the others; the decoder attends to all K encodings,
+        laid side by side. Nothing but their content tells them apart, so their order does not matter.
+        """
+        apart = self.prepare(x, passages)
+        states = apart.states.reshape(len(x), -1, apart.states.shape[2])  # (B, K·S, H)
+        return PreparedContexts(states, apart.mask.reshape(len(x), -1), len(x), 1)
+
     def targets(self, y: Sequence[str]) -> Targets:
         begin = self._begin_id
         rows = []
@@ -120,19 +145,31 @@ class Seq2SeqGenerator:
         return Targets(ids.to(self.device), mask.to(self.device))
 
     def log_p_theta(self, prepared: PreparedContexts, targets: Targets) -> Tensor:
+        log_p, _ = self._scored(prepared, targets)
+        return log_p
+
+    def log_p_theta_and_mean(
+        self, prepared: PreparedContexts, targets: Targets, weigh: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        log_p, hidden = self._scored(prepared, targets)
+        return log_p, self._head.mean_log_probs(hidden, weigh(log_p), targets.mask)
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """θ; with an adapter only its weights need a gradient."""
+        named: Iterator[tuple[str, torch.nn.Parameter]] = self.model.named_parameters()
+        return named
+
+    def _scored(self, prepared: PreparedContexts, targets: Targets) -> tuple[Tensor, Tensor]:
+        """log p of the gold tokens (B, K, T), and the inputs of the output layer (B·K, T, H)."""
         num_passages = prepared.num_passages
         ids = targets.ids.repeat_interleave(num_passages, dim=0)  # (B·K, T)
         mask = targets.mask.repeat_interleave(num_passages, dim=0)
         prefix = self._prefix(len(ids))  # (B·K, P)
         decoder_ids = torch.cat([prefix, ids[:, :-1]], dim=1)
-        inputs = {**self._context(prepared, 1), "decoder_input_ids": decoder_ids, "use_cache": False}
-        skipped = prefix.shape[1] - 1
-        if self._head_agrees:
-            hidden, _ = self._head.run(**inputs)
-            log_p = self._head.gold_log_probs(hidden[:, skipped:], ids, mask)
-        else:
-            log_p = pick(self.model(**inputs).logits[:, skipped:], ids).masked_fill(~mask, 0.0)
-        return log_p.view(prepared.num_questions, num_passages, -1)  # (B, K, T)
+        hidden, _ = self._head.run(**self._context(prepared, 1), decoder_input_ids=decoder_ids, use_cache=False)
+        hidden = hidden[:, prefix.shape[1] - 1 :]
+        log_p = self._head.gold_log_probs(hidden, ids, mask)
+        return log_p.view(prepared.num_questions, num_passages, -1), hidden
 
     def start(self, prepared: PreparedContexts) -> tuple[Tensor, _State]:
         from transformers import DynamicCache, EncoderDecoderCache
@@ -197,6 +234,7 @@ class Seq2SeqGenerator:
             "template": {field.name: getattr(self.template, field.name) for field in fields(self.template)},
             "max_input_tokens": self.max_input_tokens,
             "decoder_prefix": list(self.decoder_prefix),
+            **({} if self.lora is None else {"lora": asdict(self.lora)}),
         }
 
 

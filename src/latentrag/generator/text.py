@@ -1,6 +1,7 @@
 """Token ids to text, one piece for each token."""
 
 from collections.abc import Sequence
+from itertools import pairwise, takewhile
 from typing import Any
 
 
@@ -8,27 +9,27 @@ def pieces(tokenizer: Any, ids: Sequence[int], *, cue: Sequence[int] = ()) -> li
     """The text that each token adds, special tokens adding none.
 
     Joined, the pieces are the decoded text without the white space at its ends. A character that takes several
-    tokens belongs to the last of them.
+    tokens belongs to the last of them, and so does what a later token changes (``o '`` becomes ``o'brien``).
 
     Args:
         cue: tokens that stand before ids, for tokenizers whose first token decodes differently from the rest.
     """
-    shown = _decode(tokenizer, cue)
-    texts = []
-    for number in range(1, len(ids) + 1):
-        decoded = _decode(tokenizer, [*cue, *ids[:number]])
-        complete = decoded.rstrip("\N{REPLACEMENT CHARACTER}") if number < len(ids) else decoded
-        if complete.startswith(shown):
-            texts.append(complete[len(shown) :])
-            shown = complete
-        else:  # the tokenizer took something back (clean-up of spaces): nothing new until it has caught up
-            texts.append("")
-    return _stripped(texts)
+    whole = _decode(tokenizer, [*cue, *ids])
+    ends = [len(whole)]  # where each token's text ends, last token first
+    for number in reversed(range(len(ids))):
+        ends.append(min(ends[-1], _num_shared(_decode(tokenizer, [*cue, *ids[:number]]), whole)))
+    ends.reverse()
+    return _stripped([whole[start:end] for start, end in pairwise(ends)])
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
     text: str = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text
+
+
+def _num_shared(one: str, other: str) -> int:
+    """Characters with which both texts begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _stripped(texts: list[str]) -> list[str]:

@@ -1,9 +1,11 @@
 """log p(y|x) under the paper's two models."""
 
+from typing import Literal
+
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from latentrag.errors import ShapeError
+from latentrag.errors import InputError, ShapeError
 from latentrag.marginal.prior import accurate
 
 
@@ -68,3 +70,27 @@ def token_log_likelihood(
     log_p = (prior[:, :, None] + tokens).logsumexp(dim=1)  # (B, T)
     # logsumexp of the prior is 0 only to rounding, so masked positions are dropped rather than trusted.
     return log_p.masked_fill(~mask.bool(), 0.0).sum(dim=1)  # (B,)
+
+
+def log_likelihood(
+    log_p_eta: Float[Tensor, "B K"],
+    log_p_theta: Float[Tensor, "B K T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    variant: Literal["sequence", "token"],
+) -> Float[Tensor, "B"]:
+    """Log-likelihood of y under the named model: ``sequence_log_likelihood`` or ``token_log_likelihood``.
+
+    Args:
+        log_p_eta: (B, K) nats, normalised over K.
+        log_p_theta: (B, K, T) nats, of the gold tokens.
+        mask: (B, T), True = scored.
+        variant: "sequence" or "token".
+    Returns: (B,) nats.
+    Raises: ShapeError if the shapes do not fit together; InputError for another variant.
+    """
+    if variant == "sequence":
+        return sequence_log_likelihood(log_p_eta, log_p_theta, mask)
+    if variant == "token":
+        return token_log_likelihood(log_p_eta, log_p_theta, mask)
+    raise InputError(f"variant={variant!r} is unknown; needed 'sequence' or 'token'")

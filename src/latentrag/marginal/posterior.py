@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from latentrag.errors import InputError, ShapeError
-from latentrag.marginal.likelihood import checked, sequence_log_likelihood, token_log_likelihood
+from latentrag.marginal.likelihood import checked, log_likelihood
 from latentrag.marginal.prior import log_prior
 
 
@@ -71,6 +71,40 @@ def prefix_posterior(
     return torch.softmax(prior[:, :, None] + tokens.cumsum(dim=2), dim=1)  # (B, K, T)
 
 
+def marginal_weights(
+    log_p_eta: Float[Tensor, "B K"],
+    log_p_theta: Float[Tensor, "B K T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    variant: Literal["sequence", "token"],
+) -> Float[Tensor, "B K T"]:
+    """Log-weights of the passages in the next token's marginal (§2.5).
+
+        p(y_i|x,y_<i) = Σ_z w_{i,z} p_θ(y_i|x,z,y_<i),  RAG-Token:    w_{i,z} = p_η(z|x)
+                                                        RAG-Sequence: w_{i,z} ∝ p_η(z|x) Π_{j<i} p_θ(y_j|x,z,y_<j)
+
+    RAG-Sequence's are ``prefix_posterior`` one step behind. A passage that has given a token probability zero has
+    no weight after it.
+
+    Args:
+        log_p_eta: (B, K) nats, normalised over K.
+        log_p_theta: (B, K, T) nats, of the gold tokens.
+        mask: (B, T), True = scored. A masked position changes nothing.
+        variant: "sequence" or "token".
+    Returns: (B, K, T) nats, normalised over K.
+    Raises: ShapeError if the shapes do not fit together; InputError for another variant.
+    """
+    prior, tokens = checked(log_p_eta, log_p_theta, mask)
+    weights = prior[:, :, None].expand_as(tokens)  # (B, K, T)
+    if variant == "token":
+        return weights
+    if variant == "sequence":
+        # Shifted, not cumsum minus tokens: −inf − (−inf) is no number.
+        before = torch.nn.functional.pad(tokens, (1, 0))[:, :, :-1].cumsum(dim=2)
+        return torch.log_softmax(weights + before, dim=1)
+    raise InputError(f"variant={variant!r} is unknown; needed 'sequence' or 'token'")
+
+
 def without_passage(
     log_p_eta: Float[Tensor, "B K"],
     log_p_theta: Float[Tensor, "B K T"],
@@ -95,15 +129,12 @@ def without_passage(
     Returns: (B, K) nats; column k is without passage k.
     Raises: ShapeError if the shapes do not fit together or K = 1; InputError for another variant.
     """
-    if variant not in ("sequence", "token"):
-        raise InputError(f"variant={variant!r} is unknown; needed 'sequence' or 'token'")
     prior, tokens = checked(log_p_eta, log_p_theta, mask)
     num_passages = prior.shape[1]
     if num_passages < 2:
         raise ShapeError("K=1 leaves no passage when one is taken away; needed K ≥ 2")
-    likelihood = sequence_log_likelihood if variant == "sequence" else token_log_likelihood
     columns = []
     for k in range(num_passages):
         others = [j for j in range(num_passages) if j != k]
-        columns.append(likelihood(log_prior(prior[:, others]), tokens[:, others], mask))
+        columns.append(log_likelihood(log_prior(prior[:, others]), tokens[:, others], mask, variant=variant))
     return torch.stack(columns, dim=1)  # (B, K)

@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The passage encoder of a memory; written once, when the memory is made.
+    """The passage encoder of a memory; written when the memory is made, and anew when it is re-encoded.
 
     Attributes:
         encoder: its name, for people.
@@ -75,6 +75,14 @@ class Manifest:
                 f"passage encoder {_named(encoder.name, encoder.fingerprint, encoder.dimension)} differs from "
                 f"{_named(self.encoder, self.fingerprint, self.dimension)}, which encoded the memory; "
                 "use that one or build a new memory"
+            )
+
+    def check_dimension(self, encoder: PassageEncoder) -> None:
+        """Refuse vectors that the table has no room for. Raises: EncoderMismatchError."""
+        if encoder.dimension != self.dimension:
+            raise EncoderMismatchError(
+                f"passage encoder {encoder.name} has {encoder.dimension} dimensions, the memory's vectors have "
+                f"{self.dimension}; re-encode with an encoder of {self.dimension} or build a new memory"
             )
 
     def check_query_encoder(self, encoder: QueryEncoder) -> None:

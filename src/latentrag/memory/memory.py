@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,8 +32,8 @@ PASSAGES_PER_ENCODING = 1_024
 class Memory:
     """A non-parametric memory (Lewis et al. 2020, §2.2) at one version.
 
-    An object never changes: ``add``, ``upsert`` and ``delete`` commit a new version and return it as a new
-    ``Memory``, while searches of the old one go on undisturbed. Only the newest version can be changed, by one
+    An object never changes: ``add``, ``upsert``, ``delete`` and ``reencode`` commit a new version and return it as a
+    new ``Memory``, while searches of the old one go on undisturbed. Only the newest version can be changed, by one
     writer at a time. The index is built in RAM on the first search (4·N·D bytes) and is not stored.
     """
 
@@ -178,6 +179,29 @@ class Memory:
         _require_known(unwanted, {key for key in self._table.ids() if key in unwanted}, self.path)
         return Memory(self._table.commit([], removed_ids=unwanted, change=f"deleted {len(unwanted)}"))
 
+    def reencode(self, encoder: PassageEncoder, *, progress: bool = False) -> Memory:
+        """A version in which every passage has the vector d(z) of ``encoder``: the refresh of REALM (Guu et al. 2020).
+
+        The one change that may bring in another encoder: the new version's manifest names it, older versions keep
+        their vectors and theirs. Texts, ids and order stay. Passages are streamed, and everything is written anew
+        beside the old version, which stays readable whatever happens.
+
+        Raises: EncoderMismatchError if the dimension differs; MemoryStoreError if there are no passages or this is
+            not the newest version; ModelError or ShapeError for vectors that cannot be kept. After any exception the
+            memory is as before.
+        """
+        self._table.require_newest()
+        self.manifest.check_dimension(encoder)
+        if not len(self):
+            raise MemoryStoreError(f"{self.path} has no passages to re-encode; add some or build a new memory")
+        table = replace(self._table, manifest=Manifest.of(encoder))
+        with _progress_bar(self.passages(), progress, total=len(self)) as shown:
+            staged = table.stage(
+                table.record_batch(batch, _fp16_vectors(batch, encoder))
+                for batch in _batches(shown, PASSAGES_PER_ENCODING)
+            )
+        return Memory(table.replace_all(staged, change=f"re-encoded {len(self)} passages with {encoder.name}"))
+
     def _check_writable(self, encoder: PassageEncoder) -> None:
         self.manifest.check_passage_encoder(encoder)
         self._table.require_newest()
@@ -249,7 +273,9 @@ def _batches(passages: Iterable[Passage], size: int) -> Iterator[list[Passage]]:
 
 
 @contextmanager
-def _progress_bar(passages: Iterable[Passage], progress: bool) -> Iterator[Iterable[Passage]]:
+def _progress_bar(
+    passages: Iterable[Passage], progress: bool, *, total: int | None = None
+) -> Iterator[Iterable[Passage]]:
     """The same passages, counted by a bar on stderr if asked."""
     if not progress:
         yield passages
@@ -258,5 +284,6 @@ def _progress_bar(passages: Iterable[Passage], progress: bool) -> Iterator[Itera
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True)) as bar:
-        total = len(passages) if isinstance(passages, Sized) else None
+        if total is None and isinstance(passages, Sized):
+            total = len(passages)
         yield bar.track(passages, total=total, description="encoding passages")

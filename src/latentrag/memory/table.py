@@ -87,8 +87,7 @@ class Table:
         _require_folder_of_a_table(path)
         with _reading(path):
             dataset = lance.dataset(str(path))
-        manifest = (dataset.schema.metadata or {}).get(MANIFEST_KEY)
-        if manifest is None:
+        if MANIFEST_KEY not in (dataset.schema.metadata or {}):
             raise MemoryStoreError(
                 f"{path} is a Lance table but not a memory of latentrag; "
                 "make a memory with `latentrag index add PATH FILES…`"
@@ -101,7 +100,8 @@ class Table:
                 raise MemoryStoreError(f"{path} has no version {version}; choose one of {older}{shown}")
             with _reading(path):
                 dataset = dataset.checkout_version(version)
-        return cls(path, dataset, Manifest.from_json(manifest.decode()))
+        # Each version has its own: a memory that was re-encoded had another encoder before.
+        return cls(path, dataset, Manifest.from_json(dataset.schema.metadata[MANIFEST_KEY].decode()))
 
     @property
     def version(self) -> int:
@@ -211,11 +211,14 @@ class Table:
                 staged += self._write(rows)
             self.require_newest()
         except BaseException:
-            for fragment in staged:
-                for file in fragment.files:
-                    (self.path / "data" / file.path).unlink(missing_ok=True)
+            self._discard(staged)
             raise
         return staged
+
+    def _discard(self, staged: list[FragmentMetadata]) -> None:
+        for fragment in staged:
+            for file in fragment.files:
+                (self.path / "data" / file.path).unlink(missing_ok=True)
 
     def _write(self, rows: list[pa.RecordBatch]) -> list[FragmentMetadata]:
         import pyarrow as pa
@@ -224,7 +227,11 @@ class Table:
         return write_fragments(pa.Table.from_batches(rows), self.dataset, mode="append")
 
     def commit(self, staged: list[FragmentMetadata], *, removed_ids: Collection[str], change: str) -> Table:
-        """One new version: without the rows of ``removed_ids``, then with the staged rows at the end."""
+        """One new version: without the rows of ``removed_ids``, then with the staged rows at the end.
+
+        Raises: MemoryStoreError if someone has committed what this change cannot follow, a re-encoding for instance;
+            the staged rows are removed then.
+        """
         import lance
         import pyarrow as pa
 
@@ -234,7 +241,32 @@ class Table:
             transaction, _ = self.dataset.merge_insert("id").when_matched_delete().execute_uncommitted(rows)
             operation = transaction.operation
             operation.new_fragments = [*operation.new_fragments, *staged]
-        dataset = lance.LanceDataset.commit(self.dataset, operation, read_version=self.version, commit_message=change)
+        return self._commit(operation, staged, change)
+
+    def replace_all(self, staged: list[FragmentMetadata], *, change: str) -> Table:
+        """One new version that holds the staged rows only, and this table's manifest.
+
+        Raises: MemoryStoreError if someone has committed after this version; the staged rows are removed then.
+        """
+        import lance
+
+        return self._commit(lance.LanceOperation.Overwrite(schema(self.manifest), staged), staged, change)
+
+    def _commit(self, operation: Any, staged: list[FragmentMetadata], change: str) -> Table:
+        import lance
+        from lance.commit import CommitConflictError
+
+        try:
+            # A retry would overwrite a version that somebody else has made meanwhile.
+            dataset = lance.LanceDataset.commit(
+                self.dataset, operation, read_version=self.version, commit_message=change, max_retries=0
+            )
+        except CommitConflictError as error:
+            self._discard(staged)
+            raise MemoryStoreError(
+                f"someone else committed to {self.path} after version {self.version}; "
+                "open it without a version and try again"
+            ) from error
         return Table(self.path, dataset, self.manifest)
 
 

@@ -1,5 +1,6 @@
 """Retrievers: x → the passages of a memory, with the logits of p_η(z|x)."""
 
+from latentrag.retriever.bm25 import BM25Retriever
 from latentrag.retriever.dense import DenseRetriever
 
-__all__ = ["DenseRetriever"]
+__all__ = ["BM25Retriever", "DenseRetriever"]

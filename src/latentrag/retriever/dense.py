@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 
 from latentrag.protocols import Memory, QueryEncoder
-from latentrag.types import Retrieved
+from latentrag.types import Passage, Retrieved
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class TrainableQueryEncoder(QueryEncoder, Protocol):
+    """A query encoder that is a module."""
+
+    @property
+    def module(self) -> nn.Module: ...
 
 
 class CheckedMemory(Memory, Protocol):
@@ -26,7 +37,7 @@ class DenseRetriever:
     scores are computed again with it. d(z) is constant, as in §2.4.
     """
 
-    def __init__(self, query_encoder: QueryEncoder, memory: CheckedMemory) -> None:
+    def __init__(self, query_encoder: TrainableQueryEncoder, memory: CheckedMemory) -> None:
         """Raises: EncoderMismatchError if the memory holds the vectors of an encoder that does not fit."""
         memory.check(query_encoder)
         self.query_encoder = query_encoder
@@ -40,10 +51,49 @@ class DenseRetriever:
         Returns: scores (B, K) float32, on the device of the query encoder.
         Raises: InputError for a question that cannot be encoded, k < 1 or k > len(memory).
         """
-        q = self.query_encoder.encode_queries(x).float()  # (B, D)
-        found = self.memory.search(q.detach().cpu().numpy(), k)
-        d = torch.from_numpy(found.vectors).to(q.device)  # (B, K, D)
+        q = self._q(x)
+        found = self.memory.search(_searched(q), k)
+        return self._scored(q, found.passages, found.vectors, found.version)
+
+    def retrieve_in_hindsight(self, x: Sequence[str], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
+        """The top K of x, then ``num_hindsight`` others that x and y find together: candidates for training, where
+        y is known (Hindsight, Paranjape et al. 2022; VOD, Liévin et al. 2023).
+
+        y only proposes: all scores are s·d(z)·q(x). A prior over the union is a truncation of p_η as the top K is
+        one, at passages that matter for y as well.
+
+        Returns: B × (K + num_hindsight), no passage twice.
+        Raises: as ``retrieve``; InputError if the memory has fewer passages than that.
+        """
+        q = self._q(x)
+        found = self.memory.search(_searched(q), k)
+        with torch.no_grad():
+            q_of_both = self._q([f"{question} {answer}" for question, answer in zip(x, y, strict=True)])
+        more = self.memory.search(_searched(q_of_both), k + num_hindsight)
+        passages, vectors = [], []
+        for b, of_x in enumerate(found.passages):
+            known = {passage.id for passage in of_x}
+            others = [i for i, passage in enumerate(more.passages[b]) if passage.id not in known][:num_hindsight]
+            passages.append([*of_x, *(more.passages[b][i] for i in others)])
+            vectors.append(np.concatenate([found.vectors[b], more.vectors[b][others]]))
+        return self._scored(q, passages, np.stack(vectors), found.version)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """η: the query encoder's weights."""
+        return self.query_encoder.module.named_parameters()
+
+    def _q(self, x: Sequence[str]) -> Tensor:
+        return self.query_encoder.encode_queries(x).float()  # (B, D)
+
+    def _scored(self, q: Tensor, passages: list[list[Passage]], vectors: np.ndarray, version: int) -> Retrieved:
+        d = torch.from_numpy(vectors).to(q.device)  # (B, K, D)
         # Mixed precision would round the logits to a step of 0.5 at DPR's usual scores of about 80.
         with torch.autocast(q.device.type, enabled=False):
             scores = self.query_encoder.scale * torch.einsum("bd,bkd->bk", q, d)
-        return Retrieved(passages=found.passages, scores=scores, version=found.version)
+        return Retrieved(passages=passages, scores=scores, version=version)
+
+
+def _searched(q: Tensor) -> np.ndarray:
+    """q for the search, which has no gradient."""
+    array: np.ndarray = q.detach().cpu().numpy()
+    return array

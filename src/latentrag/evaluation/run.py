@@ -1,0 +1,276 @@
+"""Measuring a model on examples: retrieve, answer, score, write a row; as often interrupted as need be."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+
+from latentrag.decoding import DecodingOptions
+from latentrag.errors import DataError, InputError, ModelError
+from latentrag.evaluation import files
+from latentrag.evaluation.metrics import contains_answer, contains_match, exact_match, regex_match, token_f1
+from latentrag.evaluation.report import RECALL_AT, Report, Row, report
+from latentrag.marginal import log_likelihood, log_prior
+from latentrag.model import checked
+from latentrag.protocols import Memory
+from latentrag.rag import Rag, before_stop, check_decoding, check_questions
+from latentrag.training.data import Example
+from latentrag.types import Decoding, Passage, Retrieved, Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+
+
+@runtime_checkable
+class _OverMemory(Protocol):
+    """A retriever that shows its memory."""
+
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How every example is measured. ``depth`` passages are searched, the generator reads the first ``k``; closed
+    book both are None."""
+
+    variant: Variant
+    decoding: Decoding
+    options: DecodingOptions
+    k: int | None
+    depth: int | None
+
+
+def evaluate(
+    rag: Rag,
+    examples: Sequence[Example],
+    out: Path | None = None,
+    *,
+    k: int | None = None,
+    variant: Variant | None = None,
+    decoding: Decoding = "exact",
+    options: DecodingOptions | None = None,
+    batch_size: int = 8,
+    recall_at: Sequence[int] = RECALL_AT,
+    closed_book: bool = False,
+    about: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Report:
+    """How well the model retrieves, answers and predicts the first answer.
+
+    A row holds: id, x, answers (and pattern, title where the example has them) · text, log_prob: what the model
+    says, and log p(text|x) · exact_match, f1 · log_likelihood, num_tokens: log p(y|x) of the first answer y, nats,
+    over so many tokens · rank, title_rank: of the first passage that holds an answer, and of the first one of the
+    article ``title``, from 1; null if none was found · memory_version; null for closed book.
+
+    Where an example has a pattern, exact_match and rank are about matches of it, and f1 and log_likelihood are null.
+
+    Args:
+        examples: with ids that differ; a slice of ``read_examples(…).rows``, say.
+        out: RUN.jsonl, which gets a row as soon as its batch is done; RUN.json beside it gets settings and report.
+            Rows that are there already are kept, so that an interrupted evaluation goes on.
+        k, variant: as for ``rag.answer``; None: the model's own.
+        options: None: ``rag.options()``.
+        recall_at: passages are searched to the largest of these, as far as the memory goes; the generator reads k.
+        closed_book: no passages: the generator alone.
+        about: what else to keep with the settings, as JSON values. An evaluation goes on only with the same.
+        progress: a bar with the time left on stderr, if that is a terminal.
+    Raises: InputError for options that cannot be or that differ from those of ``out``; DataError for files, and for
+        an example that cannot be asked or scored; ModelError if the model's probabilities are not numbers.
+    """
+    _check(examples, batch_size, recall_at)
+    plan = _plan(rag, k, variant, decoding, options or rag.options(), recall_at, closed_book=closed_book)
+    settings = _settings(rag, plan, about or {})
+    done = {} if out is None else files.begin(out, settings)
+    todo = [example for example in examples if not _is_done(example, done, out)]
+    with _shown(progress, total=len(examples), completed=len(examples) - len(todo)) as advance:
+        for start in range(0, len(todo), batch_size):
+            rows = _rows(rag, plan, todo[start : start + batch_size])
+            if out is not None:
+                files.append(out, rows)
+            done |= {row["id"]: row for row in rows}
+            advance(len(rows))
+    searched = {*recall_at, plan.k} if plan.k is not None else set()
+    at = sorted(each for each in searched if each is not None and each <= (plan.depth or 0))
+    found = report([done[example.id] for example in examples], settings, recall_at=at)
+    if out is not None:
+        files.finish(out, found)
+    return found
+
+
+def _check(examples: Sequence[Example], batch_size: int, recall_at: Sequence[int]) -> None:
+    if not examples:
+        raise InputError("got no example; needed at least one")
+    if len({example.id for example in examples}) < len(examples):
+        raise InputError("two examples have the same id; give each its own")
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size}; needed 1 or more")
+    if not recall_at or min(recall_at) < 1:
+        raise InputError(f"recall_at={list(recall_at)}; needed numbers of passages, each 1 or more")
+
+
+def _plan(
+    rag: Rag,
+    k: int | None,
+    variant: Variant | None,
+    decoding: Decoding,
+    options: DecodingOptions,
+    recall_at: Sequence[int],
+    *,
+    closed_book: bool,
+) -> _Plan:
+    variant = checked(variant or rag.variant)
+    check_decoding(variant, decoding, options)
+    if closed_book:
+        return _Plan(variant, decoding, options, None, None)
+    k = rag.k if k is None else k
+    if k < 1:
+        raise InputError(f"k={k}; needed 1 or more, or closed_book")
+    deepest = max(recall_at)
+    if isinstance(rag.retriever, _OverMemory):
+        size = len(rag.retriever.memory)
+        if k > size:
+            raise InputError(f"k={k} exceeds the memory's {size} passages; lower k or add passages")
+        deepest = min(deepest, size)
+    return _Plan(variant, decoding, options, k, max(k, deepest))
+
+
+def _settings(rag: Rag, plan: _Plan, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes rows comparable. The batch size does not belong here: it changes the last bits only."""
+    version = rag.retriever.memory.version if plan.k and isinstance(rag.retriever, _OverMemory) else None
+    settings = {
+        "format": FORMAT,
+        **about,
+        "closed_book": plan.k is None,
+        "memory_version": version,
+        **asdict(plan),
+    }
+    # As it will be read back: JSON has lists where we have tuples.
+    return dict(json.loads(json.dumps(settings)))
+
+
+def _is_done(example: Example, done: Mapping[str, Row], out: Path | None) -> bool:
+    row = done.get(example.id)
+    if row is None:
+        return False
+    if (row.get("x"), row.get("answers")) != (example.x, list(example.answers)):
+        raise InputError(f"{out} has another example with the id {example.id}; name another file for other data")
+    return True
+
+
+def _rows(rag: Rag, plan: _Plan, batch: Sequence[Example]) -> list[Row]:
+    """The batch's rows at once; one by one if an example cannot be used, so that it can be named."""
+    try:
+        return _measured(rag, plan, batch)
+    except InputError as error:
+        if len(batch) == 1:
+            raise DataError(f"example {batch[0].id}: {error}") from error
+        return [row for example in batch for row in _rows(rag, plan, [example])]
+
+
+@torch.no_grad()
+def _measured(rag: Rag, plan: _Plan, batch: Sequence[Example]) -> list[Row]:
+    x = [example.x for example in batch]
+    check_questions(x)
+    retrieved, prepared, log_p_eta = _prepared(rag, plan, x)
+    best = [
+        hypotheses[0]
+        for hypotheses in rag.decode(
+            prepared, log_p_eta, variant=plan.variant, decoding=plan.decoding, options=plan.options
+        )
+    ]
+    gold = _gold(rag, plan, batch, prepared, log_p_eta)
+    rows = []
+    for b, example in enumerate(batch):
+        text = before_stop(rag.generator.text(best[b].ids), plan.options.stop).strip()
+        log_p, num_tokens = gold.get(b, (None, None))
+        _check_finite(example, best[b].log_prob, log_p)
+        passages = retrieved.passages[b] if retrieved is not None else []
+        rows.append(
+            {
+                "id": example.id,
+                "x": example.x,
+                "answers": list(example.answers),
+                **({"pattern": example.pattern} if example.pattern else {}),
+                "title": example.title,
+                "text": text,
+                "log_prob": best[b].log_prob,
+                "exact_match": _is_right(example, text),
+                "f1": None if example.pattern else token_f1(text, example.answers),
+                "log_likelihood": log_p,
+                "num_tokens": num_tokens,
+                "rank": _first(_holds_answer(example, z) for z in passages),
+                "title_rank": _first(bool(example.title) and z.title == example.title for z in passages),
+                "memory_version": retrieved.version if retrieved is not None else None,
+            }
+        )
+    return rows
+
+
+def _prepared(rag: Rag, plan: _Plan, x: Sequence[str]) -> tuple[Retrieved | None, Any, Tensor]:
+    """What was found, the questions with the passages that are read, and their log p_η(z|x), (B, K)."""
+    # Targets lie where the generator is.
+    device = rag.generator.targets([""]).ids.device
+    if plan.k is None or plan.depth is None:
+        return None, rag.generator.prepare(x, None), torch.zeros(len(x), 1, device=device)
+    retrieved = rag.retriever.retrieve(x, plan.depth)
+    read = [of_one[: plan.k] for of_one in retrieved.passages]
+    return retrieved, rag.generator.prepare(x, read), log_prior(retrieved.scores[:, : plan.k]).to(device)
+
+
+def _gold(
+    rag: Rag, plan: _Plan, batch: Sequence[Example], prepared: Any, log_p_eta: Tensor
+) -> dict[int, tuple[float, int]]:
+    """log p(y|x) of the first answer and its number of tokens, for the places of the batch that have an answer."""
+    places = [b for b, example in enumerate(batch) if example.answers and not example.pattern]
+    if not places:
+        return {}
+    targets = rag.generator.targets([batch[b].answers[0] for b in places])
+    index = torch.tensor(places, device=log_p_eta.device)
+    log_p_theta = rag.generator.log_p_theta(prepared.rows(index), targets)
+    log_p = log_likelihood(log_p_eta[index], log_p_theta, targets.mask, variant=plan.variant)
+    return dict(zip(places, zip(log_p.tolist(), targets.mask.sum(dim=1).tolist(), strict=True), strict=True))
+
+
+def _check_finite(example: Example, *log_probs: float | None) -> None:
+    if not all(math.isfinite(each) for each in log_probs if each is not None):
+        raise ModelError(f"example {example.id}: log p(y|x) is no finite number; the model's weights are damaged")
+
+
+def _is_right(example: Example, text: str) -> bool:
+    return regex_match(text, example.pattern) if example.pattern else exact_match(text, example.answers)
+
+
+def _holds_answer(example: Example, passage: Passage) -> bool:
+    # As the generator sees it: with its title.
+    text = f"{passage.title}\n{passage.text}"
+    return contains_match(text, example.pattern) if example.pattern else contains_answer(text, example.answers)
+
+
+def _first(is_it: Iterable[bool]) -> int | None:
+    """The rank, from 1, of the first passage that is it."""
+    return next((rank for rank, yes in enumerate(is_it, start=1) if yes), None)
+
+
+@contextmanager
+def _shown(wanted: bool, *, total: int, completed: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error; yields what is told how many more examples are done."""
+    if not wanted:
+        yield lambda _num: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("evaluating", total=total, completed=completed)
+        yield lambda num: bar.advance(task, num)

@@ -1,0 +1,109 @@
+"""LoRA (Hu et al. 2021) for generators that are too large to be trained whole, by peft.
+
+With scope "question" the adapter works on the question and the answer only, as activated LoRA does (Greenewald et
+al. 2025): passages are read by the model as it was before training. Their keys and values stay what they were, so
+they can be cached through training, and every adapter of a model shares them. With scope "all" it works on every
+token of the prompt.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from latentrag.errors import InputError, ModelError
+
+Scope = Literal["question", "all"]
+MARK = "lora_"
+"""What peft's names of an adapter's weights contain, and no weight of the model does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """An adapter's settings.
+
+    Attributes:
+        rank: of the two factors.
+        alpha: the update is scaled by alpha / rank.
+        scope: which tokens it works on; encoder–decoders know "all" only.
+        layers: names of the linear layers it is put on; none: every one but the output layer.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    scope: Scope = "question"
+    layers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise InputError(f"LoRA of rank {self.rank} and alpha {self.alpha} cannot be; both must be above 0")
+        if self.scope not in get_args(Scope):
+            raise InputError(f"LoRA's scope={self.scope!r} is unknown; needed one of {', '.join(get_args(Scope))}")
+
+
+def add_lora(model: Any, lora: Lora, *, seed: int = 0) -> None:
+    """Put an adapter, as yet without effect, into the model; from then on only its weights need a gradient.
+
+    Raises: ModelError if peft is not installed or the model has none of the layers.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ModelError("LoRA needs peft; install latentrag[train]") from error
+    targets: Any = list(lora.layers) or "all-linear"
+    settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)
+    # peft draws from the global generator; what the caller draws afterwards must not depend on the model's size.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft sets it right itself
+        torch.manual_seed(seed)
+        try:
+            inject_adapter_in_model(settings, model)
+        except ValueError as error:
+            raise ModelError(f"LoRA cannot be put on {', '.join(lora.layers) or 'this model'}: {error}") from error
+    for name, parameter in model.named_parameters():
+        adapts = MARK in name
+        parameter.requires_grad_(adapts)
+        if adapts:
+            parameter.data = parameter.data.float()
+
+
+@contextmanager
+def without_lora(model: Any) -> Iterator[None]:
+    """Within: the model as it was before training."""
+    layers = [module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True  # noqa: SLF001 its public switch forgets which weights are trained
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False  # noqa: SLF001
+
+
+def split_weights(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of the model under its own names, and the adapter's."""
+    own = {name.replace(".base_layer.", "."): tensor for name, tensor in weights.items() if MARK not in name}
+    return own, {name: tensor for name, tensor in weights.items() if MARK in name}
+
+
+def load_adapter(model: Any, weights: Mapping[str, Tensor]) -> None:
+    """Give a model with an adapter that adapter's saved weights. Raises: ModelError if they are another's."""
+    wanted = {name: parameter for name, parameter in model.named_parameters() if MARK in name}
+    if wanted.keys() != weights.keys() or any(wanted[name].shape != weights[name].shape for name in wanted):
+        raise ModelError("the saved LoRA adapter does not fit this model; save the model again")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(weights[name])
+
+
+def from_settings(settings: Mapping[str, Any]) -> Lora:
+    """Lora from JSON values. Raises: ModelError."""
+    try:
+        layers: Sequence[str] = settings.get("layers", ())
+        return Lora(**{**settings, "layers": tuple(layers)})
+    except (TypeError, InputError) as error:
+        raise ModelError(f"the saved LoRA settings cannot be used ({error}); save the model again") from error

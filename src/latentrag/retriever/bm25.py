@@ -1,0 +1,230 @@
+"""p_η(z|x) from words instead of vectors: BM25 scores as the logits, with nothing to train."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from latentrag.errors import InputError, MemoryStoreError, ModelError
+from latentrag.types import Passage, Retrieved
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import nn
+
+
+class ReadableMemory(Protocol):
+    """A memory at one version whose passages can be read one after the other and by id."""
+
+    @property
+    def version(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def passages(self) -> Iterator[Passage]:
+        """Every passage, in the table's order."""
+        ...
+
+    def get(self, ids: Sequence[str]) -> list[Passage]:
+        """The passages with these ids, in this order."""
+        ...
+
+
+class BM25Retriever:
+    """The top K of p_η(z|x) ∝ exp(s·BM25(x,z)), the word-overlap retriever of the paper's ablation (Table 6).
+
+        BM25(x,z) = Σ_{w in x} log(1 + (N − n_w + ½)/(n_w + ½)) · f / (f + k1·(1 − b + b·|z|/mean|z|))
+
+    with k1 = 1.5 and b = 0.75: Lucene's variant, which is the default of bm25s. f counts the word w in z's title
+    and text, n_w the passages that hold it; a word that comes twice in x counts twice. Words have two letters or
+    digits at least, are lower-cased, not stemmed, and are not among the 33 English stop words of bm25s.
+
+    The index is built in RAM on the first retrieval, about 12 bytes for each word of each passage, and is not
+    stored. Safe to call from several threads.
+    """
+
+    def __init__(
+        self, memory: ReadableMemory, *, scale: float = 1.0, device: str = "cpu", progress: bool = False
+    ) -> None:
+        """
+        Args:
+            scale: s, above 0.
+            device: of the scores.
+            progress: a bar on stderr while the index is built.
+        Raises: ModelError if bm25s is not installed; InputError for a scale that is not above 0.
+        """
+        if not (math.isfinite(scale) and scale > 0):
+            raise InputError(f"scale={scale} cannot weigh BM25 scores; choose a number above 0")
+        _bm25s()
+        self.memory = memory
+        self.scale = scale
+        self._device = device
+        self._progress = progress
+        self._index: _WordIndex | None = None
+        self._index_lock = threading.Lock()
+
+    def retrieve(self, x: Sequence[str], k: int) -> Retrieved:
+        """Passages and logits, best first, equal ones in the table's order, for B questions.
+
+        A question without any word of the memory gets the first K passages, all with the score 0: p_η is uniform.
+        What a question gets does not depend on the others.
+
+        Returns: scores (B, K) float32, without gradient.
+        Raises: InputError for no question, an empty one, k < 1 or k > len(memory); MemoryStoreError if it is empty.
+        """
+        self._check(x, k)
+        logits = [self._logits(question) for question in x]
+        return self._retrieved(logits, [_best_first(each)[:k] for each in logits])
+
+    def retrieve_in_hindsight(self, x: Sequence[str], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
+        """The top K of x, then the ``num_hindsight`` best of x and y together that are not among them.
+
+        The scores are those of x alone for all of them; y only proposes.
+
+        Returns: scores (B, K + num_hindsight) float32, without gradient.
+        Raises: as ``retrieve``; InputError for num_hindsight < 0 or k + num_hindsight > len(memory).
+        """
+        if num_hindsight < 0:
+            raise InputError(f"num_hindsight={num_hindsight} passages cannot be added; choose 0 or more")
+        self._check(x, k)
+        self._check(x, k + num_hindsight)
+        logits, rows = [], []
+        for question, target in zip(x, y, strict=True):
+            of_x = self._logits(question)
+            top = _best_first(of_x)[:k]
+            proposed = _best_first(self._logits(f"{question} {target}"))
+            logits.append(of_x)
+            rows.append(np.concatenate([top, proposed[~np.isin(proposed, top)][:num_hindsight]]))
+        return self._retrieved(logits, rows)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """η: BM25 has none."""
+        return iter(())
+
+    def _logits(self, question: str) -> npt.NDArray[np.float32]:
+        """s·BM25(x,z) of every passage, (N,)."""
+        return (self.scale * self._built_index().scores(question)).astype(np.float32)
+
+    def _retrieved(self, logits: Sequence[npt.NDArray[np.float32]], rows: Sequence[npt.NDArray[np.intp]]) -> Retrieved:
+        """The chosen rows of each question as passages with their scores."""
+        chosen = np.stack(rows)  # (B, K)
+        scores = np.stack([of_question[row] for of_question, row in zip(logits, chosen, strict=True)])  # (B, K)
+        ids = self._built_index().ids
+        distinct = np.unique(chosen).tolist()
+        by_row = dict(zip(distinct, self.memory.get([ids[row] for row in distinct]), strict=True))
+        return Retrieved(
+            passages=[[by_row[row] for row in of_question] for of_question in chosen.tolist()],
+            scores=torch.from_numpy(scores).to(self._device),
+            version=self.memory.version,
+        )
+
+    def _built_index(self) -> _WordIndex:
+        with self._index_lock:
+            if self._index is None:
+                with _progress_bar(self.memory, self._progress) as passages:
+                    self._index = _WordIndex.build(passages)
+            return self._index
+
+    def _check(self, x: Sequence[str], k: int) -> None:
+        _check_questions(x)
+        if k < 1:
+            raise InputError(f"k={k} passages cannot be retrieved; choose 1 or more")
+        num_passages = len(self.memory)
+        if not num_passages:
+            raise MemoryStoreError(f"the memory has no passages at version {self.memory.version}; add some")
+        if k > num_passages:
+            raise InputError(f"k={k} exceeds the memory's {num_passages} passages; lower k or add passages")
+
+
+@dataclass(frozen=True, slots=True)
+class _WordIndex:
+    """BM25's part for every word in every passage.
+
+    Attributes:
+        ids: of the N passages, in the table's order.
+        tokenizer: text → numbers of words, of bm25s.
+        parts: of bm25s; None if no passage holds a word, of which it makes no index.
+    """
+
+    ids: list[str]
+    tokenizer: Any
+    parts: Any | None
+
+    @classmethod
+    def build(cls, passages: Iterable[Passage]) -> _WordIndex:
+        bm25s = _bm25s()
+        ids: list[str] = []
+
+        def texts() -> Iterator[str]:
+            for passage in passages:
+                ids.append(passage.id)
+                yield f"{passage.title} {passage.text}"
+
+        tokenizer = bm25s.tokenization.Tokenizer(lower=True, stopwords="english", stemmer=None)
+        words = list(tokenizer.streaming_tokenize(texts(), update_vocab=True, allow_empty=False))
+        vocabulary = tokenizer.get_vocab_dict()
+        if not vocabulary:
+            return cls(ids, tokenizer, None)
+        # In float64, so that sums which are equal in exact arithmetic are equal once rounded to float32.
+        parts = bm25s.BM25(k1=1.5, b=0.75, method="lucene", dtype="float64")
+        parts.index((words, vocabulary), create_empty_token=False, show_progress=False)
+        return cls(ids, tokenizer, parts)
+
+    def scores(self, question: str) -> npt.NDArray[np.float64]:
+        """BM25(x,z) of every passage, (N,)."""
+        if self.parts is None:
+            return np.zeros(len(self.ids))
+        # "never": a question's words do not enter the vocabulary, and unknown ones are left out.
+        (words,) = self.tokenizer.streaming_tokenize([question], update_vocab="never", allow_empty=False)
+        scores: npt.NDArray[np.float64] = self.parts.get_scores_from_ids(words)
+        return scores
+
+
+def _bm25s() -> Any:
+    try:
+        import bm25s
+    except ModuleNotFoundError as error:
+        raise ModelError("bm25s is not installed, and BM25 retrieval needs it; install latentrag[bm25]") from error
+    return bm25s
+
+
+def _best_first(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
+    """Rows by falling logit, equal ones in the order of the rows."""
+    return np.argsort(-logits, kind="stable")
+
+
+def _check_questions(x: Sequence[str]) -> None:
+    """Raises: InputError if there is no question, or for one that is empty or not valid text."""
+    if isinstance(x, str):
+        raise InputError("retrieve got one text, needed a list of texts; write [question]")
+    if not x:
+        raise InputError("got no question; needed at least one")
+    for i, question in enumerate(x):
+        if not question.strip():
+            raise InputError(f"question {i + 1} of {len(x)} is empty; write at least one word")
+        try:
+            question.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"question {i + 1} of {len(x)} is not valid Unicode text; remove its lone surrogates"
+            ) from None
+
+
+@contextmanager
+def _progress_bar(memory: ReadableMemory, progress: bool) -> Iterator[Iterable[Passage]]:
+    """The memory's passages, counted by a bar on stderr if asked."""
+    if not progress:
+        yield memory.passages()
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        yield bar.track(memory.passages(), total=len(memory), description="indexing words")

@@ -1,0 +1,1 @@
+"""Training retriever and generator together from (x, y) alone (Lewis et al. 2020, §2.4)."""

@@ -1,0 +1,282 @@
+"""Is retrieval alive? Measures of a joint model on (x, y), and the lines that a collapse deserves.
+
+Where the generator ignores z, p_θ(y|x,z) is the same for every passage and the posterior equals the prior. Their
+difference is the gradient of log p(y|x) with respect to the scores (Lewis et al. 2020, §2.4), so the retriever then
+learns nothing and drifts. A falling loss does not show this; the measures here do.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from latentrag.errors import InputError
+from latentrag.marginal import log_prior
+from latentrag.model import Evidence, JointModel
+from latentrag.types import Passage, Retrieved, Targets, Variant
+
+MIN_EXAMPLES = 20
+"""With fewer, chance alone makes shares and means as extreme as a collapse does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a joint model stands on a set of (x, y). Means over the examples; nats.
+
+    Attributes:
+        num_examples: how many (x, y).
+        num_passages: K.
+        nll: −log p(y|x).
+        nll_per_token: the sum of −log p(y|x) over the number of tokens, end tokens included.
+        prior_entropy: of p_η(z|x); log K where the prior is flat.
+        posterior_entropy: of the posterior, as ``Evidence.posterior`` has it for the variant.
+        kl: KL(posterior‖prior), what y says about z beyond x; 0 for a generator that ignores z.
+        agreement: share of examples whose most probable passage is the same in prior and posterior.
+        unique_top: distinct passages of highest prior, over the number of examples.
+        top_share: the largest share of examples that have the same passage of highest prior.
+        gap: what −log p(y|x) rises by when each question gets the passages of another question under its own
+            prior values: what the right passages are worth. NaN for a single example.
+        gap_error: standard error of ``gap``.
+        overlap: how much of the prior's mass lies on the same passages after that exchange: 1 − total variation.
+            At 1 the exchange changed nothing and ``gap`` says nothing. NaN for a single example.
+    """
+
+    num_examples: int
+    num_passages: int
+    nll: float
+    nll_per_token: float
+    prior_entropy: float
+    posterior_entropy: float
+    kl: float
+    agreement: float
+    unique_top: float
+    top_share: float
+    gap: float
+    gap_error: float
+    overlap: float
+
+    def as_record(self) -> dict[str, int | float | None]:
+        """The fields by name. What is not finite is None: JSON has no such number."""
+        return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
+
+
+@torch.no_grad()
+def measure(
+    model: JointModel,
+    x: Sequence[str],
+    y: Sequence[str],
+    *,
+    k: int,
+    variant: Variant,
+    batch_size: int = 8,
+    on_batch: Callable[[int], None] | None = None,
+) -> Health:
+    """The health of a model on n pairs (x, y), for two passes of the generator over them.
+
+    The passages for ``gap`` are those of the question half the set away (i + ⌊n/2⌋ modulo n): questions that stand
+    side by side in a file are often about the same thing and share passages. The same order of x gives the same
+    exchange at every evaluation, so that values can be compared.
+
+    The model's modules are used in the mode they are in: put them into evaluation mode first.
+
+    Args:
+        k: K, passages retrieved for each x.
+        batch_size: questions handled together.
+        on_batch: told how many examples have just been finished, after each batch; they sum to n.
+    Raises: InputError for no example, x and y of different number, batch_size < 1, an empty question, or k beyond
+        the memory.
+    """
+    if len(x) != len(y):
+        raise InputError(f"got {len(x)} questions and {len(y)} targets; needed as many of each")
+    if not x:
+        raise InputError("got no example to measure; needed at least one question with its answer")
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} holds no example; needed 1 or more")
+    batches = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
+    retrieved = [model.retriever.retrieve(x[batch], k) for batch in batches]
+    own = [passages for each in retrieved for passages in each.passages]
+    half = len(own) // 2
+    others = own[half:] + own[:half] if half else None
+
+    columns: dict[str, list[float]] = {}
+    top: dict[str, int] = {}
+    for batch, found in zip(batches, retrieved, strict=True):
+        exchanged = others[batch] if others else None
+        evidence, values = _measure_batch(model, x[batch], y[batch], found, exchanged, variant)
+        for name, column in values.items():
+            columns.setdefault(name, []).extend(column.tolist())
+        for passages, best in zip(evidence.passages, evidence.log_p_eta.argmax(dim=1).tolist(), strict=True):
+            top[passages[best].id] = top.get(passages[best].id, 0) + 1
+        if on_batch is not None:
+            on_batch(len(evidence.passages))
+    return _summary(columns, top, num_passages=k)
+
+
+def alarms(health: Health, *, first: Health | None = None) -> list[str]:
+    """What is wrong with retrieval, a line each: what is seen, what it means, what to try. Empty when healthy.
+
+    Fewer than ``MIN_EXAMPLES`` examples raise no alarm: chance would.
+
+    Args:
+        first: the same measure on the same examples before training. With it a decline is seen earlier, and
+            questions that truly share a few passages are not taken for a collapse.
+    """
+    if health.num_examples < MIN_EXAMPLES:
+        return []
+    checks = (_useless_passages(health, first), _shared_passage(health, first), _flat_prior(health))
+    return [line for line in checks if line]
+
+
+def _measure_batch(
+    model: JointModel,
+    x: Sequence[str],
+    y: Sequence[str],
+    retrieved: Retrieved,
+    others: Sequence[list[Passage]] | None,
+    variant: Variant,
+) -> tuple[Evidence, dict[str, Tensor]]:
+    """The evidence with the questions' own passages, and one value for each example under each name."""
+    targets = model.generator.targets(y)
+    log_p_eta = log_prior(retrieved.scores.to(targets.ids.device))
+    evidence = _evidence(model, x, targets, retrieved.passages, log_p_eta, retrieved.version)
+    log_p = evidence.log_likelihood(variant).double()  # (B,)
+    prior = log_p_eta.double().exp()  # (B, K)
+    posterior = evidence.posterior(variant).double()  # (B, K)
+    log_ratio = posterior.log() - log_p_eta.double()
+    # 0 · log 0 is 0: a passage that the posterior rules out adds nothing, whatever its prior.
+    kl = (posterior * log_ratio).masked_fill(posterior == 0, 0.0).sum(dim=1)
+    values = {
+        "nll": -log_p,
+        "tokens": targets.mask.sum(dim=1),
+        "prior_entropy": torch.special.entr(prior).sum(dim=1),
+        "posterior_entropy": torch.special.entr(posterior).sum(dim=1),
+        "kl": kl.clamp_min(0.0),  # rounding
+        "agreement": (prior.argmax(dim=1) == posterior.argmax(dim=1)).double(),
+    }
+    if others is not None:
+        exchanged = _evidence(model, x, targets, others, log_p_eta, retrieved.version)
+        values["gap"] = log_p - exchanged.log_likelihood(variant).double()
+        values["overlap"] = _overlap(prior, retrieved.passages, others)
+    return evidence, values
+
+
+def _evidence(
+    model: JointModel,
+    x: Sequence[str],
+    targets: Targets,
+    passages: Sequence[list[Passage]],
+    log_p_eta: Tensor,
+    version: int,
+) -> Evidence:
+    log_p_theta = model.generator.log_p_theta(model.generator.prepare(x, passages), targets)
+    return Evidence(list(passages), log_p_eta, log_p_theta, targets, version)
+
+
+def _overlap(prior: Tensor, own: Sequence[list[Passage]], others: Sequence[list[Passage]]) -> Tensor:
+    """(B,) Σ_z min(p(z), p'(z)), p' being the same prior values laid over the other passages."""
+    shared = []
+    for values, mine, theirs in zip(prior.tolist(), own, others, strict=True):
+        of_mine = {passage.id: value for passage, value in zip(mine, values, strict=True)}
+        pairs = zip(theirs, values, strict=True)
+        shared.append(sum(min(value, of_mine.get(passage.id, 0.0)) for passage, value in pairs))
+    return torch.tensor(shared)
+
+
+def _summary(columns: dict[str, list[float]], top: dict[str, int], *, num_passages: int) -> Health:
+    num_examples = len(columns["nll"])
+
+    def mean(name: str) -> float:
+        return math.fsum(columns[name]) / num_examples if name in columns else math.nan
+
+    gap, gap_error = mean("gap"), math.nan
+    if "gap" in columns:
+        squares = math.fsum((each - gap) ** 2 for each in columns["gap"])
+        gap_error = math.sqrt(squares / (num_examples - 1) / num_examples)
+    return Health(
+        num_examples=num_examples,
+        num_passages=num_passages,
+        nll=mean("nll"),
+        nll_per_token=math.fsum(columns["nll"]) / math.fsum(columns["tokens"]),
+        prior_entropy=mean("prior_entropy"),
+        posterior_entropy=mean("posterior_entropy"),
+        kl=mean("kl"),
+        agreement=mean("agreement"),
+        unique_top=len(top) / num_examples,
+        top_share=max(top.values()) / num_examples,
+        gap=gap,
+        gap_error=gap_error,
+        overlap=mean("overlap"),
+    )
+
+
+def _useless_passages(health: Health, first: Health | None) -> str:
+    """The gap is near zero, or has lost three quarters of what it was before training.
+
+    Near zero: under 2 % of the loss, but never under 0.05 nats, which change p(y|x) by 5 %, nor over 0.5 nats, which
+    no long y makes negligible. Even the upper end of the gap's 95 % interval must lie below, so that few or noisy
+    examples raise no alarm by chance. Passages that the exchange left in place lower the bar in proportion.
+    """
+    if health.overlap > 0.9:
+        return ""  # The same passages under the same prior: no gap is to be expected, alive or not.
+    negligible = min(max(0.05, 0.02 * health.nll), 0.5) * (1 - health.overlap)
+    highest = health.gap + 2 * health.gap_error
+    remedy = (
+        "let the generator learn to read first (--warmup-generator), lower --lr-retriever, raise --k or add "
+        "--hindsight, and check that the passages hold the answers"
+    )
+    if highest < negligible:
+        return (
+            f"the passages of another question serve as well as a question's own (gap {health.gap:.3f} nats of a loss "
+            f"of {health.nll:.2f}): the generator ignores them or they do not help, and the retriever learns "
+            f"nothing; {remedy}"
+        )
+    if first is not None and first.gap - 2 * first.gap_error > negligible and _quartered(health, first):
+        return (
+            f"the gap between a question's own passages and another's fell from {first.gap:.3f} to {health.gap:.3f} "
+            f"nats: the generator is turning away from its passages; {remedy}"
+        )
+    return ""
+
+
+def _quartered(health: Health, first: Health) -> bool:
+    """Surely under a quarter of the first gap, in nats and as a share of the loss: where training brings the loss
+    down, a gap that falls along with it is no decline."""
+    highest = health.gap + 2 * health.gap_error
+    return highest < first.gap / 4 and highest * first.nll < first.gap / 4 * health.nll
+
+
+def _shared_passage(health: Health, first: Health | None) -> str:
+    """One passage, or a handful, is on top for too many questions.
+
+    Without a first measure only nine in ten are too many: a small memory has passages that many questions share.
+    With one: five times its share, or half of what was left to one where that is less; or a fifth of its passages.
+    """
+    limit, fewest = 0.9, 0.0
+    if first is not None:
+        limit = max(0.2, min(limit, 5 * first.top_share, (1 + first.top_share) / 2))
+        fewest = first.unique_top / 5
+    if health.top_share <= limit and health.unique_top > fewest:
+        return ""
+    before = f" (before training: {first.top_share:.1%} and {first.unique_top:.3f})" if first else ""
+    return (
+        f"{health.top_share:.1%} of the questions have the same top passage, with {health.unique_top:.3f} different "
+        f"ones for each question{before}: retrieval has collapsed onto few passages; go back to an earlier checkpoint, "
+        "lower --lr-retriever, let the generator learn first (--warmup-generator), or add --hindsight"
+    )
+
+
+def _flat_prior(health: Health) -> str:
+    """The prior is flat and y does not say more: nothing tells a question's K passages apart.
+
+    A prior that is sure of its passage leaves y nothing to add either, and is as it should be.
+    """
+    flattest = math.log(health.num_passages)
+    if health.num_passages < 2 or health.prior_entropy < 0.98 * flattest or health.kl > 0.01:
+        return ""
+    return (
+        f"the prior is flat (entropy {health.prior_entropy:.3f} of at most {flattest:.3f} nats) and the posterior adds "
+        f"nothing (KL {health.kl:.4f} nats): a question's {health.num_passages} passages are not told apart; check "
+        "the scale of the scores (20 for most encoders of unit vectors), raise --k or add --hindsight"
+    )

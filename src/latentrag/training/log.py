@@ -1,0 +1,263 @@
+"""What a training run leaves behind and what it shows: log.jsonl, TensorBoard, a live line on standard error."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from latentrag.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.progress import Progress as RichProgress
+
+Event = Literal["start", "resume", "train", "dev", "refresh", "warning", "done"]
+
+LOG_NAME = "log.jsonl"
+
+
+class TrainingLog:
+    """folder/log.jsonl, a JSON object a line: ``{"step": 40, "event": "train", "time_s": …, "loss": …}``.
+
+    Every line is out of this process when ``write`` returns, so that killing it loses none. Numbers go to TensorBoard
+    as well, as ``event/name``, under folder/tensorboard.
+
+    Args:
+        folder: of the run; made if it is missing.
+        append: go on with the log that is there, less a line that a kill cut short. False begins anew.
+        tensorboard: True needs the package, False leaves it out, None uses it if it is installed.
+    Raises: InputError if TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, folder: Path, *, append: bool, tensorboard: bool | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / LOG_NAME
+        self._writer_class = None if tensorboard is False else _summary_writer_class(required=bool(tensorboard))
+        self._writer: Any = None
+        self._purge_step: int | None = None
+        if append and self.path.exists():
+            _drop_cut_line(self.path)
+        self._file = self.path.open("a" if append else "w", encoding="utf-8")
+
+    def write(self, event: Event, step: int, **values: Any) -> None:
+        """One line. Values are what JSON knows, mappings included; numbers that are not finite become null."""
+        record = {"step": step, "event": event, "time_s": round(time.time(), 3), **_finite(values)}
+        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+        self._mirror(event, step, values)
+
+    def drop_after(self, step: int) -> None:
+        """Take out the lines of later steps, which a run resumed at ``step`` will take again. All or nothing."""
+        kept = [json.dumps(record, ensure_ascii=False) for record in read_log(self.path) if record["step"] <= step]
+        new = self.path.with_suffix(".jsonl.new")
+        try:
+            new.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            self._file.close()
+            new.replace(self.path)
+        finally:
+            new.unlink(missing_ok=True)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._purge_step = step + 1
+
+    def close(self) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _mirror(self, event: Event, step: int, values: Mapping[str, Any]) -> None:
+        if self._writer_class is None:
+            return
+        if self._writer is None:
+            # Made at the first line: a resumed run says by then which steps TensorBoard is to forget.
+            self._writer = self._writer_class(str(self.path.parent / "tensorboard"), purge_step=self._purge_step)
+        for name, number in _numbers(event, values):
+            self._writer.add_scalar(name, number, step)
+        self._writer.flush()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log. A last line without its end, which a run is writing or a kill cut short, is left out.
+
+    Raises: DataError for a missing file or a line that is no line of a log, with its number.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is missing; needed the log of a training run")
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:  # no JSON or no UTF-8
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise DataError(f"{path}:{number} is no line of a training log; remove that line")
+        records.append(record)
+    return records
+
+
+class Progress:
+    """Where a run stands, on standard error: step, loss as the mean of the last steps, tokens a second, time left.
+
+    On a terminal one live line; elsewhere a plain line every half minute and at the end, so that a file of it stays
+    readable. Used as a context.
+
+    Args:
+        total: the last step of the run.
+        start: the step it begins after, not 0 when it is resumed.
+        enabled: False shows nothing.
+        interval_s: between plain lines.
+        clock: seconds, from any origin.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        enabled: bool = True,
+        interval_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total, self._start, self._step = total, start, start
+        self._enabled, self._interval_s, self._clock = enabled, interval_s, clock
+        self._phase = ""
+        self._last: deque[tuple[float, int, float]] = deque(maxlen=50)  # loss, tokens, seconds of each step
+        self._began = self._since = self._shown = clock()
+        self._bar: RichProgress | None = None
+
+    def __enter__(self) -> Self:
+        self._began = self._since = self._shown = self._clock()
+        self._bar = _live_bar() if self._enabled else None
+        if self._bar is not None:
+            self._bar.add_task("", total=self._total, completed=self._step)
+            self._bar.start()
+            self._show()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def update(self, step: int, *, loss: float, num_tokens: int) -> None:
+        """A step is done.
+
+        Args:
+            step: its number; the last is ``total``.
+            loss: of this step.
+            num_tokens: target tokens that it trained on.
+        """
+        now = self._clock()
+        self._last.append((loss, num_tokens, now - self._since))
+        self._step, self._since = step, now
+        self._show(last=step == self._total)
+
+    def phase(self, name: str) -> None:
+        """What goes on from here: "warm-up", "joint", "dev" … The time between two phases counts for no step's speed,
+        and for the time left only as its share so far."""
+        self._phase, self._since = name, self._clock()
+        self._show()
+
+    def say(self, line: str) -> None:
+        """A message above the live line."""
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        elif self._enabled:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+
+    def _show(self, *, last: bool = False) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._step, description=self._line())
+        elif self._enabled and (last or self._clock() - self._shown >= self._interval_s):
+            self._shown = self._clock()
+            self.say(self._line())
+
+    def _line(self) -> str:
+        parts = [f"step {self._step}/{self._total}"]
+        if self._phase:
+            parts.append(self._phase)
+        if self._last:
+            losses, tokens, seconds = zip(*self._last, strict=True)
+            parts.append(f"loss {sum(losses) / len(losses):.4f}")
+            parts.append(f"{sum(tokens) / max(sum(seconds), 1e-9):,.0f} tokens/s")
+            # Over the whole run so far, so that evaluations and checkpoints are counted in.
+            a_step = (self._clock() - self._began) / max(self._step - self._start, 1)
+            parts.append(f"{_duration(a_step * (self._total - self._step))} left")
+        return " · ".join(parts)
+
+
+def _live_bar() -> RichProgress | None:
+    """A line that renews itself, where there is a terminal that can show one."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+
+    console = Console(stderr=True)
+    if not (sys.stderr.isatty() and console.is_interactive):
+        return None
+    # Wiped away at the end: the log keeps the figures.
+    columns = BarColumn(bar_width=20), TextColumn("{task.description}", markup=False)
+    return RichProgress(*columns, console=console, transient=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}"
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Shorten the file to the end of its last whole line."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for every number that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return value
+
+
+def _numbers(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Every number with the path of names that leads to it."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(f"{prefix}/{name}", value)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}/{name}", float(value)
+
+
+def _summary_writer_class(*, required: bool) -> Any:
+    """TensorBoard's writer, None where it is not installed and not required."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        if required:
+            raise InputError("tensorboard is not installed; pip install tensorboard, or leave it out") from error
+        return None
+    return SummaryWriter

@@ -1,0 +1,321 @@
+"""The training loop: steps, evaluations, checkpoints; stops when asked and goes on where it stopped."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentrag.errors import InputError, TrainingError
+from latentrag.model import JointModel
+from latentrag.protocols import TrainableGenerator, TrainableRetriever
+from latentrag.training import checkpoint
+from latentrag.training.data import Example, order, target
+from latentrag.training.health import Health, alarms, measure
+from latentrag.training.log import Progress, TrainingLog
+from latentrag.training.options import TrainingOptions
+from latentrag.training.processes import Processes
+from latentrag.training.step import losses
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. ``best_step`` and ``best_nll_per_token`` are None without a development set."""
+
+    step: int
+    finished: bool
+    last_nll: float
+    best_step: int | None
+    best_nll_per_token: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """The retriever's or the generator's trained weights."""
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+
+
+class Trainer:
+    """Trains a retriever and a generator from pairs (x, y) (Lewis et al. 2020, §2.4).
+
+    Args:
+        retriever: None: closed book.
+        generator: weights that need no gradient when it is handed over are never trained.
+        examples: to train on.
+        dev: to evaluate on; may be empty.
+        folder: of the run: checkpoints and log.
+        refresh: called every ``refresh_every`` steps; re-encodes the memory and points the retriever at it.
+    """
+
+    def __init__(
+        self,
+        retriever: TrainableRetriever | None,
+        generator: TrainableGenerator,
+        examples: Sequence[Example],
+        *,
+        options: TrainingOptions,
+        folder: Path,
+        dev: Sequence[Example] = (),
+        processes: Processes | None = None,
+        refresh: Callable[[], int] | None = None,
+        progress: bool = False,
+    ) -> None:
+        if not examples:
+            raise InputError("got no examples; needed at least one to train on")
+        if (retriever is None) != options.closed_book:
+            raise InputError("closed_book goes without a retriever, everything else with one")
+        self.retriever = retriever
+        self.generator = generator
+        self.examples = examples
+        self.dev = dev
+        self.options = options
+        self.folder = folder
+        self.processes = processes or Processes()
+        self._refresh = refresh
+        self._progress = progress
+        self._first: Health | None = None
+        self.best: dict[str, Any] = {}
+        self.parameters, self._sides = self._trained()
+        groups = [{"params": list(side.parameters), "name": side.name} for side in self._sides]
+        self.optimiser = torch.optim.AdamW(groups, lr=0.0, weight_decay=options.weight_decay)
+
+    def _trained(self) -> tuple[dict[str, nn.Parameter], list[_Side]]:
+        """The trained weights by name and by side; all others need no gradient from here on."""
+        options = self.options
+        found: dict[str, nn.Parameter] = {}
+        sides = []
+        for name, part, wanted in (
+            ("retriever", self.retriever, options.trains_retriever),
+            ("generator", self.generator, options.trains_generator),
+        ):
+            named = {} if part is None else dict(part.named_parameters())
+            if not wanted:
+                for parameter in named.values():
+                    parameter.requires_grad_(False)
+            of_side = {f"{name}.{key}": weight for key, weight in named.items() if weight.requires_grad}
+            if wanted and part is not None and not of_side:
+                raise InputError(f"the {name} has no weights to train; freeze it")
+            if of_side:
+                found |= of_side
+                sides.append(_Side(name, tuple(of_side.values())))
+        return found, sides
+
+    def run(self, *, resume: bool = False) -> Outcome:
+        """All steps from the first, or with ``resume`` from the newest checkpoint.
+
+        Ctrl-C (or SIGTERM) ends the run after the step in hand, with a checkpoint.
+
+        Raises: TrainingError if a checkpoint cannot be read or written, or the loss is no number.
+        """
+        found = checkpoint.newest(self.folder) if resume else None
+        step = 0
+        if found is not None:
+            checkpoint.restore(found, parameters=self.parameters, optimiser=self.optimiser)
+            step, self.best = found.step, dict(found.state.get("best", {}))
+            first = found.state.get("first_health")
+            self._first = None if first is None else Health(**_finite(first))
+        main = self.processes.is_main
+        with (
+            TrainingLog(self.folder, append=resume) if main else _Silent() as log,
+            Progress(self.options.num_steps, start=step, enabled=self._progress and main) as progress,
+            _stop_requests() as stop_wanted,
+        ):
+            if resume:
+                log.drop_after(step)
+            log.write("resume" if step else "start", step)
+            if step == 0:
+                self._evaluate(0, log, progress)
+            nll = math.nan
+            while step < self.options.num_steps:
+                progress.phase(self._phase(step))
+                nll = self._step(step, log, progress)
+                step += 1
+                self._between(step, log, progress)
+                if step < self.options.num_steps and self.processes.agree(stop_wanted()):
+                    self._save(step)
+                    return self._outcome(step, nll)
+            log.write("done", step, best=self.best or None)
+        return self._outcome(step, nll)
+
+    def restore_best(self) -> None:
+        """The weights of the best step on the development set, where there is one."""
+        found = checkpoint.best(self.folder)
+        if found is not None:
+            checkpoint.restore(found, parameters=self.parameters)
+
+    def _phase(self, step: int) -> str:
+        warming = step < self.options.warmup_generator and self.options.trains_retriever
+        return "generator first" if warming else ""
+
+    def _step(self, step: int, log: TrainingLog | _Silent, progress: Progress) -> float:
+        options = self.options
+        rates = {"retriever": options.rate_of_retriever(step), "generator": options.rate_of_generator(step)}
+        for group in self.optimiser.param_groups:
+            group["lr"] = rates[group["name"]]
+        batch = self._batch(step)
+        self.optimiser.zero_grad(set_to_none=True)
+        totals = self._gradients(batch, learns=rates["retriever"] > 0)
+        learning = [side for side in self._sides if rates[side.name] > 0]
+        norms = {}
+        for side in learning:
+            self.processes.sum_gradients(side.parameters)
+            norms[f"norm_{side.name}"] = float(nn.utils.clip_grad_norm_(side.parameters, options.clip))
+        loss, nll, num_tokens = (value / len(batch) for value in self.processes.sum(totals).tolist())
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss of step {step + 1} is {loss}; lower the learning rates and resume from the last checkpoint"
+            )
+        self.optimiser.step()
+        num_tokens = round(num_tokens * len(batch))
+        progress.update(step + 1, loss=loss, num_tokens=num_tokens)
+        shown = {f"lr_{name}": rate for name, rate in rates.items()}
+        log.write("train", step + 1, loss=loss, nll=nll, num_tokens=num_tokens, **shown, **norms)
+        return nll
+
+    def _batch(self, step: int) -> list[tuple[str, str]]:
+        """The pairs (x, y) of a step, the same on every process."""
+        options, n = self.options, len(self.examples)
+        pairs = []
+        for place in range(step * options.batch_size, (step + 1) * options.batch_size):
+            epoch, position = divmod(place, n)
+            example = self.examples[self._order(epoch)[position]]
+            y = target(example, epoch=epoch, seed=options.seed, choice=options.answers)
+            pairs.append((example.x, y))
+        return pairs
+
+    def _order(self, epoch: int) -> list[int]:
+        kept: tuple[int, list[int]] | None = getattr(self, "_kept_order", None)
+        if kept is None or kept[0] != epoch:
+            kept = (epoch, order(len(self.examples), epoch=epoch, seed=self.options.seed))
+            self._kept_order = kept
+        return kept[1]
+
+    def _gradients(self, batch: Sequence[tuple[str, str]], *, learns: bool) -> Tensor:
+        """Gradients of the batch's mean loss for this process's rows; their summed loss, NLL and tokens, (3,)."""
+        mine = self.processes.share(batch)
+        size = self.options.micro_batch_size
+        totals = torch.zeros(3, dtype=torch.float64)
+        for start in range(0, len(mine), size):
+            x, y = zip(*mine[start : start + size], strict=True)
+            found = losses(self.retriever, self.generator, x, y, options=self.options, learns=learns)
+            total = found.loss.sum()
+            (total / len(batch)).backward()
+            totals += torch.tensor([total.item(), found.nll.sum().item(), found.num_tokens], dtype=torch.float64)
+        return totals
+
+    def _between(self, step: int, log: TrainingLog | _Silent, progress: Progress) -> None:
+        """What happens after a step, counted from 1."""
+        options = self.options
+        last = step == options.num_steps
+        if options.refresh_every and step % options.refresh_every == 0 and self._refresh is not None:
+            progress.phase("re-encoding the memory")
+            log.write("refresh", step, memory_version=self._refresh())
+        if step % options.eval_every == 0 or last:
+            self._evaluate(step, log, progress)
+        if step % options.save_every == 0 or last:
+            self._save(step)
+
+    def _save(self, step: int) -> None:
+        if self.processes.is_main:
+            first = None if self._first is None else self._first.as_record()
+            state = {"best": self.best, "first_health": first}
+            checkpoint.save(self.folder, step, parameters=self.parameters, optimiser=self.optimiser, state=state)
+        self.processes.wait()
+
+    def _evaluate(self, step: int, log: TrainingLog | _Silent, progress: Progress) -> None:
+        if not self.dev or not self.processes.is_main:
+            self.processes.wait()
+            return
+        progress.phase("dev")
+        x = [example.x for example in self.dev]
+        y = [target(example, epoch=0, seed=self.options.seed, choice="first") for example in self.dev]
+        if self.retriever is None:
+            nll_per_token = self._closed_book(x, y)
+            log.write("dev", step, nll_per_token=nll_per_token)
+        else:
+            model = JointModel(self.retriever, self.generator)
+            size = self.options.micro_batch_size
+            health = measure(model, x, y, k=self.options.k, variant=self.options.variant, batch_size=size)
+            nll_per_token = health.nll_per_token
+            log.write("dev", step, **health.as_record())
+            self._first = self._first or health
+            if step >= max(1, self.options.warmup_generator):
+                for line in alarms(health, first=self._first):
+                    progress.say(f"warning: {line}")
+                    log.write("warning", step, text=line)
+        progress.say(f"step {step}: dev {nll_per_token:.4f} nats per token")
+        if step and nll_per_token < self.best.get("nll_per_token", math.inf):
+            self.best = {"step": step, "nll_per_token": nll_per_token}
+            checkpoint.save_best(self.folder, step, parameters=self.parameters, state=self.best)
+        self.processes.wait()
+
+    @torch.no_grad()
+    def _closed_book(self, x: Sequence[str], y: Sequence[str]) -> float:
+        total, num_tokens, size = 0.0, 0, self.options.micro_batch_size
+        for start in range(0, len(x), size):
+            part = slice(start, start + size)
+            found = losses(None, self.generator, x[part], y[part], options=self.options)
+            total += found.nll.sum().item()
+            num_tokens += found.num_tokens
+        return total / num_tokens
+
+    def _outcome(self, step: int, nll: float) -> Outcome:
+        return Outcome(
+            step=step,
+            finished=step == self.options.num_steps,
+            last_nll=nll,
+            best_step=self.best.get("step"),
+            best_nll_per_token=self.best.get("nll_per_token"),
+        )
+
+
+class _Silent:
+    """The log of a process that does not write one."""
+
+    def __enter__(self) -> _Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def write(self, event: str, step: int, **values: Any) -> None:
+        """Nothing."""
+
+    def drop_after(self, step: int) -> None:
+        """Nothing."""
+
+
+def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in record.items()}
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Within: the first SIGINT or SIGTERM is a request, the second ends the process at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+        signal.signal(number, signal.default_int_handler)
+
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
+    except ValueError:  # not the main thread: whoever runs it there stops it
+        pass
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

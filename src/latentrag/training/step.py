@@ -1,0 +1,95 @@
+"""(x, y) to losses: retrieve, read, score, marginalise (Lewis et al. 2020, §2.4)."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentrag.marginal import emdr2, log_prior, loop, marginal_weights, nll, pdist, smoothed_nll
+from latentrag.protocols import TrainableGenerator, TrainableRetriever
+from latentrag.training.options import TrainingOptions
+from latentrag.types import Retrieved, Targets
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Of B examples. loss: (B,), with its gradient. nll: (B,) −log p(y|x), nats. num_tokens: of all targets."""
+
+    loss: Tensor
+    nll: Tensor
+    num_tokens: int
+
+
+def losses(
+    retriever: TrainableRetriever | None,
+    generator: TrainableGenerator,
+    x: Sequence[str],
+    y: Sequence[str],
+    *,
+    options: TrainingOptions,
+    learns: bool = True,
+) -> Losses:
+    """The objective of B pairs (x, y), differentiable in both sides.
+
+    Args:
+        retriever: None: closed book.
+        learns: whether the retriever does; if not, its part is computed without a gradient.
+    """
+    targets = generator.targets(y)
+    device = targets.ids.device
+    mixed = torch.autocast(device.type, torch.bfloat16) if options.autocast else nullcontext()
+    if retriever is None:
+        with mixed:
+            log_p_theta = generator.log_p_theta(generator.prepare(x, None), targets)
+        alone = nll(torch.zeros(len(x), 1, device=device), log_p_theta, targets.mask, variant="sequence")
+        return Losses(alone, alone.detach(), int(targets.mask.sum()))
+    with nullcontext() if learns else torch.no_grad():
+        retrieved = _retrieved(retriever, x, y, options)
+        log_p_eta = log_prior(retrieved.scores.to(device))
+    loss, log_p_theta = _objective(generator, x, retrieved, targets, log_p_eta, options=options, mixed=mixed)
+    with torch.no_grad():
+        plain = nll(log_p_eta, log_p_theta, targets.mask, variant=options.variant)
+    return Losses(loss, plain, int(targets.mask.sum()))
+
+
+def _retrieved(
+    retriever: TrainableRetriever, x: Sequence[str], y: Sequence[str], options: TrainingOptions
+) -> Retrieved:
+    if options.hindsight:
+        return retriever.retrieve_in_hindsight(x, y, options.k, options.hindsight)
+    return retriever.retrieve(x, options.k)
+
+
+def _objective(
+    generator: TrainableGenerator,
+    x: Sequence[str],
+    retrieved: Retrieved,
+    targets: Targets,
+    log_p_eta: Tensor,
+    *,
+    options: TrainingOptions,
+    mixed: AbstractContextManager[Any],
+) -> tuple[Tensor, Tensor]:
+    """The loss (B,) and log_p_theta (B, K, T)."""
+    variant, mask = options.variant, targets.mask
+    with mixed:
+        prepared = generator.prepare(x, retrieved.passages)
+        if options.label_smoothing:
+            log_p_theta, mean = generator.log_p_theta_and_mean(
+                prepared, targets, lambda found: marginal_weights(log_p_eta, found, mask, variant=variant)
+            )
+            smoothing = options.label_smoothing
+            return smoothed_nll(log_p_eta, log_p_theta, mean, mask, variant=variant, smoothing=smoothing), log_p_theta
+        # EMDR² teaches the generator by the reader of all passages; of single passages it only asks.
+        with torch.no_grad() if options.objective == "emdr2" else nullcontext():
+            log_p_theta = generator.log_p_theta(prepared, targets)
+        if options.objective == "emdr2":
+            together = generator.log_p_theta(generator.prepare_together(x, retrieved.passages), targets)[:, 0]
+            return emdr2(log_p_eta, log_p_theta, mask, together, variant=variant), log_p_theta
+    if options.objective == "nll":
+        return nll(log_p_eta, log_p_theta, mask, variant=variant), log_p_theta
+    distil = pdist if options.objective == "pdist" else loop
+    return distil(log_p_eta, log_p_theta, mask, variant=variant, temperature=options.temperature), log_p_theta

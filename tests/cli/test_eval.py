@@ -1,0 +1,140 @@
+"""eval and compare, with a real tiny model."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+import latentrag
+from tests.cli.conftest import QUESTION, cli
+
+ROWS = [
+    {"id": "f", "question": QUESTION, "answer": ["Beethoven", "Ludwig"], "title": "fidelio"},
+    {"id": "e", "question": "Who wrote Emma?", "answer": ["Austen"], "title": "emma"},
+    {"id": "p", "question": "What is the capital of France?", "answer": ["Paris"], "title": "paris"},
+    {"id": "t", "question": "Which city is it?", "answer_regex": "Rome|Tokyo"},
+]
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+@pytest.fixture
+def measure(data, model, memory):
+    def run(*arguments: object):
+        return cli("eval", data, "-m", model, "-i", memory, *arguments)
+
+    return run
+
+
+def test_rows_are_the_library_s_answers_and_scores(measure, model, memory, tmp_path) -> None:
+    out = tmp_path / "run.jsonl"
+    done = measure("--json", "--out", out, "--batch-size", 3)
+    assert (done.code, done.stderr) == (0, "")
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rag = latentrag.load(model, memory=memory)
+    for row, given in zip(rows, ROWS, strict=True):
+        answer = rag.answer(row["x"])
+        assert row["text"] == answer.text.strip()
+        # Rows of a batch are padded, which changes the last bits of float32 sums.
+        assert row["log_prob"] == pytest.approx(answer.log_prob, abs=1e-4)
+        if "answer" in given:
+            score = rag.score(row["x"], given["answer"][0])
+            assert (row["num_tokens"], row["log_likelihood"]) == (
+                score.num_tokens,
+                pytest.approx(score.log_likelihood, abs=1e-4),
+            )
+            found = rag.retriever.retrieve([row["x"]], 4).passages[0]
+            assert row["title_rank"] == [passage.title for passage in found].index(given["title"]) + 1
+    record = done.json
+    assert record["examples"] == 4
+    # The memory holds four passages, and the generator reads three.
+    assert [name for name in record["metrics"] if name.startswith("recall")] == ["recall@1", "recall@3"]
+    assert record["metrics"]["exact_match"]["num_examples"] == 4
+    assert (record["settings"]["k"], record["settings"]["depth"]) == (3, 4)
+    assert record["settings"]["options"]["num_beams"] == 3
+    assert json.loads(out.with_suffix(".json").read_text()) == record
+
+
+def test_what_people_see(measure) -> None:
+    done = measure("--beams", 1, "--limit", 3)
+    assert (done.code, done.stderr) == (0, "")
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    assert lines[0].split() == ["mean", "95", "%", "interval", "questions", "measure"]
+    assert re.fullmatch(r" *\d+\.\d % +\[\d+\.\d, \d+\.\d\] +3 +recall at 1", next(x for x in lines if "recall" in x))
+    assert re.fullmatch(r" *-\d+\.\d{3} nats +\[-\d+\.\d{3}, -\d+\.\d{3}\] +3 +log p per token", lines[-1])
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_closed_book_and_compare(measure, tmp_path) -> None:
+    book, closed = tmp_path / "book.jsonl", tmp_path / "closed.jsonl"
+    assert measure("--out", book).code == 0
+    assert measure("--out", closed, "--closed-book").code == 0
+    done = cli("compare", book, closed)
+    assert (done.code, done.stderr) == (0, "")
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    assert len(lines) == 4
+    assert all(len(line) <= 80 for line in lines)
+    record = cli("compare", book, closed, "--json").json
+    assert list(record["metrics"]) == ["exact_match", "f1", "log_likelihood_per_token"]
+    each = record["metrics"]["log_likelihood_per_token"]
+    assert lines[-1].split()[:3] == [f"{each['ours']:.3f}", f"{each['theirs']:.3f}", f"{each['difference']:+.3f}"]
+    assert "only in" not in cli("compare", book, book).stdout
+    assert measure("--out", tmp_path / "two.jsonl", "--limit", 2).code == 0
+    assert "2 are only in" in cli("compare", book, tmp_path / "two.jsonl").error()
+
+
+def test_control_c_says_how_to_go_on(measure, tmp_path, monkeypatch) -> None:
+    from latentrag.rag import Rag
+
+    decode, calls = Rag.decode, []
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return decode(*arguments, **options)
+
+    out = tmp_path / "run.jsonl"
+    monkeypatch.setattr(Rag, "decode", interrupted)
+    done = measure("--out", out, "--batch-size", 1)
+    assert (done.code, done.stdout) == (130, "")
+    assert done.stderr.splitlines() == [
+        f"{out} has the rows so far; the same command goes on from there",
+        "interrupted",
+    ]
+    assert len(out.read_text().splitlines()) == 2
+    assert measure("--out", out, "--batch-size", 1).code == 0
+    assert len(calls) == 5
+
+
+def test_a_model_that_has_changed_is_not_mixed_in(measure, model, memory, data, tmp_path) -> None:
+    out, copy = tmp_path / "run.jsonl", shutil.copytree(model, tmp_path / "model")
+    command = ["eval", data, "-m", copy, "-i", memory, "--out", out]
+    assert cli(*command).code == 0
+    (copy / "latentrag.json").write_text((copy / "latentrag.json").read_text() + " ")
+    assert "begun with model_files=" in cli(*command).error()
+    assert measure("--out", tmp_path / "other.jsonl").code == 0
+    assert "begun with k=3, this run has 2" in measure("--out", tmp_path / "other.jsonl", "-k", 2).error()
+
+
+def test_bad_input(measure, data, tmp_path, model, memory) -> None:
+    data.write_text(data.read_text() + '{"question": "who?"}\n')
+    assert "1 of 5 rows cannot be used (line 5: no answer); correct them or pass --skip-bad" in measure().error()
+    done = measure("--skip-bad", "--json", "--limit", 1)
+    assert done.code == 0
+    (warning,) = done.stderr.splitlines()
+    assert "1 of 5 rows cannot be used (line 5: no answer); they are left out" in warning
+    assert done.json["examples"] == 1
+    assert "k=50 exceeds the memory's 4 passages" in measure("--skip-bad", "-k", 50).stderr
+    assert "does not end with .jsonl" in measure("--skip-bad", "--out", tmp_path / "run").stderr
+    assert "No such file" in cli("eval", tmp_path / "none.jsonl", "-m", model, "-i", memory).error()
+    data.write_text(json.dumps({"id": "long", "question": "who " * 100, "answer": "a"}) + "\n")
+    error = measure().error()
+    assert "example long: " in error
+    assert "tokens" in error

@@ -1,0 +1,294 @@
+"""evaluate and compare: rows against the model asked one by one, on toys small enough to check by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentrag.decoding import DecodingOptions
+from latentrag.errors import DataError, InputError, ModelError
+from latentrag.evaluation import compare, token_f1
+from latentrag.evaluation.run import evaluate
+from latentrag.rag import Rag
+from latentrag.training.data import Example
+from latentrag.types import Passage, Retrieved
+from tests.toy import ToyGenerator
+
+OPTIONS = DecodingOptions(num_beams=2, max_tokens=4)
+TEXTS = ("nothing", "the a here", "about b", "a and c", "b", "ccc")
+
+
+class FakeMemory:
+    version = 7
+
+    def __len__(self) -> int:
+        return len(TEXTS)
+
+
+class FakeRetriever:
+    """Passages in an order that depends on the question."""
+
+    def __init__(self, memory: FakeMemory | None = None) -> None:
+        self.searches: list[tuple[int, int]] = []
+        if memory is not None:
+            self.memory = memory
+
+    def retrieve(self, x, k):
+        self.searches.append((len(x), k))
+        found = [[self.passage((i + len(question)) % len(TEXTS)) for i in range(k)] for question in x]
+        scores = torch.stack([torch.linspace(1.0, -1.0, 6)[:k] * len(question) / 4 for question in x])
+        return Retrieved(found, scores, version=7)
+
+    def passage(self, number: int) -> Passage:
+        return Passage(id=f"z{number}", text=TEXTS[number], title=f"title {number}")
+
+
+def model(seed: int = 11) -> Rag:
+    return Rag(FakeRetriever(FakeMemory()), ToyGenerator(4, seed=seed), k=3)
+
+
+EXAMPLES = [
+    Example("one", "who?", ("c", "b"), title="title 1"),
+    Example("two", "what now?", ("ba",)),
+    Example("three", "w", ("ab",), title="elsewhere"),
+    Example("four", "when?", (), pattern="a|c+"),
+    Example("five", "whose is it?", ("bca", "b")),
+]
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("variant", ["sequence", "token"])
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_rows_are_what_the_model_says(variant, batch_size, tmp_path) -> None:
+    rag, out = model(), tmp_path / "run.jsonl"
+    found = evaluate(
+        rag, EXAMPLES, out, variant=variant, options=OPTIONS, batch_size=batch_size, recall_at=(1, 2, 5, 50)
+    )
+    assert rows_of(out) == list(found.rows)
+    assert [row["id"] for row in found.rows] == [example.id for example in EXAMPLES]
+    assert rag.retriever.searches == [(len(EXAMPLES[i : i + batch_size]), 6) for i in range(0, 5, batch_size)]
+    for row, example in zip(found.rows, EXAMPLES, strict=True):
+        answer = model().answer(example.x, variant=variant, num_beams=2, max_tokens=4)
+        assert (row["x"], row["text"], row["memory_version"]) == (example.x, answer.text, 7)
+        assert row["log_prob"] == pytest.approx(answer.log_prob, abs=1e-5)
+        passages = rag.retriever.retrieve([example.x], 6).passages[0]
+        if example.pattern:
+            assert (row["log_likelihood"], row["num_tokens"], row["f1"]) == (None, None, None)
+            continue
+        score = model().score(example.x, example.answers[0], variant=variant)
+        assert row["log_likelihood"] == pytest.approx(score.log_likelihood, abs=1e-5)
+        assert row["num_tokens"] == score.num_tokens
+        assert row["f1"] == token_f1(answer.text, example.answers)
+        assert row["exact_match"] == (answer.text in example.answers)
+        titles = [passage.title for passage in passages]
+        assert row["title_rank"] == (titles.index(example.title) + 1 if example.title in titles else None)
+
+
+def test_ranks_by_hand() -> None:
+    # "who?" is found passages 4 5 0 1 2 3: b is in the first; "when?" 5 0 1 …; "w" 1 2 3 …, none with the word ab.
+    found = evaluate(model(), EXAMPLES, options=OPTIONS, recall_at=(1, 2, 5, 50))
+    assert [row["rank"] for row in found.rows] == [1, None, None, 1, 3]
+    assert [row["title_rank"] for row in found.rows] == [4, None, None, None, None]
+    metrics = found.as_record()["metrics"]
+    assert list(metrics) == [
+        "exact_match",
+        "f1",
+        *(f"{name}@{k}" for name in ("recall", "title_recall") for k in (1, 2, 3, 5)),
+        "log_likelihood_per_token",
+    ]
+    assert [metrics[f"recall@{k}"]["mean"] for k in (1, 2, 3, 5)] == pytest.approx([0.4, 0.4, 0.6, 0.6])
+    assert [metrics[f"title_recall@{k}"]["mean"] for k in (3, 5)] == [0.0, 0.5]
+    assert metrics["title_recall@5"]["num_examples"] == 2
+    scored = [row for row in found.rows if row["num_tokens"]]
+    per_token = sum(row["log_likelihood"] for row in scored) / sum(row["num_tokens"] for row in scored)
+    assert metrics["log_likelihood_per_token"]["mean"] == pytest.approx(per_token)
+    assert metrics["log_likelihood_per_token"]["low"] < per_token < metrics["log_likelihood_per_token"]["high"]
+    assert (metrics["f1"]["num_examples"], metrics["exact_match"]["num_examples"]) == (4, 5)
+
+
+def test_closed_book() -> None:
+    rag = model()
+    found = evaluate(rag, EXAMPLES, options=OPTIONS, closed_book=True)
+    assert rag.retriever.searches == []
+    assert list(found.estimates) == ["exact_match", "f1", "log_likelihood_per_token"]
+    for row, example in zip(found.rows, EXAMPLES, strict=True):
+        assert (row["memory_version"], row["rank"], row["title_rank"]) == (None, None, None)
+        if example.answers:
+            expected = model().score(example.x, example.answers[0]).closed_book_log_likelihood
+            assert row["log_likelihood"] == pytest.approx(expected, abs=1e-5)
+
+
+class DyingGenerator(ToyGenerator):
+    """Is interrupted in the middle of a batch."""
+
+    def prepare(self, x, passages):
+        if "w" in x:
+            raise KeyboardInterrupt
+        return super().prepare(x, passages)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 30])
+def test_an_interrupted_run_goes_on_where_it_was(cut, tmp_path) -> None:
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "runs" / "run.jsonl"
+    evaluate(model(), EXAMPLES, whole, options=OPTIONS, batch_size=1)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(
+            Rag(FakeRetriever(FakeMemory()), DyingGenerator(4, seed=11), k=3),
+            EXAMPLES,
+            out,
+            options=OPTIONS,
+            batch_size=1,
+        )
+    assert len(rows_of(out)) == 2
+    with out.open("r+b") as file:  # as a kill in the middle of a line leaves it
+        file.truncate(out.stat().st_size - cut)
+    rag = model()
+    evaluate(rag, EXAMPLES, out, options=OPTIONS, batch_size=1)
+    assert len(rag.retriever.searches) == (3 if cut == 0 else 4)
+    assert out.read_bytes() == whole.read_bytes()
+    assert out.with_suffix(".json").read_bytes() == whole.with_suffix(".json").read_bytes()
+    again = model()
+    report = evaluate(again, EXAMPLES, out, options=OPTIONS)
+    assert again.retriever.searches == []
+    assert json.loads(out.with_suffix(".json").read_text()) == report.as_record()
+    # Fewer examples, or more, are no other settings.
+    assert evaluate(again, EXAMPLES[:2], out, options=OPTIONS).as_record()["examples"] == 2
+
+
+def test_other_settings_do_not_mix(tmp_path) -> None:
+    out = tmp_path / "run.jsonl"
+    evaluate(model(), EXAMPLES[:1], out, options=OPTIONS, about={"model": "m"})
+    for problem, changes in [
+        ("begun with k=3, this run has 2", {"k": 2}),
+        ("begun with variant='sequence'", {"variant": "token"}),
+        ("begun with closed_book=False", {"closed_book": True}),
+        ("begun with options=", {"options": DecodingOptions(num_beams=1)}),
+        ("begun with model='m', this run has 'n'", {"about": {"model": "n"}}),
+    ]:
+        with pytest.raises(InputError, match=problem):
+            evaluate(model(), EXAMPLES, out, **{"options": OPTIONS, "about": {"model": "m"}, **changes})
+    with pytest.raises(InputError, match="another example with the id one"):
+        evaluate(model(), [Example("one", "other?", ("c",))], out, options=OPTIONS, about={"model": "m"})
+    assert len(rows_of(out)) == 1
+
+
+def test_files_that_cannot_be_used(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"needed such a name"):
+        evaluate(model(), EXAMPLES, tmp_path / "run.json", options=OPTIONS)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="File exists|Not a directory"):
+        evaluate(model(), EXAMPLES, tmp_path / "file" / "run.jsonl", options=OPTIONS)
+    (tmp_path / "lone.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match=r"has no lone.json beside it"):
+        evaluate(model(), EXAMPLES, tmp_path / "lone.jsonl", options=OPTIONS)
+    out = tmp_path / "run.jsonl"
+    evaluate(model(), EXAMPLES[:1], out, options=OPTIONS)
+    out.write_text("{}\n" + out.read_text())
+    with pytest.raises(DataError, match=r"run.jsonl line 1 is no row"):
+        evaluate(model(), EXAMPLES, out, options=OPTIONS)
+    out.with_suffix(".json").write_text("[]")
+    with pytest.raises(DataError, match="is no settings file"):
+        evaluate(model(), EXAMPLES, out, options=OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("problem", "options"),
+    [
+        ("k=9 exceeds the memory's 6 passages", {"k": 9}),
+        ("k=0; needed 1", {"k": 0}),
+        ("batch_size=0", {"batch_size": 0}),
+        ("recall_at=", {"recall_at": (0,)}),
+        ("RAG-Token has one decoder", {"variant": "token", "decoding": "fast"}),
+    ],
+)
+def test_options_that_cannot_be(problem, options) -> None:
+    with pytest.raises(InputError, match=problem):
+        evaluate(model(), EXAMPLES, **options)
+
+
+def test_examples_that_cannot_be(tmp_path) -> None:
+    with pytest.raises(InputError, match="no example"):
+        evaluate(model(), [])
+    with pytest.raises(InputError, match="same id"):
+        evaluate(model(), [EXAMPLES[0], EXAMPLES[0]])
+    out = tmp_path / "run.jsonl"
+    with pytest.raises(DataError, match="example blank: the question is empty"):
+        evaluate(model(), [*EXAMPLES, Example("blank", " ", ("a",))], out, options=OPTIONS, batch_size=2)
+    assert len(rows_of(out)) == 4
+
+
+class BrokenGenerator(ToyGenerator):
+    def log_p_theta(self, prepared, targets):
+        return super().log_p_theta(prepared, targets) * math.nan
+
+
+def test_a_broken_model_is_not_averaged() -> None:
+    with pytest.raises(ModelError, match="example one: .* no finite number"):
+        evaluate(Rag(FakeRetriever(), BrokenGenerator(), k=3), EXAMPLES, options=OPTIONS, recall_at=(6,))
+
+
+def test_compare(tmp_path) -> None:
+    examples = [Example(str(i), f"question {'?' * (i % 9)}{i}", ("abc"[i % 3],)) for i in range(60)]
+    ours, theirs = tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl"
+    evaluate(model(1), examples, ours, options=OPTIONS)
+    evaluate(model(2), examples[::-1], theirs, options=OPTIONS)
+    found, back = compare(ours, theirs), compare(theirs, ours)
+    a, b = ({row["id"]: row for row in rows_of(path)} for path in (ours, theirs))
+    assert found.num_examples == 60
+    for name, each in found.differences.items():
+        assert each.difference == pytest.approx(each.ours - each.theirs)
+        assert each.low <= each.difference <= each.high
+        other = back.differences[name]
+        assert (other.low, other.high, other.p) == pytest.approx((-each.high, -each.low, each.p))
+        assert (other.wins, other.losses) == (each.losses, each.wins)
+    match = found.differences["exact_match"]
+    assert match.wins == sum(a[i]["exact_match"] > b[i]["exact_match"] for i in a)
+    assert match.ours == pytest.approx(sum(row["exact_match"] for row in a.values()) / 60)
+    # The same passages for both: no difference, no doubt.
+    recall = found.differences["recall@3"]
+    assert (recall.difference, recall.low, recall.high, recall.p, recall.wins) == (0, 0, 0, 1, 0)
+    assert compare(ours, ours).as_record()["metrics"]["f1"]["p"] == 1
+
+
+def test_p_is_small_where_one_is_always_better_and_large_where_it_is_chance(tmp_path) -> None:
+    examples = [Example(str(i), f"q{i}", ("a",)) for i in range(40)]
+    for name in ("ours", "theirs", "closed"):
+        evaluate(model(), examples, tmp_path / f"{name}.jsonl", options=OPTIONS, closed_book=name == "closed")
+    path = tmp_path / "theirs.jsonl"
+    rows = rows_of(path)
+    for i, row in enumerate(rows):
+        row["log_likelihood"] -= 0.5 + i / 40  # always worse
+        row["f1"] += (-1) ** i  # better as often as worse
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = compare(tmp_path / "ours.jsonl", path).differences
+    likelihood = found["log_likelihood_per_token"]
+    assert (likelihood.p, likelihood.wins, likelihood.losses) == (pytest.approx(2 / 10_001), 40, 0)
+    assert likelihood.low > 0
+    assert found["f1"].p > 0.5
+    assert found["f1"].low < 0 < found["f1"].high
+    # Closed book has no recall, so that only what both have is compared.
+    closed = compare(tmp_path / "ours.jsonl", tmp_path / "closed.jsonl").differences
+    assert list(closed) == ["exact_match", "f1", "log_likelihood_per_token"]
+
+
+def test_runs_that_cannot_be_compared(tmp_path) -> None:
+    ours, theirs = tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl"
+    evaluate(model(), EXAMPLES, ours, options=OPTIONS)
+    evaluate(model(), EXAMPLES[:3], theirs, options=OPTIONS)
+    for here, there in ((ours, theirs), (theirs, ours)):
+        with pytest.raises(DataError, match=r"2 are only in .*ours.jsonl, five first"):
+            compare(here, there)
+    changed = [Example("one", "why?", ("c", "b")), *EXAMPLES[1:]]
+    evaluate(model(), changed, tmp_path / "other.jsonl", options=OPTIONS)
+    with pytest.raises(DataError, match="example one is another one in"):
+        compare(ours, tmp_path / "other.jsonl")
+    with pytest.raises(DataError, match=r"none.jsonl: No such file"):
+        compare(ours, tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError, match="holds no rows"):
+        compare(ours, tmp_path / "empty.jsonl")

@@ -1,0 +1,297 @@
+"""A memory gets new vectors from another encoder, in one version."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lance
+import numpy as np
+import pytest
+import torch
+
+from latentrag.errors import EncoderMismatchError, MemoryStoreError, ModelError
+from latentrag.memory import Memory
+from latentrag.memory import memory as memory_module
+from latentrag.memory import table as table_module
+from latentrag.types import Passage
+from tests.memory.conftest import FakePassageEncoder
+
+
+class OtherEncoder(FakePassageEncoder):
+    """Other vectors for the same texts."""
+
+    name = "other"
+    max_tokens = 128
+    scale = 3.0
+
+    def __init__(self, dimension: int = 8, fingerprint: str = "f2") -> None:
+        super().__init__(dimension, fingerprint)
+
+    def vector(self, text: str) -> np.ndarray:
+        return super().vector("other " + text)
+
+
+@pytest.fixture
+def other():
+    return OtherEncoder()
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Several encodings and several files for a dozen passages."""
+    monkeypatch.setattr(memory_module, "PASSAGES_PER_ENCODING", 4)
+    monkeypatch.setattr(table_module, "ROWS_PER_FRAGMENT", 4)
+
+
+def files(path: Path) -> list[Path]:
+    return sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
+
+
+def vectors_by_id(memory: Memory) -> dict[str, list[float]]:
+    found = memory.search(np.ones((1, 8), np.float32), len(memory))
+    return {p.id: row.tolist() for p, row in zip(found.passages[0], found.vectors[0], strict=True)}
+
+
+def expected(encoder: FakePassageEncoder, memory: Memory) -> dict[str, list[float]]:
+    """What fp16 keeps of each passage's vector."""
+    return {p.id: encoder.vector(p.text).astype(np.float16).astype(np.float32).tolist() for p in memory.passages()}
+
+
+def test_new_vectors_old_texts_one_version(path, encoder, filled, other, small_pieces):
+    whole = Passage("z", "Zürich\n\x00", "title", "a.pdf", start=3, end=2**40, page=7)
+    before = filled.delete(["p3", "p7"]).add([whole], encoder)
+
+    after = before.reencode(other)
+
+    assert (after.version, len(after)) == (before.version + 1, 11)
+    for memory in (after, Memory.open(path)):
+        assert list(memory.passages()) == list(before.passages())
+        assert memory.get(["z"]) == [whole]
+        assert vectors_by_id(memory) == expected(other, memory)
+        assert (memory.manifest.encoder, memory.manifest.fingerprint) == ("other", "f2")
+        assert (memory.manifest.max_tokens, memory.manifest.scale) == (128, 3.0)
+    assert after.log()[-1].change == "re-encoded 11 passages with other"
+    dataset = lance.dataset(str(path))
+    assert dataset.has_stable_row_ids
+    assert len(dataset.get_fragments()) > 1
+
+
+def test_an_older_version_keeps_its_vectors_and_its_encoder(path, encoder, filled, other, queries):
+    before = filled.search(queries, 3)
+    filled.reencode(other)
+
+    for old in (filled, Memory.open(path, version=2)):
+        again = old.search(queries, 3)
+        assert again.passages == before.passages
+        assert np.array_equal(again.scores, before.scores)
+        assert old.manifest.fingerprint == "f1"
+        assert vectors_by_id(old) == expected(encoder, old)
+
+
+class Query:
+    scale = 1.0
+    dimension = 8
+
+    def __init__(self, passage_fingerprint: str) -> None:
+        self.passage_fingerprint = passage_fingerprint
+
+    def encode_queries(self, x: list[str]) -> torch.Tensor:
+        raise AssertionError("check needs no vectors")
+
+
+def test_each_version_is_checked_against_its_own_encoder(path, filled, other):
+    filled.reencode(other)
+    Memory.open(path).check(Query("f2"))
+    Memory.open(path, version=2).check(Query("f1"))
+    with pytest.raises(EncoderMismatchError, match="encoded by other with f2"):
+        Memory.open(path).check(Query("f1"))
+    with pytest.raises(EncoderMismatchError, match="encoded by fake with f1"):
+        Memory.open(path, version=2).check(Query("f2"))
+
+
+def test_changes_after_a_reencoding(path, encoder, filled, other):
+    after = filled.reencode(other)
+    with pytest.raises(EncoderMismatchError, match=r"fake \(f1, 8 dim.*differs from other \(f2, 8 dim"):
+        after.add([Passage("new", "newer")], encoder)
+    changed = after.add([Passage("new", "newer")], other).delete(["p0"]).upsert([Passage("p5", "five")], other)
+
+    assert Memory.open(path).version == changed.version == 6
+    assert sorted(p.id for p in changed.passages()) == sorted(["new", *(f"p{i}" for i in range(1, 12))])
+    assert vectors_by_id(Memory.open(path)) == expected(other, changed)
+    assert vectors_by_id(changed.reencode(encoder)) == expected(encoder, changed)
+
+
+def test_the_same_encoder_again_changes_nothing_but_the_version(encoder, filled, queries):
+    before, again = filled.search(queries, 5), filled.reencode(encoder).search(queries, 5)
+    assert again.passages == before.passages
+    assert np.array_equal(again.vectors, before.vectors)
+
+
+def test_another_dimension_is_refused(path, filled):
+    before = files(path)
+    with pytest.raises(EncoderMismatchError, match="other has 16 dimensions, the memory's vectors have 8; re-encode"):
+        filled.reencode(OtherEncoder(16))
+    assert files(path) == before
+
+
+def test_an_empty_memory_is_refused(path, encoder, other):
+    with pytest.raises(MemoryStoreError, match="has no passages to re-encode"):
+        Memory.create(path, encoder).reencode(other)
+    assert Memory.open(path).version == 1
+
+
+@pytest.mark.parametrize("failure", ["the device is gone", "not finite"])
+def test_a_failure_midway_leaves_everything_as_it_was(path, filled, other, small_pieces, failure):
+    before = files(path)
+    working = other.encode_passages
+
+    def failing(passages, **options):
+        if all(passage.id != "p9" for passage in passages):
+            return working(passages, **options)
+        if failure == "not finite":
+            return torch.full((len(passages), 8), torch.nan)
+        raise RuntimeError(failure)
+
+    other.encode_passages = failing
+    with pytest.raises((RuntimeError, ModelError), match=failure):
+        filled.reencode(other)
+    assert files(path) == before
+    assert Memory.open(path).manifest.fingerprint == "f1"
+
+
+def test_only_the_newest_version_can_be_reencoded(path, filled, other):
+    filled.delete(["p0"])
+    with pytest.raises(MemoryStoreError, match="opened at version 2 but its newest is 3"):
+        filled.reencode(other)
+
+
+def test_a_commit_of_someone_else_during_the_encoding_is_kept(path, encoder, filled, other):
+    working = other.encode_passages
+
+    def slow(passages, **options):
+        Memory.open(path).add([Passage("theirs", "t")], encoder)
+        return working(passages, **options)
+
+    other.encode_passages = slow
+    with pytest.raises(MemoryStoreError, match="its newest is 3"):
+        filled.reencode(other)
+    assert len(Memory.open(path).get(["theirs"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        ("reencode", "add"),
+        ("reencode", "delete"),
+        ("reencode", "reencode"),
+        ("add", "reencode"),
+        ("delete", "reencode"),
+    ],
+)
+def test_of_two_commits_at_the_same_moment_one_is_refused(monkeypatch, path, encoder, filled, other, mine, theirs):
+    """The other commit falls between the last look at the newest version and ours."""
+    changes = {
+        "add": lambda memory: memory.add([Passage("new", "t")], encoder),
+        "delete": lambda memory: memory.delete(["p0"]),
+        "reencode": lambda memory: memory.reencode(other),
+    }
+    commit = table_module.Table._commit
+
+    def late(table, *arguments):
+        monkeypatch.undo()
+        changes[theirs](Memory.open(path))
+        late.files = files(path)
+        return commit(table, *arguments)
+
+    monkeypatch.setattr(table_module.Table, "_commit", late)
+    with pytest.raises(MemoryStoreError, match="someone else committed to .* after version 2; open it") as caught:
+        changes[mine](filled)
+    assert "\n" not in str(caught.value)
+    newest = Memory.open(path)
+    assert newest.version == 3
+    assert vectors_by_id(newest) == expected(other if theirs == "reencode" else encoder, newest)
+    # What was staged before is gone.
+    assert not (set(files(path)) - set(late.files))
+    if mine != "delete":
+        assert len(files(path)) == len(late.files) - 1
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from latentrag.memory import Memory, memory, table
+from tests.memory.test_reencode import OtherEncoder
+
+memory.PASSAGES_PER_ENCODING = table.ROWS_PER_FRAGMENT = 4
+
+class Slow(OtherEncoder):
+    calls = 0
+
+    def encode_passages(self, passages, *, progress=False):
+        self.calls += 1
+        if self.calls == 3:  # two files are written by now
+            print("ready", flush=True)
+            sys.stdin.read()
+        return super().encode_passages(passages)
+
+Memory.open(Path(sys.argv[1])).reencode(Slow())
+"""
+
+
+def test_a_killed_reencoding_leaves_the_old_version(path, encoder, filled, other):
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(root / "src"), str(root)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+
+    memory = Memory.open(path)
+    assert (memory.version, memory.manifest.fingerprint) == (2, "f1")
+    assert vectors_by_id(memory) == expected(encoder, memory)
+    assert vectors_by_id(memory.reencode(other)) == expected(other, memory)
+
+
+def test_passages_are_streamed(monkeypatch, path, encoder, other):
+    monkeypatch.setattr(memory_module, "PASSAGES_PER_ENCODING", 50)
+    monkeypatch.setattr(table_module, "ROWS_PER_FRAGMENT", 200)
+    monkeypatch.setattr(table_module, "ROWS_PER_READ", 50)
+    memory = Memory.create(path, encoder).add((Passage(f"p{i}", f"text {i}") for i in range(1_000)), encoder)
+    read, encoded, ahead = [0], [0], []
+    to_passages, encode = table_module._to_passages, other.encode_passages
+
+    def reading(rows):
+        read[0] += len(rows)
+        return to_passages(rows)
+
+    def encoding(passages, **options):
+        encoded[0] += len(passages)
+        ahead.append(read[0] - encoded[0])
+        return encode(passages, **options)
+
+    monkeypatch.setattr(table_module, "_to_passages", reading)
+    other.encode_passages = encoding
+    after = memory.reencode(other)
+    assert encoded == [1_000]
+    assert max(ahead) <= 50
+    assert [p.id for p in after.passages()] == [f"p{i}" for i in range(1_000)]
+
+
+def test_progress_goes_to_stderr_and_only_if_asked(capsys, filled, other):
+    after = filled.reencode(other)
+    assert capsys.readouterr() == ("", "")
+    after.reencode(other, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "encoding passages" in err
+    assert "100%" in err
