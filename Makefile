@@ -10,10 +10,10 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help test lint format demo eval-demo clean
+.PHONY: help test lint format demo eval-demo bench-loss-memory clean
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 test: lint  ## Check style, types, the rooms' import rules, and run the tests.
 	@$(BIN)/python -m pytest -n 2
@@ -33,6 +33,9 @@ demo: $(STAMP)  ## Fetch the demo's models and corpus once, build its memory, as
 
 eval-demo: demo  ## Measure the demo on DATA (a folder with the question sets); LIMIT=200 takes the first 200.
 	@$(BIN)/python experiments/eval_demo.py --data $(DATA) $(if $(LIMIT),--limit $(LIMIT))
+
+bench-loss-memory: $(STAMP)  ## Measure the loss over a large vocabulary against the naive one, 15 minutes; RUNS=5.
+	@$(BIN)/python -m benchmarks.loss_memory $(if $(RUNS),--runs $(RUNS))
 
 clean:  ## Remove .venv and everything the tools have cached here.
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist

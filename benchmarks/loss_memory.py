@@ -8,6 +8,7 @@ the ways take turns, so that what else the machine does meets all of them. A tab
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -173,14 +174,10 @@ def in_process(*arguments: str, threads: int) -> Any:
     return json.loads(done.stdout)
 
 
-def runs(num_runs: int, threads: list[int]) -> Iterator[dict[str, Any]]:
-    for number in range(num_runs):
-        for num_threads in threads:
-            for layer in LAYERS:
-                for way in WAYS:
-                    found = in_process("--one", way, layer, threads=num_threads)
-                    yield {"run": number, "threads": num_threads, "layer": layer, "way": way, **found}
-                    print(f"run {number + 1}: {num_threads} threads, {layer}, {way}", file=sys.stderr)
+def plan(num_runs: int, threads: list[int]) -> Iterator[dict[str, Any]]:
+    """The ways take turns within each run."""
+    for number, num_threads, layer, way in itertools.product(range(num_runs), threads, LAYERS, WAYS):
+        yield {"run": number + 1, "threads": num_threads, "layer": layer, "way": way}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -219,24 +216,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--json", type=Path, help="where to write all figures; one cut short is continued")
     parser.add_argument("--one", nargs=2, metavar=("WAY", "LAYER"), help=argparse.SUPPRESS)
     parser.add_argument("--differences", choices=LAYERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one or arguments.differences:
         print(json.dumps(measure(*arguments.one) if arguments.one else differences(arguments.differences)))
         return
-    report: dict[str, Any] = {
+    report = described(arguments.runs)
+    if arguments.json and arguments.json.exists():
+        before = json.loads(arguments.json.read_text(encoding="utf-8"))
+        if any(before[key] != report[key] for key in report):
+            raise SystemExit(f"{arguments.json} is of another machine, version or configuration; name another file")
+        report = before
+    report.setdefault(
+        "relative differences", {layer: in_process("--differences", layer, threads=2) for layer in LAYERS}
+    )
+    rows = report.setdefault("rows", [])
+    for row in list(plan(arguments.runs, arguments.threads))[len(rows) :]:
+        rows.append({**row, **in_process("--one", row["way"], row["layer"], threads=row["threads"])})
+        print(", ".join(f"{key} {value}" for key, value in row.items()), file=sys.stderr)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(table(rows))
+    print("\nRelative differences from naive:", json.dumps(report["relative differences"]))
+
+
+def described(num_runs: int) -> dict[str, Any]:
+    return {
         "machine": {"processor": processor(), "cpus": os.cpu_count(), "system": platform.platform()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "config": {**asdict(Config()), "dtype": "float32", "runs": arguments.runs},
-        "relative differences": {layer: in_process("--differences", layer, threads=2) for layer in LAYERS},
+        "config": {**asdict(Config()), "dtype": "float32", "runs": num_runs},
     }
-    report["runs"] = list(runs(arguments.runs, arguments.threads))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(table(report["runs"]))
-    print("\nRelative differences from naive:", json.dumps(report["relative differences"]))
 
 
 if __name__ == "__main__":

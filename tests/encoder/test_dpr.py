@@ -178,3 +178,28 @@ def test_queries_carry_gradients_and_passages_do_not(query_folder, passage_folde
 def test_a_scale_must_be_positive(query_folder, scale):
     with pytest.raises(InputError, match="is not a positive number"):
         load_query_encoder(query_folder, scale=scale)
+
+
+def test_passage_vectors_are_those_of_the_memory_with_a_gradient(passage_folder):
+    encoder = load_passage_encoder(passage_folder)
+    encoder.batch_tokens = 20  # several batches
+    vectors = encoder.passage_vectors(PASSAGES)
+    assert torch.equal(vectors, encoder.encode_passages(PASSAGES))
+    assert vectors.dtype == torch.float32
+    vectors[1].sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+    with torch.no_grad():
+        assert not encoder.passage_vectors(PASSAGES).requires_grad
+    assert not encoder.encode_passages(PASSAGES).requires_grad
+    # In the module's mode: dropout if it is trained with it, which a memory never sees.
+    encoder.module.train()
+    assert not torch.allclose(encoder.passage_vectors(PASSAGES), vectors, atol=0.01)
+    assert torch.equal(encoder.encode_passages(PASSAGES), vectors)
+
+
+def test_queries_are_paired_with_another_passage_encoder_and_saved_so(query_folder, tmp_path):
+    encoder = load_query_encoder(query_folder, passage_fingerprint="one")
+    encoder.pair_with("other")
+    assert encoder.passage_fingerprint == "other"
+    encoder.save(tmp_path / "saved")
+    assert load_query_encoder(tmp_path / "saved").passage_fingerprint == "other"

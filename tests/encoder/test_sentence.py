@@ -282,3 +282,37 @@ class TestUnsupported:
         write_json(folder / "config.json", {"model_type": "bart"})
         with pytest.raises(ModelError, match="model_type='bart', needed an encoder"):
             load_query_encoder(folder)
+
+
+def test_passage_vectors_are_those_of_the_memory_with_a_gradient(sentence_folder):
+    encoder = load_passage_encoder(sentence_folder)
+    encoder.batch_tokens = 20  # several batches
+    vectors = encoder.passage_vectors(PASSAGES)
+    assert torch.equal(vectors, encoder.encode_passages(PASSAGES))
+    assert vectors.dtype == torch.float32
+    vectors[1, 0].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+    with torch.no_grad():
+        assert not encoder.passage_vectors(PASSAGES).requires_grad
+    assert not encoder.encode_passages(PASSAGES).requires_grad
+    # In the module's mode: dropout if it is trained with it, which a memory never sees.
+    encoder.module.train()
+    assert not torch.allclose(encoder.passage_vectors(PASSAGES), vectors, atol=0.01)
+    assert torch.equal(encoder.encode_passages(PASSAGES), vectors)
+
+
+def test_passage_vectors_have_the_prompt_of_passages(tmp_path):
+    prompts = {"prompts": {"query": "query : ", "document": "passage : "}}
+    encoder = load_passage_encoder(write_sentence_encoder(tmp_path / "m", prompts=prompts))
+    assert torch.equal(encoder.passage_vectors(PASSAGES), encoder.encode_passages(PASSAGES))
+    plain = load_passage_encoder(write_sentence_encoder(tmp_path / "plain"))
+    assert not torch.allclose(encoder.passage_vectors(PASSAGES), plain.passage_vectors(PASSAGES), atol=0.01)
+
+
+def test_queries_are_paired_with_another_passage_encoder_and_saved_so(sentence_folder, tmp_path):
+    encoder = load_query_encoder(sentence_folder)
+    own = encoder.fingerprint
+    encoder.pair_with("other")
+    assert (encoder.passage_fingerprint, encoder.fingerprint) == ("other", own)
+    encoder.save(tmp_path / "saved")
+    assert load_query_encoder(tmp_path / "saved").passage_fingerprint == "other"

@@ -13,7 +13,7 @@ from latentrag.generator.passage_cache import PassageCache
 from latentrag.types import Passage
 from tests.generator.test_generators import CAUSAL, PASSAGES, TOLERANCE, X, Y, make
 
-LORA = Lora(rank=2, alpha=4.0)
+LORA = Lora(rank=2, alpha=4)
 
 
 @pytest.fixture(params=[*CAUSAL])
@@ -47,7 +47,7 @@ def test_a_new_adapter_changes_nothing(plain, tmp_path) -> None:
 @pytest.mark.parametrize("scope", ["question", "all"])
 def test_with_and_without_gradient_the_same(plain, tmp_path, scope) -> None:
     """One forward pass with gradient, read passages and questions without."""
-    generator = adapted(plain, tmp_path / "a", Lora(rank=2, alpha=4.0, scope=scope))
+    generator = adapted(plain, tmp_path / "a", Lora(rank=2, alpha=4, scope=scope))
     graded = scored(generator)
     with torch.no_grad():
         read = scored(generator)
@@ -79,7 +79,7 @@ def test_scope_question_leaves_the_passages_as_they_were(plain, tmp_path) -> Non
 
 @pytest.mark.parametrize("scope", ["question", "all"])
 def test_decoding_steps_equal_gold_scores(plain, tmp_path, scope) -> None:
-    generator = adapted(plain, tmp_path / "a", Lora(rank=2, alpha=4.0, scope=scope))
+    generator = adapted(plain, tmp_path / "a", Lora(rank=2, alpha=4, scope=scope))
     with torch.no_grad():
         prepared = generator.prepare(X, PASSAGES)
         targets = generator.targets(["paris", "rome"])

@@ -39,6 +39,7 @@ def app() -> typer.Typer:
     from latentrag.cli.index import add, delete, log
     from latentrag.cli.new_generator import new_generator
     from latentrag.cli.score import score
+    from latentrag.cli.train import train
 
     options: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
     of_questions: tuple[Callable[..., None], ...] = (demo, ask, score, classify)
@@ -51,9 +52,10 @@ def app() -> typer.Typer:
     for command in of_memories:
         index.command()(command)
     commands.add_typer(index, name="index")
-    commands.command()(new_generator)
+    commands.command()(train)
     commands.command("eval")(evaluate)
     commands.command()(compare)
+    commands.command()(new_generator)
     commands.command()(doctor)
     return commands
 

@@ -89,6 +89,10 @@ class DprQueryEncoder:
             batch_tokens=self.batch_tokens,
         )
 
+    def pair_with(self, passage_fingerprint: str) -> None:
+        """From now on its queries belong to the vectors of the passage encoder with this fingerprint."""
+        self._passage_fingerprint = passage_fingerprint
+
     def save(self, folder: str | Path) -> None:
         """transformers' layout, and latentrag_encoder.json for the scale and the pairing."""
         saved = Saved(
@@ -155,16 +159,20 @@ class DprPassageEncoder:
 
     def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> Float[Tensor, "N D"]:
         """d(z), float32, on the CPU and without gradient; what lies beyond ``max_tokens`` is cut."""
-        rows = self._tokenizer.rows([(z.title, z.text) if z.title else z.text for z in passages])
         with frozen(self.module):
-            return encode_rows(
-                rows,
-                self._forward,
-                module=self.module,
-                dimension=self.dimension,
-                batch_tokens=self.batch_tokens,
-                progress=progress,
-            ).cpu()
+            return self.passage_vectors(passages, progress=progress).cpu()
+
+    def passage_vectors(self, passages: Sequence[Passage], *, progress: bool = False) -> Float[Tensor, "N D"]:
+        """d(z) as ``encode_passages`` gives it, but on the module's device, in the module's mode (train or eval), and
+        differentiable unless grad mode is off."""
+        return encode_rows(
+            self._tokenizer.rows([(z.title, z.text) if z.title else z.text for z in passages]),
+            self._forward,
+            module=self.module,
+            dimension=self.dimension,
+            batch_tokens=self.batch_tokens,
+            progress=progress,
+        )
 
     def save(self, folder: str | Path) -> None:
         """transformers' layout, and latentrag_encoder.json for the scale."""

@@ -28,8 +28,8 @@ class SentenceEncoder:
     """q(x) and d(z) by one model.
 
     A query encoder that is trained moves away from the passage encoder that it began as, and its queries still
-    belong to the vectors of that one: ``passage_fingerprint`` is settled when the encoder is made, and
-    ``fingerprint`` follows the weights.
+    belong to the vectors of that one: ``passage_fingerprint`` is settled when the encoder is made and changed by
+    ``pair_with`` alone, and ``fingerprint`` follows the weights.
 
     Args:
         module: in eval mode unless the caller trains it.
@@ -106,9 +106,18 @@ class SentenceEncoder:
 
     def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> Float[Tensor, "N D"]:
         """d(z), float32, on the CPU and without gradient; what lies beyond ``max_tokens`` is cut."""
-        rows = self._tokenizer.rows([self._settings.passage(z) for z in passages])
         with frozen(self.module):
-            return self._encode(rows, prompt=self._settings.passage_prompt, progress=progress).cpu()
+            return self.passage_vectors(passages, progress=progress).cpu()
+
+    def passage_vectors(self, passages: Sequence[Passage], *, progress: bool = False) -> Float[Tensor, "N D"]:
+        """d(z) as ``encode_passages`` gives it, but on the module's device, in the module's mode (train or eval), and
+        differentiable unless grad mode is off."""
+        rows = self._tokenizer.rows([self._settings.passage(z) for z in passages])
+        return self._encode(rows, prompt=self._settings.passage_prompt, progress=progress)
+
+    def pair_with(self, passage_fingerprint: str) -> None:
+        """From now on its queries belong to the vectors of the passage encoder with this fingerprint."""
+        self._passage_fingerprint = passage_fingerprint
 
     def save(self, folder: str | Path) -> None:
         """sentence-transformers' layout, and latentrag_encoder.json for the scale and the pairing."""

@@ -14,6 +14,7 @@ from latentrag.generator.gold import OutputHead
 from latentrag.generator.grid import check_lengths, padded, pairs, rows_of_parents, rows_of_questions
 from latentrag.generator.inputs import PromptTemplate
 from latentrag.generator.lora import Lora, add_lora, without_lora
+from latentrag.generator.memory_saving import fixed
 from latentrag.generator.own_logits import OwnLogits
 from latentrag.generator.passage_cache import Layers, PassageCache
 from latentrag.generator.prompts import PromptTokens
@@ -221,6 +222,7 @@ class CausalGenerator:
         past = None
         if self.lora is not None and self.lora.scope == "question":
             past = self._past(passages)
+            fixed(past[0])
         else:
             questions = [first + rest for first, rest in zip(passages, questions, strict=True)]
         lengths = mask.sum(dim=1).tolist()
@@ -265,9 +267,7 @@ class CausalGenerator:
             mask = torch.cat([before, mask], dim=1)
             inputs = {"past_key_values": cache, "use_cache": True}
         positions = _positions(mask)[:, -ids.shape[1] :]
-        hidden, output = self._head.run(
-            input_ids=ids, attention_mask=mask.long(), position_ids=positions, **inputs
-        )
+        hidden, output = self._head.run(input_ids=ids, attention_mask=mask.long(), position_ids=positions, **inputs)
         return hidden, output.past_key_values, mask
 
     def _past(self, rows: Sequence[Sequence[int]]) -> tuple[Any, Tensor]:
@@ -279,7 +279,7 @@ class CausalGenerator:
         mask = torch.arange(width) >= width - torch.tensor([len(row) for row in rows])[:, None]
         if width == 0:
             return cache, mask.to(self.device)
-        for number, layer in enumerate(known[tuple(max(rows, key=len))]):
+        for number, layer in enumerate(known[max(map(tuple, rows), key=len)]):
             whole = layer.new_zeros(2, len(rows), layer.shape[1], width, layer.shape[3])
             for r, row in enumerate(rows):
                 if row:
@@ -323,9 +323,7 @@ class CausalGenerator:
                 use_cache=True,
             )
         layers = [torch.stack([layer.keys, layer.values]) for layer in output.past_key_values.layers]
-        return {
-            row: [layer[:, r, :, : len(row)].clone() for layer in layers] for r, row in enumerate(batch)
-        }
+        return {row: [layer[:, r, :, : len(row)].clone() for layer in layers] for r, row in enumerate(batch)}
 
     def start(self, prepared: PreparedPrompts) -> tuple[Tensor, _State]:
         read, index = self._read(prepared.prompts), prepared.index

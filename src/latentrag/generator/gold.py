@@ -24,9 +24,9 @@ CHUNK_ELEMENTS = 1 << 24
 class OutputHead:
     """The output layer of a transformers model: logits = after(linear(hidden)).
 
-    ``run`` calls the model with nothing for the layer to do, and hands out its inputs at all positions. Whatever an architecture does to the logits afterwards (BART's bias, soft capping, scaling) is read
-    from its attributes; ``agrees`` tells whether that reproduces the model's own logits, and where it does not,
-    gold tokens are scored from the model's own logits instead.
+    ``run`` calls the model with nothing for the layer to do, and hands out its inputs at all positions. Whatever an
+    architecture does to the logits afterwards (BART's bias, soft capping, scaling) is read from its attributes;
+    ``agrees`` tells whether that reproduces the model's own logits. Where it does not, ``OwnLogits`` takes its place.
 
     Raises: ModelError if the model has no output layer.
     """

@@ -129,8 +129,7 @@ def input_ids(tokenizer: Any, inputs: Sequence[Rendered], *, limit: int) -> list
     """
     encoded: list[list[int]] = tokenizer([str(each) for each in inputs], verbose=False)["input_ids"]
     return [
-        ids if len(ids) <= limit else _fitted(tokenizer, each, limit)
-        for each, ids in zip(inputs, encoded, strict=True)
+        ids if len(ids) <= limit else _fitted(tokenizer, each, limit) for each, ids in zip(inputs, encoded, strict=True)
     ]
 
 

@@ -34,7 +34,7 @@ class Lora:
     """
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     scope: Scope = "question"
     layers: tuple[str, ...] = ()
 

@@ -111,7 +111,9 @@ class PassageCache:
             scratch.replace(path)
         except OSError as error:
             scratch.unlink(missing_ok=True)
-            raise ModelError(f"{self.folder}: cannot be written ({error.strerror}); make room or name another") from error
+            raise ModelError(
+                f"{self.folder}: cannot be written ({error.strerror}); make room or name another"
+            ) from error
 
 
 def weights_key(weights: Mapping[str, Tensor]) -> str:
@@ -120,7 +122,7 @@ def weights_key(weights: Mapping[str, Tensor]) -> str:
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

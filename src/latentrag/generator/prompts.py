@@ -38,9 +38,7 @@ class PromptTokens:
             return [ids[len(lead) :] for ids in both]
         return self._encode(asked)
 
-    def passages(
-        self, each: Sequence[Passage], questions: Sequence[Sequence[int]], *, limit: int
-    ) -> list[list[int]]:
+    def passages(self, each: Sequence[Passage], questions: Sequence[Sequence[int]], *, limit: int) -> list[list[int]]:
         """The first part of the prompt for every passage, so that with its question it has at most ``limit`` tokens.
 
         The passage's last words give way, the question never does.

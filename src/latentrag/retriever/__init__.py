@@ -2,5 +2,6 @@
 
 from latentrag.retriever.bm25 import BM25Retriever
 from latentrag.retriever.dense import DenseRetriever
+from latentrag.retriever.refreshing import RefreshingRetriever
 
-__all__ = ["BM25Retriever", "DenseRetriever"]
+__all__ = ["BM25Retriever", "DenseRetriever", "RefreshingRetriever"]

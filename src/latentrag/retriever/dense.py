@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
+from latentrag.errors import InputError
 from latentrag.protocols import Memory, QueryEncoder
 from latentrag.types import Passage, Retrieved
 
@@ -34,14 +35,26 @@ class DenseRetriever:
     """The top-K of p_η(z|x) ∝ exp(s·d(z)·q(x)) (Lewis et al. 2020, §2.2).
 
     The search sees q(x) without its gradient, since which passages are the top K is not differentiable; their
-    scores are computed again with it. d(z) is constant, as in §2.4.
+    scores are computed again with it. d(z) is constant, as in §2.4, unless ``fresh`` gives it.
     """
 
-    def __init__(self, query_encoder: TrainableQueryEncoder, memory: CheckedMemory) -> None:
-        """Raises: EncoderMismatchError if the memory holds the vectors of an encoder that does not fit."""
+    def __init__(
+        self,
+        query_encoder: TrainableQueryEncoder,
+        memory: CheckedMemory,
+        *,
+        fresh: Callable[[list[list[Passage]]], Tensor] | None = None,
+    ) -> None:
+        """
+        Args:
+            fresh: B × K passages to their d(z), (B, K, D), in place of the memory's vectors wherever gradients are
+                wanted.
+        Raises: EncoderMismatchError if the memory holds the vectors of an encoder that does not fit.
+        """
         memory.check(query_encoder)
         self.query_encoder = query_encoder
         self.memory = memory
+        self._fresh = fresh
 
     def retrieve(self, x: Sequence[str], k: int) -> Retrieved:
         """Passages and logits, best first, for B questions.
@@ -67,9 +80,7 @@ class DenseRetriever:
         """
         q = self._q(x)
         found = self.memory.search(_searched(q), k)
-        with torch.no_grad():
-            q_of_both = self._q([f"{question} {answer}" for question, answer in zip(x, y, strict=True)])
-        more = self.memory.search(_searched(q_of_both), k + num_hindsight)
+        more = self.memory.search(_searched(self._q_of_both(x, y)), k + num_hindsight)
         passages, vectors = [], []
         for b, of_x in enumerate(found.passages):
             known = {passage.id for passage in of_x}
@@ -85,8 +96,22 @@ class DenseRetriever:
     def _q(self, x: Sequence[str]) -> Tensor:
         return self.query_encoder.encode_queries(x).float()  # (B, D)
 
+    @torch.no_grad()
+    def _q_of_both(self, x: Sequence[str], y: Sequence[str]) -> Tensor:
+        """(B, D) of x and y as one text; of x alone where that is too long for the encoder."""
+        both = [f"{question} {answer}" for question, answer in zip(x, y, strict=True)]
+        try:
+            return self._q(both)
+        except InputError:
+            return torch.cat(
+                [self._q_of_both([x[b]], [y[b]]) if len(x) > 1 else self._q([x[b]]) for b in range(len(x))]
+            )
+
     def _scored(self, q: Tensor, passages: list[list[Passage]], vectors: np.ndarray, version: int) -> Retrieved:
-        d = torch.from_numpy(vectors).to(q.device)  # (B, K, D)
+        if self._fresh is not None and torch.is_grad_enabled():
+            d = self._fresh(passages).to(q.device)  # (B, K, D)
+        else:
+            d = torch.from_numpy(vectors).to(q.device)
         # Mixed precision would round the logits to a step of 0.5 at DPR's usual scores of about 80.
         with torch.autocast(q.device.type, enabled=False):
             scores = self.query_encoder.scale * torch.einsum("bd,bkd->bk", q, d)

@@ -92,6 +92,18 @@ def restore(
         optimiser.state[parameter][kind] = place
 
 
+def restore_some(found: Checkpoint, *, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Put only these weights back. Raises: TrainingError if the checkpoint has not all of them."""
+    saved = _read_tensors(found.folder / "parameters.safetensors")
+    if not parameters.keys() <= saved.keys():
+        raise TrainingError(
+            f"{found.folder} does not hold these weights; name the checkpoint of a run that trained them"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(saved[name])
+
+
 def _moments(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
         f"{name}:{kind}": value

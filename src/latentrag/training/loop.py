@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,21 @@ class Outcome:
     best_nll_per_token: float | None
 
 
+class Refresher(Protocol):
+    """A memory whose passage encoder is trained (REALM)."""
+
+    @property
+    def version(self) -> int: ...
+
+    def refresh(self) -> int:
+        """Re-encode the memory; the new version is searched from then on."""
+        ...
+
+    def use(self, version: int) -> None:
+        """Search that version from now on."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Side:
     """The retriever's or the generator's trained weights."""
@@ -54,7 +69,7 @@ class Trainer:
         examples: to train on.
         dev: to evaluate on; may be empty.
         folder: of the run: checkpoints and log.
-        refresh: called every ``refresh_every`` steps; re-encodes the memory and points the retriever at it.
+        refresher: what re-encodes the memory every ``refresh_every`` steps; the retriever searches what it made.
     """
 
     def __init__(
@@ -67,7 +82,7 @@ class Trainer:
         folder: Path,
         dev: Sequence[Example] = (),
         processes: Processes | None = None,
-        refresh: Callable[[], int] | None = None,
+        refresher: Refresher | None = None,
         progress: bool = False,
     ) -> None:
         if not examples:
@@ -81,7 +96,7 @@ class Trainer:
         self.options = options
         self.folder = folder
         self.processes = processes or Processes()
-        self._refresh = refresh
+        self._refresher = refresher
         self._progress = progress
         self._first: Health | None = None
         self.best: dict[str, Any] = {}
@@ -110,8 +125,11 @@ class Trainer:
                 sides.append(_Side(name, tuple(of_side.values())))
         return found, sides
 
-    def run(self, *, resume: bool = False) -> Outcome:
+    def run(self, *, resume: bool = False, until: int | None = None) -> Outcome:
         """All steps from the first, or with ``resume`` from the newest checkpoint.
+
+        Args:
+            until: end after this step, with a checkpoint, as if interrupted there.
 
         Ctrl-C (or SIGTERM) ends the run after the step in hand, with a checkpoint.
 
@@ -124,6 +142,8 @@ class Trainer:
             step, self.best = found.step, dict(found.state.get("best", {}))
             first = found.state.get("first_health")
             self._first = None if first is None else Health(**_finite(first))
+            if self._refresher is not None and found.state.get("memory_version") is not None:
+                self._refresher.use(found.state["memory_version"])
         main = self.processes.is_main
         with (
             TrainingLog(self.folder, append=resume) if main else _Silent() as log,
@@ -141,7 +161,7 @@ class Trainer:
                 nll = self._step(step, log, progress)
                 step += 1
                 self._between(step, log, progress)
-                if step < self.options.num_steps and self.processes.agree(stop_wanted()):
+                if step < self.options.num_steps and (step == until or self.processes.agree(stop_wanted())):
                     self._save(step)
                     return self._outcome(step, nll)
             log.write("done", step, best=self.best or None)
@@ -158,6 +178,7 @@ class Trainer:
         return "generator first" if warming else ""
 
     def _step(self, step: int, log: TrainingLog | _Silent, progress: Progress) -> float:
+        """One update; returns the batch's mean −log p(y|x)."""
         options = self.options
         rates = {"retriever": options.rate_of_retriever(step), "generator": options.rate_of_generator(step)}
         for group in self.optimiser.param_groups:
@@ -170,7 +191,7 @@ class Trainer:
         for side in learning:
             self.processes.sum_gradients(side.parameters)
             norms[f"norm_{side.name}"] = float(nn.utils.clip_grad_norm_(side.parameters, options.clip))
-        loss, nll, num_tokens = (value / len(batch) for value in self.processes.sum(totals).tolist())
+        loss, nll, num_tokens = (float(value) / len(batch) for value in self.processes.sum(totals).tolist())
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss of step {step + 1} is {loss}; lower the learning rates and resume from the last checkpoint"
@@ -186,7 +207,8 @@ class Trainer:
         """The pairs (x, y) of a step, the same on every process."""
         options, n = self.options, len(self.examples)
         pairs = []
-        for place in range(step * options.batch_size, (step + 1) * options.batch_size):
+        first = (options.skip_batches + step) * options.batch_size
+        for place in range(first, first + options.batch_size):
             epoch, position = divmod(place, n)
             example = self.examples[self._order(epoch)[position]]
             y = target(example, epoch=epoch, seed=options.seed, choice=options.answers)
@@ -217,18 +239,20 @@ class Trainer:
         """What happens after a step, counted from 1."""
         options = self.options
         last = step == options.num_steps
-        if options.refresh_every and step % options.refresh_every == 0 and self._refresh is not None:
+        refreshed = self._refresher is not None and step % options.refresh_every == 0
+        if self._refresher is not None and refreshed:
             progress.phase("re-encoding the memory")
-            log.write("refresh", step, memory_version=self._refresh())
+            log.write("refresh", step, memory_version=self._refresher.refresh())
         if step % options.eval_every == 0 or last:
             self._evaluate(step, log, progress)
-        if step % options.save_every == 0 or last:
+        if step % options.save_every == 0 or last or refreshed:
             self._save(step)
 
     def _save(self, step: int) -> None:
         if self.processes.is_main:
             first = None if self._first is None else self._first.as_record()
-            state = {"best": self.best, "first_health": first}
+            version = None if self._refresher is None else self._refresher.version
+            state = {"best": self.best, "first_health": first, "memory_version": version}
             checkpoint.save(self.folder, step, parameters=self.parameters, optimiser=self.optimiser, state=state)
         self.processes.wait()
 

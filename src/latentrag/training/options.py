@@ -35,6 +35,7 @@ class TrainingOptions:
         temperature: of the target of ``pdist`` and ``loop``.
         answers: which answer of an example is y.
         seed: of the order of the examples and of the answers drawn.
+        skip_batches: batches of the order that are passed over, since another run has seen them.
         eval_every: steps between evaluations on the development set.
         save_every: steps between checkpoints.
         refresh_every: steps between re-encodings of the memory by the passage encoder, which is trained then
@@ -61,6 +62,7 @@ class TrainingOptions:
     temperature: float = 1.0
     answers: Choice = "first"
     seed: int = 0
+    skip_batches: int = 0
     eval_every: int = 100
     save_every: int = 100
     refresh_every: int = 0

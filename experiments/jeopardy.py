@@ -1,0 +1,262 @@
+"""Does training retriever and generator together help? Clues of Jeopardy! over the demo's memory.
+
+    clue "CATEGORY: clue" → the entity it is about;  no label says which article holds the evidence
+
+Every arm sees the same examples, in the same order and number, and starts from the demo's model. The generator learns
+through an adapter that leaves passages as they were read (LoRA, scope "question"), so that all arms share what has
+been read of them. The arms that train the retriever share their first steps, in which the generator learns alone.
+
+    closed book       generator without passages            query side      then the query encoder alone
+    BM25              generator over BM25                    sequence        then both, RAG-Sequence
+    frozen            generator over the untrained encoder   token           then both, RAG-Token
+                                                             emdr2           then both, EMDR²
+                                                             hindsight       then both, passages found with y too
+
+Results stand under OUT, arm by arm; whatever is there is not done again, and what is interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jeopardy_report import write_report
+
+import latentrag
+from latentrag import assemble
+from latentrag.encoder import load_query_encoder
+from latentrag.evaluation.run import evaluate
+from latentrag.generator.lora import Lora
+from latentrag.rag import Rag
+from latentrag.retriever import BM25Retriever, DenseRetriever
+from latentrag.training import checkpoint
+from latentrag.training.data import read_examples
+from latentrag.training.loop import Trainer
+from latentrag.training.options import TrainingOptions
+
+TRAIN, DEV = "jeopardy-vital.train.jsonl.gz", "jeopardy-vital.dev.jsonl.gz"
+K = 5
+LORA = Lora(rank=16, alpha=32, scope="question")
+SECONDS_PER_EXAMPLE = 0.8
+"""Of an arm on two cores with bfloat16, to turn a budget of minutes into a number of steps."""
+ARMS = ("closed book", "BM25", "frozen", "query side", "sequence", "token", "emdr2", "hindsight")
+
+
+class Experiment:
+    """The arms over one memory.
+
+    Args:
+        out: where results stand.
+        num_steps: of every arm.
+        num_warmup: of those, the generator's own.
+        cache: folder for what the generator has read of passages.
+    """
+
+    def __init__(self, data: Path, out: Path, *, num_steps: int, num_dev: int, cache: Path | None, seed: int) -> None:
+        self.out = out
+        self.cache = cache
+        self.memory = assemble.open_memory("demo")
+        self.examples = read_examples(data / TRAIN).rows
+        dev = read_examples(data / DEV).rows
+        self.test, self.dev = dev[:num_dev], dev[-100:]
+        self.options = TrainingOptions(
+            k=K,
+            num_steps=num_steps,
+            batch_size=16,
+            micro_batch_size=8,
+            lr_retriever=LR_RETRIEVER,
+            lr_generator=3e-4,
+            warmup_steps=max(1, num_steps // 20),
+            warmup_generator=int(0.4 * num_steps),
+            eval_every=max(1, num_steps // 5),
+            save_every=5,
+            seed=seed,
+        )
+
+    # Models
+
+    def generator(self, *, frozen: bool = False) -> Any:
+        """The demo's, its prompt without worked examples, with a fresh adapter."""
+        bare = assemble.load("demo", memory=self.memory, retriever="bm25").generator
+        return assemble.generator_for_training(
+            bare,  # type: ignore[arg-type]
+            lora=LORA,
+            frozen=frozen,
+            seed=self.options.seed,
+            passage_cache_bytes=3 << 30,
+            passage_cache_folder=self.cache,
+        )
+
+    def dense(self) -> DenseRetriever:
+        """The demo's query encoder over the memory, untrained."""
+        return DenseRetriever(load_query_encoder(assemble.resolve_model("demo") / "query_encoder"), self.memory)
+
+    # Training
+
+    def trained(self, arm: str) -> Rag:
+        """The arm's model, trained as far as it is not yet."""
+        options = self._options(arm)
+        generator = self.generator()
+        retriever: Any = None
+        if arm != "closed book":
+            retriever = BM25Retriever(self.memory) if arm == "BM25" else self.dense()
+        folder = self.out / arm.replace(" ", "-")
+        if options.trains_retriever:
+            self._start_from_warmup(folder, generator, options)
+        trainer = Trainer(
+            retriever, generator, self.examples, options=options, folder=folder, dev=self.dev, progress=True
+        )
+        outcome = trainer.run(resume=checkpoint.newest(folder) is not None)
+        if not outcome.finished:
+            raise KeyboardInterrupt
+        return Rag(retriever or BM25Retriever(self.memory), generator, variant=options.variant, k=K)
+
+    def _options(self, arm: str) -> TrainingOptions:
+        base, warmup = self.options, self.options.warmup_generator
+        changes: dict[str, dict[str, Any]] = {
+            "warm-up": {},
+            "closed book": {"closed_book": True, "warmup_generator": 0},
+            "BM25": {"freeze": "retriever", "warmup_generator": 0},
+            "frozen": {"freeze": "retriever", "warmup_generator": 0},
+            "query side": {
+                "freeze": "generator",
+                "warmup_generator": 0,
+                "num_steps": base.num_steps - warmup,
+                "skip_batches": warmup,
+            },
+            "sequence": {},
+            "token": {"variant": "token"},
+            "emdr2": {"objective": "emdr2"},
+            "hindsight": {"hindsight": K},
+        }
+        return replace(base, **changes[arm])
+
+    def _start_from_warmup(self, folder: Path, generator: Any, options: TrainingOptions) -> None:
+        """Give an arm the checkpoint at the end of the steps that all of them share."""
+        shared = self.out / "warm-up"
+        self._warm_up(shared)
+        found = checkpoint.newest(shared)
+        assert found is not None
+        if options.freeze == "generator":
+            named = {
+                f"generator.{name}": weight for name, weight in generator.named_parameters() if weight.requires_grad
+            }
+            checkpoint.restore_some(found, parameters=named)
+        elif checkpoint.newest(folder) is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(found.folder, folder / found.folder.name)
+            shutil.copy(shared / "log.jsonl", folder)
+
+    def _warm_up(self, folder: Path) -> None:
+        """RAG-Sequence to the last step before the retriever learns."""
+        warmup = self.options.warmup_generator
+        found = checkpoint.newest(folder)
+        if found is not None and found.step >= warmup:
+            return
+        trainer = Trainer(
+            self.dense(),
+            self.generator(),
+            self.examples,
+            options=self.options,
+            folder=folder,
+            dev=self.dev,
+            progress=True,
+        )
+        if trainer.run(resume=found is not None, until=warmup).step < warmup:
+            raise KeyboardInterrupt
+
+    # Measuring
+
+    def measured(self, arm: str) -> None:
+        """Train the arm and measure it on the development clues."""
+        file = self.out / f"{arm.replace(' ', '-')}.jsonl"
+        if file.with_suffix(".json").exists() and "metrics" in json.loads(file.with_suffix(".json").read_text("utf-8")):
+            return
+        began = time.monotonic()
+        rag = self.trained(arm)
+        self._evaluate(rag, file, closed_book=arm == "closed book")
+        print(f"{arm}: {(time.monotonic() - began) / 60:.1f} min", file=sys.stderr)
+
+    @torch.no_grad()
+    def _evaluate(self, rag: Rag, file: Path, *, closed_book: bool) -> None:
+        evaluate(
+            rag,
+            self.test,
+            file,
+            k=K,
+            options=rag.options(num_beams=1, max_tokens=16),
+            batch_size=16,
+            closed_book=closed_book,
+            about={"steps": self.options.num_steps, "seed": self.options.seed},
+            progress=True,
+        )
+
+
+LR_RETRIEVER = 1e-4
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import transformers
+
+    model = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.processor(),
+    )
+    return {
+        "cpu": model,
+        "threads": torch.get_num_threads(),
+        "bfloat16": assemble.computes_bfloat16(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder of the clues")
+    parser.add_argument("--out", type=Path, default=Path("runs/jeopardy"))
+    parser.add_argument("--budget-min", type=float, default=180.0, help="minutes of training for all arms together")
+    parser.add_argument("--steps", type=int, help="in place of the budget: steps of 16 examples for every arm")
+    parser.add_argument("--dev", type=int, default=2000, help="the first so many clues to measure on")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--cache", type=Path, help="folder for passages as the generator has read them, 1.6 MB each")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--report", type=Path, default=Path("docs/experiments/jeopardy.md"))
+    given = parser.parse_args()
+    missing = [name for name in (TRAIN, DEV) if not (given.data / name).is_file()]
+    if missing:
+        print(f"error: {given.data / missing[0]} is missing; name its folder with --data", file=sys.stderr)
+        return 2
+    steps = given.steps or max(20, int(60 * given.budget_min / (len(ARMS) * SECONDS_PER_EXAMPLE * 16)))
+    experiment = Experiment(
+        given.data, given.out, num_steps=steps, num_dev=given.dev, cache=given.cache, seed=given.seed
+    )
+    for arm in given.arms:
+        experiment.measured(arm)
+    write_report(given.out, given.report, arms=ARMS, options=asdict(experiment.options), machine=machine())
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except latentrag.LatentRagError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,130 @@
+"""The report of the Jeopardy! experiment: tables, paired differences, learning curves as SVG."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from latentrag.evaluation.compare import compare
+from latentrag.training.log import read_log
+
+MEASURES = {
+    "exact_match": "exact match",
+    "f1": "F1",
+    "title_recall@1": "title at 1",
+    "title_recall@5": "title at 5",
+    "title_recall@10": "title at 10",
+    "title_recall@50": "title at 50",
+    "recall@5": "answer at 5",
+}
+PAIRS = (
+    ("frozen", "closed book"),
+    ("BM25", "frozen"),
+    ("query side", "frozen"),
+    ("sequence", "frozen"),
+    ("token", "sequence"),
+    ("emdr2", "sequence"),
+    ("hindsight", "sequence"),
+    ("hindsight", "frozen"),
+)
+START = "<!-- measured: begin -->"
+END = "<!-- measured: end -->"
+
+
+def write_report(out: Path, file: Path, *, arms: Sequence[str], options: Mapping[str, Any], machine: Mapping[str, Any]):
+    """Put tables and curves between the marks of the report, whose words are written by hand."""
+    done = {arm: run for arm in arms if (run := _run(out, arm)) is not None}
+    if not done:
+        return
+    curves = file.with_name("jeopardy-curves.svg")
+    parts = [_table(done), _differences(out, done), _settings(options, machine)]
+    if _curves(out, list(done), curves):
+        parts.insert(2, f"![Development loss and health by step]({curves.name})")
+    text = file.read_text("utf-8") if file.exists() else f"# Jeopardy!\n\n{START}\n{END}\n"
+    before, rest = text.split(START)
+    after = rest.split(END)[1]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"{before}{START}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}", "utf-8")
+
+
+def _slug(arm: str) -> str:
+    return arm.replace(" ", "-")
+
+
+def _run(out: Path, arm: str) -> dict[str, Any] | None:
+    file = out / f"{_slug(arm)}.json"
+    if not file.exists():
+        return None
+    found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return found if "metrics" in found else None
+
+
+def _percent(estimate: Mapping[str, float] | None) -> str:
+    if estimate is None:
+        return "–"
+    return f"{100 * estimate['mean']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+
+
+def _table(done: Mapping[str, Mapping[str, Any]]) -> str:
+    number = next(iter(done.values()))["examples"]
+    lines = [
+        f"In percent, with 95 % bootstrap intervals, on {number:,} clues; log p in nats per token.",
+        "",
+        "| arm | " + " | ".join(MEASURES.values()) + " | log p |",
+        "|---" * (len(MEASURES) + 2) + "|",
+    ]
+    for arm, run in done.items():
+        metrics = run["metrics"]
+        log_p = metrics["log_likelihood_per_token"]
+        cells = [_percent(metrics.get(name)) for name in MEASURES]
+        cells.append(f"{log_p['mean']:.3f} [{log_p['low']:.3f}, {log_p['high']:.3f}]")
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _differences(out: Path, done: Mapping[str, Any]) -> str:
+    lines = ["| paired difference, points | exact match | p | title at 1 | title at 10 |", "|---|---|---|---|---|"]
+    for ours, theirs in PAIRS:
+        if ours in done and theirs in done:
+            found = compare(out / f"{_slug(ours)}.jsonl", out / f"{_slug(theirs)}.jsonl").differences
+            cells = [
+                f"{100 * d.difference:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" if d is not None else "–"
+                for d in (found.get(name) for name in ("exact_match", "title_recall@1", "title_recall@10"))
+            ]
+            p = f"{found['exact_match'].p:.4f}"
+            lines.append(f"| {ours} − {theirs} | {cells[0]} | {p} | {cells[1]} | {cells[2]} |")
+    return "\n".join(lines)
+
+
+def _settings(options: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
+    shown = {**{name: value for name, value in options.items() if value not in (0, 0.0, False)}, **machine}
+    return "Settings: " + ", ".join(f"{name} {value}" for name, value in shown.items()) + "."
+
+
+def _curves(out: Path, arms: Sequence[str], file: Path) -> bool:
+    try:
+        import matplotlib
+
+        matplotlib.use("svg")
+        from matplotlib import pyplot
+    except ImportError:
+        return False
+    names = {"nll_per_token": "dev, −log p per token", "gap": "gap, nats", "kl": "KL(posterior‖prior), nats"}
+    figure, axes = pyplot.subplots(1, len(names), figsize=(13, 3.8))
+    for arm in arms:
+        log = out / _slug(arm) / "log.jsonl"
+        records = [r for r in read_log(log) if r["event"] == "dev"] if log.exists() else []
+        for axis, (name, title) in zip(axes, names.items(), strict=True):
+            points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=arm)
+            axis.set_title(title, fontsize=10)
+            axis.set_xlabel("step")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
+    return True

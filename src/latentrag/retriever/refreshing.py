@@ -1,0 +1,137 @@
+"""p_η(z|x) with both encoders trained and the memory re-encoded now and then (REALM, Guu et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self
+
+import torch
+
+from latentrag.protocols import PassageEncoder
+from latentrag.retriever.dense import CheckedMemory, DenseRetriever, TrainableQueryEncoder
+from latentrag.types import Passage, Retrieved
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class PairedQueryEncoder(TrainableQueryEncoder, Protocol):
+    """A query encoder whose passage encoder can change."""
+
+    def pair_with(self, passage_fingerprint: str) -> None:
+        """From now on its queries belong to the vectors of the passage encoder with this fingerprint."""
+        ...
+
+
+class TrainablePassageEncoder(PassageEncoder, Protocol):
+    """A passage encoder that is a module."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    def passage_vectors(self, passages: Sequence[Passage]) -> Tensor:
+        """(N, D) float32, in the order given, differentiable unless grad mode is off."""
+        ...
+
+
+class Manifest(Protocol):
+    """What encoded a version of a memory."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def check_passage_encoder(self, encoder: PassageEncoder) -> None:
+        """EncoderMismatchError for another passage encoder."""
+        ...
+
+
+class RefreshableMemory(CheckedMemory, Protocol):
+    """A memory with versions, each of which may have a passage encoder of its own."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def open(self, path: Path, *, version: int | None = None) -> Self:
+        """The memory at ``path``, at a version or its newest."""
+        ...
+
+    def reencode(self, encoder: PassageEncoder) -> Self:
+        """A new version, in which every passage has the vector that ``encoder`` gives it."""
+        ...
+
+
+class RefreshingRetriever:
+    """``DenseRetriever`` for a passage encoder that is trained, too.
+
+    The search goes over the memory's vectors, which grow stale as the encoder learns; the scores of what it finds are
+
+        s·d(z)·q(x)
+
+    with d(z) by the encoder as it is now and with its gradient, and with the memory's vectors where grad mode is off.
+    """
+
+    def __init__(
+        self,
+        query_encoder: PairedQueryEncoder,
+        passage_encoder: TrainablePassageEncoder,
+        memory: RefreshableMemory,
+    ) -> None:
+        """Raises: EncoderMismatchError if the memory does not hold the vectors of ``passage_encoder``, or
+        ``query_encoder`` does not belong to them."""
+        memory.manifest.check_passage_encoder(passage_encoder)
+        self.query_encoder = query_encoder
+        self.passage_encoder = passage_encoder
+        self._search(memory)
+
+    @property
+    def version(self) -> int:
+        """The memory's version that is searched."""
+        return self.memory.version
+
+    def retrieve(self, x: Sequence[str], k: int) -> Retrieved:
+        """As ``DenseRetriever.retrieve``; the order is that of the search."""
+        return self._dense.retrieve(x, k)
+
+    def retrieve_in_hindsight(self, x: Sequence[str], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
+        """As ``DenseRetriever.retrieve_in_hindsight``; the order is that of the searches."""
+        return self._dense.retrieve_in_hindsight(x, y, k, num_hindsight)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """η: the weights of both encoders."""
+        yield from self.query_encoder.module.named_parameters(prefix="query_encoder")
+        yield from self.passage_encoder.module.named_parameters(prefix="passage_encoder")
+
+    def refresh(self) -> int:
+        """Re-encode the memory's newest version, whichever was searched so far, and search the result from now on.
+
+        Returns: its number.
+        Raises: as ``Memory.reencode``; nothing has changed then.
+        """
+        return self._paired(self.memory.open(self.memory.path).reencode(self.passage_encoder))
+
+    def use(self, version: int) -> None:
+        """Search that version from now on: for a run that is resumed, whose weights are those of then.
+
+        Raises: MemoryStoreError if the memory has no such version.
+        """
+        self._paired(self.memory.open(self.memory.path, version=version))
+
+    def _paired(self, memory: RefreshableMemory) -> int:
+        self.query_encoder.pair_with(memory.manifest.fingerprint)
+        self._search(memory)
+        return memory.version
+
+    def _search(self, memory: RefreshableMemory) -> None:
+        self._dense = DenseRetriever(self.query_encoder, memory, fresh=self._fresh)
+        self.memory = memory
+
+    def _fresh(self, passages: list[list[Passage]]) -> Tensor:
+        """d(z) by the encoder as it is now, (B, K, D); each passage is encoded once."""
+        distinct = {passage.id: passage for of_question in passages for passage in of_question}
+        row = {key: number for number, key in enumerate(distinct)}
+        index = torch.tensor([[row[passage.id] for passage in of_question] for of_question in passages])  # (B, K)
+        d = self.passage_encoder.passage_vectors(list(distinct.values())).float()  # (U, D)
+        return d[index.to(d.device)]

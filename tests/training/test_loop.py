@@ -1,0 +1,269 @@
+"""The loop on real tiny models: the same result however often a run is interrupted, or over how many processes."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentrag.encoder import load_passage_encoder, load_query_encoder
+from latentrag.errors import InputError, TrainingError
+from latentrag.generator import CausalGenerator, load_generator
+from latentrag.generator.lora import Lora
+from latentrag.memory import Memory
+from latentrag.retriever import DenseRetriever
+from latentrag.training import checkpoint
+from latentrag.training.data import Example
+from latentrag.training.log import read_log
+from latentrag.training.loop import Trainer
+from latentrag.training.options import TrainingOptions
+from latentrag.types import Passage
+from tests import tiny
+from tests.encoder.tiny import write_sentence_encoder
+
+PASSAGES = [
+    Passage("paris", "paris is the capital city of france", "paris"),
+    Passage("rome", "rome is the capital city of italy", "rome"),
+    Passage("berlin", "berlin is the capital city of germany", "berlin"),
+    Passage("fidelio", "beethoven wrote the opera fidelio", "fidelio"),
+    Passage("emma", "austen wrote the novel emma", "emma"),
+    Passage("moon", "the moon is red", "moon"),
+]
+PAIRS = [
+    ("capital of france ?", "paris"),
+    ("capital of italy ?", "rome"),
+    ("city in germany ?", "berlin"),
+    ("who wrote opera ?", "beethoven"),
+    ("who wrote book ?", "austen"),
+    ("what is red ?", "the moon"),
+    ("which opera ?", "fidelio"),
+]
+EXAMPLES = [Example(str(i), x, (y,)) for i, (x, y) in enumerate(PAIRS)]
+OPTIONS = TrainingOptions(
+    k=3,
+    num_steps=9,
+    batch_size=4,
+    micro_batch_size=3,
+    lr_retriever=1e-3,
+    lr_generator=1e-3,
+    warmup_steps=2,
+    eval_every=3,
+    save_every=2,
+)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("parts")
+    write_sentence_encoder(folder / "encoder", head=["Normalize"])
+    for name, save in (("llama", tiny.save_llama), ("bart", tiny.save_bart)):
+        tiny.save_tokenizer(folder / name, end=name == "bart")
+        save(folder / name, seed=1)
+    encoder = load_passage_encoder(folder / "encoder")
+    Memory.create(folder / "memory.lance", encoder).add(PASSAGES, encoder)
+    return folder
+
+
+def made(parts: Path, *, kind: str = "llama", lora: Lora | None = None):
+    retriever = DenseRetriever(load_query_encoder(parts / "encoder"), Memory.open(parts / "memory.lance"))
+    generator = load_generator(parts / kind)
+    if lora is not None:
+        generator = CausalGenerator(generator.model, generator.tokenizer, lora=lora)
+    return retriever, generator
+
+
+def trainer(parts: Path, run: Path, *, options=OPTIONS, kind="llama", lora=None, examples=EXAMPLES, **more) -> Trainer:
+    retriever, generator = made(parts, kind=kind, lora=lora)
+    if options.closed_book:
+        retriever = None
+    return Trainer(retriever, generator, examples, options=options, folder=run, **more)
+
+
+def losses_of(run: Path) -> list[float]:
+    return [record["loss"] for record in read_log(run / "log.jsonl") if record["event"] == "train"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "bart"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"variant": "token"},
+        {"hindsight": 2},
+        {"objective": "emdr2"},
+        {"objective": "pdist"},
+        {"objective": "loop"},
+        {"label_smoothing": 0.1},
+        {"freeze": "generator"},
+        {"freeze": "retriever"},
+        {"warmup_generator": 4},
+        {"closed_book": True},
+    ],
+    ids=str,
+)
+def test_the_loss_falls_and_only_what_is_to_learn_changes(parts, tmp_path, kind, changes) -> None:
+    options = replace(OPTIONS, num_steps=16, eval_every=16, save_every=100, **changes)
+    run = trainer(parts, tmp_path / "run", options=options, kind=kind, dev=EXAMPLES)
+    sides = {"retriever": run.retriever, "generator": run.generator}
+    before = {
+        name: [(weight, weight.detach().clone()) for _, weight in side.named_parameters()]
+        for name, side in sides.items()
+        if side is not None
+    }
+    assert run.run().finished
+    first, last = (r["nll_per_token"] for r in read_log(tmp_path / "run" / "log.jsonl") if r["event"] == "dev")
+    assert last < first
+    for name, weights in before.items():
+        changed = any(not torch.equal(weight, old) for weight, old in weights)
+        assert changed == getattr(options, f"trains_{name}")
+
+
+def test_the_generator_learns_first(parts, tmp_path) -> None:
+    options = replace(OPTIONS, warmup_generator=4, num_steps=6, warmup_steps=0)
+    run = trainer(parts, tmp_path / "run", options=options)
+    run.run()
+    records = [record for record in read_log(tmp_path / "run" / "log.jsonl") if record["event"] == "train"]
+    assert [record["lr_retriever"] > 0 for record in records] == [False] * 4 + [True] * 2
+    assert all("norm_retriever" not in record for record in records[:4])
+
+
+@pytest.mark.parametrize("stop", range(1, 9))
+def test_a_resumed_run_is_the_uninterrupted_run(parts, tmp_path, stop, monkeypatch) -> None:
+    lora = Lora(rank=2) if stop % 2 else None
+    whole = trainer(parts, tmp_path / "whole", lora=lora, dev=EXAMPLES)
+    expected = whole.run()
+
+    first = trainer(parts, tmp_path / "parts", lora=lora, dev=EXAMPLES)
+    step = first._step
+
+    def interrupted(number: int, *rest: object) -> float:
+        if number == stop:
+            raise KeyboardInterrupt
+        return step(number, *rest)
+
+    monkeypatch.setattr(first, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    second = trainer(parts, tmp_path / "parts", lora=lora, dev=EXAMPLES)
+    found = second.run(resume=True)
+    assert found == expected
+    assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
+    for name, weight in whole.parameters.items():
+        assert torch.equal(second.parameters[name], weight), name
+    steps = [r["step"] for r in read_log(tmp_path / "parts" / "log.jsonl") if r["event"] == "train"]
+    assert steps == list(range(1, 10))
+
+
+def test_micro_batches_change_nothing(parts, tmp_path) -> None:
+    one = trainer(parts, tmp_path / "one", options=replace(OPTIONS, micro_batch_size=4))
+    two = trainer(parts, tmp_path / "two", options=replace(OPTIONS, micro_batch_size=1))
+    one.run()
+    two.run()
+    torch.testing.assert_close(losses_of(tmp_path / "one"), losses_of(tmp_path / "two"), rtol=0, atol=1e-4)
+
+
+def test_every_example_comes_once_in_an_epoch(parts, tmp_path) -> None:
+    run = trainer(parts, tmp_path / "run")
+    drawn = [pair for step in range(7) for pair in run._batch(step)]
+    for epoch in range(4):
+        assert sorted(drawn[7 * epoch : 7 * epoch + 7]) == sorted(PAIRS)
+    assert drawn[:7] != drawn[7:14]
+
+
+def test_the_best_step_is_kept(parts, tmp_path) -> None:
+    run = trainer(parts, tmp_path / "run", dev=EXAMPLES)
+    outcome = run.run()
+    dev = {r["step"]: r["nll_per_token"] for r in read_log(tmp_path / "run" / "log.jsonl") if r["event"] == "dev"}
+    assert sorted(dev) == [0, 3, 6, 9]
+    del dev[0]
+    assert outcome.best_step == min(dev, key=dev.get)
+    assert outcome.best_nll_per_token == dev[outcome.best_step]
+    found = checkpoint.best(tmp_path / "run")
+    assert found.step == outcome.best_step
+    assert [folder.name for folder in sorted((tmp_path / "run").glob("best-*"))] == [f"best-{found.step:08d}"]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(parts, tmp_path, monkeypatch) -> None:
+    import safetensors.torch
+
+    real, written = safetensors.torch.save_file, []
+
+    def full(tensors, path, *rest) -> None:
+        written.append(path)
+        if len(written) == 4:  # the optimiser's moments of the second checkpoint
+            Path(path).write_bytes(b"half of it")
+            raise OSError(28, "No space left on device")
+        real(tensors, path, *rest)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    run = trainer(parts, tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"step-00000004 cannot be written .*No space left.* is intact"):
+        run.run()
+    assert checkpoint.newest(tmp_path / "run").step == 2
+    monkeypatch.setattr(safetensors.torch, "save_file", real)
+    again = trainer(parts, tmp_path / "run")
+    assert again.run(resume=True).finished
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_another_models_checkpoint_is_refused(parts, tmp_path) -> None:
+    trainer(parts, tmp_path / "run").run()
+    other = trainer(parts, tmp_path / "run", kind="bart")
+    with pytest.raises(TrainingError, match="checkpoint of another model"):
+        other.run(resume=True)
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_line(parts, tmp_path) -> None:
+    trainer(parts, tmp_path / "run").run()
+    (tmp_path / "run" / "step-00000009" / "state.json").write_text("{")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        trainer(parts, tmp_path / "run").run(resume=True)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_the_weights_do(parts, tmp_path) -> None:
+    run = trainer(parts, tmp_path / "run", options=replace(OPTIONS, num_steps=3, save_every=1))
+    real = run.generator.log_p_theta
+    run.generator.log_p_theta = lambda *given: real(*given) * (math.nan if run.optimiser.state else 1.0)
+    with pytest.raises(TrainingError, match="the loss of step 2 is nan"):
+        run.run()
+    assert all(torch.isfinite(weight).all() for weight in run.parameters.values())
+    assert checkpoint.newest(tmp_path / "run").step == 1
+
+
+def test_settings_that_cannot_be() -> None:
+    for changes, message in (
+        ({"k": 0}, "k=0"),
+        ({"objective": "mse"}, "objective='mse'"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"label_smoothing": 0.1, "objective": "loop"}, "label_smoothing is for"),
+        ({"closed_book": True, "hindsight": 2}, "closed_book"),
+        ({"freeze": "generator", "warmup_generator": 1}, "warmup_generator"),
+        ({"warmup_generator": 9}, "leaves none"),
+        ({"freeze": "retriever", "refresh_every": 5}, "refresh_every"),
+        ({"lr_retriever": -1.0}, "lr_retriever"),
+    ):
+        with pytest.raises(InputError, match=message):
+            replace(OPTIONS, **changes)
+
+
+def test_no_examples(parts, tmp_path) -> None:
+    with pytest.raises(InputError, match="no examples"):
+        trainer(parts, tmp_path / "run", examples=[])
+
+
+def test_rates() -> None:
+    options = replace(OPTIONS, num_steps=10, warmup_steps=2, warmup_generator=4, lr_retriever=1.0, lr_generator=2.0)
+    assert [options.rate_of_retriever(step) for step in range(10)] == [0, 0, 0, 0, 0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert [options.rate_of_generator(step) for step in (0, 1, 2, 9)] == [1.0, 2.0, 2.0, 0.25]
+    assert options.rate_of_generator(9) > 0
+
+
+def test_the_log_has_what_a_plot_needs(parts, tmp_path) -> None:
+    trainer(parts, tmp_path / "run", dev=EXAMPLES).run()
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    train = next(json.loads(line) for line in lines if json.loads(line)["event"] == "train")
+    assert {"loss", "nll", "num_tokens", "lr_retriever", "lr_generator", "norm_retriever", "norm_generator"} <= {*train}
+    dev = next(json.loads(line) for line in lines if json.loads(line)["event"] == "dev")
+    assert {"nll_per_token", "prior_entropy", "posterior_entropy", "kl", "gap", "unique_top"} <= {*dev}
