@@ -1,5 +1,6 @@
 """Activations computed again: the same numbers, fewer of them kept."""
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,15 @@ def test_a_fixed_cache_shows_new_tokens_and_forgets_them() -> None:
         assert torch.equal(values, -keys)
     assert cache.get_seq_length() == 3
     assert torch.equal(cache.update(new, -new, 1)[0], new)  # a layer that has read nothing yet
+
+
+def test_a_fixed_cache_is_freed_at_once() -> None:
+    """Not when Python next looks for cycles: it holds the passages of a whole batch."""
+    cache = DynamicCache()
+    cache.update(torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4), 0)
+    gone = weakref.ref(fixed(cache).layers[0])
+    del cache
+    assert gone() is None
 
 
 def test_a_model_without_such_layers_is_refused() -> None:

@@ -205,8 +205,10 @@ class CausalGenerator:
         num_passages = prepared.num_passages
         ids = targets.ids.repeat_interleave(num_passages, dim=0)  # (B·K, T)
         mask = targets.mask.repeat_interleave(num_passages, dim=0)
-        # Gradients need the whole forward pass; without them what was read of the prompts serves every target.
-        score = self._at_once if torch.is_grad_enabled() and self._learns() else self._from_read
+        learns = torch.is_grad_enabled() and self._learns()
+        # What was read of the prompts serves every target, but only where there is no gradient.
+        several = prepared.prompts.read is not None or len(ids) > len(prepared.prompts.questions)
+        score = self._from_read if several and not learns else self._at_once
         hidden = score(prepared, ids, mask)
         log_p = self._head.gold_log_probs(hidden, ids, mask)
         return log_p.view(prepared.num_questions, num_passages, -1), hidden
@@ -215,23 +217,25 @@ class CausalGenerator:
         return any(parameter.requires_grad for parameter in self.model.parameters())
 
     def _at_once(self, prepared: PreparedPrompts, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B·K, T, H) in one forward pass: of the whole prompts, or after passages that an adapter leaves alone."""
+        """(B·K, T, H) in one forward pass: of the whole prompts, or after passages that teach nothing."""
         rows = prepared.index.tolist()
         passages = [prepared.prompts.passages[row] for row in rows]
         questions = [prepared.prompts.questions[row] for row in rows]
         past = None
-        if self.lora is not None and self.lora.scope == "question":
+        learns = torch.is_grad_enabled() and self._learns()
+        if learns and not (self.lora is not None and self.lora.scope == "question"):
+            questions = [first + rest for first, rest in zip(passages, questions, strict=True)]
+        else:
             past = self._past(passages)
             fixed(past[0])
-        else:
-            questions = [first + rest for first, rest in zip(passages, questions, strict=True)]
         lengths = mask.sum(dim=1).tolist()
         targets = ids.tolist()
         blocks = [
             question + target[: length - 1]
             for question, target, length in zip(questions, targets, lengths, strict=True)
         ]
-        hidden, _, _ = self._block(past, blocks)
+        with nullcontext() if learns else torch.no_grad():
+            hidden, _, _ = self._block(past, blocks)
         last = torch.tensor([len(question) - 1 for question in questions], device=hidden.device)
         places = (last[:, None] + torch.arange(ids.shape[1], device=hidden.device)).clamp(max=hidden.shape[1] - 1)
         return hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[2]))

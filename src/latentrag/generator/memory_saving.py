@@ -42,12 +42,13 @@ def recompute_activations(model: nn.Module) -> None:
 def fixed(cache: Any) -> Any:
     """The cache itself, which from now on stays as it is: a layer sees its keys and values and the new ones after
     them, and the new ones are forgotten."""
+    layers = cache.layers  # not the cache, which would hold itself and be freed late
 
     def update(keys: Tensor, values: Tensor, layer: int, *rest: Any, **more: Any) -> tuple[Tensor, Tensor]:
-        if layer >= len(cache.layers):
+        if layer >= len(layers):
             return keys, values
         # The copy's tensors are replaced by longer ones; those of the layer itself are not written to.
-        found: tuple[Tensor, Tensor] = copy.copy(cache.layers[layer]).update(keys, values, *rest, **more)
+        found: tuple[Tensor, Tensor] = copy.copy(layers[layer]).update(keys, values, *rest, **more)
         return found
 
     cache.update = update
