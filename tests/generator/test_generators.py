@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from latentrag.errors import InputError, ModelError
-from latentrag.generator import CausalGenerator, InputTemplate, PromptTemplate, Seq2SeqGenerator, load_generator
+from latentrag.generator import (
+    CausalGenerator,
+    InputTemplate,
+    PromptTemplate,
+    Seq2SeqGenerator,
+    fused_gold,
+    load_generator,
+)
 from latentrag.generator.loading import save_generator
 from latentrag.generator.own_logits import OwnLogits
 from latentrag.types import Passage, Targets
@@ -157,20 +164,21 @@ def test_gradients_equal_those_of_the_models_own_loss(generator, monkeypatch) ->
 
 @torch.no_grad()
 def test_scores_do_not_need_the_whole_vocabulary_at_once(generator, monkeypatch) -> None:
-    """At most one chunk of logits exists at a time, and the models' own output layer sees one position a row."""
+    """The output layer sees the scored positions alone, and a block of the vocabulary at a time."""
     sizes = []
-    piece = type(generator._head)._piece
+    whole = fused_gold._Layer.logits
 
-    def watched(self, hidden, gold):
-        sizes.append(len(gold))
-        return piece(self, hidden, gold)
+    def watched(self, hidden, columns):
+        sizes.append(len(hidden) * (columns.stop - columns.start))
+        return whole(self, hidden, columns)
 
-    monkeypatch.setattr("latentrag.generator.gold.CHUNK_ELEMENTS", 4 * tiny.VOCABULARY)
-    monkeypatch.setattr(type(generator._head), "_piece", watched)
     targets = generator.targets(Y)
+    num_rows = 3 * int(targets.mask.sum())
+    monkeypatch.setattr(fused_gold, "BLOCK_ELEMENTS", 10 * num_rows)
+    monkeypatch.setattr(fused_gold._Layer, "logits", watched)
     generator.log_p_theta(generator.prepare(X, PASSAGES), targets)
-    assert max(sizes) <= 4
-    assert sum(sizes) == 3 * int(targets.mask.sum())
+    assert max(sizes) <= 10 * num_rows
+    assert sum(sizes) == num_rows * tiny.VOCABULARY
 
 
 @torch.no_grad()

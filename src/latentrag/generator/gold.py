@@ -2,8 +2,10 @@
 
 Both likelihoods of the paper need one number for each position: the log-probability of the token that is there.
 Label smoothing needs one more: the mean over the vocabulary of the marginal's log-probabilities. The model's output
-layer is therefore applied to a few positions at a time. Where gradients are wanted, no chunk keeps its logits for
-the backward pass: of a frozen layer the gradients are taken at once, one that is trained is applied a second time.
+layer is therefore never applied to everything at once: for gold tokens to a block of the vocabulary at a time
+(``fused_gold``), for the mean, and where the layer is more than a matrix and a bias, to a few positions. With
+gradients, no part keeps its logits for the backward pass: of a frozen layer the gradients are taken at once, one that
+is trained is applied a second time.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,11 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from latentrag.errors import ModelError
+from latentrag.generator.fused_gold import fused_gold_log_probs
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits of a chunk: 64 MiB in float32. With gradients it takes five to seven times that while it is worked on."""
@@ -37,12 +40,12 @@ class OutputHead:
         if self.linear is None:
             raise ModelError(f"{type(model).__name__} has no output layer; needed a model that generates text")
 
-    def after(self, logits: Tensor) -> Tensor:
-        """What the model does to its output layer's result."""
+    def after(self, logits: Tensor, columns: Any = ...) -> Tensor:
+        """What the model does to its output layer's result. logits: (…, V), or those of the tokens ``columns``."""
         config = self.model.config.get_text_config(decoder=True)
         bias = getattr(self.model, "final_logits_bias", None)
         if bias is not None:
-            logits = logits + bias.to(logits)
+            logits = logits + bias[..., columns].to(logits)
         scale = getattr(config, "logit_scale", None)
         if scale is not None:
             logits = logits * scale
@@ -94,8 +97,13 @@ class OutputHead:
             mask: (R, T) bool, True = scored.
         Returns: (R, T) float32 nats, 0 where masked.
         """
-        size = max(1, CHUNK_ELEMENTS // self.linear.weight.shape[0])
-        log_probs = self._in_chunks(self._piece, size, hidden[mask], ids[mask])
+        if _is_plain(self.linear):
+            log_probs = fused_gold_log_probs(
+                hidden[mask], ids[mask], weight=self.linear.weight, bias=self.linear.bias, after=self.after
+            )
+        else:
+            size = max(1, CHUNK_ELEMENTS // self.linear.weight.shape[0])
+            log_probs = self._in_chunks(self._piece, size, hidden[mask], ids[mask])
         return torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, log_probs)
 
     def mean_log_probs(self, hidden: Tensor, log_weights: Tensor, mask: Tensor) -> Tensor:
@@ -135,6 +143,12 @@ class OutputHead:
         if any(parameter.requires_grad for parameter in self.linear.parameters()):
             return torch.cat([checkpoint(piece, *chunk, use_reentrant=False) for chunk in chunks])
         return torch.cat([_GradientsAtOnce.apply(piece, *chunk) for chunk in chunks])  # type: ignore[no-untyped-call]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether the layer is hidden Wᵀ + b and nothing else: no adapter, no quantised weights, no hook."""
+    hooks = len(layer._forward_hooks) + len(layer._forward_pre_hooks)  # noqa: SLF001  (torch has no other way to ask)
+    return type(layer) is nn.Linear and not hooks
 
 
 class _GradientsAtOnce(torch.autograd.Function):

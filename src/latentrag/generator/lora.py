@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentrag.errors import InputError, ModelError
 
@@ -69,12 +69,32 @@ def add_lora(model: Any, lora: Lora, *, seed: int = 0) -> None:
         parameter.requires_grad_(adapts)
         if adapts:
             parameter.data = parameter.data.float()
+    for layer in _adapted(model):
+        layer.cast_input_dtype_enabled = False
+        for factors in (layer.lora_A, layer.lora_B):
+            factors.update({name: _InTheInputsDtype(factor) for name, factor in factors.items()})
+
+
+class _InTheInputsDtype(nn.Module):
+    """A factor, float32 for the optimiser, which computes in the model's dtype: half of the time in bfloat16."""
+
+    def __init__(self, factor: nn.Linear) -> None:
+        super().__init__()
+        self.weight = factor.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype))
+
+
+def _adapted(model: Any) -> list[Any]:
+    """The layers that have an adapter."""
+    return [module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")]
 
 
 @contextmanager
 def without_lora(model: Any) -> Iterator[None]:
     """Within: the model as it was before training."""
-    layers = [module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")]
+    layers = _adapted(model)
     try:
         for layer in layers:
             layer._disable_adapters = True  # noqa: SLF001 its public switch forgets which weights are trained

@@ -224,7 +224,8 @@ class Trainer:
 
     def _gradients(self, batch: Sequence[tuple[str, str]], *, learns: bool) -> Tensor:
         """Gradients of the batch's mean loss for this process's rows; their summed loss, NLL and tokens, (3,)."""
-        mine = self.processes.share(batch)
+        # Rows of like length next to each other: what is padded is short, and the sum is the same.
+        mine = sorted(self.processes.share(batch), key=lambda pair: len(pair[0]) + len(pair[1]))
         size = self.options.micro_batch_size
         totals = torch.zeros(3, dtype=torch.float64)
         for start in range(0, len(mine), size):

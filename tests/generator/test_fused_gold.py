@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import fused_gold
-from benchmarks.fused_gold import fused_gold_log_probs
+from latentrag.generator import fused_gold
+from latentrag.generator.fused_gold import fused_gold_log_probs
 
 R, H, V = 6, 8, 53
 TOLERANCE = 1e-5
