@@ -4,13 +4,14 @@
 
 Every arm sees the same examples, in the same order and number, and starts from the demo's model. The generator learns
 through an adapter that leaves passages as they were read (LoRA, scope "question"), so that all arms share what has
-been read of them. The arms that train the retriever share their first steps, in which the generator learns alone.
+been read of them. There is no warm-up in which the generator learns alone: this one can read, and says most clearly
+which passage helps before it is tuned.
 
-    closed book       generator without passages            query side      then the query encoder alone
-    BM25              generator over BM25                    sequence        then both, RAG-Sequence
-    frozen            generator over the untrained encoder   token           then both, RAG-Token
-                                                             emdr2           then both, EMDR²
-                                                             hindsight       then both, passages found with y too
+    closed book       generator without passages            query side      the query encoder alone, hindsight
+    BM25              generator over BM25                    sequence        both, RAG-Sequence
+    frozen            generator over the untrained encoder   token           both, RAG-Token
+                                                             emdr2           both, EMDR²
+                                                             hindsight       both, passages found with x and y too
 
 Results stand under OUT, arm by arm; whatever is there is not done again, and what is interrupted goes on.
 """
@@ -20,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import shutil
 import sys
 import time
 from dataclasses import asdict, replace
@@ -56,7 +56,6 @@ class Experiment:
     Args:
         out: where results stand.
         num_steps: of every arm.
-        num_warmup: of those, the generator's own.
         cache: folder for what the generator has read of passages.
     """
 
@@ -66,7 +65,7 @@ class Experiment:
         self.memory = assemble.open_memory("demo")
         self.examples = read_examples(data / TRAIN).rows
         dev = read_examples(data / DEV).rows
-        self.test, self.dev = dev[:num_dev], dev[-100:]
+        self.test, self.dev = dev[:num_dev], dev[-64:]
         self.options = TrainingOptions(
             k=K,
             num_steps=num_steps,
@@ -75,20 +74,19 @@ class Experiment:
             lr_retriever=LR_RETRIEVER,
             lr_generator=3e-4,
             warmup_steps=max(1, num_steps // 20),
-            warmup_generator=int(0.4 * num_steps),
             eval_every=max(1, num_steps // 5),
-            save_every=5,
+            save_every=10,
             seed=seed,
         )
 
     # Models
 
     def generator(self, *, frozen: bool = False) -> Any:
-        """The demo's, its prompt without worked examples, with a fresh adapter."""
+        """The demo's, its prompt without worked examples, with a fresh adapter unless it is not to learn."""
         bare = assemble.load("demo", memory=self.memory, retriever="bm25").generator
         return assemble.generator_for_training(
             bare,  # type: ignore[arg-type]
-            lora=LORA,
+            lora=None if frozen else LORA,
             frozen=frozen,
             seed=self.options.seed,
             passage_cache_bytes=3 << 30,
@@ -102,76 +100,60 @@ class Experiment:
     # Training
 
     def trained(self, arm: str) -> Rag:
-        """The arm's model, trained as far as it is not yet."""
+        """The arm's model, trained as far as it is not yet; on the way, how well its retriever finds."""
         options = self._options(arm)
-        generator = self.generator()
+        generator = self.generator(frozen=options.freeze == "generator")
         retriever: Any = None
         if arm != "closed book":
             retriever = BM25Retriever(self.memory) if arm == "BM25" else self.dense()
         folder = self.out / arm.replace(" ", "-")
-        if options.trains_retriever:
-            self._start_from_warmup(folder, generator, options)
         trainer = Trainer(
             retriever, generator, self.examples, options=options, folder=folder, dev=self.dev, progress=True
         )
-        outcome = trainer.run(resume=checkpoint.newest(folder) is not None)
-        if not outcome.finished:
-            raise KeyboardInterrupt
+        found = checkpoint.newest(folder)
+        step = 0 if found is None else found.step
+        if options.trains_retriever and step == 0:
+            self._measure_retriever(retriever, folder, 0)
+        while step < options.num_steps or found is None:
+            until = (step // options.eval_every + 1) * options.eval_every
+            if trainer.run(resume=found is not None, until=until).step < min(until, options.num_steps):
+                raise KeyboardInterrupt
+            found = checkpoint.newest(folder)
+            step = found.step if found is not None else options.num_steps
+            if options.trains_retriever:
+                self._measure_retriever(retriever, folder, step)
+        trainer.run(resume=True)
         return Rag(retriever or BM25Retriever(self.memory), generator, variant=options.variant, k=K)
 
     def _options(self, arm: str) -> TrainingOptions:
-        base, warmup = self.options, self.options.warmup_generator
         changes: dict[str, dict[str, Any]] = {
-            "warm-up": {},
-            "closed book": {"closed_book": True, "warmup_generator": 0},
-            "BM25": {"freeze": "retriever", "warmup_generator": 0},
-            "frozen": {"freeze": "retriever", "warmup_generator": 0},
-            "query side": {
-                "freeze": "generator",
-                "warmup_generator": 0,
-                "num_steps": base.num_steps - warmup,
-                "skip_batches": warmup,
-            },
+            "closed book": {"closed_book": True},
+            "BM25": {"freeze": "retriever"},
+            "frozen": {"freeze": "retriever"},
+            "query side": {"freeze": "generator", "hindsight": K},
             "sequence": {},
             "token": {"variant": "token"},
             "emdr2": {"objective": "emdr2"},
             "hindsight": {"hindsight": K},
         }
-        return replace(base, **changes[arm])
+        return replace(self.options, **changes[arm])
 
-    def _start_from_warmup(self, folder: Path, generator: Any, options: TrainingOptions) -> None:
-        """Give an arm the checkpoint at the end of the steps that all of them share."""
-        shared = self.out / "warm-up"
-        self._warm_up(shared)
-        found = checkpoint.newest(shared)
-        assert found is not None
-        if options.freeze == "generator":
-            named = {
-                f"generator.{name}": weight for name, weight in generator.named_parameters() if weight.requires_grad
-            }
-            checkpoint.restore_some(found, parameters=named)
-        elif checkpoint.newest(folder) is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(found.folder, folder / found.folder.name)
-            shutil.copy(shared / "log.jsonl", folder)
-
-    def _warm_up(self, folder: Path) -> None:
-        """RAG-Sequence to the last step before the retriever learns."""
-        warmup = self.options.warmup_generator
-        found = checkpoint.newest(folder)
-        if found is not None and found.step >= warmup:
-            return
-        trainer = Trainer(
-            self.dense(),
-            self.generator(),
-            self.examples,
-            options=self.options,
-            folder=folder,
-            dev=self.dev,
-            progress=True,
-        )
-        if trainer.run(resume=found is not None, until=warmup).step < warmup:
-            raise KeyboardInterrupt
+    @torch.no_grad()
+    def _measure_retriever(self, retriever: DenseRetriever, folder: Path, step: int) -> None:
+        """Title recall of the measured clues, a line for the step."""
+        ranks = []
+        for start in range(0, len(self.test), 100):
+            rows = self.test[start : start + 100]
+            found = retriever.retrieve([row.x for row in rows], 50).passages
+            titles = [[passage.title for passage in of_one] for of_one in found]
+            ranks += [
+                of_one.index(row.title) if row.title in of_one else 50 for row, of_one in zip(rows, titles, strict=True)
+            ]
+        recall = {str(k): sum(rank < k for rank in ranks) / len(ranks) for k in (1, 5, 10, 20, 50)}
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "retriever.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "title_recall": recall}) + "\n")
+        print(f"{folder.name}, step {step}: title recall {recall}", file=sys.stderr)
 
     # Measuring
 
@@ -200,7 +182,7 @@ class Experiment:
         )
 
 
-LR_RETRIEVER = 1e-4
+LR_RETRIEVER = 5e-5
 
 
 def machine() -> dict[str, Any]:

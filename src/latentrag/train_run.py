@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from latentrag.config import RetrieverKind
     from latentrag.rag import Rag
     from latentrag.training.data import Example
-    from latentrag.training.loop import Outcome
+    from latentrag.training.loop import Outcome, Trainer
     from latentrag.training.options import TrainingOptions
     from latentrag.training.processes import Processes
 
@@ -109,14 +109,20 @@ def train(
     if chosen.refresh_every and processes.count > 1:
         raise InputError("refresh_every needs a single process, which re-encodes the memory; start one")
     asked = _record(setup, chosen, lora, memory)
+    trainer = _trainer(setup, rag, chosen, examples, dev, processes, progress=progress)
     if before is not None:
         _check_same(before, asked, setup.out)
     elif processes.is_main:
         _write(setup.out, asked)
-    return _run(setup, rag, chosen, examples, dev, processes, resume=before is not None, progress=progress)
+    outcome = trainer.run(resume=before is not None)
+    if outcome.finished and processes.is_main:
+        trainer.restore_best()
+        _save(rag, setup.out / "model", refreshed=chosen.refresh_every > 0)
+    processes.wait()
+    return outcome
 
 
-def _run(
+def _trainer(
     setup: Setup,
     rag: Rag,
     options: TrainingOptions,
@@ -124,14 +130,13 @@ def _run(
     dev: Sequence[Example],
     processes: Processes,
     *,
-    resume: bool,
     progress: bool,
-) -> Outcome:
+) -> Trainer:
     from latentrag.training.loop import Trainer
 
     retriever: Any = None if options.closed_book else rag.retriever
     generator: Any = rag.generator
-    trainer = Trainer(
+    return Trainer(
         retriever,
         generator,
         examples,
@@ -142,17 +147,17 @@ def _run(
         refresher=retriever if options.refresh_every else None,
         progress=progress,
     )
-    outcome = trainer.run(resume=resume)
-    if outcome.finished and processes.is_main:
-        trainer.restore_best()
-        generator.passage_cache = None
-        encoder = None
-        if options.refresh_every:  # the memory's newest version becomes that of the weights that are saved
-            retriever.refresh()
-            encoder = retriever.passage_encoder
-        assemble.save(rag, setup.out / "model", passage_encoder=encoder)
-    processes.wait()
-    return outcome
+
+
+def _save(rag: Rag, folder: Path, *, refreshed: bool) -> None:
+    generator: Any = rag.generator
+    generator.passage_cache = None
+    encoder = None
+    if refreshed:  # the memory's newest version becomes that of the weights that are saved
+        retriever: Any = rag.retriever
+        retriever.refresh()
+        encoder = retriever.passage_encoder
+    assemble.save(rag, folder, passage_encoder=encoder)
 
 
 def _examples(path: Path | None, setup: Setup, say: Callable[[str], None]) -> tuple[Example, ...]:

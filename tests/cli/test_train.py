@@ -1,0 +1,206 @@
+"""train, from a file of questions to a model that answers, with a real tiny model."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import latentrag
+from latentrag.memory import Memory
+from tests.cli.conftest import DOCUMENTS, QUESTION, cli
+from tests.encoder.tiny import write_sentence_encoder
+
+ROWS = [
+    {"question": QUESTION, "answer": ["Beethoven"]},
+    {"question": "Who wrote the novel Emma?", "answer": ["Austen"]},
+    {"question": "What is the capital of France?", "answer": ["Paris"]},
+    {"question": "What is the capital of Italy?", "answer": ["Rome"]},
+]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write(tmp_path / "data.jsonl", ROWS)
+
+
+@pytest.fixture
+def train(data, model, memory, tmp_path):
+    def run(*arguments: object, out="run", data=data, memory=memory):
+        settings = ["-m", model, "-i", memory, "--out", tmp_path / out, "-k", 2, "--batch-size", 4, "--save-every", 2]
+        return cli("train", data, *settings, *arguments)
+
+    return run
+
+
+def log(folder, event):
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [line for line in lines if line["event"] == event]
+
+
+def test_a_trained_model_is_asked_like_any_other(train, data, memory, tmp_path) -> None:
+    done = train("--dev", data, "--steps", 12, "--eval-every", 4, "--lr-generator", 0.01, "--json")
+    assert done.code == 0
+    run = tmp_path / "run"
+    assert done.json["step"] == 12
+    assert done.json["model"] == str(run / "model")
+    dev = [line["nll_per_token"] for line in log(run, "dev")]
+    assert len(dev) == 4  # before the first step, too
+    assert done.json["best_nll_per_token"] == min(dev) < dev[0]
+    rag = latentrag.load(run / "model", memory=memory)
+    total = [rag.score(row["question"], row["answer"][0]) for row in ROWS]
+    per_token = -sum(each.log_likelihood for each in total) / sum(each.num_tokens for each in total)
+    assert per_token == pytest.approx(min(dev), abs=1e-4)
+    assert cli("ask", QUESTION, "-m", run / "model", "-i", memory).code == 0
+
+
+def test_what_people_see(train, tmp_path) -> None:
+    done = train("--epochs", 2)
+    assert (done.code, done.stdout) == (0, "")
+    *_, last = done.stderr.splitlines()
+    assert (
+        last
+        == f"the model is in {tmp_path / 'run' / 'model'}; ask it with: latentrag ask -m {last.split()[-2]} QUESTION"
+    )
+    assert [line["step"] for line in log(tmp_path / "run", "train")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--variant", "token"],
+        ["--objective", "emdr2"],
+        ["--objective", "pdist"],
+        ["--objective", "loop"],
+        ["--hindsight", 2],
+        ["--closed-book"],
+        ["--freeze", "generator"],
+        ["--freeze", "retriever", "--label-smoothing", 0.1],
+        ["--retriever", "bm25"],
+        ["--lora", 2, "--passage-cache-folder", "cache"],
+        ["--lora", 2, "--lora-scope", "all", "--recompute"],
+        ["--answers", "sample", "--warmup-generator", 1],
+    ],
+    ids=lambda arguments: " ".join(map(str, arguments)),
+)
+def test_options(train, memory, tmp_path, arguments, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = train("--steps", 2, *arguments)
+    assert done.code == 0, done.stderr
+    losses = [line["loss"] for line in log(tmp_path / "run", "train")]
+    assert len(losses) == 2
+    latentrag.load(tmp_path / "run" / "model", memory=memory).answer(QUESTION)
+
+
+def test_the_passage_encoder_is_trained_too(train, memory, tmp_path) -> None:
+    copy = tmp_path / "memory.lance"
+    shutil.copytree(memory, copy)
+    before = Memory.open(copy)
+    done = train("--steps", 4, "--refresh-every", 2, "--warmup-generator", 0, memory=copy)
+    assert done.code == 0, done.stderr
+    after = Memory.open(copy)
+    assert after.version > before.version
+    assert after.manifest.fingerprint != before.manifest.fingerprint
+    latentrag.load(tmp_path / "run" / "model", memory=copy).answer(QUESTION)
+    assert Memory.open(copy, version=before.version).manifest.fingerprint == before.manifest.fingerprint
+
+
+def test_a_run_that_was_stopped_goes_on_by_the_line_it_prints(data, model, memory, tmp_path) -> None:
+    """Ctrl-C: the step in flight is finished and saved."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "latentrag", "train", data, "-m", model, "-i", memory, "--out", run, "-k", 2]
+    command = [*map(str, command), "--batch-size", "4", "--steps", "3000", "--save-every", "1000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not ((run / "log.jsonl").exists() and log(run, "train")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    step = log(run, "train")[-1]["step"]
+    last = said.splitlines()[-1]
+    assert last.startswith(f"stopped after step {step}; go on with: latentrag train ")
+    assert last.endswith(" --resume")
+    assert (run / f"step-{step:08d}").is_dir()
+    assert not (run / "model").exists()
+
+
+def test_resumed(train, tmp_path) -> None:
+    assert train("--steps", 4).code == 0
+    whole = [line["loss"] for line in log(tmp_path / "run", "train")]
+    assert train("--steps", 4, out="cut").code == 0
+    cut = tmp_path / "cut"
+    shutil.rmtree(cut / "model")
+    shutil.rmtree(cut / "step-00000004")
+    assert train("--steps", 4, "--resume", out="cut").code == 0
+    assert [line["loss"] for line in log(cut, "train")] == whole
+    assert (cut / "model").is_dir()
+
+
+MISTAKES = {
+    "a run is there": (["--steps", 2], "holds a run already; go on with it by --resume"),
+    "other settings": (["--steps", 2, "-k", 3, "--resume"], "has k=2, now asked for 3; resume with what it began with"),
+    "other steps": (["--steps", 3, "--resume"], "has num_steps=2, now asked for 3"),
+}
+
+
+def test_mistakes_with_a_folder_in_use(train, tmp_path) -> None:
+    assert train("--steps", 2).code == 0
+    kept = sorted(path.name for path in (tmp_path / "run").rglob("*"))
+    for arguments, message in MISTAKES.values():
+        assert message in train(*arguments).error()
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == kept
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("a year's work")
+    assert "mine exists and is no run of latentrag" in train("--steps", 2, out="mine").error()
+    assert "leave --resume out to begin one" in train("--steps", 2, "--resume", out="none").error()
+
+
+def test_mistakes_in_the_data(train, tmp_path) -> None:
+    rows = [*ROWS, {"question": "Who?"}, {"answer": ["x"]}]
+    done = train("--steps", 1, data=write(tmp_path / "bad.jsonl", rows))
+    assert "row 5 has no answer" in done.error() or "line 5" in done.error()
+    assert not (tmp_path / "run").exists()
+    done = train("--steps", 1, "--skip-bad", data=write(tmp_path / "bad.jsonl", rows))
+    assert done.code == 0
+    assert "2 of 6" in done.stderr
+    assert "empty.jsonl" in train("--steps", 1, out="e", data=write(tmp_path / "empty.jsonl", [])).error()
+    assert "none.jsonl" in train("--steps", 1, out="n", data=tmp_path / "none.jsonl").error()
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--objective", "emdr2", "--label-smoothing", 0.1], "label_smoothing"),
+        (["--closed-book", "--hindsight", 3], "closed"),
+        (["--retriever", "bm25", "--refresh-every", 2], "refresh"),
+        (["--retriever", "bm25", "--freeze", "generator"], "freeze"),
+    ],
+)
+def test_settings_that_exclude_each_other(train, tmp_path, arguments, message) -> None:
+    assert message in train("--steps", 1, *arguments).error().lower()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_memory_of_another_encoder(train, tmp_path) -> None:
+    documents = write(tmp_path / "d.jsonl", [{"id": n, "title": n, "text": text} for n, text in DOCUMENTS.items()])
+    other = write_sentence_encoder(tmp_path / "other", head=["Normalize"], seed=5)
+    assert cli("index", "add", tmp_path / "other.lance", documents, "--encoder", other).code == 0
+    assert "use the query encoder that belongs to other" in train("--steps", 1, memory=tmp_path / "other.lance").error()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written(train, tmp_path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert "cannot be written" in train("--steps", 1, out="closed/run").error()
