@@ -10,7 +10,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help test lint format demo eval-demo bench-loss-memory clean
+.PHONY: help test lint format demo eval-demo experiment-jeopardy bench-loss-memory clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,11 @@ demo: $(STAMP)  ## Fetch the demo's models and corpus once, build its memory, as
 
 eval-demo: demo  ## Measure the demo on DATA (a folder with the question sets); LIMIT=200 takes the first 200.
 	@$(BIN)/python experiments/eval_demo.py --data $(DATA) $(if $(LIMIT),--limit $(LIMIT))
+
+experiment-jeopardy: demo  ## Train on DATA's clues, arm by arm, hours; BUDGET_MIN=30 for fewer examples; goes on where it was.
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
+		$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[report]'
+	@$(BIN)/python experiments/jeopardy.py --data $(DATA) $(if $(BUDGET_MIN),--budget-min $(BUDGET_MIN))
 
 bench-loss-memory: $(STAMP)  ## Measure the loss over a large vocabulary against the naive one, 15 minutes; RUNS=5.
 	@$(BIN)/python -m benchmarks.loss_memory $(if $(RUNS),--runs $(RUNS))

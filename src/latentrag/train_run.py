@@ -55,6 +55,9 @@ class Setup:
         recompute: keep fewer activations and compute them again in the backward pass.
         passage_cache_bytes: RAM for what the generator has read of passages, where that does not change.
         passage_cache_folder: keeps that on disk too.
+        choose_warmup: in joint training, an encoder–decoder warms up for a fifth of the steps, in place of
+            ``options.warmup_generator``. A causal model can read before it is trained, and says which passage helps
+            more clearly then than after some steps of its own.
         skip_bad: leave out rows that are no examples.
         device: "auto", "cpu", "cuda" …
     """
@@ -73,6 +76,7 @@ class Setup:
     recompute: bool = False
     passage_cache_bytes: int = 2 << 30
     passage_cache_folder: Path | None = None
+    choose_warmup: bool = False
     skip_bad: bool = False
     device: str = "auto"
 
@@ -106,6 +110,8 @@ def train(
     rag, lora = _model(setup, memory, chosen, device=str(processes.device))
     if chosen.lr_generator == 0 and chosen.trains_generator:
         chosen = replace(chosen, lr_generator=LORA_RATE if lora is not None else WHOLE_RATE)
+    if setup.choose_warmup and chosen.trains_generator and chosen.trains_retriever and not _reads_already(rag):
+        chosen = replace(chosen, warmup_generator=chosen.num_steps // 5)
     if chosen.refresh_every and processes.count > 1:
         raise InputError("refresh_every needs a single process, which re-encodes the memory; start one")
     asked = _record(setup, chosen, lora, memory)
@@ -212,6 +218,12 @@ def _model(setup: Setup, memory: Any, options: TrainingOptions, *, device: str) 
     )
     retriever = assemble.retriever_for_training(rag, setup.model, memory, options.refresh_every > 0, device=device)
     return assemble.with_parts(rag, retriever, generator), lora if options.trains_generator else None
+
+
+def _reads_already(rag: Rag) -> bool:
+    from latentrag.generator import CausalGenerator
+
+    return isinstance(rag.generator, CausalGenerator)
 
 
 def _record(setup: Setup, options: TrainingOptions, lora: Any, memory: Any) -> dict[str, Any]:

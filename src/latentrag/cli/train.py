@@ -48,13 +48,14 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="In place of --epochs: optimiser steps.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in a step, over all processes.")] = 16,
     micro_batch_size: Annotated[int, typer.Option(min=1, help="Examples in a forward pass; less needs less RAM.")] = 8,
-    lr_retriever: Annotated[float, typer.Option(min=0.0, help="Highest learning rate of the query encoder.")] = 1e-4,
+    lr_retriever: Annotated[float, typer.Option(min=0.0, help="Highest learning rate of the query encoder.")] = 5e-5,
     lr_generator: Annotated[
         float, typer.Option(min=0.0, help="Of the generator; 0: 2e-4 for an adapter, 3e-5 for all weights.")
     ] = 0.0,
     warmup_steps: Annotated[int | None, typer.Option(min=0, help="Rates rise so long; default: 5 % of all.")] = None,
     warmup_generator: Annotated[
-        int | None, typer.Option(min=0, help="Steps in which the generator learns alone; default: a fifth of all.")
+        int | None,
+        typer.Option(min=0, help="Steps in which the generator learns alone; default: a fifth for encoder-decoders."),
     ] = None,
     weight_decay: Annotated[float, typer.Option(min=0.0, help="AdamW's.")] = 1e-3,
     clip: Annotated[float, typer.Option(help="Highest norm of the gradient of either side.")] = 1.0,
@@ -98,7 +99,6 @@ def train(
 
     def options(num_examples: int) -> TrainingOptions:
         num_steps = steps if steps is not None else max(1, round(epochs * num_examples / batch_size))
-        joint = freeze == "none" and not closed_book and retriever != "bm25"
         return TrainingOptions(
             variant=variant,
             objective=objective,
@@ -112,7 +112,7 @@ def train(
             lr_retriever=lr_retriever,
             lr_generator=lr_generator,
             warmup_steps=warmup_steps if warmup_steps is not None else num_steps // 20,
-            warmup_generator=warmup_generator if warmup_generator is not None else (num_steps // 5 if joint else 0),
+            warmup_generator=warmup_generator or 0,
             weight_decay=weight_decay,
             clip=clip,
             label_smoothing=label_smoothing,
@@ -140,6 +140,7 @@ def train(
         recompute=recompute,
         passage_cache_bytes=round(passage_cache * 2**30),
         passage_cache_folder=None if passage_cache_folder is None else passage_cache_folder.expanduser(),
+        choose_warmup=warmup_generator is None,
         skip_bad=skip_bad,
         device=device,
     )

@@ -52,7 +52,7 @@ class TrainingOptions:
     num_steps: int = 1000
     batch_size: int = 16
     micro_batch_size: int = 8
-    lr_retriever: float = 3e-5
+    lr_retriever: float = 5e-5
     lr_generator: float = 3e-5
     warmup_steps: int = 50
     warmup_generator: int = 0
