@@ -121,6 +121,15 @@ def test_a_cache_changes_no_digit_and_is_used(plain, tmp_path) -> None:
     assert (generator.passage_cache.num_misses, generator.passage_cache.num_hits) == (6, 12)
 
 
+def test_all_passages_of_a_question_in_one_prompt_are_not_kept(plain, tmp_path) -> None:
+    """They will not come again, and would drive out what does."""
+    generator = adapted(plain, tmp_path / "a", LORA)
+    generator.passage_cache = PassageCache(1 << 20)
+    with torch.no_grad():
+        generator.log_p_theta(generator.prepare_together(X, PASSAGES), generator.targets(Y))
+    assert len(generator.passage_cache) == generator.passage_cache.num_misses == 0
+
+
 def test_a_full_cache_forgets_what_was_used_longest_ago(plain, tmp_path) -> None:
     generator = adapted(plain, tmp_path / "a", LORA)
     generator.passage_cache = PassageCache(1 << 20)

@@ -43,10 +43,12 @@ class _Read:
 
 @dataclass(slots=True)
 class _Prompts:
-    """R prompts in two parts: what stands for the passage, and the question. ``read`` is computed on first use."""
+    """R prompts in two parts: what stands for the passage, and the question. ``read`` is computed on first use.
+    ``recurring``: a first part may come again with another question, so that it is worth keeping."""
 
     passages: list[list[int]]
     questions: list[list[int]]
+    recurring: bool = True
     read: _Read | None = None
 
 
@@ -157,7 +159,7 @@ class CausalGenerator:
             self._prompts.cut(self.template.read_together(of_one[::-1]), ids, limit=self.max_input_tokens)
             for of_one, ids in zip(passages, questions, strict=True)
         ]
-        return self._prepared(first, questions, 1)
+        return self._prepared(first, questions, 1, recurring=False)
 
     def _questions(self, x: Sequence[str], num_passages: int, *, closed_book: bool) -> list[list[int]]:
         """The prompts' second parts, one for each row. Raises: InputError for one that is too long."""
@@ -170,9 +172,12 @@ class CausalGenerator:
             )
         return [ids for ids in questions for _ in range(num_passages)]
 
-    def _prepared(self, first: list[list[int]], questions: list[list[int]], num_passages: int) -> PreparedPrompts:
+    def _prepared(
+        self, first: list[list[int]], questions: list[list[int]], num_passages: int, *, recurring: bool = True
+    ) -> PreparedPrompts:
         index = torch.arange(len(first), device=self.device)
-        return PreparedPrompts(_Prompts(first, questions), index, len(first) // num_passages, num_passages)
+        prompts = _Prompts(first, questions, recurring)
+        return PreparedPrompts(prompts, index, len(first) // num_passages, num_passages)
 
     def targets(self, y: Sequence[str]) -> Targets:
         rows = [[*self._after_cue(" " + text.strip() if text.strip() else ""), self.end_id] for text in y]
@@ -226,7 +231,7 @@ class CausalGenerator:
         if learns and not (self.lora is not None and self.lora.scope == "question"):
             questions = [first + rest for first, rest in zip(passages, questions, strict=True)]
         else:
-            past = self._past(passages)
+            past = self._past(passages, recurring=prepared.prompts.recurring)
             fixed(past[0])
         lengths = mask.sum(dim=1).tolist()
         targets = ids.tolist()
@@ -274,11 +279,11 @@ class CausalGenerator:
         hidden, output = self._head.run(input_ids=ids, attention_mask=mask.long(), position_ids=positions, **inputs)
         return hidden, output.past_key_values, mask
 
-    def _past(self, rows: Sequence[Sequence[int]]) -> tuple[Any, Tensor]:
+    def _past(self, rows: Sequence[Sequence[int]], *, recurring: bool) -> tuple[Any, Tensor]:
         """The cache of these passages, left-padded, and its mask (R, P); read where they are not known yet."""
         from transformers import DynamicCache
 
-        known = self._layers_of({tuple(row) for row in rows})
+        known = self._layers_of({tuple(row) for row in rows}, self.passage_cache if recurring else None)
         cache, width = DynamicCache(), max(map(len, rows))
         mask = torch.arange(width) >= width - torch.tensor([len(row) for row in rows])[:, None]
         if width == 0:
@@ -293,12 +298,14 @@ class CausalGenerator:
         return cache, mask.to(self.device)
 
     @torch.no_grad()
-    def _layers_of(self, rows: Collection[tuple[int, ...]]) -> dict[tuple[int, ...], Layers]:
+    def _layers_of(
+        self, rows: Collection[tuple[int, ...]], cache: PassageCache | None
+    ) -> dict[tuple[int, ...], Layers]:
         """Keys and values of passages, without an adapter whose scope is the question."""
         found: dict[tuple[int, ...], Layers] = {}
         unread: list[tuple[int, ...]] = []
         for row in sorted(filter(None, rows), key=lambda row: (-len(row), row)):
-            kept = self.passage_cache.get(row) if self.passage_cache is not None else None
+            kept = cache.get(row) if cache is not None else None
             if kept is None:
                 unread.append(row)
             else:
@@ -308,9 +315,9 @@ class CausalGenerator:
             batch, unread = unread[:size], unread[size:]
             fresh = self._read_passages(batch)
             found.update(fresh)
-            if self.passage_cache is not None:
+            if cache is not None:
                 for row, layers in fresh.items():
-                    self.passage_cache.put(row, layers)
+                    cache.put(row, layers)
         return found
 
     def _read_passages(self, batch: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Layers]:
@@ -362,7 +369,9 @@ class CausalGenerator:
     @torch.no_grad()
     def _read(self, prompts: _Prompts) -> _Read:
         if prompts.read is None:
-            hidden, cache, mask = self._block(self._past(prompts.passages), prompts.questions)
+            hidden, cache, mask = self._block(
+                self._past(prompts.passages, recurring=prompts.recurring), prompts.questions
+            )
             lengths = torch.tensor([len(question) for question in prompts.questions], device=hidden.device)
             last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1][:, None]  # (R, 1, H)
             logits = self._head.after(self._head.linear(last))[:, 0]
