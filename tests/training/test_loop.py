@@ -99,6 +99,7 @@ def losses_of(run: Path) -> list[float]:
         {"freeze": "generator"},
         {"freeze": "retriever"},
         {"warmup_generator": 4},
+        {"warmup_retriever": 4},
         {"closed_book": True},
     ],
     ids=str,
@@ -127,6 +128,20 @@ def test_the_generator_learns_first(parts, tmp_path) -> None:
     records = [record for record in read_log(tmp_path / "run" / "log.jsonl") if record["event"] == "train"]
     assert [record["lr_retriever"] > 0 for record in records] == [False] * 4 + [True] * 2
     assert all("norm_retriever" not in record for record in records[:4])
+
+
+@pytest.mark.parametrize("objective", ["nll", "emdr2"])
+def test_the_retriever_learns_first(parts, tmp_path, objective) -> None:
+    options = replace(OPTIONS, objective=objective, warmup_retriever=4, num_steps=6, warmup_steps=0)
+    run = trainer(parts, tmp_path / "run", options=options)
+    before = [weight.detach().clone() for _, weight in run.generator.named_parameters()]
+    run.run(until=4)
+    assert all(map(torch.equal, (weight for _, weight in run.generator.named_parameters()), before))
+    run.run(resume=True)
+    assert not all(map(torch.equal, (weight for _, weight in run.generator.named_parameters()), before))
+    records = [record for record in read_log(tmp_path / "run" / "log.jsonl") if record["event"] == "train"]
+    assert [record["lr_generator"] > 0 for record in records] == [False] * 4 + [True] * 2
+    assert all(record["lr_retriever"] > 0 for record in records)
 
 
 @pytest.mark.parametrize("stop", range(1, 9))
@@ -241,6 +256,9 @@ def test_settings_that_cannot_be() -> None:
         ({"closed_book": True, "hindsight": 2}, "closed_book"),
         ({"freeze": "generator", "warmup_generator": 1}, "warmup_generator"),
         ({"warmup_generator": 9}, "leaves none"),
+        ({"warmup_retriever": 9}, "leaves none"),
+        ({"warmup_retriever": 2, "warmup_generator": 2}, "leave one of them out"),
+        ({"warmup_retriever": 2, "freeze": "retriever"}, "leave one of them out"),
         ({"freeze": "retriever", "refresh_every": 5}, "refresh_every"),
         ({"lr_retriever": -1.0}, "lr_retriever"),
     ):

@@ -57,6 +57,9 @@ def train(
         int | None,
         typer.Option(min=0, help="Steps in which the generator learns alone; default: a fifth for encoder-decoders."),
     ] = None,
+    warmup_retriever: Annotated[
+        int | None, typer.Option(min=0, help="Steps in which the query encoder learns alone; default: none.")
+    ] = None,
     weight_decay: Annotated[float, typer.Option(min=0.0, help="AdamW's.")] = 1e-3,
     clip: Annotated[float, typer.Option(help="Highest norm of the gradient of either side.")] = 1.0,
     label_smoothing: Annotated[float, typer.Option(help="Of the marginal distribution; for nll.")] = 0.0,
@@ -113,6 +116,7 @@ def train(
             lr_generator=lr_generator,
             warmup_steps=warmup_steps if warmup_steps is not None else num_steps // 20,
             warmup_generator=warmup_generator or 0,
+            warmup_retriever=warmup_retriever or 0,
             weight_decay=weight_decay,
             clip=clip,
             label_smoothing=label_smoothing,
@@ -140,7 +144,7 @@ def train(
         recompute=recompute,
         passage_cache_bytes=round(passage_cache * 2**30),
         passage_cache_folder=None if passage_cache_folder is None else passage_cache_folder.expanduser(),
-        choose_warmup=warmup_generator is None,
+        choose_warmup=warmup_generator is None and warmup_retriever is None,
         skip_bad=skip_bad,
         device=device,
     )

@@ -174,8 +174,9 @@ class Trainer:
             checkpoint.restore(found, parameters=self.parameters)
 
     def _phase(self, step: int) -> str:
-        warming = step < self.options.warmup_generator and self.options.trains_retriever
-        return "generator first" if warming else ""
+        if step < self.options.warmup_generator and self.options.trains_retriever:
+            return "generator first"
+        return "retriever first" if step < self.options.warmup_retriever else ""
 
     def _step(self, step: int, log: TrainingLog | _Silent, progress: Progress) -> float:
         """One update; returns the batch's mean −log p(y|x)."""
@@ -185,7 +186,7 @@ class Trainer:
             group["lr"] = rates[group["name"]]
         batch = self._batch(step)
         self.optimiser.zero_grad(set_to_none=True)
-        totals = self._gradients(batch, learns=rates["retriever"] > 0)
+        totals = self._gradients(batch, {name: rate > 0 for name, rate in rates.items()})
         learning = [side for side in self._sides if rates[side.name] > 0]
         norms = {}
         for side in learning:
@@ -222,7 +223,7 @@ class Trainer:
             self._kept_order = kept
         return kept[1]
 
-    def _gradients(self, batch: Sequence[tuple[str, str]], *, learns: bool) -> Tensor:
+    def _gradients(self, batch: Sequence[tuple[str, str]], learns: Mapping[str, bool]) -> Tensor:
         """Gradients of the batch's mean loss for this process's rows; their summed loss, NLL and tokens, (3,)."""
         # Rows of like length next to each other: what is padded is short, and the sum is the same.
         mine = sorted(self.processes.share(batch), key=lambda pair: len(pair[0]) + len(pair[1]))
@@ -230,7 +231,15 @@ class Trainer:
         totals = torch.zeros(3, dtype=torch.float64)
         for start in range(0, len(mine), size):
             x, y = zip(*mine[start : start + size], strict=True)
-            found = losses(self.retriever, self.generator, x, y, options=self.options, learns=learns)
+            found = losses(
+                self.retriever,
+                self.generator,
+                x,
+                y,
+                options=self.options,
+                retriever_learns=learns["retriever"],
+                generator_learns=learns["generator"],
+            )
             total = found.loss.sum()
             (total / len(batch)).backward()
             totals += torch.tensor([total.item(), found.nll.sum().item(), found.num_tokens], dtype=torch.float64)

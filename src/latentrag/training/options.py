@@ -29,6 +29,8 @@ class TrainingOptions:
             side warms up when it starts to learn.
         warmup_generator: steps at the start in which the generator alone learns. One that cannot read yet sends
             noise to the retriever.
+        warmup_retriever: steps at the start in which the retriever alone learns. A generator that can read says most
+            clearly which passage helps before it is tuned.
         weight_decay: AdamW's, of both sides.
         clip: highest norm of each side's gradient.
         label_smoothing: ε, of the marginal distribution of the next token; for ``nll``.
@@ -56,6 +58,7 @@ class TrainingOptions:
     lr_generator: float = 3e-5
     warmup_steps: int = 50
     warmup_generator: int = 0
+    warmup_retriever: int = 0
     weight_decay: float = 1e-3
     clip: float = 1.0
     label_smoothing: float = 0.0
@@ -92,6 +95,11 @@ class TrainingOptions:
             raise InputError(
                 "closed_book trains the generator alone by its likelihood; leave objective, hindsight and freeze out"
             )
+        self._check_warmups()
+        if self.refresh_every and not self.trains_retriever:
+            raise InputError("refresh_every trains the passage encoder with the retriever; do not freeze it")
+
+    def _check_warmups(self) -> None:
         if self.freeze == "generator" and self.warmup_generator:
             raise InputError("warmup_generator trains the generator, which freeze excludes; leave one of them out")
         if self.warmup_generator >= self.num_steps and self.trains_retriever:
@@ -99,8 +107,18 @@ class TrainingOptions:
                 f"warmup_generator={self.warmup_generator} leaves none of the {self.num_steps} steps to the "
                 "retriever; lower it or freeze the retriever"
             )
-        if self.refresh_every and not self.trains_retriever:
-            raise InputError("refresh_every trains the passage encoder with the retriever; do not freeze it")
+        if not self.warmup_retriever:
+            return
+        if self.warmup_generator or not self.trains_retriever:
+            raise InputError(
+                "warmup_retriever trains the retriever first, which warmup_generator, freeze and closed_book exclude; "
+                "leave one of them out"
+            )
+        if self.warmup_retriever >= self.num_steps and self.trains_generator:
+            raise InputError(
+                f"warmup_retriever={self.warmup_retriever} leaves none of the {self.num_steps} steps to the "
+                "generator; lower it or freeze the generator"
+            )
 
     @property
     def trains_retriever(self) -> bool:
@@ -117,8 +135,10 @@ class TrainingOptions:
         return self.lr_retriever * self._slope(step - self.warmup_generator, self.num_steps - self.warmup_generator)
 
     def rate_of_generator(self, step: int) -> float:
-        """The learning rate of θ in a step, counted from 0."""
-        return self.lr_generator * self._slope(step, self.num_steps) if self.trains_generator else 0.0
+        """The learning rate of θ in a step, counted from 0; 0 while the retriever warms up."""
+        if not self.trains_generator or step < self.warmup_retriever:
+            return 0.0
+        return self.lr_generator * self._slope(step - self.warmup_retriever, self.num_steps - self.warmup_retriever)
 
     def _slope(self, step: int, num_steps: int) -> float:
         rising = min(self.warmup_steps, num_steps)

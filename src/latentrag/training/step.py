@@ -30,13 +30,14 @@ def losses(
     y: Sequence[str],
     *,
     options: TrainingOptions,
-    learns: bool = True,
+    retriever_learns: bool = True,
+    generator_learns: bool = True,
 ) -> Losses:
     """The objective of B pairs (x, y), differentiable in both sides.
 
     Args:
         retriever: None: closed book.
-        learns: whether the retriever does; if not, its part is computed without a gradient.
+        retriever_learns, generator_learns: a side that does not is computed without a gradient.
     """
     targets = generator.targets(y)
     device = targets.ids.device
@@ -46,10 +47,12 @@ def losses(
             log_p_theta = generator.log_p_theta(generator.prepare(x, None), targets)
         alone = nll(torch.zeros(len(x), 1, device=device), log_p_theta, targets.mask, variant="sequence")
         return Losses(alone, alone.detach(), int(targets.mask.sum()))
-    with nullcontext() if learns else torch.no_grad():
+    with nullcontext() if retriever_learns else torch.no_grad():
         retrieved = _retrieved(retriever, x, y, options)
         log_p_eta = log_prior(retrieved.scores.to(device))
-    loss, log_p_theta = _objective(generator, x, retrieved, targets, log_p_eta, options=options, mixed=mixed)
+    loss, log_p_theta = _objective(
+        generator, x, retrieved, targets, log_p_eta, options=options, mixed=mixed, learns=generator_learns
+    )
     with torch.no_grad():
         plain = nll(log_p_eta, log_p_theta, targets.mask, variant=options.variant)
     return Losses(loss, plain, int(targets.mask.sum()))
@@ -72,8 +75,9 @@ def _objective(
     *,
     options: TrainingOptions,
     mixed: AbstractContextManager[Any],
+    learns: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss (B,) and log_p_theta (B, K, T)."""
+    """The loss (B,) and log_p_theta (B, K, T). ``learns``: whether the generator does."""
     variant, mask = options.variant, targets.mask
     with mixed:
         prepared = generator.prepare(x, retrieved.passages)
@@ -84,12 +88,12 @@ def _objective(
             smoothing = options.label_smoothing
             return smoothed_nll(log_p_eta, log_p_theta, mean, mask, variant=variant, smoothing=smoothing), log_p_theta
         # EMDR² teaches the generator by the reader of all passages; of single passages it only asks.
-        with torch.no_grad() if options.objective == "emdr2" else nullcontext():
+        with nullcontext() if learns and options.objective != "emdr2" else torch.no_grad():
             log_p_theta = generator.log_p_theta(prepared, targets)
-        if options.objective == "emdr2":
+        if options.objective == "emdr2" and learns:
             together = generator.log_p_theta(generator.prepare_together(x, retrieved.passages), targets)[:, 0]
             return emdr2(log_p_eta, log_p_theta, mask, together, variant=variant), log_p_theta
-    if options.objective == "nll":
+    if options.objective in ("nll", "emdr2"):  # of EMDR², without its reader, this is what teaches the retriever
         return nll(log_p_eta, log_p_theta, mask, variant=variant), log_p_theta
     distil = pdist if options.objective == "pdist" else loop
     return distil(log_p_eta, log_p_theta, mask, variant=variant, temperature=options.temperature), log_p_theta
