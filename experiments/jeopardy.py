@@ -4,8 +4,8 @@
 
 Every arm sees the same examples, in the same order and number, and starts from the demo's model. The generator learns
 through an adapter that leaves passages as they were read (LoRA, scope "question"), so that all arms share what has
-been read of them. There is no warm-up in which the generator learns alone: this one can read, and says most clearly
-which passage helps before it is tuned.
+been read of them. In the first half of a joint arm the retriever learns alone: this generator can read, and says
+most clearly which passage helps before it is tuned.
 
     closed book       generator without passages            query side      the query encoder alone, hindsight
     BM25              generator over BM25                    sequence        both, RAG-Sequence
@@ -126,15 +126,16 @@ class Experiment:
         return Rag(retriever or BM25Retriever(self.memory), generator, variant=options.variant, k=K)
 
     def _options(self, arm: str) -> TrainingOptions:
+        warmup = self.options.num_steps // 2
         changes: dict[str, dict[str, Any]] = {
             "closed book": {"closed_book": True},
             "BM25": {"freeze": "retriever"},
             "frozen": {"freeze": "retriever"},
             "query side": {"freeze": "generator", "hindsight": K},
-            "sequence": {},
-            "token": {"variant": "token"},
-            "emdr2": {"objective": "emdr2"},
-            "hindsight": {"hindsight": K},
+            "sequence": {"warmup_retriever": warmup},
+            "token": {"warmup_retriever": warmup, "variant": "token"},
+            "emdr2": {"warmup_retriever": warmup, "objective": "emdr2"},
+            "hindsight": {"warmup_retriever": warmup, "hindsight": K},
         }
         return replace(self.options, **changes[arm])
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from latentrag import assemble
 from latentrag.errors import InputError, TrainingError
@@ -33,6 +33,8 @@ FORMAT = 1
 LARGE = 100_000_000
 """Parameters from which on a causal generator is trained by an adapter unless told otherwise."""
 LORA_RATE, WHOLE_RATE = 2e-4, 3e-5
+RETRIEVER_FIRST = 200
+"""Steps in which the retriever alone learns from a causal generator, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,11 @@ class Setup:
         recompute: keep fewer activations and compute them again in the backward pass.
         passage_cache_bytes: RAM for what the generator has read of passages, where that does not change.
         passage_cache_folder: keeps that on disk too.
-        choose_warmup: in joint training, an encoder–decoder warms up for a fifth of the steps, in place of
-            ``options.warmup_generator``. A causal model can read before it is trained, and says which passage helps
-            more clearly then than after some steps of its own.
+        choose: options that follow from model and memory, in place of their given values.
+            "warmup": which side of joint training learns alone at the start. A causal model can read before it is
+            trained, and says most clearly which passage helps before it is tuned: the retriever learns first, for
+            half of the steps or RETRIEVER_FIRST. An encoder–decoder learns to read first, for a fifth of the steps.
+            "hindsight": as many candidates found with y as there are found without, where the retriever learns.
         skip_bad: leave out rows that are no examples.
         device: "auto", "cpu", "cuda" …
     """
@@ -76,7 +80,7 @@ class Setup:
     recompute: bool = False
     passage_cache_bytes: int = 2 << 30
     passage_cache_folder: Path | None = None
-    choose_warmup: bool = False
+    choose: Collection[Literal["warmup", "hindsight"]] = ()
     skip_bad: bool = False
     device: str = "auto"
 
@@ -110,8 +114,10 @@ def train(
     rag, lora = _model(setup, memory, chosen, device=str(processes.device))
     if chosen.lr_generator == 0 and chosen.trains_generator:
         chosen = replace(chosen, lr_generator=LORA_RATE if lora is not None else WHOLE_RATE)
-    if setup.choose_warmup and chosen.trains_generator and chosen.trains_retriever and not _reads_already(rag):
-        chosen = replace(chosen, warmup_generator=chosen.num_steps // 5)
+    if "warmup" in setup.choose:
+        chosen = _with_warmup(chosen, rag)
+    if "hindsight" in setup.choose and chosen.trains_retriever:
+        chosen = replace(chosen, hindsight=max(0, min(chosen.k, len(memory) - chosen.k)))
     if chosen.refresh_every and processes.count > 1:
         raise InputError("refresh_every needs a single process, which re-encodes the memory; start one")
     asked = _record(setup, chosen, lora, memory)
@@ -220,10 +226,14 @@ def _model(setup: Setup, memory: Any, options: TrainingOptions, *, device: str) 
     return assemble.with_parts(rag, retriever, generator), lora if options.trains_generator else None
 
 
-def _reads_already(rag: Rag) -> bool:
+def _with_warmup(options: TrainingOptions, rag: Rag) -> TrainingOptions:
     from latentrag.generator import CausalGenerator
 
-    return isinstance(rag.generator, CausalGenerator)
+    if not (options.trains_generator and options.trains_retriever):
+        return options
+    if isinstance(rag.generator, CausalGenerator):
+        return replace(options, warmup_retriever=min(options.num_steps // 2, RETRIEVER_FIRST))
+    return replace(options, warmup_generator=options.num_steps // 5)
 
 
 def _record(setup: Setup, options: TrainingOptions, lora: Any, memory: Any) -> dict[str, Any]:

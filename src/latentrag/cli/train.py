@@ -41,7 +41,9 @@ def train(
         "nll"
     ),
     k: Annotated[int, typer.Option("-k", "--passages", min=1, help="Passages retrieved for a question.")] = 5,
-    hindsight: Annotated[int, typer.Option(min=0, help="More passages, found with the answer; training only.")] = 0,
+    hindsight: Annotated[
+        int | None, typer.Option(min=0, help="More passages, found with the answer; training only; default: as many.")
+    ] = None,
     closed_book: Annotated[bool, typer.Option("--closed-book", help="No passages: the generator alone.")] = False,
     freeze: Annotated[Freeze, typer.Option(help="A side that is not trained.")] = "none",
     epochs: Annotated[float, typer.Option(min=0.0, help="How often every example is seen.")] = 1.0,
@@ -58,7 +60,7 @@ def train(
         typer.Option(min=0, help="Steps in which the generator learns alone; default: a fifth for encoder-decoders."),
     ] = None,
     warmup_retriever: Annotated[
-        int | None, typer.Option(min=0, help="Steps in which the query encoder learns alone; default: none.")
+        int | None, typer.Option(min=0, help="The query encoder alone; default: half, at most 200, for causal ones.")
     ] = None,
     weight_decay: Annotated[float, typer.Option(min=0.0, help="AdamW's.")] = 1e-3,
     clip: Annotated[float, typer.Option(help="Highest norm of the gradient of either side.")] = 1.0,
@@ -106,7 +108,7 @@ def train(
             variant=variant,
             objective=objective,
             k=k,
-            hindsight=hindsight,
+            hindsight=hindsight or 0,
             closed_book=closed_book,
             freeze="retriever" if retriever == "bm25" and freeze == "none" else freeze,
             num_steps=num_steps,
@@ -129,6 +131,11 @@ def train(
             autocast=autocast,
         )
 
+    chosen: list[Literal["warmup", "hindsight"]] = []
+    if warmup_generator is None and warmup_retriever is None:
+        chosen.append("warmup")
+    if hindsight is None:
+        chosen.append("hindsight")
     setup = Setup(
         data=data.expanduser(),
         memory=memory,
@@ -144,7 +151,7 @@ def train(
         recompute=recompute,
         passage_cache_bytes=round(passage_cache * 2**30),
         passage_cache_folder=None if passage_cache_folder is None else passage_cache_folder.expanduser(),
-        choose_warmup=warmup_generator is None and warmup_retriever is None,
+        choose=chosen,
         skip_bad=skip_bad,
         device=device,
     )
