@@ -80,8 +80,8 @@ def test_a_wrong_file_in_a_folder_keeps_its_rows_so_far_and_is_reported(tmp_path
     ("name", "raw", "problem"),
     [
         ("a.jsonl.gz", b"plain", "not a whole gzip file"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "t"}')[:-4], "not a whole gzip file"),
-        ("a.tsv.gz", gzip.compress(b"x")[:10] + b"\xff" * 20, "not a whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "t"}', mtime=0)[:-4], "not a whole gzip file"),
+        ("a.tsv.gz", gzip.compress(b"x", mtime=0)[:10] + b"\xff" * 20, "not a whole gzip file"),
         ("a.csv", b"", r"\.csv is not a format that is read"),
         ("a", b"", "no extension is not a format"),
         ("a.json", b"", r"only JSON lines are read, one object a line; name it \.jsonl"),
