@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from latentrag.corpus.readers import File, OnSkip, StrPath, documents, find_files
+from latentrag.corpus.readers import File, OnSkip, StrPath, find_files
+from latentrag.corpus.reading import read_files
 from latentrag.errors import DataError, InputError
 from latentrag.types import Document, Passage
 
@@ -32,7 +34,7 @@ def split(document: Document, *, words: int = 100) -> Iterator[Passage]:
 
 
 def passages(
-    paths: StrPath | Iterable[StrPath], *, words: int = 100, on_skip: OnSkip | None = None
+    paths: StrPath | Iterable[StrPath], *, words: int = 100, on_skip: OnSkip | None = None, workers: int = 0
 ) -> Iterator[Passage]:
     """The passages of files and folders: ``read``, then ``split``.
 
@@ -42,14 +44,15 @@ def passages(
         paths: one file or folder, or several.
         words: length of a passage in words.
         on_skip: see ``read``.
-    Raises: InputError if ``words`` < 1. DataError as ``read`` does, and for two .txt or .md files that would
-        have the same id.
+        workers: see ``read``.
+    Raises: InputError if ``words`` < 1. DataError as ``read`` does, and for two files of one document each that
+        would have the same id.
     """
     _check_words(words)
     given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     files = [file for path in given for file in find_files(path, on_skip)]
     _check_ids(files)
-    return (z for file in files for document in documents(file, on_skip) for z in _split(document, words))
+    return (z for document in read_files(files, on_skip, workers=workers) for z in _split(document, words))
 
 
 def _split(document: Document, words: int) -> Iterator[Passage]:
@@ -62,7 +65,7 @@ def _split(document: Document, words: int) -> Iterator[Passage]:
             source=document.source,
             start=start,
             end=end,
-            page=document.page,
+            page=bisect_right(document.page_starts, start) or None,
         )
 
 

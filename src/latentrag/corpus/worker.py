@@ -1,0 +1,84 @@
+"""A process that reads files for ``crew``: tasks come in as lines of JSON, documents go out as lines of JSON.
+
+Not pickles: what is parsed here comes from anywhere, and should it take this process over, it gets no further.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from latentrag.corpus.formats import UnreadableError
+from latentrag.corpus.kinds import kind_of
+from latentrag.corpus.readers import File
+from latentrag.types import Document
+
+READY = b'"ready"\n'
+DONE = b'"done"\n'
+"""No other message ends like this: they are arrays."""
+
+
+def encode_task(file: File) -> bytes:
+    """A file to be read, as a line."""
+    return json.dumps([str(file.path), file.name, file.in_folder]).encode() + b"\n"
+
+
+def decode_message(line: bytes) -> Document | UnreadableError:
+    """What a line of a worker says, which is neither READY nor DONE."""
+    kind, content = json.loads(line)
+    if kind == "unreadable":
+        return UnreadableError(*content)
+    return Document(**{**content, "page_starts": tuple(content["page_starts"])})
+
+
+def serve() -> None:
+    """Reads the files that standard input names, until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    # What libraries print must not come between the messages.
+    messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    tasks: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_receive, args=(tasks,), daemon=True).start()
+    try:
+        messages.write(READY)
+        messages.flush()
+        while True:
+            messages.writelines(_messages(_decode_task(tasks.get())))
+            messages.write(DONE)
+            messages.flush()
+    except BrokenPipeError:
+        os._exit(0)
+
+
+def _receive(tasks: SimpleQueue[bytes]) -> None:
+    """Ends this process as soon as the one that started it is gone, even in the middle of a file."""
+    for line in sys.stdin.buffer:
+        tasks.put(line)
+    os._exit(0)
+
+
+def _decode_task(line: bytes) -> File:
+    path, name, in_folder = json.loads(line)
+    kind = kind_of(Path(path).name)
+    assert kind is not None
+    return File(Path(path), name, kind, in_folder=in_folder)
+
+
+def _messages(file: File) -> Iterator[bytes]:
+    try:
+        for document in file.documents():
+            yield _encode("document", asdict(document))
+    except UnreadableError as error:
+        yield _encode("unreadable", [error.problem, error.line])
+
+
+def _encode(kind: str, content: Any) -> bytes:
+    return json.dumps([kind, content]).encode() + b"\n"
