@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
 from typing import cast
@@ -29,6 +29,8 @@ _MAX_AHEAD_BYTES = 1 << 25
 _MAX_AHEAD_FILES = 64
 """For each worker, how many files may be read before the one that is asked for is finished."""
 _READ_BYTES = 1 << 16
+_MAX_DOCUMENT_S = 300.0
+"""A document that takes longer is given up; thousands of pages take seconds."""
 # -P: a json.py in the current folder is none of ours.
 _START = (
     "-P",
@@ -37,7 +39,7 @@ _START = (
 )
 
 
-def read_with_crew(files: Sequence[File], on_skip: OnSkip | None, *, workers: int) -> Iterator[Document]:
+def read_with_crew(files: Sequence[File], on_skip: OnSkip | None, *, workers: int) -> Generator[Document]:
     """As ``read_files``. The processes start with the first document and end with the last, or with ``close``."""
     crew = _Crew(files, min(workers, len(files)))
     try:
@@ -181,7 +183,7 @@ class _Crew:
         end = b""
         try:
             assert process.stdin is not None
-            process.stdin.write(encode_task(self._files[i]))
+            process.stdin.write(encode_task(self._files[i], _MAX_DOCUMENT_S))
             process.stdin.flush()
         except BrokenPipeError:
             pass  # it has died, as will be seen below
@@ -229,9 +231,9 @@ def _output(process: subprocess.Popen[bytes]) -> BufferedReader:
 
 
 def _death(returncode: int, num_documents: int) -> str:
-    how = f"code {returncode}"
-    if returncode < 0:
-        how = signal.Signals(-returncode).name
-    memory = ", perhaps for want of memory" if how == "SIGKILL" else ""
     kept = f" after {num_documents} documents" if num_documents else ""
-    return f"reading it ended the process that did{kept} ({how}{memory}); remove or repair the file"
+    name = signal.Signals(-returncode).name if returncode < 0 else f"code {returncode}"
+    if name == "SIGALRM":
+        return f"given up{kept}: a document took more than {_MAX_DOCUMENT_S:g} s; remove or repair the file"
+    memory = ", perhaps for want of memory" if name == "SIGKILL" else ""
+    return f"reading it ended the process that did{kept} ({name}{memory}); remove or repair the file"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -35,10 +36,11 @@ def split(document: Document, *, words: int = 100) -> Iterator[Passage]:
 
 def passages(
     paths: StrPath | Iterable[StrPath], *, words: int = 100, on_skip: OnSkip | None = None, workers: int = 0
-) -> Iterator[Passage]:
+) -> Generator[Passage]:
     """The passages of files and folders: ``read``, then ``split``.
 
-    All paths are looked up before the first passage, so that a misspelt one does not surface hours later.
+    All paths are looked up before the first passage, so that a misspelt one does not surface hours later. To stop
+    before the last passage, ``close`` what is returned: that ends the processes that read.
 
     Args:
         paths: one file or folder, or several.
@@ -52,7 +54,13 @@ def passages(
     given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     files = [file for path in given for file in find_files(path, on_skip)]
     _check_ids(files)
-    return (z for document in read_files(files, on_skip, workers=workers) for z in _split(document, words))
+    return _split_all(read_files(files, on_skip, workers=workers), words)
+
+
+def _split_all(documents: Generator[Document], words: int) -> Generator[Passage]:
+    with closing(documents):
+        for document in documents:
+            yield from _split(document, words)
 
 
 def _split(document: Document, words: int) -> Iterator[Passage]:

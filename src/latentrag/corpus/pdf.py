@@ -30,7 +30,7 @@ def pdf(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
     except PdfiumError as error:
         if error.err_code in _PASSWORD_ERRORS:
             raise UnreadableError("encrypted; save it without a password") from error
-        raise UnreadableError(f"not a whole PDF ({error}); fetch or export it again") from error
+        raise UnreadableError(f"not a whole PDF: {_reason(error)}; fetch or export it again") from error
     if not any(page.strip() for page in pages):
         raise UnreadableError(f"no text on its {len(pages)} pages, which may be scans; run OCR over it")
     yield Document(
@@ -52,7 +52,7 @@ def _page_text(opened: PdfDocument, i: int) -> str:
         textpage.close()
         page.close()
     except PdfiumError as error:
-        raise UnreadableError(f"page {i + 1} cannot be read ({error}); fetch or export the file again") from error
+        raise UnreadableError(f"page {i + 1} cannot be read: {_reason(error)}; fetch or export the file again") from error
     return _NO_CHARACTERS.sub("", text)
 
 
@@ -62,3 +62,7 @@ def _starts(pages: list[str]) -> tuple[int, ...]:
         starts.append(start)
         start += len(page) + 1
     return tuple(starts)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rstrip(".")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from latentrag.corpus.crew import read_with_crew
 from latentrag.corpus.readers import File, OnSkip, StrPath, documents, find_files
@@ -10,7 +10,7 @@ from latentrag.errors import InputError
 from latentrag.types import Document
 
 
-def read(path: StrPath, *, on_skip: OnSkip | None = None, workers: int = 0) -> Iterator[Document]:
+def read(path: StrPath, *, on_skip: OnSkip | None = None, workers: int = 0) -> Generator[Document]:
     """The documents of a file or folder, in the order of the sorted paths, one at a time.
 
     Formats, by the end of the name, text in UTF-8 unless the format says otherwise:
@@ -46,7 +46,7 @@ def read(path: StrPath, *, on_skip: OnSkip | None = None, workers: int = 0) -> I
     return read_files(find_files(path, on_skip), on_skip, workers=workers)
 
 
-def read_files(files: Sequence[File], on_skip: OnSkip | None = None, *, workers: int = 0) -> Iterator[Document]:
+def read_files(files: Sequence[File], on_skip: OnSkip | None = None, *, workers: int = 0) -> Generator[Document]:
     """The documents of these files, in their order; arguments and errors as in ``read``."""
     if workers < 0:
         raise InputError(f"workers={workers} processes cannot read; pass 1 or more, or 0 for none but this one")

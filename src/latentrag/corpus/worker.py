@@ -26,9 +26,9 @@ DONE = b'"done"\n'
 """No other message ends like this: they are arrays."""
 
 
-def encode_task(file: File) -> bytes:
-    """A file to be read, as a line."""
-    return json.dumps([str(file.path), file.name, file.in_folder]).encode() + b"\n"
+def encode_task(file: File, limit_s: float) -> bytes:
+    """A file to be read, as a line. A document that takes longer than the limit ends the process by SIGALRM."""
+    return json.dumps([str(file.path), file.name, file.in_folder, limit_s]).encode() + b"\n"
 
 
 def decode_message(line: bytes) -> Document | UnreadableError:
@@ -51,7 +51,7 @@ def serve() -> None:
         messages.write(READY)
         messages.flush()
         while True:
-            messages.writelines(_messages(_decode_task(tasks.get())))
+            messages.writelines(_messages(tasks.get()))
             messages.write(DONE)
             messages.flush()
     except BrokenPipeError:
@@ -65,19 +65,27 @@ def _receive(tasks: SimpleQueue[bytes]) -> None:
     os._exit(0)
 
 
-def _decode_task(line: bytes) -> File:
-    path, name, in_folder = json.loads(line)
+def _messages(task: bytes) -> Iterator[bytes]:
+    path, name, in_folder, limit_s = json.loads(task)
     kind = kind_of(Path(path).name)
     assert kind is not None
-    return File(Path(path), name, kind, in_folder=in_folder)
-
-
-def _messages(file: File) -> Iterator[bytes]:
+    documents = File(Path(path), name, kind, in_folder=in_folder).documents()
     try:
-        for document in file.documents():
+        while (document := _next(documents, limit_s)) is not None:
             yield _encode("document", asdict(document))
     except UnreadableError as error:
         yield _encode("unreadable", [error.problem, error.line])
+
+
+def _next(documents: Iterator[Document], limit_s: float) -> Document | None:
+    """The next document. The limit is the system's: a library in an endless loop would not heed one of Python's."""
+    if not hasattr(signal, "setitimer"):  # Windows
+        return next(documents, None)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        return next(documents, None)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _encode(kind: str, content: Any) -> bytes:
