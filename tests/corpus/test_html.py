@@ -33,7 +33,7 @@ ARTICLE = f"""<!doctype html>
 <header><a href="/">Home</a> The daily gull, since 1902, the only paper of these islands and proud of it, too.</header>
 <nav><ul><li><a href="/a">News</a><li><a href="/b">Weather</a></ul></nav>
 <div class="wrap">
- <div id="cookie-banner">We use cookies to make this page slower; by looking at it you agree to all of them, forever.</div>
+ <div id="cookie-banner">We use cookies to make this page slower; by looking at it you agree to all, forever.</div>
  <div class="story">
   <h1>The lighthouse</h1>
   <p>{PROSE}Fish &amp; chips&nbsp;cost 3&thinsp;&euro;.</p><!-- a comment -->

@@ -52,7 +52,9 @@ def _page_text(opened: PdfDocument, i: int) -> str:
         textpage.close()
         page.close()
     except PdfiumError as error:
-        raise UnreadableError(f"page {i + 1} cannot be read: {_reason(error)}; fetch or export the file again") from error
+        raise UnreadableError(
+            f"page {i + 1} cannot be read: {_reason(error)}; fetch or export the file again"
+        ) from error
     return _NO_CHARACTERS.sub("", text)
 
 

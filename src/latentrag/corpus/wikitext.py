@@ -26,7 +26,8 @@ _SWITCHES = re.compile(r"__[A-Z]+__")
 _EMPTY_BRACKETS = re.compile(r" ?[(\[][\s,;:–-]*[)\]]")
 _OPENED_EMPTY = re.compile(r"\((?:\s*[,;:])+\s*")
 _SPACE_IN_LINE = re.compile(r"[^\S\n]+")
-_BLANK_LINES = re.compile(r" ?\n(?:[ *#:;]*\n)+")
+_LINE_END = re.compile(r" ?\n ?")
+_BLANK_LINES = re.compile(r"\n(?:[*#:;]*\n)+")
 
 
 def plain(wikitext: str, hidden: frozenset[str] = frozenset(), *, name: str = "") -> str:
@@ -50,7 +51,7 @@ def plain(wikitext: str, hidden: frozenset[str] = frozenset(), *, name: str = ""
     text = _SWITCHES.sub("", _Shown(hidden).of(code))
     text = _EMPTY_BRACKETS.sub("", text)
     text = _OPENED_EMPTY.sub("(", text)
-    text = _SPACE_IN_LINE.sub(" ", text)
+    text = _LINE_END.sub("\n", _SPACE_IN_LINE.sub(" ", text))
     return _BLANK_LINES.sub("\n\n", text).strip()
 
 
@@ -94,7 +95,9 @@ class _Shown:
         if tag in _NO_TEXT:
             return ""
         text = self.of(node.contents) if node.contents is not None else ""
-        return f"\n{text}\n" if tag in _BREAKS else text
+        if tag in _BREAKS:
+            return f"\n{text}\n" if text else "\n"
+        return text
 
     def _template(self, node: Any) -> str:
         template = str(node.name).strip().lower()

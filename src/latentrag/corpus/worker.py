@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -25,6 +25,8 @@ READY = b'"ready"\n'
 DONE = b'"done"\n'
 """No other message ends like this: they are arrays."""
 
+_FIELDS = tuple(field.name for field in fields(Document))
+
 
 def encode_task(file: File, limit_s: float) -> bytes:
     """A file to be read, as a line. A document that takes longer than the limit ends the process by SIGALRM."""
@@ -37,6 +39,10 @@ def decode_message(line: bytes) -> Document | UnreadableError:
     if kind == "unreadable":
         return UnreadableError(*content)
     return Document(**{**content, "page_starts": tuple(content["page_starts"])})
+
+
+def _fields(document: Document) -> dict[str, Any]:
+    return {name: getattr(document, name) for name in _FIELDS}
 
 
 def serve() -> None:
@@ -60,8 +66,10 @@ def serve() -> None:
 
 def _receive(tasks: SimpleQueue[bytes]) -> None:
     """Ends this process as soon as the one that started it is gone, even in the middle of a file."""
-    for line in sys.stdin.buffer:
-        tasks.put(line)
+    # Unbuffered: Python cannot end a process in which another thread waits in a buffered read.
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as lines:
+        for line in lines:
+            tasks.put(line)
     os._exit(0)
 
 
@@ -72,7 +80,7 @@ def _messages(task: bytes) -> Iterator[bytes]:
     documents = File(Path(path), name, kind, in_folder=in_folder).documents()
     try:
         while (document := _next(documents, limit_s)) is not None:
-            yield _encode("document", asdict(document))
+            yield _encode("document", _fields(document))
     except UnreadableError as error:
         yield _encode("unreadable", [error.problem, error.line])
 
