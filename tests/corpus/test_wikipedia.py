@@ -18,7 +18,7 @@ from tests.corpus.making import dump, page
 PAGES = [
     page(12, "Anarchism", "'''Anarchism''' is a [[political philosophy]]."),
     page(13, "Talk:Anarchism", "I disagree.", ns=1),
-    page(14, "AnarchismS", "#REDIRECT [[Anarchism]]", redirect=True),
+    page(14, "AnarchismS", "#WEITERLEITUNG [[Anarchism]]", redirect=True),
     page(15, "Old redirect", " #redirect [[Anarchism]]"),
     page(25, "Autism & more", "first revision", "last ''revision''"),
 ]

@@ -47,7 +47,6 @@ def _fields(document: Document) -> dict[str, Any]:
 
 def serve() -> None:
     """Reads the files that standard input names, until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     # What libraries print must not come between the messages.
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
