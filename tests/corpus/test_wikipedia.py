@@ -139,7 +139,7 @@ HIDDEN = frozenset(("file", "category"))
         ("== Life ==\nBorn.\n\n\n\n=== ''Death'' ===\nDied.", "Life\n\nBorn.\n\nDeath\n\nDied."),
         ("* one\n* [[two]]\n# three\n; term : definition", "one\ntwo\nthree\nterm definition"),
         ("[[File:a.jpg|thumb|A [[linked]] caption]]See [http://x.org a site], [http://y.org] and http://z.org", None),
-        ("35&nbsp;mm &ndash; &lt;b&gt;", "35 mm – <b>"),
+        ("35&nbsp;mm &ndash; &lt;b&gt; &#233;&#xD800;", "35 mm – <b> é\ufffd"),
         ("<nowiki>[[kept]]</nowiki> <math>x^2</math>H<sub>2</sub>O<br />next", "[[kept]] H2O\nnext"),
         ("<gallery>\na.jpg|caption\n</gallery><timeline>x</timeline>end", "end"),
         ("X ({{IPA|x}}; born 1901) and Y ({{lang-fr|y}}) __NOTOC__", "X (born 1901) and Y"),

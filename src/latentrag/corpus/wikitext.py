@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 from typing import TYPE_CHECKING, Any
 
 from latentrag.corpus.formats import UnreadableError
@@ -68,7 +69,7 @@ class _Shown:
             nodes.ExternalLink: self._external_link,
             nodes.Tag: self._tag,
             nodes.Heading: lambda node: f"\n{self.of(node.title).strip()}\n",
-            nodes.HTMLEntity: lambda node: node.normalize() or "",
+            nodes.HTMLEntity: lambda node: unescape(str(node)),
             nodes.Template: self._template,
         }
 
