@@ -157,12 +157,11 @@ def test_files_that_end_their_process_are_reported_and_the_others_read(library, 
     for name in DEATHS:
         (folder / f"{name}.pdf").write_text(name)
         (folder / f"{name}-after.pdf").write_text(f"text of {name}")
-    for workers in (1, 2):
-        found, skipped = read_reporting(folder, workers)
-        assert [d.text for d in found] == [f"text of {name}" for name in sorted(DEATHS)]
-        assert [name for name, _ in skipped] == [f"{name}.pdf" for name in sorted(DEATHS)]
-        assert all(DEATHS[name[:-4]] in reason for name, reason in skipped)
-        assert all(reason.endswith("; remove or repair the file") for _, reason in skipped)
+    found, skipped = read_reporting(folder, workers=2)
+    assert [d.text for d in found] == [f"text of {name}" for name in sorted(DEATHS)]
+    assert [name for name, _ in skipped] == [f"{name}.pdf" for name in sorted(DEATHS)]
+    assert all(DEATHS[name[:-4]] in reason for name, reason in skipped)
+    assert all(reason.endswith("; remove or repair the file") for _, reason in skipped)
     out, err = capfd.readouterr()
     assert out == ""
     assert "ZeroDivisionError" in err  # a bug keeps its traceback
@@ -187,6 +186,27 @@ def test_what_came_before_the_death_of_a_process_is_kept(folder, started, monkey
     (reason,) = [reason for _, reason in skipped]
     assert f"after {len(ids)} documents (SIGKILL" in reason
     assert len(ids) < 4_000
+
+
+def test_a_process_that_dies_between_two_files_costs_no_more_than_the_next(folder, started, monkeypatch):
+    monkeypatch.setattr(crew, "_MAX_AHEAD_FILES", 1)
+    for name in "abc":
+        (folder / f"{name}.txt").write_text(name)
+    skipped = []
+    documents = read(folder, on_skip=lambda file, _: skipped.append(file.name), workers=1)
+    assert next(documents).id == "a.txt"
+    started[0].kill()
+    started[0].wait()
+    assert [document.id for document in documents] == ["c.txt"]
+    assert skipped == ["b.txt"]
+
+
+def test_a_document_longer_than_there_is_room_for(folder, monkeypatch):
+    monkeypatch.setattr(crew, "_MAX_AHEAD_BYTES", 1 << 16)
+    text = "long \u706f " * 300_000
+    (folder / "a.txt").write_text(text)
+    (document,) = read(folder, workers=1)
+    assert document.text == text
 
 
 @pytest.mark.parametrize("how", ["close", "exhaust", "raise"])

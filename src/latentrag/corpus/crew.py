@@ -8,12 +8,14 @@ process, and a pool of concurrent.futures is lost when one of its processes dies
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BufferedReader
 from typing import cast
@@ -62,7 +64,7 @@ class _Said:
 
 
 class _Crew:
-    """The processes and their threads. Everything below ``_changed`` is read and written while it is held."""
+    """The processes and their threads. What they share changes only while ``_changed`` is held."""
 
     def __init__(self, files: Sequence[File], num_workers: int) -> None:
         self._files = files
@@ -81,21 +83,22 @@ class _Crew:
 
     def documents(self, i: int) -> Iterator[Document]:
         """Those of file ``i``; files are asked for in their order. Raises: UnreadableError; DataError."""
-        rest = b""
+        unreadable: UnreadableError | None = None
         num_documents = 0
-        while (chunk := self._next_chunk(i)) is not None:
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                if line + b"\n" == DONE:
-                    continue
-                message = decode_message(line)
-                if isinstance(message, UnreadableError):
-                    raise message
-                num_documents += 1
-                yield message
+        for line in self._lines(i):
+            if line + b"\n" == DONE:
+                continue
+            message = decode_message(line)
+            if isinstance(message, UnreadableError):
+                unreadable = message
+                continue
+            num_documents += 1
+            yield message
         returncode = self._said[i].returncode
         if returncode is not None:
             raise UnreadableError(_death(returncode, num_documents))
+        if unreadable is not None:
+            raise unreadable
 
     def close(self) -> None:
         """Ends the processes, whatever they are doing, and waits for them."""
@@ -106,6 +109,16 @@ class _Crew:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+
+    def _lines(self, i: int) -> Iterator[bytes]:
+        """What is said of file ``i``; not what a process that died had no time to finish."""
+        pieces: list[bytes] = []
+        while (chunk := self._next_chunk(i)) is not None:
+            *ended, begun = chunk.split(b"\n")
+            for piece in ended:
+                yield b"".join([*pieces, piece])
+                pieces.clear()
+            pieces.append(begun)
 
     def _next_chunk(self, i: int) -> bytes | None:
         said = self._said[i]
@@ -155,7 +168,7 @@ class _Crew:
     def _start(self) -> subprocess.Popen[bytes] | None:
         try:
             process = subprocess.Popen(  # noqa: S603  the arguments are ours
-                [sys.executable, *_START, json.dumps(sys.path)],
+                [sys.executable, *_START, json.dumps([str(place) for place in sys.path])],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 process_group=0,  # Ctrl-C at the terminal is for this process, which then ends them
@@ -180,14 +193,12 @@ class _Crew:
 
     def _relay(self, process: subprocess.Popen[bytes], i: int) -> bool:
         """Passes on what the process says of file ``i``. False if it died."""
-        end = b""
-        try:
-            assert process.stdin is not None
-            process.stdin.write(encode_task(self._files[i], _MAX_DOCUMENT_S))
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died, as will be seen below
+        assert process.stdin is not None
+        # If it has died, that will be seen below. No buffer: what is left in one would come up again when it is closed.
+        with suppress(BrokenPipeError):
+            os.write(process.stdin.fileno(), encode_task(self._files[i], _MAX_DOCUMENT_S))
         output = _output(process)
+        end = b""
         while not end.endswith(DONE):
             chunk = output.read1(_READ_BYTES)
             if not chunk:
