@@ -101,6 +101,8 @@ def test_what_is_marked_as_the_text_or_has_nearly_all_of_it_is_taken(body):
         f"<div><p>{PROSE}</div><div><p>{OTHER}</div>",
         f"<div class=sidebar>{PROSE}</div><div class=menu>{OTHER}</div><p>{PROSE}",
         f"<main>{PROSE[:10]}</main><p>{PROSE}<p>{OTHER}",
+        f"<main>{OTHER}</main><p>{PROSE * 2}",
+        f"<article>{OTHER * 2}</article><p>between<article>{PROSE}</article>",
         f"<aside>{PROSE}{OTHER}</aside>",
         f"<div id=content style='display:none'>{PROSE}{OTHER}</div>",
     ],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import PurePath
 from typing import TYPE_CHECKING, BinaryIO
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _MIN_PROSE_BYTES = 80
 _MAX_PROSE_LINKS = 1 / 3
 """Prose: a block at least so long, at most so much of it in links. Menus and lists of articles are not."""
-_MIN_MAIN_SHARE = 1 / 4
-"""A <main> or <article> with less of the page's prose is not where its text is."""
+_MIN_MAIN_SHARE = 1 / 2
+"""If <main> and <article> have less of the page's prose, they are not where its text is."""
 _MIN_CORE_SHARE = 0.9
 """The main text is the innermost element with so much of the prose."""
 _MAX_JUNK_SHARE = 1 / 2
@@ -208,9 +208,11 @@ def _main_blocks(blocks: list[_Block], elements: list[_Element]) -> list[_Block]
     junk = [element for element in elements if element.is_junk and prose.share(element) <= _MAX_JUNK_SHARE]
     out = {i for element in junk for i in range(element.first, element.end)}
     prose = _Prose([0 if i in out else block.prose_chars for i, block in enumerate(blocks)])
-    mains = [e for e in elements if e.is_main and prose.share(e) >= _MIN_MAIN_SHARE]
-    whole = _Element(is_main=False, is_junk=False, first=0, end=len(blocks))
-    root = max(mains, key=prose.share, default=whole)
+    root = _Element(is_main=False, is_junk=False, first=0, end=len(blocks))
+    if marked := [e for e in elements if e.is_main and prose.share(e)]:
+        # All of them: a page of several articles is about each.
+        around = replace(root, first=min(e.first for e in marked), end=max(e.end for e in marked))
+        root = around if prose.share(around) >= _MIN_MAIN_SHARE else root
     # Elements come in the order of their beginnings: the last that has enough is the innermost.
     enough = [e for e in elements if _within(e, root) and prose.share(e) >= _MIN_CORE_SHARE * prose.share(root)]
     core = enough[-1] if enough and prose.share(root) else root
