@@ -38,21 +38,25 @@ the generator in another way (EMDR²; perplexity distillation; leave-one-out per
 class Document:
     """A text as a reader found it, before it is split.
 
-    ``id`` is unique within its source and stable between readings. ``whole`` marks a text that is a passage
-    already (a row of psgs_w100.tsv, say) and must not be split again.
+    ``id`` is unique within its source and stable between readings. ``page_starts`` says where in the text each page
+    begins, from page 1 on; empty where there are no pages. ``whole`` marks a text that is a passage already (a row
+    of psgs_w100.tsv, say) and must not be split again.
     """
 
     id: str
     text: str
     title: str = ""
     source: str = ""
-    page: int | None = None
+    page_starts: tuple[int, ...] = ()
     whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """z: a passage of the memory. ``text == document.text[start:end]``, offsets in characters."""
+    """z: a passage of the memory. ``text == document.text[start:end]``, offsets in characters.
+
+    ``page`` is the page, counted from 1, on which it begins; None where there are no pages.
+    """
 
     id: str
     text: str

@@ -12,6 +12,7 @@ from latentrag.memory import Memory
 from latentrag.memory.building import build
 from latentrag.types import Passage
 from tests.cli.conftest import DOCUMENTS, cli
+from tests.corpus import making
 from tests.encoder.tiny import write_sentence_encoder
 
 
@@ -105,6 +106,36 @@ def test_skipped_files_are_reported_when_nothing_is_left(tmp_path, encoder) -> N
     assert skipped.startswith("skipped ")
     assert error.startswith("error: no passages in the input")
     assert listing(tmp_path) == ["mixed"]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_documents_of_every_format_are_added(tmp_path, encoder, workers) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "a.pdf").write_bytes(making.pdf([["Paris is a city."], ["Rome too."]]))
+    (folder / "b.html").write_text("<title>Emma</title><nav>menu</nav><main>Emma is a novel.</main>")
+    (folder / "c.docx").write_bytes(making.docx(making.paragraph("Austen wrote Emma.")))
+    (folder / "d.xml").write_bytes(making.dump(making.page(7, "Fidelio", "'''Fidelio''' is an opera.")))
+    (folder / "e.pdf").write_bytes(making.pdf([[]]))
+    arguments = ["--encoder", encoder, "--words", 4, "--workers", workers, "--json"]
+    done = cli("index", "add", tmp_path / "m.lance", folder, *arguments)
+    assert (done.code, done.json["added"]) == (0, 5)
+    assert [Path(each["file"]).name for each in done.json["skipped"]] == ["e.pdf"]
+    assert "run OCR over it" in done.stderr
+    found = {z.id: (z.title, z.text, z.page) for z in Memory.open(tmp_path / "m.lance").passages()}
+    assert found == {
+        "a.pdf#0": ("a", "Paris is a city.", 1),
+        "a.pdf#1": ("a", "Rome too.", 2),
+        "b.html": ("Emma", "Emma is a novel.", None),
+        "c.docx": ("c", "Austen wrote Emma.", None),
+        "7": ("Fidelio", "Fidelio is an opera.", None),
+    }
+
+
+def test_an_impossible_number_of_workers(tmp_path, encoder, files) -> None:
+    done = cli("index", "add", tmp_path / "m.lance", files, "--encoder", encoder, "--workers", -1)
+    assert "workers=-1 processes cannot read; pass 1 or more" in done.error()
+    assert listing(tmp_path) == []
 
 
 def write_damaged(name: str, folder: Path) -> Path:

@@ -28,11 +28,11 @@ def test_passages_hold_the_words_of_the_document_in_slices_of_it(text, words):
 
 
 def test_fields_are_carried_and_ids_numbered():
-    document = Document("d", " one two\nthree  four five ", title="T", source="s.txt", page=3)
+    document = Document("d", " one two\nthree  four five ", title="T", source="s.txt", page_starts=(0, 8, 9, 20))
     assert list(split(document, words=2)) == [
-        Passage("d#0", "one two", "T", "s.txt", start=1, end=8, page=3),
+        Passage("d#0", "one two", "T", "s.txt", start=1, end=8, page=1),
         Passage("d#1", "three  four", "T", "s.txt", start=9, end=20, page=3),
-        Passage("d#2", "five", "T", "s.txt", start=21, end=25, page=3),
+        Passage("d#2", "five", "T", "s.txt", start=21, end=25, page=4),
     ]
 
 

@@ -169,8 +169,14 @@ def test_files_are_read_as_the_documents_are_asked_for(tmp_path):
     assert next(documents).text == "second"
 
 
-def test_importing_the_room_imports_nothing_heavy():
+def test_importing_the_room_and_reading_text_imports_nothing_heavy(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
     heavy = {"torch", "numpy", "transformers", "faiss", "lance", "pyarrow"}
-    code = f"import sys, latentrag.corpus; sys.exit(', '.join({heavy!r} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    heavy |= {"pypdfium2", "selectolax", "mwparserfromhell", "zipfile"}
+    code = (
+        "import sys, latentrag.corpus as corpus; assert list(corpus.read(sys.argv[1]));"
+        f"sys.exit(', '.join({heavy!r} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.stderr.strip() == ""

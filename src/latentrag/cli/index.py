@@ -24,7 +24,8 @@ MemoryPath = Annotated[str, typer.Argument(metavar="MEMORY", help="Path of the m
 def add(
     memory: MemoryPath,
     files: Annotated[
-        list[Path], typer.Argument(help="Files and folders: .txt, .md, .jsonl, .tsv, the last two also .gz.")
+        list[Path],
+        typer.Argument(help="Files and folders: text, Markdown, HTML, PDF, DOCX, JSON lines, TSV, Wikipedia's dumps."),
     ],
     model: arg.ModelName = None,
     encoder: Annotated[
@@ -32,6 +33,7 @@ def add(
     ] = None,
     words: Annotated[int, typer.Option(help="Length of a passage.")] = 100,
     upsert: Annotated[bool, typer.Option("--upsert", help="Replace passages whose id is there already.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes that read the files; 0: this one does.")] = 1,
     as_json: arg.AsJson = False,
 ) -> None:
     """Split files into passages, encode them, and commit them as one version, all or nothing.
@@ -46,10 +48,12 @@ def add(
     path = resolve_memory(memory)
     skipped: list[tuple[Path, str]] = []
     # The files are looked up here, so that a misspelt name is found before a model is loaded.
-    found = _Counted(passages(files, words=words, on_skip=lambda file, reason: skipped.append((file, reason))))
+    found = passages(files, words=words, on_skip=lambda file, reason: skipped.append((file, reason)), workers=workers)
+    counted = _Counted(found)
     try:
-        before, after = _commit(path, found, encoder=encoder or model or DEMO, upsert=upsert)
+        before, after = _commit(path, counted, encoder=encoder or model or DEMO, upsert=upsert)
     finally:
+        found.close()  # ends the processes that read
         for file, reason in skipped:
             say(f"skipped {file}: {reason}")
     added = len(after) - before
@@ -59,13 +63,13 @@ def add(
                 "memory": str(path),
                 "version": after.version,
                 "added": added,
-                "replaced": found.total - added,
+                "replaced": counted.total - added,
                 "passages": len(after),
                 "skipped": [{"file": str(file), "reason": reason} for file, reason in skipped],
             }
         )
         return
-    replaced = f", replaced {found.total - added}" if upsert else ""
+    replaced = f", replaced {counted.total - added}" if upsert else ""
     print_line(f"{path} version {after.version}: added {added}{replaced}; {len(after)} passages in all")
 
 

@@ -1,13 +1,12 @@
-"""What is in a file: bytes → documents, one function for each format."""
+"""Text, Markdown, JSON lines and TSV: bytes → documents, one function for each format."""
 
 from __future__ import annotations
 
 import json
 import re
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import PurePath
-from types import MappingProxyType
 from typing import Any, BinaryIO, TypeAlias
 
 from latentrag.types import Document
@@ -37,13 +36,13 @@ class UnreadableError(Exception):
 
 def plain_text(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
     """One document: the file's text to the character, line ends included. Title: the file's stem."""
-    text = _decode(file.read()).removeprefix(_BOM)
+    text = decode(file.read()).removeprefix(_BOM)
     yield Document(id=name, text=text, title=PurePath(name).stem, source=source)
 
 
 def markdown(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
     """As plain text, marks and all. Title: the first ``# `` heading if there is one, else the file's stem."""
-    text = _decode(file.read()).removeprefix(_BOM)
+    text = decode(file.read()).removeprefix(_BOM)
     yield Document(id=name, text=text, title=_first_heading(text) or PurePath(name).stem, source=source)
 
 
@@ -87,19 +86,8 @@ def tsv(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
         yield Document(row["id"] or f"{name}:{number}", row["text"], title=row["title"], source=source, whole=True)
 
 
-FORMATS: Mapping[str, Format] = MappingProxyType(
-    {
-        ".txt": plain_text,
-        ".md": markdown,
-        ".jsonl": json_lines,
-        ".jsonl.gz": json_lines,
-        ".tsv": tsv,
-        ".tsv.gz": tsv,
-    }
-)
-
-
-def _decode(raw: bytes, line: int | None = None) -> str:
+def decode(raw: bytes, line: int | None = None) -> str:
+    """UTF-8. Raises: UnreadableError."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -110,7 +98,7 @@ def _decode(raw: bytes, line: int | None = None) -> str:
 def _lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
     """Lines, their ends kept, with their numbers. Decoded one by one, so that a wrong byte has a line."""
     for number, raw in enumerate(file, start=1):
-        line = _decode(raw, number)
+        line = decode(raw, number)
         yield number, line.removeprefix(_BOM) if number == 1 else line
 
 

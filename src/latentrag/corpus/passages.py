@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from latentrag.corpus.readers import File, OnSkip, StrPath, documents, find_files
+from latentrag.corpus.readers import File, OnSkip, StrPath, find_files
+from latentrag.corpus.reading import read_files
 from latentrag.errors import DataError, InputError
 from latentrag.types import Document, Passage
 
@@ -32,24 +35,32 @@ def split(document: Document, *, words: int = 100) -> Iterator[Passage]:
 
 
 def passages(
-    paths: StrPath | Iterable[StrPath], *, words: int = 100, on_skip: OnSkip | None = None
-) -> Iterator[Passage]:
+    paths: StrPath | Iterable[StrPath], *, words: int = 100, on_skip: OnSkip | None = None, workers: int = 0
+) -> Generator[Passage]:
     """The passages of files and folders: ``read``, then ``split``.
 
-    All paths are looked up before the first passage, so that a misspelt one does not surface hours later.
+    All paths are looked up before the first passage, so that a misspelt one does not surface hours later. To stop
+    before the last passage, ``close`` what is returned: that ends the processes that read.
 
     Args:
         paths: one file or folder, or several.
         words: length of a passage in words.
         on_skip: see ``read``.
-    Raises: InputError if ``words`` < 1. DataError as ``read`` does, and for two .txt or .md files that would
-        have the same id.
+        workers: see ``read``.
+    Raises: InputError if ``words`` < 1. DataError as ``read`` does, and for two files of one document each that
+        would have the same id.
     """
     _check_words(words)
     given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     files = [file for path in given for file in find_files(path, on_skip)]
     _check_ids(files)
-    return (z for file in files for document in documents(file, on_skip) for z in _split(document, words))
+    return _split_all(read_files(files, on_skip, workers=workers), words)
+
+
+def _split_all(documents: Generator[Document], words: int) -> Generator[Passage]:
+    with closing(documents):
+        for document in documents:
+            yield from _split(document, words)
 
 
 def _split(document: Document, words: int) -> Iterator[Passage]:
@@ -62,7 +73,7 @@ def _split(document: Document, words: int) -> Iterator[Passage]:
             source=document.source,
             start=start,
             end=end,
-            page=document.page,
+            page=bisect_right(document.page_starts, start) or None,
         )
 
 

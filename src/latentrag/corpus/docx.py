@@ -1,0 +1,103 @@
+"""The text of Word documents: ZIP archives of XML, read with the standard library."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import TYPE_CHECKING, BinaryIO
+
+from latentrag.corpus.formats import UnreadableError
+from latentrag.corpus.xml_events import End, Start, Text, events
+from latentrag.types import Document
+
+if TYPE_CHECKING:
+    from zipfile import ZipFile
+
+_MAX_PART_BYTES = 1 << 29
+"""Unpacked. A part that says it is larger is a bomb, or no document that one could read."""
+_OLE = b"\xd0\xcf\x11\xe0"
+# Deleted and moved text, and the older form of a text box that is there in a newer form too.
+_NOT_SHOWN = frozenset(("del", "moveFrom", "Fallback"))
+_CHARACTERS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
+
+
+def docx(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
+    """One document: the text of its body with tables and text boxes, a line for each paragraph and each row of a
+    table; without headers, footers, notes, comments and deleted text. Title: the one in the file's properties, else
+    the file's stem."""
+    import zipfile
+
+    try:
+        if file.read(len(_OLE)) == _OLE:
+            raise UnreadableError("encrypted, or the older .doc; save it as .docx without a password")
+        file.seek(0)
+        with zipfile.ZipFile(file) as archive:
+            title = _title(archive)
+            text = _body(archive, _target(archive, "officeDocument") or "word/document.xml")
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UnreadableError(f"not a whole .docx file ({error}); fetch or save it again") from error
+    yield Document(id=name, text=text, title=title or PurePath(name).stem, source=source)
+
+
+def _events(archive: ZipFile, part: str) -> Iterator[Start | Text | End]:
+    try:
+        info = archive.getinfo(part)
+    except KeyError as error:
+        raise UnreadableError(f"not a Word document: no {part} in it; save it as .docx") from error
+    if info.file_size > _MAX_PART_BYTES:
+        raise UnreadableError(f"{part} would unpack to {info.file_size >> 20} MiB; split the document")
+    with archive.open(info) as stream:
+        yield from events(stream)
+
+
+def _target(archive: ZipFile, kind: str) -> str:
+    """Where the package says that the part of this kind is; empty if it does not say."""
+    if "_rels/.rels" not in archive.namelist():
+        return ""
+    for event in _events(archive, "_rels/.rels"):
+        if isinstance(event, Start) and event.attributes.get("Type", "").endswith(f"/{kind}"):
+            return event.attributes.get("Target", "").removeprefix("/")
+    return ""
+
+
+def _title(archive: ZipFile) -> str:
+    part = _target(archive, "core-properties")
+    if part not in archive.namelist():
+        return ""
+    inside, title = False, ""
+    for event in _events(archive, part):
+        if isinstance(event, Text):
+            title += event.text if inside else ""
+        else:
+            inside = isinstance(event, Start) and event.tag == "title"
+    return " ".join(title.split())
+
+
+def _body(archive: ZipFile, part: str) -> str:
+    pieces: list[str] = []
+    opened: list[str] = []
+    hidden = 0
+    for event in _events(archive, part):
+        if isinstance(event, Start):
+            hidden += event.tag in _NOT_SHOWN
+            # A tab outside of a run is a tab stop.
+            if not hidden and opened[-1:] == ["r"]:
+                pieces.append(_CHARACTERS.get(event.tag, ""))
+            opened.append(event.tag)
+        elif isinstance(event, Text):
+            if not hidden and opened[-1:] == ["t"]:
+                pieces.append(event.text)
+        else:
+            opened.pop()
+            hidden -= event.tag in _NOT_SHOWN
+            _end(event.tag, pieces)
+    return "".join(pieces).strip("\n")
+
+
+def _end(tag: str, pieces: list[str]) -> None:
+    """Ends a paragraph, a cell or a row of a table."""
+    if tag in ("p", "tr"):
+        pieces.append("\n")
+    elif tag == "tc" and pieces[-1:] == ["\n"]:
+        pieces[-1] = "\t"

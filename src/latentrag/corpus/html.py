@@ -1,0 +1,257 @@
+"""The main text of a web page: what its author wrote, without menus, advertising and scripts.
+
+Nothing is run or fetched. The page is cut into blocks, runs of text that a browser would set apart; an element is
+a range of blocks. Prose, that is long blocks with few links, shows where the main text is.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from pathlib import PurePath
+from typing import TYPE_CHECKING, BinaryIO
+
+from latentrag.corpus.formats import UnreadableError, decode
+from latentrag.types import Document
+
+if TYPE_CHECKING:
+    from selectolax.lexbor import LexborNode
+
+_MIN_PROSE_BYTES = 80
+_MAX_PROSE_LINKS = 1 / 3
+"""Prose: a block at least so long, at most so much of it in links. Menus and lists of articles are not."""
+_MIN_MAIN_SHARE = 1 / 2
+"""If <main> and <article> have less of the page's prose, they are not where its text is."""
+_MIN_CORE_SHARE = 0.9
+"""The main text is the innermost element with so much of the prose."""
+_MAX_JUNK_SHARE = 1 / 2
+"""An element with more of the prose is not left out, whatever it is called."""
+_MAX_LINK_SHARE = 2 / 3
+"""A block with more of it in links is a menu or a teaser."""
+
+_NO_TEXT = frozenset(
+    "annotation audio button canvas datalist embed head iframe input map math noscript object option progress "
+    "script select style svg template textarea video".split()
+)
+_AROUND = frozenset("aside dialog footer menu nav".split())
+_AROUND_ROLES = frozenset("alert banner complementary contentinfo dialog menu navigation search".split())
+_BLOCKS = frozenset(
+    "address article blockquote body br caption center dd details dir div dl dt fieldset figcaption figure footer "
+    "form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main nav ol p pre section summary table tbody td tfoot "
+    "th thead tr ul".split()
+)
+_JUNK_NAMES = re.compile(
+    r"(?:^|[\s_-])(?:ads?|advert\w*|banner|breadcrumbs?|comments?|consent|cookies?|disqus|footer|hidden|masthead|"
+    r"menu|modal|nav|navbar|navigation|newsletter|outbrain|pager|pagination|popup|promos?|recommended|related|"
+    r"share|sharing|sidebar|social|sponsored|sr-only|subscribe|taboola|toolbar|widgets?)(?:$|[\s_-])",
+    re.IGNORECASE,
+)
+_NOT_SHOWN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
+
+_META_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]+)", re.IGNORECASE)
+_META_BYTES = 4096
+# What browsers take the names on the left for (WHATWG Encoding Standard).
+_AS_BROWSERS = {
+    "ascii": "cp1252",
+    "iso8859-1": "cp1252",
+    "iso8859-9": "cp1254",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "utf-16": "utf-8",
+    "utf-16-be": "utf-8",
+    "utf-16-le": "utf-8",
+}
+_CHARSETS = frozenset(
+    "utf-8 cp1250 cp1251 cp1252 cp1253 cp1254 cp1255 cp1256 cp1257 cp1258 cp866 cp874 cp932 cp949 big5 big5hkscs "
+    "euc_jp gb18030 iso2022_jp iso8859-2 iso8859-3 iso8859-4 iso8859-5 iso8859-6 iso8859-7 iso8859-8 iso8859-10 "
+    "iso8859-13 iso8859-14 iso8859-15 iso8859-16 koi8-r koi8-u mac-roman".split()
+)
+
+
+def html(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
+    """One document: the page's main text, a line for each block. Title: the page's, else its first h1's, else the
+    file's stem."""
+    from selectolax.lexbor import LexborHTMLParser
+
+    page = LexborHTMLParser(_decoded(file.read()))
+    blocks, elements = _cut(page.body)
+    text = _joined(_main_blocks(blocks, elements))
+    if not text:
+        raise UnreadableError("no text in the page; if scripts fill it, save it from a browser as it is shown")
+    titles = (" ".join((found.text() or "").split()) for found in page.css("head > title, h1"))
+    title = next(filter(None, titles), PurePath(name).stem)
+    yield Document(id=name, text=text, title=title, source=source)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A run of text. ``after_cell``: it begins a cell of a table's row that is not the row's first."""
+
+    text: str
+    num_link_chars: int
+    after_cell: bool
+
+    @property
+    def prose_chars(self) -> int:
+        is_long = len(self.text.encode("utf-8", "replace")) >= _MIN_PROSE_BYTES
+        is_prose = is_long and self.num_link_chars <= _MAX_PROSE_LINKS * len(self.text)
+        return len(self.text) if is_prose else 0
+
+    @property
+    def is_links(self) -> bool:
+        return self.num_link_chars > _MAX_LINK_SHARE * len(self.text)
+
+
+@dataclass(slots=True)
+class _Element:
+    """The blocks ``first`` up to ``end``. ``is_main``: marked as the main text; ``is_junk``: by its kind or name."""
+
+    is_main: bool
+    is_junk: bool
+    first: int
+    end: int = 0
+
+
+@dataclass(slots=True)
+class _Cutter:
+    """One walk over a page."""
+
+    blocks: list[_Block] = field(default_factory=list)
+    elements: list[_Element] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    num_link_chars: int = 0
+    links: int = 0
+    pres: int = 0
+    mains: int = 0
+    after_cell: bool = False
+
+    def add(self, text: str) -> None:
+        self.pieces.append(text)
+        if self.links:
+            self.num_link_chars += sum(map(len, text.split()))
+
+    def flush(self) -> None:
+        """Ends a block."""
+        text = "".join(self.pieces)
+        text = text.strip("\r\n").rstrip() if self.pres else " ".join(text.split())
+        if text:
+            self.blocks.append(_Block(text, self.num_link_chars, self.after_cell))
+            self.after_cell = False
+        self.pieces.clear()
+        self.num_link_chars = 0
+
+    def enter(self, node: LexborNode) -> _Element | None:
+        tag, attributes = node.tag, node.attributes
+        role = attributes.get("role") or ""
+        is_main = tag in ("main", "article") or role == "main"
+        is_junk = self._is_junk(tag or "", role, attributes)
+        self.links += tag == "a"
+        if not (is_main or is_junk or tag in _BLOCKS):
+            return None
+        self.flush()
+        self.mains += is_main
+        self.pres += tag == "pre"
+        self.after_cell = self.after_cell or (tag in ("td", "th") and node.prev is not None)
+        element = _Element(is_main=is_main, is_junk=is_junk, first=len(self.blocks))
+        self.elements.append(element)
+        return element
+
+    def leave(self, node: LexborNode, element: _Element | None) -> None:
+        self.links -= node.tag == "a"
+        if element is None:
+            return
+        self.flush()
+        self.mains -= element.is_main
+        self.pres -= node.tag == "pre"
+        element.end = len(self.blocks)
+
+    def _is_junk(self, tag: str, role: str, attributes: dict[str, str | None]) -> bool:
+        names = f"{attributes.get('class') or ''} {attributes.get('id') or ''}"
+        return (
+            tag in _AROUND
+            or (tag == "header" and not self.mains)
+            or role in _AROUND_ROLES
+            or "hidden" in attributes
+            or attributes.get("aria-hidden") == "true"
+            or bool(_NOT_SHOWN.search(attributes.get("style") or ""))
+            or bool(_JUNK_NAMES.search(names))
+        )
+
+
+def _cut(body: LexborNode | None) -> tuple[list[_Block], list[_Element]]:
+    """The page's blocks, and its elements as ranges of them. A loop, for pages may be nested deeply."""
+    cutter = _Cutter()
+    if body is None:
+        return cutter.blocks, cutter.elements
+    opened = [(body, cutter.enter(body), body.iter(include_text=True))]
+    while opened:
+        node, element, children = opened[-1]
+        child = next(children, None)
+        if child is None:
+            cutter.leave(node, element)
+            opened.pop()
+        elif child.is_text_node:
+            cutter.add(child.text_content or "")
+        elif child.is_element_node and child.tag not in _NO_TEXT:
+            opened.append((child, cutter.enter(child), child.iter(include_text=True)))
+    return cutter.blocks, cutter.elements
+
+
+def _main_blocks(blocks: list[_Block], elements: list[_Element]) -> list[_Block]:
+    """The blocks of the main text."""
+    prose = _Prose([block.prose_chars for block in blocks])
+    junk = [element for element in elements if element.is_junk and prose.share(element) <= _MAX_JUNK_SHARE]
+    out = {i for element in junk for i in range(element.first, element.end)}
+    prose = _Prose([0 if i in out else block.prose_chars for i, block in enumerate(blocks)])
+    root = _Element(is_main=False, is_junk=False, first=0, end=len(blocks))
+    if marked := [e for e in elements if e.is_main and prose.share(e)]:
+        # All of them: a page of several articles is about each.
+        around = replace(root, first=min(e.first for e in marked), end=max(e.end for e in marked))
+        root = around if prose.share(around) >= _MIN_MAIN_SHARE else root
+    # Elements come in the order of their beginnings: the last that has enough is the innermost.
+    enough = [e for e in elements if _within(e, root) and prose.share(e) >= _MIN_CORE_SHARE * prose.share(root)]
+    core = enough[-1] if enough and prose.share(root) else root
+    shown = [blocks[i] for i in range(core.first, core.end) if i not in out]
+    return [block for block in shown if not block.is_links] or shown
+
+
+class _Prose:
+    """How much of a page's prose is where."""
+
+    def __init__(self, chars: list[int]) -> None:
+        self._before = [0, *accumulate(chars)]
+
+    def share(self, element: _Element) -> float:
+        """0 to 1; 0 where the page has no prose."""
+        return (self._before[element.end] - self._before[element.first]) / max(1, self._before[-1])
+
+
+def _within(inner: _Element, outer: _Element) -> bool:
+    return outer.first <= inner.first and inner.end <= outer.end
+
+
+def _joined(blocks: list[_Block]) -> str:
+    return "".join(("\t" if block.after_cell else "\n") + block.text for block in blocks)[1:]
+
+
+def _decoded(raw: bytes) -> str:
+    """As browsers do where the page names its encoding; a page that names none must be UTF-8."""
+    for mark, charset in ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
+        if raw.startswith(mark):
+            return raw.decode(charset, "replace").removeprefix("\ufeff")
+    named = _META_CHARSET.search(raw[:_META_BYTES])
+    if named is None:
+        return decode(raw)
+    try:
+        charset = codecs.lookup(named[1].decode("ascii")).name
+    except LookupError:
+        charset = ""
+    charset = _AS_BROWSERS.get(charset, charset)
+    if charset not in _CHARSETS:
+        return decode(raw)
+    return raw.decode(charset, "replace")

@@ -1,0 +1,70 @@
+"""The text of PDF files, page after page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import TYPE_CHECKING, BinaryIO
+
+from latentrag.corpus.formats import UnreadableError
+from latentrag.types import Document
+
+if TYPE_CHECKING:
+    from pypdfium2 import PdfDocument
+
+_PASSWORD_ERRORS = (4, 5)  # FPDF_ERR_PASSWORD, FPDF_ERR_SECURITY
+# U+0002 stands where PDFium has joined a word that was hyphenated at the end of a line.
+_NO_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
+
+
+def pdf(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
+    """One document: the text of its pages, each on a new line. Title: the one in the file's properties, else the
+    file's stem. A page without text is an empty one; a file without any is an error."""
+    from pypdfium2 import PdfDocument, PdfiumError
+
+    try:
+        with PdfDocument(file) as opened:
+            title = " ".join(opened.get_metadata_value("Title").split())
+            pages = [_page_text(opened, i) for i in range(len(opened))]
+    except PdfiumError as error:
+        if error.err_code in _PASSWORD_ERRORS:
+            raise UnreadableError("encrypted; save it without a password") from error
+        raise UnreadableError(f"not a whole PDF: {_reason(error)}; fetch or export it again") from error
+    if not any(page.strip() for page in pages):
+        raise UnreadableError(f"no text on its {len(pages)} pages, which may be scans; run OCR over it")
+    yield Document(
+        id=name,
+        text="\n".join(pages),
+        title=title or PurePath(name).stem,
+        source=source,
+        page_starts=_starts(pages),
+    )
+
+
+def _page_text(opened: PdfDocument, i: int) -> str:
+    from pypdfium2 import PdfiumError
+
+    try:
+        page = opened[i]
+        textpage = page.get_textpage()
+        text = textpage.get_text_bounded().replace("\r\n", "\n").replace("\r", "\n")
+        textpage.close()
+        page.close()
+    except PdfiumError as error:
+        raise UnreadableError(
+            f"page {i + 1} cannot be read: {_reason(error)}; fetch or export the file again"
+        ) from error
+    return _NO_CHARACTERS.sub("", text)
+
+
+def _starts(pages: list[str]) -> tuple[int, ...]:
+    starts, start = [], 0
+    for page in pages:
+        starts.append(start)
+        start += len(page) + 1
+    return tuple(starts)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rstrip(".")
