@@ -167,6 +167,7 @@ def test_only_the_newest_version_can_be_reencoded(path, filled, other):
         filled.reencode(other)
 
 
+@pytest.mark.usefixtures("no_locks")
 def test_a_commit_of_someone_else_during_the_encoding_is_kept(path, encoder, filled, other):
     working = other.encode_passages
 
@@ -190,6 +191,7 @@ def test_a_commit_of_someone_else_during_the_encoding_is_kept(path, encoder, fil
         ("delete", "reencode"),
     ],
 )
+@pytest.mark.usefixtures("no_locks")
 def test_of_two_commits_at_the_same_moment_one_is_refused(monkeypatch, path, encoder, filled, other, mine, theirs):
     """The other commit falls between the last look at the newest version and ours."""
     changes = {
@@ -199,11 +201,12 @@ def test_of_two_commits_at_the_same_moment_one_is_refused(monkeypatch, path, enc
     }
     commit = table_module.Table._commit
 
-    def late(table, *arguments):
-        monkeypatch.undo()
+    def late(table, *arguments, **options):
+        monkeypatch.setattr(table_module.Table, "_commit", commit)
         changes[theirs](Memory.open(path))
         late.files = files(path)
-        return commit(table, *arguments)
+        monkeypatch.setattr(table_module.Table, "require_newest", lambda table: None)
+        return commit(table, *arguments, **options)
 
     monkeypatch.setattr(table_module.Table, "_commit", late)
     with pytest.raises(MemoryStoreError, match="someone else committed to .* after version 2; open it") as caught:

@@ -152,32 +152,34 @@ class Memory:
         Raises: DataError if there are none or an id is there already or comes twice; EncoderMismatchError;
             MemoryStoreError if this is not the newest version. After any exception the memory is as before.
         """
-        self._check_writable(encoder)
-        taken = set(self._table.ids())
-        new: set[str] = set()
-        staged = self._stage(passages, encoder, taken=taken, new=new, progress=progress)
-        return Memory(self._table.commit(staged, removed_ids=(), change=f"added {len(new)}"))
+        self.manifest.check_passage_encoder(encoder)
+        with self._table.writing():
+            taken = set(self._table.ids())
+            new: set[str] = set()
+            staged = self._stage(passages, encoder, taken=taken, new=new, progress=progress)
+            return Memory(self._table.commit(staged, removed_ids=(), change=f"added {len(new)}"))
 
     def upsert(self, passages: Iterable[Passage], encoder: PassageEncoder, *, progress: bool = False) -> Memory:
         """As ``add``, but a passage whose id is there already replaces the old one, in the same commit.
 
         Raises: as ``add``; an id that comes twice in the input is refused here too.
         """
-        self._check_writable(encoder)
-        new: set[str] = set()
-        staged = self._stage(passages, encoder, taken=frozenset(), new=new, progress=progress)
-        replaced = [key for key in self._table.ids() if key in new]
-        change = f"added {len(new) - len(replaced)}, replaced {len(replaced)}"
-        return Memory(self._table.commit(staged, removed_ids=replaced, change=change))
+        self.manifest.check_passage_encoder(encoder)
+        with self._table.writing():
+            new: set[str] = set()
+            staged = self._stage(passages, encoder, taken=frozenset(), new=new, progress=progress)
+            replaced = [key for key in self._table.ids() if key in new]
+            change = f"added {len(new) - len(replaced)}, replaced {len(replaced)}"
+            return Memory(self._table.commit(staged, removed_ids=replaced, change=change))
 
     def delete(self, ids: Iterable[str]) -> Memory:
         """A version without these passages. Raises: DataError if an id is not there or none is given."""
-        self._table.require_newest()
         unwanted = dict.fromkeys(ids)
         if not unwanted:
             raise DataError("no ids to delete; give at least one")
-        _require_known(unwanted, {key for key in self._table.ids() if key in unwanted}, self.path)
-        return Memory(self._table.commit([], removed_ids=unwanted, change=f"deleted {len(unwanted)}"))
+        with self._table.writing():
+            _require_known(unwanted, {key for key in self._table.ids() if key in unwanted}, self.path)
+            return Memory(self._table.commit([], removed_ids=unwanted, change=f"deleted {len(unwanted)}"))
 
     def reencode(self, encoder: PassageEncoder, *, progress: bool = False) -> Memory:
         """A version in which every passage has the vector d(z) of ``encoder``: the refresh of REALM (Guu et al. 2020).
@@ -190,21 +192,17 @@ class Memory:
             not the newest version; ModelError or ShapeError for vectors that cannot be kept. After any exception the
             memory is as before.
         """
-        self._table.require_newest()
         self.manifest.check_dimension(encoder)
         if not len(self):
             raise MemoryStoreError(f"{self.path} has no passages to re-encode; add some or build a new memory")
         table = replace(self._table, manifest=Manifest.of(encoder))
-        with _progress_bar(self.passages(), progress, total=len(self)) as shown:
-            staged = table.stage(
-                table.record_batch(batch, _fp16_vectors(batch, encoder))
-                for batch in _batches(shown, PASSAGES_PER_ENCODING)
-            )
-        return Memory(table.replace_all(staged, change=f"re-encoded {len(self)} passages with {encoder.name}"))
-
-    def _check_writable(self, encoder: PassageEncoder) -> None:
-        self.manifest.check_passage_encoder(encoder)
-        self._table.require_newest()
+        with table.writing():
+            with _progress_bar(self.passages(), progress, total=len(self)) as shown:
+                staged = table.stage(
+                    table.record_batch(batch, _fp16_vectors(batch, encoder))
+                    for batch in _batches(shown, PASSAGES_PER_ENCODING)
+                )
+            return Memory(table.replace_all(staged, change=f"re-encoded {len(self)} passages with {encoder.name}"))
 
     def _stage(
         self,

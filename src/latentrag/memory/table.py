@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from latentrag.errors import DataError, MemoryStoreError
+from latentrag.memory import durable, files, recovery
 from latentrag.memory.manifest import Manifest
 from latentrag.types import Passage
 
@@ -75,31 +75,29 @@ class Table:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise MemoryStoreError(f"{path} exists already; open it, or choose a path that is free")
         empty = schema(manifest).empty_table()
-        # Row ids that survive compaction: reading by position slows 400-fold after scattered deletes.
-        dataset = lance.write_dataset(empty, str(path), enable_stable_row_ids=True, commit_message="created")
+        with _changing(path):
+            # Row ids that survive compaction: reading by position slows 400-fold after scattered deletes.
+            dataset = lance.write_dataset(empty, str(path), enable_stable_row_ids=True, commit_message="created")
+            durable.sync_all(path, files.present(path))
+            durable.record(path, [files.manifest_name(1)])
+            durable.sync_folder(path.parent)
         return cls(path, dataset, manifest)
 
     @classmethod
     def open(cls, path: Path, version: int | None = None) -> Table:
-        """The table at that or the newest version. Raises: MemoryStoreError."""
-        import lance
-
+        """The table at that version or at the newest that is whole. Raises: MemoryStoreError."""
         _require_folder_of_a_table(path)
-        with _reading(path):
-            dataset = lance.dataset(str(path))
+        if version is None:
+            dataset = files.open_newest_whole(path)
+        elif files.has_version(path, version):
+            dataset = files.open_whole(path, version)
+        else:
+            raise MemoryStoreError(f"{path} has no version {version}; choose one of {_shown_versions(path)}")
         if MANIFEST_KEY not in (dataset.schema.metadata or {}):
             raise MemoryStoreError(
                 f"{path} is a Lance table but not a memory of latentrag; "
                 "make a memory with `latentrag index add PATH FILES…`"
             )
-        if version is not None and version != dataset.version:
-            existing = sorted(ref["version"] for ref in dataset.version_refs())
-            if version not in existing:
-                shown = ", ".join(map(str, existing[-SHOWN_VERSIONS:]))
-                older = "…, " if len(existing) > SHOWN_VERSIONS else ""
-                raise MemoryStoreError(f"{path} has no version {version}; choose one of {older}{shown}")
-            with _reading(path):
-                dataset = dataset.checkout_version(version)
         # Each version has its own: a memory that was re-encoded had another encoder before.
         return cls(path, dataset, Manifest.from_json(dataset.schema.metadata[MANIFEST_KEY].decode()))
 
@@ -112,7 +110,7 @@ class Table:
 
     def log(self) -> list[Version]:
         """Every version up to this one, oldest first."""
-        with _reading(self.path):
+        with files.reading(self.path):
             return [
                 Version(
                     number=found["version"],
@@ -153,7 +151,7 @@ class Table:
     def take(self, row_ids: Sequence[int]) -> dict[int, Passage]:
         """The passages with these row ids, by row id; one read."""
         chosen = f"_rowid IN ({', '.join(map(str, row_ids))})"
-        with _reading(self.path):
+        with files.reading(self.path):
             rows = self.dataset.scanner(columns=PASSAGE_COLUMNS, filter=chosen, with_row_id=True).to_table()
         return dict(zip(rows["_rowid"].to_pylist(), _to_passages(rows), strict=True))
 
@@ -161,17 +159,27 @@ class Table:
         """The passages with these ids, by id; ids that are not there are left out."""
         import pyarrow.compute as pc
 
-        with _reading(self.path):
+        with files.reading(self.path):
             rows = self.dataset.to_table(columns=PASSAGE_COLUMNS, filter=pc.field("id").isin(list(ids)))
         return {passage.id: passage for passage in _to_passages(rows)}
 
     def _scan(self, columns: list[str], *, with_row_id: bool = False) -> Iterator[pa.RecordBatch]:
-        with _reading(self.path):
+        with files.reading(self.path):
             yield from self.dataset.scanner(
                 columns=columns, with_row_id=with_row_id, batch_size=ROWS_PER_READ, scan_in_order=True
             ).to_batches()
 
     # Writing
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the only writer, at the newest version. What the body stages and does not commit is removed.
+
+        Raises: MemoryStoreError if somebody else writes or has committed since, or if nobody can.
+        """
+        with recovery.writing(self.path):
+            self.require_newest()
+            yield
 
     def require_newest(self) -> None:
         """Raises: MemoryStoreError if someone committed after this version."""
@@ -203,71 +211,121 @@ class Table:
     def stage(self, batches: Iterable[pa.RecordBatch]) -> list[FragmentMetadata]:
         """Write rows to files that no version contains yet; ``commit`` makes them part of one.
 
-        If anything fails on the way, the exception passes and the files are removed.
+        Within ``writing``, which removes the files if anything fails.
         """
         staged: list[FragmentMetadata] = []
-        try:
-            for rows in _gathered(batches, ROWS_PER_FRAGMENT):
-                staged += self._write(rows)
-            self.require_newest()
-        except BaseException:
-            self._discard(staged)
-            raise
+        for rows in _gathered(batches, ROWS_PER_FRAGMENT):
+            staged += self._write(rows)
         return staged
-
-    def _discard(self, staged: list[FragmentMetadata]) -> None:
-        for fragment in staged:
-            for file in fragment.files:
-                (self.path / "data" / file.path).unlink(missing_ok=True)
 
     def _write(self, rows: list[pa.RecordBatch]) -> list[FragmentMetadata]:
         import pyarrow as pa
         from lance.fragment import write_fragments
 
-        return write_fragments(pa.Table.from_batches(rows), self.dataset, mode="append")
+        with _changing(self.path):
+            return write_fragments(pa.Table.from_batches(rows), self.dataset, mode="append")
 
     def commit(self, staged: list[FragmentMetadata], *, removed_ids: Collection[str], change: str) -> Table:
         """One new version: without the rows of ``removed_ids``, then with the staged rows at the end.
 
-        Raises: MemoryStoreError if someone has committed what this change cannot follow, a re-encoding for instance;
-            the staged rows are removed then.
+        Raises: MemoryStoreError if the disk fails or someone has committed after this version.
         """
         import lance
         import pyarrow as pa
 
         operation: Any = lance.LanceOperation.Append(staged)
+        before = files.present(self.path)
         if removed_ids:
             rows = pa.table({"id": pa.array(list(removed_ids), pa.string())})
-            transaction, _ = self.dataset.merge_insert("id").when_matched_delete().execute_uncommitted(rows)
+            with _changing(self.path):
+                transaction, _ = self.dataset.merge_insert("id").when_matched_delete().execute_uncommitted(rows)
             operation = transaction.operation
             operation.new_fragments = [*operation.new_fragments, *staged]
-        return self._commit(operation, staged, change)
+        return self._commit(operation, change, new_files=files.present(self.path) - before | _data_files(staged))
 
     def replace_all(self, staged: list[FragmentMetadata], *, change: str) -> Table:
-        """One new version that holds the staged rows only, and this table's manifest.
-
-        Raises: MemoryStoreError if someone has committed after this version; the staged rows are removed then.
-        """
+        """One new version that holds the staged rows only, and this table's manifest. Raises: as ``commit``."""
         import lance
 
-        return self._commit(lance.LanceOperation.Overwrite(schema(self.manifest), staged), staged, change)
+        operation = lance.LanceOperation.Overwrite(schema(self.manifest), staged)
+        return self._commit(operation, change, new_files=_data_files(staged))
 
-    def _commit(self, operation: Any, staged: list[FragmentMetadata], change: str) -> Table:
+    def compact(self, *, deleted_share: float = 0.1, keep: Collection[int] = ()) -> Table:
+        """One new version with the same rows in the same order under the same row ids, in fewer files.
+
+        Fragments are written anew that are small, or of whose rows more than this share has been deleted.
+
+        Args:
+            keep: ids of fragments that are left alone.
+        Returns: this table if there is nothing to do.
+        """
+        import lance
+        from lance.optimize import Compaction
+
+        options = {
+            "target_rows_per_fragment": ROWS_PER_FRAGMENT,
+            "materialize_deletions_threshold": deleted_share,
+            "excluded_fragment_ids": list(keep),
+        }
+        with _changing(self.path):
+            rewritten = [task.execute(self.dataset) for task in Compaction.plan(self.dataset, options).tasks]
+        if not rewritten:
+            return self
+        # Lance's own commit makes two versions, the first of which only reserves these numbers.
+        number = max(fragment.fragment_id for fragment in self.dataset.get_fragments())
+        groups = []
+        for result in rewritten:
+            for number, fragment in enumerate(result.new_fragments, number + 1):
+                fragment.id = number
+            groups.append(lance.LanceOperation.RewriteGroup(result.original_fragments, result.new_fragments))
+        operation = lance.LanceOperation.Rewrite(groups, rewritten_indices=[])
+        new = [fragment for group in groups for fragment in group.new_fragments]
+        before = len(self.dataset.get_fragments())
+        change = f"compacted {before} files to {before - sum(len(g.old_fragments) for g in groups) + len(new)}"
+        self._commit(operation, change, new_files=_data_files(new))
+        # Opened anew, since what this session has cached of a fragment may be that of an older one with its number.
+        return Table.open(self.path)
+
+    def _commit(self, operation: Any, change: str, *, new_files: Collection[str]) -> Table:
+        """Publish a version, on the disk when this returns.
+
+        Files go to the disk before the manifest that names them, the manifest before the record that acknowledges it.
+        """
         import lance
         from lance.commit import CommitConflictError
 
+        self.require_newest()
+        with _changing(self.path):
+            durable.sync_all(self.path, new_files)
+            try:
+                # A retry would overwrite a version that somebody else has made meanwhile.
+                dataset = lance.LanceDataset.commit(
+                    self.dataset, operation, read_version=self.version, commit_message=change, max_retries=0
+                )
+            except CommitConflictError as error:
+                raise MemoryStoreError(
+                    f"someone else committed to {self.path} after version {self.version}; "
+                    "open it without a version and try again"
+                ) from error
+        published = [*self._transaction_files(), files.manifest_name(dataset.version)]
         try:
-            # A retry would overwrite a version that somebody else has made meanwhile.
-            dataset = lance.LanceDataset.commit(
-                self.dataset, operation, read_version=self.version, commit_message=change, max_retries=0
-            )
-        except CommitConflictError as error:
-            self._discard(staged)
+            durable.sync_all(self.path, published)
+            durable.record(self.path, [*sorted(new_files), *published])
+        except OSError as error:
             raise MemoryStoreError(
-                f"someone else committed to {self.path} after version {self.version}; "
-                "open it without a version and try again"
+                f"version {dataset.version} of {self.path} is committed, but a power failure may take it "
+                f"({error.strerror or error}); mend the disk, then run `latentrag index verify {self.path}`"
             ) from error
         return Table(self.path, dataset, self.manifest)
+
+    def _transaction_files(self) -> list[str]:
+        """Of commits on top of this version."""
+        folder = self.path / "_transactions"
+        return sorted(f"_transactions/{file.name}" for file in folder.glob(f"{self.version}-*.txn"))
+
+
+def _data_files(fragments: Iterable[FragmentMetadata]) -> set[str]:
+    return {f"data/{file.path}" for fragment in fragments for file in fragment.files}
 
 
 def _require_folder_of_a_table(path: Path) -> None:
@@ -287,15 +345,20 @@ def _require_folder_of_a_table(path: Path) -> None:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Lance's failures as one line that names the memory."""
+def _changing(path: Path) -> Iterator[None]:
+    """Lance's and the system's failures to write as one line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = re.split(r", /|\n", str(error))[0]  # without the places in Lance's own source
+    except OSError as error:
         raise MemoryStoreError(
-            f"the memory at {path} cannot be read ({reason}); restore it from a copy or build it again"
+            f"{path} cannot be written ({files.reason(error)}); make room or mend the disk, and try again"
         ) from error
+
+
+def _shown_versions(path: Path) -> str:
+    existing = files.version_numbers(path)
+    older = "…, " if len(existing) > SHOWN_VERSIONS else ""
+    return older + ", ".join(map(str, existing[-SHOWN_VERSIONS:]))
 
 
 def _to_passages(rows: pa.RecordBatch | pa.Table) -> list[Passage]:
