@@ -24,6 +24,7 @@ from latentrag.memory import durable
 
 if TYPE_CHECKING:
     import lance
+    from lance.fragment import LanceFragment
 
 VERSIONS = "_versions"
 TABLE_FOLDERS = ("data", "_deletions", "_transactions", VERSIONS)
@@ -32,6 +33,23 @@ INDEXES = "_indexes"
 LATEST_HINT = f"{VERSIONS}/latest_version_hint.json"
 _HIGHEST = 2**64 - 1
 _MANIFEST = re.compile(r"(\d{20})\.manifest")
+
+
+def require_table(path: Path) -> None:
+    """Raises: MemoryStoreError unless there is a folder with a Lance table, whoever made it."""
+    remedy = "make a memory with `latentrag index add PATH FILES…`"
+    if not path.exists():
+        raise MemoryStoreError(f"there is no memory at {path}; {remedy}")
+    if not path.is_dir():
+        raise MemoryStoreError(
+            f"{path} is a {path.suffix or 'plain'} file, a memory is a folder with a Lance table, "
+            f"and pickles and foreign indexes are never loaded; {remedy}"
+        )
+    if not (path / "_versions").is_dir():
+        raise MemoryStoreError(
+            f"{path} is a folder without a Lance table, "
+            f"and pickles and foreign indexes in it are never loaded; {remedy}"
+        )
 
 
 def manifest_name(version: int) -> str:
@@ -60,7 +78,7 @@ def reading(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not _is_lances(error):
+        if not is_lances(error):
             raise
         raise MemoryStoreError(
             f"the memory at {folder} cannot be read ({reason(error)}); restore it from a copy or build it again"
@@ -72,7 +90,8 @@ def reason(error: BaseException) -> str:
     return re.split(r", /|\n", str(error))[0]
 
 
-def _is_lances(error: BaseException) -> bool:
+def is_lances(error: BaseException) -> bool:
+    """Whether Lance gave up, rather than somebody interrupted it."""
     # A panic is a plain BaseException under this name.
     return isinstance(error, OSError | ValueError | RuntimeError) or type(error).__name__ == "PanicException"
 
@@ -90,7 +109,7 @@ def open_whole(folder: Path, version: int) -> lance.LanceDataset:
             dataset = lance.dataset(str(folder), version=version)
             found = next(_missing(folder, dataset), None)
         except BaseException as error:
-            if not _is_lances(error):
+            if not is_lances(error):
                 raise
             found = reason(error)
     if found is not None:
@@ -135,9 +154,16 @@ def sizes(dataset: lance.LanceDataset) -> dict[str, int | None]:
     """The files with the rows of a version and, where its manifest says so, how long they are."""
     found: dict[str, int | None] = {}
     for fragment in dataset.get_fragments():
-        found |= {f"data/{file.path}": file.file_size_bytes for file in fragment.metadata.files}
-        if fragment.metadata.deletion_file is not None:
-            found[fragment.metadata.deletion_file.path(fragment.fragment_id)] = None
+        found |= of_fragment(fragment)
+    return found
+
+
+def of_fragment(fragment: LanceFragment) -> dict[str, int | None]:
+    """As ``sizes``, of one fragment."""
+    metadata = fragment.metadata
+    found = {f"data/{file.path}": file.file_size_bytes for file in metadata.files}
+    if metadata.deletion_file is not None:
+        found[metadata.deletion_file.path(fragment.fragment_id)] = None
     return found
 
 
@@ -175,7 +201,7 @@ def needed(folder: Path) -> set[str]:
         for batch in newest.tracked_files():
             names.update(pc.unique(batch["path"]).to_pylist())
     except BaseException as error:
-        if not _is_lances(error):
+        if not is_lances(error):
             raise
         raise MemoryStoreError(
             f"an older version of the memory at {folder} cannot be read ({reason(error)}); "

@@ -16,6 +16,7 @@ from latentrag.errors import DataError, InputError, MemoryStoreError, ModelError
 from latentrag.memory.index import FlatIndex
 from latentrag.memory.manifest import Manifest
 from latentrag.memory.table import Table, Version
+from latentrag.memory.versions import resolve
 from latentrag.types import Passage, SearchResult
 
 if TYPE_CHECKING:
@@ -52,12 +53,17 @@ class Memory:
         return cls(Table.create(Path(path), Manifest.of(encoder)))
 
     @classmethod
-    def open(cls, path: str | Path, *, version: int | None = None) -> Memory:
+    def open(cls, path: str | Path, *, version: int | str | None = None) -> Memory:
         """The memory at ``version``, or at its newest.
 
+        Where the newest cannot be read, the newest that can is opened, with a warning.
+
+        Args:
+            version: a number; a tag; "newest" (or None); "served", the one that ``index use`` has chosen; or a moment
+                in ISO 8601, for what was the newest then.
         Raises: MemoryStoreError if there is none, if it is something else, or if it has no such version.
         """
-        return cls(Table.open(Path(path), version))
+        return cls(Table.open(Path(path), resolve(Path(path), version)))
 
     @property
     def path(self) -> Path:
@@ -117,6 +123,11 @@ class Memory:
         by_row = self._table.take(np.unique(row_ids).tolist())
         passages = [[by_row[row] for row in rows] for rows in row_ids.tolist()]
         return SearchResult(passages=passages, vectors=vectors, scores=scores, version=self.version)
+
+    def build_index(self) -> None:
+        """Build the index now rather than at the first search."""
+        if len(self):
+            self._built_index()
 
     def _check_query(self, q: npt.NDArray[np.float32], k: int) -> None:
         if q.ndim != 2 or not len(q) or q.shape[1] != self.manifest.dimension:

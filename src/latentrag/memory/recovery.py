@@ -18,6 +18,7 @@ def writing(folder: Path) -> Iterator[None]:
 
     Raises: MemoryStoreError if somebody else writes, the folder cannot be written, or the newest version is damaged.
     """
+    files.require_table(folder)
     with writer_lock(folder) as lock:
         recover(folder, killed=lock.died is not None)
         before = files.present(folder)
@@ -89,3 +90,14 @@ def _keep_or_set_aside(folder: Path, version: int) -> None:
     names = [name for name in files.sizes(dataset) if name not in known]
     durable.sync_all(folder, [*names, files.manifest_name(version)])
     durable.record(folder, [*names, files.manifest_name(version)])
+
+
+@contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """Lance's and the system's failures to write as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise MemoryStoreError(
+            f"{folder} cannot be written ({files.reason(error)}); make room or mend the disk, and try again"
+        ) from error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     import lance
     import numpy.typing as npt
     import pyarrow as pa
-    from lance.fragment import FragmentMetadata
+    from lance.fragment import FragmentMetadata, LanceFragment
 
 MANIFEST_KEY = b"latentrag.manifest"
 PASSAGE_COLUMNS = ["id", "text", "title", "source", "start", "end", "page"]
@@ -75,7 +77,7 @@ class Table:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise MemoryStoreError(f"{path} exists already; open it, or choose a path that is free")
         empty = schema(manifest).empty_table()
-        with _changing(path):
+        with recovery.changing(path):
             # Row ids that survive compaction: reading by position slows 400-fold after scattered deletes.
             dataset = lance.write_dataset(empty, str(path), enable_stable_row_ids=True, commit_message="created")
             durable.sync_all(path, files.present(path))
@@ -86,7 +88,7 @@ class Table:
     @classmethod
     def open(cls, path: Path, version: int | None = None) -> Table:
         """The table at that version or at the newest that is whole. Raises: MemoryStoreError."""
-        _require_folder_of_a_table(path)
+        files.require_table(path)
         if version is None:
             dataset = files.open_newest_whole(path)
         elif files.has_version(path, version):
@@ -109,26 +111,29 @@ class Table:
         return int(self.dataset.count_rows())
 
     def log(self) -> list[Version]:
-        """Every version up to this one, oldest first."""
-        with files.reading(self.path):
-            return [
-                Version(
-                    number=found["version"],
-                    # Lance gives local time without a zone.
-                    time=cast("datetime", found["timestamp"]).astimezone(UTC),
-                    num_passages=int(found["metadata"]["total_rows"]),
-                    change=self._change(found["version"]),
-                )
-                for found in self.dataset.versions()
-                if found["version"] <= self.version
-            ]
+        """Every version up to this one, oldest first. Those that cannot be read are left out, with a warning."""
+        numbers = [number for number in files.version_numbers(self.path) if number <= self.version]
+        return [found for found in map(self._logged, numbers) if found is not None]
 
-    def _change(self, version: int) -> str:
-        from lance.dataset import LANCE_COMMIT_MESSAGE_KEY
+    def _logged(self, number: int) -> Version | None:
+        import lance
 
-        transaction = self.dataset.read_transaction(version)
-        properties = (transaction.transaction_properties if transaction else None) or {}
-        return properties.get(LANCE_COMMIT_MESSAGE_KEY, "unknown")
+        try:
+            dataset = lance.dataset(str(self.path), version=number, session=self.dataset.session())
+            found = dataset.get_version()
+            change = _change(dataset)
+        except BaseException as error:
+            if not files.is_lances(error):
+                raise
+            warnings.warn(f"version {number} of {self.path} cannot be read ({files.reason(error)})", stacklevel=3)
+            return None
+        return Version(
+            number=number,
+            # Lance gives local time without a zone.
+            time=cast("datetime", found["timestamp"]).astimezone(UTC),
+            num_passages=int(found["metadata"]["total_rows"]),
+            change=change,
+        )
 
     # Reading
 
@@ -137,10 +142,21 @@ class Table:
         for batch in self._scan(["id"]):
             yield from batch["id"].to_pylist()
 
-    def passages(self) -> Iterator[Passage]:
-        """Every passage, in the order of the rows; one batch in RAM at a time."""
-        for batch in self._scan(PASSAGE_COLUMNS):
-            yield from _to_passages(batch)
+    def passages(self, *, besides: Collection[tuple[str, ...]] = ()) -> Iterator[Passage]:
+        """Every passage, in the order of the rows; one batch in RAM at a time.
+
+        Args:
+            besides: fragments to leave out, as ``fragments`` names them.
+        """
+        fragments = self.fragments()
+        if kept := [fragments[key] for key in fragments if key not in besides]:
+            for batch in self._scan(PASSAGE_COLUMNS, fragments=kept):
+                yield from _to_passages(batch)
+
+    def fragments(self) -> dict[tuple[str, ...], LanceFragment]:
+        """The parts that the rows are in, by their files' names; other versions with the same have the same rows."""
+        with files.reading(self.path):
+            return {tuple(files.of_fragment(each)): each for each in self.dataset.get_fragments()}
 
     def vectors(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float16]]]:
         """Batches of row ids (n,) and vectors (n, D), in the order of the rows."""
@@ -163,10 +179,16 @@ class Table:
             rows = self.dataset.to_table(columns=PASSAGE_COLUMNS, filter=pc.field("id").isin(list(ids)))
         return {passage.id: passage for passage in _to_passages(rows)}
 
-    def _scan(self, columns: list[str], *, with_row_id: bool = False) -> Iterator[pa.RecordBatch]:
+    def _scan(
+        self, columns: list[str], *, with_row_id: bool = False, fragments: list[LanceFragment] | None = None
+    ) -> Iterator[pa.RecordBatch]:
         with files.reading(self.path):
             yield from self.dataset.scanner(
-                columns=columns, with_row_id=with_row_id, batch_size=ROWS_PER_READ, scan_in_order=True
+                columns=columns,
+                with_row_id=with_row_id,
+                fragments=fragments,
+                batch_size=ROWS_PER_READ,
+                scan_in_order=True,
             ).to_batches()
 
     # Writing
@@ -222,7 +244,7 @@ class Table:
         import pyarrow as pa
         from lance.fragment import write_fragments
 
-        with _changing(self.path):
+        with recovery.changing(self.path):
             return write_fragments(pa.Table.from_batches(rows), self.dataset, mode="append")
 
     def commit(self, staged: list[FragmentMetadata], *, removed_ids: Collection[str], change: str) -> Table:
@@ -237,7 +259,7 @@ class Table:
         before = files.present(self.path)
         if removed_ids:
             rows = pa.table({"id": pa.array(list(removed_ids), pa.string())})
-            with _changing(self.path):
+            with recovery.changing(self.path):
                 transaction, _ = self.dataset.merge_insert("id").when_matched_delete().execute_uncommitted(rows)
             operation = transaction.operation
             operation.new_fragments = [*operation.new_fragments, *staged]
@@ -250,38 +272,40 @@ class Table:
         operation = lance.LanceOperation.Overwrite(schema(self.manifest), staged)
         return self._commit(operation, change, new_files=_data_files(staged))
 
-    def compact(self, *, deleted_share: float = 0.1, keep: Collection[int] = ()) -> Table:
+    def compact(self, *, deleted_share: float = 0.1, keep: Collection[int] = (), change: str | None = None) -> Table:
         """One new version with the same rows in the same order under the same row ids, in fewer files.
 
         Fragments are written anew that are small, or of whose rows more than this share has been deleted.
 
         Args:
             keep: ids of fragments that are left alone.
+            change: what the log says; None: how many files there were and are.
         Returns: this table if there is nothing to do.
         """
         import lance
         from lance.optimize import Compaction
 
-        options = {
+        options: Any = {
             "target_rows_per_fragment": ROWS_PER_FRAGMENT,
             "materialize_deletions_threshold": deleted_share,
             "excluded_fragment_ids": list(keep),
         }
-        with _changing(self.path):
-            rewritten = [task.execute(self.dataset) for task in Compaction.plan(self.dataset, options).tasks]
-        if not rewritten:
+        with recovery.changing(self.path):
+            results: list[Any] = [task.execute(self.dataset) for task in Compaction.plan(self.dataset, options).tasks]
+        if not results:
             return self
         # Lance's own commit makes two versions, the first of which only reserves these numbers.
-        number = max(fragment.fragment_id for fragment in self.dataset.get_fragments())
-        groups = []
-        for result in rewritten:
-            for number, fragment in enumerate(result.new_fragments, number + 1):
-                fragment.id = number
-            groups.append(lance.LanceOperation.RewriteGroup(result.original_fragments, result.new_fragments))
+        numbers = count(1 + max(fragment.fragment_id for fragment in self.dataset.get_fragments()))
+        groups, new, num_old = [], [], 0
+        for result in results:
+            rewritten = result.new_fragments
+            for fragment in rewritten:
+                fragment.id = next(numbers)
+            groups.append(lance.LanceOperation.RewriteGroup(result.original_fragments, rewritten))
+            new += rewritten
+            num_old += len(result.original_fragments)
         operation = lance.LanceOperation.Rewrite(groups, rewritten_indices=[])
-        new = [fragment for group in groups for fragment in group.new_fragments]
-        before = len(self.dataset.get_fragments())
-        change = f"compacted {before} files to {before - sum(len(g.old_fragments) for g in groups) + len(new)}"
+        change = change or f"compacted {num_old} files to {len(new)}"
         self._commit(operation, change, new_files=_data_files(new))
         # Opened anew, since what this session has cached of a fragment may be that of an older one with its number.
         return Table.open(self.path)
@@ -295,7 +319,7 @@ class Table:
         from lance.commit import CommitConflictError
 
         self.require_newest()
-        with _changing(self.path):
+        with recovery.changing(self.path):
             durable.sync_all(self.path, new_files)
             try:
                 # A retry would overwrite a version that somebody else has made meanwhile.
@@ -324,41 +348,41 @@ class Table:
         return sorted(f"_transactions/{file.name}" for file in folder.glob(f"{self.version}-*.txn"))
 
 
+def _change(dataset: lance.LanceDataset) -> str:
+    """What a version's commit said that it does."""
+    from lance.dataset import LANCE_COMMIT_MESSAGE_KEY
+
+    transaction = dataset.read_transaction(dataset.version)
+    properties = (transaction.transaction_properties if transaction else None) or {}
+    return properties.get(LANCE_COMMIT_MESSAGE_KEY, "unknown")
+
+
 def _data_files(fragments: Iterable[FragmentMetadata]) -> set[str]:
     return {f"data/{file.path}" for fragment in fragments for file in fragment.files}
-
-
-def _require_folder_of_a_table(path: Path) -> None:
-    remedy = "make a memory with `latentrag index add PATH FILES…`"
-    if not path.exists():
-        raise MemoryStoreError(f"there is no memory at {path}; {remedy}")
-    if not path.is_dir():
-        raise MemoryStoreError(
-            f"{path} is a {path.suffix or 'plain'} file, a memory is a folder with a Lance table, "
-            f"and pickles and foreign indexes are never loaded; {remedy}"
-        )
-    if not (path / "_versions").is_dir():
-        raise MemoryStoreError(
-            f"{path} is a folder without a Lance table, "
-            f"and pickles and foreign indexes in it are never loaded; {remedy}"
-        )
-
-
-@contextmanager
-def _changing(path: Path) -> Iterator[None]:
-    """Lance's and the system's failures to write as one line."""
-    try:
-        yield
-    except OSError as error:
-        raise MemoryStoreError(
-            f"{path} cannot be written ({files.reason(error)}); make room or mend the disk, and try again"
-        ) from error
 
 
 def _shown_versions(path: Path) -> str:
     existing = files.version_numbers(path)
     older = "…, " if len(existing) > SHOWN_VERSIONS else ""
     return older + ", ".join(map(str, existing[-SHOWN_VERSIONS:]))
+
+
+def ids_of_file(folder: Path, name: str) -> set[str]:
+    """The ids of a data file's rows, those of deleted passages too."""
+    return {key for batch in _physical(folder, name, ["id"]) for key in batch["id"].to_pylist()}
+
+
+def passages_of_file(folder: Path, name: str) -> Iterator[Passage]:
+    """A data file's rows, those of deleted passages too."""
+    for batch in _physical(folder, name, PASSAGE_COLUMNS):
+        yield from _to_passages(batch)
+
+
+def _physical(folder: Path, name: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    from lance.file import LanceFileReader
+
+    with files.reading(folder):
+        yield from LanceFileReader(str(folder / name), columns=columns).read_all(batch_size=ROWS_PER_READ).to_batches()
 
 
 def _to_passages(rows: pa.RecordBatch | pa.Table) -> list[Passage]:
