@@ -26,11 +26,13 @@ def tags(folder: Path) -> dict[str, int]:
     """Every name and its version, ``served`` among them. Raises: MemoryStoreError for a tag that cannot be read."""
     found: dict[str, int] = {}
     for path in sorted((folder / _FOLDER).glob("*.json")):
+        if path.stem == _SCRATCH:
+            continue
         try:
             found[path.stem] = int(json.loads(path.read_bytes())["version"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise MemoryStoreError(f"the tag {path} cannot be read ({error!r}); delete that file") from error
-    return {name: version for name, version in found.items() if name != _SCRATCH}
+    return found
 
 
 def served(folder: Path) -> int | None:

@@ -41,6 +41,7 @@ def prune(folder: Path, *, keep: int | None = None, older_than_days: float | Non
     if older_than_days is not None and not 0 <= older_than_days <= 1_000_000:
         raise InputError(f"older_than_days={older_than_days} is no age; give 0 or more days")
     with writing(folder):
+        files.needed(folder)  # raises before anything is removed
         log = Table.open(folder).log()
         if keep is not None:
             old = [version.number for version in log[:-keep]]
