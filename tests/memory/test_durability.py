@@ -379,6 +379,14 @@ def test_bad_rows_are_found(path, filled, key, value, found):
     assert re.search(found, problem.what)
 
 
+def test_a_line_that_a_power_failure_cut_off_does_not_spoil_the_next(path, filled):
+    with (path / durable.CHECKSUMS_FILE).open("ab") as stream:
+        stream.write(b'{"file": "_versions/1844674407370')
+    filled.delete(["p0"])
+    assert verify(path).num_unrecorded == 0
+    assert durable.recorded_of(path, files.manifest_name(3)) is not None
+
+
 def test_a_memory_from_before_the_checksums(path, encoder, filled):
     """Nothing is recorded of it until it is changed, and nothing is taken for a dead writer's."""
     (path / durable.CHECKSUMS_FILE).unlink()

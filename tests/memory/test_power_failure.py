@@ -45,6 +45,7 @@ def test_what_was_acknowledged_survives(monkeypatch, tmp_path, path, encoder, ch
     Memory.create(path, encoder).add([Passage(f"p{i}", f"text {i}") for i in range(6)], encoder)
     disk.sync_everything()
     expected: tuple[State, ...] = ()
+    expected_tags: tuple[dict[str, int], ...] = ()
 
     def fail() -> None:
         nonlocal num_failures
@@ -55,6 +56,7 @@ def test_what_was_acknowledged_survives(monkeypatch, tmp_path, path, encoder, ch
             with warnings.catch_warnings(record=True) as found:
                 warnings.simplefilter("always")
                 assert state_of(Memory.open(copy)) in expected
+                assert tags.tags(copy) in expected_tags
             warned.extend(found)
             shutil.rmtree(copy)
 
@@ -64,15 +66,25 @@ def test_what_was_acknowledged_survives(monkeypatch, tmp_path, path, encoder, ch
         memory = Memory.open(path)
         before = state_of(memory)
         after = state_after(name, before)
-        expected = (before, after)
+        names = tags.tags(path)
+        expected, expected_tags = (before, after), (names, names_after(name, names))
         disk.before_sync = fail
         change(memory)
-        expected = (after,)
+        expected, expected_tags = (after,), (names_after(name, names),)
         fail()  # acknowledged: nothing else may be found from now on
         disk.before_sync = lambda: None
         assert state_of(Memory.open(path)) == after, name
     assert num_failures > 60
     assert any("cannot be read" in str(each.message) for each in warned)  # some manifests were torn
+
+
+def names_after(change: str, before: dict[str, int]) -> dict[str, int]:
+    if change == "tag":
+        return before | {"good": 3}
+    if change == "serve":
+        return before | {"served": 5 if "served" in before else 4}
+    gone = {"untag": {"good"}, "forget": {"served"}}.get(change, set())
+    return {name: version for name, version in before.items() if name not in gone}
 
 
 def state_after(name: str, before: State) -> State:
