@@ -14,6 +14,7 @@ import pytest
 
 from latentrag.errors import DamagedVersionError, MemoryStoreError
 from latentrag.memory import Memory, durable, files, lock, upkeep
+from latentrag.memory.building import build
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
 
@@ -244,6 +245,19 @@ def test_a_writer_whose_lock_file_was_deleted_before_it_had_it_takes_the_new_one
     monkeypatch.setattr(lock, "_is_at", deleted_once)
     assert len(filled.delete(["p0"])) == 11
     assert len(calls) == 2
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path, path, encoder):
+    names = {"dead": ".memory.lance-dead", "living": ".memory.lance-live", "mine": ".memory.lance-mine"}
+    dead, living, mine = (tmp_path / name for name in names.values())
+    for scratch in (dead, living, mine):
+        Memory.create(scratch / "memory.lance", encoder)
+        leave_lock(scratch)
+    (mine / "thesis.txt").write_text("years of work")
+    with lock.writer_lock(living):
+        build(path, [Passage("a", "t")], encoder)
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted([names["living"], names["mine"], path.name])
+    assert len(Memory.open(path)) == 1
 
 
 # Disks that fail

@@ -15,6 +15,7 @@ from latentrag.errors import EncoderMismatchError, MemoryStoreError, ModelError
 from latentrag.memory import Memory
 from latentrag.memory import memory as memory_module
 from latentrag.memory import table as table_module
+from latentrag.memory.verify import verify
 from latentrag.types import Passage
 from tests.memory.conftest import FakePassageEncoder
 
@@ -262,7 +263,9 @@ def test_a_killed_reencoding_leaves_the_old_version(path, encoder, filled, other
     memory = Memory.open(path)
     assert (memory.version, memory.manifest.fingerprint) == (2, "f1")
     assert vectors_by_id(memory) == expected(encoder, memory)
-    assert vectors_by_id(memory.reencode(other)) == expected(other, memory)
+    assert len(list((path / "data").iterdir())) == 3  # two of them are the killed writer's
+    assert vectors_by_id(memory.delete(["p0"]).reencode(other)) == expected(other, Memory.open(path))
+    assert verify(path).problems == []
 
 
 def test_passages_are_streamed(monkeypatch, path, encoder, other):
