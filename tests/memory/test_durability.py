@@ -130,6 +130,22 @@ def test_a_version_that_was_never_acknowledged_and_is_whole_is_kept(path, encode
     assert verify(path).num_unrecorded == 0
 
 
+def test_what_is_damaged_twice_is_set_aside_twice(path, encoder, filled):
+    for text in ("one", "two"):
+        Memory.open(path).add([Passage("new", text)], encoder)
+        damage(manifest(path, 3), "half")
+        assert upkeep.repair(path).set_aside == [3]
+    assert len(list((path / files.DAMAGED / "_versions").iterdir())) == 2
+
+
+def test_a_memory_without_a_version_is_refused_by_writers(path, filled):
+    for version in (1, 2):
+        manifest(path, version).unlink()
+    for change in (lambda: upkeep.prune(path, keep=1), lambda: upkeep.repair(path), lambda: filled.delete(["p0"])):
+        with pytest.raises(MemoryStoreError, match="no version"):
+            change()
+
+
 def test_repair_refuses_to_give_up_everything(path, filled):
     for version in (1, 2):
         damage(manifest(path, version), "half")

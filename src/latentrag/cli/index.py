@@ -71,11 +71,11 @@ def add(
 
 def log(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
     """Every version of a memory, oldest first. Ask an earlier one with `latentrag ask --as-of VERSION`."""
-    from latentrag.memory import Memory
+    from latentrag.assemble import open_memory
     from latentrag.memory.tags import SERVED, tags
 
-    path = resolve_memory(memory)
-    versions = Memory.open(path).log()
+    newest = open_memory(memory, version="newest")
+    path, versions = newest.path, newest.log()
     named = tags(path)
     served = named.pop(SERVED, versions[-1].number)
     of_version = {v.number: [name for name in named if named[name] == v.number] for v in versions}
@@ -109,11 +109,11 @@ def delete(
     as_json: arg.AsJson = False,
 ) -> None:
     """Commit a version without these passages. Earlier versions keep them; `index forget` leaves none."""
-    from latentrag.memory import Memory
+    from latentrag.assemble import open_memory
 
     for each in ids:
         arg.check_text(each, "id")
-    before = Memory.open(resolve_memory(memory))
+    before = open_memory(memory, version="newest")
     after = before.delete(ids)
     deleted = len(before) - len(after)
     if as_json:

@@ -64,6 +64,14 @@ def version_numbers(folder: Path) -> list[int]:
     return sorted(_HIGHEST - int(match[1]) for match in names if match)
 
 
+def newest_version(folder: Path) -> int:
+    """The highest version number, whether that version is whole or not. Raises: MemoryStoreError if there is none."""
+    numbers = version_numbers(folder)
+    if not numbers:
+        raise MemoryStoreError(f"the memory at {folder} has no version left; restore it from a copy or build it again")
+    return numbers[-1]
+
+
 def has_version(folder: Path, version: int) -> bool:
     """Whether the version has a manifest."""
     return 0 < version <= _HIGHEST and (folder / manifest_name(version)).exists()
@@ -196,7 +204,7 @@ def needed(folder: Path) -> set[str]:
     import pyarrow.compute as pc
 
     names = {LATEST_HINT}
-    newest = open_whole(folder, version_numbers(folder)[-1])
+    newest = open_whole(folder, newest_version(folder))
     try:
         for batch in newest.tracked_files():
             names.update(pc.unique(batch["path"]).to_pylist())
@@ -236,6 +244,8 @@ def _move(folder: Path, names: Collection[str]) -> None:
     for name in names:
         place = folder / DAMAGED / name
         place.parent.mkdir(parents=True, exist_ok=True)
+        while place.exists():  # a version whose number has been used again, and damaged again
+            place = place.with_name(f"{place.name}+")
         shutil.move(folder / name, place)
         durable.sync_folder(place.parent)
         durable.sync_folder((folder / name).parent)

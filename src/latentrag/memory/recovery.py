@@ -43,7 +43,7 @@ def recover(folder: Path, *, killed: bool) -> None:
     if durable.has_records(folder):
         for version in _unacknowledged(folder):
             _keep_or_set_aside(folder, version)
-    newest = files.version_numbers(folder)[-1]
+    newest = files.newest_version(folder)
     try:
         files.open_whole(folder, newest)
     except DamagedVersionError as error:

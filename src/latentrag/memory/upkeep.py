@@ -116,7 +116,7 @@ def repair(folder: Path) -> Repaired:
             tags.remove(folder, named)
         recover(folder, killed=True)
         lock.done()
-    return Repaired(damaged, named, files.version_numbers(folder)[-1])
+    return Repaired(damaged, named, files.newest_version(folder))
 
 
 def _opens(folder: Path, version: int) -> bool:

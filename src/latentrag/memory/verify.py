@@ -78,7 +78,7 @@ def verify(folder: Path) -> Report:
         num_passages=0 if table is None else len(table),
         num_versions=len(numbers),
         num_files=len(present),
-        size_bytes=sum((folder / name).stat().st_size for name in present),
+        size_bytes=sum(_size_bytes(folder / name) for name in present),
         num_unrecorded=len(everything - known.keys()),
         problems=problems,
         notes=list(_notes(folder, writer)),
@@ -160,6 +160,13 @@ def _notes(folder: Path, writer: lock.Owner | None) -> Iterator[str]:
         yield f"the memory is being changed by {writer}, or that writer died; the next one cleans up"
     if (folder / files.DAMAGED).exists():
         yield f"{folder / files.DAMAGED} holds versions that were set aside; delete it if nobody can mend them"
+
+
+def _size_bytes(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0  # a writer has removed it meanwhile
 
 
 def _shown(names: set[str]) -> str:
