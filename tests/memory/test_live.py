@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from latentrag.assemble import open_memory
 from latentrag.errors import EncoderMismatchError, MemoryStoreError
 from latentrag.memory import LiveMemory, Memory
 from latentrag.rag import Rag
@@ -49,6 +50,11 @@ def test_it_is_the_memory_that_it_holds(path, live, queries):
     assert live.search(queries, 3).passages == memory.search(queries, 3).passages
     assert list(live.passages()) == list(memory.passages())
     assert live.get(["p3"]) == memory.get(["p3"])
+
+
+def test_what_asks_a_memory_takes_a_live_one(live):
+    assert open_memory(live) is live
+    assert open_memory(live, version=4).version == 4
 
 
 def test_use_and_back(path, live, queries):
