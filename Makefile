@@ -10,7 +10,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help test lint format demo eval-demo experiment-jeopardy bench-loss-memory clean
+.PHONY: help test lint torture format demo eval-demo experiment-jeopardy bench-loss-memory clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,6 +23,9 @@ lint: $(STAMP)  ## Check style, types and import rules.
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+
+torture: $(STAMP)  ## Kill writers of a memory at random moments, minutes; RUNS=100.
+	@$(BIN)/python -m tests.memory.torture $(if $(RUNS),--runs $(RUNS))
 
 format: $(STAMP)  ## Sort imports and reformat.
 	@$(BIN)/ruff check --fix

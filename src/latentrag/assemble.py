@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 from latentrag.config import RetrieverKind, resolve_memory, resolve_model
 from latentrag.errors import InputError, ModelError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from latentrag.encoder import DprQueryEncoder, SentenceEncoder
     from latentrag.generator import CausalGenerator, Seq2SeqGenerator
     from latentrag.generator.lora import Lora
-    from latentrag.memory import Memory
+    from latentrag.memory import LiveMemory, Memory
     from latentrag.protocols import PassageEncoder, Retriever
     from latentrag.rag import Rag
     from latentrag.types import Variant
@@ -72,8 +72,8 @@ class _Parts:
 def load(
     source: Source | ModelSpec | tuple[Source, Source],
     *,
-    memory: Source | Memory,
-    version: int | None = None,
+    memory: Source | Memory | LiveMemory,
+    version: int | str | None = None,
     variant: Variant | None = None,
     k: int | None = None,
     retriever: RetrieverKind | None = None,
@@ -85,8 +85,9 @@ def load(
     Args:
         source: a folder that ``save`` wrote, a folder or hub id in the layout of ``facebook/rag-*``, the name
             "demo", or a pair (encoder, generator) of folders or hub ids.
-        memory: a path, "demo", or an open memory.
-        version: of the memory; None: the newest.
+        memory: a path, "demo", or an open memory; a ``LiveMemory`` to exchange it while the model answers.
+        version: of the memory, as for ``Memory.open``; None: the one that `latentrag index use` has chosen, else the
+            newest.
         variant: "sequence" or "token"; None: as the model says, else "sequence".
         k: passages retrieved for a question; None: as the model says, else 5.
         retriever: "dense", or "bm25", which needs no query encoder and fits any memory; None: as the model says,
@@ -243,16 +244,22 @@ def with_parts(rag: Rag, retriever: Retriever, generator: Generator) -> Rag:
     return Rag(retriever, generator, variant=rag.variant, k=rag.k, defaults=rag.defaults)
 
 
-def open_memory(name: Source | Memory, *, version: int | None = None) -> Memory:
-    """A memory by path or name ("demo"). An open one is returned as it is.
+@overload
+def open_memory(name: Source | Memory, *, version: int | str | None = None) -> Memory: ...
+@overload
+def open_memory(name: Source | Memory | LiveMemory, *, version: int | str | None = None) -> Memory | LiveMemory: ...
+def open_memory(name: Source | Memory | LiveMemory, *, version: int | str | None = None) -> Memory | LiveMemory:
+    """A memory by path or name ("demo"), to be asked. An open one is returned as it is.
 
+    Args:
+        version: as for ``Memory.open``; None: the one that `latentrag index use` has chosen, else the newest.
     Raises: MemoryStoreError if there is none or it has no such version.
     """
-    from latentrag.memory import Memory
+    from latentrag.memory import LiveMemory, Memory
 
-    if isinstance(name, Memory):
+    if isinstance(name, Memory | LiveMemory):
         return name if version is None else Memory.open(name.path, version=version)
-    return Memory.open(resolve_memory(name), version=version)
+    return Memory.open(resolve_memory(name), version="served" if version is None else version)
 
 
 def load_passage_encoder(
@@ -281,7 +288,7 @@ def load_passage_encoder(
     return encoder.load_passage_encoder(place, device=device, dtype=dtype)
 
 
-def _retriever(parts: _Parts, memory: Memory, *, device: str) -> Retriever:
+def _retriever(parts: _Parts, memory: Memory | LiveMemory, *, device: str) -> Retriever:
     from latentrag.retriever import BM25Retriever, DenseRetriever
 
     if parts.query_encoder is None:

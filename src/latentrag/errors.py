@@ -25,6 +25,10 @@ class MemoryStoreError(LatentRagError):
     """A memory that is missing, empty, corrupt, or has no such version."""
 
 
+class DamagedVersionError(MemoryStoreError):
+    """A version of a memory with files that are missing or not as they were written."""
+
+
 class EncoderMismatchError(LatentRagError):
     """A query encoder whose vectors do not live in the space of the memory's vectors."""
 

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
-from latentrag.memory import Memory
+from latentrag.memory import Memory, recovery
+from latentrag.memory.lock import WriterLock
 from latentrag.types import Passage
 
 
@@ -53,3 +55,10 @@ def filled(path, encoder):
 def queries():
     """(3, 8) float32."""
     return np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """As on a network drive whose locks do not reach the other machines."""
+    monkeypatch.setattr(WriterLock, "done", lambda lock: None)
+    monkeypatch.setattr(recovery, "writer_lock", lambda folder: nullcontext(WriterLock(0, None)))

@@ -51,7 +51,7 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(parts, tmp_pat
     trainer(parts, tmp_path / "whole", options=options, dev=test_loop.EXAMPLES).run()
     run = tmp_path / "killed"
     process = started("-m", "tests.training.processes_run", str(parts), str(run), json.dumps(asdict(options)))
-    wanted = random.Random(seed).randrange(3, 28)  # noqa: S311 a step, not a secret
+    wanted = random.Random(seed).randrange(3, 28)
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         done = [r for r in read_log(run / "log.jsonl") if r["event"] == "train"] if (run / "log.jsonl").exists() else []

@@ -42,7 +42,14 @@ VariantName = Annotated[
     Variant | None,
     typer.Option("--variant", help="One passage explains the whole answer, or each token may lean on another."),
 ]
-AsOf = Annotated[int | None, typer.Option("--as-of", help="An earlier version of the memory; see `index log`.")]
+AsOf = Annotated[
+    str | None,
+    typer.Option(
+        "--as-of",
+        metavar="VERSION|DATE|TAG",
+        help="A version of the memory, or what was the newest then; see `index log`. Default: see `index use`.",
+    ),
+]
 DtypeName = Annotated[Dtype, typer.Option("--dtype", help="Number format of the generator.")]
 
 
@@ -66,7 +73,7 @@ def open_rag(
     source: str | ModelSpec,
     *,
     memory: str,
-    version: int | None = None,
+    version: str | None = None,
     retriever: RetrieverKind | None = None,
     dtype: str = "auto",
 ) -> Rag:

@@ -74,24 +74,37 @@ def add(
 
 
 def log(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
-    """Every version of a memory. Ask an earlier one with `latentrag ask --as-of VERSION`."""
+    """Every version of a memory, oldest first. Ask an earlier one with `latentrag ask --as-of VERSION`."""
     from latentrag.assemble import open_memory
+    from latentrag.memory.tags import SERVED, tags
 
-    versions = open_memory(memory).log()
+    newest = open_memory(memory, version="newest")
+    path, versions = newest.path, newest.log()
+    named = tags(path)
+    served = named.pop(SERVED, versions[-1].number)
+    of_version = {v.number: [name for name in named if named[name] == v.number] for v in versions}
     if as_json:
         rows = [
-            {"version": v.number, "time": v.time.isoformat(), "passages": v.num_passages, "change": v.change}
+            {
+                "version": v.number,
+                "time": v.time.isoformat(),
+                "passages": v.num_passages,
+                "change": v.change,
+                "tags": of_version[v.number],
+                "served": v.number == served,
+            }
             for v in versions
         ]
-        print_json({"memory": str(resolve_memory(memory)), "versions": rows})
+        print_json({"memory": str(path), "versions": rows})
         return
     from latentrag.cli.render import show_rows, terminal
 
-    show_rows(
-        ["version", "time (UTC)", "passages", "change"],
-        [(str(v.number), f"{v.time:%Y-%m-%d %H:%M:%S}", str(v.num_passages), v.change) for v in versions],
-        terminal(),
-    )
+    rows_shown = []
+    for v in versions:
+        names = [*of_version[v.number], *(["(served)"] if v.number == served else [])]
+        time = f"{v.time:%Y-%m-%d %H:%M:%S}"
+        rows_shown.append((str(v.number), time, str(v.num_passages), v.change, ", ".join(names)))
+    show_rows(["version", "time (UTC)", "passages", "change", "tags"], rows_shown, terminal())
 
 
 def delete(
@@ -99,12 +112,12 @@ def delete(
     ids: Annotated[list[str], typer.Argument(help="Ids of passages, as the sources of an answer show them.")],
     as_json: arg.AsJson = False,
 ) -> None:
-    """Commit a version without these passages. Earlier versions keep them."""
+    """Commit a version without these passages. Earlier versions keep them; `index forget` leaves none."""
     from latentrag.assemble import open_memory
 
     for each in ids:
         arg.check_text(each, "id")
-    before = open_memory(memory)
+    before = open_memory(memory, version="newest")
     after = before.delete(ids)
     deleted = len(before) - len(after)
     if as_json:

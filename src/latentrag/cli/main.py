@@ -1,7 +1,7 @@
 """The entry point: which commands there are, and how a run ends.
 
 Exit codes: 0 done; 2 the user can mend it (one line on standard error, or the usage); 1 a bug (with its
-traceback); 130 interrupted; 141 nobody reads the output any more.
+traceback), or a check that found something wrong; 130 interrupted; 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -40,15 +40,21 @@ def app() -> typer.Typer:
     from latentrag.cli.new_generator import new_generator
     from latentrag.cli.score import score
     from latentrag.cli.train import train
+    from latentrag.cli.upkeep import compact, forget, prune, repair, verify
+    from latentrag.cli.versions import diff, tag, use
 
     options: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
     of_questions: tuple[Callable[..., None], ...] = (demo, ask, score, classify)
-    of_memories: tuple[Callable[..., None], ...] = (add, log, delete)
+    of_memories: tuple[Callable[..., None], ...] = (
+        *(add, delete, forget),
+        *(log, diff, tag, use),
+        *(prune, compact, verify, repair),
+    )
     commands = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False, **options)
     commands.callback()(_top)
     for command in of_questions:
         commands.command()(command)
-    index = typer.Typer(help="Make memories, look at their history, remove passages.", **options)
+    index = typer.Typer(help="Make memories, change them, go through their versions, keep them whole.", **options)
     for command in of_memories:
         index.command()(command)
     commands.add_typer(index, name="index")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentrag.errors import MemoryStoreError
+from latentrag.memory import durable
+from latentrag.memory.lock import LOCK_FILE, owner, writer_lock
 from latentrag.memory.memory import Memory
 from latentrag.types import Passage
 
@@ -23,18 +26,38 @@ def is_free(path: Path) -> bool:
 def build(path: Path, passages: Iterable[Passage], encoder: PassageEncoder, *, progress: bool = False) -> Memory:
     """A new memory with these passages, which appears at ``path`` when it is complete and not before.
 
+    It is made in a folder beside it. What a killed build left there is removed by the next one of the same path.
+
     Raises: MemoryStoreError if something is there already or the place cannot be written; else as ``Memory.add``.
     """
     if not is_free(path):
         raise MemoryStoreError(f"{path} exists already; open it, or choose a path that is free")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
+        _remove_leftovers(path)
+        with (
+            tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch,
+            writer_lock(Path(scratch)),
+        ):
             new = Path(scratch) / path.name
             Memory.create(new, encoder).add(passages, encoder, progress=progress)
             if path.exists():
                 path.rmdir()  # the empty folder
             new.rename(path)
+            durable.sync_folder(path.parent)
     except OSError as error:
         raise MemoryStoreError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error
     return Memory.open(path)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the folders of builds that were killed, which their locks tell from those that go on."""
+    for scratch in path.parent.iterdir():
+        of_builds = scratch.name.startswith(f".{path.name}-") and scratch.is_dir() and owner(scratch) is not None
+        if not of_builds or {each.name for each in scratch.iterdir()} - {LOCK_FILE, path.name}:
+            continue
+        try:
+            with writer_lock(scratch):
+                shutil.rmtree(scratch)
+        except MemoryStoreError:
+            continue  # it is being built at this moment, or on another machine

@@ -16,6 +16,7 @@ from latentrag.errors import DataError, InputError, MemoryStoreError, ModelError
 from latentrag.memory.index import FlatIndex
 from latentrag.memory.manifest import Manifest
 from latentrag.memory.table import Table, Version
+from latentrag.memory.versions import resolve
 from latentrag.types import Passage, SearchResult
 
 if TYPE_CHECKING:
@@ -52,12 +53,17 @@ class Memory:
         return cls(Table.create(Path(path), Manifest.of(encoder)))
 
     @classmethod
-    def open(cls, path: str | Path, *, version: int | None = None) -> Memory:
+    def open(cls, path: str | Path, *, version: int | str | None = None) -> Memory:
         """The memory at ``version``, or at its newest.
 
+        Where the newest cannot be read, the newest that can is opened, with a warning.
+
+        Args:
+            version: a number; a tag; "newest" (or None); "served", the one that ``index use`` has chosen; or a moment
+                in ISO 8601, for what was the newest then.
         Raises: MemoryStoreError if there is none, if it is something else, or if it has no such version.
         """
-        return cls(Table.open(Path(path), version))
+        return cls(Table.open(Path(path), resolve(Path(path), version)))
 
     @property
     def path(self) -> Path:
@@ -118,6 +124,11 @@ class Memory:
         passages = [[by_row[row] for row in rows] for rows in row_ids.tolist()]
         return SearchResult(passages=passages, vectors=vectors, scores=scores, version=self.version)
 
+    def build_index(self) -> None:
+        """Build the index now rather than at the first search."""
+        if len(self):
+            self._built_index()
+
     def _check_query(self, q: npt.NDArray[np.float32], k: int) -> None:
         if q.ndim != 2 or not len(q) or q.shape[1] != self.manifest.dimension:
             raise ShapeError(
@@ -152,32 +163,34 @@ class Memory:
         Raises: DataError if there are none or an id is there already or comes twice; EncoderMismatchError;
             MemoryStoreError if this is not the newest version. After any exception the memory is as before.
         """
-        self._check_writable(encoder)
-        taken = set(self._table.ids())
-        new: set[str] = set()
-        staged = self._stage(passages, encoder, taken=taken, new=new, progress=progress)
-        return Memory(self._table.commit(staged, removed_ids=(), change=f"added {len(new)}"))
+        self.manifest.check_passage_encoder(encoder)
+        with self._table.writing():
+            taken = set(self._table.ids())
+            new: set[str] = set()
+            staged = self._stage(passages, encoder, taken=taken, new=new, progress=progress)
+            return Memory(self._table.commit(staged, removed_ids=(), change=f"added {len(new)}"))
 
     def upsert(self, passages: Iterable[Passage], encoder: PassageEncoder, *, progress: bool = False) -> Memory:
         """As ``add``, but a passage whose id is there already replaces the old one, in the same commit.
 
         Raises: as ``add``; an id that comes twice in the input is refused here too.
         """
-        self._check_writable(encoder)
-        new: set[str] = set()
-        staged = self._stage(passages, encoder, taken=frozenset(), new=new, progress=progress)
-        replaced = [key for key in self._table.ids() if key in new]
-        change = f"added {len(new) - len(replaced)}, replaced {len(replaced)}"
-        return Memory(self._table.commit(staged, removed_ids=replaced, change=change))
+        self.manifest.check_passage_encoder(encoder)
+        with self._table.writing():
+            new: set[str] = set()
+            staged = self._stage(passages, encoder, taken=frozenset(), new=new, progress=progress)
+            replaced = [key for key in self._table.ids() if key in new]
+            change = f"added {len(new) - len(replaced)}, replaced {len(replaced)}"
+            return Memory(self._table.commit(staged, removed_ids=replaced, change=change))
 
     def delete(self, ids: Iterable[str]) -> Memory:
         """A version without these passages. Raises: DataError if an id is not there or none is given."""
-        self._table.require_newest()
         unwanted = dict.fromkeys(ids)
         if not unwanted:
             raise DataError("no ids to delete; give at least one")
-        _require_known(unwanted, {key for key in self._table.ids() if key in unwanted}, self.path)
-        return Memory(self._table.commit([], removed_ids=unwanted, change=f"deleted {len(unwanted)}"))
+        with self._table.writing():
+            _require_known(unwanted, {key for key in self._table.ids() if key in unwanted}, self.path)
+            return Memory(self._table.commit([], removed_ids=unwanted, change=f"deleted {len(unwanted)}"))
 
     def reencode(self, encoder: PassageEncoder, *, progress: bool = False) -> Memory:
         """A version in which every passage has the vector d(z) of ``encoder``: the refresh of REALM (Guu et al. 2020).
@@ -190,21 +203,17 @@ class Memory:
             not the newest version; ModelError or ShapeError for vectors that cannot be kept. After any exception the
             memory is as before.
         """
-        self._table.require_newest()
         self.manifest.check_dimension(encoder)
         if not len(self):
             raise MemoryStoreError(f"{self.path} has no passages to re-encode; add some or build a new memory")
         table = replace(self._table, manifest=Manifest.of(encoder))
-        with _progress_bar(self.passages(), progress, total=len(self)) as shown:
-            staged = table.stage(
-                table.record_batch(batch, _fp16_vectors(batch, encoder))
-                for batch in _batches(shown, PASSAGES_PER_ENCODING)
-            )
-        return Memory(table.replace_all(staged, change=f"re-encoded {len(self)} passages with {encoder.name}"))
-
-    def _check_writable(self, encoder: PassageEncoder) -> None:
-        self.manifest.check_passage_encoder(encoder)
-        self._table.require_newest()
+        with table.writing():
+            with _progress_bar(self.passages(), progress, total=len(self)) as shown:
+                staged = table.stage(
+                    table.record_batch(batch, _fp16_vectors(batch, encoder))
+                    for batch in _batches(shown, PASSAGES_PER_ENCODING)
+                )
+            return Memory(table.replace_all(staged, change=f"re-encoded {len(self)} passages with {encoder.name}"))
 
     def _stage(
         self,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from latentrag.errors import DataError, MemoryStoreError
+from latentrag.memory import durable, files, recovery
 from latentrag.memory.manifest import Manifest
 from latentrag.types import Passage
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     import lance
     import numpy.typing as npt
     import pyarrow as pa
-    from lance.fragment import FragmentMetadata
+    from lance.fragment import FragmentMetadata, LanceFragment
 
 MANIFEST_KEY = b"latentrag.manifest"
 PASSAGE_COLUMNS = ["id", "text", "title", "source", "start", "end", "page"]
@@ -75,31 +77,29 @@ class Table:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise MemoryStoreError(f"{path} exists already; open it, or choose a path that is free")
         empty = schema(manifest).empty_table()
-        # Row ids that survive compaction: reading by position slows 400-fold after scattered deletes.
-        dataset = lance.write_dataset(empty, str(path), enable_stable_row_ids=True, commit_message="created")
+        with recovery.changing(path):
+            # Row ids that survive compaction: reading by position slows 400-fold after scattered deletes.
+            dataset = lance.write_dataset(empty, str(path), enable_stable_row_ids=True, commit_message="created")
+            durable.sync_all(path, files.present(path))
+            durable.record(path, [files.manifest_name(1)])
+            durable.sync_folder(path.parent)
         return cls(path, dataset, manifest)
 
     @classmethod
     def open(cls, path: Path, version: int | None = None) -> Table:
-        """The table at that or the newest version. Raises: MemoryStoreError."""
-        import lance
-
-        _require_folder_of_a_table(path)
-        with _reading(path):
-            dataset = lance.dataset(str(path))
+        """The table at that version or at the newest that is whole. Raises: MemoryStoreError."""
+        files.require_table(path)
+        if version is None:
+            dataset = files.open_newest_whole(path)
+        elif files.has_version(path, version):
+            dataset = files.open_whole(path, version)
+        else:
+            raise MemoryStoreError(f"{path} has no version {version}; choose one of {_shown_versions(path)}")
         if MANIFEST_KEY not in (dataset.schema.metadata or {}):
             raise MemoryStoreError(
                 f"{path} is a Lance table but not a memory of latentrag; "
                 "make a memory with `latentrag index add PATH FILES…`"
             )
-        if version is not None and version != dataset.version:
-            existing = sorted(ref["version"] for ref in dataset.version_refs())
-            if version not in existing:
-                shown = ", ".join(map(str, existing[-SHOWN_VERSIONS:]))
-                older = "…, " if len(existing) > SHOWN_VERSIONS else ""
-                raise MemoryStoreError(f"{path} has no version {version}; choose one of {older}{shown}")
-            with _reading(path):
-                dataset = dataset.checkout_version(version)
         # Each version has its own: a memory that was re-encoded had another encoder before.
         return cls(path, dataset, Manifest.from_json(dataset.schema.metadata[MANIFEST_KEY].decode()))
 
@@ -111,26 +111,29 @@ class Table:
         return int(self.dataset.count_rows())
 
     def log(self) -> list[Version]:
-        """Every version up to this one, oldest first."""
-        with _reading(self.path):
-            return [
-                Version(
-                    number=found["version"],
-                    # Lance gives local time without a zone.
-                    time=cast("datetime", found["timestamp"]).astimezone(UTC),
-                    num_passages=int(found["metadata"]["total_rows"]),
-                    change=self._change(found["version"]),
-                )
-                for found in self.dataset.versions()
-                if found["version"] <= self.version
-            ]
+        """Every version up to this one, oldest first. Those that cannot be read are left out, with a warning."""
+        numbers = [number for number in files.version_numbers(self.path) if number <= self.version]
+        return [found for found in map(self._logged, numbers) if found is not None]
 
-    def _change(self, version: int) -> str:
-        from lance.dataset import LANCE_COMMIT_MESSAGE_KEY
+    def _logged(self, number: int) -> Version | None:
+        import lance
 
-        transaction = self.dataset.read_transaction(version)
-        properties = (transaction.transaction_properties if transaction else None) or {}
-        return properties.get(LANCE_COMMIT_MESSAGE_KEY, "unknown")
+        try:
+            dataset = lance.dataset(str(self.path), version=number, session=self.dataset.session())
+            found = dataset.get_version()
+            change = _change(dataset)
+        except BaseException as error:
+            if not files.is_lances(error):
+                raise
+            warnings.warn(f"version {number} of {self.path} cannot be read ({files.reason(error)})", stacklevel=3)
+            return None
+        return Version(
+            number=number,
+            # Lance gives local time without a zone.
+            time=cast("datetime", found["timestamp"]).astimezone(UTC),
+            num_passages=int(found["metadata"]["total_rows"]),
+            change=change,
+        )
 
     # Reading
 
@@ -139,10 +142,21 @@ class Table:
         for batch in self._scan(["id"]):
             yield from batch["id"].to_pylist()
 
-    def passages(self) -> Iterator[Passage]:
-        """Every passage, in the order of the rows; one batch in RAM at a time."""
-        for batch in self._scan(PASSAGE_COLUMNS):
-            yield from _to_passages(batch)
+    def passages(self, *, besides: Collection[tuple[str, ...]] = ()) -> Iterator[Passage]:
+        """Every passage, in the order of the rows; one batch in RAM at a time.
+
+        Args:
+            besides: fragments to leave out, as ``fragments`` names them.
+        """
+        fragments = self.fragments()
+        if kept := [fragments[key] for key in fragments if key not in besides]:
+            for batch in self._scan(PASSAGE_COLUMNS, fragments=kept):
+                yield from _to_passages(batch)
+
+    def fragments(self) -> dict[tuple[str, ...], LanceFragment]:
+        """The parts that the rows are in, by their files' names; other versions with the same have the same rows."""
+        with files.reading(self.path):
+            return {tuple(files.of_fragment(each)): each for each in self.dataset.get_fragments()}
 
     def vectors(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float16]]]:
         """Batches of row ids (n,) and vectors (n, D), in the order of the rows."""
@@ -153,7 +167,7 @@ class Table:
     def take(self, row_ids: Sequence[int]) -> dict[int, Passage]:
         """The passages with these row ids, by row id; one read."""
         chosen = f"_rowid IN ({', '.join(map(str, row_ids))})"
-        with _reading(self.path):
+        with files.reading(self.path):
             rows = self.dataset.scanner(columns=PASSAGE_COLUMNS, filter=chosen, with_row_id=True).to_table()
         return dict(zip(rows["_rowid"].to_pylist(), _to_passages(rows), strict=True))
 
@@ -161,17 +175,33 @@ class Table:
         """The passages with these ids, by id; ids that are not there are left out."""
         import pyarrow.compute as pc
 
-        with _reading(self.path):
+        with files.reading(self.path):
             rows = self.dataset.to_table(columns=PASSAGE_COLUMNS, filter=pc.field("id").isin(list(ids)))
         return {passage.id: passage for passage in _to_passages(rows)}
 
-    def _scan(self, columns: list[str], *, with_row_id: bool = False) -> Iterator[pa.RecordBatch]:
-        with _reading(self.path):
+    def _scan(
+        self, columns: list[str], *, with_row_id: bool = False, fragments: list[LanceFragment] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        with files.reading(self.path):
             yield from self.dataset.scanner(
-                columns=columns, with_row_id=with_row_id, batch_size=ROWS_PER_READ, scan_in_order=True
+                columns=columns,
+                with_row_id=with_row_id,
+                fragments=fragments,
+                batch_size=ROWS_PER_READ,
+                scan_in_order=True,
             ).to_batches()
 
     # Writing
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the only writer, at the newest version. What the body stages and does not commit is removed.
+
+        Raises: MemoryStoreError if somebody else writes or has committed since, or if nobody can.
+        """
+        with recovery.writing(self.path):
+            self.require_newest()
+            yield
 
     def require_newest(self) -> None:
         """Raises: MemoryStoreError if someone committed after this version."""
@@ -203,99 +233,156 @@ class Table:
     def stage(self, batches: Iterable[pa.RecordBatch]) -> list[FragmentMetadata]:
         """Write rows to files that no version contains yet; ``commit`` makes them part of one.
 
-        If anything fails on the way, the exception passes and the files are removed.
+        Within ``writing``, which removes the files if anything fails.
         """
         staged: list[FragmentMetadata] = []
-        try:
-            for rows in _gathered(batches, ROWS_PER_FRAGMENT):
-                staged += self._write(rows)
-            self.require_newest()
-        except BaseException:
-            self._discard(staged)
-            raise
+        for rows in _gathered(batches, ROWS_PER_FRAGMENT):
+            staged += self._write(rows)
         return staged
-
-    def _discard(self, staged: list[FragmentMetadata]) -> None:
-        for fragment in staged:
-            for file in fragment.files:
-                (self.path / "data" / file.path).unlink(missing_ok=True)
 
     def _write(self, rows: list[pa.RecordBatch]) -> list[FragmentMetadata]:
         import pyarrow as pa
         from lance.fragment import write_fragments
 
-        return write_fragments(pa.Table.from_batches(rows), self.dataset, mode="append")
+        with recovery.changing(self.path):
+            return write_fragments(pa.Table.from_batches(rows), self.dataset, mode="append")
 
     def commit(self, staged: list[FragmentMetadata], *, removed_ids: Collection[str], change: str) -> Table:
         """One new version: without the rows of ``removed_ids``, then with the staged rows at the end.
 
-        Raises: MemoryStoreError if someone has committed what this change cannot follow, a re-encoding for instance;
-            the staged rows are removed then.
+        Raises: MemoryStoreError if the disk fails or someone has committed after this version.
         """
         import lance
         import pyarrow as pa
 
         operation: Any = lance.LanceOperation.Append(staged)
+        before = files.present(self.path)
         if removed_ids:
             rows = pa.table({"id": pa.array(list(removed_ids), pa.string())})
-            transaction, _ = self.dataset.merge_insert("id").when_matched_delete().execute_uncommitted(rows)
+            with recovery.changing(self.path):
+                transaction, _ = self.dataset.merge_insert("id").when_matched_delete().execute_uncommitted(rows)
             operation = transaction.operation
             operation.new_fragments = [*operation.new_fragments, *staged]
-        return self._commit(operation, staged, change)
+        return self._commit(operation, change, new_files=files.present(self.path) - before | _data_files(staged))
 
     def replace_all(self, staged: list[FragmentMetadata], *, change: str) -> Table:
-        """One new version that holds the staged rows only, and this table's manifest.
-
-        Raises: MemoryStoreError if someone has committed after this version; the staged rows are removed then.
-        """
+        """One new version that holds the staged rows only, and this table's manifest. Raises: as ``commit``."""
         import lance
 
-        return self._commit(lance.LanceOperation.Overwrite(schema(self.manifest), staged), staged, change)
+        operation = lance.LanceOperation.Overwrite(schema(self.manifest), staged)
+        return self._commit(operation, change, new_files=_data_files(staged))
 
-    def _commit(self, operation: Any, staged: list[FragmentMetadata], change: str) -> Table:
+    def compact(self, *, deleted_share: float = 0.1, keep: Collection[int] = (), change: str | None = None) -> Table:
+        """One new version with the same rows in the same order under the same row ids, in fewer files.
+
+        Fragments are written anew that are small, or of whose rows more than this share has been deleted.
+
+        Args:
+            keep: ids of fragments that are left alone.
+            change: what the log says; None: how many files there were and are.
+        Returns: this table if there is nothing to do.
+        """
+        import lance
+        from lance.optimize import Compaction
+
+        options: Any = {
+            "target_rows_per_fragment": ROWS_PER_FRAGMENT,
+            "materialize_deletions_threshold": deleted_share,
+            "excluded_fragment_ids": list(keep),
+        }
+        with recovery.changing(self.path):
+            results: list[Any] = [task.execute(self.dataset) for task in Compaction.plan(self.dataset, options).tasks]
+        if not results:
+            return self
+        # Lance's own commit makes two versions, the first of which only reserves these numbers.
+        numbers = count(1 + max(fragment.fragment_id for fragment in self.dataset.get_fragments()))
+        groups, new, num_old = [], [], 0
+        for result in results:
+            rewritten = result.new_fragments
+            for fragment in rewritten:
+                fragment.id = next(numbers)
+            groups.append(lance.LanceOperation.RewriteGroup(result.original_fragments, rewritten))
+            new += rewritten
+            num_old += len(result.original_fragments)
+        operation = lance.LanceOperation.Rewrite(groups, rewritten_indices=[])
+        change = change or f"compacted {num_old} files to {len(new)}"
+        self._commit(operation, change, new_files=_data_files(new))
+        # Opened anew, since what this session has cached of a fragment may be that of an older one with its number.
+        return Table.open(self.path)
+
+    def _commit(self, operation: Any, change: str, *, new_files: Collection[str]) -> Table:
+        """Publish a version, on the disk when this returns.
+
+        Files go to the disk before the manifest that names them, the manifest before the record that acknowledges it.
+        """
         import lance
         from lance.commit import CommitConflictError
 
+        self.require_newest()
+        with recovery.changing(self.path):
+            durable.sync_all(self.path, new_files)
+            try:
+                # A retry would overwrite a version that somebody else has made meanwhile.
+                dataset = lance.LanceDataset.commit(
+                    self.dataset, operation, read_version=self.version, commit_message=change, max_retries=0
+                )
+            except CommitConflictError as error:
+                raise MemoryStoreError(
+                    f"someone else committed to {self.path} after version {self.version}; "
+                    "open it without a version and try again"
+                ) from error
+        published = [*self._transaction_files(), files.manifest_name(dataset.version)]
         try:
-            # A retry would overwrite a version that somebody else has made meanwhile.
-            dataset = lance.LanceDataset.commit(
-                self.dataset, operation, read_version=self.version, commit_message=change, max_retries=0
-            )
-        except CommitConflictError as error:
-            self._discard(staged)
+            durable.sync_all(self.path, published)
+            durable.record(self.path, [*sorted(new_files), *published])
+        except OSError as error:
             raise MemoryStoreError(
-                f"someone else committed to {self.path} after version {self.version}; "
-                "open it without a version and try again"
+                f"version {dataset.version} of {self.path} is committed, but a power failure may take it "
+                f"({error.strerror or error}); mend the disk, then run `latentrag index verify {self.path}`"
             ) from error
         return Table(self.path, dataset, self.manifest)
 
-
-def _require_folder_of_a_table(path: Path) -> None:
-    remedy = "make a memory with `latentrag index add PATH FILES…`"
-    if not path.exists():
-        raise MemoryStoreError(f"there is no memory at {path}; {remedy}")
-    if not path.is_dir():
-        raise MemoryStoreError(
-            f"{path} is a {path.suffix or 'plain'} file, a memory is a folder with a Lance table, "
-            f"and pickles and foreign indexes are never loaded; {remedy}"
-        )
-    if not (path / "_versions").is_dir():
-        raise MemoryStoreError(
-            f"{path} is a folder without a Lance table, "
-            f"and pickles and foreign indexes in it are never loaded; {remedy}"
-        )
+    def _transaction_files(self) -> list[str]:
+        """Of commits on top of this version."""
+        folder = self.path / "_transactions"
+        return sorted(f"_transactions/{file.name}" for file in folder.glob(f"{self.version}-*.txn"))
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Lance's failures as one line that names the memory."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = re.split(r", /|\n", str(error))[0]  # without the places in Lance's own source
-        raise MemoryStoreError(
-            f"the memory at {path} cannot be read ({reason}); restore it from a copy or build it again"
-        ) from error
+def _change(dataset: lance.LanceDataset) -> str:
+    """What a version's commit said that it does."""
+    from lance.dataset import LANCE_COMMIT_MESSAGE_KEY
+
+    transaction = dataset.read_transaction(dataset.version)
+    properties = (transaction.transaction_properties if transaction else None) or {}
+    return properties.get(LANCE_COMMIT_MESSAGE_KEY, "unknown")
+
+
+def _data_files(fragments: Iterable[FragmentMetadata]) -> set[str]:
+    return {f"data/{file.path}" for fragment in fragments for file in fragment.files}
+
+
+def _shown_versions(path: Path) -> str:
+    existing = files.version_numbers(path)
+    older = "…, " if len(existing) > SHOWN_VERSIONS else ""
+    return older + ", ".join(map(str, existing[-SHOWN_VERSIONS:]))
+
+
+def ids_of_file(folder: Path, name: str) -> set[str]:
+    """The ids of a data file's rows, those of deleted passages too."""
+    return {key for batch in _physical(folder, name, ["id"]) for key in batch["id"].to_pylist()}
+
+
+def passages_of_file(folder: Path, name: str) -> Iterator[Passage]:
+    """A data file's rows, those of deleted passages too."""
+    for batch in _physical(folder, name, PASSAGE_COLUMNS):
+        yield from _to_passages(batch)
+
+
+def _physical(folder: Path, name: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    from lance.file import LanceFileReader
+
+    with files.reading(folder):
+        yield from LanceFileReader(str(folder / name), columns=columns).read_all(batch_size=ROWS_PER_READ).to_batches()
 
 
 def _to_passages(rows: pa.RecordBatch | pa.Table) -> list[Passage]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from latentrag.errors import InputError, MemoryStoreError, ModelError
+from latentrag.retriever.snapshot import snapshot
 from latentrag.types import Passage, Retrieved
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class BM25Retriever:
     digits at least, are lower-cased, not stemmed, and are not among the 33 English stop words of bm25s.
 
     The index is built in RAM on the first retrieval, about 12 bytes for each word of each passage, and is not
-    stored. Safe to call from several threads.
+    stored; of a memory that is exchanged, anew after each exchange. Safe to call from several threads.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class BM25Retriever:
         self.scale = scale
         self._device = device
         self._progress = progress
-        self._index: _WordIndex | None = None
+        self._index: tuple[ReadableMemory, _WordIndex] | None = None
         self._index_lock = threading.Lock()
 
     def retrieve(self, x: Sequence[str], k: int) -> Retrieved:
@@ -79,9 +80,11 @@ class BM25Retriever:
         Returns: scores (B, K) float32, without gradient.
         Raises: InputError for no question, an empty one, k < 1 or k > len(memory); MemoryStoreError if it is empty.
         """
-        self._check(x, k)
-        logits = [self._logits(question) for question in x]
-        return self._retrieved(logits, [_best_first(each)[:k] for each in logits])
+        memory = snapshot(self.memory)
+        _check(memory, x, k)
+        index = self._built_index(memory)
+        logits = [self._logits(index, question) for question in x]
+        return self._retrieved(memory, index, logits, [_best_first(each)[:k] for each in logits])
 
     def retrieve_in_hindsight(self, x: Sequence[str], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
         """The top K of x, then the ``num_hindsight`` best of x and y together that are not among them.
@@ -93,54 +96,51 @@ class BM25Retriever:
         """
         if num_hindsight < 0:
             raise InputError(f"num_hindsight={num_hindsight} passages cannot be added; choose 0 or more")
-        self._check(x, k)
-        self._check(x, k + num_hindsight)
+        memory = snapshot(self.memory)
+        _check(memory, x, k)
+        _check(memory, x, k + num_hindsight)
+        index = self._built_index(memory)
         logits, rows = [], []
         for question, target in zip(x, y, strict=True):
-            of_x = self._logits(question)
+            of_x = self._logits(index, question)
             top = _best_first(of_x)[:k]
-            proposed = _best_first(self._logits(f"{question} {target}"))
+            proposed = _best_first(self._logits(index, f"{question} {target}"))
             logits.append(of_x)
             rows.append(np.concatenate([top, proposed[~np.isin(proposed, top)][:num_hindsight]]))
-        return self._retrieved(logits, rows)
+        return self._retrieved(memory, index, logits, rows)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """η: BM25 has none."""
         return iter(())
 
-    def _logits(self, question: str) -> npt.NDArray[np.float32]:
+    def _logits(self, index: _WordIndex, question: str) -> npt.NDArray[np.float32]:
         """s·BM25(x,z) of every passage, (N,)."""
-        return (self.scale * self._built_index().scores(question)).astype(np.float32)
+        return (self.scale * index.scores(question)).astype(np.float32)
 
-    def _retrieved(self, logits: Sequence[npt.NDArray[np.float32]], rows: Sequence[npt.NDArray[np.intp]]) -> Retrieved:
+    def _retrieved(
+        self,
+        memory: ReadableMemory,
+        index: _WordIndex,
+        logits: Sequence[npt.NDArray[np.float32]],
+        rows: Sequence[npt.NDArray[np.intp]],
+    ) -> Retrieved:
         """The chosen rows of each question as passages with their scores."""
         chosen = np.stack(rows)  # (B, K)
         scores = np.stack([of_question[row] for of_question, row in zip(logits, chosen, strict=True)])  # (B, K)
-        ids = self._built_index().ids
         distinct = np.unique(chosen).tolist()
-        by_row = dict(zip(distinct, self.memory.get([ids[row] for row in distinct]), strict=True))
+        by_row = dict(zip(distinct, memory.get([index.ids[row] for row in distinct]), strict=True))
         return Retrieved(
             passages=[[by_row[row] for row in of_question] for of_question in chosen.tolist()],
             scores=torch.from_numpy(scores).to(self._device),
-            version=self.memory.version,
+            version=memory.version,
         )
 
-    def _built_index(self) -> _WordIndex:
+    def _built_index(self, memory: ReadableMemory) -> _WordIndex:
         with self._index_lock:
-            if self._index is None:
-                with _progress_bar(self.memory, self._progress) as passages:
-                    self._index = _WordIndex.build(passages)
-            return self._index
-
-    def _check(self, x: Sequence[str], k: int) -> None:
-        _check_questions(x)
-        if k < 1:
-            raise InputError(f"k={k} passages cannot be retrieved; choose 1 or more")
-        num_passages = len(self.memory)
-        if not num_passages:
-            raise MemoryStoreError(f"the memory has no passages at version {self.memory.version}; add some")
-        if k > num_passages:
-            raise InputError(f"k={k} exceeds the memory's {num_passages} passages; lower k or add passages")
+            if self._index is None or self._index[0] is not memory:
+                with _progress_bar(memory, self._progress) as passages:
+                    self._index = memory, _WordIndex.build(passages)
+            return self._index[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +215,17 @@ def _check_questions(x: Sequence[str]) -> None:
             raise InputError(
                 f"question {i + 1} of {len(x)} is not valid Unicode text; remove its lone surrogates"
             ) from None
+
+
+def _check(memory: ReadableMemory, x: Sequence[str], k: int) -> None:
+    _check_questions(x)
+    if k < 1:
+        raise InputError(f"k={k} passages cannot be retrieved; choose 1 or more")
+    num_passages = len(memory)
+    if not num_passages:
+        raise MemoryStoreError(f"the memory has no passages at version {memory.version}; add some")
+    if k > num_passages:
+        raise InputError(f"k={k} exceeds the memory's {num_passages} passages; lower k or add passages")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 
 from latentrag.errors import InputError
 from latentrag.protocols import Memory, QueryEncoder
+from latentrag.retriever.snapshot import snapshot
 from latentrag.types import Passage, Retrieved
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ class DenseRetriever:
         Returns: B × (K + num_hindsight), no passage twice.
         Raises: as ``retrieve``; InputError if the memory has fewer passages than that.
         """
-        q = self._q(x)
-        found = self.memory.search(_searched(q), k)
-        more = self.memory.search(_searched(self._q_of_both(x, y)), k + num_hindsight)
+        q, memory = self._q(x), snapshot(self.memory)
+        found = memory.search(_searched(q), k)
+        more = memory.search(_searched(self._q_of_both(x, y)), k + num_hindsight)
         passages, vectors = [], []
         for b, of_x in enumerate(found.passages):
             known = {passage.id for passage in of_x}

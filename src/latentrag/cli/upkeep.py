@@ -1,0 +1,199 @@
+"""`latentrag index`: keep a memory small and whole, and forget passages for good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from latentrag.cli import arguments as arg
+from latentrag.cli.index import MemoryPath
+from latentrag.cli.output import print_json, print_line, say
+from latentrag.config import resolve_memory
+from latentrag.errors import InputError
+
+if TYPE_CHECKING:
+    from latentrag.memory.verify import Report
+    from latentrag.rag import Rag
+    from latentrag.types import Passage
+
+EXIT_PROBLEMS = 1
+WORDS_SCORED = 32
+"""So many of a passage's words are asked of the generator without the passage."""
+
+
+def prune(
+    memory: MemoryPath,
+    keep: Annotated[int | None, typer.Option(help="Keep so many of the newest versions.")] = None,
+    older_than: Annotated[
+        float | None, typer.Option(metavar="DAYS", help="Remove versions that were committed earlier.")
+    ] = None,
+    as_json: arg.AsJson = False,
+) -> None:
+    """Remove old versions for good and free their room on the disk.
+
+    The newest version, the served one and all with a tag stay.
+    """
+    from latentrag.memory import upkeep
+
+    path = resolve_memory(memory)
+    if (keep is None) == (older_than is None):
+        raise InputError("got both or neither of --keep and --older-than; give one of them")
+    done = upkeep.prune(path, keep=keep, older_than_days=older_than)
+    if as_json:
+        print_json({"memory": str(path), **asdict(done)})
+        return
+    kept = f"; kept {_listed(done.kept)}, which have a name" if done.kept else ""
+    print_line(f"{path}: removed {_versions(done.removed)}, {_megabytes(done.freed_bytes)} freed{kept}")
+
+
+def compact(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
+    """Commit a version with the same passages in fewer files, and without the room of deleted ones.
+
+    Older versions keep their files until `index prune`.
+    """
+    from latentrag.memory import upkeep
+
+    path = resolve_memory(memory)
+    done = upkeep.compact(path)
+    if as_json:
+        print_json({"memory": str(path), **asdict(done)})
+        return
+    changed = f"{done.files_before} files are now {done.files_after}" if done.changed else "nothing to compact"
+    print_line(f"{path} version {done.version}: {changed}")
+
+
+def forget(
+    memory: MemoryPath,
+    ids: Annotated[list[str], typer.Argument(help="Ids of passages, in whichever version they are.")],
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", help="Also show how probable its generator finds them without the memory."),
+    ] = None,
+    as_json: arg.AsJson = False,
+) -> None:
+    """Delete passages, then every older version and every file that holds them. This cannot be undone.
+
+    An older version goes if one of its files holds a passage, with its tags and with whatever only it had. What stays
+    is written anew, the indexes are removed, and all files are searched for the texts at the end.
+    """
+    from latentrag.memory import Memory
+    from latentrag.memory.forgetting import forget as forget_ids
+
+    for each in ids:
+        arg.check_text(each, "id")
+    path = resolve_memory(memory)
+    Memory.open(path)
+    rag = None if model is None else arg.open_rag(model, memory=memory, version="newest")
+    done = forget_ids(path, ids)
+    known = [] if rag is None else _closed_book(rag, done.passages)
+    reminder = (
+        "the memory no longer holds these passages; a generator that was trained on them still does, "
+        "deleting a passage does not unlearn parameters"
+    )
+    if as_json:
+        record = asdict(done) | {"forgotten": [asdict(passage) for passage in done.passages]}
+        del record["passages"]
+        print_json({"memory": str(path), **record, "closed_book": known, "note": reminder})
+    else:
+        _show_forgotten(path, done, known)
+        say(reminder)
+    if done.left:
+        raise typer.Exit(EXIT_PROBLEMS)
+
+
+def _show_forgotten(path: object, done: Any, known: list[dict[str, Any]]) -> None:
+    for passage in done.passages:
+        print_line(f"- {passage.id}: {passage.text}")
+    names = f" with the tags {', '.join(done.tags)}" if done.tags else ""
+    dropped = f"removed {_versions(done.dropped)}{names}, which shared files with them"
+    print_line(f"{path} version {done.version}: forgot {len(done.passages)}; {dropped}; {_megabytes(done.freed_bytes)}")
+    for key, others in done.same_text.items():
+        print_line(f"the text of {key} is also in {_listed(others)}, which stays")
+    for each in known:
+        print_line(f"closed book, the generator gives {each['id']} {each['log_prob']:.2f} nats")
+    for name in done.left:
+        say(f"warning: {name} still holds a text; remove that file or report this")
+
+
+def _closed_book(rag: Rag, passages: Sequence[Passage]) -> list[dict[str, Any]]:
+    """log p_θ(the second half of a passage | its title and first half), without any passage, for each."""
+    import torch
+
+    rows: list[dict[str, Any]] = []
+    for passage in passages:
+        words = passage.text.split()
+        half = len(words) // 2
+        x, y = " ".join([passage.title, *words[:half]]).strip(), " ".join(words[half : half + WORDS_SCORED])
+        if not x or not y:
+            continue
+        targets = rag.generator.targets([y])
+        with torch.no_grad():
+            log_p = rag.model.closed_book_log_p([x], targets).item()
+        rows.append({"id": passage.id, "x": x, "y": y, "log_prob": log_p, "num_tokens": int(targets.mask.sum())})
+    return rows
+
+
+def verify(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
+    """Check that a memory is as it was written: every file, every version, the newest passages.
+
+    Exits with 1 if something is wrong, and says what to do.
+    """
+    from latentrag.memory.verify import verify as check
+
+    path = resolve_memory(memory)
+    report = check(path)
+    if as_json:
+        print_json({"memory": str(path), "whole": not report.problems, **asdict(report)})
+    else:
+        _show_report(path, report)
+    if report.problems:
+        raise typer.Exit(EXIT_PROBLEMS)
+
+
+def _show_report(path: object, report: Report) -> None:
+    for problem in report.problems:
+        print_line(f"problem: {problem.what}; {problem.remedy}")
+    for note in report.notes:
+        print_line(f"note: {note}")
+    if report.num_unrecorded:
+        print_line(f"note: {report.num_unrecorded} files were written without a checksum and could not be compared")
+    state = "whole" if not report.problems else f"{len(report.problems)} problems"
+    size = f"{report.num_files} files, {_megabytes(report.size_bytes)}"
+    print_line(
+        f"{path} version {report.version}: {state}; {report.num_passages} passages, "
+        f"{report.num_versions} versions, {size}"
+    )
+
+
+def repair(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
+    """Give up versions that cannot be opened, and go on from the newest that can.
+
+    They move to the folder `_damaged` in the memory, with the files that no other version needs. Nothing is deleted.
+    """
+    from latentrag.memory import upkeep
+
+    path = resolve_memory(memory)
+    done = upkeep.repair(path)
+    if as_json:
+        print_json({"memory": str(path), **asdict(done)})
+        return
+    names = f" and their tags {', '.join(done.tags)}" if done.tags else ""
+    aside = f"set aside {_versions(done.set_aside)}{names}" if done.set_aside else "every version can be opened"
+    print_line(f"{path} version {done.newest}: {aside}")
+
+
+def _versions(numbers: Sequence[int]) -> str:
+    if not numbers:
+        return "no version"
+    return f"version{'s' if len(numbers) > 1 else ''} {_listed(numbers)}"
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB"

@@ -1,0 +1,251 @@
+"""The files of a memory: which versions they make, whether those are whole, and what no version needs.
+
+data/ _deletions/ _transactions/ _versions/   of the table, written by Lance
+_refs/tags/                                   names of versions, in Lance's format
+_checksums.jsonl                              what each committed file held
+_writer.lock                                  who writes
+_damaged/                                     versions that could not be read, set aside with their files
+_indexes/                                     disposable
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentrag.errors import DamagedVersionError, MemoryStoreError
+from latentrag.memory import durable
+
+if TYPE_CHECKING:
+    import lance
+    from lance.fragment import LanceFragment
+
+VERSIONS = "_versions"
+TABLE_FOLDERS = ("data", "_deletions", "_transactions", VERSIONS)
+DAMAGED = "_damaged"
+INDEXES = "_indexes"
+LATEST_HINT = f"{VERSIONS}/latest_version_hint.json"
+_HIGHEST = 2**64 - 1
+_MANIFEST = re.compile(r"(\d{20})\.manifest")
+
+
+def require_table(path: Path) -> None:
+    """Raises: MemoryStoreError unless there is a folder with a Lance table, whoever made it."""
+    remedy = "make a memory with `latentrag index add PATH FILES…`"
+    if not path.exists():
+        raise MemoryStoreError(f"there is no memory at {path}; {remedy}")
+    if not path.is_dir():
+        raise MemoryStoreError(
+            f"{path} is a {path.suffix or 'plain'} file, a memory is a folder with a Lance table, "
+            f"and pickles and foreign indexes are never loaded; {remedy}"
+        )
+    if not (path / "_versions").is_dir():
+        raise MemoryStoreError(
+            f"{path} is a folder without a Lance table, "
+            f"and pickles and foreign indexes in it are never loaded; {remedy}"
+        )
+
+
+def manifest_name(version: int) -> str:
+    """Lance's name of a version's manifest: the newest comes first in a listing."""
+    return f"{VERSIONS}/{_HIGHEST - version:020}.manifest"
+
+
+def version_numbers(folder: Path) -> list[int]:
+    """Every version that has a manifest, whole or not, ascending."""
+    with reading(folder):
+        names = [_MANIFEST.fullmatch(path.name) for path in (folder / VERSIONS).iterdir()]
+    return sorted(_HIGHEST - int(match[1]) for match in names if match)
+
+
+def newest_version(folder: Path) -> int:
+    """The highest version number, whether that version is whole or not. Raises: MemoryStoreError if there is none."""
+    numbers = version_numbers(folder)
+    if not numbers:
+        raise MemoryStoreError(f"the memory at {folder} has no version left; restore it from a copy or build it again")
+    return numbers[-1]
+
+
+def has_version(folder: Path, version: int) -> bool:
+    """Whether the version has a manifest."""
+    return 0 < version <= _HIGHEST and (folder / manifest_name(version)).exists()
+
+
+# Reading
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Lance's failures as one line that names the memory."""
+    try:
+        yield
+    except BaseException as error:
+        if not is_lances(error):
+            raise
+        raise MemoryStoreError(
+            f"the memory at {folder} cannot be read ({reason(error)}); restore it from a copy or build it again"
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """What Lance says, without the places in its own source."""
+    return re.split(r", /|\n", str(error))[0]
+
+
+def is_lances(error: BaseException) -> bool:
+    """Whether Lance gave up, rather than somebody interrupted it."""
+    # A panic is a plain BaseException under this name.
+    return isinstance(error, OSError | ValueError | RuntimeError) or type(error).__name__ == "PanicException"
+
+
+def open_whole(folder: Path, version: int) -> lance.LanceDataset:
+    """The table at a version whose files are all there, as long as they were, and whose manifest is as it was written.
+
+    Raises: DamagedVersionError.
+    """
+    import lance
+
+    found = damage_of_manifest(folder, version)
+    if found is None:
+        try:
+            dataset = lance.dataset(str(folder), version=version)
+            found = next(_missing(folder, dataset), None)
+        except BaseException as error:
+            if not is_lances(error):
+                raise
+            found = reason(error)
+    if found is not None:
+        raise DamagedVersionError(
+            f"version {version} of the memory at {folder} cannot be read ({found}); "
+            "ask another version, restore it from a copy or build it again"
+        )
+    return dataset
+
+
+def open_newest_whole(folder: Path) -> lance.LanceDataset:
+    """The table at its newest version, or if that is damaged at the newest that is not, with a warning that says so.
+
+    Raises: MemoryStoreError if there is none.
+    """
+    first: DamagedVersionError | None = None
+    for version in reversed(version_numbers(folder)):
+        try:
+            dataset = open_whole(folder, version)
+        except DamagedVersionError as error:
+            first = first or error
+            continue
+        if first is not None:
+            warnings.warn(f"{str(first).split('; ')[0]}; opened version {version}, the newest that can", stacklevel=4)
+        return dataset
+    why = "no version is left" if first is None else str(first).split("; ")[0]
+    raise MemoryStoreError(f"the memory at {folder} cannot be read ({why}); restore it from a copy or build it again")
+
+
+def damage_of_manifest(folder: Path, version: int) -> str | None:
+    """What is wrong with a version's manifest, which Lance itself does not check; None if nothing is known."""
+    name = manifest_name(version)
+    committed = durable.recorded_of(folder, name)
+    try:
+        same = committed is None or durable.Checksum.of(folder / name) == committed
+    except OSError as error:
+        return f"{name}: {error.strerror or error}"
+    return None if same else f"{name} is not as it was written"
+
+
+def sizes(dataset: lance.LanceDataset) -> dict[str, int | None]:
+    """The files with the rows of a version and, where its manifest says so, how long they are."""
+    found: dict[str, int | None] = {}
+    for fragment in dataset.get_fragments():
+        found |= of_fragment(fragment)
+    return found
+
+
+def of_fragment(fragment: LanceFragment) -> dict[str, int | None]:
+    """As ``sizes``, of one fragment."""
+    metadata = fragment.metadata
+    found = {f"data/{file.path}": file.file_size_bytes for file in metadata.files}
+    if metadata.deletion_file is not None:
+        found[metadata.deletion_file.path(fragment.fragment_id)] = None
+    return found
+
+
+def _missing(folder: Path, dataset: lance.LanceDataset) -> Iterator[str]:
+    for name, size in sizes(dataset).items():
+        try:
+            actual = (folder / name).stat().st_size
+        except OSError as error:
+            yield f"{name}: {error.strerror or error}"
+            continue
+        if size is not None and actual != size:
+            yield f"{name} has {actual} bytes, it was written with {size}"
+
+
+# What is there, and what is needed
+
+
+def present(folder: Path) -> set[str]:
+    """Every file of the table, whether a version needs it or not; names as in the checksums."""
+    names: set[str] = set()
+    for name in TABLE_FOLDERS:
+        if (folder / name).is_dir():
+            with os.scandir(folder / name) as entries:
+                names.update(f"{name}/{entry.name}" for entry in entries if entry.is_file(follow_symlinks=False))
+    return names
+
+
+def needed(folder: Path) -> set[str]:
+    """Every file of the table that a version needs. Raises: MemoryStoreError if a version's manifest is damaged."""
+    import pyarrow.compute as pc
+
+    names = {LATEST_HINT}
+    newest = open_whole(folder, newest_version(folder))
+    try:
+        for batch in newest.tracked_files():
+            names.update(pc.unique(batch["path"]).to_pylist())
+    except BaseException as error:
+        if not is_lances(error):
+            raise
+        raise MemoryStoreError(
+            f"an older version of the memory at {folder} cannot be read ({reason(error)}); "
+            f"set it aside with `latentrag index repair {folder}`"
+        ) from error
+    return names
+
+
+def remove(folder: Path, names: Collection[str]) -> int:
+    """Remove these files and say how many bytes that frees."""
+    freed = 0
+    for name in names:
+        freed += (folder / name).lstat().st_size
+        (folder / name).unlink()
+    for parent in {name.split("/")[0] for name in names}:
+        durable.sync_folder(folder / parent)
+    return freed
+
+
+def set_aside(folder: Path, versions: Collection[int]) -> None:
+    """Move versions that cannot be read out of the table, with the files that no other version needs.
+
+    Nothing is deleted: who can mend a file may put it back.
+    """
+    # Their numbers will be used again, for other content.
+    durable.keep_records(folder, durable.recorded(folder).keys() - {manifest_name(version) for version in versions})
+    _move(folder, [manifest_name(version) for version in versions])
+    _move(folder, present(folder) - needed(folder))
+
+
+def _move(folder: Path, names: Collection[str]) -> None:
+    for name in names:
+        place = folder / DAMAGED / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        while place.exists():  # a version whose number has been used again, and damaged again
+            place = place.with_name(f"{place.name}+")
+        shutil.move(folder / name, place)
+        durable.sync_folder(place.parent)
+        durable.sync_folder((folder / name).parent)

@@ -1,0 +1,96 @@
+"""A memory that is exchanged while it is searched."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentrag.memory.memory import Memory
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from latentrag.memory.manifest import Manifest
+    from latentrag.protocols import QueryEncoder
+    from latentrag.types import Passage, SearchResult
+
+
+class LiveMemory:
+    """A place that holds one ``Memory`` at a time: what a server gives its retriever, to serve another version later.
+
+    Each call goes to the memory that is there when it begins and never sees another. Who needs several calls from one
+    version takes a ``snapshot`` first, as the retrievers do for every question: an answer comes from one version
+    whole, however many searches it takes. Memories themselves never change, so nobody waits for anybody.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._encoders: list[QueryEncoder] = []
+        self._exchange = threading.Lock()
+
+    def snapshot(self) -> Memory:
+        """The memory that is there now; it stays what it is whatever is used later."""
+        return self._memory
+
+    def use(self, which: Memory | int | str | None) -> Memory:
+        """Answer from another version, or from another memory, from now on.
+
+        It is opened and its index built before the exchange; until then, and if anything fails, the old one serves.
+
+        Args:
+            which: a memory, or a version of the one that is there, as for ``Memory.open``.
+        Returns: the memory that was there before, to go back to.
+        Raises: MemoryStoreError; EncoderMismatchError if it does not fit a query encoder that searches here.
+        """
+        with self._exchange:
+            before = self._memory
+            memory = which if isinstance(which, Memory) else Memory.open(before.path, version=which)
+            for encoder in self._encoders:
+                memory.check(encoder)
+            memory.build_index()
+            self._memory = memory
+            return before
+
+    def check(self, query_encoder: QueryEncoder) -> None:
+        """As ``Memory.check``, also for every memory that is used later."""
+        with self._exchange:
+            self._memory.check(query_encoder)
+            if not any(encoder is query_encoder for encoder in self._encoders):
+                self._encoders.append(query_encoder)
+
+    # As a memory
+
+    @property
+    def path(self) -> Path:
+        return self._memory.path
+
+    @property
+    def version(self) -> int:
+        """Of the memory that is there now."""
+        return self._memory.version
+
+    @property
+    def manifest(self) -> Manifest:
+        """What encoded the passages that are there now."""
+        return self._memory.manifest
+
+    def __len__(self) -> int:
+        return len(self._memory)
+
+    def __repr__(self) -> str:
+        return f"LiveMemory({self._memory!r})"
+
+    def passages(self) -> Iterator[Passage]:
+        """As ``Memory.passages``."""
+        return self._memory.passages()
+
+    def get(self, ids: Sequence[str]) -> list[Passage]:
+        """As ``Memory.get``."""
+        return self._memory.get(ids)
+
+    def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
+        """As ``Memory.search``."""
+        return self._memory.search(q, k)

@@ -1,0 +1,117 @@
+"""Passages that are to be gone, with their bytes."""
+
+import shutil
+
+import pytest
+
+from latentrag.errors import DataError, MemoryStoreError
+from latentrag.memory import Memory, files, forgetting, tags, upkeep
+from latentrag.memory import table as table_module
+from latentrag.memory.forgetting import forget
+from latentrag.memory.verify import verify
+from latentrag.types import Passage
+
+SECRET = "Ada's number is 555-0199, and it was nobody's business."
+
+
+@pytest.fixture
+def secret(monkeypatch, path, encoder, filled):
+    """Version 3 has the secret in a file with others, 4 adds another file, 5 replaces it, 6 deletes it."""
+    monkeypatch.setattr(table_module, "ROWS_PER_FRAGMENT", 4)  # a file that is compacted does not swallow the others
+    others = [Passage(f"q{i}", f"text {i}") for i in range(4)]
+    memory = filled.add([*others, Passage("ada", SECRET)], encoder).add([Passage("late", "t")], encoder)
+    return memory.upsert([Passage("ada", "Ada's number is secret.")], encoder).delete(["ada"])
+
+
+def everywhere(path):
+    """Every text in every file, deleted or not: files are compressed, so that their bytes say little."""
+    return {
+        z.text
+        for name in files.present(path)
+        if name.startswith("data/")
+        for z in table_module.passages_of_file(path, name)
+    }
+
+
+def test_forgotten_passages_are_in_no_file(path, secret):
+    assert SECRET in everywhere(path)
+    tags.tag(path, "a", 4)
+    tags.tag(path, "b", 2)
+    tags.serve(path, 5)
+    (path / files.INDEXES).mkdir()
+    (path / files.INDEXES / "7.index").write_text("vectors")
+    state = {z.id for z in secret.passages()}
+
+    done = forget(path, ["ada"])
+
+    assert [z.text for z in done.passages] == [SECRET, "Ada's number is secret."]
+    assert everywhere(path).isdisjoint(z.text for z in done.passages)
+    assert (done.dropped, done.tags, done.left, done.same_text) == ([3, 4, 5, 6], ["a", "served"], [], {})
+    assert tags.tags(path) == {"b": 2}
+    assert not (path / files.INDEXES).exists()
+    memory = Memory.open(path)
+    assert {z.id for z in memory.passages()} == state
+    assert [(v.number, v.change) for v in memory.log()] == [(1, "created"), (2, "added 12"), (7, "forgot 1")]
+    assert verify(path).problems == []
+
+
+def test_the_newest_version_loses_only_what_is_forgotten(path, encoder, filled, queries):
+    memory = filled.add([Passage("ada", SECRET, title="Ada")], encoder)
+    expected = memory.delete(["ada", "p3"]).search(queries, 5)
+    done = forget(path, ["ada", "p3", "ada"])
+    assert {z.id for z in done.passages} == {"ada", "p3"}
+    found = Memory.open(path).search(queries, 5)
+    assert found.passages == expected.passages
+    assert len(Memory.open(path)) == 11
+    assert done.dropped == [2, 3, 4]
+    with pytest.raises(DataError, match="1 ids are in no version of .*: 'ada'; leave them out"):
+        forget(path, ["ada", "p1"])
+    assert len(Memory.open(path).get(["p1"])) == 1
+
+
+def test_all_can_be_forgotten(path, filled):
+    assert len(forget(path, [f"p{i}" for i in range(12)]).passages) == 12
+    assert len(Memory.open(path)) == 0
+    assert everywhere(path) == set()
+
+
+def test_what_was_set_aside_is_removed_too(path, encoder, secret):
+    manifest = path / files.manifest_name(4)
+    manifest.write_bytes(b"")
+    with pytest.raises(MemoryStoreError, match="index repair"):
+        forget(path, ["ada"])
+    upkeep.repair(path)
+    shutil.copy(next((path / "data").iterdir()), path / files.DAMAGED / "copy.lance")
+    assert forget(path, ["ada"]).left == []
+    assert not (path / files.DAMAGED).exists()
+
+
+def test_the_same_text_elsewhere_is_said(path, encoder, filled):
+    filled.add([Passage("ada", SECRET), Passage("copy", SECRET), Passage("quote", f"He said: {SECRET}")], encoder)
+    done = forget(path, ["ada"])
+    assert done.same_text == {"ada": ["copy", "quote"]}
+    assert done.left == []
+
+
+def test_a_file_that_still_holds_a_text_is_named(path, encoder, filled):
+    filled.add([Passage("ada", SECRET)], encoder)
+    (path / "notes.txt").write_text(f"mine: {SECRET}")
+    assert forget(path, ["ada"]).left == ["notes.txt"]
+
+
+def test_a_killed_forgetting_can_be_repeated(monkeypatch, path, secret):
+    monkeypatch.setattr(forgetting, "drop", lambda folder, versions: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        forget(path, ["ada"])
+    assert SECRET in everywhere(path)
+    monkeypatch.undo()
+    forget(path, ["ada"])
+    assert SECRET not in everywhere(path)
+
+
+@pytest.mark.parametrize(("ids", "message"), [([], "no ids to forget"), (["p0", "x"], "'x'; leave them out")])
+def test_nothing_happens_to_a_memory_without_these_ids(path, filled, ids, message):
+    before = files.present(path)
+    with pytest.raises(DataError, match=message):
+        forget(path, ids)
+    assert files.present(path) == before

@@ -1,0 +1,263 @@
+"""Names and dates of versions, what differs between them, and getting rid of them."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import lance
+import numpy as np
+import pytest
+
+from latentrag.errors import InputError, MemoryStoreError
+from latentrag.memory import Memory, files, tags, upkeep
+from latentrag.memory import table as table_module
+from latentrag.memory.diff import diff
+from latentrag.memory.table import Table, Version
+from latentrag.memory.verify import verify
+from latentrag.memory.versions import resolve
+from latentrag.types import Passage
+from tests.memory.conftest import FakePassageEncoder
+
+
+def numbers(path: Path) -> list[int]:
+    return [version.number for version in Memory.open(path).log()]
+
+
+# What versions are called
+
+
+def test_a_version_by_its_tag(path, filled):
+    tags.tag(path, "before-the-move", 2)
+    filled.delete(["p0"])
+    assert Memory.open(path, version="before-the-move").version == 2
+    assert tags.tags(path) == {"before-the-move": 2}
+    assert lance.dataset(str(path)).tags.list()["before-the-move"]["version"] == 2  # Lance knows it, too
+    assert tags.untag(path, "before-the-move") == 2
+    assert tags.tags(path) == {}
+
+
+def test_a_name_is_one_version_s(path, filled):
+    tags.tag(path, "a", 1)
+    with pytest.raises(MemoryStoreError, match="the tag 'a' names version 1 already; remove it first"):
+        tags.tag(path, "a", 2)
+    with pytest.raises(MemoryStoreError, match="has no tag 'b'; choose one of a$"):
+        tags.untag(path, "b")
+    with pytest.raises(MemoryStoreError, match="version 7 .* cannot be read"):
+        tags.tag(path, "b", 7)
+    assert tags.tags(path) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "name", ["", "7", "2026-01-31", "a b", "a/b", "../a", ".a", "-a", "a..b", "a.lock", "ä", "a\n"]
+)
+def test_names_that_cannot_be(path, filled, name):
+    with pytest.raises(InputError, match="cannot be a tag; begin with a letter"):
+        tags.tag(path, name, 1)
+    assert not (path / "_refs").exists()
+
+
+@pytest.mark.parametrize("name", ["served", "newest", "latentrag-unfinished"])
+def test_names_with_a_meaning(path, filled, name):
+    with pytest.raises(InputError, match="has a meaning of its own"):
+        tags.tag(path, name, 1)
+
+
+def test_a_tag_that_cannot_be_read(path, filled):
+    tags.tag(path, "a", 1)
+    (path / "_refs" / "tags" / "a.json").write_text('{"version": "x"}')
+    with pytest.raises(MemoryStoreError, match=r"the tag .*a.json cannot be read .*; delete that file"):
+        Memory.open(path, version="served")
+
+
+def test_served_and_newest(path, encoder, filled):
+    filled.delete(["p0"]).delete(["p1"])
+    assert resolve(path, "served") is None
+    tags.serve(path, 2)
+    assert Memory.open(path, version="served").version == 2
+    tags.serve(path, 3)
+    assert Memory.open(path, version="served").version == 3
+    assert {Memory.open(path).version, Memory.open(path, version="newest").version} == {4}
+    Memory.open(path).add([Passage("new", "t")], encoder)  # writers go on from the newest
+    tags.serve(path, None)
+    assert Memory.open(path, version="served").version == 5
+    tags.serve(path, None)
+    with pytest.raises(MemoryStoreError, match="version 9 .* cannot be read"):
+        tags.serve(path, 9)
+
+
+@pytest.fixture
+def dated(monkeypatch, path, filled):
+    """Version n was committed on day n of 2026, at noon."""
+    filled.delete(["p0"])
+
+    def log(table: Table) -> list[Version]:
+        return [Version(n, datetime(2026, 1, n, 12, tzinfo=UTC), 0, "") for n in (1, 2, 3)]
+
+    monkeypatch.setattr(Table, "log", log)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("2026-01-01", 1),
+        ("2026-01-02", 2),
+        ("2026-01-02T11:59", 1),
+        ("2026-01-02 12:00:00", 2),
+        ("2026-01-02T12:30+01:00", 1),
+        ("2026-01-02T12:00:00Z", 2),
+        ("2030-01-01", 3),
+        ("3", 3),
+    ],
+)
+def test_a_version_by_its_date(dated, text, version):
+    assert resolve(dated, text) == version
+    assert Memory.open(dated, version=text).version == version
+
+
+def test_versions_that_are_not(dated, tmp_path):
+    with pytest.raises(
+        MemoryStoreError, match="no version as old as 2025-12-31; its oldest, 1, is of 2026-01-01 12:00"
+    ):
+        resolve(dated, "2025-12-31")
+    with pytest.raises(MemoryStoreError, match="has no version 'yesterday'; give a number or a date"):
+        resolve(dated, "yesterday")
+    tags.tag(dated, "a", 1)
+    with pytest.raises(MemoryStoreError, match=r"give a number or a tag \(a\) or a date"):
+        resolve(dated, "b")
+    with pytest.raises(MemoryStoreError, match="has no version 9; choose one of 1, 2, 3$"):
+        Memory.open(dated, version="9")
+    with pytest.raises(MemoryStoreError, match="there is no memory at"):
+        Memory.open(tmp_path / "none", version="a")
+
+
+def test_dates_are_those_of_the_log(path, filled):
+    first, second = (version.time for version in Memory.open(path).log())
+    assert resolve(path, first.isoformat()) == 1
+    assert resolve(path, second.isoformat()) == 2
+    assert resolve(path, str(datetime.now(UTC).date())) == 2
+
+
+# What differs
+
+
+def test_diff(path, encoder, filled):
+    changed = [Passage("p1", "other"), Passage("p2", "text 2"), Passage("p3", "text 3", title="T"), Passage("new", "n")]
+    filled.upsert(changed, encoder).delete(["p0", "p9"])
+    upkeep.compact(path)
+    old, new = Table.open(path, 2), Table.open(path)
+    found = diff(old, new)
+    assert (found.before, found.after) == (2, 5)
+    assert (found.added, found.changed, found.removed) == (["new"], ["p1", "p3"], ["p0", "p9"])
+    back = diff(new, old)
+    assert (back.added, back.changed, back.removed) == (["p0", "p9"], ["p1", "p3"], ["new"])
+    same = diff(Table.open(path, 4), new)
+    assert (same.added, same.changed, same.removed, same.reencoded) == ([], [], [], False)
+
+
+def test_new_vectors_are_said_apart(path, filled):
+    filled.reencode(FakePassageEncoder(fingerprint="f2"))
+    found = diff(Table.open(path, 2), Table.open(path, 3))
+    assert (found.added, found.changed, found.removed, found.reencoded) == ([], [], [], True)
+
+
+def test_diff_reads_only_what_differs(monkeypatch, path, encoder, filled):
+    filled.add([Passage("new", "t")], encoder)
+    read, convert = [], table_module._to_passages
+    monkeypatch.setattr(table_module, "_to_passages", lambda rows: read.append(len(rows)) or convert(rows))
+    assert diff(Table.open(path, 2), Table.open(path, 3)).added == ["new"]
+    assert sum(read) == 1
+
+
+# Getting rid of versions
+
+
+@pytest.fixture
+def many(path, encoder, filled):
+    """Versions 1 to 7: p0 to p11 in one, then each of n3 … n7 added in a file of its own."""
+    memory = filled
+    for number in range(3, 8):
+        memory = memory.add([Passage(f"n{number}", "a text of some length " * 20)], encoder)
+    return memory
+
+
+def test_prune_keeps_the_newest_and_those_with_a_name(path, many, queries):
+    tags.tag(path, "good", 2)
+    tags.serve(path, 4)
+    before = sum((path / name).stat().st_size for name in files.present(path))
+    found = Memory.open(path).search(queries, 5)
+    done = upkeep.prune(path, keep=2)
+    assert (done.removed, done.kept) == ([1, 3, 5], [2, 4])
+    assert numbers(path) == [2, 4, 6, 7]
+    assert before - sum((path / name).stat().st_size for name in files.present(path)) == done.freed_bytes > 0
+    assert Memory.open(path, version="good").get(["p0"])[0].text == "text 0"
+    assert np.array_equal(Memory.open(path).search(queries, 5).scores, found.scores)
+    assert verify(path).problems == []
+    with pytest.raises(MemoryStoreError, match="has no version 3; choose one of 2, 4, 6, 7"):
+        Memory.open(path, version=3)
+    assert upkeep.prune(path, keep=9).removed == []
+
+
+def test_prune_removes_files_that_only_old_versions_need(path, encoder, many):
+    many.reencode(encoder)
+    assert sum(name.startswith("data/") for name in files.present(path)) == 7
+    upkeep.prune(path, keep=1)
+    assert sum(name.startswith("data/") for name in files.present(path)) == 1
+    assert len(Memory.open(path)) == 17
+
+
+def test_prune_by_age(monkeypatch, path, many):
+    now = datetime.now(UTC)
+    log = [Version(n, now - timedelta(days=10 * (7 - n)), 0, "") for n in range(1, 8)]
+    monkeypatch.setattr(Table, "log", lambda table: log)
+    assert upkeep.prune(path, older_than_days=35).removed == [1, 2, 3]
+    monkeypatch.setattr(Table, "log", lambda table: log[3:])
+    assert upkeep.prune(path, older_than_days=0).removed == [4, 5, 6]
+    monkeypatch.undo()
+    assert numbers(path) == [7]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "both or neither"),
+        ({"keep": 1, "older_than_days": 1}, "both or neither"),
+        ({"keep": 0}, "keep=0 versions cannot be"),
+        ({"older_than_days": -1}, "older_than_days=-1 is no age"),
+        ({"older_than_days": float("nan")}, "older_than_days=nan is no age"),
+    ],
+)
+def test_prune_refuses(path, many, options, message):
+    with pytest.raises(InputError, match=message):
+        upkeep.prune(path, **options)
+    assert numbers(path) == list(range(1, 8))
+
+
+def rows(path: Path) -> list[tuple[int, str]]:
+    read = lance.dataset(str(path)).scanner(columns=["id"], with_row_id=True).to_table()
+    return list(zip(read["_rowid"].to_pylist(), read["id"].to_pylist(), strict=True))
+
+
+def test_compact_keeps_rows_order_and_row_ids(path, many, queries):
+    changed = many.delete(["p0", "p1", "p2", "p3"])
+    found, before = changed.search(queries, 7), rows(path)
+    done = upkeep.compact(path)
+    assert (done.changed, done.version, done.files_before, done.files_after) == (True, 9, 6, 1)
+    assert rows(path) == before
+    again = Memory.open(path).search(queries, 7)
+    assert again.passages == found.passages
+    assert np.array_equal(again.scores, found.scores)
+    assert Memory.open(path).log()[-1].change == "compacted 6 files to 1"
+    assert changed.search(queries, 7).passages == found.passages  # a reader of the version before
+    again = upkeep.compact(path)
+    assert (again.changed, again.version) == (False, 9)
+
+
+def test_a_file_number_used_before_does_not_confuse_later_reads(path, encoder, many):
+    """Compaction numbers fragments anew; a session may have cached what an older one of that number held."""
+    memory = many.delete(["n7"])  # the fragment with the highest number is gone
+    assert len(list(memory.passages())) == 16
+    upkeep.compact(path)
+    after = Memory.open(path).add([Passage("n7", "back")], encoder).delete(["p5"])
+    assert [key for _, key in rows(path)] == [z.id for z in after.passages()]
+    assert len({row for row, _ in rows(path)}) == len(after) == 16
+    assert {z.id for z in after.search(np.ones((1, 8), np.float32), 16).passages[0]} == {z.id for z in after.passages()}
