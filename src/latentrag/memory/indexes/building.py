@@ -132,6 +132,7 @@ def build(table: Table, planned: Plan, *, progress: Progress) -> Published:
     with files.building(table.path):
         for found in files.find(table.path)[0]:
             if found.folder.name == description.name and _is_whole(found):
+                files.ask_for(found)
                 return found
         _require_room(table.path, planned)
         with files.publishing(table.path, description) as scratch:

@@ -71,11 +71,17 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """An index that is there. files: (size in bytes, SHA-256 or "" for the one whose rows carry their own)."""
+    """An index that is there.
+
+    Attributes:
+        files: name → (size in bytes, SHA-256; "" for the one whose rows carry their own).
+        asked_ns: when it was last asked for, in the file system's time.
+    """
 
     folder: Path
     description: Description
     files: dict[str, tuple[int, str]]
+    asked_ns: int
 
     @property
     def num_bytes(self) -> int:
@@ -89,7 +95,7 @@ class Published:
 
 
 def find(memory: Path) -> tuple[list[Published], list[IndexDamagedError]]:
-    """The indexes of a memory, newest version last, and what was found damaged. Folders of no index are left alone."""
+    """The indexes of a memory, the one last asked for first, and what was found damaged. Other folders are left."""
     found: list[Published] = []
     damaged: list[IndexDamagedError] = []
     for folder in sorted((memory / FOLDER).glob("*-*-*/")):
@@ -101,12 +107,13 @@ def find(memory: Path) -> tuple[list[Published], list[IndexDamagedError]]:
             continue  # thrown away at this moment by somebody else, or nothing of ours
         except IndexDamagedError as error:
             damaged.append(error)
-    return sorted(found, key=lambda each: (each.description.version, each.folder.name)), damaged
+    return sorted(found, key=lambda each: each.asked_ns, reverse=True), damaged
 
 
 def _described(folder: Path) -> Published:
     file = folder / DESCRIPTION
-    if file.stat().st_size > LARGEST_DESCRIPTION:
+    status = file.stat()
+    if status.st_size > LARGEST_DESCRIPTION:
         raise IndexDamagedError(file, "is too large")
     try:
         record = json.loads(file.read_bytes())
@@ -119,7 +126,7 @@ def _described(folder: Path) -> Published:
         raise IndexDamagedError(file, "is damaged, or of another format") from error
     if not whole or description.kind not in STORED_KINDS or not _are_names(files):
         raise IndexDamagedError(file, "is damaged, or of another format")
-    return Published(folder, description, files)
+    return Published(folder, description, files, status.st_mtime_ns)
 
 
 def _are_names(names: Iterable[str]) -> bool:
@@ -241,6 +248,12 @@ def building(memory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def ask_for(published: Published) -> None:
+    """Prefer it to indexes of other kinds, as one just built."""
+    with contextlib.suppress(OSError):  # where it may not be written the order stays as it is
+        os.utime(published.folder / DESCRIPTION)
 
 
 def discard(folder: Path) -> None:

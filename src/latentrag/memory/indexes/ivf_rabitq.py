@@ -195,5 +195,6 @@ def _spread(sample: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32],
 
 
 def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float32)
-    return vectors / np.maximum(norms, np.finfo(np.float32).tiny)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: npt.NDArray[np.float32] = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
+    return scaled

@@ -118,14 +118,14 @@ class IndexSupply:
         return None
 
     def _candidates(self, table: Table) -> list[_Candidate]:
-        """Of the kind chosen, of the table's encoder, and not too far from the version; of equals the newer first."""
+        """Of the kind chosen, of the table's encoder, and not too far from the version."""
         if self.choice == "flat":
             return []
         found, damaged = files.find(table.path)
         for error in damaged:
             _discard(error)
         usable: list[_Candidate] = []
-        for published in reversed(found):
+        for published in found:
             of = published.description
             if self.choice not in {"auto", of.kind} or of.fingerprint != table.manifest.fingerprint:
                 continue
