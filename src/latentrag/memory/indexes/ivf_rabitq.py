@@ -33,6 +33,9 @@ QUERY_BITS = 4
 DEVIATIONS = 2.0
 """How far above its centroid's score the best row of a list is expected, in standard deviations of a row's score."""
 COMPARED = 1_000
+"""Rows from which that deviation is learnt."""
+USUAL_DIMENSION = 768
+"""Where 2·K + 40 candidates hold almost all that is to be found in the lists looked at."""
 SEED = 0
 ROWS_PER_ADD = 16_384
 
@@ -107,7 +110,8 @@ class IvfRabitq:
             raise IndexDamagedError(file, f"holds {type(lists).__name__}, needed {num_lists} lists behind a rotation")
         rotation = faiss.downcast_VectorTransform(whole.chain.at(0))
         rotation.whole = whole  # which owns both
-        centroids = faiss.downcast_index(lists.quantizer).reconstruct_n(0, num_lists)
+        held = faiss.downcast_index(lists.quantizer).get_xb()  # seen, not copied
+        centroids = faiss.rev_swig_ptr(held, num_lists * dimension).reshape(num_lists, dimension)
         bonuses = np.fromfile(folder / BONUSES, "<f4").astype(np.float32)
         if bonuses.shape != (num_lists,):
             raise IndexDamagedError(folder / BONUSES, f"holds {len(bonuses)} numbers, needed {num_lists}")
@@ -134,7 +138,8 @@ class IvfRabitq:
         (folder / BONUSES).write_bytes((self.bonuses * deviations).astype("<f4").tobytes())
 
     def num_rescored(self, k: int) -> int:
-        return 2 * k + 40
+        # An estimate's error falls as 1/√D.
+        return math.ceil((2 * k + 40) * max(1.0, math.sqrt(USUAL_DIMENSION / self.lists.d)))
 
     def propose(self, q: npt.NDArray[np.float32], num: int, live: LiveRows | None) -> npt.NDArray[np.int64]:
         turned, probes = self.rotation.apply(q[None]), min(self.num_probes, len(self.centroids))
