@@ -159,6 +159,20 @@ def test_a_damaged_index_that_was_asked_for_is_built_anew(memory):
     assert len(left(memory)) == 1
 
 
+@pytest.mark.parametrize("name", ["index.json", "index.faiss", "vectors.f16"])
+def test_a_damaged_index_that_may_not_be_removed_is_done_without(memory, monkeypatch, name):
+    memory.build_index("sq8")
+    damage(folder_of(memory) / name, "flipped")
+    monkeypatch.setattr(files, "discard", lambda folder: None)
+    opened = Memory.open(memory.path)
+    with pytest.warns(UserWarning, match="this index is thrown away") as caught:
+        opened.search(Q, 60)
+    assert len(caught) == 1
+    assert opened.index.kind == "flat"
+    newer = opened.delete([f"p{i}" for i in range(30)])  # so much that another index is looked for
+    assert newer.index.kind == "flat"
+
+
 def test_a_build_mends_what_is_damaged(memory):
     memory.build_index("sq8")
     damage(folder_of(memory) / "index.faiss", "flipped")

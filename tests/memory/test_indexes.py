@@ -102,6 +102,17 @@ def test_every_kind_gives_a_passage_the_same_score(made):
         assert [score_of[row] for row in hits[0].tolist()] == hits[2].tolist()
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-42, 1e-30, 1e30])
+def test_queries_of_any_size(made, size):
+    index, rows = made
+    usual, found = (index.search(queries(2, 40) * np.float32(factor), 5) for factor in (1, size))
+    if size in {1e-30, 1e30}:
+        assert np.array_equal(found.row_ids, usual.row_ids)
+    exact = FlatIndex.build([rows], 40).search(queries(2, 40) * np.float32(size), 5)
+    assert np.isfinite(found.scores).all()
+    assert (found.scores <= exact.scores).all()
+
+
 @pytest.mark.parametrize("share", [0.5, 0.99])
 def test_rows_left_out_are_never_found_and_the_rest_still_is(made, share):
     index, rows = made

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentrag.errors import InputError, MemoryStoreError
+from latentrag.errors import IndexDamagedError, InputError, MemoryStoreError
 from latentrag.memory.indexes import files, ivf_rabitq
 from latentrag.memory.indexes.changes import fragments, stream
 from latentrag.memory.indexes.files import Description, Published
@@ -251,8 +251,10 @@ def opened(published: Published) -> StoredIndex:
         proposer = Sq8.read(folder, **size)
     elif of.kind == "hnsw":
         proposer = Hnsw.read(folder, **size)
-    else:
+    elif set(of.parameters) == {"num_lists", "num_probes"}:
         proposer = IvfRabitq.read(folder, **size, **of.parameters)
+    else:
+        raise IndexDamagedError(folder / files.DESCRIPTION, f"has parameters {of.parameters}")
     vectors = VectorFile.open(folder / files.VECTORS, dimension=of.dimension, row_ids=row_ids)
     return StoredIndex(proposer, vectors, faiss_bytes=published.ram_bytes)
 

@@ -88,7 +88,8 @@ def _rows_of(table: Table, found: Any) -> Iterator[Rows]:
         scan_in_order=True,
     )
     for batch in scanner.to_batches():
-        yield _to_rows(batch, dimension)
+        if len(batch):
+            yield _to_rows(batch, dimension)
 
 
 def _to_rows(batch: Any, dimension: int) -> Rows:

@@ -82,7 +82,8 @@ class FlatIndex:
         """Of one query's candidates, best first with faiss's scores: the K that are truly best."""
         # A float32 sum of D products errs by at most D·ε/2·|d|·|q|. A row that faiss puts further than twice
         # that below place K cannot belong above it; the rest of the margin is for rounding the exact scores.
-        margin = 2 * (self.flat.d + 1) * np.finfo(np.float32).eps * float(np.linalg.norm(q)) * self.largest_norm
+        largest = float(np.linalg.norm(q.astype(np.float64))) * self.largest_norm
+        margin = 2 * (self.flat.d + 1) * np.finfo(np.float32).eps * largest
         while len(rows) < len(self) and rough[-1] >= rough[k - 1] - margin:
             wider = self._propose(q[None], 4 * len(rows))
             rough, rows = wider[0][0], wider[1][0]

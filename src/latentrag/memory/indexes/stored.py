@@ -66,7 +66,8 @@ class StoredIndex:
 
     def _search_one(self, q: npt.NDArray[np.float32], k: int) -> Hits:
         num = min(self.proposer.num_rescored(k), len(self))
-        positions = np.sort(self.proposer.propose(q, num, self.live))
+        scaled = q / (np.abs(q).max() or 1.0)  # which rows are best is the same, and squares stay finite
+        positions = np.sort(self.proposer.propose(scaled, num, self.live))
         if len(positions) < k:  # a graph may hold rows that no way leads to
             positions = self._scan(q, k)
         vectors = self.vectors.read(positions)  # (candidates, D)

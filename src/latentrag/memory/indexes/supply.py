@@ -72,6 +72,7 @@ class IndexSupply:
         self.renewal = Renewal() if renew else None
         self._in_hand: _InHand | None = None
         self._said: set[str] = set()
+        self._refused: set[str] = set()
         self._lock = threading.Lock()
 
     def index_for(self, table: Table) -> Index:
@@ -88,7 +89,7 @@ class IndexSupply:
         """Do without an index that was found damaged while it was searched."""
         with self._lock:
             self._in_hand = None
-            _discard(error)
+            self._discard(error)
 
     def _from_hand(self, table: Table) -> Index | None:
         held = self._in_hand
@@ -108,7 +109,7 @@ class IndexSupply:
             except FileNotFoundError:
                 continue  # thrown away at this moment for a newer one
             except IndexDamagedError as error:
-                _discard(error)
+                self._discard(error)
                 continue
             of = found.published.description
             self._in_hand = _InHand(index, of.fingerprint, of.fragments, of.name)
@@ -123,23 +124,35 @@ class IndexSupply:
             return []
         found, damaged = files.find(table.path)
         for error in damaged:
-            _discard(error)
+            self._discard(error)
         usable: list[_Candidate] = []
         for published in found:
             of = published.description
             if self.choice not in {"auto", of.kind} or of.fingerprint != table.manifest.fingerprint:
+                continue
+            if of.name in self._refused:
                 continue
             try:
                 changes = difference(table, of.fragments, files.row_ids(published))
             except FileNotFoundError:
                 continue
             except IndexDamagedError as error:
-                _discard(error)
+                self._discard(error)
                 continue
             share = changes.share(of.num_rows)
             if share <= DRIFT_TO_REFUSE:
                 usable.append(_Candidate(published, changes, share))
         return usable
+
+    def _discard(self, error: IndexDamagedError) -> None:
+        """Say it in one line, once, and throw it away, or at least do without it."""
+        folder = error.file.parent
+        if folder.name in self._refused:
+            return
+        warnings.warn(f"{error}; this index is thrown away", stacklevel=2)
+        files.discard(folder)
+        if folder.exists():  # it may not be removed
+            self._refused.add(folder.name)
 
     def _loaded(self, published: Published) -> BaseIndex:
         if self._in_hand is not None and self._in_hand.name == published.description.name:
@@ -184,9 +197,3 @@ def _serving(index: BaseIndex, changes: Difference, table: Table) -> Index:
         require_same_rows(table, index.rows(some_of(changes.moved)), file=index.vectors.path)
     added = Rows(changes.added, np.empty((0, table.manifest.dimension), np.float16))
     return revised(index, changes.removed, rows_with(table, changes.added) if len(changes.added) else added)
-
-
-def _discard(error: IndexDamagedError) -> None:
-    """Say it in one line and throw it away."""
-    warnings.warn(f"{error}; this index is thrown away", stacklevel=2)
-    files.discard(error.file.parent)
