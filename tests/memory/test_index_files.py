@@ -1,5 +1,6 @@
 """Files of indexes: published whole, trusted after a check, thrown away; choices, bounds, builders side by side."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -352,6 +353,14 @@ def builder(memory: Memory) -> subprocess.Popen:
         text=True,
         env=environment,
     )
+
+
+def test_one_builds_at_a_time(memory):
+    with files.building(memory.path), (memory.path / files.FOLDER / files.LOCK).open() as lock:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (memory.path / files.FOLDER / files.LOCK).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_two_processes_build_one_after_the_other_and_only_one_does_the_work(memory):
