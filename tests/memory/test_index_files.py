@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import faiss
+import lance
 import numpy as np
 import pytest
 
@@ -20,6 +21,7 @@ from latentrag.errors import InputError, MemoryStoreError
 from latentrag.memory import Memory
 from latentrag.memory.indexes import building, files
 from latentrag.memory.indexes.building import plan
+from latentrag.memory.table import Table
 from latentrag.types import Passage
 from tests.memory.indexing import STORED_KINDS, assert_found, drawn, make_table, rows_of, thorough
 
@@ -158,6 +160,23 @@ def test_a_damaged_index_that_was_asked_for_is_built_anew(memory):
     assert opened.index.kind == "hnsw"
     opened.search(Q, 60)
     assert len(left(memory)) == 1
+
+
+def test_damage_that_is_noticed_when_another_version_is_served(memory):
+    memory.build_index("sq8")
+    opened = Memory.open(memory.path)
+    assert opened.index.kind == "sq8"
+    file = folder_of(memory) / "vectors.f16"
+    file.write_bytes(bytes(file.stat().st_size))
+    rewritten = Memory(_compacted(opened.delete(["p0"])), opened._indexes)
+    with pytest.warns(UserWarning, match="vectors.f16 is damaged in row .*; this index is thrown away"):
+        assert rewritten.index.kind == "flat"
+    assert_found(rewritten.index, rows_of(rewritten._table), Q, 5)
+
+
+def _compacted(memory: Memory) -> Table:
+    lance.dataset(str(memory.path)).optimize.compact_files(materialize_deletions_threshold=0.0)
+    return Table.open(memory.path)
 
 
 @pytest.mark.parametrize("name", ["index.json", "index.faiss", "vectors.f16"])
@@ -356,11 +375,13 @@ def builder(memory: Memory) -> subprocess.Popen:
 
 
 def test_one_builds_at_a_time(memory):
-    with files.building(memory.path), (memory.path / files.FOLDER / files.LOCK).open() as lock:
-        with pytest.raises(BlockingIOError):
+    def take() -> None:
+        with (memory.path / files.FOLDER / files.LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with (memory.path / files.FOLDER / files.LOCK).open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    with files.building(memory.path), pytest.raises(BlockingIOError):
+        take()
+    take()
 
 
 def test_two_processes_build_one_after_the_other_and_only_one_does_the_work(memory):

@@ -98,7 +98,12 @@ class IndexSupply:
         changes = difference(table, held.fragments, held.index.row_ids)
         if changes.share(len(held.index.row_ids)) > DRIFT_TO_RENEW:
             return None
-        return _serving(held.index, changes, table)
+        try:
+            return _serving(held.index, changes, table)
+        except IndexDamagedError as error:
+            self._in_hand = None
+            self._discard(error)
+            return None
 
     def _from_disk(self, table: Table) -> Index | None:
         """The published index that has drifted least, if any will do."""
