@@ -1,5 +1,7 @@
 """Every error that latentrag raises on purpose. Messages say: got, needed, remedy."""
 
+from pathlib import Path
+
 
 class LatentRagError(Exception):
     """Base of all of them. The command line prints its message as one line and exits with 2."""
@@ -27,6 +29,14 @@ class MemoryStoreError(LatentRagError):
 
 class DamagedVersionError(MemoryStoreError):
     """A version of a memory with files that are missing or not as they were written."""
+
+
+class IndexDamagedError(MemoryStoreError):
+    """A file of an index that is not what was written. Indexes are made from the table: nothing is lost."""
+
+    def __init__(self, file: Path, problem: str) -> None:
+        super().__init__(f"{file} {problem}")
+        self.file = file
 
 
 class EncoderMismatchError(LatentRagError):

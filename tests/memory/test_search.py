@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from latentrag.errors import InputError, MemoryStoreError, ShapeError
 from latentrag.memory import Memory
-from latentrag.memory.index import SPARE_CANDIDATES, FlatIndex
+from latentrag.memory.indexes.flat import SPARE_CANDIDATES, FlatIndex
 from latentrag.types import Passage
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -82,6 +83,15 @@ def open_rag(
 
     with working("loading the model and its memory"):
         return load(source, memory=memory, version=version, retriever=retriever, dtype=dtype)
+
+
+def size_in_bytes(text: str, what: str) -> int:
+    """A size as people write it: 4GB, 1.5 GiB, 800M. Raises: InputError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.ASCII | re.IGNORECASE)
+    if found is None:
+        raise InputError(f"{what} {text!r} is no size; give a number with MB or GB, as 4GB")
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (" kmgt".index(prefix.lower() or " ")))
 
 
 def check_text(text: str, what: str) -> None:

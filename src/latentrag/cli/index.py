@@ -1,9 +1,10 @@
-"""`latentrag index`: make memories, look at their history, remove passages."""
+"""`latentrag index`: make memories and their indexes, look at their history, remove passages."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, print_line, say
 from latentrag.config import DEMO, resolve_memory
 from latentrag.errors import InputError
+from latentrag.types import IndexChoice
 
 if TYPE_CHECKING:
     from latentrag.memory import Memory
@@ -125,6 +127,42 @@ def delete(
         print_json({"memory": str(after.path), **record})
         return
     print_line(f"{after.path} version {after.version}: deleted {deleted}; {len(after)} passages left")
+
+
+def build(
+    memory: MemoryPath,
+    kind: Annotated[
+        IndexChoice,
+        typer.Option(
+            "--index",
+            help="flat: exact, in memory; sq8: 8 bits a number; ivf-rabitq: 1 bit; hnsw: a graph; auto: by size.",
+        ),
+    ] = "auto",
+    max_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="What the build may hold in memory, as 4GB; default: all there is."),
+    ] = None,
+    as_json: arg.AsJson = False,
+) -> None:
+    """Build an index of the newest version, by which the memory is searched from then on.
+
+    Up to 200,000 passages none is needed: they are searched exactly. Files of an index are in MEMORY/_indexes and can
+    be deleted at any time. Passages added and deleted later are found and not found at once; build again when many
+    have changed. The index flat needs no files and removes those of the others.
+    """
+    from latentrag.assemble import open_memory
+
+    bound = None if max_memory is None else arg.size_in_bytes(max_memory, "--max-memory")
+    opened = open_memory(memory)
+    made = opened.build_index(kind, max_memory=bound, progress=sys.stderr.isatty())
+    if as_json:
+        print_json({"memory": str(opened.path), **asdict(made)})
+        return
+    print_line(
+        f"{opened.path} version {made.version}: {made.kind} of {made.num_passages} passages in {made.wall_s:.1f} s; "
+        f"{made.ram_bytes / 1e6:.1f} MB in memory, {made.disk_bytes / 1e6:.1f} MB on disk; "
+        f"finds {made.recall:.1%} of the five best"
+    )
 
 
 class _Counted:

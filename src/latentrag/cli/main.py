@@ -36,7 +36,7 @@ def app() -> typer.Typer:
     from latentrag.cli.demo import demo
     from latentrag.cli.doctor import doctor
     from latentrag.cli.evaluate import evaluate
-    from latentrag.cli.index import add, delete, log
+    from latentrag.cli.index import add, build, delete, log
     from latentrag.cli.new_generator import new_generator
     from latentrag.cli.score import score
     from latentrag.cli.train import train
@@ -48,7 +48,7 @@ def app() -> typer.Typer:
     of_memories: tuple[Callable[..., None], ...] = (
         *(add, delete, forget),
         *(log, diff, tag, use),
-        *(prune, compact, verify, repair),
+        *(build, prune, compact, verify, repair),
     )
     commands = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False, **options)
     commands.callback()(_top)

@@ -1,4 +1,4 @@
-"""The non-parametric memory: passages and their vectors in a versioned table, searched exactly in RAM."""
+"""The non-parametric memory: passages and their vectors in a versioned table, and indexes to search it."""
 
 from latentrag.memory.live import LiveMemory
 from latentrag.memory.manifest import Manifest

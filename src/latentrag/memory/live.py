@@ -50,7 +50,7 @@ class LiveMemory:
             memory = which if isinstance(which, Memory) else Memory.open(before.path, version=which)
             for encoder in self._encoders:
                 memory.check(encoder)
-            memory.build_index()
+            memory.warm_up()
             self._memory = memory
             return before
 

@@ -1,4 +1,4 @@
-"""The memory as its users hold it: one version, searched exactly; changes are commits, all or nothing."""
+"""The memory as its users hold it: one version, searched by an index; changes are commits, all or nothing."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from latentrag.errors import DataError, InputError, MemoryStoreError, ModelError, ShapeError
-from latentrag.memory.index import FlatIndex
+from latentrag.errors import DataError, IndexDamagedError, InputError, MemoryStoreError, ModelError, ShapeError
+from latentrag.memory.indexes import BuiltIndex, Hits, Index, IndexSupply, build_index
 from latentrag.memory.manifest import Manifest
 from latentrag.memory.table import Table, Version
 from latentrag.memory.versions import resolve
-from latentrag.types import Passage, SearchResult
+from latentrag.types import IndexChoice, Passage, SearchResult
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,13 +35,14 @@ class Memory:
 
     An object never changes: ``add``, ``upsert``, ``delete`` and ``reencode`` commit a new version and return it as a
     new ``Memory``, while searches of the old one go on undisturbed. Only the newest version can be changed, by one
-    writer at a time. The index is built in RAM on the first search (4·N·D bytes) and is not stored.
+    writer at a time. The index is loaded or built on the first search; versions made from one another share it.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, indexes: IndexSupply | None = None) -> None:
         self._table = table
         self._num_passages = len(table)
-        self._index: FlatIndex | None = None
+        self._indexes = IndexSupply("auto") if indexes is None else indexes
+        self._index: Index | None = None
         self._index_lock = threading.Lock()
 
     @classmethod
@@ -53,7 +54,14 @@ class Memory:
         return cls(Table.create(Path(path), Manifest.of(encoder)))
 
     @classmethod
-    def open(cls, path: str | Path, *, version: int | str | None = None) -> Memory:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        version: int | str | None = None,
+        index: IndexChoice = "auto",
+        renew_index: bool = False,
+    ) -> Memory:
         """The memory at ``version``, or at its newest.
 
         Where the newest cannot be read, the newest that can is opened, with a warning.
@@ -61,9 +69,18 @@ class Memory:
         Args:
             version: a number; a tag; "newest" (or None); "served", the one that ``index use`` has chosen; or a moment
                 in ISO 8601, for what was the newest then.
-        Raises: MemoryStoreError if there is none, if it is something else, or if it has no such version.
+            index: how it is searched. "auto": by the index that was built for it; where none was, "flat" (exactly, in
+                RAM, 4·N·D bytes) up to 200,000 passages, else "ivf-rabitq". What is not there is built on the first
+                search: see ``build_index``.
+            renew_index: build the index anew in the background when much has changed since it was built; otherwise a
+                warning says so.
+        Raises: MemoryStoreError if there is none, if it is something else, or if it has no such version; InputError
+            for an index that does not exist.
         """
-        return cls(Table.open(Path(path), resolve(Path(path), version)))
+        if index not in get_args(IndexChoice):
+            raise InputError(f"index={index!r} is unknown; needed {' or '.join(get_args(IndexChoice))}")
+        table = Table.open(Path(path), resolve(Path(path), version))
+        return cls(table, IndexSupply(index, renew=renew_index))
 
     @property
     def path(self) -> Path:
@@ -109,9 +126,11 @@ class Memory:
         self.manifest.check_query_encoder(query_encoder)
 
     def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
-        """The K passages with the largest inner products d(z)·q, exactly; equal scores in the table's order.
+        """The K passages with the largest inner products d(z)·q; equal scores in the table's order.
 
-        What a query finds does not depend on the queries searched with it. Safe to call from several threads.
+        With the index flat these are the K largest of all; the others may miss some. The scores are exact with each:
+        float64 sums over the stored vectors, rounded once. What a query finds does not depend on the queries searched
+        with it. Safe to call from several threads.
 
         Args:
             q: (B, D) float32, B ≥ 1.
@@ -119,15 +138,15 @@ class Memory:
         """
         q = np.asarray(q, dtype=np.float32)
         self._check_query(q, k)
-        row_ids, vectors, scores = self._built_index().search(q, k)
+        row_ids, vectors, scores = self._hits(q, k)
         by_row = self._table.take(np.unique(row_ids).tolist())
         passages = [[by_row[row] for row in rows] for rows in row_ids.tolist()]
         return SearchResult(passages=passages, vectors=vectors, scores=scores, version=self.version)
 
-    def build_index(self) -> None:
-        """Build the index now rather than at the first search."""
+    def warm_up(self) -> None:
+        """Have the index ready now rather than at the first search."""
         if len(self):
-            self._built_index()
+            _ = self.index
 
     def _check_query(self, q: npt.NDArray[np.float32], k: int) -> None:
         if q.ndim != 2 or not len(q) or q.shape[1] != self.manifest.dimension:
@@ -147,11 +166,43 @@ class Memory:
         if k > len(self):
             raise InputError(f"k={k} exceeds the memory's {len(self)} passages; lower k or add passages")
 
-    def _built_index(self) -> FlatIndex:
+    def _hits(self, q: npt.NDArray[np.float32], k: int) -> Hits:
+        """A damaged index is done without; nothing is lost but time."""
+        index = self.index
+        try:
+            return index.search(q, k)
+        except IndexDamagedError as error:
+            with self._index_lock:
+                if self._index is index:  # the first thread that noticed
+                    self._indexes.throw_away(error)
+                    self._index = None
+        return self.index.search(q, k)
+
+    @property
+    def index(self) -> Index:
+        """What searches it, loaded or built if need be; the memory is not empty.
+
+        Raises: InputError if there is not enough memory for it; MemoryStoreError if it cannot be built.
+        """
         with self._index_lock:
             if self._index is None:
-                self._index = FlatIndex.build(self._table.vectors(), self.manifest.dimension)
+                self._index = self._indexes.index_for(self._table)
             return self._index
+
+    def build_index(
+        self, kind: IndexChoice = "auto", *, max_memory: int | None = None, progress: bool = False
+    ) -> BuiltIndex:
+        """Build an index of this version and publish it for all who open the memory.
+
+        Everything is streamed; one that is there already is not built again. "flat" needs no files, and removes those
+        of the others, which "auto" would prefer.
+
+        Args:
+            max_memory: bytes that this process may hold meanwhile; None: those of the machine.
+        Raises: InputError if the bound cannot be kept; MemoryStoreError if there are no passages, or no room on the
+            disk, or no right to write. After any exception the indexes are as before.
+        """
+        return build_index(self._table, kind, max_memory=max_memory, progress=progress)
 
     # Changing
 
@@ -168,7 +219,7 @@ class Memory:
             taken = set(self._table.ids())
             new: set[str] = set()
             staged = self._stage(passages, encoder, taken=taken, new=new, progress=progress)
-            return Memory(self._table.commit(staged, removed_ids=(), change=f"added {len(new)}"))
+            return self._with(self._table.commit(staged, removed_ids=(), change=f"added {len(new)}"))
 
     def upsert(self, passages: Iterable[Passage], encoder: PassageEncoder, *, progress: bool = False) -> Memory:
         """As ``add``, but a passage whose id is there already replaces the old one, in the same commit.
@@ -181,7 +232,7 @@ class Memory:
             staged = self._stage(passages, encoder, taken=frozenset(), new=new, progress=progress)
             replaced = [key for key in self._table.ids() if key in new]
             change = f"added {len(new) - len(replaced)}, replaced {len(replaced)}"
-            return Memory(self._table.commit(staged, removed_ids=replaced, change=change))
+            return self._with(self._table.commit(staged, removed_ids=replaced, change=change))
 
     def delete(self, ids: Iterable[str]) -> Memory:
         """A version without these passages. Raises: DataError if an id is not there or none is given."""
@@ -190,7 +241,7 @@ class Memory:
             raise DataError("no ids to delete; give at least one")
         with self._table.writing():
             _require_known(unwanted, {key for key in self._table.ids() if key in unwanted}, self.path)
-            return Memory(self._table.commit([], removed_ids=unwanted, change=f"deleted {len(unwanted)}"))
+            return self._with(self._table.commit([], removed_ids=unwanted, change=f"deleted {len(unwanted)}"))
 
     def reencode(self, encoder: PassageEncoder, *, progress: bool = False) -> Memory:
         """A version in which every passage has the vector d(z) of ``encoder``: the refresh of REALM (Guu et al. 2020).
@@ -213,7 +264,10 @@ class Memory:
                     table.record_batch(batch, _fp16_vectors(batch, encoder))
                     for batch in _batches(shown, PASSAGES_PER_ENCODING)
                 )
-            return Memory(table.replace_all(staged, change=f"re-encoded {len(self)} passages with {encoder.name}"))
+            return self._with(table.replace_all(staged, change=f"re-encoded {len(self)} passages with {encoder.name}"))
+
+    def _with(self, table: Table) -> Memory:
+        return Memory(table, self._indexes)
 
     def _stage(
         self,

@@ -166,9 +166,9 @@ class Table:
 
     def take(self, row_ids: Sequence[int]) -> dict[int, Passage]:
         """The passages with these row ids, by row id; one read."""
-        chosen = f"_rowid IN ({', '.join(map(str, row_ids))})"
         with files.reading(self.path):
-            rows = self.dataset.scanner(columns=PASSAGE_COLUMNS, filter=chosen, with_row_id=True).to_table()
+            # The public ways are a filter, which takes 0.4 ms longer to plan, and positions, which deletes shift.
+            rows = self.dataset._take_rows(row_ids, columns=[*PASSAGE_COLUMNS, "_rowid"])  # noqa: SLF001
         return dict(zip(rows["_rowid"].to_pylist(), _to_passages(rows), strict=True))
 
     def find(self, ids: Collection[str]) -> dict[str, Passage]:

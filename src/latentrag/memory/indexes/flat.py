@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+
+from latentrag.memory.indexes.protocol import Hits, LiveRows
+from latentrag.memory.indexes.scoring import best, exact_scores, stacked
+from latentrag.types import IndexKind
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -15,38 +19,27 @@ SPARE_CANDIDATES = 8
 """How many candidates beyond K are rescored, so that near ties at place K rarely need a second search."""
 
 
-class Hits(NamedTuple):
-    """The K best rows for B queries, best first; equal scores in the order of the rows.
-
-    Attributes:
-        row_ids: (B, K) int64.
-        vectors: (B, K, D) float32.
-        scores: (B, K) float32.
-    """
-
-    row_ids: npt.NDArray[np.int64]
-    vectors: npt.NDArray[np.float32]
-    scores: npt.NDArray[np.float32]
-
-
 @dataclass(frozen=True, slots=True)
 class FlatIndex:
-    """Every vector as float32 in a faiss ``IndexFlatIP``; 4·N·D bytes. Safe for concurrent searches.
+    """Every vector as float32 in a faiss ``IndexFlatIP``; 4·N·D bytes.
 
     faiss scores large searches by a matrix product, whose last bits depend on the number of queries and on a row's
     place. Its scores therefore only propose candidates; the scores and the order returned are float64 sums rounded
     to float32, so that a question finds the same passages with the same scores alone and in any batch.
     """
 
+    kind: ClassVar[IndexKind] = "flat"
+
     flat: Any
     row_ids: npt.NDArray[np.int64]
     largest_norm: float
+    live: LiveRows | None = None
 
     @classmethod
     def build(
         cls, batches: Iterable[tuple[npt.NDArray[np.int64], npt.NDArray[np.float16]]], dimension: int
     ) -> FlatIndex:
-        """Index a stream of (row ids (n,), vectors (n, D)); rows keep the order of the stream."""
+        """Index a stream of (row ids (n,), vectors (n, D)); row ids rise throughout."""
         import faiss
 
         flat = faiss.IndexFlatIP(dimension)
@@ -59,12 +52,29 @@ class FlatIndex:
             largest_norm = max(largest_norm, float(np.linalg.norm(block, axis=1).max(initial=0.0)))
         return cls(flat, np.concatenate(row_ids), largest_norm)
 
+    @property
+    def num_bytes(self) -> int:
+        return int(4 * self.flat.ntotal * self.flat.d + self.row_ids.nbytes)
+
+    def __len__(self) -> int:
+        return int(self.flat.ntotal) if self.live is None else self.live.count
+
+    def without(self, row_ids: npt.NDArray[np.int64]) -> FlatIndex:
+        return replace(self, live=LiveRows.of(self.row_ids, row_ids))
+
     def search(self, q: npt.NDArray[np.float32], k: int) -> Hits:
-        """The K rows of largest d·q. q: (B, D) float32, B ≥ 1; 1 ≤ k ≤ N."""
+        """The K rows of largest d·q, exactly. q: (B, D) float32, B ≥ 1; 1 ≤ k ≤ len(self)."""
         q = np.ascontiguousarray(q, dtype=np.float32)
-        rough, rows = self.flat.search(q, min(k + SPARE_CANDIDATES, self.flat.ntotal))
-        found = [self._settle(q[b], k, rough[b], rows[b]) for b in range(len(q))]
-        return Hits(*(np.stack(part) for part in zip(*found, strict=True)))
+        rough, rows = self._propose(q, k + SPARE_CANDIDATES)
+        return stacked([self._settle(q[b], k, rough[b], rows[b]) for b in range(len(q))])
+
+    def _propose(self, q: npt.NDArray[np.float32], num: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """faiss's scores and positions of the best ``num``, or of all."""
+        import faiss
+
+        wanted = None if self.live is None else faiss.SearchParameters(sel=self.live.selector)
+        rough, rows = self.flat.search(q, min(num, len(self)), params=wanted)
+        return rough, rows
 
     def _settle(
         self, q: npt.NDArray[np.float32], k: int, rough: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]
@@ -72,11 +82,10 @@ class FlatIndex:
         """Of one query's candidates, best first with faiss's scores: the K that are truly best."""
         # A float32 sum of D products errs by at most D·ε/2·|d|·|q|. A row that faiss puts further than twice
         # that below place K cannot belong above it; the rest of the margin is for rounding the exact scores.
-        margin = 2 * (self.flat.d + 1) * np.finfo(np.float32).eps * float(np.linalg.norm(q)) * self.largest_norm
-        while len(rows) < self.flat.ntotal and rough[-1] >= rough[k - 1] - margin:
-            wider = self.flat.search(q[None], min(4 * len(rows), self.flat.ntotal))
+        largest = float(np.linalg.norm(q.astype(np.float64))) * self.largest_norm
+        margin = 2 * (self.flat.d + 1) * np.finfo(np.float32).eps * largest
+        while len(rows) < len(self) and rough[-1] >= rough[k - 1] - margin:
+            wider = self._propose(q[None], 4 * len(rows))
             rough, rows = wider[0][0], wider[1][0]
         vectors = self.flat.reconstruct_batch(rows)  # (candidates, D)
-        scores = (vectors.astype(np.float64) * q).sum(axis=1).astype(np.float32)
-        best = np.lexsort((rows, -scores))[:k]
-        return Hits(self.row_ids[rows[best]], vectors[best], scores[best])
+        return best(self.row_ids[rows], vectors, exact_scores(vectors, q), k)

@@ -1,0 +1,170 @@
+"""Vectors like those of an encoder, made in blocks, and a memory of them.
+
+What makes real ones hard or easy for an index is copied: a common direction, subjects within subjects, a spectrum that
+falls as 1/√rank in a basis that is no axis, and norms that differ between topics and passages. A query is a passage's
+direction with a quarter of its energy replaced: near its passage and others of the topic, and not one of them.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from latentrag.memory.table import Table
+
+SEED = 0
+NUM_QUERIES = 200
+ROWS_PER_BLOCK = 20_000
+NORM = 10.0
+WORDS = "the of and in a to was is for as on by with from that were which his at it an are this first new"
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """stored: (size, dimension) fp16, a memory map. queries: (NUM_QUERIES, dimension) float32."""
+
+    work: Path
+    size: int
+    dimension: int
+    stored: np.ndarray
+    queries: np.ndarray
+
+    @classmethod
+    def make(cls, work: Path, size: int, dimension: int, like: Path | None = None) -> "Vectors":
+        """Those in the folder, or new ones. SystemExit if it has others.
+
+        like: a memory whose vectors are repeated with noise, in place of invented ones; they give the dimension.
+        """
+        work.mkdir(parents=True, exist_ok=True)
+        if like is not None:
+            dimension = _Echo.learn(work, like)
+        config = {"size": size, "dimension": dimension, "seed": SEED, "like": None if like is None else str(like)}
+        if (work / "vectors.json").exists():
+            if json.loads((work / "vectors.json").read_text("utf-8")) != config:
+                raise SystemExit(f"{work} holds other vectors; name another folder")
+            return cls.read(work)
+        world = _world(work, size, dimension)
+        stored = np.memmap(work / "vectors.f16", np.float16, "w+", shape=(size, dimension))
+        for number, start in enumerate(range(0, size, ROWS_PER_BLOCK)):
+            num = min(ROWS_PER_BLOCK, size - start)
+            stored[start : start + num] = world.passages(num, np.random.default_rng((SEED, 1, number)))
+        stored.flush()
+        np.save(work / "queries.npy", world.queries(stored, np.random.default_rng((SEED, 2))))
+        (work / "vectors.json").write_text(json.dumps(config), "utf-8")
+        return cls.read(work)
+
+    @classmethod
+    def read(cls, work: Path) -> "Vectors":
+        config = json.loads((work / "vectors.json").read_text("utf-8"))
+        shape = (config["size"], config["dimension"])
+        stored = np.memmap(work / "vectors.f16", np.float16, "r", shape=shape)
+        return cls(work, *shape, stored, np.load(work / "queries.npy"))
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All vectors; read, not mapped, so that they do not count as resident."""
+        with (self.work / "vectors.f16").open("rb") as file:
+            while data := file.read(ROWS_PER_BLOCK * self.dimension * 2):
+                yield np.frombuffer(data, np.float16).reshape(-1, self.dimension)
+
+    def more(self, num: int) -> np.ndarray:
+        """Vectors of the same world that are not among them: (num, dimension) fp16."""
+        return _world(self.work, self.size, self.dimension).passages(num, np.random.default_rng((SEED, 3)))
+
+
+def _world(work: Path, size: int, dimension: int) -> "_World | _Echo":
+    return _Echo(np.load(work / "like.npy")) if (work / "like.npy").exists() else _World(size, dimension)
+
+
+class _Echo:
+    """Real vectors (n, D) repeated, each time with a fifth of its norm as noise."""
+
+    def __init__(self, real: np.ndarray) -> None:
+        self._real = real
+
+    @staticmethod
+    def learn(work: Path, memory: Path) -> int:
+        """Keep the vectors of a memory; their dimension."""
+        from latentrag.memory.table import Table
+
+        parts = [vectors for _, vectors in Table.open(memory).vectors()]
+        np.save(work / "like.npy", np.concatenate(parts))
+        return parts[0].shape[1]
+
+    def _noisy(self, num: int, share: float, rng: np.random.Generator) -> np.ndarray:
+        chosen = self._real[rng.integers(len(self._real), size=num)].astype(np.float32)
+        other = self._real[rng.integers(len(self._real), size=num)].astype(np.float32)
+        noise = rng.permuted(other, axis=1)  # as large as a vector, in no direction
+        return chosen + share * noise
+
+    def passages(self, num: int, rng: np.random.Generator) -> np.ndarray:
+        return self._noisy(num, 0.2, rng).astype(np.float16)
+
+    def queries(self, stored: np.ndarray, rng: np.random.Generator) -> np.ndarray:  # noqa: ARG002
+        return self._noisy(NUM_QUERIES, 0.5, rng)
+
+
+class _World:
+    def __init__(self, size: int, dimension: int) -> None:
+        rng = np.random.default_rng((SEED, 0))
+        self.dimension = dimension
+        spectrum = np.arange(1, dimension + 1) ** -0.5
+        self._spectrum = (spectrum / np.linalg.norm(spectrum)).astype(np.float32)
+        self._turn = np.linalg.qr(rng.standard_normal((dimension, dimension)))[0].astype(np.float32)
+        num_subjects = max(2, round(size**0.25))
+        num_topics = max(4, round(size**0.6))
+        subjects = 0.5 * self._noise(1, rng) + 0.5 * self._noise(num_subjects, rng)
+        self._topics = subjects[rng.integers(num_subjects, size=num_topics)] + 0.6 * self._noise(num_topics, rng)
+        self._norms = NORM * np.exp(0.05 * rng.standard_normal(num_topics))
+        popularity = rng.pareto(1.5, num_topics) + 0.2
+        self._popularity = popularity / popularity.sum()
+
+    def _noise(self, num: int, rng: np.random.Generator) -> np.ndarray:
+        """(num, D) of norm 1 on average."""
+        return rng.standard_normal((num, self.dimension), dtype=np.float32) * self._spectrum
+
+    def passages(self, num: int, rng: np.random.Generator) -> np.ndarray:
+        topics = rng.choice(len(self._topics), num, p=self._popularity)
+        directions = self._topics[topics] + 0.5 * self._noise(num, rng)
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        norms = self._norms[topics] * np.exp(0.05 * rng.standard_normal(num))
+        return ((directions @ self._turn) * norms[:, None]).astype(np.float16)
+
+    def queries(self, stored: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        near = stored[rng.integers(len(stored), size=NUM_QUERIES)].astype(np.float32)
+        near /= np.linalg.norm(near, axis=1, keepdims=True)
+        found: np.ndarray = NORM * (0.75**0.5 * near + 0.5 * self._noise(NUM_QUERIES, rng) @ self._turn)
+        return found.astype(np.float32)
+
+
+def make_table(path: Path, blocks: Iterable[np.ndarray], *, first_id: int = 0, table: "Table | None" = None) -> None:
+    """A memory of these vectors, in one commit; passages of 100 words, whose ids count from ``first_id``.
+
+    blocks: (n, D) fp16 each, or one array of rows. table: add to this one.
+    """
+    from latentrag.memory.manifest import Manifest
+    from latentrag.memory.table import Table
+    from latentrag.types import Passage
+
+    stream = iter([blocks] if isinstance(blocks, np.ndarray) else blocks)
+    first = next(stream)
+    if table is None:
+        table = Table.create(path, Manifest("made", "benchmark", first.shape[1], max_tokens=256, scale=1.0))
+    rng = np.random.default_rng((SEED, 4))
+
+    def batches() -> Iterator[object]:
+        number = first_id
+        for block in (first, *stream):
+            for start in range(0, len(block), 1_000):
+                part = block[start : start + 1_000]
+                passages = [
+                    Passage(str(number + i), " ".join(words), f"title {number + i}", "made", 0, 600)
+                    for i, words in enumerate(rng.choice(WORDS.split(), (len(part), 100)).tolist())
+                ]
+                number += len(part)
+                yield table.record_batch(passages, part)
+
+    table.commit(table.stage(batches()), removed_ids=(), change="added")  # type: ignore[arg-type]

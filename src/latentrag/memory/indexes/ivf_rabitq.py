@@ -1,0 +1,205 @@
+"""One bit a number in RAM, of which the most promising lists are looked at: for memories of a million passages.
+
+RaBitQ (Gao and Long 2024) keeps of a vector the signs of its rotated residual from a centroid, and two numbers with
+which d·q is estimated without bias: D/8 + 16 bytes a row with its position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from latentrag.errors import IndexDamagedError
+from latentrag.memory.indexes.proposers import FAISS, Statistics, read_faiss, real_positions, write_faiss
+from latentrag.memory.indexes.protocol import LiveRows
+from latentrag.types import IndexKind
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+BONUSES = "bonuses.f32"
+MOST_LISTS = 8_192
+SAMPLE_PER_LIST = 50
+"""Rows that k-means sees for each centroid; faiss asks for 39 or more."""
+LEAST_SAMPLE_PER_LIST = 16
+ITERATIONS = 8
+QUERY_BITS = 4
+"""Bits of a query's numbers; with 8 the candidates are hardly better, and the search takes a third longer."""
+DEVIATIONS = 2.0
+"""How far above its centroid's score the best row of a list is expected, in standard deviations of a row's score."""
+COMPARED = 1_000
+"""Rows from which that deviation is learnt."""
+USUAL_DIMENSION = 768
+"""Where 2·K + 40 candidates hold almost all that is to be found in the lists looked at."""
+SEED = 0
+ROWS_PER_ADD = 16_384
+
+
+def default_lists(num_rows: int) -> int:
+    """3·√N, as long as k-means and choosing lists stay cheap beside the rest."""
+    return max(1, min(round(3 * math.sqrt(num_rows)), MOST_LISTS, num_rows))
+
+
+def default_probes(num_rows: int, num_lists: int) -> int:
+    """Lists looked at: 128 of a million rows, some more of more."""
+    return min(num_lists, max(64, round(128 * math.sqrt(math.sqrt(num_rows / 1e6)))))
+
+
+@dataclass(slots=True)
+class IvfRabitq:
+    """A faiss ``IndexIVFRaBitQ`` behind a rotation.
+
+    faiss trains for inner products with normalised centroids and assigns by inner product, which fails where norms
+    vary: long vectors gather in few lists. So: L2 k-means, rows assigned by L2, lists chosen for the best row they
+    may hold. A row of list c with the residuals' root mean square ρ scores
+
+        d·q ≈ c·q ± σ ρ |q|,  σ² = mean cos² between residuals and vectors,
+
+    and lists are taken in the order of c·q + 2σρ|q|. Against c·q alone this loses up to half as many of the best.
+    """
+
+    kind: ClassVar[IndexKind] = "ivf-rabitq"
+
+    rotation: Any
+    lists: Any
+    centroids: npt.NDArray[np.float32]
+    """(lists, D), rotated."""
+    bonuses: npt.NDArray[np.float32]
+    """(lists,) 2σρ; while rows are added 2σ."""
+    num_probes: int
+    nearest: Any = None
+    """The centroids as an L2 index, while rows are added."""
+    squares: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    """(lists,) Σ |d − c|², while rows are added."""
+
+    @classmethod
+    def train(
+        cls, statistics: Statistics, *, num_lists: int, num_probes: int, each_iteration: Callable[[], None]
+    ) -> Self:
+        """Args: each_iteration: called ITERATIONS times. statistics.sample is rotated in place."""
+        import faiss
+
+        dimension, sample = statistics.dimension, statistics.sample
+        rotation = faiss.RandomRotationMatrix(dimension, dimension)
+        rotation.init(SEED)
+        for start in range(0, len(sample), ROWS_PER_ADD):
+            sample[start : start + ROWS_PER_ADD] = rotation.apply(sample[start : start + ROWS_PER_ADD])
+        centroids = _k_means(sample, num_lists, each_iteration)
+        nearest, quantizer = faiss.IndexFlatL2(dimension), faiss.IndexFlatIP(dimension)
+        nearest.add(centroids)
+        quantizer.add(centroids)
+        lists = faiss.IndexIVFRaBitQ(quantizer, dimension, num_lists, faiss.METRIC_INNER_PRODUCT)
+        lists.train(sample[:1])  # the centroids are there; of a bit there is nothing to learn
+        bonuses = np.full(num_lists, DEVIATIONS * _spread(sample, centroids, nearest), np.float32)
+        return cls(rotation, lists, centroids, bonuses, num_probes, nearest, np.zeros(num_lists))
+
+    @classmethod
+    def read(cls, folder: Path, *, num_rows: int, dimension: int, num_lists: int, num_probes: int) -> Self:
+        """An index to search. Raises: IndexDamagedError."""
+        import faiss
+
+        file = folder / FAISS
+        whole = read_faiss(file, faiss.IndexPreTransform, num_rows=num_rows, dimension=dimension)
+        lists = faiss.downcast_index(whole.index)
+        if not isinstance(lists, faiss.IndexIVFRaBitQ) or whole.chain.size() != 1 or lists.nlist != num_lists:
+            raise IndexDamagedError(file, f"holds {type(lists).__name__}, needed {num_lists} lists behind a rotation")
+        rotation = faiss.downcast_VectorTransform(whole.chain.at(0))
+        rotation.whole = whole  # which owns both
+        held = faiss.downcast_index(lists.quantizer).get_xb()  # seen, not copied
+        centroids = faiss.rev_swig_ptr(held, num_lists * dimension).reshape(num_lists, dimension)
+        bonuses = np.fromfile(folder / BONUSES, "<f4").astype(np.float32)
+        if bonuses.shape != (num_lists,):
+            raise IndexDamagedError(folder / BONUSES, f"holds {len(bonuses)} numbers, needed {num_lists}")
+        return cls(rotation, lists, centroids, bonuses, num_probes)
+
+    def add(self, vectors: npt.NDArray[np.float16]) -> None:
+        import faiss
+
+        for start in range(0, len(vectors), ROWS_PER_ADD):
+            turned = self.rotation.apply(vectors[start : start + ROWS_PER_ADD].astype(np.float32))
+            squares, chosen = (np.ascontiguousarray(found[:, 0]) for found in self.nearest.search(turned, 1))
+            positions = np.arange(self.lists.ntotal, self.lists.ntotal + len(turned))
+            self.lists.add_core(len(turned), *map(faiss.swig_ptr, (turned, positions, chosen)))
+            self.squares += np.bincount(chosen, squares, minlength=len(self.centroids))
+
+    def write(self, folder: Path) -> None:
+        import faiss
+
+        whole = faiss.IndexPreTransform(self.rotation, self.lists)
+        whole.ntotal = self.lists.ntotal
+        write_faiss(whole, folder / FAISS)
+        sizes = [self.lists.get_list_size(number) for number in range(len(self.centroids))]
+        deviations = np.sqrt(np.maximum(0.0, self.squares) / np.maximum(1, sizes))  # (lists,) ρ
+        (folder / BONUSES).write_bytes((self.bonuses * deviations).astype("<f4").tobytes())
+
+    def num_rescored(self, k: int) -> int:
+        # An estimate's error falls as 1/√D.
+        return math.ceil((2 * k + 40) * max(1.0, math.sqrt(USUAL_DIMENSION / self.lists.d)))
+
+    def propose(self, q: npt.NDArray[np.float32], num: int, live: LiveRows | None) -> npt.NDArray[np.int64]:
+        turned, probes = self.rotation.apply(q[None]), min(self.num_probes, len(self.centroids))
+        promise = self.centroids @ turned[0] + self.bonuses * np.linalg.norm(q)  # (lists,)
+        while True:
+            chosen = np.argpartition(-promise, probes - 1)[:probes]
+            found = real_positions(self._scan(turned, num, chosen, promise[chosen], live))
+            if len(found) == num or probes >= len(promise):
+                return found
+            probes = min(4 * probes, len(promise))
+
+    def _scan(
+        self,
+        turned: npt.NDArray[np.float32],
+        num: int,
+        chosen: npt.NDArray[np.int64],
+        promise: npt.NDArray[np.float32],
+        live: LiveRows | None,
+    ) -> npt.NDArray[np.int64]:
+        """The ``num`` best positions in the lists chosen, or −1. turned: (1, D)."""
+        import faiss
+
+        wanted = faiss.IVFRaBitQSearchParameters(nprobe=len(chosen), qb=QUERY_BITS)
+        if live is not None:
+            wanted.sel = live.selector
+        estimates, positions = np.empty(num, np.float32), np.empty(num, np.int64)
+        arrays = map(faiss.swig_ptr, (chosen, promise, estimates, positions))
+        # faiss's Python method of this name without _c takes no parameters.
+        self.lists.search_preassigned_c(1, faiss.swig_ptr(turned), num, *arrays, False, wanted, None)
+        return positions
+
+
+def _k_means(
+    sample: npt.NDArray[np.float32], num_lists: int, each_iteration: Callable[[], None]
+) -> npt.NDArray[np.float32]:
+    """L2 centroids (num_lists, D). An iteration at a time, so that the caller can show progress, or stop."""
+    import faiss
+
+    dimension = sample.shape[1]
+    centroids = sample[np.linspace(0, len(sample) - 1, num_lists).astype(np.int64)]  # they come in the table's order
+    for _ in range(ITERATIONS):
+        clustering = faiss.Clustering(dimension, num_lists)
+        clustering.niter, clustering.seed = 1, SEED
+        clustering.min_points_per_centroid, clustering.max_points_per_centroid = 1, len(sample)
+        faiss.copy_array_to_vector(centroids.ravel(), clustering.centroids)
+        clustering.train(sample, faiss.IndexFlatL2(dimension))
+        centroids = faiss.vector_to_array(clustering.centroids).reshape(num_lists, dimension)
+        each_iteration()
+    return centroids
+
+
+def _spread(sample: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32], nearest: Any) -> float:
+    """σ: root mean square of the cosine between residuals of some rows and other rows, in place of queries."""
+    rows = sample[np.linspace(0, len(sample) - 1, min(COMPARED, len(sample))).astype(np.int64)]
+    residuals = rows - centroids[nearest.search(rows, 1)[1][:, 0]]
+    cosines = _unit(np.roll(rows, len(rows) // 2, axis=0)) @ _unit(residuals).T
+    return float(np.sqrt((cosines**2).mean()))
+
+
+def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: npt.NDArray[np.float32] = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
+    return scaled

@@ -1,0 +1,94 @@
+"""Indexes and memories for the tests of indexes, and the oracle of all searches."""
+
+from pathlib import Path
+
+import numpy as np
+
+from latentrag.memory import Memory
+from latentrag.memory.indexes.building import build, opened, plan
+from latentrag.memory.indexes.protocol import Rows
+from latentrag.memory.indexes.stored import StoredIndex
+from latentrag.memory.manifest import Manifest
+from latentrag.memory.table import Table
+from latentrag.types import Passage
+
+STORED_KINDS = ["sq8", "ivf-rabitq", "hnsw"]
+
+
+def oracle(rows: Rows, q: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row ids and scores of the K best, equal scores in the order of the rows."""
+    scores = (rows.vectors.astype(np.float64) * q[:, None, :]).sum(axis=2).astype(np.float32)  # (B, N)
+    order = np.stack([np.lexsort((rows.row_ids, -row))[:k] for row in scores])
+    return rows.row_ids[order], np.take_along_axis(scores, order, axis=1)
+
+
+def assert_found(index, rows: Rows, q: np.ndarray, k: int) -> None:
+    """The index finds what the oracle finds, with the same scores to the last bit, and brings the right vectors."""
+    row_ids, scores = oracle(rows, q, k)
+    hits = index.search(q, k)
+    assert np.array_equal(hits.row_ids, row_ids)
+    assert np.array_equal(hits.scores, scores)
+    assert np.array_equal(hits.vectors, rows.vectors[np.searchsorted(rows.row_ids, row_ids)].astype(np.float32))
+    assert len(index) == len(rows.row_ids)
+
+
+def drawn(num: int, dimension: int, seed: int = 0) -> np.ndarray:
+    """(num, dimension) fp16 vectors in clusters, of varying norm."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((max(1, num // 20), dimension))
+    vectors = centres[rng.integers(len(centres), size=num)] + 0.5 * rng.standard_normal((num, dimension))
+    return (vectors * np.exp(0.2 * rng.standard_normal((num, 1)))).astype(np.float16)
+
+
+def append(table: Table, vectors: np.ndarray, prefix: str = "p") -> Table:
+    """A version with these vectors added, as passages prefix0, prefix1, …"""
+    passages = [Passage(f"{prefix}{i}", f"text {prefix}{i}") for i in range(len(vectors))]
+    return table.commit(table.stage([table.record_batch(passages, vectors)]), removed_ids=(), change="added")
+
+
+def make_table(path: Path, vectors: np.ndarray) -> Table:
+    dimension = vectors.shape[1]
+    table = Table.create(path, Manifest("fake", "f1", dimension=dimension, max_tokens=8, scale=1.0))
+    return append(table, vectors) if len(vectors) else table
+
+
+def rows_of(table: Table) -> Rows:
+    """Every row of the version."""
+    parts = [Rows(np.empty(0, np.int64), np.empty((0, table.manifest.dimension), np.float16)), *table.vectors()]
+    return Rows(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def built(table: Table, kind: str) -> StoredIndex:
+    planned = plan(kind, len(table), table.manifest.dimension)
+    return opened(build(table, planned, progress=lambda *_: None))
+
+
+def thorough(memory: Memory) -> Memory:
+    """Let a memory's index look at every row, whatever its kind: it is exact then."""
+    index = memory.index
+    for part in (index, getattr(index, "kept", index)):
+        if isinstance(part, StoredIndex):
+            look_everywhere(part)
+    return memory
+
+
+def look_everywhere(index: StoredIndex) -> StoredIndex:
+    object.__setattr__(index, "proposer", _Everything(index.proposer))
+    return index
+
+
+class _Everything:
+    """A proposer that is asked for every row."""
+
+    def __init__(self, proposer) -> None:
+        self.proposer = getattr(proposer, "proposer", proposer)
+
+    @property
+    def kind(self) -> str:
+        return self.proposer.kind
+
+    def num_rescored(self, k: int) -> int:
+        return 1 << 40
+
+    def propose(self, q, num, live):
+        return self.proposer.propose(q, num, live)

@@ -1,0 +1,268 @@
+"""Every kind of index against brute force; what a query finds alone and in a batch; the file of vectors."""
+
+import os
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from latentrag.errors import IndexDamagedError
+from latentrag.memory.indexes import ivf_rabitq
+from latentrag.memory.indexes.building import plan
+from latentrag.memory.indexes.flat import FlatIndex
+from latentrag.memory.indexes.protocol import Rows
+from latentrag.memory.indexes.recall import recall_at
+from latentrag.memory.indexes.revised import revised
+from latentrag.memory.indexes.vector_file import VectorFile, VectorFileWriter, record_bytes
+from tests.memory.indexing import (
+    STORED_KINDS,
+    append,
+    assert_found,
+    built,
+    drawn,
+    look_everywhere,
+    make_table,
+    oracle,
+    rows_of,
+)
+
+few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module", params=STORED_KINDS)
+def made(request, tmp_path_factory):
+    """An index of 3,000 vectors, and its rows."""
+    table = make_table(tmp_path_factory.mktemp("made") / "m.lance", drawn(3_000, 40))
+    return built(table, request.param), rows_of(table)
+
+
+def queries(num: int, dimension: int, seed: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((num, dimension)).astype(np.float32)
+
+
+@few
+@given(
+    num_rows=st.integers(1, 60),
+    dimension=st.integers(1, 9),
+    largest=st.integers(0, 3),
+    kind=st.sampled_from(STORED_KINDS),
+    seed=st.integers(0, 2**32 - 1),
+    data=st.data(),
+)
+def test_an_index_that_looks_at_everything_is_exact(tmp_path_factory, num_rows, dimension, largest, kind, seed, data):
+    """Small whole numbers: many vectors are equal, most scores are shared by many rows, some vectors are zero."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.integers(-largest, largest + 1, (num_rows, dimension)).astype(np.float16)
+    table = make_table(tmp_path_factory.mktemp("t") / "m.lance", vectors)
+    q = rng.integers(-3, 4, (3, dimension)).astype(np.float32)
+    assert_found(look_everywhere(built(table, kind)), rows_of(table), q, data.draw(st.integers(1, num_rows)))
+
+
+def test_as_it_is_used_an_index_finds_nearly_everything(made):
+    index, rows = made
+    q = drawn(60, 40).astype(np.float32)  # of the same clusters
+    for k, least in ((1, 0.97), (5, 0.97), (100, 0.85)):  # the 100 best lie in five clusters or more
+        assert recall_at(index, [rows], q, k) >= least, k
+        found, (_, scores) = index.search(q, k), oracle(rows, q, len(rows.row_ids))
+        # Scores are exact whatever was found.
+        for b in range(60):
+            own = (found.vectors[b].astype(np.float64) * q[b]).sum(axis=1).astype(np.float32)
+            assert np.array_equal(found.scores[b], own)
+            assert np.isin(found.scores[b], scores[b]).all()
+        assert (np.diff(found.scores, axis=1) <= 0).all()
+
+
+def test_all_rows_can_be_asked_for(made):
+    index, rows = made
+    assert_found(index, rows, queries(1, 40), len(rows.row_ids))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_query_finds_the_same_alone_and_in_a_batch(made, threads, request):
+    before = faiss.omp_get_max_threads()
+    request.addfinalizer(lambda: faiss.omp_set_num_threads(before))
+    faiss.omp_set_num_threads(threads)
+    index, _ = made
+    q = queries(40, 40)
+    together = index.search(q, 10)
+    for b in range(40):
+        alone = index.search(q[b : b + 1], 10)
+        assert np.array_equal(alone.row_ids[0], together.row_ids[b])
+        assert np.array_equal(alone.scores[0], together.scores[b])
+
+
+def test_every_kind_gives_a_passage_the_same_score(made):
+    index, rows = made
+    q = queries(5, 40)
+    exact = FlatIndex.build([rows], 40).search(q, len(rows.row_ids))
+    for b, hits in enumerate(zip(*index.search(q, 20), strict=True)):
+        score_of = dict(zip(exact.row_ids[b].tolist(), exact.scores[b].tolist(), strict=True))
+        assert [score_of[row] for row in hits[0].tolist()] == hits[2].tolist()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-42, 1e-30, 1e30])
+def test_queries_of_any_size(made, size):
+    index, rows = made
+    usual, found = (index.search(queries(2, 40) * np.float32(factor), 5) for factor in (1, size))
+    if size in {1e-30, 1e30}:
+        assert np.array_equal(found.row_ids, usual.row_ids)
+    exact = FlatIndex.build([rows], 40).search(queries(2, 40) * np.float32(size), 5)
+    assert np.isfinite(found.scores).all()
+    assert (found.scores <= exact.scores).all()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99])
+def test_rows_left_out_are_never_found_and_the_rest_still_is(made, share):
+    index, rows = made
+    gone = np.random.default_rng(1).random(len(rows.row_ids)) < share
+    left = Rows(rows.row_ids[~gone], rows.vectors[~gone])
+    kept = index.without(rows.row_ids[gone])
+    q = drawn(30, 40).astype(np.float32)
+    assert not np.isin(kept.search(q, 20).row_ids, rows.row_ids[gone]).any()
+    assert recall_at(kept, [left], q, 5) >= 0.95
+    assert_found(kept, left, q[:2], len(left.row_ids))
+    assert len(index) == len(rows.row_ids)  # the index it was made from goes on as before
+
+
+def test_an_exact_index_without_rows_is_exact():
+    rows = Rows(10 * np.arange(400), np.random.default_rng(2).integers(-2, 3, (400, 6)).astype(np.float16))
+    gone = np.random.default_rng(3).random(400) < 0.3
+    kept = FlatIndex.build([rows], 6).without(rows.row_ids[gone])
+    assert_found(kept, Rows(rows.row_ids[~gone], rows.vectors[~gone]), queries(4, 6).round(), 50)
+
+
+def test_everything_removed_and_something_added(made):
+    index, rows = made
+    added = Rows(rows.row_ids[:7] + 10_000, rows.vectors[:7])
+    assert_found(revised(index, rows.row_ids, added), added, queries(2, 40), 7)
+
+
+def test_unreachable_rows_of_a_graph_are_found_by_reading_all(made, monkeypatch):
+    index, rows = made
+    monkeypatch.setattr(type(index.proposer), "propose", lambda *_: np.arange(3))
+    assert_found(index, rows, queries(2, 40), 9)
+
+
+def test_lists_are_chosen_for_the_best_row_they_may_hold(tmp_path):
+    """By the centroids' own scores alone half of what is found here would be missed."""
+    rng = np.random.default_rng(0)
+    scale = np.arange(1, 33) ** -0.5
+    topics = rng.standard_normal((200, 32)) * scale * np.exp(0.5 * rng.standard_normal((200, 1)))
+    x = topics[rng.integers(200, size=6_000)] + 0.7 * rng.standard_normal((6_000, 32)) * scale
+    table = make_table(tmp_path / "m.lance", x.astype(np.float16))
+    index, rows, q = built(table, "ivf-rabitq"), rows_of(table), x[::60].astype(np.float32)
+    index.proposer.num_probes = 8
+    with_bonuses = recall_at(index, [rows], q, 20)
+    index.proposer.bonuses = np.zeros_like(index.proposer.bonuses)
+    assert with_bonuses > recall_at(index, [rows], q, 20)
+
+
+def test_lists_are_not_emptied_by_long_vectors(tmp_path):
+    """Assigned by inner product, as faiss does it, short vectors would all go to the lists of long ones."""
+    vectors = drawn(3_000, 16)
+    vectors[::2] *= np.float16(4)
+    index = built(make_table(tmp_path / "m.lance", vectors), "ivf-rabitq")
+    lists = index.proposer.lists
+    sizes = np.array([lists.get_list_size(i) for i in range(lists.nlist)])
+    assert sizes.sum() == 3_000
+    assert (sizes > 0).mean() > 0.9
+
+
+def test_what_is_planned():
+    assert ivf_rabitq.default_lists(1) == 1
+    assert ivf_rabitq.default_lists(1_000_000) == 3_000
+    assert ivf_rabitq.default_probes(1_000_000, 3_000) == 128
+    of_wikipedia = plan("ivf-rabitq", 21_015_324, 768, max_memory=8 * 10**9)
+    assert of_wikipedia.parameters == {"num_lists": 8_192, "num_probes": 274}
+    assert 3e9 < of_wikipedia.ram_bytes < 5e9
+    assert 34e9 < of_wikipedia.disk_bytes < 38e9
+
+
+# The file of vectors
+
+
+def written(path, rows: Rows) -> VectorFile:
+    with VectorFileWriter(path, rows.vectors.shape[1]) as writer:
+        for start in range(0, len(rows.row_ids), 3):
+            writer.append(rows.row_ids[start : start + 3], rows.vectors[start : start + 3])
+    return VectorFile.open(path, dimension=rows.vectors.shape[1], row_ids=rows.row_ids)
+
+
+@pytest.mark.parametrize("dimension", [1, 3, 4, 5, 384])
+def test_vectors_come_back_from_the_file(tmp_path, monkeypatch, dimension):
+    rows = Rows(np.arange(11) * 7, np.random.default_rng(0).standard_normal((11, dimension)).astype(np.float16))
+    file = written(tmp_path / "v", rows)
+    assert (tmp_path / "v").stat().st_size == 11 * record_bytes(dimension)
+    positions = np.array([10, 0, 3, 3])
+    assert np.array_equal(file.read(positions), rows.vectors[positions].astype(np.float32))
+    monkeypatch.setattr("latentrag.memory.indexes.vector_file.BLOCK_BYTES", 4 * record_bytes(dimension))
+    blocks = list(file.blocks())
+    assert [len(block.row_ids) for block in blocks] == [4, 4, 3]
+    assert np.array_equal(np.concatenate([block.vectors for block in blocks]), rows.vectors)
+
+
+@few
+@given(place=st.integers(0, 12 * 24 - 1), change=st.integers(1, 255))
+def test_any_wrong_byte_is_noticed_when_its_row_is_read_and_only_then(tmp_path_factory, place, change):
+    rows = Rows(np.arange(12), np.random.default_rng(0).standard_normal((12, 7)).astype(np.float16))
+    path = tmp_path_factory.mktemp("v") / "v"
+    file = written(path, rows)
+    data = bytearray(path.read_bytes())
+    data[place] ^= change
+    path.write_bytes(bytes(data))
+    row = place // record_bytes(7)
+    others = np.delete(np.arange(12), row)
+    assert np.array_equal(file.read(others), rows.vectors[others].astype(np.float32))
+    with pytest.raises(IndexDamagedError, match=f"damaged in row {row}$"):
+        file.read(np.arange(12))
+    with pytest.raises(IndexDamagedError, match=f"damaged in row {row}$"):
+        list(file.blocks())
+
+
+def test_rows_in_each_others_place_are_noticed(tmp_path):
+    rows = Rows(np.arange(4), np.random.default_rng(0).standard_normal((4, 8)).astype(np.float16))
+    file = written(tmp_path / "v", rows)
+    data, size = (tmp_path / "v").read_bytes(), record_bytes(8)
+    (tmp_path / "v").write_bytes(data[size : 2 * size] + data[:size] + data[2 * size :])
+    with pytest.raises(IndexDamagedError):
+        file.read(np.array([0]))
+    zeros = written(tmp_path / "w", rows)
+    (tmp_path / "w").write_bytes(bytes(len(data)))  # as after a power cut
+    for row in range(4):
+        with pytest.raises(IndexDamagedError):
+            zeros.read(np.array([row]))
+
+
+def test_a_file_of_the_wrong_size_is_noticed(tmp_path):
+    rows = Rows(np.arange(4), np.ones((4, 8), np.float16))
+    file = written(tmp_path / "v", rows)
+    os.truncate(tmp_path / "v", 3 * record_bytes(8) + 5)
+    with pytest.raises(IndexDamagedError, match="ends early"):
+        file.read(np.array([3]))
+    with pytest.raises(IndexDamagedError, match="has 77 bytes, needed 96"):
+        VectorFile.open(tmp_path / "v", dimension=8, row_ids=rows.row_ids)
+
+
+def test_a_file_that_was_removed_stays_readable(tmp_path):
+    rows = Rows(np.arange(4), np.ones((4, 8), np.float16))
+    file = written(tmp_path / "v", rows)
+    (tmp_path / "v").unlink()
+    assert file.read(np.array([2])).sum() == 8
+
+
+def test_recall_counts_what_is_found():
+    rows = Rows(np.arange(100), np.eye(100, 100, dtype=np.float16) * np.arange(1, 101, dtype=np.float16))
+    index = FlatIndex.build([rows], 100)
+    q = np.ones((2, 100), np.float32)
+    blocks = [Rows(rows.row_ids[:30], rows.vectors[:30]), Rows(rows.row_ids[30:], rows.vectors[30:])]
+    assert recall_at(index, blocks, q, 10) == 1.0
+    assert recall_at(index.without(np.array([99, 97])), blocks, q, 10) == 0.8
+
+
+def test_rows_are_known_after_more_were_added(tmp_path):
+    table = make_table(tmp_path / "m.lance", drawn(50, 8))
+    more = append(table, drawn(50, 8, seed=1), prefix="q")
+    assert len(built(table, "sq8")) == 50
+    assert len(built(more, "sq8")) == 100
