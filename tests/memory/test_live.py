@@ -90,7 +90,7 @@ def test_the_index_is_built_before_the_exchange(monkeypatch, live):
         assert live.version == 2
         raise MemoryError
 
-    monkeypatch.setattr(Memory, "build_index", fails)
+    monkeypatch.setattr(Memory, "warm_up", fails)
     with pytest.raises(MemoryError):
         live.use(3)
     assert live.version == 2
