@@ -52,7 +52,10 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """z: a passage of the memory. ``text == document.text[start:end]``, offsets in characters."""
+    """z: a passage of the memory. ``text == document.text[start:end]``, offsets in characters.
+
+    ``origin`` names the file that `index sync` keeps the passage equal to; empty for one that was added by hand.
+    """
 
     id: str
     text: str
@@ -61,6 +64,7 @@ class Passage:
     start: int = 0
     end: int = 0
     page: int | None = None
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

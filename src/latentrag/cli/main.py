@@ -39,16 +39,19 @@ def app() -> typer.Typer:
     from latentrag.cli.index import add, delete, log
     from latentrag.cli.new_generator import new_generator
     from latentrag.cli.score import score
+    from latentrag.cli.sync import sync
     from latentrag.cli.train import train
 
     options: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
     of_questions: tuple[Callable[..., None], ...] = (demo, ask, score, classify)
-    of_memories: tuple[Callable[..., None], ...] = (add, log, delete)
+    of_memories: tuple[Callable[..., None], ...] = (add, sync, log, delete)
     commands = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False, **options)
     commands.callback()(_top)
     for command in of_questions:
         commands.command()(command)
-    index = typer.Typer(help="Make memories, look at their history, remove passages.", **options)
+    index = typer.Typer(
+        help="Make memories, keep them equal to folders, look at their history, remove passages.", **options
+    )
     for command in of_memories:
         index.command()(command)
     commands.add_typer(index, name="index")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,11 @@ def is_free(path: Path) -> bool:
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
-def build(path: Path, passages: Iterable[Passage], encoder: PassageEncoder, *, progress: bool = False) -> Memory:
-    """A new memory with these passages, which appears at ``path`` when it is complete and not before.
+@contextmanager
+def new_memory(path: Path) -> Iterator[Path]:
+    """A scratch path beside ``path`` to make a memory at; it moves to ``path`` if the block succeeds, or vanishes.
 
-    Raises: MemoryStoreError if something is there already or the place cannot be written; else as ``Memory.add``.
+    Raises: MemoryStoreError if something is at ``path`` already or the place cannot be written.
     """
     if not is_free(path):
         raise MemoryStoreError(f"{path} exists already; open it, or choose a path that is free")
@@ -31,10 +33,26 @@ def build(path: Path, passages: Iterable[Passage], encoder: PassageEncoder, *, p
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
             new = Path(scratch) / path.name
-            Memory.create(new, encoder).add(passages, encoder, progress=progress)
+            yield new
             if path.exists():
                 path.rmdir()  # the empty folder
             new.rename(path)
     except OSError as error:
         raise MemoryStoreError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error
+
+
+def build(path: Path, passages: Iterable[Passage], encoder: PassageEncoder, *, progress: bool = False) -> Memory:
+    """A new memory with these passages, which appears at ``path`` when it is complete and not before.
+
+    Raises: MemoryStoreError if something is there already or the place cannot be written; else as ``Memory.add``.
+    """
+    with new_memory(path) as new:
+        Memory.create(new, encoder).add(passages, encoder, progress=progress)
+    return Memory.open(path)
+
+
+def create(path: Path, encoder: PassageEncoder) -> Memory:
+    """A new memory without passages; killed at any moment, it is there or not. Raises: MemoryStoreError."""
+    with new_memory(path) as new:
+        Memory.create(new, encoder)
     return Memory.open(path)

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     import lance
     import numpy.typing as npt
     import pyarrow as pa
+    import pyarrow.compute as pc
     from lance.fragment import FragmentMetadata
 
 MANIFEST_KEY = b"latentrag.manifest"
-PASSAGE_COLUMNS = ["id", "text", "title", "source", "start", "end", "page"]
+PASSAGE_COLUMNS = ["id", "text", "title", "source", "start", "end", "page", "origin"]
 ROWS_PER_FRAGMENT = 65_536
 """Rows gathered in RAM before they are written: about 150 MB at 768 dimensions and 100 words."""
 ROWS_PER_READ = 8_192
@@ -41,7 +42,10 @@ class Version:
 
 
 def schema(manifest: Manifest) -> pa.Schema:
-    """The columns; vectors are fp16, offsets and page as in ``Passage``. The manifest is their metadata."""
+    """The columns; vectors are fp16, offsets and page as in ``Passage``. The manifest is their metadata.
+
+    A memory that is older than `index sync` has no ``origin`` until its first sync; null there means added by hand.
+    """
     import pyarrow as pa
 
     return pa.schema(
@@ -53,6 +57,7 @@ def schema(manifest: Manifest) -> pa.Schema:
             pa.field("start", pa.int64(), nullable=False),
             pa.field("end", pa.int64(), nullable=False),
             pa.field("page", pa.int32(), nullable=True),
+            pa.field("origin", pa.string(), nullable=True),
             pa.field("vector", pa.list_(pa.float16(), manifest.dimension), nullable=False),
         ],
         metadata={MANIFEST_KEY: manifest.to_json().encode()},
@@ -132,6 +137,12 @@ class Table:
         properties = (transaction.transaction_properties if transaction else None) or {}
         return properties.get(LANCE_COMMIT_MESSAGE_KEY, "unknown")
 
+    @property
+    def passage_columns(self) -> list[str]:
+        """Those of PASSAGE_COLUMNS that the table has."""
+        present = set(self.dataset.schema.names)
+        return [name for name in PASSAGE_COLUMNS if name in present]
+
     # Reading
 
     def ids(self) -> Iterator[str]:
@@ -141,7 +152,7 @@ class Table:
 
     def passages(self) -> Iterator[Passage]:
         """Every passage, in the order of the rows; one batch in RAM at a time."""
-        for batch in self._scan(PASSAGE_COLUMNS):
+        for batch in self._scan(self.passage_columns):
             yield from _to_passages(batch)
 
     def vectors(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float16]]]:
@@ -154,7 +165,7 @@ class Table:
         """The passages with these row ids, by row id; one read."""
         chosen = f"_rowid IN ({', '.join(map(str, row_ids))})"
         with _reading(self.path):
-            rows = self.dataset.scanner(columns=PASSAGE_COLUMNS, filter=chosen, with_row_id=True).to_table()
+            rows = self.dataset.scanner(columns=self.passage_columns, filter=chosen, with_row_id=True).to_table()
         return dict(zip(rows["_rowid"].to_pylist(), _to_passages(rows), strict=True))
 
     def find(self, ids: Collection[str]) -> dict[str, Passage]:
@@ -162,13 +173,41 @@ class Table:
         import pyarrow.compute as pc
 
         with _reading(self.path):
-            rows = self.dataset.to_table(columns=PASSAGE_COLUMNS, filter=pc.field("id").isin(list(ids)))
+            rows = self.dataset.to_table(columns=self.passage_columns, filter=pc.field("id").isin(list(ids)))
         return {passage.id: passage for passage in _to_passages(rows)}
 
-    def _scan(self, columns: list[str], *, with_row_id: bool = False) -> Iterator[pa.RecordBatch]:
+    def origins(self) -> Iterator[tuple[str, str]]:
+        """Every passage's id and origin, in the order of the rows."""
+        columns = [name for name in self.passage_columns if name in {"id", "origin"}]
+        for batch in self._scan(columns):
+            origins = batch["origin"].to_pylist() if "origin" in columns else [None] * len(batch)
+            yield from ((key, origin or "") for key, origin in zip(batch["id"].to_pylist(), origins, strict=True))
+
+    def passages_where(self, condition: pc.Expression) -> Iterator[tuple[Passage, int]]:
+        """The passages that meet a condition on the columns, with their row ids, in the order of the rows."""
+        for batch in self._scan(self.passage_columns, with_row_id=True, condition=condition):
+            yield from zip(_to_passages(batch), batch["_rowid"].to_pylist(), strict=True)
+
+    def vectors_of(self, row_ids: Sequence[int]) -> npt.NDArray[np.float16]:
+        """The vectors with these row ids, all different, in this order: (n, D). One read."""
+        chosen = f"_rowid IN ({', '.join(map(str, row_ids))})"
+        with _reading(self.path):
+            rows = self.dataset.scanner(columns=["vector"], filter=chosen, with_row_id=True).to_table()
+        flat = rows["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        found = flat.reshape(rows.num_rows, self.manifest.dimension)
+        place = {row_id: i for i, row_id in enumerate(rows["_rowid"].to_pylist())}
+        return cast("npt.NDArray[np.float16]", found[[place[row_id] for row_id in row_ids]])
+
+    def _scan(
+        self, columns: list[str], *, with_row_id: bool = False, condition: pc.Expression | None = None
+    ) -> Iterator[pa.RecordBatch]:
         with _reading(self.path):
             yield from self.dataset.scanner(
-                columns=columns, with_row_id=with_row_id, batch_size=ROWS_PER_READ, scan_in_order=True
+                columns=columns,
+                with_row_id=with_row_id,
+                batch_size=ROWS_PER_READ,
+                scan_in_order=True,
+                filter=condition,
             ).to_batches()
 
     # Writing
@@ -187,10 +226,11 @@ class Table:
         import pyarrow as pa
 
         columns = schema(self.manifest)
+        names = self.passage_columns
+        columns = pa.schema([columns.field(name) for name in (*names, "vector")], metadata=columns.metadata)
         try:
             arrays = [
-                pa.array([getattr(passage, name) for passage in passages], columns.field(name).type)
-                for name in PASSAGE_COLUMNS
+                pa.array([getattr(passage, name) for passage in passages], columns.field(name).type) for name in names
             ]
         except (pa.ArrowException, UnicodeError, OverflowError) as error:
             raise DataError(
@@ -242,6 +282,18 @@ class Table:
             operation = transaction.operation
             operation.new_fragments = [*operation.new_fragments, *staged]
         return self._commit(operation, staged, change)
+
+    def with_origins(self) -> Table:
+        """The table with the column ``origin``: a version of its own, which adds the column where it is missing."""
+        import lance
+        import pyarrow as pa
+
+        if "origin" in self.passage_columns:
+            return self
+        self.require_newest()
+        fragments = [fragment.metadata for fragment in self.dataset.get_fragments()]
+        columns = self.dataset.schema.append(pa.field("origin", pa.string(), nullable=True))
+        return self._commit(lance.LanceOperation.Merge(fragments, columns), [], "made ready to be synced")
 
     def replace_all(self, staged: list[FragmentMetadata], *, change: str) -> Table:
         """One new version that holds the staged rows only, and this table's manifest.
@@ -299,7 +351,10 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _to_passages(rows: pa.RecordBatch | pa.Table) -> list[Passage]:
-    columns = [rows[name].to_pylist() for name in PASSAGE_COLUMNS]
+    *names, origin = PASSAGE_COLUMNS
+    columns = [rows[name].to_pylist() for name in names]
+    origins = rows[origin].to_pylist() if origin in rows.schema.names else [None] * rows.num_rows
+    columns.append([each or "" for each in origins])
     return [Passage(*values) for values in zip(*columns, strict=True)]
 
 
