@@ -57,8 +57,8 @@ def schema(manifest: Manifest) -> pa.Schema:
             pa.field("start", pa.int64(), nullable=False),
             pa.field("end", pa.int64(), nullable=False),
             pa.field("page", pa.int32(), nullable=True),
-            pa.field("origin", pa.string(), nullable=True),
             pa.field("vector", pa.list_(pa.float16(), manifest.dimension), nullable=False),
+            pa.field("origin", pa.string(), nullable=True),
         ],
         metadata={MANIFEST_KEY: manifest.to_json().encode()},
     )
@@ -225,20 +225,23 @@ class Table:
         """Rows of the table. vectors: (n, D). Raises: DataError for a value that its column cannot hold."""
         import pyarrow as pa
 
-        columns = schema(self.manifest)
-        names = self.passage_columns
-        columns = pa.schema([columns.field(name) for name in (*names, "vector")], metadata=columns.metadata)
+        columns = self._columns()
         try:
-            arrays = [
-                pa.array([getattr(passage, name) for passage in passages], columns.field(name).type) for name in names
-            ]
+            arrays = {
+                name: pa.array([getattr(passage, name) for passage in passages], columns.field(name).type)
+                for name in self.passage_columns
+            }
         except (pa.ArrowException, UnicodeError, OverflowError) as error:
             raise DataError(
                 f"one of {passages[0].id!r} to {passages[-1].id!r} cannot be stored ({error}); correct it"
             ) from error
         values = pa.array(vectors.ravel())
-        arrays.append(pa.FixedSizeListArray.from_arrays(values, self.manifest.dimension))
-        return pa.RecordBatch.from_arrays(arrays, schema=columns)
+        arrays["vector"] = pa.FixedSizeListArray.from_arrays(values, self.manifest.dimension)
+        return pa.RecordBatch.from_arrays([arrays[name] for name in columns.names], schema=columns)
+
+    def _columns(self) -> pa.Schema:
+        """The columns in the table's own order, by which Lance numbers them, with this manifest."""
+        return self.dataset.schema.with_metadata(schema(self.manifest).metadata)
 
     def stage(self, batches: Iterable[pa.RecordBatch]) -> list[FragmentMetadata]:
         """Write rows to files that no version contains yet; ``commit`` makes them part of one.
@@ -287,12 +290,14 @@ class Table:
         """The table with the column ``origin``: a version of its own, which adds the column where it is missing."""
         import lance
         import pyarrow as pa
+        from lance.schema import LanceSchema
 
         if "origin" in self.passage_columns:
             return self
         self.require_newest()
         fragments = [fragment.metadata for fragment in self.dataset.get_fragments()]
-        columns = self.dataset.schema.append(pa.field("origin", pa.string(), nullable=True))
+        # Fields are numbered in their order, as when the table was made.
+        columns = LanceSchema.from_pyarrow(self.dataset.schema.append(pa.field("origin", pa.string(), nullable=True)))
         return self._commit(lance.LanceOperation.Merge(fragments, columns), [], "made ready to be synced")
 
     def replace_all(self, staged: list[FragmentMetadata], *, change: str) -> Table:
@@ -302,7 +307,7 @@ class Table:
         """
         import lance
 
-        return self._commit(lance.LanceOperation.Overwrite(schema(self.manifest), staged), staged, change)
+        return self._commit(lance.LanceOperation.Overwrite(self._columns(), staged), staged, change)
 
     def _commit(self, operation: Any, staged: list[FragmentMetadata], change: str) -> Table:
         import lance

@@ -142,9 +142,9 @@ class Writer:
             return
         self._unsure.add(name)
         for passage in differing:
-            self._add(passage)
             if len(self._chunk.passages) >= self._limit:
                 self.flush()
+            self._add(passage)
 
     def finish(self, name: str, old: Mapping[str, int], contents: Contents) -> None:
         """A file is complete: what it had and has no more goes."""
