@@ -6,11 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from latentrag.memory import Memory
 from latentrag.sync import Report, SyncOptions, sync
 from latentrag.types import Passage
+
+
+class Vectors:
+    """As much of a tensor as the memory uses. A process that is to be killed need not wait for torch."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def detach(self) -> "Vectors":
+        return self
+
+    def cpu(self) -> np.ndarray:
+        return self.values
 
 
 class CountingEncoder:
@@ -25,9 +37,9 @@ class CountingEncoder:
         seed = hashlib.sha256(f"{passage.title}\0{passage.text}".encode()).digest()[:8]
         return np.random.default_rng(int.from_bytes(seed, "big")).standard_normal(4).astype(np.float32)
 
-    def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> torch.Tensor:
+    def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> Vectors:
         self.texts += [passage.text for passage in passages]
-        return torch.from_numpy(np.stack([self.vector(passage) for passage in passages]))
+        return Vectors(np.stack([self.vector(passage) for passage in passages]))
 
 
 class Synced:
@@ -37,7 +49,7 @@ class Synced:
         self.folder = place / "notes"
         self.path = place / "m.lance"
         self.encoder = CountingEncoder()
-        self.folder.mkdir()
+        self.folder.mkdir(parents=True)
 
     def write(self, name: str, text: str | bytes) -> Path:
         file = self.folder / name

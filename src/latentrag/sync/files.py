@@ -91,9 +91,11 @@ def sha256_of(file: File, stat: os.stat_result) -> str:
         raise SkippedError(f"cannot be read ({error.strerror or error}); check its permissions") from error
 
 
-def read(file: File, *, words: int, limit: int) -> Contents:
+def read(file: File, *, words: int, settings: str, limit: int) -> Contents:
     """Everything in a file, read to its end; its passages too if there are no more than ``limit``.
 
+    Args:
+        settings: what ``words`` is a part of, for the fact.
     Raises: SkippedError if it cannot be read, has an id twice, or changes meanwhile.
     """
     read_ns = time.time_ns()
@@ -110,7 +112,7 @@ def read(file: File, *, words: int, limit: int) -> Contents:
             kept.append(passage)
             kept = kept if len(kept) <= limit else None
     require_same(file, before)
-    fact = Fact(before.st_size, before.st_mtime_ns, read_ns, sha256, settings(words), held)
+    fact = Fact(before.st_size, before.st_mtime_ns, read_ns, sha256, settings, held)
     return Contents(fact, frozenset(ids), None if kept is None else tuple(kept))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from latentrag.corpus.readers import File
 from latentrag.memory.origins import Held
-from latentrag.sync.files import SkippedError, settings, sha256_of, stat_of
+from latentrag.sync.files import SkippedError, sha256_of, stat_of
 from latentrag.sync.journal import Fact, Journal
 
 
@@ -39,19 +39,21 @@ def make_plan(
     folder: Path,
     name: str,
     journal: Journal,
+    settings: str,
     checksum: bool,
 ) -> Plan:
     """Look at every file's size and time; hash those that differ from what is noted, or all with ``checksum``.
 
     Args:
         files: of the folder, and ``skipped``, what was left out when they were looked for.
-        journal: with what the memory has of each file, and the length of a passage in this sync.
+        journal: with what the memory has of each file.
+        settings: how files are read and split in this sync.
     """
-    held, how = journal.held, settings(journal.words or 0)
+    held = journal.held
     plan = Plan(skipped=list(skipped))
     for file in files:
         try:
-            fact = _known(file, journal.facts.get(file.name), settings=how, checksum=checksum)
+            fact = _known(file, journal.facts.get(file.name), settings=settings, checksum=checksum)
         except SkippedError as error:
             plan.skipped.append((file.path, str(error)))
             continue

@@ -27,6 +27,7 @@ from latentrag.sync.files import (
     passages_of,
     read,
     require_same,
+    settings,
 )
 from latentrag.sync.journal import Journal
 from latentrag.sync.plan import Plan, make_plan
@@ -102,7 +103,15 @@ def sync(
     _see_memory(journal, base, name)
     skipped: list[tuple[Path, str]] = []
     files = list_files(folder, name, memory=memory, on_skip=lambda path, reason: skipped.append((path, reason)))
-    plan = make_plan(files, skipped, folder=folder, name=name, journal=journal, checksum=options.checksum)
+    plan = make_plan(
+        files,
+        skipped,
+        folder=folder,
+        name=name,
+        journal=journal,
+        settings=settings(journal.words),
+        checksum=options.checksum,
+    )
     if options.delete_missing and not files:
         _check_empty(folder, plan)
     run = _Run(memory, base, plan, journal, encoder, name=name, options=options, on_progress=on_progress)
@@ -186,6 +195,7 @@ class _Run:
         self._journal = journal
         self._options = options
         self._words = journal.words or WORDS
+        self._settings = settings(self._words)
         self._on_progress = on_progress
         self._num_ready = 0
         self._num_done = len(plan.unchanged)
@@ -216,7 +226,8 @@ class _Run:
 
     def _sync_file(self, file: File, old: dict[str, int]) -> None:
         """Args: old: id → digest of what the memory has of it. Raises: SkippedError."""
-        contents = read(file, words=self._words, limit=self._options.passages_per_commit)
+        limit = self._options.passages_per_commit
+        contents = read(file, words=self._words, settings=self._settings, limit=limit)
         held = self._journal.held.get(file.name, Held())
         if contents.fact.held == held and self.writer.is_sure_of(file.name):
             self.counts.files.unchanged += 1
