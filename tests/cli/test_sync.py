@@ -1,6 +1,5 @@
 """index sync."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -81,7 +80,7 @@ def test_changes_are_said_in_one_line(tmp_path, folder, encoder) -> None:
 def test_dry_run_of_a_first_sync_needs_no_model_and_makes_nothing(tmp_path, folder, home) -> None:
     done = cli("index", "sync", tmp_path / "m.lance", folder, "--dry-run", "--json")
     assert (done.code, done.json["version"], done.json["passages"]["encoded"]) == (0, None, 4)
-    assert sorted(os.listdir(tmp_path)) == ["notes"]
+    assert [each.name for each in tmp_path.iterdir()] == ["notes"]
     text = cli("index", "sync", tmp_path / "m.lance", folder, "--dry-run").stdout
     assert text.startswith(f"dry run, nothing is changed: {tmp_path}/m.lance no memory: files 4 added")
 
@@ -122,7 +121,7 @@ def test_control_c(tmp_path, folder, encoder, monkeypatch) -> None:
 def test_mistakes_cost_one_line_and_change_nothing(options, problem, tmp_path, folder) -> None:
     (folder / "broken.txt").unlink()
     assert problem in cli("index", "sync", tmp_path / "m.lance", folder, *options).error()
-    assert sorted(os.listdir(tmp_path)) == ["notes"]
+    assert [each.name for each in tmp_path.iterdir()] == ["notes"]
 
 
 def test_what_is_no_folder_or_no_memory(tmp_path, folder, encoder) -> None:

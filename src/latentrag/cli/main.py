@@ -36,6 +36,7 @@ def app() -> typer.Typer:
     from latentrag.cli.demo import demo
     from latentrag.cli.doctor import doctor
     from latentrag.cli.evaluate import evaluate
+    from latentrag.cli.exchange import pull, push
     from latentrag.cli.index import add, delete, log
     from latentrag.cli.new_generator import new_generator
     from latentrag.cli.score import score
@@ -44,14 +45,12 @@ def app() -> typer.Typer:
 
     options: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
     of_questions: tuple[Callable[..., None], ...] = (demo, ask, score, classify)
-    of_memories: tuple[Callable[..., None], ...] = (add, sync, log, delete)
+    of_memories: tuple[Callable[..., None], ...] = (add, sync, log, delete, push, pull)
     commands = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False, **options)
     commands.callback()(_top)
     for command in of_questions:
         commands.command()(command)
-    index = typer.Typer(
-        help="Make memories, keep them equal to folders, look at their history, remove passages.", **options
-    )
+    index = typer.Typer(help="Make memories, keep them equal to folders, look at their history, share them.", **options)
     for command in of_memories:
         index.command()(command)
     commands.add_typer(index, name="index")

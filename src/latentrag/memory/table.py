@@ -176,6 +176,10 @@ class Table:
             rows = self.dataset.to_table(columns=self.passage_columns, filter=pc.field("id").isin(list(ids)))
         return {passage.id: passage for passage in _to_passages(rows)}
 
+    def record_batches(self) -> Iterator[pa.RecordBatch]:
+        """Every row with its vector, in the order of the rows."""
+        yield from self._scan([*self.passage_columns, "vector"])
+
     def origins(self) -> Iterator[tuple[str, str]]:
         """Every passage's id and origin, in the order of the rows."""
         columns = [name for name in self.passage_columns if name in {"id", "origin"}]
