@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import astuple, replace
+from pathlib import Path
 
 import pytest
 
@@ -235,6 +236,14 @@ def test_another_folder_of_the_same_name_is_refused(synced: Synced, tmp_path):
     assert synced.texts() == {"notes/a.txt": "ours", "twin/a.txt": "theirs"}
 
 
+def test_a_folder_is_known_by_the_name_it_is_called_by(synced: Synced, tmp_path, monkeypatch):
+    synced.write("a.txt", "text")
+    (tmp_path / "link").symlink_to(synced.folder)
+    assert synced.sync(tmp_path / "link").name == "link"
+    monkeypatch.chdir(synced.folder)
+    assert [synced.sync(Path(each)).name for each in (".", "../notes")] == ["notes"] * 2
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "a\nb", "/"])
 def test_names_that_ids_cannot_be_made_of(synced: Synced, name):
     with pytest.raises(InputError, match="a folder cannot be known as"):
@@ -264,11 +273,12 @@ def test_files_that_cannot_be_read_keep_what_the_memory_has(synced: Synced):
     synced.write("rows.jsonl", rows(("1", "uno"), ("3", "three")) + "{")
     synced.write("new.jsonl", rows(("4", "four")) + "no")
     synced.write("photo.png", b"png")
+    os.mkfifo(synced.folder / "pipe.txt")
     for _ in range(2):
         report = synced.sync(delete_missing=True)
-        assert (files(report), report.version) == ((0, 0, 0, 0, 1, 4), 2)
+        assert (files(report), report.version) == ((0, 0, 0, 0, 1, 5), 2)
     reasons = {path.name: reason for path, reason in report.skipped}
-    assert set(reasons) == {"a.txt", "rows.jsonl", "new.jsonl", "photo.png"}
+    assert set(reasons) == {"a.txt", "rows.jsonl", "new.jsonl", "photo.png", "pipe.txt"}
     assert reasons["rows.jsonl"].startswith("from line 3 on: not valid JSON")
     assert synced.texts() == {"notes/a.txt": "a text", "1": "one", "2": "two", "notes/sub/c.txt": "c text"}
 

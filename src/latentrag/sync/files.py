@@ -40,7 +40,8 @@ def folder_name(folder: Path, name: str | None) -> str:
 
     Raises: InputError for a name that ids cannot be made of.
     """
-    chosen = folder.resolve().name if name is None else name
+    own = folder.name if folder.name not in {"", ".."} else folder.resolve().name
+    chosen = own if name is None else name
     if not chosen or "/" in chosen or not chosen.isprintable():
         raise InputError(f"a folder cannot be known as {chosen!r}; pass a name of letters, digits, spaces, . - or _")
     return chosen

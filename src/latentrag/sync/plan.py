@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -65,7 +65,7 @@ def make_plan(
             plan.touched[file.name] = fact
     present = {file.name for file in files}
     # What lies under a folder that cannot be entered is out of sight, not gone.
-    hidden = {f"{name}/{path.relative_to(folder).as_posix()}" for path, _ in skipped}
+    hidden = {PurePosixPath(name, path.relative_to(folder).as_posix()) for path, _ in skipped}
     plan.missing = [
         each
         for each, of_file in sorted(held.items())
@@ -87,6 +87,6 @@ def _known(file: File, fact: Fact | None, *, settings: str, checksum: bool) -> F
     return replace(fact, size_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, read_ns=read_ns)
 
 
-def _is_under(name: str, hidden: Iterable[str]) -> bool:
+def _is_under(name: str, hidden: Set[PurePosixPath]) -> bool:
     path = PurePosixPath(name)
-    return any(path.is_relative_to(each) for each in hidden)
+    return path in hidden or not hidden.isdisjoint(path.parents)
