@@ -392,6 +392,7 @@ def test_a_memory_inside_the_folder_is_not_read(synced: Synced):
     synced.write("a.txt", "text")
     synced.path = synced.folder / "m.lance"
     synced.sync()
+    synced.write("m.lance/readme.txt", "not ours to read")
     assert (files(synced.sync()), set(synced.texts())) == ((0, 0, 0, 0, 1, 0), {"notes/a.txt"})
 
 
@@ -526,7 +527,7 @@ def test_an_older_version_is_synced_from_what_it_holds(synced: Synced):
     assert (files(report), set(synced.texts())) == ((1, 0, 0, 0, 1, 0), {"notes/a.txt", "notes/b.txt", "h"})
 
 
-@pytest.mark.parametrize("damage", ["gone", "torn", "empty", "zeros", "other format", "folder"])
+@pytest.mark.parametrize("damage", ["gone", "torn", "a line", "empty", "zeros", "other format", "folder"])
 def test_notes_that_are_lost_or_damaged_cost_time_only(synced: Synced, damage):
     for i in range(4):
         synced.write(f"{i}.txt", f"text {i}")
@@ -542,7 +543,9 @@ def test_notes_that_are_lost_or_damaged_cost_time_only(synced: Synced, damage):
     else:
         if damage != "gone":
             wrong = raw.replace(b'"journal": 1', b'"journal": 99')
-            notes.write_bytes({"torn": raw[:-300], "empty": b"", "zeros": bytes(len(raw))}.get(damage, wrong))
+            a_line = raw.replace(b'"held": "notes/1.txt"', b'"h')
+            contents = {"torn": raw[:-300], "a line": a_line, "empty": b"", "zeros": bytes(len(raw))}
+            notes.write_bytes(contents.get(damage, wrong))
         report = synced.sync(delete_missing=True)
     assert (files(report), report.num_encoded) == ((0, 0, 1, 0, 3, 0), 0)
     assert set(synced.texts().values()) == {"text 0", "text 1", "text 2"}

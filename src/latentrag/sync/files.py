@@ -112,7 +112,9 @@ def read(file: File, *, words: int, settings: str, limit: int) -> Contents:
         if kept is not None:
             kept.append(passage)
             kept = kept if len(kept) <= limit else None
-    require_same(file, before)
+    after = stat_of(file)
+    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise SkippedError(CHANGED)
     fact = Fact(before.st_size, before.st_mtime_ns, read_ns, sha256, settings, held)
     return Contents(fact, frozenset(ids), None if kept is None else tuple(kept))
 
@@ -127,11 +129,3 @@ def passages_of(file: File, *, words: int) -> Iterator[Passage]:
             yield replace(passage, origin=file.name)
     if reasons:
         raise SkippedError(reasons[0])
-
-
-def require_same(file: File, before: os.stat_result | Fact) -> None:
-    """Raises: SkippedError if the file has another size or time than then."""
-    now = stat_of(file)
-    then = (before.size_bytes, before.mtime_ns) if isinstance(before, Fact) else (before.st_size, before.st_mtime_ns)
-    if (now.st_size, now.st_mtime_ns) != then:
-        raise SkippedError(CHANGED)

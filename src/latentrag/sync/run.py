@@ -26,7 +26,6 @@ from latentrag.sync.files import (
     list_files,
     passages_of,
     read,
-    require_same,
     settings,
 )
 from latentrag.sync.journal import Journal
@@ -278,7 +277,6 @@ def _again(file: File, contents: Contents, *, words: int) -> Iterator[Passage]:
         expected.discard(passage.id)
         held = held.with_digest(origins.digest(passage))
         yield passage
-    require_same(file, contents.fact)
     if held != contents.fact.held:
         raise SkippedError(CHANGED)
 
