@@ -64,6 +64,7 @@ class Passage:
     """z: a passage of the memory. ``text == document.text[start:end]``, offsets in characters.
 
     ``page`` is the page, counted from 1, on which it begins; None where there are no pages.
+    ``origin`` names the file that `index sync` keeps the passage equal to; empty for one that was added by hand.
     """
 
     id: str
@@ -73,6 +74,7 @@ class Passage:
     start: int = 0
     end: int = 0
     page: int | None = None
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

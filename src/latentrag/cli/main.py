@@ -36,9 +36,11 @@ def app() -> typer.Typer:
     from latentrag.cli.demo import demo
     from latentrag.cli.doctor import doctor
     from latentrag.cli.evaluate import evaluate
+    from latentrag.cli.exchange import pull, push
     from latentrag.cli.index import add, build, delete, log
     from latentrag.cli.new_generator import new_generator
     from latentrag.cli.score import score
+    from latentrag.cli.sync import sync
     from latentrag.cli.train import train
     from latentrag.cli.upkeep import compact, forget, prune, repair, verify
     from latentrag.cli.versions import diff, tag, use
@@ -46,8 +48,9 @@ def app() -> typer.Typer:
     options: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
     of_questions: tuple[Callable[..., None], ...] = (demo, ask, score, classify)
     of_memories: tuple[Callable[..., None], ...] = (
-        *(add, delete, forget),
+        *(add, sync, delete, forget),
         *(log, diff, tag, use),
+        *(push, pull),
         *(build, prune, compact, verify, repair),
     )
     commands = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False, **options)

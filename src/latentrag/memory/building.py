@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,9 @@ def is_free(path: Path) -> bool:
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
-def build(path: Path, passages: Iterable[Passage], encoder: PassageEncoder, *, progress: bool = False) -> Memory:
-    """A new memory with these passages, which appears at ``path`` when it is complete and not before.
+@contextmanager
+def new_memory(path: Path) -> Iterator[Path]:
+    """A scratch path beside ``path`` to make a memory at; it moves to ``path`` if the block succeeds, or vanishes.
 
     It is made in a folder beside it. What a killed build left there is removed by the next one of the same path.
 
@@ -40,13 +42,29 @@ def build(path: Path, passages: Iterable[Passage], encoder: PassageEncoder, *, p
             writer_lock(Path(scratch)),
         ):
             new = Path(scratch) / path.name
-            Memory.create(new, encoder).add(passages, encoder, progress=progress)
+            yield new
             if path.exists():
                 path.rmdir()  # the empty folder
             new.rename(path)
             durable.sync_folder(path.parent)
     except OSError as error:
         raise MemoryStoreError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error
+
+
+def build(path: Path, passages: Iterable[Passage], encoder: PassageEncoder, *, progress: bool = False) -> Memory:
+    """A new memory with these passages, which appears at ``path`` when it is complete and not before.
+
+    Raises: MemoryStoreError if something is there already or the place cannot be written; else as ``Memory.add``.
+    """
+    with new_memory(path) as new:
+        Memory.create(new, encoder).add(passages, encoder, progress=progress)
+    return Memory.open(path)
+
+
+def create(path: Path, encoder: PassageEncoder) -> Memory:
+    """A new memory without passages; killed at any moment, it is there or not. Raises: MemoryStoreError."""
+    with new_memory(path) as new:
+        Memory.create(new, encoder)
     return Memory.open(path)
 
 

@@ -5,7 +5,7 @@ _refs/tags/                                   names of versions, in Lance's form
 _checksums.jsonl                              what each committed file held
 _writer.lock                                  who writes
 _damaged/                                     versions that could not be read, set aside with their files
-_indexes/                                     disposable
+_indexes/ _sync/                              disposable
 """
 
 from __future__ import annotations

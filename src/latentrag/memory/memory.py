@@ -243,6 +243,26 @@ class Memory:
             _require_known(unwanted, {key for key in self._table.ids() if key in unwanted}, self.path)
             return self._with(self._table.commit([], removed_ids=unwanted, change=f"deleted {len(unwanted)}"))
 
+    def revise(
+        self,
+        passages: Sequence[Passage],
+        vectors: npt.NDArray[np.float16],
+        *,
+        removed_ids: Collection[str],
+        change: str,
+    ) -> Memory:
+        """A version without ``removed_ids``, then with these passages and the vectors that they have already.
+
+        For who keeps a memory equal to something else: ids to be replaced have to be among ``removed_ids``, and the
+        vectors, (n, D), to come from the memory's encoder. Neither is checked.
+
+        Raises: MemoryStoreError if this is not the newest version. After any exception the memory is as before.
+        """
+        with self._table.writing():
+            batches = [self._table.record_batch(passages, vectors)] if passages else []
+            staged = self._table.stage(batches)
+            return self._with(self._table.commit(staged, removed_ids=removed_ids, change=change))
+
     def reencode(self, encoder: PassageEncoder, *, progress: bool = False) -> Memory:
         """A version in which every passage has the vector d(z) of ``encoder``: the refresh of REALM (Guu et al. 2020).
 
@@ -261,7 +281,7 @@ class Memory:
         with table.writing():
             with _progress_bar(self.passages(), progress, total=len(self)) as shown:
                 staged = table.stage(
-                    table.record_batch(batch, _fp16_vectors(batch, encoder))
+                    table.record_batch(batch, fp16_vectors(batch, encoder))
                     for batch in _batches(shown, PASSAGES_PER_ENCODING)
                 )
             return self._with(table.replace_all(staged, change=f"re-encoded {len(self)} passages with {encoder.name}"))
@@ -283,7 +303,7 @@ class Memory:
         def encoded(shown: Iterable[Passage]) -> Iterator[pa.RecordBatch]:
             for batch in _batches(shown, PASSAGES_PER_ENCODING):
                 _claim_ids(batch, taken=taken, new=new)
-                yield self._table.record_batch(batch, _fp16_vectors(batch, encoder))
+                yield self._table.record_batch(batch, fp16_vectors(batch, encoder))
 
         with _progress_bar(passages, progress) as shown:
             staged = self._table.stage(encoded(shown))
@@ -310,7 +330,7 @@ def _claim_ids(batch: Sequence[Passage], *, taken: Collection[str], new: set[str
         new.add(passage.id)
 
 
-def _fp16_vectors(batch: Sequence[Passage], encoder: PassageEncoder) -> npt.NDArray[np.float16]:
+def fp16_vectors(batch: Sequence[Passage], encoder: PassageEncoder) -> npt.NDArray[np.float16]:
     """d(z) as the table keeps it, (n, D)."""
     vectors = np.asarray(encoder.encode_passages(batch).detach().cpu(), dtype=np.float32)
     if vectors.shape != (len(batch), encoder.dimension):

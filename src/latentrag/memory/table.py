@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     import lance
     import numpy.typing as npt
     import pyarrow as pa
+    import pyarrow.compute as pc
     from lance.fragment import FragmentMetadata, LanceFragment
 
 MANIFEST_KEY = b"latentrag.manifest"
-PASSAGE_COLUMNS = ["id", "text", "title", "source", "start", "end", "page"]
+PASSAGE_COLUMNS = ["id", "text", "title", "source", "start", "end", "page", "origin"]
 ROWS_PER_FRAGMENT = 65_536
 """Rows gathered in RAM before they are written: about 150 MB at 768 dimensions and 100 words."""
 ROWS_PER_READ = 8_192
@@ -43,7 +44,10 @@ class Version:
 
 
 def schema(manifest: Manifest) -> pa.Schema:
-    """The columns; vectors are fp16, offsets and page as in ``Passage``. The manifest is their metadata."""
+    """The columns; vectors are fp16, offsets and page as in ``Passage``. The manifest is their metadata.
+
+    A memory that is older than `index sync` has no ``origin`` until its first sync; null there means added by hand.
+    """
     import pyarrow as pa
 
     return pa.schema(
@@ -56,6 +60,7 @@ def schema(manifest: Manifest) -> pa.Schema:
             pa.field("end", pa.int64(), nullable=False),
             pa.field("page", pa.int32(), nullable=True),
             pa.field("vector", pa.list_(pa.float16(), manifest.dimension), nullable=False),
+            pa.field("origin", pa.string(), nullable=True),
         ],
         metadata={MANIFEST_KEY: manifest.to_json().encode()},
     )
@@ -135,6 +140,12 @@ class Table:
             change=change,
         )
 
+    @property
+    def passage_columns(self) -> list[str]:
+        """Those of PASSAGE_COLUMNS that the table has."""
+        present = set(self.dataset.schema.names)
+        return [name for name in PASSAGE_COLUMNS if name in present]
+
     # Reading
 
     def ids(self) -> Iterator[str]:
@@ -150,7 +161,7 @@ class Table:
         """
         fragments = self.fragments()
         if kept := [fragments[key] for key in fragments if key not in besides]:
-            for batch in self._scan(PASSAGE_COLUMNS, fragments=kept):
+            for batch in self._scan(self.passage_columns, fragments=kept):
                 yield from _to_passages(batch)
 
     def fragments(self) -> dict[tuple[str, ...], LanceFragment]:
@@ -168,7 +179,7 @@ class Table:
         """The passages with these row ids, by row id; one read."""
         with files.reading(self.path):
             # The public ways are a filter, which takes 0.4 ms longer to plan, and positions, which deletes shift.
-            rows = self.dataset._take_rows(row_ids, columns=[*PASSAGE_COLUMNS, "_rowid"])  # noqa: SLF001
+            rows = self.dataset._take_rows(row_ids, columns=[*self.passage_columns, "_rowid"])  # noqa: SLF001
         return dict(zip(rows["_rowid"].to_pylist(), _to_passages(rows), strict=True))
 
     def find(self, ids: Collection[str]) -> dict[str, Passage]:
@@ -176,11 +187,42 @@ class Table:
         import pyarrow.compute as pc
 
         with files.reading(self.path):
-            rows = self.dataset.to_table(columns=PASSAGE_COLUMNS, filter=pc.field("id").isin(list(ids)))
+            rows = self.dataset.to_table(columns=self.passage_columns, filter=pc.field("id").isin(list(ids)))
         return {passage.id: passage for passage in _to_passages(rows)}
 
+    def record_batches(self) -> Iterator[pa.RecordBatch]:
+        """Every row with its vector, in the order of the rows."""
+        yield from self._scan([*self.passage_columns, "vector"])
+
+    def origins(self) -> Iterator[tuple[str, str]]:
+        """Every passage's id and origin, in the order of the rows."""
+        columns = [name for name in self.passage_columns if name in {"id", "origin"}]
+        for batch in self._scan(columns):
+            origins = batch["origin"].to_pylist() if "origin" in columns else [None] * len(batch)
+            yield from ((key, origin or "") for key, origin in zip(batch["id"].to_pylist(), origins, strict=True))
+
+    def passages_where(self, condition: pc.Expression) -> Iterator[tuple[Passage, int]]:
+        """The passages that meet a condition on the columns, with their row ids, in the order of the rows."""
+        for batch in self._scan(self.passage_columns, with_row_id=True, condition=condition):
+            yield from zip(_to_passages(batch), batch["_rowid"].to_pylist(), strict=True)
+
+    def vectors_of(self, row_ids: Sequence[int]) -> npt.NDArray[np.float16]:
+        """The vectors with these row ids, all different, in this order: (n, D). One read."""
+        chosen = f"_rowid IN ({', '.join(map(str, row_ids))})"
+        with files.reading(self.path):
+            rows = self.dataset.scanner(columns=["vector"], filter=chosen, with_row_id=True).to_table()
+        flat = rows["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        found = flat.reshape(rows.num_rows, self.manifest.dimension)
+        place = {row_id: i for i, row_id in enumerate(rows["_rowid"].to_pylist())}
+        return cast("npt.NDArray[np.float16]", found[[place[row_id] for row_id in row_ids]])
+
     def _scan(
-        self, columns: list[str], *, with_row_id: bool = False, fragments: list[LanceFragment] | None = None
+        self,
+        columns: list[str],
+        *,
+        with_row_id: bool = False,
+        condition: pc.Expression | None = None,
+        fragments: list[LanceFragment] | None = None,
     ) -> Iterator[pa.RecordBatch]:
         with files.reading(self.path):
             yield from self.dataset.scanner(
@@ -189,6 +231,7 @@ class Table:
                 fragments=fragments,
                 batch_size=ROWS_PER_READ,
                 scan_in_order=True,
+                filter=condition,
             ).to_batches()
 
     # Writing
@@ -216,19 +259,23 @@ class Table:
         """Rows of the table. vectors: (n, D). Raises: DataError for a value that its column cannot hold."""
         import pyarrow as pa
 
-        columns = schema(self.manifest)
+        columns = self._columns()
         try:
-            arrays = [
-                pa.array([getattr(passage, name) for passage in passages], columns.field(name).type)
-                for name in PASSAGE_COLUMNS
-            ]
+            arrays = {
+                name: pa.array([getattr(passage, name) for passage in passages], columns.field(name).type)
+                for name in self.passage_columns
+            }
         except (pa.ArrowException, UnicodeError, OverflowError) as error:
             raise DataError(
                 f"one of {passages[0].id!r} to {passages[-1].id!r} cannot be stored ({error}); correct it"
             ) from error
         values = pa.array(vectors.ravel())
-        arrays.append(pa.FixedSizeListArray.from_arrays(values, self.manifest.dimension))
-        return pa.RecordBatch.from_arrays(arrays, schema=columns)
+        arrays["vector"] = pa.FixedSizeListArray.from_arrays(values, self.manifest.dimension)
+        return pa.RecordBatch.from_arrays([arrays[name] for name in columns.names], schema=columns)
+
+    def _columns(self) -> pa.Schema:
+        """The columns in the table's own order, by which Lance numbers them, with this manifest."""
+        return self.dataset.schema.with_metadata(schema(self.manifest).metadata)
 
     def stage(self, batches: Iterable[pa.RecordBatch]) -> list[FragmentMetadata]:
         """Write rows to files that no version contains yet; ``commit`` makes them part of one.
@@ -265,11 +312,26 @@ class Table:
             operation.new_fragments = [*operation.new_fragments, *staged]
         return self._commit(operation, change, new_files=files.present(self.path) - before | _data_files(staged))
 
+    def with_origins(self) -> Table:
+        """The table with the column ``origin``: a version of its own, which adds the column where it is missing."""
+        import lance
+        import pyarrow as pa
+        from lance.schema import LanceSchema
+
+        if "origin" in self.passage_columns:
+            return self
+        fragments = [fragment.metadata for fragment in self.dataset.get_fragments()]
+        # Fields are numbered in their order, as when the table was made.
+        columns = LanceSchema.from_pyarrow(self.dataset.schema.append(pa.field("origin", pa.string(), nullable=True)))
+        operation = lance.LanceOperation.Merge(fragments, columns)
+        with self.writing():
+            return self._commit(operation, "made ready to be synced", new_files=())
+
     def replace_all(self, staged: list[FragmentMetadata], *, change: str) -> Table:
         """One new version that holds the staged rows only, and this table's manifest. Raises: as ``commit``."""
         import lance
 
-        operation = lance.LanceOperation.Overwrite(schema(self.manifest), staged)
+        operation = lance.LanceOperation.Overwrite(self._columns(), staged)
         return self._commit(operation, change, new_files=_data_files(staged))
 
     def compact(self, *, deleted_share: float = 0.1, keep: Collection[int] = (), change: str | None = None) -> Table:
@@ -382,11 +444,17 @@ def _physical(folder: Path, name: str, columns: list[str]) -> Iterator[pa.Record
     from lance.file import LanceFileReader
 
     with files.reading(folder):
-        yield from LanceFileReader(str(folder / name), columns=columns).read_all(batch_size=ROWS_PER_READ).to_batches()
+        file = str(folder / name)
+        present = set(LanceFileReader(file).metadata().schema.names)  # an older file has no origins
+        kept = [name for name in columns if name in present]
+        yield from LanceFileReader(file, columns=kept).read_all(batch_size=ROWS_PER_READ).to_batches()
 
 
 def _to_passages(rows: pa.RecordBatch | pa.Table) -> list[Passage]:
-    columns = [rows[name].to_pylist() for name in PASSAGE_COLUMNS]
+    *names, origin = PASSAGE_COLUMNS
+    columns = [rows[name].to_pylist() for name in names]
+    origins = rows[origin].to_pylist() if origin in rows.schema.names else [None] * rows.num_rows
+    columns.append([each or "" for each in origins])
     return [Passage(*values) for values in zip(*columns, strict=True)]
 
 

@@ -1,0 +1,146 @@
+"""`latentrag index sync`: keep a memory equal to a folder."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from latentrag.cli import arguments as arg
+from latentrag.cli.index import MemoryPath
+from latentrag.cli.output import print_json, print_line, say
+from latentrag.config import DEMO, resolve_memory
+from latentrag.errors import InputError
+
+if TYPE_CHECKING:
+    from latentrag.sync import Progress, Report
+
+EXIT_INTERRUPTED = 130
+
+
+def sync(
+    memory: MemoryPath,
+    folder: Annotated[Path, typer.Argument(help="A folder, with its subfolders, of files as for `index add`.")],
+    model: arg.ModelName = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="In place of -m: the encoder of the passages, a folder or hub id.")
+    ] = None,
+    delete_missing: Annotated[
+        bool, typer.Option("--delete-missing", help="Remove the passages of files that are gone.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    name: Annotated[
+        str | None, typer.Option(help="What ids and sources begin with; default: the folder's own name.")
+    ] = None,
+    words: Annotated[
+        int | None, typer.Option(help="Length of a passage; default: as in the last sync, else 100.")
+    ] = None,
+    checksum: Annotated[
+        bool, typer.Option("--checksum", help="Read all files, also those whose size and time are as they were.")
+    ] = False,
+    commit_every: Annotated[
+        int, typer.Option(metavar="PASSAGES", help="What a kill costs at most; each commit is a version.")
+    ] = 8_192,
+    as_json: arg.AsJson = False,
+) -> None:
+    """Make a memory hold what the files of a folder hold now: add, update, encode only what is new.
+
+    Files that are gone are reported, or removed with --delete-missing; files that cannot be read are skipped and
+    keep what the memory has of them. What `index add` has added stays. Interrupted or killed, the same command goes
+    on where it was.
+    """
+    from latentrag.assemble import load_passage_encoder
+    from latentrag.sync import SyncOptions
+    from latentrag.sync import sync as run
+
+    if model is not None and encoder is not None:
+        raise InputError("got both -m and --encoder; give one of them")
+    if name is not None:
+        arg.check_text(name, "name")
+    options = SyncOptions(
+        name=name,
+        words=words,
+        delete_missing=delete_missing,
+        dry_run=dry_run,
+        checksum=checksum,
+        passages_per_commit=commit_every,
+    )
+    path = resolve_memory(memory)
+    try:
+        with _shown_progress(sys.stderr.isatty()) as on_progress:
+            report = run(
+                path,
+                folder,
+                lambda: load_passage_encoder(encoder or model or DEMO),
+                options=options,
+                on_progress=on_progress,
+            )
+    except KeyboardInterrupt:
+        say("interrupted; what was committed stays, run the same command again to go on")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    _show(report, as_json=as_json)
+
+
+def _show(report: Report, *, as_json: bool) -> None:
+    for file, reason in report.skipped:
+        say(f"skipped {file}: {reason}")
+    if report.missing:
+        say(
+            f"{len(report.missing)} files are gone from {report.folder}, their {report.passages.missing} passages "
+            "stay; --delete-missing removes them"
+        )
+    if as_json:
+        print_json(_record(report))
+        return
+    files, passages = report.files, report.passages
+    version = "no memory" if report.version is None else f"version {report.version}"
+    print_line(
+        f"{'dry run, nothing is changed: ' if report.dry_run else ''}{report.memory} {version}: "
+        f"files {files.added} added, {files.changed} changed, {files.removed} removed, {files.unchanged} unchanged, "
+        f"{len(report.skipped)} skipped; passages {passages.added} added, {passages.changed} changed, "
+        f"{passages.removed} removed, {passages.unchanged} unchanged, {report.num_encoded} encoded; "
+        f"{report.num_passages} in all"
+    )
+
+
+def _record(report: Report) -> dict[str, object]:
+    return {
+        "memory": str(report.memory),
+        "folder": str(report.folder),
+        "name": report.name,
+        "dry_run": report.dry_run,
+        "version": report.version,
+        "files": {**asdict(report.files), "skipped": len(report.skipped)},
+        "passages": {**asdict(report.passages), "encoded": report.num_encoded, "in_all": report.num_passages},
+        "skipped": [{"file": str(file), "reason": reason} for file, reason in report.skipped],
+        "missing": list(report.missing),
+    }
+
+
+@contextmanager
+def _shown_progress(wanted: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """Files done, and passages a second, on standard error."""
+    if not wanted:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("files"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[passages]}"))
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("files", total=None, passages="")
+        start_s = time.monotonic()
+
+        def show(progress: Progress) -> None:
+            rate = progress.num_passages / max(time.monotonic() - start_s, 1e-9)
+            passages = f"{progress.num_passages} passages, {rate:.0f}/s" if progress.num_passages else ""
+            bars.update(bar, completed=progress.num_files_done, total=progress.num_files, passages=passages)
+
+        yield show

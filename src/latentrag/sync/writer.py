@@ -1,0 +1,257 @@
+"""The memory's side of a sync: which passages have to be written, and their commits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from latentrag.memory import Memory, origins
+from latentrag.memory.building import create
+from latentrag.memory.memory import fp16_vectors
+from latentrag.memory.table import Table
+from latentrag.sync.files import Contents, SkippedError
+from latentrag.sync.journal import Fact, Journal
+from latentrag.sync.report import Counts
+from latentrag.types import Passage
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from latentrag.protocols import PassageEncoder
+
+PASSAGES_PER_ENCODING = 256
+"""Enough to sort by length, few enough to see that it goes on."""
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """What the next commit will hold.
+
+    Attributes:
+        passages: new, or in the place of others.
+        row_ids: for those whose vector the memory has already: place in ``passages`` → row id of the base.
+        removed_ids: of passages that go, replaced ones included.
+        facts: about the files that are complete with this commit.
+    """
+
+    passages: list[Passage] = field(default_factory=list)
+    row_ids: dict[int, int] = field(default_factory=dict)
+    removed_ids: dict[str, None] = field(default_factory=dict)
+    facts: dict[str, Fact] = field(default_factory=dict)
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+
+
+class Writer:
+    """Gathers passages and commits them in chunks. With ``dry_run`` it does all but that.
+
+    Args:
+        path: of the memory, which is made with the first commit if ``base`` is None.
+        base: the memory as the sync found it. Vectors that can be kept are read from there.
+        name: of the folder.
+        journal: knows what the base has of each file, is told after each commit.
+        reusable: files whose passages may go or change, so that others may have their vectors.
+        limit: passages in a commit.
+        on_passages: called with the number of passages made ready since the last call.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        base: Table | None,
+        *,
+        name: str,
+        journal: Journal,
+        encoder: Callable[[], PassageEncoder],
+        reusable: Set[str],
+        counts: Counts,
+        limit: int,
+        dry_run: bool,
+        on_passages: Callable[[int], None],
+    ) -> None:
+        self.version = None if base is None else base.version
+        self.num_passages = 0 if base is None else len(base)
+        self._path = path
+        self._base = base
+        self._name = name
+        self._journal = journal
+        self._load_encoder = encoder
+        self._encoder: PassageEncoder | None = None
+        self._reusable = reusable
+        self._counts = counts
+        self._limit = limit
+        self._dry_run = dry_run
+        self._on_passages = on_passages
+        self._memory: Memory | None = None
+        self._owners: dict[str, str] | None = None
+        self._vector_rows: dict[bytes, int] | None = None
+        # Files of which the memory holds something else than the journal says.
+        self._unsure: set[str] = set()
+        self._chunk = _Chunk()
+
+    def is_sure_of(self, name: str) -> bool:
+        """Whether the journal says what the memory has of a file: not if a part of it is written, or taken over."""
+        return name not in self._unsure
+
+    def num_passages_of(self, names: Iterable[str]) -> dict[str, int]:
+        """How many passages the memory has of each of these files."""
+        found = {name: self._journal.held.get(name, origins.Held()).num_passages for name in names}
+        if self._unsure & set(found):
+            found = dict.fromkeys(found, 0)
+            for owner in self._all_owners().values():
+                if owner in found:
+                    found[owner] += 1
+        return found
+
+    def claim(self, name: str, ids: Iterable[str], *, from_files: Set[str]) -> None:
+        """Make sure that a file may have these ids: free ones, its own, and those of ``from_files``.
+
+        Raises: SkippedError if an id is another's. Nothing has been changed then.
+        """
+        owners = self._all_owners()
+        losing = set()
+        for key in ids:
+            owner = owners.get(key)
+            if owner is None or owner == name:
+                continue
+            if owner not in from_files:
+                whose = f"from {owner}" if owner else "added by hand"
+                raise SkippedError(f"passage {key!r} is in the memory already, {whose}; rename it or delete that one")
+            losing.add(owner)
+        self._unsure |= losing
+
+    def put(self, name: str, old: Mapping[str, int], passages: Iterable[Passage]) -> None:
+        """Write those passages of a file that are new or differ from what the memory had of it.
+
+        Args:
+            old: id → digest of the passages that the memory had of the file.
+            passages: a tuple goes into one commit; of a stream, parts are committed while it goes on.
+        """
+        differing = (passage for passage in passages if not self._is_held(passage, old))
+        if isinstance(passages, tuple):
+            differing_ones = list(differing)
+            if len(self._chunk.passages) + len(differing_ones) > self._limit:
+                self.flush()
+            for passage in differing_ones:
+                self._add(passage)
+            return
+        self._unsure.add(name)
+        for passage in differing:
+            if len(self._chunk.passages) >= self._limit:
+                self.flush()
+            self._add(passage)
+
+    def finish(self, name: str, old: Mapping[str, int], contents: Contents) -> None:
+        """A file is complete: what it had and has no more goes."""
+        owners = self._all_owners()
+        self.remove([key for key in old if key not in contents.ids and owners.get(key) == name])
+        self.note(name, contents.fact)
+
+    def note(self, name: str, fact: Fact) -> None:
+        """Remember what is in a file, and with the next flush in the memory."""
+        self._unsure.discard(name)
+        self._chunk.facts[name] = fact
+        self._journal.held[name] = fact.held
+
+    def remove_files(self, names: Set[str]) -> None:
+        """All passages of these files go, if they have any."""
+        if not names:
+            return
+        owned = [key for key, owner in self._all_owners().items() if owner in names]
+        for start in range(0, len(owned), self._limit):
+            self.remove(owned[start : start + self._limit])
+            self.flush()
+        for name in names:
+            self._journal.held.pop(name, None)
+        self._unsure -= names
+
+    def remove(self, ids: Iterable[str]) -> None:
+        """These passages go."""
+        for key in ids:
+            self._chunk.removed_ids[key] = None
+            del self._all_owners()[key]
+            self._chunk.removed += 1
+            self.num_passages -= 1
+
+    def flush(self) -> None:
+        """Commit what has been gathered, if anything has to be written, and tell the journal."""
+        chunk, self._chunk = self._chunk, _Chunk()
+        self._counts.passages.added += chunk.added
+        self._counts.passages.changed += chunk.changed
+        self._counts.passages.removed += chunk.removed
+        self._counts.num_encoded += len(chunk.passages) - len(chunk.row_ids)
+        if self._dry_run:
+            return
+        if chunk.passages or chunk.removed_ids:
+            self._commit(chunk)
+        if chunk.facts:
+            self._journal.append(chunk.facts, self.version_key())
+
+    def _is_held(self, passage: Passage, old: Mapping[str, int]) -> bool:
+        is_held = old.get(passage.id) == origins.digest(passage)
+        self._counts.passages.unchanged += is_held
+        return is_held
+
+    def _add(self, passage: Passage) -> None:
+        owners, chunk = self._all_owners(), self._chunk
+        if passage.id in owners:
+            chunk.changed += 1
+            chunk.removed_ids[passage.id] = None
+        else:
+            chunk.added += 1
+            self.num_passages += 1
+        owners[passage.id] = passage.origin
+        if self._vector_rows is None:
+            self._vector_rows = origins.vector_rows(self._base, self._reusable) if self._base else {}
+        row_id = self._vector_rows.get(origins.vector_key(passage))
+        if row_id is not None:
+            chunk.row_ids[len(chunk.passages)] = row_id
+        chunk.passages.append(passage)
+
+    def _commit(self, chunk: _Chunk) -> None:
+        memory = self._writable()
+        vectors = self._vectors(chunk, memory)
+        change = f"synced {self._name}: added {chunk.added}, changed {chunk.changed}, removed {chunk.removed}"
+        self._memory = memory.revise(chunk.passages, vectors, removed_ids=chunk.removed_ids, change=change)
+        self.version = self._memory.version
+
+    def _writable(self) -> Memory:
+        """The memory, made if it is not there, and made ready to name origins if it is from before them."""
+        if self._memory is not None:
+            return self._memory
+        if self._base is not None:
+            return Memory.open(self._path, version=self._base.with_origins().version)
+        self._encoder = self._load_encoder()
+        return create(self._path, self._encoder)
+
+    def _vectors(self, chunk: _Chunk, memory: Memory) -> npt.NDArray[np.float16]:
+        """(n, D): kept where the memory has them, else computed."""
+        vectors = np.empty((len(chunk.passages), memory.manifest.dimension), np.float16)
+        if chunk.row_ids and self._base is not None:
+            vectors[list(chunk.row_ids)] = origins.vectors(self._base, list(chunk.row_ids.values()))
+            self._on_passages(len(chunk.row_ids))
+        places = [i for i in range(len(chunk.passages)) if i not in chunk.row_ids]
+        for start in range(0, len(places), PASSAGES_PER_ENCODING):
+            if self._encoder is None:
+                self._encoder = self._load_encoder()
+            memory.manifest.check_passage_encoder(self._encoder)
+            some = places[start : start + PASSAGES_PER_ENCODING]
+            vectors[some] = fp16_vectors([chunk.passages[i] for i in some], self._encoder)
+            self._on_passages(len(some))
+        return vectors
+
+    def version_key(self) -> str | None:
+        """Of the version that the journal's ``held`` describes; None while it does not describe one."""
+        if self._unsure or self.version is None:
+            return None
+        return origins.version_key(Table.open(self._path, self.version))
+
+    def _all_owners(self) -> dict[str, str]:
+        if self._owners is None:
+            self._owners = {} if self._base is None else origins.owners(self._base)
+        return self._owners

@@ -1,0 +1,35 @@
+"""A sync in a process of its own: says how far it is, and notes every passage that it encodes.
+
+Arguments: the memory, the folder, the file for the notes.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from latentrag.sync import SyncOptions, sync
+from latentrag.types import Passage
+from tests.sync.conftest import CountingEncoder, Vectors
+
+
+class NotingEncoder(CountingEncoder):
+    def __init__(self, notes: Path) -> None:
+        super().__init__()
+        self.notes = notes
+
+    def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> Vectors:
+        with self.notes.open("a") as file:
+            file.write("".join(f"{passage.id}\n" for passage in passages))
+        return super().encode_passages(passages)
+
+
+if __name__ == "__main__":
+    memory, folder, notes = map(Path, sys.argv[1:])
+    sync(
+        memory,
+        folder,
+        lambda: NotingEncoder(notes),
+        options=SyncOptions(words=10, delete_missing=True, passages_per_commit=50),
+        on_progress=lambda progress: os.write(1, f"{progress.num_files_done}\n".encode()) and None,
+    )
