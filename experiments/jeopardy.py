@@ -2,16 +2,17 @@
 
     clue "CATEGORY: clue" → the entity it is about;  no label says which article holds the evidence
 
-Every arm sees the same examples, in the same order and number, and starts from the demo's model. The generator learns
-through an adapter that leaves passages as they were read (LoRA, scope "question"), so that all arms share what has
-been read of them. In the first half of a joint arm the retriever learns alone: this generator can read, and says
-most clearly which passage helps before it is tuned.
+Every arm learns from the same examples, in the same order and number, and starts from the demo's model. The generator
+learns through an adapter that leaves passages as they were read (LoRA, scope "question"), so that all arms share what
+has been read of them. This generator can read, and says most clearly which passage helps before it is tuned: so the
+joint arms go on from the encoder that query-side training made of the same examples; "at once" does not.
 
-    closed book       generator without passages            query side      the query encoder alone, hindsight
-    BM25              generator over BM25                    sequence        both, RAG-Sequence
-    frozen            generator over the untrained encoder   token           both, RAG-Token
-                                                             emdr2           both, EMDR²
-                                                             hindsight       both, passages found with x and y too
+    closed book    generator without passages               query side    the query encoder alone, hindsight
+    BM25           generator over BM25                      at once       both from the first step, RAG-Sequence
+    frozen         generator over the untrained encoder     sequence      query side, then both, RAG-Sequence
+                                                            token         query side, then both, RAG-Token
+                                                            emdr2         query side, then both, EMDR²
+                                                            hindsight     query side, then both, hindsight again
 
 Results stand under OUT, arm by arm; whatever is there is not done again, and what is interrupted goes on.
 """
@@ -47,7 +48,11 @@ K = 5
 LORA = Lora(rank=16, alpha=32, scope="question")
 SECONDS_PER_EXAMPLE = 4.5
 """Of all arms together, on two cores with bfloat16, to turn a budget of minutes into a number of steps."""
-ARMS = ("closed book", "BM25", "frozen", "query side", "sequence", "token", "emdr2", "hindsight")
+QUERY_SIDE_FIRST = ("sequence", "token", "emdr2", "hindsight")
+ARMS = ("closed book", "BM25", "frozen", "query side", "at once", *QUERY_SIDE_FIRST)
+LR_RETRIEVER = 5e-5
+LR_RETRIEVER_AGAIN = 1e-5
+"""Of the arms that go on from a trained query encoder."""
 
 
 class Experiment:
@@ -93,8 +98,12 @@ class Experiment:
             passage_cache_folder=self.cache,
         )
 
-    def dense(self) -> DenseRetriever:
-        """The demo's query encoder over the memory, untrained."""
+    def retriever(self, arm: str) -> Any:
+        """What the arm begins with: the demo's query encoder over the memory, or the one that "query side" trained."""
+        if arm in ("closed book", "BM25"):
+            return None if arm == "closed book" else BM25Retriever(self.memory)
+        if arm in QUERY_SIDE_FIRST:
+            return self.trained("query side").retriever
         return DenseRetriever(load_query_encoder(assemble.resolve_model("demo") / "query_encoder"), self.memory)
 
     # Training
@@ -102,10 +111,8 @@ class Experiment:
     def trained(self, arm: str) -> Rag:
         """The arm's model, trained as far as it is not yet; on the way, how well its retriever finds."""
         options = self._options(arm)
+        retriever = self.retriever(arm)
         generator = self.generator(frozen=options.freeze == "generator")
-        retriever: Any = None
-        if arm != "closed book":
-            retriever = BM25Retriever(self.memory) if arm == "BM25" else self.dense()
         folder = self.out / arm.replace(" ", "-")
         trainer = Trainer(
             retriever, generator, self.examples, options=options, folder=folder, dev=self.dev, progress=True
@@ -126,16 +133,17 @@ class Experiment:
         return Rag(retriever or BM25Retriever(self.memory), generator, variant=options.variant, k=K)
 
     def _options(self, arm: str) -> TrainingOptions:
-        warmup = self.options.num_steps // 2
+        again = {"lr_retriever": LR_RETRIEVER_AGAIN}
         changes: dict[str, dict[str, Any]] = {
             "closed book": {"closed_book": True},
             "BM25": {"freeze": "retriever"},
             "frozen": {"freeze": "retriever"},
             "query side": {"freeze": "generator", "hindsight": K},
-            "sequence": {"warmup_retriever": warmup},
-            "token": {"warmup_retriever": warmup, "variant": "token"},
-            "emdr2": {"warmup_retriever": warmup, "objective": "emdr2"},
-            "hindsight": {"warmup_retriever": warmup, "hindsight": K},
+            "at once": {},
+            "sequence": again,
+            "token": {"variant": "token", **again},
+            "emdr2": {"objective": "emdr2", **again},
+            "hindsight": {"hindsight": K, **again},
         }
         return replace(self.options, **changes[arm])
 
@@ -181,9 +189,6 @@ class Experiment:
             about={"steps": self.options.num_steps, "seed": self.options.seed},
             progress=True,
         )
-
-
-LR_RETRIEVER = 5e-5
 
 
 def machine() -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Causal language models as p_θ(y|x,z): the prompt holds z, then x; y is what follows."""
 
-import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -10,22 +9,22 @@ import torch
 from torch import Tensor
 
 from latentrag.errors import InputError, ModelError
+from latentrag.generator.caches import selected, shift_right, token_positions
 from latentrag.generator.gold import OutputHead
 from latentrag.generator.grid import check_lengths, padded, pairs, rows_of_parents, rows_of_questions
 from latentrag.generator.inputs import PromptTemplate
-from latentrag.generator.lora import Lora, add_lora, without_lora
+from latentrag.generator.lora import Lora, add_lora
 from latentrag.generator.memory_saving import fixed
 from latentrag.generator.own_logits import OwnLogits
-from latentrag.generator.passage_cache import Layers, PassageCache
+from latentrag.generator.passage_cache import PassageCache
+from latentrag.generator.passage_reader import PassageReader
 from latentrag.generator.prompts import PromptTokens
-from latentrag.generator.settings import decoding_defaults
+from latentrag.generator.scoring import GoldScorer
 from latentrag.generator.text import pieces
 from latentrag.types import PassageLists, Targets
 
 _TARGET_ROOM = 256
 """Positions kept free for y where the model's window is the only limit."""
-_READ_TOKENS = 4096
-"""Tokens of passages read in one forward pass, padding included."""
 _INPUT_LIMIT = 2048
 """Prompt tokens at most, unless told otherwise: enough for long passages, small enough for a small machine."""
 
@@ -80,7 +79,7 @@ class _State:
     num_beams: int
 
 
-class CausalGenerator:
+class CausalGenerator(GoldScorer[PreparedPrompts]):
     """A causal language model of transformers as generator.
 
     Args:
@@ -119,25 +118,30 @@ class CausalGenerator:
         self.lora = lora
         if lora is not None:
             add_lora(model, lora, seed=seed)
-        self.passage_cache = passage_cache
         head = OutputHead(model)
         probe = torch.tensor([[self.end_id, self.end_id]], device=self.device)
         self._head: OutputHead | OwnLogits = head if head.agrees(input_ids=probe) else OwnLogits(model)
+        self._passages = PassageReader(
+            model,
+            self._head,
+            pad_id=self._pad_id,
+            untouched=lora is not None and lora.scope == "question",
+            cache=passage_cache,
+        )
 
     @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        device: torch.device = self.model.device
-        return device
+    def passage_cache(self) -> PassageCache | None:
+        """What keeps the passages that were read; None: nothing does."""
+        return self._passages.cache
+
+    @passage_cache.setter
+    def passage_cache(self, cache: PassageCache | None) -> None:
+        self._passages.cache = cache
 
     @property
     def max_target_tokens(self) -> int | None:
         window = _window(self.model)
         return None if window is None else window - self.max_input_tokens + 1
-
-    @property
-    def decoding_defaults(self) -> Mapping[str, Any]:
-        return decoding_defaults(self.model)
 
     def prepare(self, x: Sequence[str], passages: PassageLists | None) -> PreparedPrompts:
         rows, num_passages = pairs(x, passages)
@@ -190,33 +194,11 @@ class CausalGenerator:
         ids, mask = padded(rows, pad=self._pad_id)
         return Targets(ids.to(self.device), mask.to(self.device))
 
-    def log_p_theta(self, prepared: PreparedPrompts, targets: Targets) -> Tensor:
-        log_p, _ = self._scored(prepared, targets)
-        return log_p
-
-    def log_p_theta_and_mean(
-        self, prepared: PreparedPrompts, targets: Targets, weigh: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        log_p, hidden = self._scored(prepared, targets)
-        return log_p, self._head.mean_log_probs(hidden, weigh(log_p), targets.mask)
-
-    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """θ; with an adapter only its weights need a gradient."""
-        named: Iterator[tuple[str, torch.nn.Parameter]] = self.model.named_parameters()
-        return named
-
-    def _scored(self, prepared: PreparedPrompts, targets: Targets) -> tuple[Tensor, Tensor]:
-        """log p of the gold tokens (B, K, T), and the inputs of the output layer (B·K, T, H)."""
-        num_passages = prepared.num_passages
-        ids = targets.ids.repeat_interleave(num_passages, dim=0)  # (B·K, T)
-        mask = targets.mask.repeat_interleave(num_passages, dim=0)
+    def _hidden(self, prepared: PreparedPrompts, each: Targets) -> Tensor:
         learns = torch.is_grad_enabled() and self._learns()
         # What was read of the prompts serves every target, but only where there is no gradient.
-        several = prepared.prompts.read is not None or len(ids) > len(prepared.prompts.questions)
-        score = self._from_read if several and not learns else self._at_once
-        hidden = score(prepared, ids, mask)
-        log_p = self._head.gold_log_probs(hidden, ids, mask)
-        return log_p.view(prepared.num_questions, num_passages, -1), hidden
+        several = prepared.prompts.read is not None or len(each.ids) > len(prepared.prompts.questions)
+        return (self._from_read if several and not learns else self._at_once)(prepared, each.ids, each.mask)
 
     def _learns(self) -> bool:
         return any(parameter.requires_grad for parameter in self.model.parameters())
@@ -231,7 +213,7 @@ class CausalGenerator:
         if learns and not (self.lora is not None and self.lora.scope == "question"):
             questions = [first + rest for first, rest in zip(passages, questions, strict=True)]
         else:
-            past = self._past(passages, recurring=prepared.prompts.recurring)
+            past = self._passages.past(passages, recurring=prepared.prompts.recurring)
             fixed(past[0])
         lengths = mask.sum(dim=1).tolist()
         targets = ids.tolist()
@@ -257,8 +239,8 @@ class CausalGenerator:
             more, _ = self._head.run(
                 input_ids=ids[:, :-1],
                 attention_mask=all_mask.long(),
-                position_ids=_positions(all_mask)[:, prompt_mask.shape[1] :],
-                past_key_values=_selected(read.cache, index),
+                position_ids=token_positions(all_mask)[:, prompt_mask.shape[1] :],
+                past_key_values=selected(read.cache, index),
                 use_cache=True,
             )
         return torch.cat([hidden, more], dim=1)
@@ -275,71 +257,14 @@ class CausalGenerator:
             cache, before = past
             mask = torch.cat([before, mask], dim=1)
             inputs = {"past_key_values": cache, "use_cache": True}
-        positions = _positions(mask)[:, -ids.shape[1] :]
+        positions = token_positions(mask)[:, -ids.shape[1] :]
         hidden, output = self._head.run(input_ids=ids, attention_mask=mask.long(), position_ids=positions, **inputs)
         return hidden, output.past_key_values, mask
-
-    def _past(self, rows: Sequence[Sequence[int]], *, recurring: bool) -> tuple[Any, Tensor]:
-        """The cache of these passages, left-padded, and its mask (R, P); read where they are not known yet."""
-        from transformers import DynamicCache
-
-        known = self._layers_of({tuple(row) for row in rows}, self.passage_cache if recurring else None)
-        cache, width = DynamicCache(), max(map(len, rows))
-        mask = torch.arange(width) >= width - torch.tensor([len(row) for row in rows])[:, None]
-        if width == 0:
-            return cache, mask.to(self.device)
-        for number, layer in enumerate(known[max(map(tuple, rows), key=len)]):
-            whole = layer.new_zeros(2, len(rows), layer.shape[1], width, layer.shape[3])
-            for r, row in enumerate(rows):
-                if row:
-                    whole[:, r, :, width - len(row) :] = known[tuple(row)][number]
-            keys, values = whole.to(self.device)
-            cache.update(keys, values, number)
-        return cache, mask.to(self.device)
-
-    @torch.no_grad()
-    def _layers_of(
-        self, rows: Collection[tuple[int, ...]], cache: PassageCache | None
-    ) -> dict[tuple[int, ...], Layers]:
-        """Keys and values of passages, without an adapter whose scope is the question."""
-        found: dict[tuple[int, ...], Layers] = {}
-        unread: list[tuple[int, ...]] = []
-        for row in sorted(filter(None, rows), key=lambda row: (-len(row), row)):
-            kept = cache.get(row) if cache is not None else None
-            if kept is None:
-                unread.append(row)
-            else:
-                found[row] = kept
-        while unread:
-            size = max(1, _READ_TOKENS // len(unread[0]))
-            batch, unread = unread[:size], unread[size:]
-            fresh = self._read_passages(batch)
-            found.update(fresh)
-            if cache is not None:
-                for row, layers in fresh.items():
-                    cache.put(row, layers)
-        return found
-
-    def _read_passages(self, batch: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Layers]:
-        from transformers import DynamicCache
-
-        ids, mask = padded(batch, pad=self._pad_id)
-        untouched = self.lora is not None and self.lora.scope == "question"
-        with without_lora(self.model) if untouched else nullcontext():
-            # The output layer sees one position; padding comes last, where no token attends to it.
-            _, output = self._head.run(
-                input_ids=ids.to(self.device),
-                attention_mask=mask.long().to(self.device),
-                past_key_values=DynamicCache(),
-                use_cache=True,
-            )
-        layers = [torch.stack([layer.keys, layer.values]) for layer in output.past_key_values.layers]
-        return {row: [layer[:, r, :, : len(row)].clone() for layer in layers] for r, row in enumerate(batch)}
 
     def start(self, prepared: PreparedPrompts) -> tuple[Tensor, _State]:
         read, index = self._read(prepared.prompts), prepared.index
         state = _State(
-            _selected(read.cache, index),
+            selected(read.cache, index),
             read.mask[index],
             prepared.num_questions,
             prepared.num_passages,
@@ -356,7 +281,7 @@ class CausalGenerator:
         output = self.model(
             input_ids=tokens[:, None, :].expand(-1, state.num_passages, -1).reshape(-1, 1),
             attention_mask=state.mask.long(),
-            position_ids=_positions(state.mask)[:, -1:],
+            position_ids=token_positions(state.mask)[:, -1:],
             past_key_values=state.cache,
             use_cache=True,
         )
@@ -370,12 +295,12 @@ class CausalGenerator:
     def _read(self, prompts: _Prompts) -> _Read:
         if prompts.read is None:
             hidden, cache, mask = self._block(
-                self._past(prompts.passages, recurring=prompts.recurring), prompts.questions
+                self._passages.past(prompts.passages, recurring=prompts.recurring), prompts.questions
             )
             lengths = torch.tensor([len(question) for question in prompts.questions], device=hidden.device)
             last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1][:, None]  # (R, 1, H)
             logits = self._head.after(self._head.linear(last))[:, 0]
-            _shift_right(cache, hidden.shape[1] - lengths)
+            shift_right(cache, hidden.shape[1] - lengths)
             total = mask.sum(dim=1)
             width = mask.shape[1]
             held = torch.arange(width, device=mask.device) >= width - total[:, None]
@@ -420,31 +345,6 @@ class CausalGenerator:
             "max_input_tokens": self.max_input_tokens,
             **({} if self.lora is None else {"lora": asdict(self.lora)}),
         }
-
-
-def _positions(mask: Tensor) -> Tensor:
-    """(R, S) position of every token in its row; padding gets 0."""
-    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-
-
-def _selected(cache: Any, index: Tensor) -> Any:
-    """The rows at ``index`` as a cache of their own: what is appended to it does not reach the given one."""
-    own = copy.copy(cache)
-    own.layers = [copy.copy(layer) for layer in cache.layers]
-    if not torch.equal(index, torch.arange(cache.layers[0].keys.shape[0], device=index.device)):
-        own.batch_select_indices(index)
-    return own
-
-
-def _shift_right(cache: Any, by: Tensor) -> None:
-    """Move every row's positions so that its padding at the end comes to stand at the beginning; by: (R,)."""
-    if not bool(by.any()):
-        return
-    for layer in cache.layers:
-        width = layer.keys.shape[2]
-        places = (torch.arange(width, device=by.device) - by[:, None]) % width  # (R, S)
-        places = places[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3])
-        layer.keys, layer.values = layer.keys.gather(2, places), layer.values.gather(2, places)
 
 
 def _window(model: Any) -> int | None:

@@ -1,6 +1,6 @@
 """Encoder–decoders (BART, T5 and their kin) as p_θ(y|x,z) (Lewis et al. 2020, §2.3)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ from latentrag.generator.grid import check_lengths, padded, pairs, rows_of_paren
 from latentrag.generator.inputs import InputTemplate, input_ids
 from latentrag.generator.lora import Lora, add_lora
 from latentrag.generator.own_logits import OwnLogits
-from latentrag.generator.settings import decoding_defaults
+from latentrag.generator.scoring import GoldScorer
 from latentrag.generator.text import pieces
 from latentrag.types import PassageLists, Targets
 
@@ -47,7 +47,7 @@ class _State:
     num_beams: int
 
 
-class Seq2SeqGenerator:
+class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
     """An encoder–decoder of transformers as generator.
 
     Args:
@@ -101,19 +101,9 @@ class Seq2SeqGenerator:
         self._head: OutputHead | OwnLogits = head if agrees else OwnLogits(model)
 
     @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        device: torch.device = self.model.device
-        return device
-
-    @property
     def max_target_tokens(self) -> int | None:
         positions: int | None = getattr(self.model.config, "max_position_embeddings", None)
         return None if positions is None else positions - len(self.decoder_prefix) + 1
-
-    @property
-    def decoding_defaults(self) -> Mapping[str, Any]:
-        return decoding_defaults(self.model)
 
     def prepare(self, x: Sequence[str], passages: PassageLists | None) -> PreparedContexts:
         rows, num_passages = pairs(x, passages)
@@ -144,32 +134,11 @@ class Seq2SeqGenerator:
         ids, mask = padded(rows, pad=self._pad_id)
         return Targets(ids.to(self.device), mask.to(self.device))
 
-    def log_p_theta(self, prepared: PreparedContexts, targets: Targets) -> Tensor:
-        log_p, _ = self._scored(prepared, targets)
-        return log_p
-
-    def log_p_theta_and_mean(
-        self, prepared: PreparedContexts, targets: Targets, weigh: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        log_p, hidden = self._scored(prepared, targets)
-        return log_p, self._head.mean_log_probs(hidden, weigh(log_p), targets.mask)
-
-    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """θ; with an adapter only its weights need a gradient."""
-        named: Iterator[tuple[str, torch.nn.Parameter]] = self.model.named_parameters()
-        return named
-
-    def _scored(self, prepared: PreparedContexts, targets: Targets) -> tuple[Tensor, Tensor]:
-        """log p of the gold tokens (B, K, T), and the inputs of the output layer (B·K, T, H)."""
-        num_passages = prepared.num_passages
-        ids = targets.ids.repeat_interleave(num_passages, dim=0)  # (B·K, T)
-        mask = targets.mask.repeat_interleave(num_passages, dim=0)
-        prefix = self._prefix(len(ids))  # (B·K, P)
-        decoder_ids = torch.cat([prefix, ids[:, :-1]], dim=1)
+    def _hidden(self, prepared: PreparedContexts, each: Targets) -> Tensor:
+        prefix = self._prefix(len(each.ids))  # (B·K, P)
+        decoder_ids = torch.cat([prefix, each.ids[:, :-1]], dim=1)
         hidden, _ = self._head.run(**self._context(prepared, 1), decoder_input_ids=decoder_ids, use_cache=False)
-        hidden = hidden[:, prefix.shape[1] - 1 :]
-        log_p = self._head.gold_log_probs(hidden, ids, mask)
-        return log_p.view(prepared.num_questions, num_passages, -1), hidden
+        return hidden[:, prefix.shape[1] - 1 :]
 
     def start(self, prepared: PreparedContexts) -> tuple[Tensor, _State]:
         from transformers import DynamicCache, EncoderDecoderCache
