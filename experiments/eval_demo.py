@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
+from running import run
 from torch import Tensor
 
 import latentrag
@@ -213,8 +214,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except latentrag.LatentRagError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

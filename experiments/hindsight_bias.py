@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from running import run
 from torch import Tensor
 
-import latentrag
 from latentrag import assemble
 from latentrag.encoder import load_query_encoder
 from latentrag.retriever import DenseRetriever
@@ -143,8 +143,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except latentrag.LatentRagError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -30,8 +30,8 @@ from typing import Any
 
 import torch
 from jeopardy_report import write_report
+from running import run
 
-import latentrag
 from latentrag import assemble
 from latentrag.encoder import load_query_encoder
 from latentrag.evaluation.run import evaluate
@@ -240,11 +240,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except latentrag.LatentRagError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    run(main)

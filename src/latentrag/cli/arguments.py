@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -10,7 +11,7 @@ import typer
 from latentrag.cli.output import working
 from latentrag.config import DEMO, RetrieverKind
 from latentrag.errors import InputError
-from latentrag.types import Variant
+from latentrag.types import Decoding, Variant
 
 if TYPE_CHECKING:
     from latentrag.assemble import ModelSpec
@@ -51,6 +52,11 @@ AsOf = Annotated[
         help="A version of the memory, or what was the newest then; see `index log`. Default: see `index use`.",
     ),
 ]
+QuestionFile = Annotated[Path, typer.Argument(help="Questions with answers: JSON lines or an array, also gzipped.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out rows without question or answer.")]
+ClosedBook = Annotated[bool, typer.Option("--closed-book", help="No passages: the generator alone.")]
+DecodingName = Annotated[Decoding, typer.Option(help="How to search; thorough and fast are for sequence.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Longest answer.")]
 DtypeName = Annotated[Dtype, typer.Option("--dtype", help="Number format of the generator.")]
 
 

@@ -9,7 +9,6 @@ import typer
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, working
 from latentrag.config import DEMO
-from latentrag.types import Decoding
 
 
 def ask(
@@ -22,9 +21,9 @@ def ask(
     retriever: arg.RetrieverName = None,
     k: arg.NumPassages = None,
     variant: arg.VariantName = None,
-    decoding: Annotated[Decoding, typer.Option(help="How to search; thorough and fast are for sequence.")] = "exact",
+    decoding: arg.DecodingName = "exact",
     beams: Annotated[int | None, typer.Option(help="Hypotheses kept alive, or samples drawn.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+    max_tokens: arg.MaxTokens = None,
     min_tokens: Annotated[int | None, typer.Option(help="Shortest answer.")] = None,
     no_repeat_ngram: Annotated[int | None, typer.Option(help="No run of so many tokens twice; 0: no limit.")] = None,
     length_penalty: Annotated[float | None, typer.Option(help="Above 0: longer answers rank higher.")] = None,

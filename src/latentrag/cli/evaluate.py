@@ -11,7 +11,6 @@ import typer
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
 from latentrag.config import DEMO, resolve_memory, resolve_model
-from latentrag.types import Decoding
 
 if TYPE_CHECKING:
     from latentrag.assemble import ModelSpec
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    data: Annotated[Path, typer.Argument(help="Questions with answers: JSON lines or an array, also gzipped.")],
+    data: arg.QuestionFile,
     memory: arg.MemoryName = DEMO,
     model: arg.ModelName = None,
     encoder: arg.EncoderName = None,
@@ -29,16 +28,16 @@ def evaluate(
     retriever: arg.RetrieverName = None,
     k: arg.NumPassages = None,
     variant: arg.VariantName = None,
-    decoding: Annotated[Decoding, typer.Option(help="How to search; thorough and fast are for sequence.")] = "exact",
+    decoding: arg.DecodingName = "exact",
     beams: Annotated[int | None, typer.Option(help="Hypotheses kept alive; 1 is greedy.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
-    closed_book: Annotated[bool, typer.Option("--closed-book", help="No passages: the generator alone.")] = False,
+    max_tokens: arg.MaxTokens = None,
+    closed_book: arg.ClosedBook = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions handled together.")] = 8,
     out: Annotated[
         Path | None, typer.Option(help="RUN.jsonl for a row a question; the same command goes on with it.")
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows without question or answer.")] = False,
+    skip_bad: arg.SkipBad = False,
     as_of: arg.AsOf = None,
     dtype: arg.DtypeName = "auto",
     as_json: arg.AsJson = False,

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 Freeze = Literal["none", "retriever", "generator"]
 Choice = Literal["first", "sample"]
+Chosen = Literal["warmup", "hindsight"]
 Scope = Literal["question", "all"]
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="Questions with answers: JSON lines or an array, also gzipped.")],
+    data: arg.QuestionFile,
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log, and in the end model/.")],
     memory: arg.MemoryName = DEMO,
     model: arg.ModelName = None,
@@ -44,7 +45,7 @@ def train(
     hindsight: Annotated[
         int | None, typer.Option(min=0, help="More passages, found with the answer; training only; default: as many.")
     ] = None,
-    closed_book: Annotated[bool, typer.Option("--closed-book", help="No passages: the generator alone.")] = False,
+    closed_book: arg.ClosedBook = False,
     freeze: Annotated[Freeze, typer.Option(help="A side that is not trained.")] = "none",
     epochs: Annotated[float, typer.Option(min=0.0, help="How often every example is seen.")] = 1.0,
     steps: Annotated[int | None, typer.Option(min=1, help="In place of --epochs: optimiser steps.")] = None,
@@ -88,7 +89,7 @@ def train(
     passage_cache_folder: Annotated[Path | None, typer.Option(help="Keeps them on disk too, for later runs.")] = None,
     dtype: arg.DtypeName = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows without question or answer.")] = False,
+    skip_bad: arg.SkipBad = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     as_json: arg.AsJson = False,
 ) -> None:
@@ -131,11 +132,10 @@ def train(
             autocast=autocast,
         )
 
-    chosen: list[Literal["warmup", "hindsight"]] = []
-    if warmup_generator is None and warmup_retriever is None:
-        chosen.append("warmup")
-    if hindsight is None:
-        chosen.append("hindsight")
+    left_out: dict[Chosen, bool] = {
+        "warmup": warmup_generator is None and warmup_retriever is None,
+        "hindsight": hindsight is None,
+    }
     setup = Setup(
         data=data.expanduser(),
         memory=memory,
@@ -151,7 +151,7 @@ def train(
         recompute=recompute,
         passage_cache_bytes=round(passage_cache * 2**30),
         passage_cache_folder=None if passage_cache_folder is None else passage_cache_folder.expanduser(),
-        choose=chosen,
+        choose=[name for name, absent in left_out.items() if absent],
         skip_bad=skip_bad,
         device=device,
     )

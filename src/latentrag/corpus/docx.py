@@ -35,6 +35,7 @@ def docx(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
         with zipfile.ZipFile(file) as archive:
             title = _title(archive)
             text = _body(archive, _target(archive, "officeDocument") or "word/document.xml")
+    # zipfile raises the last two for methods of compression and encryption that it does not know.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UnreadableError(f"not a whole .docx file ({error}); fetch or save it again") from error
     yield Document(id=name, text=text, title=title or PurePath(name).stem, source=source)
