@@ -1,6 +1,6 @@
 """The paper's two decoders for RAG-Sequence: a beam for each passage, then the marginal of what they found (§2.5)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,12 +8,13 @@ from torch import Tensor
 
 from latentrag.decoding.beam import marginal_beam
 from latentrag.decoding.options import Decoded, DecodingOptions
+from latentrag.decoding.trie import Trie, scored_tries
 from latentrag.marginal import sequence_log_likelihood
 from latentrag.protocols import Generator
 from latentrag.types import Targets
 
-_ROWS_AT_ONCE = 128
-"""Rows (candidate × passage) of one scoring pass."""
+_ROWS_AT_ONCE = 512
+"""Rows (prefix × passage) of one scoring step."""
 
 
 def thorough(
@@ -89,20 +90,42 @@ def rescored(
     sequences: Sequence[Sequence[int]],
 ) -> list[tuple[float, Tensor]]:
     """log p(y|x) under RAG-Sequence and log p_θ (K, T) of token sequences, each for its question of the batch."""
-    results: list[tuple[float, Tensor]] = []
-    device = log_p_eta.device
-    at_once = max(1, _ROWS_AT_ONCE // log_p_eta.shape[1])
-    for start in range(0, len(sequences), at_once):
-        chunk = sequences[start : start + at_once]
-        index = torch.tensor(question[start : start + at_once], device=device)
-        targets = as_targets(chunk, device=device)
-        log_p_theta = generator.log_p_theta(prepared.rows(index), targets)  # (C, K, T)
-        log_probs = sequence_log_likelihood(log_p_eta[index], log_p_theta, targets.mask)
-        results += [
-            (log_prob, log_p_theta[c, :, : len(ids)])
-            for c, (log_prob, ids) in enumerate(zip(log_probs.tolist(), chunk, strict=True))
-        ]
+    of_questions: dict[int, list[int]] = {}
+    for place, b in enumerate(question):
+        of_questions.setdefault(b, []).append(place)
+    log_p_theta: list[Tensor] = [torch.empty(0)] * len(sequences)
+    for group in _groups(of_questions, sequences, rows=max(1, _ROWS_AT_ONCE // log_p_eta.shape[1])):
+        index = torch.tensor([b for b, _ in group], device=log_p_eta.device)
+        tries = [Trie([sequences[place] for place in places]) for _, places in group]
+        for (_, places), scores in zip(group, scored_tries(generator, prepared.rows(index), tries), strict=True):
+            for place, of_one in zip(places, scores, strict=True):
+                log_p_theta[place] = of_one
+    results = []
+    for b, found in zip(question, log_p_theta, strict=True):
+        mask = torch.ones(1, found.shape[1], dtype=torch.bool, device=found.device)
+        results.append((sequence_log_likelihood(log_p_eta[b : b + 1], found[None], mask).item(), found))
     return results
+
+
+def _groups(
+    of_questions: Mapping[int, list[int]], sequences: Sequence[Sequence[int]], *, rows: int
+) -> Iterator[list[tuple[int, list[int]]]]:
+    """Questions with the places of their sequences, so many at a time that no level of their tries has more nodes
+    than ``rows``. Sequences with a common beginning stay together."""
+    group: list[tuple[int, list[int]]] = []
+    widest = 0
+    for b, places in of_questions.items():
+        ordered = sorted(places, key=lambda place: tuple(sequences[place]))
+        for start in range(0, len(ordered), rows):
+            part = ordered[start : start + rows]
+            width = max(widest, Trie([sequences[place] for place in part]).width)
+            if group and (len(group) + 1) * width > rows:
+                yield group
+                group, width = [], Trie([sequences[place] for place in part]).width
+            group.append((b, part))
+            widest = width
+    if group:
+        yield group
 
 
 def as_targets(sequences: Sequence[Sequence[int]], *, device: torch.device) -> Targets:

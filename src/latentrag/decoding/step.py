@@ -17,6 +17,8 @@ from torch import Tensor
 from latentrag.decoding.options import DecodingOptions
 from latentrag.types import Variant
 
+_BLOCK_ELEMENTS = 1 << 18
+
 TextOf = Callable[[Sequence[int]], str]
 
 
@@ -84,7 +86,15 @@ class Beams:
 
 def marginal_step(beams: Beams, log_p: Tensor, variant: Variant) -> Tensor:
     """log p(y_i|x,y_<i) for every next token. log_p: (B', K, M, V). Returns (B', M, V)."""
-    return (beams.log_weights(variant)[..., None] + log_p).logsumexp(dim=1)
+    log_w = beams.log_weights(variant)[..., None]
+    num_questions, num_passages, num_beams, vocabulary = log_p.shape
+    step = log_p.new_empty(num_questions, num_beams, vocabulary)
+    # A block of the vocabulary at a time stays in the processor's cache from the sum to the logarithm.
+    size = vocabulary if log_p.is_cuda else max(1, _BLOCK_ELEMENTS // (num_questions * num_passages * num_beams))
+    for start in range(0, vocabulary, size):
+        block = slice(start, start + size)
+        torch.logsumexp(log_w + log_p[..., block], dim=1, out=step[..., block])
+    return step
 
 
 def forbid(step: Tensor, beams: Beams, options: DecodingOptions, end_id: int) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentrag.generator.grid import are_all
+
 
 def token_positions(mask: Tensor) -> Tensor:
     """(R, S) position of every token in its row; padding gets 0."""
@@ -16,7 +18,7 @@ def selected(cache: Any, index: Tensor) -> Any:
     """The rows at ``index`` as a cache of their own: what is appended to it does not reach the given one."""
     own = copy.copy(cache)
     own.layers = [copy.copy(layer) for layer in cache.layers]
-    if not torch.equal(index, torch.arange(cache.layers[0].keys.shape[0], device=index.device)):
+    if not are_all(index, cache.layers[0].keys.shape[0]):
         own.batch_select_indices(index)
     return own
 

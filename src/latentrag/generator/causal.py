@@ -10,8 +10,8 @@ from torch import Tensor
 
 from latentrag.errors import InputError, ModelError
 from latentrag.generator.caches import selected, shift_right, token_positions
-from latentrag.generator.gold import OutputHead
-from latentrag.generator.grid import check_lengths, padded, pairs, rows_of_parents, rows_of_questions
+from latentrag.generator.gold import OutputHead, log_probabilities
+from latentrag.generator.grid import are_all, check_lengths, padded, pairs, rows_of_parents, rows_of_questions
 from latentrag.generator.inputs import PromptTemplate
 from latentrag.generator.lora import Lora, add_lora
 from latentrag.generator.memory_saving import fixed
@@ -20,6 +20,7 @@ from latentrag.generator.passage_cache import PassageCache
 from latentrag.generator.passage_reader import PassageReader
 from latentrag.generator.prompts import PromptTokens
 from latentrag.generator.scoring import GoldScorer
+from latentrag.generator.shared_context import share_context
 from latentrag.generator.text import pieces
 from latentrag.types import PassageLists, Targets
 
@@ -121,6 +122,7 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         head = OutputHead(model)
         probe = torch.tensor([[self.end_id, self.end_id]], device=self.device)
         self._head: OutputHead | OwnLogits = head if head.agrees(input_ids=probe) else OwnLogits(model)
+        self._shares_context = share_context(model)
         self._passages = PassageReader(
             model,
             self._head,
@@ -262,34 +264,33 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         return hidden, output.past_key_values, mask
 
     def start(self, prepared: PreparedPrompts) -> tuple[Tensor, _State]:
+        from latentrag.generator.beam_cache import BeamCache
+
         read, index = self._read(prepared.prompts), prepared.index
-        state = _State(
-            selected(read.cache, index),
-            read.mask[index],
-            prepared.num_questions,
-            prepared.num_passages,
-            1,
-        )
+        cache = BeamCache(read.cache, index) if self._shares_context else selected(read.cache, index)
+        state = _State(cache, read.mask[index], prepared.num_questions, prepared.num_passages, 1)
         return self._grid(state, read.logits[index]), state
 
     def step(self, state: _State, parents: Tensor, tokens: Tensor) -> tuple[Tensor, _State]:
         rows = rows_of_parents(parents, state.num_passages, state.num_beams)
-        if not torch.equal(rows, torch.arange(len(state.mask), device=rows.device)):
+        if not are_all(rows, len(state.mask)):
             state.cache.batch_select_indices(rows)
+        questions = parents[:, 0] // state.num_beams
+        if self._shares_context and not are_all(questions, state.num_questions):
+            state.cache.select_contexts(rows_of_questions(questions, state.num_passages))
         state.num_questions, state.num_beams = parents.shape
         state.mask = torch.cat([state.mask[rows], state.mask.new_ones(len(rows), 1)], dim=1)
-        output = self.model(
+        hidden, _ = self._head.run(
             input_ids=tokens[:, None, :].expand(-1, state.num_passages, -1).reshape(-1, 1),
             attention_mask=state.mask.long(),
             position_ids=token_positions(state.mask)[:, -1:],
             past_key_values=state.cache,
             use_cache=True,
         )
-        return self._grid(state, output.logits[:, -1]), state
+        return self._grid(state, self._head.after(self._head.linear(hidden[:, -1]))), state
 
     def _grid(self, state: _State, logits: Tensor) -> Tensor:
-        log_p = torch.log_softmax(logits.float(), dim=-1)
-        return log_p.view(state.num_questions, state.num_passages, state.num_beams, -1)
+        return log_probabilities(logits).view(state.num_questions, state.num_passages, state.num_beams, -1)
 
     @torch.no_grad()
     def _read(self, prompts: _Prompts) -> _Read:

@@ -23,6 +23,8 @@ from latentrag.generator.fused_gold import fused_gold_log_probs
 CHUNK_ELEMENTS = 1 << 24
 """Logits of a chunk: 64 MiB in float32. With gradients it takes five to seven times that while it is worked on."""
 
+_BLOCK_ELEMENTS = 1 << 18
+
 
 class OutputHead:
     """The output layer of a transformers model: logits = after(linear(hidden)).
@@ -181,6 +183,18 @@ def _scaled(gradient: Tensor, from_above: Tensor) -> Tensor:
     """Every row of gradient (n, …) times its number in from_above (n,)."""
     factor = from_above.view(-1, *[1] * (gradient.dim() - 1))
     return (gradient * factor).to(gradient.dtype)
+
+
+@torch.no_grad()
+def log_probabilities(logits: Tensor) -> Tensor:
+    """log softmax over the vocabulary, float32. logits: (R, V), any dtype. A few rows at a time, which stay in the
+    processor's cache between the passes."""
+    log_p = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+    size = len(logits) if logits.is_cuda else max(1, _BLOCK_ELEMENTS // logits.shape[1])
+    for start in range(0, len(logits), size):
+        rows = slice(start, start + size)
+        log_p[rows] = torch.log_softmax(logits[rows].float(), dim=-1)
+    return log_p
 
 
 def pick(logits: Tensor, gold: Tensor) -> Tensor:

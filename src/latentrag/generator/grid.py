@@ -25,6 +25,11 @@ def rows_of_parents(parents: Tensor, num_passages: int, num_beams: int) -> Tenso
     return ((question[:, None, :] * num_passages + passage) * num_beams + beam[:, None, :]).reshape(-1)
 
 
+def are_all(rows: Tensor, number: int) -> bool:
+    """Whether ``rows`` are 0 … number − 1, in order."""
+    return len(rows) == number and torch.equal(rows, torch.arange(number, device=rows.device))
+
+
 def pairs(x: Sequence[str], passages: PassageLists | None) -> tuple[list[tuple[str, Passage | None]], int]:
     """Every (x, z), question by question, and K. Without passages: every x alone, K = 1.
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from latentrag.errors import InputError, ModelError
-from latentrag.generator.gold import OutputHead
-from latentrag.generator.grid import check_lengths, padded, pairs, rows_of_parents, rows_of_questions
+from latentrag.generator.gold import OutputHead, log_probabilities
+from latentrag.generator.grid import are_all, check_lengths, padded, pairs, rows_of_parents, rows_of_questions
 from latentrag.generator.inputs import InputTemplate, input_ids
 from latentrag.generator.lora import Lora, add_lora
 from latentrag.generator.own_logits import OwnLogits
 from latentrag.generator.scoring import GoldScorer
+from latentrag.generator.shared_context import share_context
 from latentrag.generator.text import pieces
 from latentrag.types import PassageLists, Targets
 
@@ -99,6 +100,7 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
         probe = torch.tensor([[self.end_id, self.end_id]], device=self.device)
         agrees = head.agrees(input_ids=probe, decoder_input_ids=probe)
         self._head: OutputHead | OwnLogits = head if agrees else OwnLogits(model)
+        self._shares_context = share_context(model)
 
     @property
     def max_target_tokens(self) -> int | None:
@@ -143,43 +145,51 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
     def start(self, prepared: PreparedContexts) -> tuple[Tensor, _State]:
         from transformers import DynamicCache, EncoderDecoderCache
 
-        state = _State(EncoderDecoderCache(DynamicCache(), DynamicCache()), prepared, 1)
+        from latentrag.generator.beam_cache import BeamCache
+
+        state = _State(EncoderDecoderCache(BeamCache(), DynamicCache()), prepared, 1)
         rows = prepared.num_questions * prepared.num_passages
         return self._advance(state, self._prefix(rows)), state
 
     def step(self, state: _State, parents: Tensor, tokens: Tensor) -> tuple[Tensor, _State]:
-        num_passages = state.prepared.num_passages
-        rows = rows_of_parents(parents, num_passages, state.num_beams)
-        state.cache.self_attention_cache.batch_select_indices(rows)
-        questions = parents[:, 0] // state.num_beams
-        same_questions = len(questions) == state.prepared.num_questions
-        if not (same_questions and parents.shape[1] == state.num_beams):
-            # Cross-attention belongs to (x, z): it moves only when the grid of questions and beams changes.
-            state.cache.cross_attention_cache.batch_select_indices(rows)
-        if not same_questions:
-            state.prepared = state.prepared.rows(questions)
-        state.num_beams = parents.shape[1]
+        num_passages, num_beams = state.prepared.num_passages, state.num_beams
+        rows = rows_of_parents(parents, num_passages, num_beams)
+        if not are_all(rows, len(state.prepared.states) * num_beams):
+            state.cache.self_attention_cache.batch_select_indices(rows)
+        self._follow(state, parents, rows)
         fed = tokens[:, None, :].expand(-1, num_passages, -1).reshape(-1, 1)  # (B'·K·M', 1)
         return self._advance(state, fed), state
 
+    def _follow(self, state: _State, parents: Tensor, rows: Tensor) -> None:
+        """Bring what belongs to (x, z) to the grid of these beams; it does not change while the grid does not."""
+        questions = parents[:, 0] // state.num_beams
+        same_questions = are_all(questions, state.prepared.num_questions)
+        same_grid = same_questions and parents.shape[1] == state.num_beams
+        if not (same_questions if self._shares_context else same_grid):
+            of_contexts = rows_of_questions(questions, state.prepared.num_passages) if self._shares_context else rows
+            state.cache.cross_attention_cache.batch_select_indices(of_contexts)
+        if not same_questions:
+            state.prepared = state.prepared.rows(questions)
+        state.num_beams = parents.shape[1]
+
     def _advance(self, state: _State, decoder_ids: Tensor) -> Tensor:
-        output = self.model(
-            **self._context(state.prepared, state.num_beams),
+        prepared, num_beams = state.prepared, state.num_beams
+        hidden, _ = self._head.run(
+            **self._context(prepared, 1 if self._shares_context else num_beams),
             decoder_input_ids=decoder_ids,
             past_key_values=state.cache,
             use_cache=True,
         )
-        log_p = torch.log_softmax(output.logits[:, -1].float(), dim=-1)
-        prepared = state.prepared
-        return log_p.view(prepared.num_questions, prepared.num_passages, state.num_beams, -1)
+        logits = self._head.after(self._head.linear(hidden[:, -1]))
+        return log_probabilities(logits).view(prepared.num_questions, prepared.num_passages, num_beams, -1)
 
-    def _context(self, prepared: PreparedContexts, num_beams: int) -> dict[str, Any]:
+    def _context(self, prepared: PreparedContexts, repeats: int) -> dict[str, Any]:
         from transformers.modeling_outputs import BaseModelOutput
 
         states, mask = prepared.states, prepared.mask
-        if num_beams > 1:
-            states = states.repeat_interleave(num_beams, dim=0)
-            mask = mask.repeat_interleave(num_beams, dim=0)
+        if repeats > 1:
+            states = states.repeat_interleave(repeats, dim=0)
+            mask = mask.repeat_interleave(repeats, dim=0)
         return {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "attention_mask": mask.long()}
 
     def _prefix(self, rows: int) -> Tensor:

@@ -1,0 +1,194 @@
+"""Attention of several beams to one context: its keys and values stand once for (x, z), never once for each beam.
+
+Row (c, m) of a decoder is beam m of context c. In cross-attention the M queries of a context attend side by side, as
+positions of one row: a query sees all keys, whatever stands beside it. In the self-attention of a causal model they
+attend to the context side by side and to their own tokens each alone, under one softmax.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAME = "latentrag_shared_context"
+
+
+def share_context(model: Any) -> bool:
+    """Let a model's decoder take M rows for every row of its context, where it can.
+
+    Models of transformers that choose their attention by name and use torch's can; others, and models whose
+    attention somebody chose, are left as they are.
+
+    Returns: whether it can now.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    before = _attention_of(model)
+    if before == NAME:
+        return True
+    if before != "sdpa":
+        return False
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+    probe = _encoder_decoder if model.config.is_encoder_decoder else _causal
+    if _attention_of(model) == NAME and _agrees(model, probe):
+        return True
+    model.set_attn_implementation("sdpa")
+    return False
+
+
+def _attention_of(model: Any) -> str | None:
+    config = model.config.get_text_config(decoder=True)
+    name: str | None = getattr(config, "_attn_implementation", None)
+    return name
+
+
+def attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Torch's attention, but for rows that share a context.
+
+    Args:
+        query: (C·M, N, Q, D).
+        key, value: (C, N', S, D), or (C·M, N', S, D) with ``key.context`` = keys and values (C, N', S', D) before.
+        attention_mask: over all keys, also those of the context.
+    Returns: (C·M, Q, N, D), and no weights.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    context = getattr(key, "context", None)
+    if context is not None:
+        return _after_context(query, key, value, context, attention_mask, **options), None
+    num_beams = query.shape[0] // key.shape[0]
+    if num_beams <= 1:
+        found: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]
+        return found, None
+    options |= {"is_causal": False, "position_bias": _for_each(options.get("position_bias"), num_beams)}
+    mask = _for_each(attention_mask, num_beams)
+    found = sdpa_attention_forward(module, _side_by_side(query, num_beams), key, value, mask, **options)[0]
+    return found.unflatten(1, (num_beams, -1)).flatten(0, 1), None  # (C, M·Q, N, D) → (C·M, Q, N, D)
+
+
+def _side_by_side(query: Tensor, num_beams: int) -> Tensor:
+    """(C·M, N, Q, D) → (C, N, M·Q, D)."""
+    found: Tensor = query.unflatten(0, (-1, num_beams)).transpose(1, 2).flatten(2, 3)
+    return found
+
+
+def _for_each(of_positions: Tensor | None, num_beams: int) -> Tensor | None:
+    """(…, Q, S) → (…, M·Q, S)."""
+    return None if of_positions is None else of_positions.repeat(1, 1, num_beams, 1)
+
+
+def _after_context(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    context: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> Tensor:
+    """One token of each beam (Q = 1) after its context and its own tokens. Returns (C·M, 1, N, D)."""
+    if query.shape[2] != 1 or softcap is not None:
+        raise ValueError("beams share a context one token at a time, and without a soft cap")
+    keys, values = context
+    rows, heads, width = query.shape[0], query.shape[1], query.shape[3]
+    groups = heads // key.shape[1]
+    num_beams = rows // keys.shape[0]
+    scale = width**-0.5 if scaling is None else scaling
+    own = query.reshape(rows, -1, groups, width)  # (C·M, N', G, D): heads that share keys stand side by side
+    together = _side_by_side(own, num_beams)  # (C, N', M·G, D)
+    before = together @ keys.transpose(2, 3)  # (C, N', M·G, S')
+    before = before.unflatten(2, (num_beams, groups)).transpose(1, 2).flatten(0, 1)  # (C·M, N', G, S')
+    scores = torch.cat([before, own @ key.transpose(2, 3)], dim=3).float() * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    weights = torch.softmax(scores, dim=3).to(query.dtype)
+    first, rest = weights.split([keys.shape[2], key.shape[2]], dim=3)
+    found = _side_by_side(first, num_beams) @ values  # (C, N', M·G, D)
+    of_context = found.unflatten(2, (num_beams, groups)).transpose(1, 2).flatten(0, 1)  # (C·M, N', G, D)
+    both: Tensor = of_context + rest @ value
+    return both.reshape(rows, 1, heads, width)
+
+
+# Whether a model does with shared contexts what it does with contexts of their own.
+
+
+@torch.no_grad()
+def _agrees(model: Any, probe: Callable[[Any, bool], Tensor]) -> bool:
+    """Two beams of each of two contexts, one of them padded."""
+    try:
+        shared, apart = probe(model, True).float(), probe(model, False).float()
+    except (RuntimeError, ValueError, IndexError, TypeError):  # the shapes were not to its liking
+        return False
+    rounding = 64 * torch.finfo(model.dtype).eps
+    return bool(torch.allclose(shared, apart, rtol=rounding, atol=rounding * float(apart.abs().max())))
+
+
+def _ids(model: Any, rows: list[list[int]]) -> Tensor:
+    return torch.tensor(rows, device=model.device)
+
+
+def _encoder_decoder(model: Any, shared: bool) -> Tensor:
+    from transformers import DynamicCache, EncoderDecoderCache
+    from transformers.modeling_outputs import BaseModelOutput
+
+    ids, mask = _ids(model, [[0, 1, 2], [2, 1, 0]]), _ids(model, [[1, 1, 1], [1, 1, 0]])
+    states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+    twice = torch.arange(2, device=model.device).repeat_interleave(2)
+    own = torch.arange(2, device=model.device) if shared else twice
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    output = None
+    for tokens in (ids[own, :1], _ids(model, [[1], [2], [0], [1]])):
+        if output is not None and shared:
+            cache.self_attention_cache.batch_select_indices(twice)
+        output = model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states[own]),
+            attention_mask=mask[own],
+            decoder_input_ids=tokens,
+            past_key_values=cache,
+            use_cache=True,
+        )
+    assert output is not None
+    logits: Tensor = output.logits
+    return logits
+
+
+def _causal(model: Any, shared: bool) -> Tensor:
+    from transformers import DynamicCache
+
+    from latentrag.generator.beam_cache import BeamCache
+
+    mask = _ids(model, [[1, 1, 1], [0, 1, 1]])
+    read = model(
+        input_ids=_ids(model, [[0, 1, 2], [0, 2, 1]]),
+        attention_mask=mask,
+        position_ids=_ids(model, [[0, 1, 2], [0, 0, 1]]),
+        past_key_values=DynamicCache(),
+        use_cache=True,
+    ).past_key_values
+    twice = torch.arange(2, device=model.device).repeat_interleave(2)
+    cache, mask = read, mask[twice]
+    if shared:
+        cache = BeamCache(read)
+    else:
+        cache.batch_select_indices(twice)
+    logits = torch.empty(0)
+    for step, tokens in enumerate(([[1], [2], [0], [1]], [[0], [1], [2], [2]])):
+        mask = torch.cat([mask, mask.new_ones(4, 1)], dim=1)
+        positions = _ids(model, [[3], [3], [2], [2]]) + step
+        output = model(
+            input_ids=_ids(model, tokens),
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = output.logits
+    return logits
