@@ -5,17 +5,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentrag.decoding import rescored
+from latentrag.decoding import DecodingOptions, rescored, thorough
 from latentrag.decoding.rescore import as_targets
-from latentrag.decoding.trie import Trie, scored_tries
+from latentrag.decoding.trie import Trie, score_tries
 from latentrag.generator import load_generator
 from latentrag.marginal import log_prior, sequence_log_likelihood
 from latentrag.types import Passage
 from tests import tiny
 
-SEQUENCES = st.lists(st.lists(st.integers(3, 6), min_size=1, max_size=5), min_size=1, max_size=7)
+SEQUENCES = st.lists(st.lists(st.integers(3, 6), min_size=1, max_size=5), min_size=1, max_size=7, unique_by=tuple)
 PASSAGES = [[Passage("a", "paris is the capital"), Passage("b", "the red moon is a moon of mars")]] * 3
 X = ["what is the capital", "which moon is red", "who"]
+LOG_P_ETA = log_prior(torch.tensor([[0.3, 1.0], [2.0, -1.0], [0.0, 0.0]]))
 KINDS = {"seq2seq": tiny.save_bart, "causal": tiny.save_llama}
 
 
@@ -27,35 +28,83 @@ def generator(request, tmp_path_factory):
     return load_generator(folder)
 
 
+def alone(generator, b: int, ids: list[int]):
+    """log p_θ (K, T) and log p(y|x), in one forward pass for this sequence."""
+    targets = as_targets([ids], device=torch.device("cpu"))
+    log_p_theta = generator.log_p_theta(generator.prepare(X[b : b + 1], PASSAGES[:1]), targets)
+    return log_p_theta[0], sequence_log_likelihood(LOG_P_ETA[b : b + 1], log_p_theta, targets.mask).item()
+
+
 @given(st.lists(SEQUENCES, min_size=3, max_size=3))
-@settings(max_examples=25, deadline=None)
-def test_tries_score_as_each_sequence_alone(generator, of_questions) -> None:
-    prepared = generator.prepare(X, PASSAGES)
-    found = scored_tries(generator, prepared, [Trie(sequences) for sequences in of_questions])
+@settings(max_examples=20, deadline=None)
+def test_sequences_score_as_each_alone(generator, of_questions) -> None:
+    tries = [Trie(sequences, LOG_P_ETA[b]) for b, sequences in enumerate(of_questions)]
+    score_tries(generator, generator.prepare(X, PASSAGES), tries)
     for b, sequences in enumerate(of_questions):
-        for ids, log_p in zip(sequences, found[b], strict=True):
-            alone = generator.log_p_theta(prepared.rows(torch.tensor([b])), as_targets([ids], device=log_p.device))
-            torch.testing.assert_close(log_p, alone[0], rtol=0, atol=2e-5)
+        for number, ids in enumerate(sequences):
+            torch.testing.assert_close(tries[b].result(number), alone(generator, b, ids)[0], rtol=0, atol=1e-4)
+
+
+@given(SEQUENCES, st.integers(1, 4), st.lists(st.booleans(), min_size=14, max_size=14))
+@settings(max_examples=30, deadline=None)
+def test_the_best_are_never_left_out(generator, sequences, num_best, is_known) -> None:
+    """Whatever is known of them before."""
+    scores = [alone(generator, 1, ids) for ids in sequences]
+    known = torch.stack([log_p.sum(dim=1) for log_p, _ in scores])
+    known[~torch.tensor(is_known).view(7, 2)[: len(sequences)]] = float("nan")
+    trie = Trie(sequences, LOG_P_ETA[1], known, num_best)
+    score_tries(generator, generator.prepare(X[1:2], PASSAGES[:1]), [trie])
+    best = sorted(range(len(sequences)), key=lambda number: -scores[number][1])[:num_best]
+    for number in best:
+        torch.testing.assert_close(trie.result(number), scores[number][0], rtol=0, atol=1e-4)
+
+
+def test_what_cannot_win_is_left_out(generator) -> None:
+    """With everything known before, only the best is scored to its end."""
+    sequences = [[3, 4, 5, 6, 3, 4], [6, 5, 4, 3, 6, 5], [4, 4, 4, 4, 4, 4]]
+    known = torch.stack([alone(generator, 0, ids)[0].sum(dim=1) for ids in sequences])
+    trie = Trie(sequences, LOG_P_ETA[0], known, 1)
+    score_tries(generator, generator.prepare(X[:1], PASSAGES[:1]), [trie])
+    assert [trie.result(number) is not None for number in range(3)].count(True) == 1
+    assert sorted(len(scores) for scores in trie.scores) == [1, 1, 6]
 
 
 @given(SEQUENCES)
-def test_a_level_holds_every_prefix_once(sequences) -> None:
-    trie = Trie(sequences)
-    for t, level in enumerate(trie.levels):
-        prefixes = {tuple(ids[:t]) for ids in sequences if len(ids) > t}
-        assert len(level) == max(len(prefixes), t == 0)
+def test_every_prefix_is_there_once(sequences) -> None:
+    trie = Trie(sequences, LOG_P_ETA[0])
+    length = 0
+    while trie.live:
+        trie.collect(torch.zeros(2, len(sequences), 10))
+        length += 1
+        level = trie.grow()
+        assert len(level) == len({tuple(ids[:length]) for ids in sequences if len(ids) > length})
 
 
-@pytest.mark.parametrize("rows", [1, 3, 100])
-def test_groups_change_nothing(generator, rows, monkeypatch) -> None:
-    monkeypatch.setattr("latentrag.decoding.rescore._ROWS_AT_ONCE", 2 * rows)
-    question = [2, 0, 0, 2, 1, 0, 2]
-    sequences = [[3], [3, 4], [3, 4, 5], [6, 3, 3], [5], [3, 4], [6, 3]]
-    prepared, log_p_eta = generator.prepare(X, PASSAGES), log_prior(torch.tensor([[0.3, 1.0]] * 3))
-    found = rescored(generator, prepared, log_p_eta, question, sequences)
+@pytest.mark.parametrize("rows", [1, 8, 1000])
+def test_rows_at_once_change_nothing(generator, rows, monkeypatch) -> None:
+    monkeypatch.setattr("latentrag.decoding.rescore._ROWS_AT_ONCE", rows)
+    question = [2, 0, 0, 2, 0, 0, 2]
+    sequences = [[3], [3, 4], [3, 4, 5], [6, 3, 3], [5], [3, 4, 6], [6, 3]]
+    found = rescored(generator, generator.prepare(X, PASSAGES), LOG_P_ETA, question, sequences)
     for b, ids, (log_prob, log_p) in zip(question, sequences, found, strict=True):
-        targets = as_targets([ids], device=log_p.device)
-        alone = generator.log_p_theta(prepared.rows(torch.tensor([b])), targets)
-        expected = sequence_log_likelihood(log_p_eta[b : b + 1], alone, targets.mask).item()
-        torch.testing.assert_close(log_p, alone[0], rtol=0, atol=2e-5)
-        assert log_prob == pytest.approx(expected, abs=5e-5)
+        expected, expected_log_prob = alone(generator, b, ids)
+        torch.testing.assert_close(log_p, expected, rtol=0, atol=1e-4)
+        assert log_prob == pytest.approx(expected_log_prob, abs=1e-4)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_thorough_is_the_union_scored_in_full(generator, num_beams) -> None:
+    """Leaving out what cannot win leaves ranking and scores as they are."""
+    options = DecodingOptions(num_beams=num_beams, max_tokens=5)
+    prepared = generator.prepare(X, PASSAGES)
+    found = thorough(generator, prepared, LOG_P_ETA, options=options)
+    apart = prepared.each_passage()
+    for b in range(len(X)):
+        union = set()
+        for k in range(2):
+            one = torch.tensor([2 * b + k])
+            beams = thorough(generator, apart.rows(one), torch.zeros(1, 1), options=options)
+            union |= {hypothesis.ids for hypothesis in beams[0]}
+        expected = sorted((alone(generator, b, list(ids))[1], ids) for ids in union)[::-1][:num_beams]
+        assert [h.ids for h in found[b]] == [ids for _, ids in expected]
+        assert [h.log_prob for h in found[b]] == pytest.approx([log_prob for log_prob, _ in expected], abs=1e-4)

@@ -1,6 +1,6 @@
 """The paper's two decoders for RAG-Sequence: a beam for each passage, then the marginal of what they found (§2.5)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,13 +8,13 @@ from torch import Tensor
 
 from latentrag.decoding.beam import marginal_beam
 from latentrag.decoding.options import Decoded, DecodingOptions
-from latentrag.decoding.trie import Trie, scored_tries
+from latentrag.decoding.trie import Trie, score_tries
 from latentrag.marginal import sequence_log_likelihood
 from latentrag.protocols import Generator
 from latentrag.types import Targets
 
-_ROWS_AT_ONCE = 512
-"""Rows (prefix × passage) of one scoring step."""
+_ROWS_AT_ONCE = 256
+"""Rows (question × prefix × passage) of one scoring step, if more than one question has them."""
 
 
 def thorough(
@@ -31,16 +31,40 @@ def thorough(
     Returns: for each question the best ``num_beams`` of Y, best first by log p(y|x).
     """
     of_passages = _beams_of_passages(generator, prepared, log_p_eta, options)
-    question, candidates = [], []
-    for b, beams in enumerate(of_passages):
-        union = {hypothesis.ids: hypothesis.finished for beam in beams for hypothesis in beam}
-        question += [b] * len(union)
-        candidates += list(union.items())
-    found: list[list[Decoded]] = [[] for _ in of_passages]
-    scored = rescored(generator, prepared, log_p_eta, question, [ids for ids, _ in candidates])
-    for b, (ids, finished), (log_prob, log_p_theta) in zip(question, candidates, scored, strict=True):
-        found[b].append(Decoded(ids, log_prob, log_p_theta, finished))
-    return [_best(hypotheses, options) for hypotheses in found]
+    unions = [_union(beams) for beams in of_passages]
+    tries = [
+        Trie(list(union), log_prior, torch.stack([known for _, known in union.values()]), options.num_beams)
+        for union, log_prior in zip(unions, log_p_eta, strict=True)
+    ]
+    _score(generator, prepared, tries)
+    found = []
+    for b, (union, trie) in enumerate(zip(unions, tries, strict=True)):
+        hypotheses = []
+        for number, (ids, (finished, _)) in enumerate(union.items()):
+            log_p_theta = trie.result(number)
+            if log_p_theta is not None:
+                log_prob = _log_marginal(log_p_eta[b], log_p_theta)
+                hypotheses.append(Decoded(ids, log_prob, log_p_theta, finished))
+        found.append(_best(hypotheses, options))
+    return found
+
+
+def _union(beams: Sequence[Sequence[Decoded]]) -> dict[tuple[int, ...], tuple[bool, Tensor]]:
+    """What the beams of the K passages found: whether it is finished, and log p_θ (K,), not a number where the
+    passage's beam did not find it."""
+    union: dict[tuple[int, ...], tuple[bool, Tensor]] = {}
+    for k, beam in enumerate(beams):
+        for hypothesis in beam:
+            unknown = hypothesis.log_p_theta.new_full((len(beams),), float("nan"))
+            _, known = union.setdefault(hypothesis.ids, (hypothesis.finished, unknown))
+            known[k] = hypothesis.log_p_theta[0].sum()
+    return union
+
+
+def _log_marginal(log_p_eta: Tensor, log_p_theta: Tensor) -> float:
+    """log p(y|x) of RAG-Sequence. log_p_eta: (K,), log_p_theta: (K, T)."""
+    mask = torch.ones(1, log_p_theta.shape[1], dtype=torch.bool, device=log_p_theta.device)
+    return sequence_log_likelihood(log_p_eta[None], log_p_theta[None], mask).item()
 
 
 def fast(generator: Generator, prepared: Any, log_p_eta: Tensor, *, options: DecodingOptions) -> list[list[Decoded]]:
@@ -64,8 +88,7 @@ def fast(generator: Generator, prepared: Any, log_p_eta: Tensor, *, options: Dec
                 seen.log_p_theta[k] = hypothesis.log_p_theta[0]
         hypotheses = []
         for seen in union.values():
-            mask = torch.ones(1, len(seen.ids), dtype=torch.bool, device=log_p_eta.device)
-            log_prob = sequence_log_likelihood(log_p_eta[b : b + 1], seen.log_p_theta[None], mask).item()
+            log_prob = _log_marginal(log_p_eta[b], seen.log_p_theta)
             hypotheses.append(Decoded(seen.ids, log_prob, seen.log_p_theta, seen.finished))
         found.append(_best(hypotheses, options))
     return found
@@ -90,42 +113,34 @@ def rescored(
     sequences: Sequence[Sequence[int]],
 ) -> list[tuple[float, Tensor]]:
     """log p(y|x) under RAG-Sequence and log p_θ (K, T) of token sequences, each for its question of the batch."""
-    of_questions: dict[int, list[int]] = {}
+    of_questions: list[list[int]] = [[] for _ in range(len(log_p_eta))]
     for place, b in enumerate(question):
-        of_questions.setdefault(b, []).append(place)
-    log_p_theta: list[Tensor] = [torch.empty(0)] * len(sequences)
-    for group in _groups(of_questions, sequences, rows=max(1, _ROWS_AT_ONCE // log_p_eta.shape[1])):
-        index = torch.tensor([b for b, _ in group], device=log_p_eta.device)
-        tries = [Trie([sequences[place] for place in places]) for _, places in group]
-        for (_, places), scores in zip(group, scored_tries(generator, prepared.rows(index), tries), strict=True):
-            for place, of_one in zip(places, scores, strict=True):
-                log_p_theta[place] = of_one
-    results = []
-    for b, found in zip(question, log_p_theta, strict=True):
-        mask = torch.ones(1, found.shape[1], dtype=torch.bool, device=found.device)
-        results.append((sequence_log_likelihood(log_p_eta[b : b + 1], found[None], mask).item(), found))
+        of_questions[b].append(place)
+    tries = [
+        Trie([sequences[place] for place in places], log_prior)
+        for places, log_prior in zip(of_questions, log_p_eta, strict=True)
+    ]
+    _score(generator, prepared, tries)
+    results: list[tuple[float, Tensor]] = [(0.0, torch.empty(0))] * len(sequences)
+    for b, (places, trie) in enumerate(zip(of_questions, tries, strict=True)):
+        for number, place in enumerate(places):
+            log_p_theta = trie.result(number)
+            assert log_p_theta is not None
+            results[place] = (_log_marginal(log_p_eta[b], log_p_theta), log_p_theta)
     return results
 
 
-def _groups(
-    of_questions: Mapping[int, list[int]], sequences: Sequence[Sequence[int]], *, rows: int
-) -> Iterator[list[tuple[int, list[int]]]]:
-    """Questions with the places of their sequences, so many at a time that no level of their tries has more nodes
-    than ``rows``. Sequences with a common beginning stay together."""
-    group: list[tuple[int, list[int]]] = []
-    widest = 0
-    for b, places in of_questions.items():
-        ordered = sorted(places, key=lambda place: tuple(sequences[place]))
-        for start in range(0, len(ordered), rows):
-            part = ordered[start : start + rows]
-            width = max(widest, Trie([sequences[place] for place in part]).width)
-            if group and (len(group) + 1) * width > rows:
-                yield group
-                group, width = [], Trie([sequences[place] for place in part]).width
-            group.append((b, part))
-            widest = width
-    if group:
-        yield group
+def _score(generator: Generator, prepared: Any, tries: Sequence[Trie]) -> None:
+    """Questions together as long as a step has few enough rows."""
+    together: list[int] = []
+    for b in [b for b, trie in enumerate(tries) if trie.sequences] + [-1]:
+        widest = max((len(tries[each].sequences) for each in (*together, b)), default=0)
+        num_rows = (len(together) + 1) * widest * len(tries[b].log_prior)
+        if together and (b < 0 or num_rows > _ROWS_AT_ONCE):
+            index = torch.tensor(together, device=tries[0].log_prior.device)
+            score_tries(generator, prepared.rows(index), [tries[each] for each in together])
+            together = []
+        together.append(b)
 
 
 def as_targets(sequences: Sequence[Sequence[int]], *, device: torch.device) -> Targets:

@@ -1,6 +1,7 @@
-"""Token sequences scored as a tree: what several begin with is computed once."""
+"""Token sequences scored as a tree: what several begin with is computed once, what cannot win is left out."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -8,78 +9,108 @@ from torch import Tensor
 
 from latentrag.protocols import Generator
 
+_MARGIN = 1e-3
+"""Nats by which a bound may be off: far more than rounding adds up to."""
 
+
+@dataclass(slots=True)
 class Trie:
-    """The prefixes of some token sequences.
+    """A question's sequences, as far as they are scored.
 
-    Attributes:
-        levels: level t holds the prefixes of length t that go on, each as (place of its parent in level t − 1, last
-            token); level 0 is the empty prefix.
-        places: for each sequence and position t, the place in level t of the prefix before it.
-        sequences: as given.
+    Args:
+        sequences: token ids, none empty.
+        log_prior: (K,) log p_η(z|x).
+        known: for each sequence log p_θ(y|x,z) (K,), not a number where it is not known; None: of none.
+        num_best: leave out sequences that are not among so many of the highest log p(y|x); None: score all.
     """
 
-    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
-        self.sequences = sequences
-        self.levels: list[list[tuple[int, int]]] = [[(0, -1)]]
-        self.places: list[list[int]] = [[0] if ids else [] for ids in sequences]
-        for t in range(1, max(map(len, sequences), default=0)):
-            known: dict[tuple[int, int], int] = {}
-            for ids, places in zip(sequences, self.places, strict=True):
-                if len(ids) > t:
-                    places.append(known.setdefault((places[t - 1], ids[t - 1]), len(known)))
-            self.levels.append(list(known))
+    sequences: Sequence[Sequence[int]]
+    log_prior: Tensor
+    known: Tensor | None = None
+    num_best: int | None = None
+    length: int = 0
+    """Tokens scored so far."""
+    live: list[int] = field(default_factory=list)
+    """Sequences that have more of them and may be among the best."""
+    places: list[int] = field(default_factory=list)
+    """For each live one, its place among the distinct prefixes of this length."""
+    scores: list[list[Tensor]] = field(default_factory=list)
+    """For each sequence, log p_θ (K,) of its tokens so far."""
 
-    @property
-    def width(self) -> int:
-        """Prefixes of the widest level."""
-        return max(map(len, self.levels), default=0)
+    def __post_init__(self) -> None:
+        self.live = list(range(len(self.sequences)))
+        self.places = [0] * len(self.sequences)
+        self.scores = [[] for _ in self.sequences]
+
+    def collect(self, log_p: Tensor) -> None:
+        """The next token of every live sequence. log_p: (K, M, V), M the distinct prefixes."""
+        tokens = [self.sequences[number][self.length] for number in self.live]
+        found = log_p[:, self.places, tokens]  # (K, n)
+        for column, number in enumerate(self.live):
+            self.scores[number].append(found[:, column])
+        self.length += 1
+
+    def grow(self) -> list[tuple[int, int]]:
+        """Go on to the prefixes that are one token longer. Returns: (place of the parent, last token) of each."""
+        possible = self._possible()
+        level: dict[tuple[int, int], int] = {}
+        live, places = [], []
+        for number, place in zip(self.live, self.places, strict=True):
+            ids = self.sequences[number]
+            if len(ids) > self.length and possible[number]:
+                live.append(number)
+                places.append(level.setdefault((place, ids[self.length - 1]), len(level)))
+        self.live, self.places = live, places
+        return list(level)
+
+    def result(self, number: int) -> Tensor | None:
+        """log p_θ (K, T) of a sequence; None if it was left out."""
+        scores = self.scores[number]
+        return torch.stack(scores, dim=1) if len(scores) == len(self.sequences[number]) else None
+
+    def _possible(self) -> list[bool]:
+        """Which sequences may be among the best.
+
+        log p_θ of a prefix bounds that of the sequence from above, so Σ_z p_η p_θ(prefix) bounds p(y|x); what is
+        known of the whole sequence bounds it from below.
+        """
+        if self.num_best is None or self.num_best >= len(self.sequences):
+            return [True] * len(self.sequences)
+        upper = torch.stack([torch.stack(scores).sum(dim=0) for scores in self.scores])  # (n, K)
+        ended = torch.tensor([len(ids) <= len(s) for ids, s in zip(self.sequences, self.scores, strict=True)])
+        lower = torch.where(ended[:, None].to(upper.device), upper, float("-inf"))
+        if self.known is not None:
+            is_known = ~self.known.isnan()
+            lower = torch.where(is_known, self.known, lower)
+            upper = torch.where(is_known, self.known, upper)
+        least = (self.log_prior + lower).logsumexp(dim=1)
+        needed = least.topk(self.num_best).values[-1]
+        possible: list[bool] = ((self.log_prior + upper).logsumexp(dim=1) > needed - _MARGIN).tolist()
+        return possible
 
 
 @torch.no_grad()
-def scored_tries(generator: Generator, prepared: Any, tries: Sequence[Trie]) -> list[list[Tensor]]:
-    """log p_θ (K, T) of every sequence of every trie, a trie for each of the B questions.
+def score_tries(generator: Generator, prepared: Any, tries: Sequence[Trie]) -> None:
+    """Score all sequences of all tries, a trie for each of the B questions, or as many as may be among the best.
 
-    A level is one step of the generator, whose beams are the level's prefixes.
+    A step of the generator is a token; its beams are the prefixes.
     """
     log_p, state = generator.start(prepared)  # (B', K, M, V)
-    found: list[list[list[Tensor]]] = [[[] for _ in trie.sequences] for trie in tries]
     going = list(range(len(tries)))
-    for t in range(max(len(trie.levels) for trie in tries)):
-        if t > 0:
-            before, going = going, [b for b in going if len(tries[b].levels) > t]
-            parents, tokens = _level(tries, going, before, t, num_beams=log_p.shape[2])
-            log_p, state = generator.step(state, parents.to(log_p.device), tokens.to(log_p.device))
+    while True:
+        levels = {}
         for row, b in enumerate(going):
-            _collect(tries[b], found[b], log_p[row], t)
-    num_passages = log_p.shape[1]
-    return [
-        [torch.stack(steps, dim=1) if steps else log_p.new_empty(num_passages, 0) for steps in of_one]
-        for of_one in found
-    ]
-
-
-def _collect(trie: Trie, found: list[list[Tensor]], log_p: Tensor, t: int) -> None:
-    """The t-th tokens of the trie's sequences. log_p: (K, M, V)."""
-    numbers = [number for number, places in enumerate(trie.places) if len(places) > t]
-    places = [trie.places[number][t] for number in numbers]
-    tokens = [trie.sequences[number][t] for number in numbers]
-    scores = log_p[:, places, tokens]  # (K, n)
-    for column, number in enumerate(numbers):
-        found[number].append(scores[:, column])
-
-
-def _level(
-    tries: Sequence[Trie], going: Sequence[int], before: Sequence[int], t: int, *, num_beams: int
-) -> tuple[Tensor, Tensor]:
-    """Parents and tokens (B', M') of level t, for the tries that go on; ``before``: those of the level before, which
-    had ``num_beams``."""
-    row_of = {b: row for row, b in enumerate(before)}
-    width = max(len(tries[b].levels[t]) for b in going)
-    parents, tokens = [], []
-    for b in going:
-        nodes = tries[b].levels[t]
-        nodes = nodes + nodes[:1] * (width - len(nodes))  # narrower levels repeat their first prefix
-        parents.append([row_of[b] * num_beams + parent for parent, _ in nodes])
-        tokens.append([token for _, token in nodes])
-    return torch.tensor(parents), torch.tensor(tokens)
+            tries[b].collect(log_p[row])
+            levels[b] = tries[b].grow()
+        row_of = {b: row for row, b in enumerate(going)}
+        going = [b for b in going if levels[b]]
+        if not going:
+            return
+        width, num_beams = max(len(levels[b]) for b in going), log_p.shape[2]
+        parents, tokens = [], []
+        for b in going:
+            level = levels[b] + levels[b][:1] * (width - len(levels[b]))  # narrower ones repeat their first prefix
+            parents.append([row_of[b] * num_beams + parent for parent, _ in level])
+            tokens.append([token for _, token in level])
+        index, fed = (torch.tensor(grid, device=log_p.device) for grid in (parents, tokens))
+        log_p, state = generator.step(state, index, fed)
