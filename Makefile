@@ -10,7 +10,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help test lint torture format demo eval-demo experiment-jeopardy bench-loss-memory bench-memory clean
+.PHONY: help test lint torture format demo eval-demo experiment-jeopardy bench-loss-memory bench-decoding bench-memory clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ experiment-jeopardy: demo  ## Train on DATA's clues, arm by arm, hours; BUDGET_M
 
 bench-loss-memory: $(STAMP)  ## Measure the loss over a large vocabulary against the naive one, 15 minutes; RUNS=5.
 	@$(BIN)/python -m benchmarks.loss_memory $(if $(RUNS),--runs $(RUNS))
+
+bench-decoding: $(STAMP)  ## Measure decoding beside transformers' RAG, half an hour; SIZE=large PASSAGES=10 RUNS=5.
+	@$(BIN)/python -m benchmarks.decoding $(if $(SIZE),--size $(SIZE)) $(if $(PASSAGES),--passages $(PASSAGES)) $(if $(RUNS),--runs $(RUNS))
 
 bench-memory: $(STAMP)  ## Measure a memory's indexes beside faiss, an hour and 20 GB under WORK; SIZE=1000000 DIM=768 RUNS=3.
 	@$(BIN)/python -m benchmarks.memory --work $(or $(WORK),build/bench-memory) --json $(or $(WORK),build/bench-memory)/report.json \

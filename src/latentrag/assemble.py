@@ -79,6 +79,7 @@ def load(
     retriever: RetrieverKind | None = None,
     device: str = "cpu",
     dtype: torch.dtype | str = "auto",
+    passage_cache_bytes: int = 1 << 30,
 ) -> Rag:
     """A model with its memory, ready to answer.
 
@@ -94,9 +95,13 @@ def load(
             else "dense".
         dtype: of the generator: "auto" (as its files have it, float32 where this machine does not compute in
             that), "float32", "bfloat16", "float16" or a torch dtype.
+        passage_cache_bytes: RAM in which a causal generator keeps what it has read of passages for the next
+            question; it changes no result. 0: none.
     Raises: ModelError or MemoryStoreError for what cannot be opened; EncoderMismatchError if they do not fit.
     """
     from latentrag.decoding import DecodingOptions
+    from latentrag.generator import CausalGenerator
+    from latentrag.generator.passage_cache import PassageCache
     from latentrag.rag import Rag
 
     if retriever is not None and retriever not in get_args(RetrieverKind):
@@ -107,6 +112,8 @@ def load(
         defaults = DecodingOptions(**_tupled(parts.decoding or {}))
     except (TypeError, InputError) as error:
         raise ModelError(f"{source}: the decoding options in {SETTINGS_FILE} cannot be used ({error})") from error
+    if isinstance(parts.generator, CausalGenerator) and passage_cache_bytes > 0:
+        parts.generator.passage_cache = PassageCache(passage_cache_bytes)
     return Rag(
         _retriever(parts, opened, device=device),
         parts.generator,

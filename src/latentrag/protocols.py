@@ -122,7 +122,8 @@ class Generator(Protocol):
         ...
 
     def start(self, prepared: Any) -> tuple[Tensor, Any]:
-        """Log-probabilities of the first token, (B, K, 1, V) float32, and the state that goes with them."""
+        """Log-probabilities of the first token, (B, K, 1, V) float32, and the state that goes with them. Neither here
+        nor in ``step`` are there gradients: those of a sequence come from ``log_p_theta``."""
         ...
 
     def step(self, state: Any, parents: Tensor, tokens: Tensor) -> tuple[Tensor, Any]:

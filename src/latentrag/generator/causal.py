@@ -263,6 +263,7 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         hidden, output = self._head.run(input_ids=ids, attention_mask=mask.long(), position_ids=positions, **inputs)
         return hidden, output.past_key_values, mask
 
+    @torch.no_grad()
     def start(self, prepared: PreparedPrompts) -> tuple[Tensor, _State]:
         from latentrag.generator.beam_cache import BeamCache
 
@@ -271,6 +272,7 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         state = _State(cache, read.mask[index], prepared.num_questions, prepared.num_passages, 1)
         return self._grid(state, read.logits[index]), state
 
+    @torch.no_grad()
     def step(self, state: _State, parents: Tensor, tokens: Tensor) -> tuple[Tensor, _State]:
         rows = rows_of_parents(parents, state.num_passages, state.num_beams)
         if not are_all(rows, len(state.mask)):

@@ -185,7 +185,6 @@ def _scaled(gradient: Tensor, from_above: Tensor) -> Tensor:
     return (gradient * factor).to(gradient.dtype)
 
 
-@torch.no_grad()
 def log_probabilities(logits: Tensor) -> Tensor:
     """log softmax over the vocabulary, float32. logits: (R, V), any dtype. A few rows at a time, which stay in the
     processor's cache between the passes."""

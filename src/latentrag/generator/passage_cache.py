@@ -6,6 +6,7 @@ not depend on the question, so keeping it changes no digit of any result.
 
 import hashlib
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +21,7 @@ Layers = list[Tensor]
 
 
 class PassageCache:
-    """The most recently used passages in RAM, and if a folder is named all of them on disk.
-
-    Not safe for use by several threads at once.
+    """The most recently used passages in RAM, and if a folder is named all of them on disk. Several threads may use it.
 
     Args:
         max_bytes: of keys and values in RAM.
@@ -38,6 +37,7 @@ class PassageCache:
         self.num_bytes = 0
         self._model = model
         self._entries: OrderedDict[bytes, Layers] = OrderedDict()
+        self._lock = threading.Lock()
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -47,15 +47,17 @@ class PassageCache:
     def get(self, ids: Sequence[int]) -> Layers | None:
         """What was read of these tokens, or None."""
         key = self._key(ids)
-        found = self._entries.get(key)
-        if found is not None:
-            self._entries.move_to_end(key)
-        else:
+        with self._lock:
+            found = self._entries.get(key)
+            if found is not None:
+                self._entries.move_to_end(key)
+        if found is None:
             found = self._from_disk(key)
             if found is not None:
                 self._keep(key, found)
-        self.num_hits += found is not None
-        self.num_misses += found is None
+        with self._lock:
+            self.num_hits += found is not None
+            self.num_misses += found is None
         return found
 
     def put(self, ids: Sequence[int], layers: Layers) -> None:
@@ -65,15 +67,22 @@ class PassageCache:
         if self.folder is not None:
             self._to_disk(key, layers)
 
+    def forget(self) -> None:
+        """Drop what is in RAM: the model that has read it is no more."""
+        with self._lock:
+            self._entries.clear()
+            self.num_bytes = 0
+
     def _keep(self, key: bytes, layers: Layers) -> None:
         size = _num_bytes(layers)
-        if key in self._entries or size > self.max_bytes:
-            return
-        while self.num_bytes + size > self.max_bytes:
-            _, oldest = self._entries.popitem(last=False)
-            self.num_bytes -= _num_bytes(oldest)
-        self._entries[key] = layers
-        self.num_bytes += size
+        with self._lock:
+            if key in self._entries or size > self.max_bytes:
+                return
+            while self.num_bytes + size > self.max_bytes:
+                _, oldest = self._entries.popitem(last=False)
+                self.num_bytes -= _num_bytes(oldest)
+            self._entries[key] = layers
+            self.num_bytes += size
 
     def _key(self, ids: Sequence[int]) -> bytes:
         digest = hashlib.blake2b(self._model.encode(), digest_size=20)

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from latentrag.generator.gold import OutputHead
 from latentrag.generator.grid import padded
-from latentrag.generator.lora import without_lora
+from latentrag.generator.lora import MARK, without_lora
 from latentrag.generator.own_logits import OwnLogits
 from latentrag.generator.passage_cache import Layers, PassageCache
 
 _READ_TOKENS = 4096
-"""Tokens of passages read in one forward pass, padding included."""
+"""Tokens of passages read in one forward pass on an accelerator, padding included. A processor reads each passage
+alone, which takes no longer and makes what is kept of it independent of what was read beside it."""
 
 
 class PassageReader:
@@ -22,7 +23,8 @@ class PassageReader:
 
     Args:
         untouched: the model's adapter leaves passages alone (scope "question").
-        cache: keeps what was read. The model's own weights must not change then, nor an adapter what is read.
+        cache: keeps what was read, until a weight that reads it changes in place (an optimiser's step). One on disk
+            is for weights that do not.
     """
 
     def __init__(
@@ -33,11 +35,15 @@ class PassageReader:
         self._pad_id = pad_id
         self._untouched = untouched
         self.cache = cache
+        self._weights = self._state_of_weights()
 
     def past(self, rows: Sequence[Sequence[int]], *, recurring: bool) -> tuple[Any, Tensor]:
         """The cache of these passages, left-padded, and its mask (R, P); read where they are not known yet."""
         from transformers import DynamicCache
 
+        if self.cache is not None and (now := self._state_of_weights()) != self._weights:
+            self.cache.forget()
+            self._weights = now
         known = self._layers_of({tuple(row) for row in rows}, self.cache if recurring else None)
         cache, width = DynamicCache(), max(map(len, rows))
         mask = torch.arange(width) >= width - torch.tensor([len(row) for row in rows])[:, None]
@@ -51,6 +57,11 @@ class PassageReader:
             keys, values = whole.to(self._model.device)
             cache.update(keys, values, number)
         return cache, mask.to(self._model.device)
+
+    def _state_of_weights(self) -> int:
+        """Changes with every change in place of a weight that reads passages."""
+        named = self._model.named_parameters()
+        return sum(weight._version for name, weight in named if not (self._untouched and MARK in name))  # noqa: SLF001
 
     @torch.no_grad()
     def _layers_of(
@@ -66,7 +77,7 @@ class PassageReader:
             else:
                 found[row] = kept
         while unread:
-            size = max(1, _READ_TOKENS // len(unread[0]))
+            size = 1 if self._model.device.type == "cpu" else max(1, _READ_TOKENS // len(unread[0]))
             batch, unread = unread[:size], unread[size:]
             fresh = self._read_passages(batch)
             found.update(fresh)

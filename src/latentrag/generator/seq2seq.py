@@ -142,6 +142,7 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
         hidden, _ = self._head.run(**self._context(prepared, 1), decoder_input_ids=decoder_ids, use_cache=False)
         return hidden[:, prefix.shape[1] - 1 :]
 
+    @torch.no_grad()
     def start(self, prepared: PreparedContexts) -> tuple[Tensor, _State]:
         from transformers import DynamicCache, EncoderDecoderCache
 
@@ -151,6 +152,7 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
         rows = prepared.num_questions * prepared.num_passages
         return self._advance(state, self._prefix(rows)), state
 
+    @torch.no_grad()
     def step(self, state: _State, parents: Tensor, tokens: Tensor) -> tuple[Tensor, _State]:
         num_passages, num_beams = state.prepared.num_passages, state.num_beams
         rows = rows_of_parents(parents, num_passages, num_beams)
