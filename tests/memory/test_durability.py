@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from latentrag import disk
 from latentrag.errors import DamagedVersionError, MemoryStoreError
 from latentrag.memory import Memory, durable, files, lock, upkeep
 from latentrag.memory.building import build
@@ -333,15 +334,26 @@ def test_a_disk_that_fails_after_the_commit_is_reported(monkeypatch, path, fille
 
 
 def test_files_that_cannot_be_forced_to_the_disk_are_not_committed(monkeypatch, path, encoder, filled):
-    def fails(handle):
+    def fails(file):
         raise OSError(5, "Input/output error")
 
     before = files.present(path)
-    monkeypatch.setattr(durable, "_sync", fails)
+    monkeypatch.setattr(disk, "sync_file", fails)
     with pytest.raises(MemoryStoreError, match="cannot be written .*Input/output error"):
         filled.add([Passage("q", "t")], encoder)
     assert Memory.open(path).version == 2
     assert files.present(path) == before
+
+
+def test_a_lock_that_cannot_be_forced_to_the_disk_is_not_taken(monkeypatch, path, filled):
+    def fails(handle):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(disk, "sync_handle", fails)
+        with pytest.raises(MemoryStoreError, match=r"cannot be written .No space left on device.; make room"):
+            filled.delete(["p0"])
+    assert len(filled.delete(["p0"])) == 11
 
 
 def test_a_read_only_folder_can_be_read(monkeypatch, path, encoder, filled, queries):
@@ -357,7 +369,7 @@ def test_a_read_only_folder_can_be_read(monkeypatch, path, encoder, filled, quer
     assert memory.search(queries, 2).version == 2
     assert verify(path).problems == []
     for change in (lambda: memory.delete(["p0"]), lambda: memory.add([Passage("q", "t")], encoder)):
-        with pytest.raises(MemoryStoreError, match="cannot be written .Read-only file system.; check its permissions"):
+        with pytest.raises(MemoryStoreError, match="cannot be written .Read-only file system.; make room, check"):
             change()
 
 

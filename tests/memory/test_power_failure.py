@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from latentrag.memory import Memory, durable, forgetting, tags, upkeep
+from latentrag import disk as disk_module
+from latentrag.memory import Memory, forgetting, tags, upkeep
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
 from tests.memory.power_failure import Disk
@@ -60,7 +61,7 @@ def test_what_was_acknowledged_survives(monkeypatch, tmp_path, path, encoder, ch
             warned.extend(found)
             shutil.rmtree(copy)
 
-    monkeypatch.setattr(durable, "_sync", disk.fsync)
+    monkeypatch.setattr(disk_module, "sync_handle", disk.fsync)
     monkeypatch.setattr(os, "fsync", disk.fsync)
     for name, change in changes:
         memory = Memory.open(path)
@@ -110,7 +111,7 @@ def test_the_next_writer_clears_up(monkeypatch, tmp_path, path, encoder, worst):
     memory = Memory.open(path)
     disk.before_sync = fail
     with monkeypatch.context() as patched:
-        patched.setattr(durable, "_sync", disk.fsync)
+        patched.setattr(disk_module, "sync_handle", disk.fsync)
         patched.setattr(os, "fsync", disk.fsync)
         memory.upsert([Passage("p0", "changed"), Passage("r", "r")], encoder)
     assert len(copies) > 8

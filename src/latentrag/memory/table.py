@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from latentrag import disk
 from latentrag.errors import DataError, MemoryStoreError
 from latentrag.memory import durable, files, recovery
 from latentrag.memory.manifest import Manifest
@@ -85,9 +86,9 @@ class Table:
         with recovery.changing(path):
             # Row ids that survive compaction: reading by position slows 400-fold after scattered deletes.
             dataset = lance.write_dataset(empty, str(path), enable_stable_row_ids=True, commit_message="created")
-            durable.sync_all(path, files.present(path))
+            disk.sync_all(path, files.present(path))
             durable.record(path, [files.manifest_name(1)])
-            durable.sync_folder(path.parent)
+            disk.sync_folder(path.parent)
         return cls(path, dataset, manifest)
 
     @classmethod
@@ -382,7 +383,7 @@ class Table:
 
         self.require_newest()
         with recovery.changing(self.path):
-            durable.sync_all(self.path, new_files)
+            disk.sync_all(self.path, new_files)
             try:
                 # A retry would overwrite a version that somebody else has made meanwhile.
                 dataset = lance.LanceDataset.commit(
@@ -395,7 +396,7 @@ class Table:
                 ) from error
         published = [*self._transaction_files(), files.manifest_name(dataset.version)]
         try:
-            durable.sync_all(self.path, published)
+            disk.sync_all(self.path, published)
             durable.record(self.path, [*sorted(new_files), *published])
         except OSError as error:
             raise MemoryStoreError(

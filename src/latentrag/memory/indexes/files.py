@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latentrag.disk import sha256_of_file, sync_content, sync_folder
 from latentrag.errors import IndexDamagedError, MemoryStoreError
 from latentrag.memory.indexes.changes import Fragment
 from latentrag.types import IndexKind
@@ -144,7 +145,7 @@ def verify(published: Published) -> None:
         found = file.stat().st_size
         if found != size:
             raise IndexDamagedError(file, f"has {found} bytes, needed {size}")
-        if digest and _sha256(file) != digest:
+        if digest and sha256_of_file(file) != digest:
             raise IndexDamagedError(file, "has the wrong checksum")
 
 
@@ -157,11 +158,6 @@ def row_ids(published: Published) -> npt.NDArray[np.int64]:
     if file.stat().st_size != 8 * num_rows:
         raise IndexDamagedError(file, f"has {file.stat().st_size} bytes, needed {8 * num_rows}")
     return np.memmap(file, dtype="<i8", mode="r", shape=(num_rows,))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @contextmanager
@@ -183,7 +179,7 @@ def publishing(memory: Path, description: Description) -> Iterator[Path]:
             if target.exists():
                 discard(target)
             scratch.rename(target)
-            _fsync(root)
+            sync_folder(root)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
@@ -201,28 +197,18 @@ def _unwritable(root: Path, error: OSError) -> MemoryStoreError:
 
 
 def _finish(scratch: Path, description: Description) -> None:
-    """Write the description, when the other files are on the disk."""
+    """Write the description, and have the disk keep everything."""
     files: dict[str, tuple[int, str]] = {}
     for file in sorted(scratch.iterdir()):
-        _fsync(file)
-        files[file.name] = (file.stat().st_size, "" if file.name == VECTORS else _sha256(file))
+        files[file.name] = (file.stat().st_size, "" if file.name == VECTORS else sha256_of_file(file))
     record: dict[str, Any] = {"format": FORMAT, **asdict(description), "files": files}
     record["checksum"] = hashlib.sha256(_canonical(record)).hexdigest()
     (scratch / DESCRIPTION).write_bytes(_canonical(record))
-    _fsync(scratch / DESCRIPTION)
-    _fsync(scratch)
+    sync_content(scratch)
 
 
 def _canonical(record: dict[str, Any]) -> bytes:
     return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -237,7 +223,7 @@ def building(memory: Path) -> Iterator[None]:
     try:
         if not root.exists():
             root.mkdir(exist_ok=True)
-            _fsync(memory)
+            sync_folder(memory)
         lock = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise _unwritable(root, error) from error
