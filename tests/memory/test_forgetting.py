@@ -7,6 +7,7 @@ import pytest
 from latentrag.errors import DataError, MemoryStoreError
 from latentrag.memory import Memory, files, forgetting, tags, upkeep
 from latentrag.memory import table as table_module
+from latentrag.memory.data_files import passages_of_file
 from latentrag.memory.forgetting import forget
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
@@ -25,12 +26,7 @@ def secret(monkeypatch, path, encoder, filled):
 
 def everywhere(path):
     """Every text in every file, deleted or not: files are compressed, so that their bytes say little."""
-    return {
-        z.text
-        for name in files.present(path)
-        if name.startswith("data/")
-        for z in table_module.passages_of_file(path, name)
-    }
+    return {z.text for name in files.present(path) if name.startswith("data/") for z in passages_of_file(path, name)}
 
 
 def test_forgotten_passages_are_in_no_file(path, secret):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from latentrag.errors import DataError, MemoryStoreError
 from latentrag.memory import files, tags
+from latentrag.memory.data_files import ids_of_file, passages_of_file
 from latentrag.memory.recovery import remove_orphans, writing
-from latentrag.memory.table import Table, ids_of_file, passages_of_file
+from latentrag.memory.table import Table
 from latentrag.memory.upkeep import drop
 from latentrag.types import Passage
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from latentrag.errors import DataError, IndexDamagedError, InputError, MemoryStoreError, ModelError, ShapeError
 from latentrag.memory.indexes import BuiltIndex, Hits, Index, IndexSupply, build_index
+from latentrag.memory.log import Version
 from latentrag.memory.manifest import Manifest
-from latentrag.memory.table import Table, Version
+from latentrag.memory.table import Table
 from latentrag.memory.versions import resolve
 from latentrag.types import IndexChoice, Passage, SearchResult
 
