@@ -113,6 +113,32 @@ def test_forget(own, model) -> None:
     assert {z.id for z in Memory.open(own).passages()} == {"paris.txt", "fidelio.txt", "moon.txt"}
 
 
+def test_forget_names_the_files_that_bring_a_passage_back(tmp_path, files, encoder) -> None:
+    folder, path = shutil.copytree(files, tmp_path / "notes"), tmp_path / "m.lance"
+    sync = ["index", "sync", path, folder, "--encoder", encoder]
+    assert cli(*sync).code == 0
+    back = (
+        "notes/emma.txt came by sync and comes back with the next one unless its file goes too: "
+        f"{folder.resolve()}/emma.txt"
+    )
+    done = cli("index", "forget", path, "notes/emma.txt")
+    assert back in done.stderr.splitlines()
+    assert cli(*sync, "--json").json["passages"]["added"] == 1  # it did
+
+    (returning,) = cli("index", "forget", path, "notes/rome.txt", "--json").json["returning"]
+    assert returning == {
+        "origin": "notes/rome.txt",
+        "file": str(folder.resolve() / "rome.txt"),
+        "ids": ["notes/rome.txt"],
+    }
+    (folder / "emma.txt").unlink()
+    done = cli("index", "forget", path, "notes/emma.txt")
+    assert "comes back" not in done.stderr
+    shutil.rmtree(path / "_sync")  # nothing is known of where the folder lay
+    assert cli("index", "forget", path, "notes/paris.txt").stderr.splitlines()[0].endswith("too: notes/paris.txt")
+    assert cli(*sync, "--json").json["passages"]["in_all"] == 3
+
+
 def test_forget_says_what_it_cannot_remove(own) -> None:
     (own / "notes.txt").write_text(DOCUMENTS["emma"])
     done = cli("index", "forget", own, "emma.txt")

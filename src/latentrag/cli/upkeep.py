@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -77,7 +78,8 @@ def forget(
     """Delete passages, then every older version and every file that holds them. This cannot be undone.
 
     An older version goes if one of its files holds a passage, with its tags and with whatever only it had. What stays
-    is written anew, the indexes are removed, and all files are searched for the texts at the end.
+    is written anew, the indexes are removed, and all files are searched for the texts at the end. A passage that came
+    by `index sync` comes back with the next one unless its file goes too; such files are named.
     """
     from latentrag.memory import Memory
     from latentrag.memory.forgetting import forget as forget_ids
@@ -93,18 +95,24 @@ def forget(
         "the memory no longer holds these passages; a generator that was trained on them still does, "
         "deleting a passage does not unlearn parameters"
     )
+    returning = _returning(path, done.passages)
     if as_json:
         record = asdict(done) | {"forgotten": [asdict(passage) for passage in done.passages]}
         del record["passages"]
-        print_json({"memory": str(path), **record, "closed_book": known, "note": reminder})
+        print_json({"memory": str(path), **record, "returning": returning, "closed_book": known, "note": reminder})
     else:
         _show_forgotten(path, done, known)
+        for each in returning:
+            say(
+                f"{_listed(each['ids'])} came by sync and comes back with the next one unless its file goes too: "
+                f"{each['file'] or each['origin']}"
+            )
         say(reminder)
     if done.left:
         raise typer.Exit(EXIT_PROBLEMS)
 
 
-def _show_forgotten(path: object, done: Any, known: list[dict[str, Any]]) -> None:
+def _show_forgotten(path: Path, done: Any, known: list[dict[str, Any]]) -> None:
     for passage in done.passages:
         print_line(f"- {passage.id}: {passage.text}")
     names = f" with the tags {', '.join(done.tags)}" if done.tags else ""
@@ -116,6 +124,24 @@ def _show_forgotten(path: object, done: Any, known: list[dict[str, Any]]) -> Non
         print_line(f"closed book, the generator gives {each['id']} {each['log_prob']:.2f} nats")
     for name in done.left:
         say(f"warning: {name} still holds a text; remove that file or report this")
+
+
+def _returning(memory: Path, passages: Sequence[Passage]) -> list[dict[str, Any]]:
+    """What the next sync would bring back: origins, their files where that is known, and the ids that came from there.
+
+    A file that is gone brings nothing back.
+    """
+    from latentrag.sync.journal import files_of
+
+    ids: dict[str, dict[str, None]] = {}
+    for passage in passages:
+        if passage.origin:
+            ids.setdefault(passage.origin, {})[passage.id] = None
+    return [
+        {"origin": origin, "file": None if file is None else str(file), "ids": list(ids[origin])}
+        for origin, file in files_of(memory, ids).items()
+        if file is None or file.exists()
+    ]
 
 
 def _closed_book(rag: Rag, passages: Sequence[Passage]) -> list[dict[str, Any]]:
