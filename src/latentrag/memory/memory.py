@@ -127,7 +127,7 @@ class Memory:
         self.manifest.check_query_encoder(query_encoder)
 
     def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
-        """The K passages with the largest inner products d(z)·q; equal scores in the table's order.
+        """The K passages with the largest inner products d(z)·q; equal scores as they were added.
 
         With the index flat these are the K largest of all; the others may miss some. The scores are exact with each:
         float64 sums over the stored vectors, rounded once. What a query finds does not depend on the queries searched

@@ -266,9 +266,10 @@ class Table:
         return self._commit(operation, change, new_files=_data_files(staged))
 
     def compact(self, *, deleted_share: float = 0.1, keep: Collection[int] = (), change: str | None = None) -> Table:
-        """One new version with the same rows in the same order under the same row ids, in fewer files.
+        """One new version with the same rows under the same row ids, in fewer files.
 
-        Fragments are written anew that are small, or of whose rows more than this share has been deleted.
+        Fragments are written anew that are small, or of whose rows more than this share has been deleted. Their rows
+        come after those of the fragments that are left alone, for Lance sorts fragments by number.
 
         Args:
             keep: ids of fragments that are left alone.

@@ -1,7 +1,7 @@
 """What an index needs of the table: streams of vectors within a memory bound, and what changed between two versions.
 
 A fragment is a data file of the table with the rows deleted from it. Fragments that two versions share hold the same
-rows. In the others rows are compared by their ids: these rise with every commit, survive compaction, and are never
+rows. In the others rows are compared by their ids: these survive compaction, and are never
 used twice, not even after an older version was restored. (A test holds the table's library to this.)
 """
 
@@ -119,8 +119,8 @@ def difference(table: Table, before: Sequence[Fragment], row_ids: npt.NDArray[np
     thinned = [place for place, fragment in each if fragment.files in known and fragment not in shared]
     new = np.concatenate([row_ids_of(table, thinned), rewritten])
     return Difference(
-        removed=np.setdiff1d(old, new, assume_unique=True),
-        added=np.setdiff1d(new, old, assume_unique=True),
+        removed=np.sort(np.setdiff1d(old, new, assume_unique=True)),
+        added=np.sort(np.setdiff1d(new, old, assume_unique=True)),
         moved=np.intersect1d(rewritten, old, assume_unique=True),
     )
 

@@ -4,7 +4,7 @@ A folder of its own holds each index:
 
     index.json      what it is of (version, encoder, fragments, parameters), sizes and checksums
     index.faiss     what proposes candidates; bonuses.f32 beside it with ivf-rabitq
-    row_ids.i64     row id of each position, rising
+    row_ids.i64     row id of each position
     vectors.f16     what they are rescored from
 
 It is made under a scratch name, flushed to the disk, and renamed when it is whole. Nothing in it is needed to read the
@@ -150,7 +150,7 @@ def verify(published: Published) -> None:
 
 
 def row_ids(published: Published) -> npt.NDArray[np.int64]:
-    """(N,), rising; a memory map. Their checksum is verified by ``verify`` only.
+    """(N,) by position; a memory map. Their checksum is verified by ``verify`` only.
 
     Raises: IndexDamagedError; FileNotFoundError if it was thrown away meanwhile.
     """
