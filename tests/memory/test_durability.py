@@ -68,6 +68,23 @@ def test_a_version_without_its_passages_is_not_opened(path, encoder, filled, how
         assert len(Memory.open(path)) == 12
 
 
+def test_versions_that_vanish_while_the_memory_is_opened_are_no_damage(monkeypatch, path, encoder, filled):
+    """A prune between looking and opening: an older version is not what should be fallen back to."""
+    version_numbers, calls = files.version_numbers, []
+
+    def stale(folder):
+        found = version_numbers(folder)
+        calls.append(found)
+        if len(calls) == 1:
+            Memory.open(path, version=2).add([Passage("new", "t")], encoder)
+            monkeypatch.undo()
+            manifest(path, 2).unlink()
+        return found
+
+    monkeypatch.setattr(files, "version_numbers", stale)
+    assert Memory.open(path).version == 3
+
+
 def test_a_memory_of_which_nothing_can_be_read(path, filled):
     for version in (1, 2):
         damage(manifest(path, version), "empty")
@@ -239,7 +256,10 @@ def test_a_lock_whose_writer_died_is_taken_over_and_its_files_removed(path, fill
     if left:
         (problem,) = verify(path).problems
         assert "4 files belong to no version" in problem.what
-        assert "index compact" in problem.remedy
+        assert f"`latentrag index repair {path}` removes them" in problem.remedy
+        upkeep.repair(path)
+        assert verify(path).problems == []
+        assert not any((path / name).exists() for name in orphans)
 
 
 def test_the_lock_of_another_machine_is_respected(path, filled):

@@ -102,10 +102,10 @@ def forget(
         print_json({"memory": str(path), **record, "returning": returning, "closed_book": known, "note": reminder})
     else:
         _show_forgotten(path, done, known)
-        for each in returning:
+        for origin in returning:
             say(
-                f"{_listed(each['ids'])} came by sync and comes back with the next one unless its file goes too: "
-                f"{each['file'] or each['origin']}"
+                f"{_listed(origin['ids'])} came by sync and comes back with the next one unless its file goes too: "
+                f"{origin['file'] or origin['origin']}"
             )
         say(reminder)
     if done.left:

@@ -139,6 +139,8 @@ def open_newest_whole(folder: Path) -> lance.LanceDataset:
         try:
             dataset = open_whole(folder, version)
         except DamagedVersionError as error:
+            if not has_version(folder, version):  # pruned at this moment, and newer ones may be there since
+                return open_newest_whole(folder)
             first = first or error
             continue
         if first is not None:

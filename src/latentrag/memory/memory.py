@@ -83,6 +83,23 @@ class Memory:
         table = Table.open(Path(path), resolve(Path(path), version))
         return cls(table, IndexSupply(index, renew=renew_index))
 
+    def at(self, version: int | str | None) -> Memory:
+        """Another version of this memory, searched in the same way; the two share an index where that serves both.
+
+        Args: version: as for ``open``.
+        Raises: as ``open``.
+        """
+        table = Table.open(self.path, resolve(self.path, version))
+        return Memory(table, self._indexes if self._is_there() else self._indexes.anew())
+
+    def _is_there(self) -> bool:
+        """Whether the path still holds this version, and not that of another memory in its place."""
+        try:
+            now = Table.open(self.path, self.version)
+        except MemoryStoreError:
+            return False
+        return len(self) > 0 and now.fragments().keys() == self._table.fragments().keys()
+
     @property
     def path(self) -> Path:
         return self._table.path

@@ -87,7 +87,7 @@ def verify(folder: Path, *, num_questions: int = NUM_QUESTIONS, seed: int = 0) -
         problems.append(
             Problem(
                 f"{len(orphans)} files belong to no version, {_shown(orphans)}",
-                f"a writer must have died; they go with the next `latentrag index compact {folder}`",
+                f"a writer must have died; `latentrag index repair {folder}` removes them",
             )
         )
     everything = set().union(*needed.values()) if needed else set()

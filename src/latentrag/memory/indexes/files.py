@@ -28,6 +28,7 @@ import numpy as np
 
 from latentrag.disk import sha256_of_file, sync_content, sync_folder
 from latentrag.errors import IndexDamagedError, MemoryStoreError
+from latentrag.memory.files import has_version
 from latentrag.memory.indexes.changes import Fragment
 from latentrag.types import IndexKind
 
@@ -173,6 +174,9 @@ def publishing(memory: Path, description: Description) -> Iterator[Path]:
         scratch = root / f"{SCRATCH}{description.name}"
         scratch.mkdir()
         try:
+            # Looked for once the scratch is there: who removes versions for good removes it afterwards.
+            if not has_version(memory, description.version):
+                raise MemoryStoreError(f"version {description.version} of {memory} is gone; build the index of another")
             yield scratch
             _finish(scratch, description)
             target = root / description.name

@@ -75,6 +75,10 @@ class IndexSupply:
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
+    def anew(self) -> IndexSupply:
+        """One with the same choices and nothing in hand."""
+        return IndexSupply(self.choice, renew=self.renewal is not None)
+
     def index_for(self, table: Table) -> Index:
         """The index of this version; ``table`` is not empty.
 
