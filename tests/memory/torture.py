@@ -12,6 +12,7 @@ import argparse
 import json
 import multiprocessing
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -146,6 +147,7 @@ def runs(folder: Path, *, num_runs: int, seed: int) -> Iterator[str]:
         finally:
             writer.kill()
             writer.join()
+        assert writer.exitcode == -signal.SIGKILL, "the writer failed by itself"
         state, killed_in = _left_whole(path, log, state)
         yield killed_in
 
