@@ -265,7 +265,7 @@ def open_memory(name: Source | Memory | LiveMemory, *, version: int | str | None
     from latentrag.memory import LiveMemory, Memory
 
     if isinstance(name, Memory | LiveMemory):
-        return name if version is None else Memory.open(name.path, version=version)
+        return name if version is None else (name.snapshot() if isinstance(name, LiveMemory) else name).at(version)
     return Memory.open(resolve_memory(name), version="served" if version is None else version)
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
+from latentrag.disk import sha256_of_file
 from latentrag.errors import FetchError, InputError
 
 Pip = Callable[[Sequence[str], bool], tuple[int, str]]
@@ -288,8 +289,7 @@ def _reason(errors: str, status: int) -> str:
 def _is_intact(path: Path, wheel: Wheel) -> bool:
     if not path.is_file() or path.stat().st_size != wheel.size_bytes:
         return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == wheel.sha256
+    return sha256_of_file(path) == wheel.sha256
 
 
 def _inside(name: str, archive: zipfile.ZipFile) -> PurePosixPath:

@@ -9,7 +9,6 @@ OUT/
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from latentrag import assemble
+from latentrag.disk import sha256_of_file
 from latentrag.errors import InputError, TrainingError
 
 if TYPE_CHECKING:
@@ -241,8 +241,8 @@ def _record(setup: Setup, options: TrainingOptions, lora: Any, memory: Any) -> d
         "format": FORMAT,
         "options": asdict(options),
         "lora": None if lora is None else json.loads(json.dumps(asdict(lora))),
-        "data": {"name": setup.data.name, "sha256": _sha256(setup.data)},
-        "dev": None if setup.dev is None else {"name": setup.dev.name, "sha256": _sha256(setup.dev)},
+        "data": {"name": setup.data.name, "sha256": sha256_of_file(setup.data)},
+        "dev": None if setup.dev is None else {"name": setup.dev.name, "sha256": sha256_of_file(setup.dev)},
         "dev_limit": setup.dev_limit,
         "memory": {"path": str(memory.path), "version": memory.version, "encoder": memory.manifest.fingerprint},
         "model": str(setup.model),
@@ -299,8 +299,3 @@ def _write(out: Path, asked: Mapping[str, Any]) -> None:
         scratch.replace(out / RUN_FILE)
     except OSError as error:
         raise InputError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

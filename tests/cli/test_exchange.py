@@ -46,6 +46,13 @@ def test_json_and_an_older_version(own, tmp_path) -> None:
     }
 
 
+def test_what_is_pushed_is_what_is_asked(own, tmp_path) -> None:
+    assert cli("index", "delete", own, "emma.txt").code == 0
+    assert cli("index", "use", own, 2).code == 0
+    assert cli("index", "push", own, tmp_path / "served", "--json").json["version"] == 2
+    assert cli("index", "push", own, tmp_path / "newest", "--as-of", "newest", "--json").json["version"] == 3
+
+
 def test_a_pulled_memory_is_synced_on_without_encoding_again(tmp_path, files, encoder) -> None:
     folder = shutil.copytree(files, tmp_path / "notes")
     common = ["--encoder", encoder, "--json"]

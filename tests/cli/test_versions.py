@@ -113,6 +113,32 @@ def test_forget(own, model) -> None:
     assert {z.id for z in Memory.open(own).passages()} == {"paris.txt", "fidelio.txt", "moon.txt"}
 
 
+def test_forget_names_the_files_that_bring_a_passage_back(tmp_path, files, encoder) -> None:
+    folder, path = shutil.copytree(files, tmp_path / "notes"), tmp_path / "m.lance"
+    sync = ["index", "sync", path, folder, "--encoder", encoder]
+    assert cli(*sync).code == 0
+    back = (
+        "notes/emma.txt came by sync and comes back with the next one unless its file goes too: "
+        f"{folder.resolve()}/emma.txt"
+    )
+    done = cli("index", "forget", path, "notes/emma.txt")
+    assert back in done.stderr.splitlines()
+    assert cli(*sync, "--json").json["passages"]["added"] == 1  # it did
+
+    (returning,) = cli("index", "forget", path, "notes/rome.txt", "--json").json["returning"]
+    assert returning == {
+        "origin": "notes/rome.txt",
+        "file": str(folder.resolve() / "rome.txt"),
+        "ids": ["notes/rome.txt"],
+    }
+    (folder / "emma.txt").unlink()
+    done = cli("index", "forget", path, "notes/emma.txt")
+    assert "comes back" not in done.stderr
+    shutil.rmtree(path / "_sync")  # nothing is known of where the folder lay
+    assert cli("index", "forget", path, "notes/paris.txt").stderr.splitlines()[0].endswith("too: notes/paris.txt")
+    assert cli(*sync, "--json").json["passages"]["in_all"] == 3
+
+
 def test_forget_says_what_it_cannot_remove(own) -> None:
     (own / "notes.txt").write_text(DOCUMENTS["emma"])
     done = cli("index", "forget", own, "emma.txt")
@@ -145,6 +171,23 @@ def test_verify_and_repair(own) -> None:
     assert cli("index", "repair", own).stdout == f"{own} version 3: every version can be opened\n"
     assert cli("index", "delete", own, "paris.txt").code == 0
     assert cli("index", "verify", own).code == 0
+
+
+def test_verify_measures_indexes(own) -> None:
+    assert cli("index", "build", own, "--index", "sq8").code == 0
+    done = cli("index", "verify", own, "--sample", 3, "--seed", 7)
+    assert done.code == 0
+    line = done.stdout.splitlines()[0]
+    assert line.startswith("the index sq8-4-")
+    assert line.endswith(" finds 100.0% (±0.0%) of the 4 best passages, over 3 questions")
+    (index,) = cli("index", "verify", own, "--json").json["indexes"]
+    assert (index["kind"], index["built_version"], index["version"], index["faults"]) == ("sq8", 4, 4, [])
+    (recall,) = index["recall"]
+    assert recall == {"k": 4, "share": 1.0, "standard_error": 0.0, "num_questions": 4, "needed": 0.95}
+    (own / "_indexes" / index["folder"] / "index.faiss").write_bytes(b"")
+    done = cli("index", "verify", own)
+    assert done.code == 1
+    assert "is damaged" in done.stdout.splitlines()[0]
 
 
 def test_a_second_writer_gets_one_line(own) -> None:

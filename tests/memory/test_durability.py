@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from latentrag import disk
 from latentrag.errors import DamagedVersionError, MemoryStoreError
 from latentrag.memory import Memory, durable, files, lock, upkeep
 from latentrag.memory.building import build
@@ -65,6 +66,23 @@ def test_a_version_without_its_passages_is_not_opened(path, encoder, filled, how
     damage(path / name, how)
     with pytest.warns(UserWarning, match=f"version 3 .*{name}.*; opened version 2"):
         assert len(Memory.open(path)) == 12
+
+
+def test_versions_that_vanish_while_the_memory_is_opened_are_no_damage(monkeypatch, path, encoder, filled):
+    """A prune between looking and opening: an older version is not what should be fallen back to."""
+    version_numbers, calls = files.version_numbers, []
+
+    def stale(folder):
+        found = version_numbers(folder)
+        calls.append(found)
+        if len(calls) == 1:
+            Memory.open(path, version=2).add([Passage("new", "t")], encoder)
+            monkeypatch.undo()
+            manifest(path, 2).unlink()
+        return found
+
+    monkeypatch.setattr(files, "version_numbers", stale)
+    assert Memory.open(path).version == 3
 
 
 def test_a_memory_of_which_nothing_can_be_read(path, filled):
@@ -238,7 +256,10 @@ def test_a_lock_whose_writer_died_is_taken_over_and_its_files_removed(path, fill
     if left:
         (problem,) = verify(path).problems
         assert "4 files belong to no version" in problem.what
-        assert "index compact" in problem.remedy
+        assert f"`latentrag index repair {path}` removes them" in problem.remedy
+        upkeep.repair(path)
+        assert verify(path).problems == []
+        assert not any((path / name).exists() for name in orphans)
 
 
 def test_the_lock_of_another_machine_is_respected(path, filled):
@@ -333,15 +354,26 @@ def test_a_disk_that_fails_after_the_commit_is_reported(monkeypatch, path, fille
 
 
 def test_files_that_cannot_be_forced_to_the_disk_are_not_committed(monkeypatch, path, encoder, filled):
-    def fails(handle):
+    def fails(file):
         raise OSError(5, "Input/output error")
 
     before = files.present(path)
-    monkeypatch.setattr(durable, "_sync", fails)
+    monkeypatch.setattr(disk, "sync_file", fails)
     with pytest.raises(MemoryStoreError, match="cannot be written .*Input/output error"):
         filled.add([Passage("q", "t")], encoder)
     assert Memory.open(path).version == 2
     assert files.present(path) == before
+
+
+def test_a_lock_that_cannot_be_forced_to_the_disk_is_not_taken(monkeypatch, path, filled):
+    def fails(handle):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(disk, "sync_handle", fails)
+        with pytest.raises(MemoryStoreError, match=r"cannot be written .No space left on device.; make room"):
+            filled.delete(["p0"])
+    assert len(filled.delete(["p0"])) == 11
 
 
 def test_a_read_only_folder_can_be_read(monkeypatch, path, encoder, filled, queries):
@@ -357,7 +389,7 @@ def test_a_read_only_folder_can_be_read(monkeypatch, path, encoder, filled, quer
     assert memory.search(queries, 2).version == 2
     assert verify(path).problems == []
     for change in (lambda: memory.delete(["p0"]), lambda: memory.add([Passage("q", "t")], encoder)):
-        with pytest.raises(MemoryStoreError, match="cannot be written .Read-only file system.; check its permissions"):
+        with pytest.raises(MemoryStoreError, match="cannot be written .Read-only file system.; make room, check"):
             change()
 
 

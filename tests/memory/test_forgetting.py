@@ -7,7 +7,9 @@ import pytest
 from latentrag.errors import DataError, MemoryStoreError
 from latentrag.memory import Memory, files, forgetting, tags, upkeep
 from latentrag.memory import table as table_module
+from latentrag.memory.data_files import passages_of_file
 from latentrag.memory.forgetting import forget
+from latentrag.memory.indexes.building import build, plan
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
 
@@ -25,12 +27,7 @@ def secret(monkeypatch, path, encoder, filled):
 
 def everywhere(path):
     """Every text in every file, deleted or not: files are compressed, so that their bytes say little."""
-    return {
-        z.text
-        for name in files.present(path)
-        if name.startswith("data/")
-        for z in table_module.passages_of_file(path, name)
-    }
+    return {z.text for name in files.present(path) if name.startswith("data/") for z in passages_of_file(path, name)}
 
 
 def test_forgotten_passages_are_in_no_file(path, secret):
@@ -67,6 +64,31 @@ def test_the_newest_version_loses_only_what_is_forgotten(path, encoder, filled, 
     with pytest.raises(DataError, match="1 ids are in no version of .*: 'ada'; leave them out"):
         forget(path, ["ada", "p1"])
     assert len(Memory.open(path).get(["p1"])) == 1
+
+
+@pytest.mark.parametrize("stage", ["copying vectors", "training"])
+def test_an_index_that_is_being_built_does_not_survive(path, filled, stage):
+    """Neither if the build began before, nor if it begins afterwards from a version that is gone."""
+
+    def progress(what, *_):
+        if what == stage and not forgotten:
+            forgotten.append(forget(path, ["p0"]))
+
+    forgotten = []
+    planned = plan("ivf-rabitq", 12, 8)
+    for _ in range(2):
+        with pytest.raises(MemoryStoreError):
+            build(filled._table, planned, progress=progress)
+    assert not [file for file in path.rglob("*") if file.name == "vectors.f16"]
+    assert len(forgotten) == 1
+    assert Memory.open(path).build_index("sq8").num_passages == 11
+
+
+def test_an_index_that_is_built_meanwhile_does_not_survive(monkeypatch, path, filled):
+    without = forgetting._without
+    monkeypatch.setattr(forgetting, "_without", lambda *given: filled.build_index("sq8") and without(*given))
+    forget(path, ["p0"])
+    assert not (path / files.INDEXES).exists()
 
 
 def test_all_can_be_forgotten(path, filled):

@@ -17,6 +17,7 @@ import lance
 import numpy as np
 import pytest
 
+from latentrag.disk import sha256_of_file
 from latentrag.errors import InputError, MemoryStoreError
 from latentrag.memory import Memory
 from latentrag.memory.indexes import building, files
@@ -225,7 +226,7 @@ def test_a_file_of_faiss_that_is_of_something_else_is_not_searched(memory, kind)
     folder = folder_of(memory)
     faiss.write_index(faiss.IndexFlatIP(8), str(folder / "index.faiss"))
     sizes = json.loads((folder / "index.json").read_bytes())["files"]
-    sizes["index.faiss"] = [(folder / "index.faiss").stat().st_size, files._sha256(folder / "index.faiss")]
+    sizes["index.faiss"] = [(folder / "index.faiss").stat().st_size, sha256_of_file(folder / "index.faiss")]
     forged(folder, files=sizes)
     with pytest.warns(UserWarning, match=r"index.faiss holds .* rows.*needed .*; this index is thrown away"):
         assert Memory.open(memory.path).index.kind == "flat"

@@ -1,9 +1,11 @@
 """A memory that is exchanged while it is searched: every answer comes from one version."""
 
 import itertools
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from torch import nn
 from latentrag.assemble import open_memory
 from latentrag.errors import EncoderMismatchError, MemoryStoreError
 from latentrag.memory import LiveMemory, Memory
+from latentrag.memory.indexes import supply
 from latentrag.rag import Rag
 from latentrag.retriever import BM25Retriever, DenseRetriever, bm25
 from latentrag.types import Passage
@@ -65,6 +68,29 @@ def test_use_and_back(path, live, queries):
     live.use(before)
     assert live.version == 2
     check(live.search(queries, 6).passages[0], 2)
+
+
+def test_another_version_is_searched_as_the_first_was(monkeypatch, path, live, queries):
+    loads, original = [], supply.opened
+    monkeypatch.setattr(supply, "opened", lambda published: loads.append(1) or original(published))
+    chosen = LiveMemory(Memory.open(path, version=2, index="hnsw"))
+    chosen.search(queries, 3)
+    chosen.use(2)
+    assert chosen.snapshot().index.kind == "hnsw"
+    assert len(loads) == 1  # shared
+    assert open_memory(chosen, version=3)._indexes.choice == "hnsw"
+
+
+def test_a_memory_that_was_built_anew_in_the_place_of_the_old_one(path, encoder, live, queries):
+    """Rows have the same ids there, and mean something else."""
+    live.search(queries, 3)
+    shutil.rmtree(path)
+    memory = Memory.create(path, encoder)
+    for number in VERSIONS:
+        memory = memory.upsert([Passage(f"p{i}", f"other words of {number}") for i in range(6)], encoder)
+    live.use(3)
+    found = live.search(queries, 6)
+    assert np.array_equal(found.vectors, Memory.open(path, version=3).search(queries, 6).vectors)
 
 
 def test_another_memory_altogether(tmp_path, live, encoder, queries):

@@ -6,9 +6,12 @@ import shutil
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
-from latentrag.memory import Memory, durable, forgetting, tags, upkeep
+from latentrag import disk as disk_module
+from latentrag.memory import Memory, forgetting, tags, upkeep
+from latentrag.memory.indexes import files as index_files
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
 from tests.memory.power_failure import Disk
@@ -60,7 +63,7 @@ def test_what_was_acknowledged_survives(monkeypatch, tmp_path, path, encoder, ch
             warned.extend(found)
             shutil.rmtree(copy)
 
-    monkeypatch.setattr(durable, "_sync", disk.fsync)
+    monkeypatch.setattr(disk_module, "sync_handle", disk.fsync)
     monkeypatch.setattr(os, "fsync", disk.fsync)
     for name, change in changes:
         memory = Memory.open(path)
@@ -76,6 +79,37 @@ def test_what_was_acknowledged_survives(monkeypatch, tmp_path, path, encoder, ch
         assert state_of(Memory.open(path)) == after, name
     assert num_failures > 60
     assert any("cannot be read" in str(each.message) for each in warned)  # some manifests were torn
+
+
+def test_an_index_is_there_whole_or_not_at_all(monkeypatch, tmp_path, path, encoder, queries):
+    """At each fsync of a build the power fails; what is found then, and is not known to be damaged, is searched."""
+    disk, rng, found = Disk(path), random.Random(0), []
+    memory = Memory.create(path, encoder).add([Passage(f"p{i}", f"text {i}") for i in range(20)], encoder)
+    exact = memory.search(queries, 20)
+    memory.build_index("hnsw")
+    disk.sync_everything()
+
+    def fail() -> None:
+        for worst in (True, False):
+            copy = tmp_path / "copy.lance"
+            disk.after_power_failure(copy, rng, worst=worst)
+            published, damaged = index_files.find(copy)
+            assert not damaged
+            for each in published:
+                index_files.verify(each)
+            found.append(sorted(each.description.kind for each in published))
+            assert np.array_equal(Memory.open(copy).search(queries, 20).scores, exact.scores)
+            assert verify(copy).problems == []
+            shutil.rmtree(copy)
+
+    monkeypatch.setattr(disk_module, "sync_handle", disk.fsync)
+    monkeypatch.setattr(os, "fsync", disk.fsync)
+    disk.before_sync = fail
+    memory.build_index("sq8")
+    fail()  # acknowledged
+    assert len(found) > 10
+    assert found[0] == ["hnsw"]
+    assert found[-2:] == [["hnsw", "sq8"]] * 2
 
 
 def names_after(change: str, before: dict[str, int]) -> dict[str, int]:
@@ -110,7 +144,7 @@ def test_the_next_writer_clears_up(monkeypatch, tmp_path, path, encoder, worst):
     memory = Memory.open(path)
     disk.before_sync = fail
     with monkeypatch.context() as patched:
-        patched.setattr(durable, "_sync", disk.fsync)
+        patched.setattr(disk_module, "sync_handle", disk.fsync)
         patched.setattr(os, "fsync", disk.fsync)
         memory.upsert([Passage("p0", "changed"), Passage("r", "r")], encoder)
     assert len(copies) > 8

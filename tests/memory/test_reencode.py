@@ -274,7 +274,7 @@ def test_passages_are_streamed(monkeypatch, path, encoder, other):
     monkeypatch.setattr(table_module, "ROWS_PER_READ", 50)
     memory = Memory.create(path, encoder).add((Passage(f"p{i}", f"text {i}") for i in range(1_000)), encoder)
     read, encoded, ahead = [0], [0], []
-    to_passages, encode = table_module._to_passages, other.encode_passages
+    to_passages, encode = table_module.to_passages, other.encode_passages
 
     def reading(rows):
         read[0] += len(rows)
@@ -285,7 +285,7 @@ def test_passages_are_streamed(monkeypatch, path, encoder, other):
         ahead.append(read[0] - encoded[0])
         return encode(passages, **options)
 
-    monkeypatch.setattr(table_module, "_to_passages", reading)
+    monkeypatch.setattr(table_module, "to_passages", reading)
     other.encode_passages = encoding
     after = memory.reencode(other)
     assert encoded == [1_000]

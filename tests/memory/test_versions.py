@@ -11,7 +11,8 @@ from latentrag.errors import InputError, MemoryStoreError
 from latentrag.memory import Memory, files, tags, upkeep
 from latentrag.memory import table as table_module
 from latentrag.memory.diff import diff
-from latentrag.memory.table import Table, Version
+from latentrag.memory.log import Version
+from latentrag.memory.table import Table
 from latentrag.memory.verify import verify
 from latentrag.memory.versions import resolve
 from latentrag.types import Passage
@@ -162,8 +163,8 @@ def test_new_vectors_are_said_apart(path, filled):
 
 def test_diff_reads_only_what_differs(monkeypatch, path, encoder, filled):
     filled.add([Passage("new", "t")], encoder)
-    read, convert = [], table_module._to_passages
-    monkeypatch.setattr(table_module, "_to_passages", lambda rows: read.append(len(rows)) or convert(rows))
+    read, convert = [], table_module.to_passages
+    monkeypatch.setattr(table_module, "to_passages", lambda rows: read.append(len(rows)) or convert(rows))
     assert diff(Table.open(path, 2), Table.open(path, 3)).added == ["new"]
     assert sum(read) == 1
 

@@ -1,8 +1,9 @@
 """Writers that are killed at random moments: `python -m tests.memory.torture --runs 100`.
 
 Each run starts a process that changes a memory without end, kills it with SIGKILL while it does, and looks at what is
-left. The memory must open, hold what the last acknowledged change left or what the one in flight would have, and the
-next writer must find nothing that hinders it and leave nothing behind.
+left. The memory must open, hold what the last acknowledged change left or what the one in flight would have, be found
+whole by searches through whichever index is there, and the next writer must find nothing that hinders it and leave
+nothing behind.
 """
 
 from __future__ import annotations
@@ -11,24 +12,35 @@ import argparse
 import json
 import multiprocessing
 import random
+import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from latentrag.memory import Memory, files, forgetting, upkeep
 from latentrag.memory import memory as memory_module
 from latentrag.memory import table as table_module
+from latentrag.memory.indexes import files as index_files
 from latentrag.memory.verify import verify
+from latentrag.sync import SyncOptions, sync
 from latentrag.types import Passage
 from tests.memory.conftest import FakePassageEncoder
 
 State = dict[str, str]
 NUM_IDS = 40
-CHANGES = ("add", "upsert", "upsert", "delete", "compact", "prune", "forget")
+CHANGES = ("add", "upsert", "upsert", "delete", "compact", "prune", "forget", "sync", "sync", "index", "index")
+FOLDER = "notes"
+"""Synced, beside the memory; each file is one passage."""
+NUM_NOTES = 12
+KINDS = ("sq8", "ivf-rabitq", "hnsw")
+OPTIONS = SyncOptions(delete_missing=True)
 LONGEST_S = 60.0
 """A writer that has said nothing for so long is stuck."""
 
@@ -36,6 +48,7 @@ LONGEST_S = 60.0
 def write(path: str, log: str, seed: int) -> None:
     """Change the memory for ever; say in the log what comes next, and what is acknowledged."""
     memory_module.PASSAGES_PER_ENCODING = table_module.ROWS_PER_FRAGMENT = 8  # several files for a change
+    warnings.simplefilter("ignore")
     rng = random.Random(seed)
     with Path(log).open("a", encoding="utf-8") as out:
 
@@ -46,16 +59,47 @@ def write(path: str, log: str, seed: int) -> None:
         while True:
             memory = Memory.open(path)
             state = {z.id: z.text for z in memory.passages()}
-            name, ids, after = _next(rng, state)
-            say(begin=name, state=after)
-            _change(memory, name, ids, after)
+            name = rng.choice(CHANGES)
+            if name == "sync":
+                _edit(rng, memory.path.parent / FOLDER)
+                between, after = _synced(state, memory.path.parent / FOLDER)
+                say(begin=name, state=after, between=between)
+                sync(memory.path, memory.path.parent / FOLDER, FakePassageEncoder, options=OPTIONS)
+            elif name == "index" and state:
+                say(begin=name, state=state)
+                memory.build_index(rng.choice(KINDS))
+            else:
+                name, ids, after = _next(rng, name, state)
+                say(begin=name, state=after)
+                _change(memory, name, ids, after)
             say(done=name)
 
 
-def _next(rng: random.Random, state: State) -> tuple[str, list[str], State]:
+def _edit(rng: random.Random, folder: Path) -> None:
+    """Make, change and remove some files."""
+    folder.mkdir(exist_ok=True)
+    for number in rng.sample(range(NUM_NOTES), 4):
+        file = folder / f"{number}.txt"
+        if file.exists() and rng.random() < 0.3 and number:  # one stays: an empty folder is not synced
+            file.unlink()
+        else:
+            file.write_text(f"the text of {number}, {rng.random()}")
+    (folder / "0.txt").touch()
+
+
+def _synced(state: State, folder: Path) -> tuple[State, State]:
+    """What the memory holds when the folder's files are in it, and when those that are gone have left it, too."""
+    notes = {f"{FOLDER}/{file.name}": text for file in folder.iterdir() if (text := file.read_text())}
+    present = {f"{FOLDER}/{file.name}" for file in folder.iterdir()}
+    # A file that is there and empty has no passages from the first commit on.
+    kept = {key: text for key, text in state.items() if key not in present}
+    others = {key: text for key, text in state.items() if not key.startswith(f"{FOLDER}/")}
+    return kept | notes, others | notes
+
+
+def _next(rng: random.Random, name: str, state: State) -> tuple[str, list[str], State]:
     """A change, the ids that it is about, and what the memory holds after it."""
     everything = [f"p{i}" for i in range(NUM_IDS)]
-    name = rng.choice(CHANGES)
     if name in ("delete", "forget") and state:
         ids = rng.sample(sorted(state), min(len(state), rng.randint(1, 6)))
         return name, ids, {key: text for key, text in state.items() if key not in ids}
@@ -103,6 +147,7 @@ def runs(folder: Path, *, num_runs: int, seed: int) -> Iterator[str]:
         finally:
             writer.kill()
             writer.join()
+        assert writer.exitcode == -signal.SIGKILL, "the writer failed by itself"
         state, killed_in = _left_whole(path, log, state)
         yield killed_in
 
@@ -116,29 +161,48 @@ def _wait(log: Path, *, lines: int) -> None:
 
 def _left_whole(path: Path, log: Path, before: State) -> tuple[State, str]:
     """What the memory holds now, once it is known to be right, and what the writer was doing."""
-    acknowledged, in_flight, killed_in = before, before, "nothing"
+    acknowledged, in_flight, between, killed_in = before, before, before, "nothing"
     for line in log.read_text("utf-8").splitlines(keepends=True):
         if not line.endswith("\n"):
             break  # killed while it was saying what comes next
         said = json.loads(line)
         if "begin" in said:
             in_flight, killed_in = said["state"], said["begin"]
+            between = said.get("between", in_flight)
         else:
             acknowledged, killed_in = in_flight, "nothing"
     memory = Memory.open(path)
     passages = list(memory.passages())
     found = {z.id: z.text for z in passages}
     assert len(passages) == len(found) == len(memory), "a passage comes twice"
-    assert found in (acknowledged, in_flight), (killed_in, acknowledged, in_flight, found)
+    assert found in (acknowledged, between, in_flight), (killed_in, acknowledged, between, in_flight, found)
+    _search(memory)
     for version in files.version_numbers(path):
         assert len(list(Memory.open(path, version=version).passages())) >= 0
 
     found["last"] = f"after {killed_in}"
     Memory.open(path).upsert([Passage("last", found["last"])], FakePassageEncoder())
-    report = verify(path)
+    if killed_in == "index":
+        Memory.open(path).build_index("sq8")
+        left = [each.name for each in (path / index_files.FOLDER).iterdir()]
+        assert not any(name.startswith(index_files.SCRATCH) for name in left), left
+    report = verify(path, num_questions=5)
     assert report.problems == [], report.problems
     assert report.num_unrecorded == 0
     return found, killed_in
+
+
+def _search(memory: Memory) -> None:
+    """Through the index that is there every passage is found, with the scores of exact search."""
+    if not len(memory):
+        return
+    q = np.random.default_rng(0).standard_normal((1, 8)).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* has changed since its index was built")
+        found = memory.search(q, len(memory))
+    exact = Memory.open(memory.path, index="flat", version=memory.version).search(q, len(memory))
+    assert [z.id for z in found.passages[0]] == [z.id for z in exact.passages[0]]
+    assert np.array_equal(found.scores, exact.scores)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import astuple, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from latentrag.errors import DataError, EncoderMismatchError, InputError, MemoryStoreError
@@ -480,6 +481,35 @@ def test_a_memory_from_before_sync(synced: Synced, monkeypatch):
     assert (report.version, synced.texts()) == (5, {"h": "by hand", "i": "too", "notes/a.txt": "text"})
     assert files(synced.sync()) == (0, 0, 0, 0, 1, 0)
     assert next(Memory.open(synced.path, version=3).passages()).origin == ""
+
+
+@pytest.mark.parametrize("kind", ["flat", "sq8"])
+def test_a_memory_from_before_sync_is_compacted_and_indexed(synced: Synced, monkeypatch, kind):
+    """Files without the column beside files with it, in one."""
+    from latentrag.memory import table as module
+    from latentrag.memory import upkeep
+    from latentrag.memory.forgetting import forget
+    from latentrag.memory.verify import verify
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "schema", without_origin(module.schema))
+        memory = Memory.create(synced.path, synced.encoder)
+        memory = memory.add([Passage(f"h{i}", f"by hand {i}") for i in range(20)], synced.encoder)
+    memory.build_index(kind)
+    q = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
+    before = memory.search(q, 20)
+    synced.write("a.txt", "text")
+    synced.sync()
+    expected = synced.texts()
+    upkeep.compact(synced.path)
+    assert synced.texts() == expected
+    assert synced.memory.index.kind == kind
+    assert {z.id for z in synced.memory.search(q, 21).passages[0]} == set(expected)
+    assert Memory.open(synced.path, version=2).search(q, 20).passages == before.passages
+    assert verify(synced.path).problems == []
+    assert files(synced.sync()) == (0, 0, 0, 0, 1, 0)
+    assert forget(synced.path, ["h3"]).left == []
+    assert synced.texts() == {key: text for key, text in expected.items() if key != "h3"}
 
 
 @pytest.mark.parametrize("first", ["sync", "reencode"])

@@ -31,7 +31,7 @@ def push(
 
     path = resolve_memory(memory)
     with _shown_progress("writing passages") as on_passages:
-        listing = run(path, destination, version=as_of, on_passages=on_passages)
+        listing = run(path, destination, version="served" if as_of is None else as_of, on_passages=on_passages)
     if as_json:
         files = [{"name": file.name, "size_bytes": file.size_bytes, "sha256": file.sha256} for file in listing.files]
         record = {"version": listing.version, "passages": listing.num_passages, "listing": LISTING, "files": files}

@@ -144,7 +144,7 @@ def build(
     ] = None,
     as_json: arg.AsJson = False,
 ) -> None:
-    """Build an index of the newest version, by which the memory is searched from then on.
+    """Build an index of the version that is asked (the newest; see `index use`), and search by it from then on.
 
     Up to 200,000 passages none is needed: they are searched exactly. Files of an index are in MEMORY/_indexes and can
     be deleted at any time. Passages added and deleted later are found and not found at once; build again when many

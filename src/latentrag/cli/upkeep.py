@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -77,7 +78,8 @@ def forget(
     """Delete passages, then every older version and every file that holds them. This cannot be undone.
 
     An older version goes if one of its files holds a passage, with its tags and with whatever only it had. What stays
-    is written anew, the indexes are removed, and all files are searched for the texts at the end.
+    is written anew, the indexes are removed, and all files are searched for the texts at the end. A passage that came
+    by `index sync` comes back with the next one unless its file goes too; such files are named.
     """
     from latentrag.memory import Memory
     from latentrag.memory.forgetting import forget as forget_ids
@@ -93,18 +95,24 @@ def forget(
         "the memory no longer holds these passages; a generator that was trained on them still does, "
         "deleting a passage does not unlearn parameters"
     )
+    returning = _returning(path, done.passages)
     if as_json:
         record = asdict(done) | {"forgotten": [asdict(passage) for passage in done.passages]}
         del record["passages"]
-        print_json({"memory": str(path), **record, "closed_book": known, "note": reminder})
+        print_json({"memory": str(path), **record, "returning": returning, "closed_book": known, "note": reminder})
     else:
         _show_forgotten(path, done, known)
+        for origin in returning:
+            say(
+                f"{_listed(origin['ids'])} came by sync and comes back with the next one unless its file goes too: "
+                f"{origin['file'] or origin['origin']}"
+            )
         say(reminder)
     if done.left:
         raise typer.Exit(EXIT_PROBLEMS)
 
 
-def _show_forgotten(path: object, done: Any, known: list[dict[str, Any]]) -> None:
+def _show_forgotten(path: Path, done: Any, known: list[dict[str, Any]]) -> None:
     for passage in done.passages:
         print_line(f"- {passage.id}: {passage.text}")
     names = f" with the tags {', '.join(done.tags)}" if done.tags else ""
@@ -116,6 +124,24 @@ def _show_forgotten(path: object, done: Any, known: list[dict[str, Any]]) -> Non
         print_line(f"closed book, the generator gives {each['id']} {each['log_prob']:.2f} nats")
     for name in done.left:
         say(f"warning: {name} still holds a text; remove that file or report this")
+
+
+def _returning(memory: Path, passages: Sequence[Passage]) -> list[dict[str, Any]]:
+    """What the next sync would bring back: origins, their files where that is known, and the ids that came from there.
+
+    A file that is gone brings nothing back.
+    """
+    from latentrag.sync.journal import files_of
+
+    ids: dict[str, dict[str, None]] = {}
+    for passage in passages:
+        if passage.origin:
+            ids.setdefault(passage.origin, {})[passage.id] = None
+    return [
+        {"origin": origin, "file": None if file is None else str(file), "ids": list(ids[origin])}
+        for origin, file in files_of(memory, ids).items()
+        if file is None or file.exists()
+    ]
 
 
 def _closed_book(rag: Rag, passages: Sequence[Passage]) -> list[dict[str, Any]]:
@@ -136,15 +162,26 @@ def _closed_book(rag: Rag, passages: Sequence[Passage]) -> list[dict[str, Any]]:
     return rows
 
 
-def verify(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
-    """Check that a memory is as it was written: every file, every version, the newest passages.
+def verify(
+    memory: MemoryPath,
+    sample: Annotated[
+        int,
+        typer.Option(min=0, help="Passages to search for, to measure what indexes find of what there is; 0: none."),
+    ] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="By which they are drawn.")] = 0,
+    as_json: arg.AsJson = False,
+) -> None:
+    """Check that a memory is as it was written: every file, every version, the newest passages, the indexes.
+
+    An index must hold every passage of the version that is asked once and nothing else, and find 95 % of the five best
+    and 90 % of the hundred best of a sample, give or take two standard errors.
 
     Exits with 1 if something is wrong, and says what to do.
     """
     from latentrag.memory.verify import verify as check
 
     path = resolve_memory(memory)
-    report = check(path)
+    report = check(path, num_questions=sample, seed=seed)
     if as_json:
         print_json({"memory": str(path), "whole": not report.problems, **asdict(report)})
     else:
@@ -158,6 +195,12 @@ def _show_report(path: object, report: Report) -> None:
         print_line(f"problem: {problem.what}; {problem.remedy}")
     for note in report.notes:
         print_line(f"note: {note}")
+    for index in report.indexes:
+        for recall in index.recall:
+            print_line(
+                f"the index {index.folder} finds {recall.share:.1%} (±{recall.standard_error:.1%}) of the {recall.k} "
+                f"best passages, over {recall.num_questions} questions"
+            )
     if report.num_unrecorded:
         print_line(f"note: {report.num_unrecorded} files were written without a checksum and could not be compared")
     state = "whole" if not report.problems else f"{len(report.problems)} problems"

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latentrag import disk
 from latentrag.errors import MemoryStoreError
-from latentrag.memory import durable
 from latentrag.memory.lock import LOCK_FILE, owner, writer_lock
 from latentrag.memory.memory import Memory
 from latentrag.types import Passage
@@ -46,7 +46,7 @@ def new_memory(path: Path) -> Iterator[Path]:
             if path.exists():
                 path.rmdir()  # the empty folder
             new.rename(path)
-            durable.sync_folder(path.parent)
+            disk.sync_folder(path.parent)
     except OSError as error:
         raise MemoryStoreError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error
 

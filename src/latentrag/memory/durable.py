@@ -1,18 +1,18 @@
-"""What a power failure must not take away: files and folders forced to the disk, and a record of what was in them.
+"""A record of what each committed file held, which acknowledges the versions of a memory.
 
 Lance writes files and renames them, and leaves it to the operating system when they reach the disk. Everything that a
-commit consists of is forced there by us before the commit is acknowledged.
+commit consists of is forced there by us (``latentrag.disk``) before the commit is recorded.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import sys
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from latentrag import disk
 
 CHECKSUMS_FILE = "_checksums.jsonl"
 """One line of JSON for each file of the table, in the order of the commits. A version is acknowledged when the line
@@ -29,55 +29,7 @@ class Checksum:
     @classmethod
     def of(cls, file: Path) -> Checksum:
         """Of the file as it is now. Raises: OSError."""
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            return cls(os.fstat(stream.fileno()).st_size, digest)
-
-
-def sync_file(path: Path) -> None:
-    """Force a file's content to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        _sync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_folder(path: Path) -> None:
-    """Force a folder's list of names to the disk: files made, renamed or removed in it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_all(folder: Path, names: Iterable[str]) -> None:
-    """Force these files to the disk, then the folders that list them, up to ``folder``.
-
-    Args:
-        names: relative to ``folder``, with slashes.
-    """
-    parents: set[str] = set()
-    for name in names:
-        sync_file(folder / name)
-        parents.update(map(str, PurePosixPath(name).parents))
-    for parent in sorted(parents, reverse=True):  # "." is last
-        sync_folder(folder / parent)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """A file with this content in place of any other, whole or not at all, on the disk when this returns."""
-    scratch = path.with_name(f"{path.name}.new")
-    with scratch.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        _sync(stream.fileno())
-    scratch.replace(path)
-    sync_folder(path.parent)
-
-
-# Checksums
+        return cls(file.stat().st_size, disk.sha256_of_file(file))
 
 
 def record(folder: Path, names: Iterable[str]) -> None:
@@ -87,8 +39,8 @@ def record(folder: Path, names: Iterable[str]) -> None:
         _cut_unfinished_line(stream.fileno())
         stream.write(lines)
         stream.flush()
-        _sync(stream.fileno())
-    sync_folder(folder)
+        disk.sync_handle(stream.fileno())
+    disk.sync_folder(folder)
 
 
 def has_records(folder: Path) -> bool:
@@ -120,7 +72,7 @@ def keep_records(folder: Path, names: Collection[str]) -> None:
     """Forget the records of all other files."""
     if has_records(folder):
         kept = (_line(name, checksum) for name, checksum in recorded(folder).items() if name in names)
-        write_file(folder / CHECKSUMS_FILE, b"".join(kept))
+        disk.write_file(folder / CHECKSUMS_FILE, b"".join(kept))
 
 
 def _beginning(name: str) -> bytes:
@@ -144,12 +96,3 @@ def _cut_unfinished_line(handle: int) -> None:
     """A power failure can leave the beginning of a line, which the next one must not continue."""
     content = os.pread(handle, os.fstat(handle).st_size, 0)
     os.ftruncate(handle, content.rfind(b"\n") + 1)
-
-
-def _sync(handle: int) -> None:
-    if sys.platform == "darwin":
-        import fcntl
-
-        fcntl.fcntl(handle, fcntl.F_FULLFSYNC)  # fsync there stops at the disk's own cache
-    else:
-        os.fsync(handle)

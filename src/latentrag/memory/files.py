@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latentrag import disk
 from latentrag.errors import DamagedVersionError, MemoryStoreError
 from latentrag.memory import durable
 
@@ -138,6 +139,8 @@ def open_newest_whole(folder: Path) -> lance.LanceDataset:
         try:
             dataset = open_whole(folder, version)
         except DamagedVersionError as error:
+            if not has_version(folder, version):  # pruned at this moment, and newer ones may be there since
+                return open_newest_whole(folder)
             first = first or error
             continue
         if first is not None:
@@ -225,7 +228,7 @@ def remove(folder: Path, names: Collection[str]) -> int:
         freed += (folder / name).lstat().st_size
         (folder / name).unlink()
     for parent in {name.split("/")[0] for name in names}:
-        durable.sync_folder(folder / parent)
+        disk.sync_folder(folder / parent)
     return freed
 
 
@@ -247,5 +250,5 @@ def _move(folder: Path, names: Collection[str]) -> None:
         while place.exists():  # a version whose number has been used again, and damaged again
             place = place.with_name(f"{place.name}+")
         shutil.move(folder / name, place)
-        durable.sync_folder(place.parent)
-        durable.sync_folder((folder / name).parent)
+        disk.sync_folder(place.parent)
+        disk.sync_folder((folder / name).parent)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from latentrag.errors import DataError, MemoryStoreError
 from latentrag.memory import files, tags
+from latentrag.memory.data_files import ids_of_file, passages_of_file
 from latentrag.memory.recovery import remove_orphans, writing
-from latentrag.memory.table import Table, ids_of_file, passages_of_file
+from latentrag.memory.table import Table
 from latentrag.memory.upkeep import drop
 from latentrag.types import Passage
 
@@ -64,16 +65,26 @@ def forget(folder: Path, ids: Iterable[str]) -> Forgotten:
         passages = sorted({z for of_file in found.values() for z in of_file}, key=lambda z: (z.id, z.text))
         _require_found(unwanted, passages, folder)
         for disposable in (files.INDEXES, files.DAMAGED):
-            if (folder / disposable).exists():
-                shutil.rmtree(folder / disposable)
+            _remove_whole(folder / disposable)
         newest = _without(Table.open(folder), unwanted, set(found))
         dropped = [version for version in files.version_numbers(folder) if _shares(folder, version, set(found))]
         named = [name for name, version in tags.tags(folder).items() if version in dropped]
         tags.remove(folder, named)
         drop(folder, dropped)
+        _remove_whole(folder / files.INDEXES)  # somebody may have built one of a version that was still there
         freed = before - _size_bytes(folder)
         same_text, left = _search(folder, passages)
     return Forgotten(passages, newest.version, dropped, named, freed, same_text, left)
+
+
+def _remove_whole(place: Path) -> None:
+    """Remove a folder at once for all who look into it: who is building an index there fails, and leaves nothing."""
+    gone = place.with_name(f"{place.name}-gone")
+    if gone.exists():  # a forgetting was killed here
+        shutil.rmtree(gone)
+    if place.exists():
+        place.rename(gone)
+        shutil.rmtree(gone)
 
 
 def _without(table: Table, unwanted: Collection[str], holders: set[str]) -> Table:

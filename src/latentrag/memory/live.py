@@ -41,13 +41,13 @@ class LiveMemory:
         It is opened and its index built before the exchange; until then, and if anything fails, the old one serves.
 
         Args:
-            which: a memory, or a version of the one that is there, as for ``Memory.open``.
+            which: a memory, or a version of the one that is there, as for ``Memory.open``, searched as that one is.
         Returns: the memory that was there before, to go back to.
         Raises: MemoryStoreError; EncoderMismatchError if it does not fit a query encoder that searches here.
         """
         with self._exchange:
             before = self._memory
-            memory = which if isinstance(which, Memory) else Memory.open(before.path, version=which)
+            memory = which if isinstance(which, Memory) else before.at(which)
             for encoder in self._encoders:
                 memory.check(encoder)
             memory.warm_up()

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from latentrag import disk
 from latentrag.errors import MemoryStoreError
 
 LOCK_FILE = "_writer.lock"
@@ -59,22 +60,30 @@ def writer_lock(folder: Path) -> Iterator[WriterLock]:
     Raises: MemoryStoreError if somebody else writes, or if the folder cannot be written.
     """
     path = folder / LOCK_FILE
-    try:
+    with _refused_in_one_line(folder):
         handle = _locked(path)
-    except OSError as error:
-        raise MemoryStoreError(
-            f"{folder} cannot be written ({error.strerror or error}); check its permissions or copy it elsewhere"
-        ) from error
     try:
         died = _owner(handle)
         if died is not None and died.host != socket.gethostname():
             raise MemoryStoreError(
                 f"{folder} is being changed by {died}, or was left so; wait, or delete {path} if that process is gone"
             )
-        _write_owner(handle)
+        with _refused_in_one_line(folder):
+            _write_owner(handle)
         yield WriterLock(handle, died)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _refused_in_one_line(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MemoryStoreError(
+            f"{folder} cannot be written ({error.strerror or error}); make room, check its permissions or copy it "
+            "elsewhere"
+        ) from error
 
 
 def owner(folder: Path) -> Owner | None:
@@ -134,4 +143,4 @@ def _owner(handle: int) -> Owner | None:
 def _write_owner(handle: int) -> None:
     os.ftruncate(handle, 0)
     os.pwrite(handle, json.dumps(asdict(Owner.this_process())).encode(), 0)
-    os.fsync(handle)
+    disk.sync_handle(handle)

@@ -14,8 +14,9 @@ import numpy as np
 
 from latentrag.errors import DataError, IndexDamagedError, InputError, MemoryStoreError, ModelError, ShapeError
 from latentrag.memory.indexes import BuiltIndex, Hits, Index, IndexSupply, build_index
+from latentrag.memory.log import Version
 from latentrag.memory.manifest import Manifest
-from latentrag.memory.table import Table, Version
+from latentrag.memory.table import Table
 from latentrag.memory.versions import resolve
 from latentrag.types import IndexChoice, Passage, SearchResult
 
@@ -82,6 +83,23 @@ class Memory:
         table = Table.open(Path(path), resolve(Path(path), version))
         return cls(table, IndexSupply(index, renew=renew_index))
 
+    def at(self, version: int | str | None) -> Memory:
+        """Another version of this memory, searched in the same way; the two share an index where that serves both.
+
+        Args: version: as for ``open``.
+        Raises: as ``open``.
+        """
+        table = Table.open(self.path, resolve(self.path, version))
+        return Memory(table, self._indexes if self._is_there() else self._indexes.anew())
+
+    def _is_there(self) -> bool:
+        """Whether the path still holds this version, and not that of another memory in its place."""
+        try:
+            now = Table.open(self.path, self.version)
+        except MemoryStoreError:
+            return False
+        return len(self) > 0 and now.fragments().keys() == self._table.fragments().keys()
+
     @property
     def path(self) -> Path:
         return self._table.path
@@ -126,7 +144,7 @@ class Memory:
         self.manifest.check_query_encoder(query_encoder)
 
     def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
-        """The K passages with the largest inner products d(z)·q; equal scores in the table's order.
+        """The K passages with the largest inner products d(z)·q; equal scores as they were added.
 
         With the index flat these are the K largest of all; the others may miss some. The scores are exact with each:
         float64 sums over the stored vectors, rounded once. What a query finds does not depend on the queries searched

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from latentrag import disk
 from latentrag.errors import DamagedVersionError, MemoryStoreError
 from latentrag.memory import durable, files
 from latentrag.memory.lock import writer_lock
@@ -88,7 +89,7 @@ def _keep_or_set_aside(folder: Path, version: int) -> None:
         return
     known = durable.recorded(folder)
     names = [name for name in files.sizes(dataset) if name not in known]
-    durable.sync_all(folder, [*names, files.manifest_name(version)])
+    disk.sync_all(folder, [*names, files.manifest_name(version)])
     durable.record(folder, [*names, files.manifest_name(version)])
 
 

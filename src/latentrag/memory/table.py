@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from latentrag.errors import DataError, MemoryStoreError
+from latentrag import disk
+from latentrag.errors import MemoryStoreError
 from latentrag.memory import durable, files, recovery
+from latentrag.memory.log import Version, log
 from latentrag.memory.manifest import Manifest
+from latentrag.memory.rows import MANIFEST_KEY, PASSAGE_COLUMNS, gathered, schema, to_passages, to_record_batch
 from latentrag.types import Passage
 
 if TYPE_CHECKING:
@@ -25,45 +26,10 @@ if TYPE_CHECKING:
     import pyarrow.compute as pc
     from lance.fragment import FragmentMetadata, LanceFragment
 
-MANIFEST_KEY = b"latentrag.manifest"
-PASSAGE_COLUMNS = ["id", "text", "title", "source", "start", "end", "page", "origin"]
 ROWS_PER_FRAGMENT = 65_536
 """Rows gathered in RAM before they are written: about 150 MB at 768 dimensions and 100 words."""
 ROWS_PER_READ = 8_192
 SHOWN_VERSIONS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One commit of a memory. ``change`` says what it did, in words; ``time`` is UTC."""
-
-    number: int
-    time: datetime
-    num_passages: int
-    change: str
-
-
-def schema(manifest: Manifest) -> pa.Schema:
-    """The columns; vectors are fp16, offsets and page as in ``Passage``. The manifest is their metadata.
-
-    A memory that is older than `index sync` has no ``origin`` until its first sync; null there means added by hand.
-    """
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("text", pa.string(), nullable=False),
-            pa.field("title", pa.string(), nullable=False),
-            pa.field("source", pa.string(), nullable=False),
-            pa.field("start", pa.int64(), nullable=False),
-            pa.field("end", pa.int64(), nullable=False),
-            pa.field("page", pa.int32(), nullable=True),
-            pa.field("vector", pa.list_(pa.float16(), manifest.dimension), nullable=False),
-            pa.field("origin", pa.string(), nullable=True),
-        ],
-        metadata={MANIFEST_KEY: manifest.to_json().encode()},
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +51,9 @@ class Table:
         with recovery.changing(path):
             # Row ids that survive compaction: reading by position slows 400-fold after scattered deletes.
             dataset = lance.write_dataset(empty, str(path), enable_stable_row_ids=True, commit_message="created")
-            durable.sync_all(path, files.present(path))
+            disk.sync_all(path, files.present(path))
             durable.record(path, [files.manifest_name(1)])
-            durable.sync_folder(path.parent)
+            disk.sync_folder(path.parent)
         return cls(path, dataset, manifest)
 
     @classmethod
@@ -117,28 +83,7 @@ class Table:
 
     def log(self) -> list[Version]:
         """Every version up to this one, oldest first. Those that cannot be read are left out, with a warning."""
-        numbers = [number for number in files.version_numbers(self.path) if number <= self.version]
-        return [found for found in map(self._logged, numbers) if found is not None]
-
-    def _logged(self, number: int) -> Version | None:
-        import lance
-
-        try:
-            dataset = lance.dataset(str(self.path), version=number, session=self.dataset.session())
-            found = dataset.get_version()
-            change = _change(dataset)
-        except BaseException as error:
-            if not files.is_lances(error):
-                raise
-            warnings.warn(f"version {number} of {self.path} cannot be read ({files.reason(error)})", stacklevel=3)
-            return None
-        return Version(
-            number=number,
-            # Lance gives local time without a zone.
-            time=cast("datetime", found["timestamp"]).astimezone(UTC),
-            num_passages=int(found["metadata"]["total_rows"]),
-            change=change,
-        )
+        return log(self.path, self.dataset)
 
     @property
     def passage_columns(self) -> list[str]:
@@ -162,7 +107,7 @@ class Table:
         fragments = self.fragments()
         if kept := [fragments[key] for key in fragments if key not in besides]:
             for batch in self._scan(self.passage_columns, fragments=kept):
-                yield from _to_passages(batch)
+                yield from to_passages(batch)
 
     def fragments(self) -> dict[tuple[str, ...], LanceFragment]:
         """The parts that the rows are in, by their files' names; other versions with the same have the same rows."""
@@ -180,7 +125,7 @@ class Table:
         with files.reading(self.path):
             # The public ways are a filter, which takes 0.4 ms longer to plan, and positions, which deletes shift.
             rows = self.dataset._take_rows(row_ids, columns=[*self.passage_columns, "_rowid"])  # noqa: SLF001
-        return dict(zip(rows["_rowid"].to_pylist(), _to_passages(rows), strict=True))
+        return dict(zip(rows["_rowid"].to_pylist(), to_passages(rows), strict=True))
 
     def find(self, ids: Collection[str]) -> dict[str, Passage]:
         """The passages with these ids, by id; ids that are not there are left out."""
@@ -188,7 +133,7 @@ class Table:
 
         with files.reading(self.path):
             rows = self.dataset.to_table(columns=self.passage_columns, filter=pc.field("id").isin(list(ids)))
-        return {passage.id: passage for passage in _to_passages(rows)}
+        return {passage.id: passage for passage in to_passages(rows)}
 
     def record_batches(self) -> Iterator[pa.RecordBatch]:
         """Every row with its vector, in the order of the rows."""
@@ -204,7 +149,7 @@ class Table:
     def passages_where(self, condition: pc.Expression) -> Iterator[tuple[Passage, int]]:
         """The passages that meet a condition on the columns, with their row ids, in the order of the rows."""
         for batch in self._scan(self.passage_columns, with_row_id=True, condition=condition):
-            yield from zip(_to_passages(batch), batch["_rowid"].to_pylist(), strict=True)
+            yield from zip(to_passages(batch), batch["_rowid"].to_pylist(), strict=True)
 
     def vectors_of(self, row_ids: Sequence[int]) -> npt.NDArray[np.float16]:
         """The vectors with these row ids, all different, in this order: (n, D). One read."""
@@ -257,21 +202,7 @@ class Table:
 
     def record_batch(self, passages: Sequence[Passage], vectors: npt.NDArray[np.float16]) -> pa.RecordBatch:
         """Rows of the table. vectors: (n, D). Raises: DataError for a value that its column cannot hold."""
-        import pyarrow as pa
-
-        columns = self._columns()
-        try:
-            arrays = {
-                name: pa.array([getattr(passage, name) for passage in passages], columns.field(name).type)
-                for name in self.passage_columns
-            }
-        except (pa.ArrowException, UnicodeError, OverflowError) as error:
-            raise DataError(
-                f"one of {passages[0].id!r} to {passages[-1].id!r} cannot be stored ({error}); correct it"
-            ) from error
-        values = pa.array(vectors.ravel())
-        arrays["vector"] = pa.FixedSizeListArray.from_arrays(values, self.manifest.dimension)
-        return pa.RecordBatch.from_arrays([arrays[name] for name in columns.names], schema=columns)
+        return to_record_batch(self._columns(), passages, vectors)
 
     def _columns(self) -> pa.Schema:
         """The columns in the table's own order, by which Lance numbers them, with this manifest."""
@@ -283,7 +214,7 @@ class Table:
         Within ``writing``, which removes the files if anything fails.
         """
         staged: list[FragmentMetadata] = []
-        for rows in _gathered(batches, ROWS_PER_FRAGMENT):
+        for rows in gathered(batches, ROWS_PER_FRAGMENT):
             staged += self._write(rows)
         return staged
 
@@ -335,9 +266,10 @@ class Table:
         return self._commit(operation, change, new_files=_data_files(staged))
 
     def compact(self, *, deleted_share: float = 0.1, keep: Collection[int] = (), change: str | None = None) -> Table:
-        """One new version with the same rows in the same order under the same row ids, in fewer files.
+        """One new version with the same rows under the same row ids, in fewer files.
 
-        Fragments are written anew that are small, or of whose rows more than this share has been deleted.
+        Fragments are written anew that are small, or of whose rows more than this share has been deleted. Their rows
+        come after those of the fragments that are left alone, for Lance sorts fragments by number.
 
         Args:
             keep: ids of fragments that are left alone.
@@ -382,7 +314,7 @@ class Table:
 
         self.require_newest()
         with recovery.changing(self.path):
-            durable.sync_all(self.path, new_files)
+            disk.sync_all(self.path, new_files)
             try:
                 # A retry would overwrite a version that somebody else has made meanwhile.
                 dataset = lance.LanceDataset.commit(
@@ -395,7 +327,7 @@ class Table:
                 ) from error
         published = [*self._transaction_files(), files.manifest_name(dataset.version)]
         try:
-            durable.sync_all(self.path, published)
+            disk.sync_all(self.path, published)
             durable.record(self.path, [*sorted(new_files), *published])
         except OSError as error:
             raise MemoryStoreError(
@@ -410,15 +342,6 @@ class Table:
         return sorted(f"_transactions/{file.name}" for file in folder.glob(f"{self.version}-*.txn"))
 
 
-def _change(dataset: lance.LanceDataset) -> str:
-    """What a version's commit said that it does."""
-    from lance.dataset import LANCE_COMMIT_MESSAGE_KEY
-
-    transaction = dataset.read_transaction(dataset.version)
-    properties = (transaction.transaction_properties if transaction else None) or {}
-    return properties.get(LANCE_COMMIT_MESSAGE_KEY, "unknown")
-
-
 def _data_files(fragments: Iterable[FragmentMetadata]) -> set[str]:
     return {f"data/{file.path}" for fragment in fragments for file in fragment.files}
 
@@ -427,44 +350,3 @@ def _shown_versions(path: Path) -> str:
     existing = files.version_numbers(path)
     older = "…, " if len(existing) > SHOWN_VERSIONS else ""
     return older + ", ".join(map(str, existing[-SHOWN_VERSIONS:]))
-
-
-def ids_of_file(folder: Path, name: str) -> set[str]:
-    """The ids of a data file's rows, those of deleted passages too."""
-    return {key for batch in _physical(folder, name, ["id"]) for key in batch["id"].to_pylist()}
-
-
-def passages_of_file(folder: Path, name: str) -> Iterator[Passage]:
-    """A data file's rows, those of deleted passages too."""
-    for batch in _physical(folder, name, PASSAGE_COLUMNS):
-        yield from _to_passages(batch)
-
-
-def _physical(folder: Path, name: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    from lance.file import LanceFileReader
-
-    with files.reading(folder):
-        file = str(folder / name)
-        present = set(LanceFileReader(file).metadata().schema.names)  # an older file has no origins
-        kept = [name for name in columns if name in present]
-        yield from LanceFileReader(file, columns=kept).read_all(batch_size=ROWS_PER_READ).to_batches()
-
-
-def _to_passages(rows: pa.RecordBatch | pa.Table) -> list[Passage]:
-    *names, origin = PASSAGE_COLUMNS
-    columns = [rows[name].to_pylist() for name in names]
-    origins = rows[origin].to_pylist() if origin in rows.schema.names else [None] * rows.num_rows
-    columns.append([each or "" for each in origins])
-    return [Passage(*values) for values in zip(*columns, strict=True)]
-
-
-def _gathered(batches: Iterable[pa.RecordBatch], num_rows: int) -> Iterator[list[pa.RecordBatch]]:
-    """Groups of batches with at least ``num_rows`` rows each; the last may have fewer."""
-    group: list[pa.RecordBatch] = []
-    for batch in batches:
-        group.append(batch)
-        if sum(map(len, group)) >= num_rows:
-            yield group
-            group = []
-    if group:
-        yield group

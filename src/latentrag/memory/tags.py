@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from latentrag import disk
 from latentrag.errors import InputError, MemoryStoreError
-from latentrag.memory import durable, files
+from latentrag.memory import files
 from latentrag.memory.recovery import changing, writing
 
 SERVED = "served"
@@ -82,7 +83,7 @@ def remove(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         (folder / _FOLDER / f"{name}.json").unlink()
     if (folder / _FOLDER).is_dir():
-        durable.sync_folder(folder / _FOLDER)
+        disk.sync_folder(folder / _FOLDER)
 
 
 def _write(folder: Path, name: str, version: int) -> None:
@@ -92,6 +93,6 @@ def _write(folder: Path, name: str, version: int) -> None:
     dataset = files.open_whole(folder, version)
     with changing(folder):
         dataset.tags.create(_SCRATCH, version)
-        durable.sync_all(folder, [scratch])
+        disk.sync_all(folder, [scratch])
         (folder / scratch).replace(folder / _FOLDER / f"{name}.json")
-        durable.sync_folder(folder / _FOLDER)
+        disk.sync_folder(folder / _FOLDER)

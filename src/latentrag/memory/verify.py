@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from latentrag.errors import DamagedVersionError, MemoryStoreError
+from latentrag.errors import DamagedVersionError, IndexDamagedError, InputError, MemoryStoreError
 from latentrag.memory import durable, files, lock
+from latentrag.memory.indexes import checking
+from latentrag.memory.indexes import files as index_files
+from latentrag.memory.indexes.checking import CheckedIndex
+from latentrag.memory.indexes.files import Published
 from latentrag.memory.table import Table
-from latentrag.memory.tags import tags
+from latentrag.memory.tags import SERVED, tags
 
 SHOWN = 3
+NUM_QUESTIONS = 200
+"""Of which recall's standard error is about a hundredth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,7 @@ class Report:
         num_versions: those that cannot be opened, too.
         num_files, size_bytes: of the table.
         num_unrecorded: files that a version needs and whose checksums were not recorded when they were written.
+        indexes: each that was found, with its recall.
         notes: what is worth knowing and no problem.
     """
 
@@ -43,33 +50,44 @@ class Report:
     num_files: int
     size_bytes: int
     num_unrecorded: int
+    indexes: list[CheckedIndex]
     problems: list[Problem]
     notes: list[str]
 
 
-def verify(folder: Path) -> Report:
-    """Read every file of a memory once and check what can be checked. Nothing is changed.
+def verify(folder: Path, *, num_questions: int = NUM_QUESTIONS, seed: int = 0) -> Report:
+    """Read every file of a memory and check what can be checked. Nothing is changed.
 
     Every version: that it opens, and that its files have the checksums of their commit. The newest: that it has as many
-    passages as it says, each with an id of its own and a finite vector.
+    passages as it says, each with an id of its own and a finite vector. Every index, against the version that is asked
+    (the served one, or the newest): that it holds each passage once, with the table's vector, and nothing else, and
+    finds what exact search finds.
 
-    Raises: MemoryStoreError if this is no memory.
+    Args:
+        num_questions: passages whose vectors are searched for to measure an index's recall; 0: it is not measured.
+        seed: by which they are drawn.
+    Raises: MemoryStoreError if this is no memory; InputError if ``num_questions`` is negative.
     """
+    if num_questions < 0:
+        raise InputError(f"num_questions={num_questions} cannot be asked; give 0 or more")
     files.require_table(folder)
     numbers, present, known = files.version_numbers(folder), files.present(folder), durable.recorded(folder)
     needed, problems = _opened(folder, numbers)
     newest = max(needed, default=None)
     table = None if newest is None else Table.open(folder, newest)
-    problems += _changed(folder, known, needed)
-    problems += [] if table is None else _of_rows(table)
-    problems += _of_tags(folder, numbers)
+    damage = [*_changed(folder, known, needed), *([] if table is None else _of_rows(table))]
+    found, unreadable = index_files.find(folder)
+    # Damaged passages are no measure of an index.
+    asked = None if damage else _asked(folder, table)
+    indexes = [] if asked is None else _checked(found, asked, num_questions=num_questions, seed=seed)
+    problems += [*damage, *_of_indexes(folder, indexes, unreadable), *_of_tags(folder, numbers)]
     orphans = present - files.needed(folder) if len(needed) == len(numbers) else set()
     writer = lock.owner(folder)
     if orphans and writer is None:
         problems.append(
             Problem(
                 f"{len(orphans)} files belong to no version, {_shown(orphans)}",
-                f"a writer must have died; they go with the next `latentrag index compact {folder}`",
+                f"a writer must have died; `latentrag index repair {folder}` removes them",
             )
         )
     everything = set().union(*needed.values()) if needed else set()
@@ -80,8 +98,9 @@ def verify(folder: Path) -> Report:
         num_files=len(present),
         size_bytes=sum(_size_bytes(folder / name) for name in present),
         num_unrecorded=len(everything - known.keys()),
+        indexes=indexes,
         problems=problems,
-        notes=list(_notes(folder, writer)),
+        notes=[*_index_notes(found, indexes, asked), *_notes(folder, writer)],
     )
 
 
@@ -142,6 +161,44 @@ def _of_rows(table: Table) -> Iterator[Problem]:
         )
 
 
+def _checked(found: Iterable[Published], asked: Table, *, num_questions: int, seed: int) -> list[CheckedIndex]:
+    checked = []
+    for published in found if len(asked) else ():
+        try:
+            checked.append(checking.check(published, asked, num_questions=num_questions, seed=seed))
+        except FileNotFoundError:
+            continue  # thrown away at this moment
+    return checked
+
+
+def _asked(folder: Path, newest: Table | None) -> Table | None:
+    """The version that is asked where nobody says which, as far as that can be told."""
+    try:
+        number = tags(folder).get(SERVED)
+        return newest if number is None else Table.open(folder, number)
+    except MemoryStoreError:  # the tag, or its version, is a problem of its own
+        return newest
+
+
+def _of_indexes(
+    folder: Path, indexes: Iterable[CheckedIndex], unreadable: Iterable[IndexDamagedError]
+) -> Iterator[Problem]:
+    for error in unreadable:
+        yield Problem(str(error), f"delete {error.file.parent}, the passages are all there without it")
+    for index in indexes:
+        place = folder / index_files.FOLDER / index.folder
+        again = f"delete {place} and build it again with `latentrag index build {folder} --index {index.kind}`"
+        for fault in index.faults:
+            yield Problem(f"the index {index.folder} {fault}", again)
+        for recall in index.recall:
+            if recall.is_low:
+                yield Problem(
+                    f"the index {index.folder} finds {recall.share:.1%} (±{recall.standard_error:.1%}) of the "
+                    f"{recall.k} best passages, needed {recall.needed:.0%}",
+                    f"{again}; if it stays so, choose another kind, hnsw or flat",
+                )
+
+
 def _of_tags(folder: Path, numbers: list[int]) -> Iterator[Problem]:
     try:
         named = tags(folder)
@@ -153,6 +210,14 @@ def _of_tags(folder: Path, numbers: list[int]) -> Iterator[Problem]:
         if version not in numbers:
             remedy = f"latentrag index use {folder} newest" if name == "served" else f"latentrag index tag {folder}"
             yield Problem(f"the tag {name!r} names version {version}, which is gone", f"`{remedy}`")
+
+
+def _index_notes(found: Sequence[Published], indexes: Iterable[CheckedIndex], asked: Table | None) -> Iterator[str]:
+    if found and asked is None:
+        yield f"{len(found)} indexes were not compared with the passages, which have problems of their own"
+    for index in indexes:
+        if index.unused:
+            yield f"the index {index.folder} {index.unused}; version {index.version} does without"
 
 
 def _notes(folder: Path, writer: lock.Owner | None) -> Iterator[str]:

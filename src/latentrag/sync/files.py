@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -13,6 +12,7 @@ from stat import S_ISREG
 
 from latentrag.corpus import split
 from latentrag.corpus.readers import File, documents, find_files
+from latentrag.disk import sha256_of_file
 from latentrag.errors import DataError, InputError
 from latentrag.memory.origins import Held, digest
 from latentrag.sync.journal import Fact
@@ -86,8 +86,7 @@ def sha256_of(file: File, stat: os.stat_result) -> str:
     if not S_ISREG(stat.st_mode):
         return ""
     try:
-        with file.path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256_of_file(file.path)
     except OSError as error:
         raise SkippedError(f"cannot be read ({error.strerror or error}); check its permissions") from error
 

@@ -136,6 +136,17 @@ class Journal:
         )
 
 
+def files_of(memory: Path, origins: Iterable[str]) -> dict[str, Path | None]:
+    """Where the files lie that these origins name, as the last sync of their folders noted; None where none did."""
+    wanted = sorted(set(origins))
+    folders = {name: Journal.load(memory, name).folder for name in {each.partition("/")[0] for each in wanted}}
+    found: dict[str, Path | None] = {}
+    for origin in wanted:
+        name, _, rest = origin.partition("/")
+        found[origin] = Path(folders[name], rest) if folders[name] else None
+    return found
+
+
 def _records(path: Path) -> Iterator[Record | None]:
     """The lines of the file; None for one that is no JSON object."""
     try:

@@ -10,7 +10,6 @@ and folders reach the disk before the folder gets its name, and older ones go af
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentrag.disk import sync_content, sync_folder
 from latentrag.errors import TrainingError
 
 _STEP = "step-"
@@ -142,13 +142,11 @@ def _published(run: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(leftover)
         scratch.mkdir()
         yield scratch
-        for file in scratch.iterdir():
-            _sync(file)
-        _sync(scratch)
+        sync_content(scratch)
         if (run / name).exists():
             shutil.rmtree(run / name)
         scratch.rename(run / name)
-        _sync(run)
+        sync_folder(run)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise TrainingError(
@@ -157,14 +155,6 @@ def _published(run: Path, name: str) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

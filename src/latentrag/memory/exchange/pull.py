@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentrag.disk import sha256_of_file
 from latentrag.errors import FetchError, MemoryStoreError
 from latentrag.memory.building import is_free, new_memory
 from latentrag.memory.exchange import rows
 from latentrag.memory.exchange.listing import LISTING, ListedFile, Listing
-from latentrag.memory.exchange.push import OnPassages, sha256_of
+from latentrag.memory.exchange.push import OnPassages
 from latentrag.memory.exchange.stores import Store, open_store
 from latentrag.memory.memory import Memory
 from latentrag.memory.table import Table
@@ -109,7 +110,7 @@ def _mismatch(path: Path, file: ListedFile) -> str | None:
     size_bytes = path.stat().st_size
     if size_bytes != file.size_bytes:
         return f"{size_bytes} bytes, its listing says {file.size_bytes}"
-    sha256 = sha256_of(path)
+    sha256 = sha256_of_file(path)
     return None if sha256 == file.sha256 else f"sha256 {sha256}, its listing says {file.sha256}"
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from latentrag.disk import sha256_of_file
 from latentrag.errors import MemoryStoreError
 from latentrag.memory.exchange import rows
 from latentrag.memory.exchange.listing import LISTING, ListedFile, Listing, file_name
@@ -62,9 +62,4 @@ def push(
 
 
 def _listed(path: Path, num_passages: int) -> ListedFile:
-    return ListedFile(path.name, path.stat().st_size, sha256_of(path), num_passages)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return ListedFile(path.name, path.stat().st_size, sha256_of_file(path), num_passages)

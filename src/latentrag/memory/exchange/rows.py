@@ -10,7 +10,8 @@ import numpy as np
 
 from latentrag.errors import FetchError
 from latentrag.memory.manifest import Manifest
-from latentrag.memory.table import Table, schema
+from latentrag.memory.rows import schema
+from latentrag.memory.table import Table
 
 if TYPE_CHECKING:
     import pyarrow as pa

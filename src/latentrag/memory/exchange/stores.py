@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from latentrag.disk import sync_content, sync_folder
 from latentrag.errors import FetchError, InputError
 from latentrag.memory.exchange.listing import LISTING
 
@@ -98,12 +98,11 @@ class FolderStore:
 
     def publish(self, folder: Path, message: str) -> None:  # noqa: ARG002  a folder keeps no messages
         self.check_free()
-        for file in (*folder.iterdir(), folder):
-            _flush(file)
+        sync_content(folder)
         if self._path.exists():
             self._path.rmdir()
         folder.rename(self._path)
-        _flush(self._path.absolute().parent)
+        sync_folder(self._path.absolute().parent)
 
 
 class HubStore:
@@ -176,12 +175,3 @@ class HubStore:
             raise FetchError(
                 f"{self.name} cannot be reached ({reason}); check its name, the network, and that you are logged in"
             ) from error
-
-
-def _flush(path: Path) -> None:
-    """Have the disk keep a file, or the names in a folder, before anybody is told that they are there."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -183,12 +183,11 @@ def _copied(table: Table, scratch: Path, planned: Plan, progress: Progress) -> S
     chosen = _sampled(num_rows, planned.num_sampled)
     sample = np.empty((len(chosen), dimension), np.float32)
     lowest, highest = np.full(dimension, np.inf, np.float32), np.full(dimension, -np.inf, np.float32)
-    largest, newest_id = 0.0, -1
+    largest = 0.0
     writer = VectorFileWriter(scratch / files.VECTORS, dimension)
     with writer, (scratch / files.ROW_IDS).open("xb") as row_ids:
         for rows in stream(table):
-            _require_rising(newest_id, rows.row_ids)
-            newest_id, start = int(rows.row_ids[-1]), writer.num_rows
+            start = writer.num_rows
             writer.append(rows.row_ids, rows.vectors)
             row_ids.write(rows.row_ids.astype("<i8").tobytes())
             block = rows.vectors.astype(np.float32)
@@ -206,11 +205,6 @@ def _sampled(num_rows: int, num: int) -> npt.NDArray[np.int64]:
     """Positions, rising, one at random from each of ``num`` equal parts."""
     within = np.random.default_rng(SAMPLE_SEED).random(num)
     return ((np.arange(num) + within) * (num_rows / max(1, num))).astype(np.int64).clip(max=num_rows - 1)
-
-
-def _require_rising(newest: int, row_ids: npt.NDArray[np.int64]) -> None:
-    if row_ids[0] <= newest or (np.diff(row_ids) <= 0).any():
-        raise MemoryStoreError("the rows of the table are not in the order of their ids; build the memory again")
 
 
 def _trained(planned: Plan, statistics: Statistics, progress: Progress) -> Proposer:

@@ -1,7 +1,7 @@
 """What an index needs of the table: streams of vectors within a memory bound, and what changed between two versions.
 
 A fragment is a data file of the table with the rows deleted from it. Fragments that two versions share hold the same
-rows. In the others rows are compared by their ids: these rise with every commit, survive compaction, and are never
+rows. In the others rows are compared by their ids: these survive compaction, and are never
 used twice, not even after an older version was restored. (A test holds the table's library to this.)
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from latentrag.errors import IndexDamagedError
+from latentrag.memory.files import reading
 from latentrag.memory.indexes.protocol import Rows
 
 if TYPE_CHECKING:
@@ -78,18 +79,19 @@ def stream(table: Table) -> Iterator[Rows]:
 
 def _rows_of(table: Table, found: Any) -> Iterator[Rows]:
     dimension = table.manifest.dimension
-    scanner = table.dataset.scanner(
-        columns=["vector"],
-        fragments=[found],
-        with_row_id=True,
-        batch_size=max(256, BATCH_BYTES // (2 * dimension)),
-        batch_readahead=2,
-        io_buffer_size=8 * BATCH_BYTES,
-        scan_in_order=True,
-    )
-    for batch in scanner.to_batches():
-        if len(batch):
-            yield _to_rows(batch, dimension)
+    with reading(table.path):
+        scanner = table.dataset.scanner(
+            columns=["vector"],
+            fragments=[found],
+            with_row_id=True,
+            batch_size=max(256, BATCH_BYTES // (2 * dimension)),
+            batch_readahead=2,
+            io_buffer_size=8 * BATCH_BYTES,
+            scan_in_order=True,
+        )
+        for batch in scanner.to_batches():
+            if len(batch):
+                yield _to_rows(batch, dimension)
 
 
 def _to_rows(batch: Any, dimension: int) -> Rows:
@@ -101,8 +103,9 @@ def row_ids_of(table: Table, chosen: Sequence[Any]) -> npt.NDArray[np.int64]:
     """Row ids of these fragments."""
     if not chosen:
         return np.empty(0, np.int64)
-    scanner = table.dataset.scanner(columns=[], fragments=list(chosen), with_row_id=True, scan_in_order=True)
-    found: npt.NDArray[np.uint64] = scanner.to_table()["_rowid"].to_numpy()
+    with reading(table.path):
+        scanner = table.dataset.scanner(columns=[], fragments=list(chosen), with_row_id=True, scan_in_order=True)
+        found: npt.NDArray[np.uint64] = scanner.to_table()["_rowid"].to_numpy()
     return found.astype(np.int64)
 
 
@@ -119,8 +122,8 @@ def difference(table: Table, before: Sequence[Fragment], row_ids: npt.NDArray[np
     thinned = [place for place, fragment in each if fragment.files in known and fragment not in shared]
     new = np.concatenate([row_ids_of(table, thinned), rewritten])
     return Difference(
-        removed=np.setdiff1d(old, new, assume_unique=True),
-        added=np.setdiff1d(new, old, assume_unique=True),
+        removed=np.sort(np.setdiff1d(old, new, assume_unique=True)),
+        added=np.sort(np.setdiff1d(new, old, assume_unique=True)),
         moved=np.intersect1d(rewritten, old, assume_unique=True),
     )
 
@@ -147,7 +150,8 @@ def _chosen(rows: Rows, wanted: npt.NDArray[np.int64]) -> Rows:
 
 def _looked_up(table: Table, row_ids: npt.NDArray[np.int64]) -> Rows:
     chosen = f"_rowid IN ({', '.join(map(str, row_ids.tolist()))})"
-    found = table.dataset.scanner(columns=["vector"], filter=chosen, with_row_id=True).to_table()
+    with reading(table.path):
+        found = table.dataset.scanner(columns=["vector"], filter=chosen, with_row_id=True).to_table()
     return _to_rows(found.combine_chunks().to_batches()[0], table.manifest.dimension)
 
 

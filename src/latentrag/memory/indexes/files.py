@@ -4,7 +4,7 @@ A folder of its own holds each index:
 
     index.json      what it is of (version, encoder, fragments, parameters), sizes and checksums
     index.faiss     what proposes candidates; bonuses.f32 beside it with ivf-rabitq
-    row_ids.i64     row id of each position, rising
+    row_ids.i64     row id of each position
     vectors.f16     what they are rescored from
 
 It is made under a scratch name, flushed to the disk, and renamed when it is whole. Nothing in it is needed to read the
@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latentrag.disk import sha256_of_file, sync_content, sync_folder
 from latentrag.errors import IndexDamagedError, MemoryStoreError
+from latentrag.memory.files import has_version
 from latentrag.memory.indexes.changes import Fragment
 from latentrag.types import IndexKind
 
@@ -144,12 +146,12 @@ def verify(published: Published) -> None:
         found = file.stat().st_size
         if found != size:
             raise IndexDamagedError(file, f"has {found} bytes, needed {size}")
-        if digest and _sha256(file) != digest:
+        if digest and sha256_of_file(file) != digest:
             raise IndexDamagedError(file, "has the wrong checksum")
 
 
 def row_ids(published: Published) -> npt.NDArray[np.int64]:
-    """(N,), rising; a memory map. Their checksum is verified by ``verify`` only.
+    """(N,) by position; a memory map. Their checksum is verified by ``verify`` only.
 
     Raises: IndexDamagedError; FileNotFoundError if it was thrown away meanwhile.
     """
@@ -157,11 +159,6 @@ def row_ids(published: Published) -> npt.NDArray[np.int64]:
     if file.stat().st_size != 8 * num_rows:
         raise IndexDamagedError(file, f"has {file.stat().st_size} bytes, needed {8 * num_rows}")
     return np.memmap(file, dtype="<i8", mode="r", shape=(num_rows,))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @contextmanager
@@ -177,13 +174,16 @@ def publishing(memory: Path, description: Description) -> Iterator[Path]:
         scratch = root / f"{SCRATCH}{description.name}"
         scratch.mkdir()
         try:
+            # Looked for once the scratch is there: who removes versions for good removes it afterwards.
+            if not has_version(memory, description.version):
+                raise MemoryStoreError(f"version {description.version} of {memory} is gone; build the index of another")
             yield scratch
             _finish(scratch, description)
             target = root / description.name
             if target.exists():
                 discard(target)
             scratch.rename(target)
-            _fsync(root)
+            sync_folder(root)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
@@ -201,28 +201,18 @@ def _unwritable(root: Path, error: OSError) -> MemoryStoreError:
 
 
 def _finish(scratch: Path, description: Description) -> None:
-    """Write the description, when the other files are on the disk."""
+    """Write the description, and have the disk keep everything."""
     files: dict[str, tuple[int, str]] = {}
     for file in sorted(scratch.iterdir()):
-        _fsync(file)
-        files[file.name] = (file.stat().st_size, "" if file.name == VECTORS else _sha256(file))
+        files[file.name] = (file.stat().st_size, "" if file.name == VECTORS else sha256_of_file(file))
     record: dict[str, Any] = {"format": FORMAT, **asdict(description), "files": files}
     record["checksum"] = hashlib.sha256(_canonical(record)).hexdigest()
     (scratch / DESCRIPTION).write_bytes(_canonical(record))
-    _fsync(scratch / DESCRIPTION)
-    _fsync(scratch)
+    sync_content(scratch)
 
 
 def _canonical(record: dict[str, Any]) -> bytes:
     return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -237,7 +227,7 @@ def building(memory: Path) -> Iterator[None]:
     try:
         if not root.exists():
             root.mkdir(exist_ok=True)
-            _fsync(memory)
+            sync_folder(memory)
         lock = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise _unwritable(root, error) from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from latentrag.memory.indexes.protocol import Hits, LiveRows
+from latentrag.memory.indexes.protocol import Hits, LiveRows, Places
 from latentrag.memory.indexes.scoring import best, exact_scores, stacked
 from latentrag.types import IndexKind
 
@@ -39,7 +39,7 @@ class FlatIndex:
     def build(
         cls, batches: Iterable[tuple[npt.NDArray[np.int64], npt.NDArray[np.float16]]], dimension: int
     ) -> FlatIndex:
-        """Index a stream of (row ids (n,), vectors (n, D)); row ids rise throughout."""
+        """Index a stream of (row ids (n,), vectors (n, D)); no row id comes twice."""
         import faiss
 
         flat = faiss.IndexFlatIP(dimension)
@@ -60,7 +60,7 @@ class FlatIndex:
         return int(self.flat.ntotal) if self.live is None else self.live.count
 
     def without(self, row_ids: npt.NDArray[np.int64]) -> FlatIndex:
-        return replace(self, live=LiveRows.of(self.row_ids, row_ids))
+        return replace(self, live=LiveRows.of(len(self.row_ids), Places.of(self.row_ids).of_rows(row_ids)))
 
     def search(self, q: npt.NDArray[np.float32], k: int) -> Hits:
         """The K rows of largest d·q, exactly. q: (B, D) float32, B ≥ 1; 1 ≤ k ≤ len(self)."""

@@ -137,6 +137,17 @@ class IvfRabitq:
         deviations = np.sqrt(np.maximum(0.0, self.squares) / np.maximum(1, sizes))  # (lists,) ρ
         (folder / BONUSES).write_bytes((self.bonuses * deviations).astype("<f4").tobytes())
 
+    def positions(self) -> npt.NDArray[np.int64]:
+        import faiss
+
+        stored = self.lists.invlists
+        each = [
+            faiss.rev_swig_ptr(stored.get_ids(number), stored.list_size(number)).copy()
+            for number in range(self.lists.nlist)
+            if stored.list_size(number)
+        ]
+        return np.concatenate([np.empty(0, np.int64), *each])
+
     def num_rescored(self, k: int) -> int:
         # An estimate's error falls as 1/√D.
         return math.ceil((2 * k + 40) * max(1.0, math.sqrt(USUAL_DIMENSION / self.lists.d)))

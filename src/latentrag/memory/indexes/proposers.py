@@ -58,6 +58,10 @@ class Proposer(Protocol):
         """Its file or files."""
         ...
 
+    def positions(self) -> npt.NDArray[np.int64]:
+        """Every position that can be proposed, in any order: 0 … N−1 if all is well."""
+        ...
+
     def num_rescored(self, k: int) -> int:
         """How many candidates the K best are chosen from."""
         ...
@@ -131,6 +135,9 @@ class Sq8:
     def write(self, folder: Path) -> None:
         write_faiss(self.index, folder / FAISS)
 
+    def positions(self) -> npt.NDArray[np.int64]:
+        return np.arange(self.index.ntotal)
+
     def num_rescored(self, k: int) -> int:
         return 2 * k + 20
 
@@ -181,6 +188,9 @@ class Hnsw:
 
     def write(self, folder: Path) -> None:
         write_faiss(self.index, folder / FAISS)
+
+    def positions(self) -> npt.NDArray[np.int64]:
+        return np.arange(self.index.ntotal)
 
     def num_rescored(self, k: int) -> int:
         return k + 20  # fp16 distances are wrong in the last digits only

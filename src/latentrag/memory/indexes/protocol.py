@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Hits(NamedTuple):
-    """The K best rows for B queries, best first; equal scores in the order of the rows.
+    """The K best rows for B queries, best first; equal scores in the order of the row ids.
 
     Attributes:
         row_ids: (B, K) int64.
@@ -38,7 +38,8 @@ class Index(Protocol):
     """Maximum inner product search over the rows of one version. It never changes; safe for concurrent searches.
 
     What a query finds, and the scores it finds it with, do not depend on the queries searched with it. Rows are known
-    by their row ids, which rise in the order of the table and are never used twice.
+    by their row ids, which are never used twice. Mostly they rise in the order of the table; a compaction that leaves
+    some files alone puts those that it rewrites behind them.
     """
 
     @property
@@ -61,12 +62,37 @@ class BaseIndex(Index, Protocol):
 
     @property
     def row_ids(self) -> npt.NDArray[np.int64]:
-        """(N,) int64, of every row that was indexed, rising; also of those left out."""
+        """(N,) int64, of every row that was indexed, by its position; also of those left out."""
         ...
 
     def without(self, row_ids: npt.NDArray[np.int64]) -> Index:
         """The same index, shared, which never returns these rows. row_ids: some of its own, from a full index."""
         ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Places:
+    """Where rows are, by their ids.
+
+    Attributes:
+        row_ids: (N,) int64, all different.
+        order: (N,) the positions in the order of the ids; None: as they are.
+    """
+
+    row_ids: npt.NDArray[np.int64]
+    order: npt.NDArray[np.int64] | None
+
+    @classmethod
+    def of(cls, row_ids: npt.NDArray[np.int64]) -> Places:
+        """Of the row ids of positions 0 … N−1."""
+        return cls(row_ids, None if (row_ids[1:] > row_ids[:-1]).all() else np.argsort(row_ids))
+
+    def of_rows(self, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """(n,) the positions of these rows, which must be there."""
+        if self.order is None:
+            return np.searchsorted(self.row_ids, row_ids)
+        places: npt.NDArray[np.int64] = self.order[np.searchsorted(self.row_ids, row_ids, sorter=self.order)]
+        return places
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,11 +110,11 @@ class LiveRows:
     selector: Any
 
     @classmethod
-    def of(cls, all_row_ids: npt.NDArray[np.int64], removed: npt.NDArray[np.int64]) -> LiveRows:
-        """All positions but those of the removed rows."""
+    def of(cls, num_rows: int, removed: npt.NDArray[np.int64]) -> LiveRows:
+        """All positions but these."""
         import faiss
 
-        mask = np.ones(len(all_row_ids), np.bool_)
-        mask[np.searchsorted(all_row_ids, removed)] = False
+        mask = np.ones(num_rows, np.bool_)
+        mask[removed] = False
         bits = np.packbits(mask, bitorder="little")
         return cls(mask, int(np.count_nonzero(mask)), faiss.IDSelectorBitmap(bits))

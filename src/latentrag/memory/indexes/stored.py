@@ -49,11 +49,11 @@ class StoredIndex:
         return len(self.vectors) if self.live is None else self.live.count
 
     def without(self, row_ids: npt.NDArray[np.int64]) -> StoredIndex:
-        return replace(self, live=LiveRows.of(self.row_ids, row_ids))
+        return replace(self, live=LiveRows.of(len(self.row_ids), self.vectors.places.of_rows(row_ids)))
 
     def rows(self, row_ids: npt.NDArray[np.int64]) -> Rows:
         """Some of its rows, by their ids. Raises: IndexDamagedError."""
-        vectors = self.vectors.read(np.searchsorted(self.row_ids, row_ids))
+        vectors = self.vectors.read(self.vectors.places.of_rows(row_ids))
         return Rows(row_ids, vectors.astype(np.float16))
 
     def search(self, q: npt.NDArray[np.float32], k: int) -> Hits:

@@ -75,6 +75,10 @@ class IndexSupply:
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
+    def anew(self) -> IndexSupply:
+        """One with the same choices and nothing in hand."""
+        return IndexSupply(self.choice, renew=self.renewal is not None)
+
     def index_for(self, table: Table) -> Index:
         """The index of this version; ``table`` is not empty.
 
@@ -99,7 +103,7 @@ class IndexSupply:
         if changes.share(len(held.index.row_ids)) > DRIFT_TO_RENEW:
             return None
         try:
-            return _serving(held.index, changes, table)
+            return serving(held.index, changes, table)
         except IndexDamagedError as error:
             self._in_hand = None
             self._discard(error)
@@ -110,7 +114,7 @@ class IndexSupply:
         for found in sorted(self._candidates(table), key=lambda each: each.share):
             try:
                 index = self._loaded(found.published)
-                served = _serving(index, found.changes, table)
+                served = serving(index, found.changes, table)
             except FileNotFoundError:
                 continue  # thrown away at this moment for a newer one
             except IndexDamagedError as error:
@@ -196,8 +200,8 @@ class IndexSupply:
         return index
 
 
-def _serving(index: BaseIndex, changes: Difference, table: Table) -> Index:
-    """Raises: IndexDamagedError if the index is another memory's."""
+def serving(index: BaseIndex, changes: Difference, table: Table) -> Index:
+    """An index of one version as that of another. Raises: IndexDamagedError if it is another memory's."""
     if len(changes.moved) and isinstance(index, StoredIndex):
         require_same_rows(table, index.rows(some_of(changes.moved)), file=index.vectors.path)
     added = Rows(changes.added, np.empty((0, table.manifest.dimension), np.float16))

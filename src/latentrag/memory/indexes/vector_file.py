@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 import numpy as np
 
 from latentrag.errors import IndexDamagedError
-from latentrag.memory.indexes.protocol import Rows
+from latentrag.memory.indexes.protocol import Places, Rows
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -88,24 +88,29 @@ class VectorFile:
     """Rows by position. It stays readable after its folder was removed, as long as this object lives.
 
     Attributes:
-        row_ids: (N,) int64, rising; a memory map.
+        places: of the rows; their ids are a memory map.
     """
 
     path: Path
     dimension: int
-    row_ids: npt.NDArray[np.int64]
+    places: Places
     descriptor: int
 
     @classmethod
     def open(cls, path: Path, *, dimension: int, row_ids: npt.NDArray[np.int64]) -> VectorFile:
         """Raises: IndexDamagedError if the size is wrong; OSError."""
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        opened = cls(path, dimension, row_ids, descriptor)
+        opened = cls(path, dimension, Places.of(row_ids), descriptor)
         weakref.finalize(opened, os.close, descriptor)
         found, needed = os.fstat(descriptor).st_size, len(row_ids) * record_bytes(dimension)
         if found != needed:
             raise IndexDamagedError(path, f"has {found} bytes, needed {needed}")
         return opened
+
+    @property
+    def row_ids(self) -> npt.NDArray[np.int64]:
+        """(N,) by position."""
+        return self.places.row_ids
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -113,6 +118,8 @@ class VectorFile:
     def read(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """(n, D) of the rows at these positions. Raises: IndexDamagedError."""
         size = record_bytes(self.dimension)
+        if len(positions) > 1 and (np.diff(positions) == 1).all():  # one after the other
+            return self._checked(os.pread(self.descriptor, len(positions) * size, int(positions[0]) * size), positions)
         offsets = (positions * size).tolist()
         if hasattr(os, "posix_fadvise"):  # the disk works on all of them while the first is awaited
             for offset in offsets:

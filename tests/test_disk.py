@@ -1,0 +1,62 @@
+"""Files and folders forced to the disk, in the order that a power failure asks for."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from latentrag import disk
+
+
+@pytest.fixture
+def synced(monkeypatch) -> list[Path]:
+    """What has been forced to the disk, in order."""
+    seen: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: seen.append(Path(f"/proc/self/fd/{handle}").readlink()))
+    monkeypatch.setattr(disk, "sync_handle", os.fsync)
+    return seen
+
+
+def make(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+def test_files_come_before_the_folders_that_list_them(tmp_path, synced):
+    make(tmp_path, "a/b/one", "a/two", "three", "not asked for")
+    disk.sync_all(tmp_path, ["a/b/one", "a/two", "three"])
+    names = [path.relative_to(tmp_path).as_posix() for path in synced]
+    assert names == ["a/b/one", "a/two", "three", "a/b", "a", "."]
+
+
+def test_the_content_of_a_folder(tmp_path, synced):
+    make(tmp_path, "one", "two")
+    disk.sync_content(tmp_path)
+    assert sorted(synced[:-1]) == [tmp_path / "one", tmp_path / "two"]
+    assert synced[-1] == tmp_path
+
+
+def test_a_file_is_replaced_when_its_content_is_on_the_disk_and_not_before(tmp_path, synced, monkeypatch):
+    file = tmp_path / "file"
+    file.write_bytes(b"old")
+
+    def fails(handle: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(disk, "sync_handle", fails)
+        with pytest.raises(OSError, match="Input/output"):
+            disk.write_file(file, b"new")
+    assert file.read_bytes() == b"old"
+    disk.write_file(file, b"new")
+    assert file.read_bytes() == b"new"
+    assert synced == [tmp_path / "file.new", tmp_path]
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("content", [b"", b"a" * 300_000])
+def test_the_hash_of_a_file(tmp_path, content):
+    (tmp_path / "file").write_bytes(content)
+    assert disk.sha256_of_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
