@@ -71,7 +71,7 @@ def writer_lock(folder: Path) -> Iterator[WriterLock]:
             raise MemoryStoreError(
                 f"{folder} is being changed by {died}, or was left so; wait, or delete {path} if that process is gone"
             )
-        _write_owner(handle)
+        _write_owner(handle, folder)
         yield WriterLock(handle, died)
     finally:
         os.close(handle)
@@ -131,7 +131,14 @@ def _owner(handle: int) -> Owner | None:
     return found
 
 
-def _write_owner(handle: int) -> None:
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(asdict(Owner.this_process())).encode(), 0)
-    os.fsync(handle)
+def _write_owner(handle: int, folder: Path) -> None:
+    content = json.dumps(asdict(Owner.this_process())).encode()
+    try:
+        # Cut to length afterwards: where this fails, the file still says that a writer died, if one did.
+        os.pwrite(handle, content, 0)
+        os.ftruncate(handle, len(content))
+        os.fsync(handle)
+    except OSError as error:
+        raise MemoryStoreError(
+            f"{folder} cannot be written ({error.strerror or error}); make room or mend the disk, and try again"
+        ) from error

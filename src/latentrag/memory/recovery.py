@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from latentrag.errors import DamagedVersionError, MemoryStoreError
+from latentrag.errors import DamagedVersionError, LatentRagError, MemoryStoreError
 from latentrag.memory import durable, files
 from latentrag.memory.lock import writer_lock
 
@@ -97,7 +97,14 @@ def changing(folder: Path) -> Iterator[None]:
     """Lance's and the system's failures to write as one line."""
     try:
         yield
-    except OSError as error:
-        raise MemoryStoreError(
-            f"{folder} cannot be written ({files.reason(error)}); make room or mend the disk, and try again"
-        ) from error
+    except BaseException as error:
+        if isinstance(error, LatentRagError) or not files.is_lances(error):
+            raise
+        # Lance reads too when it changes a table, and what it cannot make sense of then is a failure of other kinds.
+        is_of_disk = isinstance(error, OSError) and (error.errno is not None or "os error" in str(error))
+        remedy = (
+            "make room or mend the disk, and try again"
+            if is_of_disk
+            else f"see whether it is damaged with `latentrag index verify {folder}`"
+        )
+        raise MemoryStoreError(f"{folder} cannot be written ({files.reason(error)}); {remedy}") from error

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from latentrag.errors import IndexDamagedError
+from latentrag.memory.files import reading
 from latentrag.memory.indexes.protocol import Rows
 
 if TYPE_CHECKING:
@@ -87,9 +88,10 @@ def _rows_of(table: Table, found: Any) -> Iterator[Rows]:
         io_buffer_size=8 * BATCH_BYTES,
         scan_in_order=True,
     )
-    for batch in scanner.to_batches():
-        if len(batch):
-            yield _to_rows(batch, dimension)
+    with reading(table.path):
+        for batch in scanner.to_batches():
+            if len(batch):
+                yield _to_rows(batch, dimension)
 
 
 def _to_rows(batch: Any, dimension: int) -> Rows:
@@ -102,7 +104,8 @@ def row_ids_of(table: Table, chosen: Sequence[Any]) -> npt.NDArray[np.int64]:
     if not chosen:
         return np.empty(0, np.int64)
     scanner = table.dataset.scanner(columns=[], fragments=list(chosen), with_row_id=True, scan_in_order=True)
-    found: npt.NDArray[np.uint64] = scanner.to_table()["_rowid"].to_numpy()
+    with reading(table.path):
+        found: npt.NDArray[np.uint64] = scanner.to_table()["_rowid"].to_numpy()
     return found.astype(np.int64)
 
 
@@ -147,7 +150,8 @@ def _chosen(rows: Rows, wanted: npt.NDArray[np.int64]) -> Rows:
 
 def _looked_up(table: Table, row_ids: npt.NDArray[np.int64]) -> Rows:
     chosen = f"_rowid IN ({', '.join(map(str, row_ids.tolist()))})"
-    found = table.dataset.scanner(columns=["vector"], filter=chosen, with_row_id=True).to_table()
+    with reading(table.path):
+        found = table.dataset.scanner(columns=["vector"], filter=chosen, with_row_id=True).to_table()
     return _to_rows(found.combine_chunks().to_batches()[0], table.manifest.dimension)
 
 
