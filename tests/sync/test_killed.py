@@ -1,4 +1,4 @@
-"""SIGKILL and SIGINT at moments that nobody chose: what was committed stays, the next run goes on, the end is the same."""
+"""Ended at moments that nobody chose: what was committed stays, the next run goes on, the end is the same."""
 
 import json
 import signal

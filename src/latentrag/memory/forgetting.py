@@ -10,7 +10,7 @@ from pathlib import Path
 
 from latentrag.errors import DataError, MemoryStoreError
 from latentrag.memory import files, tags
-from latentrag.memory.recovery import remove_orphans, writing
+from latentrag.memory.recovery import changing, remove_orphans, writing
 from latentrag.memory.table import Table, ids_of_file, passages_of_file
 from latentrag.memory.upkeep import drop
 from latentrag.types import Passage
@@ -65,7 +65,8 @@ def forget(folder: Path, ids: Iterable[str]) -> Forgotten:
         _require_found(unwanted, passages, folder)
         for disposable in (files.INDEXES, files.DAMAGED):
             if (folder / disposable).exists():
-                shutil.rmtree(folder / disposable)
+                with changing(folder):
+                    shutil.rmtree(folder / disposable)
         newest = _without(Table.open(folder), unwanted, set(found))
         dropped = [version for version in files.version_numbers(folder) if _shares(folder, version, set(found))]
         named = [name for name, version in tags.tags(folder).items() if version in dropped]

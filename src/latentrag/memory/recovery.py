@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EACCES, EPERM, EROFS
 from pathlib import Path
 
 from latentrag.errors import DamagedVersionError, LatentRagError, MemoryStoreError
@@ -100,11 +102,17 @@ def changing(folder: Path) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, LatentRagError) or not files.is_lances(error):
             raise
-        # Lance reads too when it changes a table, and what it cannot make sense of then is a failure of other kinds.
-        is_of_disk = isinstance(error, OSError) and (error.errno is not None or "os error" in str(error))
-        remedy = (
-            "make room or mend the disk, and try again"
-            if is_of_disk
-            else f"see whether it is damaged with `latentrag index verify {folder}`"
-        )
-        raise MemoryStoreError(f"{folder} cannot be written ({files.reason(error)}); {remedy}") from error
+        raise MemoryStoreError(
+            f"{folder} cannot be written ({files.reason(error)}); {_remedy(folder, error)}"
+        ) from error
+
+
+def _remedy(folder: Path, error: BaseException) -> str:
+    """Lance gives the system's errors in words, and reads too when it changes a table."""
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(said[1]) if said else getattr(error, "errno", None)
+    if number in {EACCES, EPERM, EROFS}:
+        return "check its permissions or copy it elsewhere"
+    if number is None:
+        return f"see whether it is damaged with `latentrag index verify {folder}`"
+    return "make room or mend the disk, and try again"

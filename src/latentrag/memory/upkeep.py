@@ -10,7 +10,7 @@ from pathlib import Path
 from latentrag.errors import DamagedVersionError, InputError, MemoryStoreError
 from latentrag.memory import durable, files, tags
 from latentrag.memory.lock import writer_lock
-from latentrag.memory.recovery import recover, remove_orphans, writing
+from latentrag.memory.recovery import changing, recover, remove_orphans, writing
 from latentrag.memory.table import Table
 
 
@@ -74,9 +74,10 @@ def drop(folder: Path, versions: Collection[int]) -> int:
 
     Killed in between, it leaves files that no version needs, which the next writer removes.
     """
-    freed = files.remove(folder, [files.manifest_name(version) for version in versions])
-    freed += remove_orphans(folder)
-    durable.keep_records(folder, files.present(folder))
+    with changing(folder):
+        freed = files.remove(folder, [files.manifest_name(version) for version in versions])
+        freed += remove_orphans(folder)
+        durable.keep_records(folder, files.present(folder))
     return freed
 
 
@@ -127,7 +128,8 @@ def repair(folder: Path) -> Repaired:
             )
         named = [name for name, version in tags.tags(folder).items() if version in damaged]
         if damaged:
-            files.set_aside(folder, damaged)
+            with changing(folder):
+                files.set_aside(folder, damaged)
             tags.remove(folder, named)
         recover(folder, killed=True)
         lock.done()
