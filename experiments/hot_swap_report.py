@@ -31,7 +31,7 @@ def write_report(rows: Sequence[Row], facts: Sequence[Fact], file: Path, *, mach
     done = [fact for fact in facts if asked[fact.id] == 2]
     if not done:
         return "no fact has been asked in both worlds yet"
-    parts = [_head(rows, facts, done), _accuracy(rows, done), _differences(rows), _kinds(rows), _posteriors(rows)]
+    parts = [_head(rows, facts, done), _accuracy(rows, done), _differences(rows, done), _kinds(rows), _posteriors(rows)]
     parts.append("Settings: " + ", ".join(f"{name} {value}" for name, value in machine.items()) + ".")
     text = file.read_text("utf-8") if file.exists() else f"# Hot-swap\n\n{START}\n{END}\n"
     before, rest = text.split(START)
@@ -44,10 +44,10 @@ def write_report(rows: Sequence[Row], facts: Sequence[Fact], file: Path, *, mach
 def _head(rows: Sequence[Row], facts: Sequence[Fact], done: Sequence[Fact]) -> str:
     changed = {key for fact in facts for key in fact.changed}
     left = f" ({len(facts) - len(done)} more were not asked in both)" if len(done) < len(facts) else ""
-    swaps = [1e3 * row["swap_s"] for row in rows]
+    swaps = [1e3 * seconds for seconds in {row["swap_s"] for row in rows}]
     return (
         f"{len(done)} facts{left}; {len(changed)} passages of the memory are otherwise in world B. The memory was "
-        f"exchanged {len(rows)} times in the running process, in {statistics.median(swaps):.2f} ms (median; the "
+        f"exchanged {len(swaps)} times in the running process, in {statistics.median(swaps):.2f} ms (median; the "
         f"longest, which read the vectors, {max(swaps):.0f} ms)."
     )
 
@@ -63,18 +63,29 @@ def _accuracy(rows: Sequence[Row], facts: Sequence[Fact]) -> str:
         cells = [_share(row["correct"][answers] for row in rows if row["world"] == world) for world in (0, 1)]
         cells.append(_share(exact_match(closed[fact.id], fact.answers[answers]) for fact in facts))
         lines.append(f"| the answer of world {WORLDS[answers]} | " + " | ".join(cells) + " |")
-    said = "the same with both memories, word for word" if same else "**not the same with both memories**"
+    said = "the same with both memories, word for word" if same else "not the same with both memories"
     return "\n".join(lines) + f"\n\nClosed book was asked with each memory in place; its answers were {said}."
 
 
-def _differences(rows: Sequence[Row]) -> str:
-    parts = []
-    for world in (0, 1):
-        own = [float(row["correct"][world]) for row in rows if row["world"] == world]
-        other = [float(row["correct"][1 - world]) for row in rows if row["world"] == world]
-        mean, low, high = (100 * each for each in paired_difference(own, other))
-        parts.append(f"with memory {WORLDS[world]} {mean:+.1f} [{low:+.1f}, {high:+.1f}] points")
-    return f"Diagonal minus off-diagonal, paired: {'; '.join(parts)}."
+def _differences(rows: Sequence[Row], facts: Sequence[Fact]) -> str:
+    """With all facts, and apart by whether the generator knows the fact without a memory."""
+    own = [float(row["correct"][row["world"]]) for row in rows]
+    other = [float(row["correct"][1 - row["world"]]) for row in rows]
+    mean, low, high = (100 * each for each in paired_difference(own, other))
+    lines = [
+        f"Diagonal minus off-diagonal, both memories: {mean:+.1f} [{low:+.1f}, {high:+.1f}] points.",
+        "",
+        "| with memory B | facts | the answer of world B | the answer of world A | something else |",
+        "|---|---|---|---|---|",
+    ]
+    names_of = {fact.id: fact.answers[0] for fact in facts}
+    for name, known in (("known closed book", True), ("not known closed book", False)):
+        of_b = (row for row in rows if row["world"] == 1)
+        chosen = [row for row in of_b if exact_match(row["closed_book"], names_of[row["id"]]) == known]
+        cells = [_share(row["correct"][world] for row in chosen) for world in (1, 0)]
+        cells.append(_share(not any(row["correct"]) for row in chosen))
+        lines.append(f"| {name} | {len(chosen)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def _kinds(rows: Sequence[Row]) -> str:
