@@ -116,7 +116,7 @@ def without_rights(commands: list[list[str]]) -> list[Ran]:
 
 @pytest.mark.parametrize("of_files", [False, True])
 def test_a_read_only_folder_can_be_asked_and_not_changed(own, more, encoder, model, files, of_files) -> None:
-    assert cli("index", "build", own, "--index", "sq8").code == 0
+    assert cli("index", "build", own, "--index", "hnsw").code == 0
     reading = [
         ["ask", QUESTION, "-m", str(model), "-i", str(own), "--json"],
         *(["index", *command] for command in (["log", str(own)], ["verify", str(own)], ["diff", str(own), "2", "3"])),
