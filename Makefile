@@ -10,7 +10,8 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help test lint torture format demo eval-demo experiment-jeopardy bench-loss-memory bench-decoding bench-memory clean
+.PHONY: help test lint torture format demo eval-demo experiment-jeopardy experiment-hot-swap \
+	bench-loss-memory bench-decoding bench-memory bench-swap bench-sync clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +43,9 @@ experiment-jeopardy: demo  ## Train on DATA's clues, arm by arm, hours; BUDGET_M
 		$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[report]'
 	@$(BIN)/python experiments/jeopardy.py --data $(DATA) $(if $(BUDGET_MIN),--budget-min $(BUDGET_MIN))
 
+experiment-hot-swap: demo  ## Exchange facts of the demo's memory while it answers, 20 minutes; goes on where it was.
+	@$(BIN)/python experiments/hot_swap.py
+
 bench-loss-memory: $(STAMP)  ## Measure the loss over a large vocabulary against the naive one, 15 minutes; RUNS=5.
 	@$(BIN)/python -m benchmarks.loss_memory $(if $(RUNS),--runs $(RUNS))
 
@@ -51,6 +55,12 @@ bench-decoding: $(STAMP)  ## Measure decoding beside transformers' RAG, half an 
 bench-memory: $(STAMP)  ## Measure a memory's indexes beside faiss, an hour and 20 GB under WORK; SIZE=1000000 DIM=768 RUNS=3.
 	@$(BIN)/python -m benchmarks.memory --work $(or $(WORK),build/bench-memory) --json $(or $(WORK),build/bench-memory)/report.json \
 		$(if $(SIZE),--size $(SIZE)) $(if $(DIM),--dimension $(DIM)) $(if $(RUNS),--runs $(RUNS)) $(if $(WAYS),--ways $(WAYS))
+
+bench-swap: $(STAMP)  ## Exchange a memory 20 times under 2,000 answers in 8 threads, a minute.
+	@$(BIN)/python -m benchmarks.swap
+
+bench-sync: $(STAMP)  ## Sync 2,000 files, interrupted three times, 3 minutes; MODEL=demo encodes with the demo's.
+	@$(BIN)/python -m benchmarks.sync --work $(or $(WORK),build) $(if $(MODEL),--model $(MODEL))
 
 clean:  ## Remove .venv and everything the tools have cached here.
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -151,22 +151,29 @@ def test_a_retrieval_by_words_is_of_one_version(monkeypatch, live):
 
 
 @pytest.mark.parametrize("kind", ["dense", "bm25"])
-def test_no_answer_fails_or_mixes_versions_while_the_memory_is_exchanged(live, kind):
-    """200 answers in 8 threads, 20 exchanges."""
+def test_no_answer_fails_or_mixes_versions_while_the_memory_is_exchanged(tmp_path, path, live, encoder, kind):
+    """200 answers in 8 threads, 20 exchanges or more, also for a memory with the same ids and version number."""
     retriever = BM25Retriever(live) if kind == "bm25" else DenseRetriever(FakeQueryEncoder(), live)
     rag = Rag(retriever, ToyGenerator(vocabulary=3), k=3)
+    passages = [Passage(f"p{i}", "words of another memory", title=f"t{i}") for i in range(6)]
+    other = Memory.create(tmp_path / "other.lance", encoder).add(passages, encoder)
     stop = threading.Event()
 
-    def answer(number: int) -> int:
+    def answer(number: int) -> str:
         found = rag.answer(f"which words, question {number}", num_beams=1, max_tokens=1)
-        check([source.passage for source in found.sources], found.memory_version)
-        return found.memory_version
+        (text,) = {source.passage.text for source in found.sources}
+        assert text == f"words of version {found.memory_version}" or (text, found.memory_version) == (
+            "words of another memory",
+            other.version,
+        )
+        return text
 
     def exchange() -> int:
-        for count, version in enumerate(itertools.cycle(VERSIONS)):
+        places = [*((path, version) for version in VERSIONS), (other.path, other.version)]
+        for count, (place, version) in enumerate(itertools.cycle(places)):
             if stop.is_set() and count >= 20:
                 return count
-            live.use(version)
+            live.use(Memory.open(place, version=version))
         raise AssertionError
 
     with ThreadPoolExecutor(9) as pool:

@@ -4,6 +4,7 @@ Arguments: the memory, the folder, the file for the notes.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ class NotingEncoder(CountingEncoder):
 
 
 if __name__ == "__main__":
+    # A process that was started in the background ignores the signal, and so would this one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     memory, folder, notes = map(Path, sys.argv[1:])
     sync(
         memory,

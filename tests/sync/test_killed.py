@@ -1,4 +1,4 @@
-"""SIGKILL at moments that nobody chose: what was committed stays, the next run goes on, the end is the same."""
+"""Ended at moments that nobody chose: what was committed stays, the next run goes on, the end is the same."""
 
 import json
 import signal
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.corpus import making
 from tests.sync.conftest import Synced, checked_passages
 
 ROOT = Path(__file__).parent.parent.parent
@@ -15,10 +16,16 @@ NUM_FILES, NUM_BROKEN, LIMIT = 300, 20, 50
 
 
 def fill(synced: Synced) -> None:
-    """Some hundred small files, three kinds, every fifteenth broken."""
+    """Some hundred small files, five kinds, every fifteenth broken."""
     for i in range(NUM_FILES):
         if i % 15 == 7:
-            synced.write(f"{i % 10}/{i:03}.txt", f"broken {i} ".encode() + b"\xff")
+            broken = (".txt", f"broken {i} ".encode() + b"\xff") if i % 2 else (".pdf", b"%PDF-1.4\nno more")
+            synced.write(f"{i % 10}/{i:03}{broken[0]}", broken[1])
+        elif i % 15 == 4:
+            synced.write(f"{i % 10}/{i:03}.html", f"<title>t{i}</title><p>" + " ".join(f"f{i}w{j}" for j in range(20)))
+        elif i % 15 == 5:
+            lines = [" ".join(f"f{i}w{j}" for j in range(start, start + 5)) for start in range(0, 20, 5)]
+            synced.write(f"{i % 10}/{i:03}.pdf", making.pdf([lines[:2], lines[2:]]))
         elif i % 3:
             synced.write(f"{i % 10}/{i:03}.txt", " ".join(f"f{i}w{j}" for j in range(i % 37)))
         else:
@@ -41,25 +48,25 @@ def edit(synced: Synced) -> None:
             synced.write(f"new/{i}.txt", f"new text {i}")
 
 
-def run_and_kill(synced: Synced, notes: Path, *, after_files: int) -> None:
+def run_and_end(synced: Synced, notes: Path, *, after_files: int, by: signal.Signals = signal.SIGKILL) -> None:
     command = [sys.executable, "-m", "tests.sync.killed_run", str(synced.path), str(synced.folder), str(notes)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         for line in process.stdout:
             if int(line) >= after_files:
-                process.send_signal(signal.SIGKILL)
+                process.send_signal(by)
                 break
         process.wait()
-        assert process.returncode == -signal.SIGKILL
+        assert process.returncode == -by
 
 
-def test_killed_three_times_a_sync_ends_as_if_it_had_not_been(synced: Synced, tmp_path, seed):
+def test_killed_twice_and_interrupted_once_a_sync_ends_as_if_it_had_not_been(synced: Synced, tmp_path, seed):
     chance = np.random.default_rng(seed)
     notes = tmp_path / "encoded"
     options = {"words": 10, "delete_missing": True, "passages_per_commit": LIMIT}
     fill(synced)
-    run_and_kill(synced, notes, after_files=chance.integers(20, 100))
+    run_and_end(synced, notes, after_files=chance.integers(20, 100))
     committed = len(checked_passages(synced.path, synced.encoder)) if synced.path.exists() else 0
-    run_and_kill(synced, notes, after_files=chance.integers(100, 250))
+    run_and_end(synced, notes, after_files=chance.integers(100, 250))
     assert len(checked_passages(synced.path, synced.encoder)) >= committed
     report = synced.sync(**options)
     assert len(report.skipped) == NUM_BROKEN
@@ -68,7 +75,7 @@ def test_killed_three_times_a_sync_ends_as_if_it_had_not_been(synced: Synced, tm
     assert len(synced.memory) <= len(encoded) <= len(synced.memory) + 2 * LIMIT
 
     edit(synced)
-    run_and_kill(synced, notes, after_files=chance.integers(150, 250))
+    run_and_end(synced, notes, after_files=chance.integers(150, 250), by=signal.SIGINT)
     synced.sync(**options)
     again = Synced(tmp_path / "again")
     again.sync(synced.folder, **options)

@@ -37,18 +37,25 @@ def new_memory(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
-        with (
-            tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch,
-            writer_lock(Path(scratch)),
-        ):
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
             new = Path(scratch) / path.name
-            yield new
+            with _as_of(path, new), writer_lock(Path(scratch)):
+                yield new
             if path.exists():
                 path.rmdir()  # the empty folder
             new.rename(path)
             disk.sync_folder(path.parent)
     except OSError as error:
         raise MemoryStoreError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error
+
+
+@contextmanager
+def _as_of(path: Path, new: Path) -> Iterator[None]:
+    """Errors about the scratch folder name the place that the user has named."""
+    try:
+        yield
+    except MemoryStoreError as error:
+        raise MemoryStoreError(str(error).replace(str(new), str(path)).replace(str(new.parent), str(path))) from error
 
 
 def build(path: Path, passages: Iterable[Passage], encoder: PassageEncoder, *, progress: bool = False) -> Memory:

@@ -90,7 +90,8 @@ def reading(folder: Path) -> Iterator[None]:
         if not is_lances(error):
             raise
         raise MemoryStoreError(
-            f"the memory at {folder} cannot be read ({reason(error)}); restore it from a copy or build it again"
+            f"the memory at {folder} cannot be read ({reason(error)}); ask a version that is whole, which "
+            f"`latentrag index verify {folder}` names, restore it from a copy or build it again"
         ) from error
 
 

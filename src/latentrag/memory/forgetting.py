@@ -11,7 +11,7 @@ from pathlib import Path
 from latentrag.errors import DataError, MemoryStoreError
 from latentrag.memory import files, tags
 from latentrag.memory.data_files import ids_of_file, passages_of_file
-from latentrag.memory.recovery import remove_orphans, writing
+from latentrag.memory.recovery import changing, remove_orphans, writing
 from latentrag.memory.table import Table
 from latentrag.memory.upkeep import drop
 from latentrag.types import Passage
@@ -65,13 +65,15 @@ def forget(folder: Path, ids: Iterable[str]) -> Forgotten:
         passages = sorted({z for of_file in found.values() for z in of_file}, key=lambda z: (z.id, z.text))
         _require_found(unwanted, passages, folder)
         for disposable in (files.INDEXES, files.DAMAGED):
-            _remove_whole(folder / disposable)
+            with changing(folder):
+                _remove_whole(folder / disposable)
         newest = _without(Table.open(folder), unwanted, set(found))
         dropped = [version for version in files.version_numbers(folder) if _shares(folder, version, set(found))]
         named = [name for name, version in tags.tags(folder).items() if version in dropped]
         tags.remove(folder, named)
         drop(folder, dropped)
-        _remove_whole(folder / files.INDEXES)  # somebody may have built one of a version that was still there
+        with changing(folder):
+            _remove_whole(folder / files.INDEXES)  # somebody may have built one of a version that was still there
         freed = before - _size_bytes(folder)
         same_text, left = _search(folder, passages)
     return Forgotten(passages, newest.version, dropped, named, freed, same_text, left)

@@ -141,6 +141,8 @@ def _owner(handle: int) -> Owner | None:
 
 
 def _write_owner(handle: int) -> None:
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(asdict(Owner.this_process())).encode(), 0)
+    content = json.dumps(asdict(Owner.this_process())).encode()
+    # Cut to length afterwards: where this fails, the file still says that a writer died, if one did.
+    os.pwrite(handle, content, 0)
+    os.ftruncate(handle, len(content))
     disk.sync_handle(handle)

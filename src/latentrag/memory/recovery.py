@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EACCES, EPERM, EROFS
 from pathlib import Path
 
 from latentrag import disk
-from latentrag.errors import DamagedVersionError, MemoryStoreError
+from latentrag.errors import DamagedVersionError, LatentRagError, MemoryStoreError
 from latentrag.memory import durable, files
 from latentrag.memory.lock import writer_lock
 
@@ -98,7 +100,20 @@ def changing(folder: Path) -> Iterator[None]:
     """Lance's and the system's failures to write as one line."""
     try:
         yield
-    except OSError as error:
+    except BaseException as error:
+        if isinstance(error, LatentRagError) or not files.is_lances(error):
+            raise
         raise MemoryStoreError(
-            f"{folder} cannot be written ({files.reason(error)}); make room or mend the disk, and try again"
+            f"{folder} cannot be written ({files.reason(error)}); {_remedy(folder, error)}"
         ) from error
+
+
+def _remedy(folder: Path, error: BaseException) -> str:
+    """Lance gives the system's errors in words, and reads too when it changes a table."""
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(said[1]) if said else getattr(error, "errno", None)
+    if number in {EACCES, EPERM, EROFS}:
+        return "check its permissions or copy it elsewhere"
+    if number is None:
+        return f"see whether it is damaged with `latentrag index verify {folder}`"
+    return "make room or mend the disk, and try again"

@@ -10,7 +10,7 @@ from pathlib import Path
 from latentrag.errors import DamagedVersionError, InputError, MemoryStoreError
 from latentrag.memory import durable, files, tags
 from latentrag.memory.lock import writer_lock
-from latentrag.memory.recovery import recover, remove_orphans, writing
+from latentrag.memory.recovery import changing, recover, remove_orphans, writing
 from latentrag.memory.table import Table
 
 
@@ -32,7 +32,8 @@ def prune(folder: Path, *, keep: int | None = None, older_than_days: float | Non
     Args:
         keep: so many of the newest.
         older_than_days: versions that were committed earlier.
-    Raises: InputError unless exactly one is given, and it is 1 or more days or versions; MemoryStoreError.
+    Raises: InputError unless exactly one is given, and it is 1 or more days or versions; MemoryStoreError, also if a
+        file of the newest version is not as it was written: the older ones may be all that can be read.
     """
     if (keep is None) == (older_than_days is None):
         raise InputError("got both or neither of a number of versions and an age in days; give one of them")
@@ -42,7 +43,8 @@ def prune(folder: Path, *, keep: int | None = None, older_than_days: float | Non
         raise InputError(f"older_than_days={older_than_days} is no age; give 0 or more days")
     with writing(folder):
         files.needed(folder)  # raises before anything is removed
-        log = Table.open(folder).log()
+        newest = Table.open(folder)
+        log = newest.log()
         if keep is not None:
             old = [version.number for version in log[:-keep]]
         else:
@@ -50,8 +52,21 @@ def prune(folder: Path, *, keep: int | None = None, older_than_days: float | Non
             old = [version.number for version in log[:-1] if version.time < limit]
         named = set(tags.tags(folder).values())
         doomed = [number for number in old if number not in named]
+        if doomed:
+            _check_as_written(newest)
         freed = drop(folder, doomed)
     return Pruned(doomed, [number for number in old if number in named], freed)
+
+
+def _check_as_written(table: Table) -> None:
+    """Raises: MemoryStoreError if a file with the table's rows has another checksum than when it was committed."""
+    known = durable.recorded(table.path)
+    for name in files.sizes(table.dataset):
+        if name in known and durable.Checksum.of(table.path / name) != known[name]:
+            raise MemoryStoreError(
+                f"{name} of the newest version of {table.path} is not as it was written; nothing is removed, see "
+                f"`latentrag index verify {table.path}`"
+            )
 
 
 def drop(folder: Path, versions: Collection[int]) -> int:
@@ -59,9 +74,10 @@ def drop(folder: Path, versions: Collection[int]) -> int:
 
     Killed in between, it leaves files that no version needs, which the next writer removes.
     """
-    freed = files.remove(folder, [files.manifest_name(version) for version in versions])
-    freed += remove_orphans(folder)
-    durable.keep_records(folder, files.present(folder))
+    with changing(folder):
+        freed = files.remove(folder, [files.manifest_name(version) for version in versions])
+        freed += remove_orphans(folder)
+        durable.keep_records(folder, files.present(folder))
     return freed
 
 
@@ -112,7 +128,8 @@ def repair(folder: Path) -> Repaired:
             )
         named = [name for name, version in tags.tags(folder).items() if version in damaged]
         if damaged:
-            files.set_aside(folder, damaged)
+            with changing(folder):
+                files.set_aside(folder, damaged)
             tags.remove(folder, named)
         recover(folder, killed=True)
         lock.done()

@@ -7,6 +7,7 @@ that version only. So the notes may be lost or be those of another day: a sync t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import warnings
@@ -112,18 +113,21 @@ class Journal:
         except OSError as error:
             self._warn(error)
 
-    def rewrite(self, names: Iterable[str]) -> None:
-        """Keep the facts about these files and one line for each thing."""
+    def rewrite(self, names: Iterable[str], *, warn: bool = True) -> None:
+        """Keep the facts about these files and one line for each thing; without ``warn`` silently not if that fails."""
         self.facts = {name: self.facts[name] for name in names if name in self.facts}
         self.held = {name: held for name, held in self.held.items() if held.num_passages}
         lines = [*map(_fact_record, self.facts.items()), *(_held_record(*each) for each in self.held.items())]
+        new = self.path.with_suffix(".new")
         try:
             self.path.parent.mkdir(exist_ok=True)
-            new = self.path.with_suffix(".new")
             new.write_text(_lines([self._header(), *lines, {"version": self.version_key}]), "utf-8")
             new.replace(self.path)
         except OSError as error:
-            self._warn(error)
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
+            if warn:
+                self._warn(error)
 
     def _header(self) -> Record:
         return {"journal": FORMAT, "folder": self.folder, "words": self.words}

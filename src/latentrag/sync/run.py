@@ -208,7 +208,8 @@ class _Run:
         counts.passages.unchanged = sum(self._journal.held.get(name, Held()).num_passages for name in plan.unchanged)
         self._journal.facts.update(plan.touched)
         if plan.to_read and self._base is not None and not self._options.dry_run:
-            self._journal.rewrite(self._journal.facts)
+            # Where nothing can be written the first commit says so, and where only this cannot, its notes do.
+            self._journal.rewrite(self._journal.facts, warn=False)
         for files in _groups(plan.to_read, _FILES_PER_LOOKUP):
             known = [file.name for file in files if file.name in self._journal.held]
             digests = {} if self._base is None else origins.digests(self._base, known)

@@ -1,0 +1,11 @@
+"""Commands in a process of its own: a JSON list of their arguments on standard input, what came of each on output."""
+
+import json
+import sys
+from dataclasses import asdict
+
+from tests.cli.conftest import cli
+
+if __name__ == "__main__":
+    ran = [asdict(cli(*arguments)) for arguments in json.load(sys.stdin)]
+    sys.stdout.write(json.dumps(ran))
