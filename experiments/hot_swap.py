@@ -25,6 +25,7 @@ from hot_swap_facts import Fact, exchanged, states
 from hot_swap_report import write_report
 from rich.console import Console
 from rich.progress import track
+from running import run
 
 import latentrag
 from latentrag.assemble import computes_bfloat16, load_passage_encoder, open_memory
@@ -169,11 +170,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except latentrag.LatentRagError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    run(main)

@@ -4,11 +4,11 @@ Beams follow their parents with one copy of their own tokens; nothing that was r
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
 
 from latentrag.generator.grid import are_all
 
@@ -16,8 +16,9 @@ _ROOM = 16
 """Positions to begin with; doubled when they are used up."""
 
 
-class BeamLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values (R, N, S, D) of the beams' own tokens, which lie as (S, R, N, D), with room for more positions.
+class BeamLayer:
+    """A layer of a cache: keys and values (R, N, S, D) of the beams' own tokens, which lie as (S, R, N, D), with room
+    for more positions.
 
     A step writes its position behind the others. When beams follow their parents, rows are copied into a second pair
     of buffers, which changes places with the first: no step asks for memory.
@@ -28,8 +29,10 @@ class BeamLayer(DynamicLayer):  # type: ignore[misc]
     """
 
     def __init__(self, context: tuple[Tensor, Tensor] | None = None) -> None:
-        super().__init__()
         self.context = context
+        self.keys: Any = None
+        self.values: Any = None
+        self.is_initialized = True
         self._length = 0
         self._buffers: list[Tensor] = []  # keys, values: (room, R, N, D)
         self._spare: list[Tensor] = []  # flat
@@ -40,7 +43,6 @@ class BeamLayer(DynamicLayer):  # type: ignore[misc]
         total = self._length + added
         if not self._buffers:
             self._buffers = [states.new_empty(max(_ROOM, 2 * total), rows, heads, width) for states in new]
-            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
         while total > len(self._buffers[0]):
             self._buffers = [torch.cat([held, torch.empty_like(held)]) for held in self._buffers]
         for held, states in zip(self._buffers, new, strict=True):
@@ -65,6 +67,9 @@ class BeamLayer(DynamicLayer):  # type: ignore[misc]
             keys, values = self.context
             self.context = (keys[indices], values[indices])
 
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
     def get_seq_length(self) -> int:
         return self._length + (0 if self.context is None else self.context[0].shape[2])
 
@@ -78,26 +83,36 @@ class BeamLayer(DynamicLayer):  # type: ignore[misc]
     def _show(self) -> tuple[Tensor, Tensor]:
         self.keys, self.values = (held[: self._length].permute(1, 2, 0, 3) for held in self._buffers)
         if self.context is not None:
-            self.keys.context = self.context  # type: ignore[attr-defined]
+            self.keys.context = self.context
         return self.keys, self.values
 
 
-class BeamCache(Cache):  # type: ignore[misc]
-    """A cache of ``BeamLayer``s.
+@cache
+def _layer_of_transformers() -> Any:
+    """A ``BeamLayer`` that transformers takes for one of its own."""
+    from transformers.cache_utils import DynamicLayer
+
+    return type("BeamLayer", (BeamLayer, DynamicLayer), {})
+
+
+def beam_cache(read: Any = None, rows: Tensor | None = None) -> Any:
+    """A cache of transformers, of ``BeamLayer``s.
 
     Args:
         read: a cache of what comes before the beams' own tokens.
         rows: which of its rows are the contexts (C,).
     """
+    from transformers import Cache
 
-    def __init__(self, read: Any = None, rows: Tensor | None = None) -> None:
-        if read is None:
-            super().__init__(layer_class_to_replicate=BeamLayer)
-            return
-        super().__init__(layers=[BeamLayer((layer.keys, layer.values)) for layer in read.layers])
-        if rows is not None and not are_all(rows, len(read.layers[0].keys)):
-            self.select_contexts(rows)
+    if read is None:
+        return Cache(layer_class_to_replicate=_layer_of_transformers())
+    made = Cache(layers=[_layer_of_transformers()((layer.keys, layer.values)) for layer in read.layers])
+    if rows is not None and not are_all(rows, len(read.layers[0].keys)):
+        select_contexts(made, rows)
+    return made
 
-    def select_contexts(self, indices: Tensor) -> None:
-        for layer in self.layers:
-            layer.select_contexts(indices)
+
+def select_contexts(of_beams: Any, indices: Tensor) -> None:
+    """Only what comes before the beams' own tokens."""
+    for layer in of_beams.layers:
+        layer.select_contexts(indices)

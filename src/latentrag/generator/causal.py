@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from latentrag.errors import InputError, ModelError
+from latentrag.generator.beam_cache import beam_cache, select_contexts
 from latentrag.generator.caches import selected, shift_right, token_positions
 from latentrag.generator.gold import OutputHead, log_probabilities
 from latentrag.generator.grid import are_all, check_lengths, padded, pairs, rows_of_parents, rows_of_questions
@@ -265,10 +266,9 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
 
     @torch.no_grad()
     def start(self, prepared: PreparedPrompts) -> tuple[Tensor, _State]:
-        from latentrag.generator.beam_cache import BeamCache
 
         read, index = self._read(prepared.prompts), prepared.index
-        cache = BeamCache(read.cache, index) if self._shares_context else selected(read.cache, index)
+        cache = beam_cache(read.cache, index) if self._shares_context else selected(read.cache, index)
         state = _State(cache, read.mask[index], prepared.num_questions, prepared.num_passages, 1)
         return self._grid(state, read.logits[index]), state
 
@@ -279,7 +279,7 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
             state.cache.batch_select_indices(rows)
         questions = parents[:, 0] // state.num_beams
         if self._shares_context and not are_all(questions, state.num_questions):
-            state.cache.select_contexts(rows_of_questions(questions, state.num_passages))
+            select_contexts(state.cache, rows_of_questions(questions, state.num_passages))
         state.num_questions, state.num_beams = parents.shape
         state.mask = torch.cat([state.mask[rows], state.mask.new_ones(len(rows), 1)], dim=1)
         hidden, _ = self._head.run(

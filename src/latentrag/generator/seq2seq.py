@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from latentrag.errors import InputError, ModelError
+from latentrag.generator.beam_cache import beam_cache
 from latentrag.generator.gold import OutputHead, log_probabilities
 from latentrag.generator.grid import are_all, check_lengths, padded, pairs, rows_of_parents, rows_of_questions
 from latentrag.generator.inputs import InputTemplate, input_ids
@@ -146,9 +147,7 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
     def start(self, prepared: PreparedContexts) -> tuple[Tensor, _State]:
         from transformers import DynamicCache, EncoderDecoderCache
 
-        from latentrag.generator.beam_cache import BeamCache
-
-        state = _State(EncoderDecoderCache(BeamCache(), DynamicCache()), prepared, 1)
+        state = _State(EncoderDecoderCache(beam_cache(), DynamicCache()), prepared, 1)
         rows = prepared.num_questions * prepared.num_passages
         return self._advance(state, self._prefix(rows)), state
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentrag.generator.beam_cache import beam_cache
+
 NAME = "latentrag_shared_context"
 
 
@@ -163,8 +165,6 @@ def _encoder_decoder(model: Any, shared: bool) -> Tensor:
 def _causal(model: Any, shared: bool) -> Tensor:
     from transformers import DynamicCache
 
-    from latentrag.generator.beam_cache import BeamCache
-
     mask = _ids(model, [[1, 1, 1], [0, 1, 1]])
     read = model(
         input_ids=_ids(model, [[0, 1, 2], [0, 2, 1]]),
@@ -176,7 +176,7 @@ def _causal(model: Any, shared: bool) -> Tensor:
     twice = torch.arange(2, device=model.device).repeat_interleave(2)
     cache, mask = read, mask[twice]
     if shared:
-        cache = BeamCache(read)
+        cache = beam_cache(read)
     else:
         cache.batch_select_indices(twice)
     logits = torch.empty(0)
