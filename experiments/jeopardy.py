@@ -50,6 +50,8 @@ SECONDS_PER_EXAMPLE = 4.5
 """Of all arms together, on two cores with bfloat16, to turn a budget of minutes into a number of steps."""
 QUERY_SIDE_FIRST = ("sequence", "token", "emdr2", "hindsight")
 ARMS = ("closed book", "BM25", "frozen", "query side", "at once", *QUERY_SIDE_FIRST)
+NUM_RANKED = 2000
+"""Clues on which the retriever is measured on the way."""
 LR_RETRIEVER = 5e-5
 LR_RETRIEVER_AGAIN = 1e-5
 """Of the arms that go on from a trained query encoder."""
@@ -151,8 +153,8 @@ class Experiment:
     def _measure_retriever(self, retriever: DenseRetriever, folder: Path, step: int) -> None:
         """Title recall of the measured clues, a line for the step."""
         ranks = []
-        for start in range(0, len(self.test), 100):
-            rows = self.test[start : start + 100]
+        for start in range(0, NUM_RANKED, 100):
+            rows = self.test[start : min(start + 100, NUM_RANKED)]
             found = retriever.retrieve([row.x for row in rows], 50).passages
             titles = [[passage.title for passage in of_one] for of_one in found]
             ranks += [
@@ -169,7 +171,8 @@ class Experiment:
     def measured(self, arm: str) -> None:
         """Train the arm and measure it on the development clues."""
         file = self.out / f"{arm.replace(' ', '-')}.jsonl"
-        if file.with_suffix(".json").exists() and "metrics" in json.loads(file.with_suffix(".json").read_text("utf-8")):
+        done = json.loads(file.with_suffix(".json").read_text("utf-8")) if file.with_suffix(".json").exists() else {}
+        if "metrics" in done and done["examples"] >= len(self.test):
             return
         began = time.monotonic()
         rag = self.trained(arm)
@@ -219,7 +222,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/jeopardy"))
     parser.add_argument("--budget-min", type=float, default=180.0, help="minutes of training for all arms together")
     parser.add_argument("--steps", type=int, help="in place of the budget: steps of 16 examples for every arm")
-    parser.add_argument("--dev", type=int, default=2000, help="the first so many clues to measure on")
+    parser.add_argument("--dev", type=int, default=4000, help="the first so many clues to measure on")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--cache", type=Path, help="folder for passages as the generator has read them, 1.6 MB each")
     parser.add_argument("--seed", type=int, default=0)
