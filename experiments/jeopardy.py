@@ -153,8 +153,9 @@ class Experiment:
     def _measure_retriever(self, retriever: DenseRetriever, folder: Path, step: int) -> None:
         """Title recall of the measured clues, a line for the step."""
         ranks = []
-        for start in range(0, NUM_RANKED, 100):
-            rows = self.test[start : min(start + 100, NUM_RANKED)]
+        measured_on = self.test[:NUM_RANKED]
+        for start in range(0, len(measured_on), 100):
+            rows = measured_on[start : start + 100]
             found = retriever.retrieve([row.x for row in rows], 50).passages
             titles = [[passage.title for passage in of_one] for of_one in found]
             ranks += [
