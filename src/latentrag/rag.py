@@ -151,10 +151,10 @@ class Rag:
         check_questions(x)
         retrieved = self._retrieve(x, k)
         log_p_eta = log_prior(retrieved.scores)
+        prepared = self.generator.prepare(x, retrieved.passages)
         watcher = None
         if onlooker is not None:
             watcher = Telling(self.generator, onlooker, retrieved, log_p_eta, variant=chosen, stop=wanted.stop)
-        prepared = self.generator.prepare(x, retrieved.passages)
         found = self.decode(prepared, log_p_eta, variant=chosen, decoding=decoding, options=wanted, watcher=watcher)
         asked_for = [b for b in range(len(x)) if onlooker is None or onlooker.is_wanted(b)]
         answers: list[Answer | None] = [None] * len(x)
