@@ -19,6 +19,9 @@ from tests.cli.conftest import ask, encoder, files, generator, memory, model
 from tests.test_rag import FakeRetriever
 from tests.toy import ToyGenerator, passages
 
+PATIENCE_S = 300
+"""How long a test waits for what is certain to come: a loaded machine is slow, not wrong."""
+
 __all__ = ["ask", "encoder", "files", "generator", "memory", "model"]
 
 
@@ -29,21 +32,18 @@ class Served:
     url: str
     port: int
     app: Any
+    client: httpx.Client
+    server: Any
 
     @property
     def batcher(self) -> Any:
         return self.app.state.service.engine.batcher
 
-    def client(self, **kwargs: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, **kwargs)
-
     def post(self, path: str, body: Any, **kwargs: Any) -> httpx.Response:
-        with self.client() as client:
-            return client.post(path, json=body, **kwargs)
+        return self.client.post(path, json=body, **kwargs)
 
     def get(self, path: str, **kwargs: Any) -> httpx.Response:
-        with self.client() as client:
-            return client.get(path, **kwargs)
+        return self.client.get(path, **kwargs)
 
 
 @contextmanager
@@ -65,14 +65,18 @@ def serving(app: Any, options: ServeOptions | None = None) -> Iterator[Served]:
         server.startup = and_say_so
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
-        assert started.wait(30)
+        assert started.wait(PATIENCE_S)
         port = listening.getsockname()[1]
-        try:
-            yield Served(f"http://127.0.0.1:{port}", port, app)
-        finally:
-            server.should_exit = True
-            thread.join(30)
-            assert not thread.is_alive()
+        url = f"http://127.0.0.1:{port}"
+        # Certificates take long to load and nothing is encrypted here.
+        client = httpx.Client(base_url=url, timeout=PATIENCE_S, verify=False)  # noqa: S501
+        with client:
+            try:
+                yield Served(url, port, app, client, server)
+            finally:  # requests under way are finished
+                server.should_exit = True
+                thread.join(PATIENCE_S)
+                assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +106,11 @@ class GatedGenerator(ToyGenerator):
     def start(self, prepared):
         self.batches.append(prepared.num_questions)
         self.reached.set()
-        assert self.gate.wait(30)
+        assert self.gate.wait(PATIENCE_S)
         return super().start(prepared)
 
     def step(self, state, parents, tokens):
-        assert self.gate.wait(30)
+        assert self.gate.wait(PATIENCE_S)
         return super().step(state, parents, tokens)
 
 

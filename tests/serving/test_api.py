@@ -113,11 +113,11 @@ def test_what_cannot_be_is_refused_in_one_shape(served, memory, path, body, stat
 
 
 def test_methods_that_are_not_there(served) -> None:
-    with served.client() as client:
-        for method in ("GET", "PUT", "DELETE", "OPTIONS", "TRACE"):
-            response = client.request(method, "/v1/answer")
-            assert (response.status_code, response.headers["allow"]) == (405, "POST")
-            assert response.json()["error"]["message"] == "method not allowed; see /docs"
+    client = served.client
+    for method in ("GET", "PUT", "DELETE", "OPTIONS", "TRACE"):
+        response = client.request(method, "/v1/answer")
+        assert (response.status_code, response.headers["allow"]) == (405, "POST")
+        assert response.json()["error"]["message"] == "method not allowed; see /docs"
 
 
 def test_the_server_says_how_it_is(served) -> None:
@@ -159,30 +159,30 @@ def changing(tmp_path, model, memory, encoder) -> Iterator[tuple[Served, Path]]:
 
 def test_another_version_is_served_from_one_request_to_the_next(changing) -> None:
     served, path = changing
-    with served.client() as client:
-        before = client.get("/v1/memory").json()
-        assert (before["name"], before["version"], before["passages"]) == ("own.lance", 3, 5)
-        assert (before["follows_newest"], before["newest"], before["tags"], before["synced"]) == (True, 3, {}, [])
-        assert [each["passages"] for each in before["versions"]] == [0, 4, 5]
-        body = {"question": QUESTION, "k": 4}
-        assert client.post("/v1/answer", json=body).json()["memory_version"] == 3
-        used = client.post("/v1/memory", json={"action": "use", "version": 2}).json()
-        assert (used["version"], used["passages"], used["follows_newest"]) == (2, 4, False)
-        assert client.post("/v1/answer", json=body).json()["memory_version"] == 2
-        assert client.post("/v1/answer", json={**body, "as_of": 3}).json()["memory_version"] == 3
-        assert live_memory(path).version == 2  # chosen for whoever opens it next, as by `index use`
-        assert client.post("/v1/memory", json={"action": "use", "version": "newest"}).json()["version"] == 3
-        assert live_memory(path).version == 3
+    client = served.client
+    before = client.get("/v1/memory").json()
+    assert (before["name"], before["version"], before["passages"]) == ("own.lance", 3, 5)
+    assert (before["follows_newest"], before["newest"], before["tags"], before["synced"]) == (True, 3, {}, [])
+    assert [each["passages"] for each in before["versions"]] == [0, 4, 5]
+    body = {"question": QUESTION, "k": 4}
+    assert client.post("/v1/answer", json=body).json()["memory_version"] == 3
+    used = client.post("/v1/memory", json={"action": "use", "version": 2}).json()
+    assert (used["version"], used["passages"], used["follows_newest"]) == (2, 4, False)
+    assert client.post("/v1/answer", json=body).json()["memory_version"] == 2
+    assert client.post("/v1/answer", json={**body, "as_of": 3}).json()["memory_version"] == 3
+    assert live_memory(path).version == 2  # chosen for whoever opens it next, as by `index use`
+    assert client.post("/v1/memory", json={"action": "use", "version": "newest"}).json()["version"] == 3
+    assert live_memory(path).version == 3
 
 
 def test_names_of_versions(changing) -> None:
     served, path = changing
-    with served.client() as client:
-        tagged = client.post("/v1/memory", json={"action": "tag", "name": "first", "version": 2}).json()
-        assert tagged["tags"] == {"first": 2}
-        assert tagged["versions"][1]["tags"] == ["first"]
-        assert client.post("/v1/answer", json={"question": QUESTION, "as_of": "first"}).json()["memory_version"] == 2
-        assert client.post("/v1/memory", json={"action": "untag", "name": "first"}).json()["tags"] == {}
+    client = served.client
+    tagged = client.post("/v1/memory", json={"action": "tag", "name": "first", "version": 2}).json()
+    assert tagged["tags"] == {"first": 2}
+    assert tagged["versions"][1]["tags"] == ["first"]
+    assert client.post("/v1/answer", json={"question": QUESTION, "as_of": "first"}).json()["memory_version"] == 2
+    assert client.post("/v1/memory", json={"action": "untag", "name": "first"}).json()["tags"] == {}
     assert json.loads(cli("index", "tag", path, "--json").stdout)["tags"] == {}
 
 

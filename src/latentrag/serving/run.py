@@ -5,9 +5,11 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import signal
 import socket
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from latentrag.errors import InputError
@@ -119,8 +121,18 @@ def configured(app: FastAPI, options: ServeOptions) -> uvicorn.Config:
 
 
 def run(app: FastAPI, listening: socket.socket, options: ServeOptions) -> None:
-    """Serve until a signal says to stop, then finish what was accepted."""
+    """Serve until SIGINT or SIGTERM, then finish what was accepted; a second one ends it at once."""
     import uvicorn
 
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    uvicorn.Server(configured(app, options)).run(sockets=[listening])
+    # uvicorn raises the signal again when all is done, for whoever was to hear it before.
+    before = {number: signal.signal(number, _already_heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        uvicorn.Server(configured(app, options)).run(sockets=[listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _already_heard(_number: int, _frame: FrameType | None) -> None:
+    """Stopping was what the signal asked for."""
