@@ -103,6 +103,14 @@ class GatedGenerator(ToyGenerator):
         super().__init__(**kwargs)
         self.gate, self.reached, self.batches = threading.Event(), threading.Event(), []
 
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """The gate is open afterwards, also when a test fails: else it would not end."""
+        try:
+            yield
+        finally:
+            self.gate.set()
+
     def start(self, prepared):
         self.batches.append(prepared.num_questions)
         self.reached.set()

@@ -131,7 +131,11 @@ def test_closing_finishes_what_was_accepted_and_accepts_no_more(work) -> None:
 
 
 def test_questions_that_wait_are_answered_together_and_seeded_samples_alone(gated, live) -> None:
-    with serving(create_app(gated, live, name="toy")) as served, ThreadPoolExecutor(8) as pool:
+    with (
+        serving(create_app(gated, live, name="toy")) as served,
+        ThreadPoolExecutor(8) as pool,
+        gated.generator.closed(),
+    ):
         first = pool.submit(served.post, "/v1/answer", {"question": "first?"})
         assert gated.generator.reached.wait(PATIENCE_S)
         seeded = {"sample": True, "seed": 1}
@@ -143,7 +147,7 @@ def test_questions_that_wait_are_answered_together_and_seeded_samples_alone(gate
         gated.generator.gate.set()
         assert first.result().status_code == 200
         answers = [each.result().json() for each in others]
-    assert sorted(gated.generator.batches) == [1, 1, 1, 1, 2]
+    assert sorted(gated.generator.batches) == [1, 1, 2, 4, 4]  # two together; four samples each
     assert answers[0]["question"] == "one?"
     assert answers[3]["answer"] == answers[4]["answer"]
     assert answers[0]["log_prob"] == pytest.approx(gated.answer("one?").log_prob, abs=1e-5)
@@ -152,7 +156,11 @@ def test_questions_that_wait_are_answered_together_and_seeded_samples_alone(gate
 @pytest.mark.parametrize("path", ["/v1/answer", "/v1/answer/stream"])
 def test_too_many_requests_are_told_to_come_back(gated, live, path) -> None:
     options = ServeOptions(max_queue=1)
-    with serving(create_app(gated, live, name="toy", options=options)) as served, ThreadPoolExecutor(2) as pool:
+    with (
+        serving(create_app(gated, live, name="toy", options=options)) as served,
+        ThreadPoolExecutor(2) as pool,
+        gated.generator.closed(),
+    ):
         first = pool.submit(served.post, "/v1/answer", {"question": "first?"})
         assert gated.generator.reached.wait(PATIENCE_S)
         second = pool.submit(served.post, "/v1/answer", {"question": "second?"})
@@ -168,7 +176,11 @@ def test_too_many_requests_are_told_to_come_back(gated, live, path) -> None:
 @pytest.mark.parametrize("path", ["/v1/answer", "/v1/answer/stream"])
 def test_who_has_waited_too_long_is_told_to_come_back(gated, live, path) -> None:
     options = ServeOptions(max_wait_s=0.3)
-    with serving(create_app(gated, live, name="toy", options=options)) as served, ThreadPoolExecutor(1) as pool:
+    with (
+        serving(create_app(gated, live, name="toy", options=options)) as served,
+        ThreadPoolExecutor(1) as pool,
+        gated.generator.closed(),
+    ):
         first = pool.submit(served.post, "/v1/answer", {"question": "first?"})
         while not gated.generator.reached.wait(0.05):
             if first.done():  # the model's thread had not been given a turn
@@ -185,7 +197,11 @@ def test_who_has_waited_too_long_is_told_to_come_back(gated, live, path) -> None
 def test_who_goes_away_is_not_decoded_any_further(gated, live, path, is_waiting) -> None:
     generator = gated.generator
     body = {"question": "long?", "min_tokens": 30, "max_tokens": 40, "beams": 1}
-    with serving(create_app(gated, live, name="toy")) as served, ThreadPoolExecutor(1) as pool:
+    with (
+        serving(create_app(gated, live, name="toy")) as served,
+        ThreadPoolExecutor(1) as pool,
+        gated.generator.closed(),
+    ):
         if is_waiting:
             first = pool.submit(served.post, "/v1/answer", {"question": "first?", "max_tokens": 2})
             assert generator.reached.wait(PATIENCE_S)
@@ -201,19 +217,27 @@ def test_who_goes_away_is_not_decoded_any_further(gated, live, path, is_waiting)
     assert generator.batches == [1, 1]
 
 
-def test_stopping_finishes_what_was_accepted(gated, live) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        with serving(create_app(gated, live, name="toy")) as served:
+def test_stopping_finishes_what_was_accepted_and_accepts_no_more(gated, live) -> None:
+    with ThreadPoolExecutor(2) as pool, serving(create_app(gated, live, name="toy")) as served:
+        with gated.generator.closed():
             under_way = pool.submit(served.post, "/v1/answer", {"question": "first?"})
-            streamed = pool.submit(served.post, "/v1/answer/stream", {"question": "second?", "beams": 1})
             assert gated.generator.reached.wait(PATIENCE_S)
+            streamed = pool.submit(served.post, "/v1/answer/stream", {"question": "second?", "beams": 1})
             while not len(served.batcher):
-                time.sleep(0.001)
-            threading.Timer(0.3, gated.generator.gate.set).start()
+                time.sleep(0.01)
+            served.server.should_exit = True
+            while can_connect(served.port):
+                time.sleep(0.01)
         assert under_way.result().json()["question"] == "first?"
         assert "event: answer" in streamed.result().text
-    with socket.socket() as again, pytest.raises(ConnectionRefusedError):
-        again.connect(("127.0.0.1", served.port))
+
+
+def can_connect(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_every_answer_is_of_one_version_while_the_memory_is_exchanged(tmp_path, model, encoder) -> None:

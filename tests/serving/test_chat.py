@@ -58,7 +58,7 @@ def test_citations_cover_the_answer_and_name_the_most_probable_passage(completio
         if token["text"]:
             (of_token,) = [each for each in cited if each.start_index <= position < each.end_index]
             assert of_token.title == answer["sources"][best]["title"]
-            assert of_token.url.startswith("urn:latentrag:passage:notes%2F")
+            assert of_token.url.startswith("urn:latentrag:passage:")
         position += len(token["text"])
 
 

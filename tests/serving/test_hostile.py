@@ -195,7 +195,7 @@ def test_keys_and_rates(toy, live) -> None:
         assert status("another-key-of-some-length") == 200
         assert status(KEY) == 429
         assert status(KEY[:-1]) == 401  # whoever has no key is a client, too
-        assert [status(None), status("\xff"), status("")] == [429] * 3
+        assert [status(None), status("no-key"), status("x")] == [429] * 3
 
 
 def test_what_needs_no_key(toy, live) -> None:
@@ -229,7 +229,7 @@ def test_questions_are_logged_only_if_that_was_asked_for(toy, live, caplog, aske
     with serving(create_app(toy, live, name="toy", options=options)) as served:
         served.post("/v1/answer", {"question": "a secret\n\u202equestion"})
         served.post("/v1/chat/completions", {"model": "toy", "messages": [{"role": "user", "content": "a secret"}]})
-        served.get("/a secret/\x1b[31m%0d%0aforged")
+        served.get("/a secret/%1b[31m%0d%0aforged")
     lines = [record.getMessage() for record in caplog.records if record.name == "latentrag.serving"]
     assert lines[0].startswith("POST /v1/answer 200 ")
     assert (r"a secret\n\u202equestion" in lines[0], "a secret" in lines[1]) == (asked_for, asked_for)

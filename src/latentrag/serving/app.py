@@ -60,6 +60,7 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
     )
+    app.state.service = service
     for router in (routes.answers, routes.others, routes.chat, _memory, _status):
         app.include_router(router(service))
     _add_errors(app, service)

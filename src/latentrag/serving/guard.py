@@ -163,23 +163,23 @@ class Guard:
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if kind != b"application/json":
             raise Refused(415, f"Content-Type {_shown(kind.decode('latin-1'))!r}; needed application/json", "type")
-        body = bytearray()
+        body, size = bytearray(), 0
         try:
             async with asyncio.timeout(self._options.body_s):
                 async for part in _parts(receive):
-                    body += part
-                    if len(body) > self._options.max_body_bytes:
-                        await _drained(receive)
-                        raise self._too_large()
+                    size += len(part)
+                    if size <= self._options.max_body_bytes:
+                        body += part
+                    elif size > _DRAINED_BYTES:
+                        break
         except TimeoutError:
             raise Refused(
                 408, f"the body has not arrived within {self._options.body_s:g} s; send it at once", "timeout"
             ) from None
+        if size > self._options.max_body_bytes:
+            raise Refused(413, f"the body exceeds {self._options.max_body_bytes} bytes; send less", "too_large")
         _check_json(bytes(body))
         return bytes(body)
-
-    def _too_large(self) -> Refused:
-        return Refused(413, f"the body exceeds {self._options.max_body_bytes} bytes; send less", "too_large")
 
     def _note(self, scope: Message, status: int, seconds: float, body: bytes) -> None:
         path = scope["path"] if scope["path"] in self._methods else "other"
@@ -228,15 +228,6 @@ async def _parts(receive: Receive) -> AsyncIterator[bytes]:
             raise Gone
         more = message.get("more_body", False)
         yield message.get("body", b"")
-
-
-async def _drained(receive: Receive) -> None:
-    """The rest of a body is read and thrown away, up to a limit."""
-    size = 0
-    async for part in _parts(receive):
-        size += len(part)
-        if size > _DRAINED_BYTES:
-            return
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

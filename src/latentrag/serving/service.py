@@ -29,8 +29,16 @@ if TYPE_CHECKING:
 
 Responses = dict[int | str, dict[str, Any]]
 ERRORS: Responses = {"default": {"model": schemas.ErrorOut, "description": "Got, needed, remedy."}}
+_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "event": {"enum": ["sources", "token", "answer", "error"], "description": "Absent for OpenAI's clients."},
+        "data": {"type": "string", "description": "One line of JSON."},
+    },
+}
 EVENTS: Responses = {
-    200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    200: {"description": "Server-sent events.", "content": {"text/event-stream": {"itemSchema": _EVENT}}}
 }
 
 
