@@ -65,6 +65,7 @@ def serve(
         name = _name(source)
         app = create_app(rag, live, name=name, options=limited(options, host), access=access)
         _log(quiet=quiet)
+        listening.listen()  # whoever reads the next line can connect
         say(f"serving {name} over {live.path.name} version {live.version} at {address(listening)}")
         run(app, listening, options)
 

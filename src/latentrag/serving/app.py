@@ -22,13 +22,11 @@ from latentrag.serving.guard import Access, Guard
 from latentrag.serving.memories import Memories
 from latentrag.serving.metrics import Metrics
 from latentrag.serving.options import ServeOptions
-from latentrag.serving.service import ERRORS, Responses, Service, json_response, responses
+from latentrag.serving.service import ERRORS, Service, json_response, responses
 
 if TYPE_CHECKING:
     from latentrag.memory import LiveMemory
     from latentrag.rag import Rag
-
-_TEXT: Responses = {200: {"description": "Done.", "content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
 def create_app(
@@ -114,7 +112,7 @@ def _status(service: Service) -> APIRouter:
             raise Refused(503, "the server is stopping; ask another one", "stopping")
         return json_response({"status": "ready"})
 
-    @router.get("/metrics", responses={**_TEXT, **ERRORS}, response_model=None)
+    @router.get("/metrics", responses=ERRORS, response_model=None, response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters for Prometheus."""
         gauges = {

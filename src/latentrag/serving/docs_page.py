@@ -28,7 +28,7 @@ def page(described: Mapping[str, Any]) -> str:
 
 def _content(holder: Mapping[str, Any] | None, title: str, described: Mapping[str, Any]) -> Iterator[str]:
     for kind, content in (holder or {}).get("content", {}).items():
-        schema = content.get("schema") or content["itemSchema"]
+        schema = content.get("schema", content.get("itemSchema", {}))
         yield f"<h3>{title} ({escape(kind)})</h3>"
         yield from _fields(schema, described)
 

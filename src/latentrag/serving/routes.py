@@ -28,7 +28,7 @@ def answers(service: Service) -> APIRouter:
         job = await service.answering(asked.question, asked)
         return json_response(answer_record(await service.done(job, request)))
 
-    @router.post("/v1/answer/stream", responses={**EVENTS, **ERRORS}, response_model=None)
+    @router.post("/v1/answer/stream", responses={**EVENTS, **ERRORS}, response_model=None, response_class=Response)
     async def stream(asked: schemas.AnswerRequest, request: Request) -> Response:
         """The same as server-sent events: `sources`, each `token` as soon as it is certain, the `answer` or an `error`.
 
