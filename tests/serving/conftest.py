@@ -69,7 +69,8 @@ def serving(app: Any, options: ServeOptions | None = None) -> Iterator[Served]:
         port = listening.getsockname()[1]
         url = f"http://127.0.0.1:{port}"
         # Certificates take long to load and nothing is encrypted here.
-        client = httpx.Client(base_url=url, timeout=PATIENCE_S, verify=False)  # noqa: S501
+        limits = httpx.Limits(keepalive_expiry=1.0)  # well before the server closes an idle connection
+        client = httpx.Client(base_url=url, timeout=PATIENCE_S, limits=limits, verify=False)  # noqa: S501
         with client:
             try:
                 yield Served(url, port, app, client, server)

@@ -70,10 +70,15 @@ def test_a_head_that_does_not_end_is_closed(served, sent) -> None:
         assert all_of(slow) == b""
 
 
-def test_a_second_head_that_does_not_end_is_closed(served) -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_second_head_that_does_not_end_is_closed(served, at_once) -> None:
     with connected(served) as slow:
-        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HT")
-        assert all_of(slow).endswith(b'{"status":"alive"}')
+        request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        slow.sendall(request + request[:20] if at_once else request)
+        found = slow.recv(65536)
+        if not at_once:
+            slow.sendall(request[:20])
+        assert (found + all_of(slow)).endswith(b'{"status":"alive"}')
 
 
 def test_a_body_that_does_not_end_is_answered(served) -> None:

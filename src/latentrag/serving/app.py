@@ -139,7 +139,7 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         first = error.errors()[0]
         # The path to the field, without what it is part of and without what was given, which may be secret or huge.
         param = ".".join(str(each) for each in first["loc"][1:])[:200]
-        message = f"{param or 'the body'}: {first['msg']}; see /docs"
+        message = f"{param or 'the body'}: {first['msg'][:500]}; see /docs"
         return _failed(Refused(422, message, "invalid_value", param=param or None))
 
     @app.exception_handler(HTTPException)

@@ -159,10 +159,6 @@ class Guard:
 
     async def _body(self, scope: Message, receive: Receive) -> bytes:
         """The whole body, JSON for certain. Raises: Refused; Gone."""
-        headers = dict(scope["headers"])
-        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        if kind != b"application/json":
-            raise Refused(415, f"Content-Type {_shown(kind.decode('latin-1'))!r}; needed application/json", "type")
         body, size = bytearray(), 0
         try:
             async with asyncio.timeout(self._options.body_s):
@@ -178,6 +174,11 @@ class Guard:
             ) from None
         if size > self._options.max_body_bytes:
             raise Refused(413, f"the body exceeds {self._options.max_body_bytes} bytes; send less", "too_large")
+        # Only now: who is refused while still sending may not hear why.
+        headers = dict(scope["headers"])
+        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if kind != b"application/json":
+            raise Refused(415, f"Content-Type {_shown(kind.decode('latin-1'))!r}; needed application/json", "type")
         _check_json(bytes(body))
         return bytes(body)
 
@@ -212,7 +213,7 @@ class _Reply:
         if self.status:
             return
         headers = {"content-type": "application/json", "content-length": str(len(refused.body)), **refused.headers}
-        if refused.status in {408, 413, 415}:
+        if refused.status in {408, 413}:
             headers["connection"] = "close"
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": refused.status, "headers": raw})

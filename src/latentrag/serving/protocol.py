@@ -32,9 +32,14 @@ class BoundedProtocol(H11Protocol):
             return
         self._await_head()
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._await_head()
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._await_head()
+        if self.conn.trailing_data[0]:  # the next head has begun already; else uvicorn's own timer closes it
+            self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -53,11 +58,16 @@ class BoundedProtocol(H11Protocol):
             self._reading.cancel()
 
     def _await_head(self) -> None:
-        if self._head is not None:
-            self._head.cancel()
-        self._head = self.loop.call_later(self.limits.body_s, self._close_if_headless)
+        """The time for a head runs from its first byte, or from the connection's beginning, to its last."""
+        if self.conn.their_state is not h11.IDLE:
+            if self._head is not None:
+                self._head.cancel()
+                self._head = None
+        elif self._head is None:
+            self._head = self.loop.call_later(self.limits.body_s, self._close_if_headless)
 
     def _close_if_headless(self) -> None:
+        self._head = None
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             self.transport.close()
 
