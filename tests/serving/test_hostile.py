@@ -235,7 +235,8 @@ def test_questions_are_logged_only_if_that_was_asked_for(toy, live, caplog, aske
         served.post("/v1/answer", {"question": "a secret\n\u202equestion"})
         served.post("/v1/chat/completions", {"model": "toy", "messages": [{"role": "user", "content": "a secret"}]})
         served.get("/a secret/%1b[31m%0d%0aforged")
-    lines = [record.getMessage() for record in caplog.records if record.name == "latentrag.serving"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "latentrag.serving"][-3:]
+    assert lines[2].startswith("GET /a secret/\\x1b[31m\\r\\nforged 404 ")
     assert lines[0].startswith("POST /v1/answer 200 ")
     assert (r"a secret\n\u202equestion" in lines[0], "a secret" in lines[1]) == (asked_for, asked_for)
     assert all(line.isprintable() and "\n" not in line for line in lines)
