@@ -10,7 +10,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help test lint torture format demo eval-demo experiment-jeopardy experiment-hot-swap \
+.PHONY: help test lint torture fuzz-api format demo eval-demo experiment-jeopardy experiment-hot-swap \
 	bench-loss-memory bench-decoding bench-memory bench-swap bench-sync clean
 
 help:  ## List the targets.
@@ -27,6 +27,9 @@ lint: $(STAMP)  ## Check style, types and import rules.
 
 torture: $(STAMP)  ## Kill writers of a memory at random moments, minutes; RUNS=100.
 	@$(BIN)/python -m tests.memory.torture $(if $(RUNS),--runs $(RUNS))
+
+fuzz-api: $(STAMP)  ## Thousands of requests made from the API's own description, minutes.
+	@$(BIN)/python -m pytest -q -m slow tests/serving/test_schema.py
 
 format: $(STAMP)  ## Sort imports and reformat.
 	@$(BIN)/ruff check --fix

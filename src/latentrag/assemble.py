@@ -251,6 +251,20 @@ def with_parts(rag: Rag, retriever: Retriever, generator: Generator) -> Rag:
     return Rag(retriever, generator, variant=rag.variant, k=rag.k, defaults=rag.defaults)
 
 
+def with_memory(rag: Rag, memory: Memory | LiveMemory) -> Rag:
+    """The same model over another memory. Raises: EncoderMismatchError if it does not fit."""
+    retriever: Any = rag.retriever
+    generator: Any = rag.generator
+    return with_parts(rag, retriever.over(memory), generator)
+
+
+def live_memory(name: Source | Memory, *, version: int | str | None = None) -> LiveMemory:
+    """A memory that can be exchanged while it is asked; otherwise as ``open_memory``."""
+    from latentrag.memory import LiveMemory
+
+    return LiveMemory(open_memory(name, version=version))
+
+
 @overload
 def open_memory(name: Source | Memory, *, version: int | str | None = None) -> Memory: ...
 @overload

@@ -10,12 +10,15 @@ from torch import Tensor
 from latentrag.decoding import (
     Decoded,
     DecodingOptions,
+    Watcher,
     fast,
     label_log_likelihoods,
     marginal_beam,
     marginal_sample,
     thorough,
 )
+from latentrag.decoding.evidence import before_stop, cut_at_stop, evidence_of, tokens_of
+from latentrag.decoding.onlooker import Onlooker, Telling
 from latentrag.decoding.rescore import as_targets
 from latentrag.errors import InputError
 from latentrag.marginal import log_prior
@@ -32,7 +35,6 @@ from latentrag.types import (
     Score,
     Source,
     Targets,
-    Token,
     Variant,
 )
 
@@ -112,7 +114,6 @@ class Rag:
         """
         return self.answer_batch([x], k=k, variant=variant, decoding=decoding, **options)[0]
 
-    @torch.no_grad()
     def answer_batch(
         self,
         x: Sequence[str],
@@ -123,23 +124,59 @@ class Rag:
         **options: Any,
     ) -> list[Answer]:
         """``answer`` for several questions at once; the answers do not depend on each other."""
+        answers = self.answer_watched(x, None, k=k, variant=variant, decoding=decoding, **options)
+        return [answer for answer in answers if answer is not None]
+
+    @torch.no_grad()
+    def answer_watched(
+        self,
+        x: Sequence[str],
+        onlooker: Onlooker | None,
+        *,
+        k: int | None = None,
+        variant: Variant | None = None,
+        decoding: Decoding = "exact",
+        **options: Any,
+    ) -> list[Answer | None]:
+        """``answer_batch``, with somebody who looks on: who is told what is certain of each answer as soon as it is,
+        and asked after each token which of them are still wanted.
+
+        Thorough and Fast Decoding choose when all is decoded; of theirs nothing is certain before the end.
+
+        Returns: the same answers as ``answer_batch``; None for those that were not wanted any more.
+        """
         chosen = checked(variant or self.variant)
         wanted = self.options(**options)
         check_decoding(chosen, decoding, wanted)
         check_questions(x)
         retrieved = self._retrieve(x, k)
-        prepared = self.generator.prepare(x, retrieved.passages)
         log_p_eta = log_prior(retrieved.scores)
-        found = self.decode(prepared, log_p_eta, variant=chosen, decoding=decoding, options=wanted)
-        best = as_targets([of_one[0].ids for of_one in found], device=log_p_eta.device)
-        closed_book = self.model.closed_book_log_p(x, best).tolist()
-        return [
-            self._answer(question, retrieved, b, log_p_eta, found[b], closed_book[b], chosen, decoding, wanted.stop)
-            for b, question in enumerate(x)
-        ]
+        prepared = self.generator.prepare(x, retrieved.passages)
+        watcher = None
+        if onlooker is not None:
+            watcher = Telling(self.generator, onlooker, retrieved, log_p_eta, variant=chosen, stop=wanted.stop)
+        found = self.decode(prepared, log_p_eta, variant=chosen, decoding=decoding, options=wanted, watcher=watcher)
+        asked_for = [b for b in range(len(x)) if onlooker is None or onlooker.is_wanted(b)]
+        answers: list[Answer | None] = [None] * len(x)
+        if not asked_for:
+            return answers
+        if not all(found[b] for b in asked_for):
+            raise InputError("every answer is ruled out by the options; lower min_tokens or no_repeat_ngram_size")
+        best = as_targets([found[b][0].ids for b in asked_for], device=log_p_eta.device)
+        closed_book = self.model.closed_book_log_p([x[b] for b in asked_for], best).tolist()
+        for b, alone in zip(asked_for, closed_book, strict=True):
+            answers[b] = self._answer(x[b], retrieved, b, log_p_eta, found[b], alone, chosen, decoding, wanted.stop)
+        return answers
 
     def decode(
-        self, prepared: Any, log_p_eta: Tensor, *, variant: Variant, decoding: Decoding, options: DecodingOptions
+        self,
+        prepared: Any,
+        log_p_eta: Tensor,
+        *,
+        variant: Variant,
+        decoding: Decoding,
+        options: DecodingOptions,
+        watcher: Watcher | None = None,
     ) -> list[list[Decoded]]:
         """What ``answer_batch`` decodes, for questions that have been retrieved for and prepared already (§2.5).
 
@@ -147,15 +184,18 @@ class Rag:
             prepared: B questions × K passages, from ``generator.prepare``.
             log_p_eta: (B, K) nats, normalised over K.
             decoding, options: as ``check_decoding`` lets them pass.
+            watcher: who looks on; not heard by Thorough and Fast Decoding.
         Returns: for each question its hypotheses, best first.
         """
         if options.sample:
-            return marginal_sample(self.generator, prepared, log_p_eta, variant=variant, options=options)
+            return marginal_sample(
+                self.generator, prepared, log_p_eta, variant=variant, options=options, watcher=watcher
+            )
         if decoding == "thorough":
             return thorough(self.generator, prepared, log_p_eta, options=options)
         if decoding == "fast":
             return fast(self.generator, prepared, log_p_eta, options=options)
-        return marginal_beam(self.generator, prepared, log_p_eta, variant=variant, options=options)
+        return marginal_beam(self.generator, prepared, log_p_eta, variant=variant, options=options, watcher=watcher)
 
     def score(self, x: str, y: str, *, k: int | None = None, variant: Variant | None = None) -> Score:
         """log p(y|x) of a given y, with posteriors and counterfactuals.
@@ -186,7 +226,7 @@ class Rag:
                 variant=chosen,
                 memory_version=evidence.version,
                 sources=_sources(evidence, b, chosen),
-                tokens=self._tokens(evidence, b, chosen),
+                tokens=tokens_of(self.generator, evidence, b, chosen),
                 without_passage=of_one,
             )
             for b, of_one in enumerate(without)
@@ -253,14 +293,8 @@ class Rag:
         stop: Sequence[str],
     ) -> Answer:
         best = found[0]
-        evidence = Evidence(
-            passages=[retrieved.passages[b]],
-            log_p_eta=log_p_eta[b : b + 1],
-            log_p_theta=best.log_p_theta[None],
-            targets=as_targets([best.ids], device=log_p_eta.device),
-            version=retrieved.version,
-        )
-        tokens = _cut(self._tokens(evidence, 0, variant, finished=best.finished), stop)
+        evidence = evidence_of(best, retrieved, b, log_p_eta)
+        tokens = cut_at_stop(tokens_of(self.generator, evidence, 0, variant, finished=best.finished), stop)
         return Answer(
             question=question,
             text="".join(token.text for token in tokens),
@@ -276,16 +310,6 @@ class Rag:
                 for each in found
             ),
         )
-
-    def _tokens(self, evidence: Evidence, b: int, variant: Variant, *, finished: bool = True) -> tuple[Token, ...]:
-        """The tokens of y without the end token, whose posterior is in the sources."""
-        length = int(evidence.targets.mask[b].sum())
-        ids = evidence.targets.ids[b, :length].tolist()
-        posterior = evidence.posterior_of_tokens(variant)[b].T.tolist()  # (T, K)
-        log_p = evidence.log_p_of_tokens(variant)[b].tolist()
-        texts = self.generator.token_texts(ids)
-        shown = length - 1 if finished else length
-        return tuple(Token(texts[i], log_p[i], tuple(posterior[i])) for i in range(shown))
 
 
 def check_questions(x: Sequence[str]) -> None:
@@ -312,21 +336,3 @@ def _sources(evidence: Evidence, b: int, variant: Variant) -> tuple[Source, ...]
     prior = evidence.log_p_eta[b].exp().tolist()
     posterior = evidence.posterior(variant)[b].tolist()
     return tuple(map(Source, evidence.passages[b], prior, posterior))
-
-
-def before_stop(text: str, stop: Sequence[str]) -> str:
-    """The text up to the first stop string."""
-    found = [position for position in (text.find(each) for each in stop) if position >= 0]
-    return text[: min(found)].rstrip() if found else text
-
-
-def _cut(tokens: tuple[Token, ...], stop: Sequence[str]) -> tuple[Token, ...]:
-    """The tokens whose text lies before the first stop string, the last one shortened where it reaches into it."""
-    room = len(before_stop("".join(token.text for token in tokens), stop))
-    kept = []
-    for token in tokens:
-        if room <= 0 and token.text:
-            break
-        kept.append(Token(token.text[:room], token.log_prob, token.posterior))
-        room -= len(token.text)
-    return tuple(kept)

@@ -60,7 +60,7 @@ def ask(
             seed=seed,
         )
     if as_json:
-        from latentrag.cli.records import answer_record
+        from latentrag.records import answer_record
 
         print_json(answer_record(answer))
     else:
@@ -93,7 +93,7 @@ def classify(
     with working("comparing the labels"):
         found = rag.classify(question, labels, k=k, variant=variant)
     if as_json:
-        from latentrag.cli.records import classification_record
+        from latentrag.records import classification_record
 
         print_json(classification_record(found))
     else:

@@ -17,7 +17,7 @@ def demo(as_json: arg.AsJson = False) -> None:
     prepare(progress=True)
     rag = arg.open_rag(DEMO, memory=DEMO)
     if as_json:
-        from latentrag.cli.records import answer_record
+        from latentrag.records import answer_record
 
         print_json({"answers": [answer_record(rag.answer(question)) for question in QUESTIONS]})
         return

@@ -40,6 +40,7 @@ def app() -> typer.Typer:
     from latentrag.cli.index import add, build, delete, log
     from latentrag.cli.new_generator import new_generator
     from latentrag.cli.score import score
+    from latentrag.cli.serve import mcp, serve
     from latentrag.cli.sync import sync
     from latentrag.cli.train import train
     from latentrag.cli.upkeep import compact, forget, prune, repair, verify
@@ -61,6 +62,8 @@ def app() -> typer.Typer:
     for command in of_memories:
         index.command()(command)
     commands.add_typer(index, name="index")
+    commands.command()(serve)
+    commands.command()(mcp)
     commands.command()(train)
     commands.command("eval")(evaluate)
     commands.command()(compare)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
+
+from latentrag.records import finite
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Direction marks, overrides and isolates, separators of lines, invisible tags, halves of surrogate pairs.
@@ -51,11 +52,11 @@ def print_line(line: str) -> None:
 def print_json(record: Mapping[str, Any]) -> None:
     """One JSON object as one line, at once.
 
-    −∞, a probability of zero, is null: JSON has no such number. What could steer a terminal is written as \\u
+    −∞, a probability of zero, is null. What could steer a terminal is written as \\u
     escapes, which mean the same to a program.
     """
     ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
-    text = json.dumps(_finite(record), ensure_ascii=ascii_only, allow_nan=False)
+    text = json.dumps(finite(record), ensure_ascii=ascii_only, allow_nan=False)
     for unsafe in (_CONTROL, _DECEPTIVE):
         text = unsafe.sub(lambda match: json.dumps(match[0])[1:-1], text)
     sys.stdout.write(text + "\n")
@@ -84,13 +85,3 @@ def silence() -> None:
 def _spelt_out(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and math.isinf(value) and value < 0:
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return value

@@ -150,7 +150,7 @@ def _opened(file: str) -> Iterator[BinaryIO]:
 
 def _write(scores: Sequence[Score], *, as_json: bool, first: bool) -> None:
     if as_json:
-        from latentrag.cli.records import score_record
+        from latentrag.records import score_record
 
         for each in scores:
             print_json(score_record(each))

@@ -5,10 +5,12 @@ from latentrag.decoding.classify import label_log_likelihoods
 from latentrag.decoding.options import Decoded, DecodingOptions
 from latentrag.decoding.rescore import fast, rescored, thorough
 from latentrag.decoding.sample import marginal_sample
+from latentrag.decoding.watch import Watcher
 
 __all__ = [
     "Decoded",
     "DecodingOptions",
+    "Watcher",
     "fast",
     "label_log_likelihoods",
     "marginal_beam",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from latentrag.decoding.options import Decoded, DecodingOptions, rank
 from latentrag.decoding.step import Beams, forbid, marginal_step, stopped
+from latentrag.decoding.watch import Watcher, num_decided
 from latentrag.errors import InputError
 from latentrag.protocols import Generator
 from latentrag.types import Variant
@@ -26,6 +27,10 @@ class _Pool:
         self.entries.append((rank(hypothesis.log_prob, len(hypothesis.ids), self.length_penalty), hypothesis))
         self.entries.sort(key=lambda entry: -entry[0])
         del self.entries[self.size :]
+
+    @property
+    def best(self) -> Decoded | None:
+        return self.entries[0][1] if self.entries else None
 
     def is_final(self, best_live: float, num_tokens: int, *, early_stopping: bool) -> bool:
         """Whether no live hypothesis can enter any more.
@@ -48,6 +53,7 @@ def marginal_beam(
     *,
     variant: Variant,
     options: DecodingOptions,
+    watcher: Watcher | None = None,
 ) -> list[list[Decoded]]:
     """Beam search over the marginal p(y_i|x,y_<i) (Lewis et al. 2020, §2.5).
 
@@ -61,6 +67,7 @@ def marginal_beam(
         prepared: B questions × K passages, from ``generator.prepare``.
         log_p_eta: (B, K) nats, normalised over K.
         variant: "sequence" or "token".
+        watcher: who looks on. It changes no answer; a question that it does not want any more ends there.
     Returns: for each question up to M hypotheses, best first.
     Raises: InputError where ``options.sample`` is set (``marginal_sample`` draws samples).
     """
@@ -81,6 +88,9 @@ def marginal_beam(
         row = torch.arange(len(live), device=live.device)[:, None]
         beams, parents = _at(candidates, row, live), beam[row, live]
         going = _unfinished(pools, beams, length, options)
+        if watcher is not None:
+            going = [row for row in going if watcher.is_wanted(int(beams.question[row]))]
+            _report(watcher, pools, beams, going, options)
         if not going:
             break
         keep = torch.tensor(going, device=live.device)
@@ -138,6 +148,20 @@ def _at(candidates: Beams, row: Tensor, position: Tensor) -> Beams:
         candidates.tokens[row, position],
         candidates.history[row, position],
     )
+
+
+def _report(
+    watcher: Watcher, pools: Sequence[_Pool], beams: Beams, rows: Sequence[int], options: DecodingOptions
+) -> None:
+    """Tells the watcher what is certain of the answers that are still being decoded."""
+    for row in rows:
+        question = int(beams.question[row])
+        best, scores, live = pools[question].best, beams.scores[row].tolist(), beams.tokens[row].tolist()
+        size = num_decided(live, scores, best, length_penalty=options.length_penalty)
+        if size and best is not None:
+            watcher.decided(question, best.ids[:size], best.log_p_theta[:, :size])
+        elif size:
+            watcher.decided(question, tuple(live[0][:size]), beams.history[row, 0, :, :size])
 
 
 def _unfinished(pools: Sequence[_Pool], beams: Beams, length: int, options: DecodingOptions) -> list[int]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from latentrag.decoding.options import Decoded, DecodingOptions
 from latentrag.decoding.step import Beams, forbid, marginal_step, stopped
+from latentrag.decoding.watch import Watcher
 from latentrag.protocols import Generator
 from latentrag.types import Variant
 
@@ -19,6 +20,7 @@ def marginal_sample(
     *,
     variant: Variant,
     options: DecodingOptions,
+    watcher: Watcher | None = None,
 ) -> list[list[Decoded]]:
     """``num_beams`` independent samples for each question, most probable first.
 
@@ -29,6 +31,7 @@ def marginal_sample(
         prepared: B questions × K passages, from ``generator.prepare``.
         log_p_eta: (B, K) nats, normalised over K.
         variant: "sequence" or "token".
+        watcher: who looks on. What is drawn is certain at once where there is one sample, otherwise at the end.
     """
     random = torch.Generator(device=log_p_eta.device)
     if options.seed is None:
@@ -56,11 +59,23 @@ def marginal_sample(
             )
             drawn[int(beams.question[row]) // num_samples].append(sample)
         keep = (~done[:, 0]).nonzero()[:, 0]
+        if watcher is not None:
+            keep = _watched(watcher, beams, keep, num_samples)
         if not len(keep):
             break
         beams = beams.kept(keep)
         log_p, state = generator.step(state, keep[:, None], beams.tokens[:, :, -1])
     return [sorted(of_question, key=lambda sample: -sample.log_prob) for of_question in drawn]
+
+
+def _watched(watcher: Watcher, beams: Beams, rows: Tensor, num_samples: int) -> Tensor:
+    """The rows that are still wanted, of which the watcher has been told what is certain."""
+    question = beams.question // num_samples
+    wanted = [row for row in rows.tolist() if watcher.is_wanted(int(question[row]))]
+    if num_samples == 1:
+        for row in wanted:
+            watcher.decided(int(question[row]), tuple(beams.tokens[row, 0].tolist()), beams.history[row, 0])
+    return rows.new_tensor(wanted)
 
 
 def shaped(log_p: Tensor, options: DecodingOptions) -> Tensor:

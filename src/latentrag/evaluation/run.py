@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 
 from latentrag.decoding import DecodingOptions
+from latentrag.decoding.evidence import before_stop
 from latentrag.errors import DataError, InputError, ModelError
 from latentrag.evaluation import files
 from latentrag.evaluation.metrics import contains_answer, contains_match, exact_match, regex_match, token_f1
@@ -20,7 +21,7 @@ from latentrag.evaluation.report import RECALL_AT, Report, Row, report
 from latentrag.marginal import log_likelihood, log_prior
 from latentrag.model import checked
 from latentrag.protocols import Memory
-from latentrag.rag import Rag, before_stop, check_decoding, check_questions
+from latentrag.rag import Rag, check_decoding, check_questions
 from latentrag.training.data import Example
 from latentrag.types import Decoding, Passage, Retrieved, Variant
 

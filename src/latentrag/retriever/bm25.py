@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -70,6 +70,10 @@ class BM25Retriever:
         self._progress = progress
         self._index: tuple[ReadableMemory, _WordIndex] | None = None
         self._index_lock = threading.Lock()
+
+    def over(self, memory: ReadableMemory) -> Self:
+        """The same retriever over another memory."""
+        return type(self)(memory, scale=self.scale, device=self._device, progress=self._progress)
 
     def retrieve(self, x: Sequence[str], k: int) -> Retrieved:
         """Passages and logits, best first, equal ones in the table's order, for B questions.

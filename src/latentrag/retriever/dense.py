@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import torch
@@ -56,6 +56,10 @@ class DenseRetriever:
         self.query_encoder = query_encoder
         self.memory = memory
         self._fresh = fresh
+
+    def over(self, memory: CheckedMemory) -> Self:
+        """The same retriever over another memory. Raises: EncoderMismatchError if it does not fit."""
+        return type(self)(self.query_encoder, memory, fresh=self._fresh)
 
     def retrieve(self, x: Sequence[str], k: int) -> Retrieved:
         """Passages and logits, best first, for B questions.

@@ -1,12 +1,16 @@
-"""Answers, scores and classifications as the objects of ``--json``. Documented in README.md: names here are API."""
+"""Answers, scores and classifications as the objects of ``--json`` and of the HTTP API.
+
+Documented in README.md: names here are API.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from latentrag.types import Answer, Classification, Score, Source
+    from latentrag.types import Answer, Classification, Passage, Score, Source, Token
 
 Record = dict[str, Any]
 
@@ -22,10 +26,7 @@ def answer_record(answer: Answer) -> Record:
         "decoding": answer.decoding,
         "memory_version": answer.memory_version,
         "sources": _sources(answer.sources),
-        "tokens": [
-            {"text": token.text, "log_prob": token.log_prob, "posterior": list(token.posterior)}
-            for token in answer.tokens
-        ],
+        "tokens": [token_record(token) for token in answer.tokens],
         "hypotheses": [
             {"text": each.text, "log_prob": each.log_prob, "finished": each.finished} for each in answer.hypotheses
         ],
@@ -69,18 +70,40 @@ def classification_record(found: Classification) -> Record:
     }
 
 
+def token_record(token: Token) -> Record:
+    """A token with a posterior for each source."""
+    return {"text": token.text, "log_prob": token.log_prob, "posterior": list(token.posterior)}
+
+
+def passage_record(passage: Passage) -> Record:
+    """A passage and where it comes from."""
+    return {
+        "id": passage.id,
+        "title": passage.title,
+        "text": passage.text,
+        "source": passage.source,
+        "start": passage.start,
+        "end": passage.end,
+        "page": passage.page,
+    }
+
+
+def finite(value: Any) -> Any:
+    """The same value for JSON: −∞, a probability of zero, is null there, which has no such number."""
+    if isinstance(value, float) and math.isinf(value) and value < 0:
+        return None
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(each) for each in value]
+    return value
+
+
 def _sources(sources: Sequence[Source]) -> list[Record]:
-    return [
-        {
-            "id": source.passage.id,
-            "title": source.passage.title,
-            "text": source.passage.text,
-            "prior": source.prior,
-            "posterior": source.posterior,
-            "source": source.passage.source,
-            "start": source.passage.start,
-            "end": source.passage.end,
-            "page": source.passage.page,
-        }
-        for source in sources
-    ]
+    return [_source(source) for source in sources]
+
+
+def _source(source: Source) -> Record:
+    passage = passage_record(source.passage)
+    named = {name: passage.pop(name) for name in ("id", "title", "text")}
+    return {**named, "prior": source.prior, "posterior": source.posterior, **passage}

@@ -1,0 +1,138 @@
+"""`latentrag serve` and `latentrag mcp`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from latentrag.cli import arguments as arg
+from latentrag.cli.output import say, working
+from latentrag.config import DEMO
+from latentrag.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from latentrag.assemble import ModelSpec
+    from latentrag.config import RetrieverKind
+    from latentrag.memory import LiveMemory
+    from latentrag.rag import Rag
+
+
+def serve(
+    memory: arg.MemoryName = DEMO,
+    model: arg.ModelName = None,
+    encoder: arg.EncoderName = None,
+    generator: arg.GeneratorName = None,
+    passage_encoder: arg.PassageEncoderName = None,
+    retriever: arg.RetrieverName = None,
+    k: arg.NumPassages = None,
+    variant: arg.VariantName = None,
+    as_of: arg.AsOf = None,
+    dtype: arg.DtypeName = "auto",
+    host: Annotated[str, typer.Option(help="Address to listen at; any but this machine's own needs a key.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")] = 8000,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="API keys, one a line; or one in the variable LATENTRAG_API_KEY.")
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Requests a second of each client; default: 10 where a key is needed, else no limit."),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Requests decoded together.")] = 16,
+    queue: Annotated[int, typer.Option(help="Requests that may wait.")] = 256,
+    wait: Annotated[float, typer.Option(metavar="SECONDS", help="How long one may wait.")] = 60,
+    log_questions: Annotated[
+        bool, typer.Option("--log-questions", help="Questions are logged, too, not only that there was one.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Log no requests.")] = False,
+) -> None:
+    """Answer over HTTP: a JSON API, streams, and what OpenAI's clients speak. Ends with what it has accepted."""
+    _require("serve", "fastapi", "uvicorn")
+    from latentrag.serving.options import ServeOptions
+    from latentrag.serving.run import access_to, address, bound, limited, run
+
+    options = ServeOptions(max_batch=batch, max_queue=queue, max_wait_s=wait, rate=rate, log_questions=log_questions)
+    access = access_to(host, key_file=api_key_file)
+    source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
+    with bound(host, port) as listening:
+        rag, live = _opened(source, memory, version=as_of, retriever=retriever, k=k, variant=variant, dtype=dtype)
+        from latentrag.serving.app import create_app
+
+        name = _name(source)
+        app = create_app(rag, live, name=name, options=limited(options, host), access=access)
+        _log(quiet=quiet)
+        listening.listen()  # whoever reads the next line can connect
+        say(f"serving {name} over {live.path.name} version {live.version} at {address(listening)}")
+        run(app, listening, options)
+
+
+def mcp(
+    memory: arg.MemoryName = DEMO,
+    model: arg.ModelName = None,
+    encoder: arg.EncoderName = None,
+    generator: arg.GeneratorName = None,
+    passage_encoder: arg.PassageEncoderName = None,
+    retriever: arg.RetrieverName = None,
+    k: arg.NumPassages = None,
+    variant: arg.VariantName = None,
+    as_of: arg.AsOf = None,
+    dtype: arg.DtypeName = "auto",
+) -> None:
+    """Offer ask and search to a program that speaks the Model Context Protocol, over standard input and output."""
+    _require("mcp", "mcp")
+    source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
+    rag, live = _opened(source, memory, version=as_of, retriever=retriever, k=k, variant=variant, dtype=dtype)
+    from latentrag.serving.tools import run
+
+    run(rag, live)
+
+
+def _opened(
+    source: str | ModelSpec,
+    memory: str,
+    *,
+    version: str | None,
+    retriever: RetrieverKind | None,
+    k: int | None,
+    variant: str | None,
+    dtype: str,
+) -> tuple[Rag, LiveMemory]:
+    """The model over its memory, both ready to answer at once."""
+    from latentrag.assemble import live_memory, load
+    from latentrag.model import checked
+
+    chosen = None if variant is None else checked(variant)
+    if k is not None and k < 1:
+        raise InputError(f"k={k} passages cannot be retrieved; choose 1 or more")
+    with working("loading the model and its memory"):
+        live = live_memory(memory, version=version)
+        rag = load(source, memory=live, retriever=retriever, k=k, variant=chosen, dtype=dtype)
+        live.snapshot().warm_up()
+    return rag, live
+
+
+def _name(source: str | ModelSpec) -> str:
+    """What clients call the model: the last part of a folder or hub id, of the generator where there are parts."""
+    return Path(source if isinstance(source, str) else source.generator).resolve().name
+
+
+def _log(*, quiet: bool) -> None:
+    """One line a request on standard error."""
+    shown = logging.StreamHandler()
+    shown.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("latentrag.serving")
+    logger.addHandler(shown)
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.propagate = False
+
+
+def _require(extra: str, *modules: str) -> None:
+    from importlib.util import find_spec
+
+    absent = [module for module in modules if find_spec(module) is None]
+    if absent:
+        raise ModelError(f"this needs {' and '.join(absent)}; run `pip install 'latentrag[{extra}]'`")

@@ -1,0 +1,53 @@
+"""From a hypothesis to tokens with texts and posteriors."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from latentrag.decoding.options import Decoded
+from latentrag.decoding.rescore import as_targets
+from latentrag.model import Evidence
+from latentrag.protocols import Generator
+from latentrag.types import Retrieved, Token, Variant
+
+
+def evidence_of(hypothesis: Decoded, retrieved: Retrieved, b: int, log_p_eta: Tensor) -> Evidence:
+    """What is known of one hypothesis for question ``b`` of a batch, as a batch of one. log_p_eta: (B, K) nats."""
+    return Evidence(
+        passages=[retrieved.passages[b]],
+        log_p_eta=log_p_eta[b : b + 1],
+        log_p_theta=hypothesis.log_p_theta[None],
+        targets=as_targets([hypothesis.ids], device=log_p_eta.device),
+        version=retrieved.version,
+    )
+
+
+def tokens_of(
+    generator: Generator, evidence: Evidence, b: int, variant: Variant, *, finished: bool = True
+) -> tuple[Token, ...]:
+    """The tokens of y without the end token, whose posterior is in the sources."""
+    length = int(evidence.targets.mask[b].sum())
+    ids = evidence.targets.ids[b, :length].tolist()
+    posterior = evidence.posterior_of_tokens(variant)[b].T.tolist()  # (T, K)
+    log_p = evidence.log_p_of_tokens(variant)[b].tolist()
+    texts = generator.token_texts(ids)
+    shown = length - 1 if finished else length
+    return tuple(Token(texts[i], log_p[i], tuple(posterior[i])) for i in range(shown))
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first stop string."""
+    found = [position for position in (text.find(each) for each in stop) if position >= 0]
+    return text[: min(found)].rstrip() if found else text
+
+
+def cut_at_stop(tokens: tuple[Token, ...], stop: Sequence[str]) -> tuple[Token, ...]:
+    """The tokens whose text lies before the first stop string, the last one shortened where it reaches into it."""
+    room = len(before_stop("".join(token.text for token in tokens), stop))
+    kept = []
+    for token in tokens:
+        if room <= 0 and token.text:
+            break
+        kept.append(Token(token.text[:room], token.log_prob, token.posterior))
+        room -= len(token.text)
+    return tuple(kept)

@@ -1,0 +1,153 @@
+"""The HTTP API as one app: the routes, those about the memory and the server itself, errors, the guard."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import APIRouter, Body, FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+
+from latentrag.errors import LatentRagError
+from latentrag.serving import routes, schemas
+from latentrag.serving.docs_page import page
+from latentrag.serving.engine import Engine
+from latentrag.serving.failures import Refused
+from latentrag.serving.guard import Access, Guard
+from latentrag.serving.memories import Memories
+from latentrag.serving.metrics import Metrics
+from latentrag.serving.options import ServeOptions
+from latentrag.serving.service import ERRORS, Service, json_response, responses
+
+if TYPE_CHECKING:
+    from latentrag.memory import LiveMemory
+    from latentrag.rag import Rag
+
+
+def create_app(
+    rag: Rag, live: LiveMemory, *, name: str, options: ServeOptions | None = None, access: Access | None = None
+) -> FastAPI:
+    """The API for a model over a memory that may be exchanged.
+
+    Args:
+        rag: loaded over ``live``.
+        name: of the model, for OpenAI's clients.
+        access: who may ask; None: everybody who can reach it.
+    """
+    from importlib.metadata import version
+
+    options, metrics = options or ServeOptions(), Metrics()
+    service = Service(name, Memories(rag, live), Engine(options, metrics), metrics, options)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.engine.batcher.close, options.drain_s)
+
+    app = FastAPI(
+        title="latentrag",
+        version=version("latentrag"),
+        description="Answers with their exact probability, and with the share that each passage has in them.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    for router in (routes.answers, routes.others, routes.chat, _memory, _status):
+        app.include_router(router(service))
+    _add_errors(app, service)
+    described = app.openapi()
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(page(described))
+
+    methods = {path: frozenset(method.upper() for method in known) for path, known in described["paths"].items()}
+    methods |= {"/docs": frozenset({"GET"}), "/openapi.json": frozenset({"GET"})}
+    app.add_middleware(Guard, options=options, access=access or Access(), metrics=metrics, methods=methods)
+    return app
+
+
+def _memory(service: Service) -> APIRouter:
+    memories = service.memories
+    router = APIRouter(tags=["memory"])
+
+    @router.get("/v1/memory", responses=responses(schemas.MemoryOut), response_model=None)
+    async def memory() -> Response:
+        """The version that is served, all versions, their names, and synced folders."""
+        return json_response(await asyncio.to_thread(memories.record))
+
+    @router.post("/v1/memory", responses=responses(schemas.MemoryOut), response_model=None)
+    async def change(asked: Annotated[schemas.MemoryRequest, Body()]) -> Response:
+        """Serve another version, or name versions. Answers under way end with the version that they began with."""
+        if isinstance(asked, schemas.Use):
+            await asyncio.to_thread(memories.use, asked.version)
+        elif isinstance(asked, schemas.Tag):
+            await asyncio.to_thread(memories.tag, asked.name, asked.version)
+        else:
+            await asyncio.to_thread(memories.untag, asked.name)
+        return json_response(await asyncio.to_thread(memories.record))
+
+    return router
+
+
+def _status(service: Service) -> APIRouter:
+    router = APIRouter(tags=["status"])
+
+    @router.get("/healthz", responses=responses(schemas.StatusOut), response_model=None)
+    async def healthz() -> Response:
+        """The process is alive."""
+        return json_response({"status": "alive"})
+
+    @router.get("/readyz", responses=responses(schemas.StatusOut), response_model=None)
+    async def readyz() -> Response:
+        """Questions are accepted."""
+        if not service.engine.batcher.is_alive:
+            raise Refused(503, "the server is stopping; ask another one", "stopping")
+        return json_response({"status": "ready"})
+
+    @router.get("/metrics", responses=ERRORS, response_model=None, response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Counters for Prometheus."""
+        gauges = {
+            "latentrag_queue_length": len(service.engine.batcher),
+            "latentrag_memory_version": service.memories.live.version,
+            "latentrag_memory_passages": len(service.memories.live),
+        }
+        return PlainTextResponse(service.metrics.text(gauges))
+
+    return router
+
+
+def _add_errors(app: FastAPI, service: Service) -> None:
+    @app.exception_handler(LatentRagError)
+    async def _library(_request: Request, error: Exception) -> Response:
+        return _failed(service.refusal(error))
+
+    @app.exception_handler(Refused)
+    async def _refused(_request: Request, error: Refused) -> Response:
+        return _failed(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        # The path to the field, without what it is part of and without what was given, which may be secret or huge.
+        param = ".".join(str(each) for each in first["loc"][1:])[:200]
+        message = f"{param or 'the body'}: {first['msg'][:500]}; see /docs"
+        return _failed(Refused(422, message, "invalid_value", param=param or None))
+
+    @app.exception_handler(HTTPException)
+    async def _http(_request: Request, error: HTTPException) -> Response:
+        response = _failed(Refused(error.status_code, f"{error.detail}; see /docs".lower(), "http"))
+        response.headers.update(error.headers or {})
+        return response
+
+
+def _failed(refused: Refused) -> Response:
+    return Response(refused.body, refused.status, refused.headers, "application/json")

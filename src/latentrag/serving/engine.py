@@ -1,0 +1,203 @@
+"""Requests as jobs for the model, and how a batch of them is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from latentrag.errors import InputError
+from latentrag.marginal import log_prior
+from latentrag.model import checked
+from latentrag.rag import check_decoding, check_questions
+from latentrag.serving.batching import Batcher, Job
+from latentrag.serving.metrics import SECONDS, SIZES, Metrics
+from latentrag.types import Answer, Classification, Decoding, Passage, Score, Token, Variant
+
+if TYPE_CHECKING:
+    from latentrag.decoding import DecodingOptions
+    from latentrag.rag import Rag
+    from latentrag.serving.options import ServeOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Told first: the passages with their priors, best first, and the memory's version."""
+
+    passages: tuple[tuple[Passage, float], ...]
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Passages with score and prior, best first."""
+
+    question: str
+    version: int
+    passages: tuple[tuple[Passage, float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answering:
+    rag: Rag
+    question: str
+    k: int
+    variant: Variant
+    decoding: Decoding
+    options: DecodingOptions
+
+
+@dataclass(frozen=True, slots=True)
+class _Scoring:
+    rag: Rag
+    x: str
+    y: str
+    k: int
+    variant: Variant
+
+
+@dataclass(frozen=True, slots=True)
+class _Classifying:
+    rag: Rag
+    question: str
+    labels: tuple[str, ...]
+    k: int
+    variant: Variant
+
+
+@dataclass(frozen=True, slots=True)
+class _Searching:
+    rag: Rag
+    question: str
+    k: int
+
+
+class Engine:
+    """The model behind a queue. Its methods check what can be checked and return at once."""
+
+    def __init__(self, options: ServeOptions, metrics: Metrics) -> None:
+        self._options, self._metrics = options, metrics
+        self.batcher = Batcher(_work, options, on_batch=self._note)
+
+    def answer(
+        self,
+        rag: Rag,
+        question: str,
+        *,
+        k: int | None,
+        variant: Variant | None,
+        decoding: Decoding,
+        options: dict[str, Any],
+        tell: Callable[[Any], None] | None = None,
+    ) -> Job:
+        """An ``Answer``, about which ``tell`` gets ``Sources`` and then tuples of ``Token``, each longer than the last.
+
+        Raises: InputError for what cannot be; Refused.
+        """
+        chosen, wanted, k = checked(variant or rag.variant), rag.options(**options), k or rag.k
+        check_decoding(chosen, decoding, wanted)
+        check_questions([question])
+        request = _Answering(rag, question, k, chosen, decoding, wanted)
+        key: Hashable = ("answer", id(rag), k, chosen, decoding, wanted)
+        if wanted.sample and wanted.seed is not None:
+            key = object()  # other samples in the batch would shift the random numbers
+        return self._submit(key, k * wanted.num_beams, request, tell)
+
+    def score(self, rag: Rag, x: str, y: str, *, k: int | None, variant: Variant | None) -> Job:
+        """A ``Score``. Raises: InputError; Refused."""
+        chosen, k = checked(variant or rag.variant), k or rag.k
+        check_questions([x])
+        return self._submit(("score", id(rag), k, chosen), k, _Scoring(rag, x, y, k, chosen))
+
+    def classify(
+        self, rag: Rag, question: str, labels: Sequence[str], *, k: int | None, variant: Variant | None
+    ) -> Job:
+        """A ``Classification``. Raises: InputError; Refused."""
+        chosen, k = checked(variant or rag.variant), k or rag.k
+        check_questions([question])
+        request = _Classifying(rag, question, tuple(labels), k, chosen)
+        return self._submit(object(), k * len(labels), request)
+
+    def search(self, rag: Rag, question: str, *, k: int | None) -> Job:
+        """``Found``. Raises: InputError; Refused."""
+        k = k or rag.k
+        check_questions([question])
+        return self._submit(("search", id(rag), k), 1, _Searching(rag, question, k))
+
+    def _submit(self, key: Hashable, rows: int, request: Any, tell: Callable[[Any], None] | None = None) -> Job:
+        if rows > self._options.max_rows:
+            raise InputError(
+                f"{rows} pairs of passage and hypothesis (or label); this server computes {self._options.max_rows} "
+                "at most; ask for fewer passages, beams or labels"
+            )
+        return self.batcher.submit(Job(key, rows, request, tell))
+
+    def _note(self, size: int, seconds: float) -> None:
+        self._metrics.observe("latentrag_batch_size", size, SIZES)
+        self._metrics.observe("latentrag_batch_seconds", seconds, SECONDS)
+
+
+@torch.no_grad()
+def _work(batch: Sequence[Job]) -> Sequence[Any]:
+    first = batch[0].request
+    if isinstance(first, _Answering):
+        return _answers(batch, first)
+    if isinstance(first, _Scoring):
+        return _scores([job.request for job in batch])
+    if isinstance(first, _Classifying):
+        return [_classification(job.request) for job in batch]
+    return found_together(first.rag, [job.request.question for job in batch], first.k)
+
+
+def _answers(batch: Sequence[Job], first: _Answering) -> list[Answer | None]:
+    return first.rag.answer_watched(
+        [job.request.question for job in batch],
+        _Onlooker(batch),
+        k=first.k,
+        variant=first.variant,
+        decoding=first.decoding,
+        **asdict(first.options),
+    )
+
+
+def _scores(requests: Sequence[_Scoring]) -> list[Score]:
+    first = requests[0]
+    return first.rag.score_batch([r.x for r in requests], [r.y for r in requests], k=first.k, variant=first.variant)
+
+
+def _classification(request: _Classifying) -> Classification:
+    return request.rag.classify(request.question, request.labels, k=request.k, variant=request.variant)
+
+
+def found_together(rag: Rag, x: Sequence[str], k: int) -> list[Found]:
+    """The passages of several questions at once."""
+    check_questions(x)
+    retrieved = rag.retriever.retrieve(x, k)
+    scores, priors = retrieved.scores.tolist(), log_prior(retrieved.scores).exp().tolist()
+    return [
+        Found(question, retrieved.version, tuple(zip(retrieved.passages[b], scores[b], priors[b], strict=True)))
+        for b, question in enumerate(x)
+    ]
+
+
+class _Onlooker:
+    """Tells each job what concerns it."""
+
+    def __init__(self, batch: Sequence[Job]) -> None:
+        self._batch = batch
+
+    def is_wanted(self, question: int) -> bool:
+        return self._batch[question].is_wanted
+
+    def retrieved(self, question: int, sources: tuple[tuple[Passage, float], ...], version: int) -> None:
+        self._tell(question, Sources(sources, version))
+
+    def decided(self, question: int, tokens: tuple[Token, ...]) -> None:
+        self._tell(question, tokens)
+
+    def _tell(self, question: int, what: Sources | tuple[Token, ...]) -> None:
+        tell = self._batch[question].tell
+        if tell is not None:
+            tell(what)

@@ -1,0 +1,276 @@
+"""What every request passes before a route is reached: host, key, rate, size, time, JSON; and what every response gets.
+
+A plain ASGI layer, so that nothing is buffered on the way out and clients that misbehave cost little.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from latentrag.serving.failures import Gone, Refused
+from latentrag.serving.metrics import SECONDS
+
+if TYPE_CHECKING:
+    from latentrag.serving.metrics import Metrics
+    from latentrag.serving.options import ServeOptions
+    from latentrag.serving.waiting import Message, Receive, Send
+
+    App = Any
+
+_LOG = logging.getLogger("latentrag.serving")
+_OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+_MAX_CLIENTS = 10_000
+_DRAINED_BYTES = 4 * 1024 * 1024
+"""How much of a body that is too large is read all the same: who is still sending does not hear why it is refused."""
+_CLIENT_GONE = 499
+_SHOWN = 200
+SECURITY_HEADERS = {
+    "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may ask.
+
+    Attributes:
+        keys: API keys; without any, nobody needs one.
+        hosts: names under which the server is spoken to, without port; empty: any.
+    """
+
+    keys: tuple[str, ...] = ()
+    hosts: frozenset[str] = frozenset()
+
+    def knows(self, given: str) -> bool:
+        """Whether a key is one of them, in a time that says nothing about them."""
+        digest = hashlib.sha256(given.encode("utf-8", "replace")).digest()
+        found = [hmac.compare_digest(digest, hashlib.sha256(key.encode()).digest()) for key in self.keys]
+        return any(found)
+
+
+class Rate:
+    """A bucket for each client, that fills with ``rate`` a second and holds twice as many."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left, and when that was
+
+    def take(self, client: str, now_s: float) -> float:
+        """Seconds until the client may ask again; 0: it may now."""
+        most = max(1.0, 2 * self._rate)
+        left, then_s = self._buckets.pop(client, (most, now_s))
+        left = min(most, left + (now_s - then_s) * self._rate)
+        allowed = left >= 1
+        self._buckets[client] = (left - 1 if allowed else left, now_s)
+        if len(self._buckets) > _MAX_CLIENTS:
+            self._buckets.popitem(last=False)
+        return 0.0 if allowed else (1 - left) / self._rate
+
+
+class Guard:
+    """The layer around an app.
+
+    Args:
+        methods: of each path that the app knows.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        options: ServeOptions,
+        access: Access,
+        metrics: Metrics,
+        methods: Mapping[str, frozenset[str]],
+    ) -> None:
+        self._app, self._options, self._access = app, options, access
+        self._metrics, self._methods = metrics, methods
+        self._rate = None if options.rate is None else Rate(options.rate)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._answered(scope, _Reply(send), receive)
+
+    async def _answered(self, scope: Message, reply: _Reply, receive: Receive) -> None:
+        start_s = time.monotonic()
+        body = b""
+        try:
+            self._check(scope)
+            if scope["method"] == "POST" and "POST" in self._methods.get(scope["path"], ()):
+                body = await self._body(scope, receive)
+                receive = _replayed(body, receive)
+            await self._app(scope, receive, reply.send)
+        except Refused as refused:
+            await reply.refuse(refused)
+        except Gone:
+            reply.status = reply.status or _CLIENT_GONE
+        except Exception:  # noqa: BLE001  a bug ends this request, and is logged
+            _LOG.exception("%s %s failed", scope["method"], _shown(scope["path"]))
+            await reply.refuse(Refused(500, "the server has failed; its log says why", "internal"))
+        finally:
+            self._note(scope, reply.status, time.monotonic() - start_s, body)
+
+    def _check(self, scope: Message) -> None:
+        """Raises: Refused."""
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        self._check_host(headers.get(b"host", ""))
+        key = None
+        client = scope["client"][0] if scope["client"] else "unknown"
+        if self._access.keys:
+            scheme, _, given = headers.get(b"authorization", "").partition(" ")
+            key = given.strip() if scheme.lower() == "bearer" else None
+            if key is not None and self._access.knows(key):
+                client = f"key {hashlib.sha256(key.encode()).hexdigest()}"
+            else:
+                key = None
+        wait_s = 0.0 if self._rate is None else self._rate.take(client, time.monotonic())
+        if wait_s:
+            raise Refused(
+                429,
+                f"more than {self._options.rate:g} requests a second; ask less often",
+                "rate",
+                retry_after_s=int(wait_s) + 1,
+            )
+        if self._access.keys and key is None and scope["path"] not in _OPEN_PATHS:
+            raise Refused(401, "no valid API key; send Authorization: Bearer KEY", "invalid_api_key")
+
+    def _check_host(self, host: str) -> None:
+        """Against pages that let their own name point to this machine."""
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        if self._access.hosts and name.lower() not in self._access.hosts:
+            raise Refused(421, f"Host {_shown(host)!r} is not this server; needed localhost or 127.0.0.1", "host")
+
+    async def _body(self, scope: Message, receive: Receive) -> bytes:
+        """The whole body, JSON for certain. Raises: Refused; Gone."""
+        body, size = bytearray(), 0
+        try:
+            async with asyncio.timeout(self._options.body_s):
+                async for part in _parts(receive):
+                    size += len(part)
+                    if size <= self._options.max_body_bytes:
+                        body += part
+                    elif size > _DRAINED_BYTES:
+                        break
+        except TimeoutError:
+            raise Refused(
+                408, f"the body has not arrived within {self._options.body_s:g} s; send it at once", "timeout"
+            ) from None
+        if size > self._options.max_body_bytes:
+            raise Refused(413, f"the body exceeds {self._options.max_body_bytes} bytes; send less", "too_large")
+        # Only now: who is refused while still sending may not hear why.
+        headers = dict(scope["headers"])
+        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if kind != b"application/json":
+            raise Refused(415, f"Content-Type {_shown(kind.decode('latin-1'))!r}; needed application/json", "type")
+        _check_json(bytes(body))
+        return bytes(body)
+
+    def _note(self, scope: Message, status: int, seconds: float, body: bytes) -> None:
+        path = scope["path"] if scope["path"] in self._methods else "other"
+        method = scope["method"] if scope["method"] in {"GET", "POST"} else "other"
+        self._metrics.count("latentrag_requests_total", path=path, method=method, status=str(status))
+        self._metrics.observe("latentrag_request_seconds", seconds, SECONDS, path=path)
+        said = f" {_questions(body)}" if self._options.log_questions and body else ""
+        _LOG.info("%s %s %d %.0f ms%s", method, _shown(scope["path"]), status, 1000 * seconds, said)
+
+
+class _Reply:
+    """What is sent, with our headers."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        """As ASGI has it."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = list(message.get("headers", []))
+            present = {name for name, _ in headers}
+            ours = ((name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items())
+            message = {**message, "headers": [*headers, *(each for each in ours if each[0] not in present)]}
+        await self._send(message)
+
+    async def refuse(self, refused: Refused) -> None:
+        """An error as the response, unless one has begun; the connection ends where a body may be on its way."""
+        if self.status:
+            return
+        headers = {"content-type": "application/json", "content-length": str(len(refused.body)), **refused.headers}
+        if refused.status in {408, 413}:
+            headers["connection"] = "close"
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": refused.status, "headers": raw})
+        await self.send({"type": "http.response.body", "body": refused.body, "more_body": False})
+
+
+async def _parts(receive: Receive) -> AsyncIterator[bytes]:
+    """The body as it comes. Raises: Gone."""
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        more = message.get("more_body", False)
+        yield message.get("body", b"")
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives the body once more, then what really comes."""
+    waiting = [body]
+
+    async def replay() -> Message:
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+        return await receive()
+
+    return replay
+
+
+def _check_json(body: bytes) -> None:
+    """Raises: Refused for what is no JSON, or too deep."""
+    try:
+        json.loads(body.decode("utf-8"), parse_constant=_no_number)
+    except UnicodeDecodeError as error:
+        raise Refused(400, f"byte {error.start} of the body is not UTF-8; encode it as UTF-8", "encoding") from None
+    except RecursionError:
+        raise Refused(400, "the body is nested too deeply; send plain objects", "json") from None
+    except ValueError as error:
+        raise Refused(400, f"the body is not valid JSON ({error}); correct it", "json") from None
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _shown(text: str) -> str:
+    """A client's text for a log or a message: one line, not long."""
+    return ascii(text[:_SHOWN])[1:-1]
+
+
+def _questions(body: bytes) -> str:
+    """The texts of a request, for a log that is asked to have them."""
+    asked = json.loads(body)
+    if not isinstance(asked, dict):
+        return ""
+    shown: dict[str, Any] = {name: asked[name] for name in ("question", "x", "y", "labels") if name in asked}
+    messages: Sequence[Any] = asked["messages"] if isinstance(asked.get("messages"), list) else []
+    if messages:
+        shown["messages"] = messages[-1:]
+    return json.dumps(shown)

@@ -1,0 +1,127 @@
+"""The memory of a server: exchanged while it is asked, with its versions, names and synced folders."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from latentrag.assemble import open_memory, with_memory
+from latentrag.memory import tags
+from latentrag.memory.versions import resolve
+from latentrag.sync.journal import FOLDER, Journal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from latentrag.memory import LiveMemory
+    from latentrag.rag import Rag
+
+_KEPT = 2
+"""Other versions that stay open, each with its index."""
+_SHOWN_VERSIONS = 100
+
+
+class Memories:
+    """What is served, and the same model over other versions. Its methods read files: not for the event loop.
+
+    Args:
+        rag: the model over ``live``.
+    """
+
+    def __init__(self, rag: Rag, live: LiveMemory) -> None:
+        self.rag, self.live = rag, live
+        self._others: OrderedDict[int, Rag] = OrderedDict()
+        self._lock = threading.Lock()
+        self._changing = threading.Lock()
+
+    @property
+    def path(self) -> Path:
+        """Where it is on this machine."""
+        return self.live.path
+
+    def rag_at(self, as_of: int | str) -> Rag:
+        """The model over a version of the memory.
+
+        Raises: MemoryStoreError if there is none; EncoderMismatchError if its vectors are another encoder's.
+        """
+        with self._lock:
+            number = resolve(self.path, as_of)
+            if number == self.live.version:
+                return self.rag
+            opened = None
+            if number is None:
+                opened = open_memory(self.path, version="newest")
+                number = opened.version
+            if number not in self._others:
+                opened = opened or open_memory(self.path, version=number)
+                opened.warm_up()
+                self._others[number] = with_memory(self.rag, opened)
+                if len(self._others) > _KEPT:
+                    self._others.popitem(last=False)
+            self._others.move_to_end(number)
+            return self._others[number]
+
+    def use(self, which: int | str) -> None:
+        """Serve a version from now on, and where the memory is opened next; ``newest`` chooses none.
+
+        Raises: MemoryStoreError or EncoderMismatchError; the version from before is served then.
+        """
+        with self._changing:
+            number = resolve(self.path, which)
+            before = self.live.use("newest" if number is None else number)
+            try:
+                tags.serve(self.path, number)
+            except BaseException:
+                self.live.use(before)
+                raise
+
+    def tag(self, name: str, which: int | str | None) -> None:
+        """Name a version; None: the newest. Raises: InputError or MemoryStoreError."""
+        with self._changing:
+            version = open_memory(self.path, version="newest" if which is None else which).version
+            tags.tag(self.path, name, version)
+
+    def untag(self, name: str) -> None:
+        """Take a name away. Raises: MemoryStoreError if there is no such tag."""
+        with self._changing:
+            tags.untag(self.path, name)
+
+    def record(self) -> dict[str, Any]:
+        """What ``GET /v1/memory`` answers."""
+        serving = self.live.snapshot()
+        log = open_memory(self.path, version="newest").log()
+        named = tags.tags(self.path)
+        chosen = named.pop(tags.SERVED, None)
+        return {
+            "name": self.path.name,
+            "version": serving.version,
+            "passages": len(serving),
+            "encoder": serving.manifest.encoder,
+            "newest": log[-1].number,
+            "follows_newest": chosen is None,
+            "tags": named,
+            "versions": [
+                {
+                    "version": each.number,
+                    "time": each.time.isoformat(),
+                    "passages": each.num_passages,
+                    "change": each.change,
+                    "tags": [name for name, number in named.items() if number == each.number],
+                }
+                for each in log[-_SHOWN_VERSIONS:]
+            ],
+            "synced": [self._synced(path) for path in sorted((self.path / FOLDER).glob("*.journal"))],
+        }
+
+    def _synced(self, notes: Path) -> dict[str, Any]:
+        name = unquote(notes.stem)
+        held = Journal.load(self.path, name).held
+        return {
+            "name": name,
+            "files": len(held),
+            "passages": sum(each.num_passages for each in held.values()),
+            "time": datetime.fromtimestamp(notes.stat().st_mtime, UTC).isoformat(),
+        }

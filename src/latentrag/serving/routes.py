@@ -1,0 +1,139 @@
+"""Routes that ask the model: answers, streams, scores, labels, passages, chat."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from latentrag.records import Record, answer_record, classification_record, passage_record, score_record, token_record
+from latentrag.serving import schemas
+from latentrag.serving.chat import ChatOut, ChatRequest, Completion
+from latentrag.serving.engine import Found, Sources
+from latentrag.serving.failures import Refused
+from latentrag.serving.service import ERRORS, EVENTS, Service, as_json, check_streamed, json_response, responses
+from latentrag.serving.waiting import EventStream, Told
+from latentrag.types import Answer, Token
+
+
+def answers(service: Service) -> APIRouter:
+    """`/v1/answer` and its stream."""
+    router = APIRouter(tags=["answers"])
+
+    @router.post("/v1/answer", responses=responses(schemas.AnswerOut), response_model=None)
+    async def answer(asked: schemas.AnswerRequest, request: Request) -> Response:
+        """The most probable answer, its probability, its sources with prior and posterior, and each token's."""
+        job = await service.answering(asked.question, asked)
+        return json_response(answer_record(await service.done(job, request)))
+
+    @router.post("/v1/answer/stream", responses={**EVENTS, **ERRORS}, response_model=None, response_class=Response)
+    async def stream(asked: schemas.AnswerRequest, request: Request) -> Response:
+        """The same as server-sent events: `sources`, each `token` as soon as it is certain, the `answer` or an `error`.
+
+        A token is certain once no hypothesis that can still win has another in its place.
+        """
+        check_streamed(asked)
+        told = Told()
+        job = await service.answering(asked.question, asked, told)
+        sources = await service.begun(told, job, request)
+        return EventStream(service.whole_stream(_events(sources, told.rest()), b"event: error\n"), job)
+
+    return router
+
+
+def others(service: Service) -> APIRouter:
+    """`/v1/score`, `/v1/classify`, `/v1/search`."""
+    router = APIRouter(tags=["answers"])
+
+    @router.post("/v1/score", responses=responses(schemas.ScoreOut), response_model=None)
+    async def score(asked: schemas.ScoreRequest, request: Request) -> Response:
+        """How probable a given answer is, and thanks to which passages."""
+        rag = await service.rag(asked.as_of)
+        job = service.engine.score(rag, asked.x, asked.y, k=asked.k, variant=asked.variant)
+        return json_response(score_record(await service.done(job, request)))
+
+    @router.post("/v1/classify", responses=responses(schemas.ClassifyOut), response_model=None)
+    async def classify(asked: schemas.ClassifyRequest, request: Request) -> Response:
+        """Choose among labels, with the probability of each."""
+        rag = await service.rag(asked.as_of)
+        job = service.engine.classify(rag, asked.question, asked.labels, k=asked.k, variant=asked.variant)
+        return json_response(classification_record(await service.done(job, request)))
+
+    @router.post("/v1/search", responses=responses(schemas.SearchOut), response_model=None)
+    async def search(asked: schemas.SearchRequest, request: Request) -> Response:
+        """The passages that would be retrieved for a question, with score and prior."""
+        rag = await service.rag(asked.as_of)
+        job = service.engine.search(rag, asked.question, k=asked.k)
+        return json_response(found_record(await service.done(job, request)))
+
+    return router
+
+
+def chat(service: Service) -> APIRouter:
+    """What OpenAI's clients use."""
+    router = APIRouter(tags=["for OpenAI's clients"])
+
+    @router.get("/v1/models", responses=responses(schemas.ModelsOut), response_model=None)
+    async def models() -> Response:
+        """The model."""
+        model = {"id": service.name, "object": "model", "created": 0, "owned_by": "latentrag"}
+        return json_response({"object": "list", "data": [model]})
+
+    @router.post(
+        "/v1/chat/completions",
+        responses={200: {"model": ChatOut, "content": EVENTS[200]["content"], "description": "Done."}, **ERRORS},
+        response_model=None,
+    )
+    async def completions(asked: ChatRequest, request: Request) -> Response:
+        """The user's last message as the question; `latentrag` in the request holds options of `/v1/answer`."""
+        if asked.model != service.name:
+            raise Refused(404, f"no model {asked.model!r}; needed {service.name!r}", "model_not_found", param="model")
+        question, options = asked.question(), asked.options()
+        limit = service.memories.rag.options(**options.decoding_options()).max_tokens
+        completion = Completion(asked, limit)
+        if not asked.stream:
+            job = await service.answering(question, options)
+            return json_response(completion.whole(await service.done(job, request)))
+        check_streamed(options)
+        told = Told()
+        job = await service.answering(question, options, told)
+        sources = await service.begun(told, job, request)
+        return EventStream(service.whole_stream(_data(completion.chunks(sources, told.rest())), b""), job)
+
+    return router
+
+
+async def _events(sources: Sources, rest: AsyncIterator[tuple[Token, ...] | Answer]) -> AsyncIterator[bytes]:
+    passages = [{**passage_record(passage), "prior": prior} for passage, prior in sources.passages]
+    yield _event("sources", {"memory_version": sources.version, "sources": passages})
+    index = 0
+    async for told in rest:
+        if isinstance(told, Answer):
+            yield _event("answer", answer_record(told))
+            return
+        for token in told:
+            yield _event("token", {"index": index, **token_record(token)})
+            index += 1
+
+
+def _event(name: str, record: Record) -> bytes:
+    return f"event: {name}\n".encode() + b"data: " + as_json(record) + b"\n\n"
+
+
+async def _data(records: AsyncIterator[Record]) -> AsyncIterator[bytes]:
+    async for record in records:
+        yield b"data: " + as_json(record) + b"\n\n"
+    yield b"data: [DONE]\n\n"
+
+
+def found_record(found: Found) -> Record:
+    """Passages that were found, best first."""
+    return {
+        "question": found.question,
+        "memory_version": found.version,
+        "passages": [
+            {**passage_record(passage), "score": score, "prior": prior} for passage, score, prior in found.passages
+        ],
+    }

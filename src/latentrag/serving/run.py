@@ -1,0 +1,138 @@
+"""A server process: the address, who may connect, uvicorn, an orderly end."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import signal
+import socket
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from latentrag.errors import InputError
+from latentrag.serving.guard import Access
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+    from latentrag.serving.options import ServeOptions
+
+KEY_VARIABLE = "LATENTRAG_API_KEY"
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_SHORTEST_KEY = 16
+_RATE_ELSEWHERE = 10.0
+_BACKLOG = 1024
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def access_to(host: str, *, key_file: Path | None) -> Access:
+    """Who may ask a server at this address: everybody on this machine, or those with a key.
+
+    Args:
+        key_file: API keys, one a line; without it the variable LATENTRAG_API_KEY may hold one.
+    Raises: InputError if others can connect and there is no key, or one is too short to be a secret.
+    """
+    keys = _keys(key_file)
+    if not keys and not is_loopback(host):
+        raise InputError(
+            f"--host {host} lets others connect, and there is no API key; name a file with --api-key-file or set "
+            f"{KEY_VARIABLE}"
+        )
+    if any(len(key) < _SHORTEST_KEY or not key.isascii() for key in keys):
+        raise InputError(f"an API key is shorter than {_SHORTEST_KEY} characters or not ASCII; choose a random one")
+    hosts = _LOOPBACK_NAMES | {f"[{host}]" if ":" in host else host} if is_loopback(host) else frozenset[str]()
+    return Access(keys=keys, hosts=hosts)
+
+
+def _keys(key_file: Path | None) -> tuple[str, ...]:
+    if key_file is None:
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        return (key,) if key else ()
+    try:
+        keys = tuple(filter(None, map(str.strip, key_file.read_text("utf-8").splitlines())))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{key_file} cannot be read ({error}); name a file with an API key a line") from error
+    if not keys:
+        raise InputError(f"{key_file} holds no API key; write one, or several, one a line")
+    return keys
+
+
+def limited(options: ServeOptions, host: str) -> ServeOptions:
+    """The options with a rate, where others can connect and none was chosen."""
+    return options if options.rate is not None or is_loopback(host) else replace(options, rate=_RATE_ELSEWHERE)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket with that address, on which nobody listens yet: so that a model is not loaded in vain.
+
+    Raises: InputError if the address cannot be had.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        bound_socket = socket.socket(found[0], found[1])
+        try:
+            bound_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound_socket.bind(found[4])
+        except BaseException:
+            bound_socket.close()
+            raise
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise InputError(f"cannot listen at {host} port {port} ({error}); choose another --host or --port") from error
+    return bound_socket
+
+
+def address(listening: socket.socket) -> str:
+    """Where clients find it."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def configured(app: FastAPI, options: ServeOptions) -> uvicorn.Config:
+    """How uvicorn is used."""
+    import uvicorn
+
+    from latentrag.serving.protocol import bounded
+
+    return uvicorn.Config(
+        app,
+        http=bounded(options),
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # a client's own word for its address would get it a rate of its own
+        timeout_graceful_shutdown=int(options.drain_s) + 1,
+        h11_max_incomplete_event_size=16 * 1024,
+        backlog=_BACKLOG,
+    )
+
+
+def run(app: FastAPI, listening: socket.socket, options: ServeOptions) -> None:
+    """Serve until SIGINT or SIGTERM, then finish what was accepted; a second one ends it at once."""
+    import uvicorn
+
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    # uvicorn raises the signal again when all is done, for whoever was to hear it before.
+    before = {number: signal.signal(number, _already_heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        uvicorn.Server(configured(app, options)).run(sockets=[listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _already_heard(_number: int, _frame: FrameType | None) -> None:
+    """Stopping was what the signal asked for."""

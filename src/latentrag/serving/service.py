@@ -1,0 +1,123 @@
+"""What the routes work with, and what they have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from latentrag.errors import LatentRagError
+from latentrag.records import Record, finite
+from latentrag.serving import schemas
+from latentrag.serving.failures import Gone, Refused, refusal
+from latentrag.serving.waiting import Told, finished
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from latentrag.rag import Rag
+    from latentrag.serving.batching import Job
+    from latentrag.serving.engine import Engine, Sources
+    from latentrag.serving.memories import Memories
+    from latentrag.serving.metrics import Metrics
+    from latentrag.serving.options import ServeOptions
+
+Responses = dict[int | str, dict[str, Any]]
+ERRORS: Responses = {"default": {"model": schemas.ErrorOut, "description": "Got, needed, remedy."}}
+_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "event": {"enum": ["sources", "token", "answer", "error"], "description": "Absent for OpenAI's clients."},
+        "data": {"type": "string", "description": "One line of JSON."},
+    },
+}
+EVENTS: Responses = {
+    200: {"description": "Server-sent events.", "content": {"text/event-stream": {"itemSchema": _EVENT}}}
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A model under its name, its memory, and what does the work."""
+
+    name: str
+    memories: Memories
+    engine: Engine
+    metrics: Metrics
+    options: ServeOptions
+
+    async def rag(self, as_of: int | str | None) -> Rag:
+        """The model over that version of the memory; None: the one that is served."""
+        return self.memories.rag if as_of is None else await asyncio.to_thread(self.memories.rag_at, as_of)
+
+    async def answering(self, question: str, asked: schemas.AnswerOptions, told: Told | None = None) -> Job:
+        """A job for an answer. Raises: LatentRagError; Refused."""
+        return self.engine.answer(
+            await self.rag(asked.as_of),
+            question,
+            k=asked.k,
+            variant=asked.variant,
+            decoding=asked.decoding,
+            options=asked.decoding_options(),
+            tell=None if told is None else told.tell,
+        )
+
+    async def done(self, job: Job, request: Request) -> Any:
+        """The job's result, as long as the client is there. Raises: as the job; Gone; Refused."""
+        wait_s = self.options.max_wait_s
+        return await finished(job, request.receive, batcher=self.engine.batcher, max_wait_s=wait_s)
+
+    async def begun(self, told: Told, job: Job, request: Request) -> Sources:
+        """The first event of a stream. Raises: as ``done``."""
+        wait_s = self.options.max_wait_s
+        return await told.begin(job, request.receive, batcher=self.engine.batcher, max_wait_s=wait_s)
+
+    def refusal(self, error: Exception) -> Refused:
+        """What a client hears of it."""
+        if isinstance(error, Refused):
+            return error
+        if isinstance(error, LatentRagError):
+            return refusal(error, place=str(self.memories.path))
+        return Refused(500, "the server has failed; its log says why", "internal")
+
+    async def whole_stream(self, events: AsyncIterator[bytes], failed: bytes) -> AsyncIterator[bytes]:
+        """The events; one more where something goes wrong midway: ``failed`` and the error."""
+        try:
+            async for event in events:
+                yield event
+        except Gone:
+            return
+        except Exception as error:  # noqa: BLE001  the batcher has logged it
+            yield failed + b"data: " + self.refusal(error).body + b"\n\n"
+
+
+def check_streamed(asked: schemas.AnswerOptions) -> None:
+    """Raises: Refused for what is certain only when all is decoded."""
+    if asked.decoding != "exact":
+        raise Refused(
+            422,
+            f"decoding={asked.decoding!r} chooses when all is decoded; needed 'exact' to stream",
+            "invalid_value",
+            param="decoding",
+        )
+
+
+def responses(model: type[BaseModel]) -> Responses:
+    """For OpenAPI: what a route answers."""
+    return {200: {"model": model, "description": "Done."}, **ERRORS}
+
+
+def json_response(record: Record) -> Response:
+    """−∞ is null."""
+    return Response(as_json(record), media_type="application/json")
+
+
+def as_json(record: Record) -> bytes:
+    """In one line."""
+    return json.dumps(finite(record), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

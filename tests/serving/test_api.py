@@ -1,0 +1,210 @@
+"""The API says what the command line says, and refuses in one shape."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from latentrag.assemble import live_memory, load, load_passage_encoder
+from latentrag.memory import Memory
+from latentrag.serving.app import create_app
+from latentrag.types import Passage
+from tests.cli.conftest import QUESTION, cli
+from tests.serving.conftest import Served, serving
+
+
+def close(a, b) -> bool:
+    """Equal but for rounding, which depends on what is computed together."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(close, a, b))
+    return a == (pytest.approx(b, abs=1e-5) if isinstance(b, float) else b)
+
+
+@pytest.mark.parametrize(
+    ("body", "arguments"),
+    [
+        ({}, []),
+        ({"variant": "token", "k": 2}, ["--variant", "token", "-k", 2]),
+        ({"decoding": "thorough", "beams": 2}, ["--decoding", "thorough", "--beams", 2]),
+        (
+            {"sample": True, "seed": 3, "temperature": 2.0, "top_k": 20, "top_p": 0.9, "beams": 2},
+            ["--sample", "--seed", 3, "--temperature", 2, "--top-k", 20, "--top-p", 0.9, "--beams", 2],
+        ),
+        (
+            {"max_tokens": 4, "min_tokens": 2, "no_repeat_ngram": 1, "length_penalty": 0.5, "stop": ["a", "the"]},
+            "--max-tokens 4 --min-tokens 2 --no-repeat-ngram 1 --length-penalty 0.5 --stop a --stop the".split(),
+        ),
+        ({"as_of": "newest"}, []),
+        ({"as_of": 2}, ["--as-of", 2]),
+    ],
+    ids=["defaults", "token", "thorough", "sample", "shape", "newest", "as of"],
+)
+def test_an_answer_is_that_of_ask(served, ask, body, arguments) -> None:
+    response = served.post("/v1/answer", {"question": QUESTION, **body})
+    assert response.status_code == 200
+    assert close(response.json(), ask(QUESTION, *arguments, "--json").json)
+
+
+def test_scores_and_labels_are_those_of_the_command_line(served, model, memory) -> None:
+    at = ["-m", model, "-i", memory, "--variant", "token", "--json"]
+    pair = {"x": QUESTION, "y": "beethoven wrote it"}
+    (line,) = cli("score", *at, stdin=json.dumps(pair)).stdout.splitlines()
+    assert close(served.post("/v1/score", {**pair, "variant": "token"}).json(), json.loads(line))
+    expected = cli("classify", QUESTION, "beethoven", "austen", *at).json
+    body = {"question": QUESTION, "labels": ["beethoven", "austen"], "variant": "token"}
+    assert close(served.post("/v1/classify", body).json(), expected)
+
+
+def test_a_search_finds_what_an_answer_rests_on(served) -> None:
+    found = served.post("/v1/search", {"question": QUESTION, "k": 3}).json()
+    answer = served.post("/v1/answer", {"question": QUESTION, "k": 3}).json()
+    assert [each["id"] for each in found["passages"]] == [each["id"] for each in answer["sources"]]
+    assert [each["prior"] for each in found["passages"]] == pytest.approx([s["prior"] for s in answer["sources"]])
+    scores = [each["score"] for each in found["passages"]]
+    assert scores == sorted(scores, reverse=True)
+    assert found["memory_version"] == answer["memory_version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/v1/answer", {}, 422, "question: Field required"),
+        ("/v1/answer", {"question": " "}, 422, "the question is empty; needed some text"),
+        ("/v1/answer", {"question": QUESTION, "k": 50}, 422, "exceeds the memory's 4 passages; lower k or add"),
+        ("/v1/answer", {"question": QUESTION, "k": 10**9}, 422, "k: Input should be less than or equal to 100"),
+        ("/v1/answer", {"question": QUESTION, "k": "3"}, 422, "k: Input should be a valid integer"),
+        ("/v1/answer", {"question": QUESTION, "beams": 10**9}, 422, "beams: Input should be less"),
+        ("/v1/answer", {"question": QUESTION, "k": 99, "beams": 32}, 422, "ask for fewer passages, beams or labels"),
+        ("/v1/answer", {"question": QUESTION, "max_tokens": 10**9}, 422, "max_tokens: Input should be less"),
+        ("/v1/answer", {"question": QUESTION, "temperature": 1e-300}, 422, "temperature: Input should be greater"),
+        ("/v1/answer", {"question": QUESTION, "min_tokens": 9}, 422, "min_tokens=9 leaves no room"),
+        ("/v1/answer", {"question": QUESTION, "memory": "/etc/passwd"}, 422, "memory: Extra inputs"),
+        ("/v1/answer", {"question": "x" * 4001}, 422, "question: String should have at most 4000"),
+        ("/v1/answer", {"question": "paris " * 300}, 422, "tokens"),
+        ("/v1/answer", {"question": QUESTION, "variant": "both"}, 422, "variant: Input should be 'sequence' or"),
+        ("/v1/answer", {"question": QUESTION, "variant": "token", "decoding": "fast"}, 422, "is for RAG-Sequence"),
+        ("/v1/answer", {"question": QUESTION, "as_of": "../../x"}, 409, "the memory has no version '../../x'"),
+        ("/v1/answer", {"question": QUESTION, "as_of": "9" * 99}, 409, "the memory has no version 99"),
+        ("/v1/answer/stream", {"question": QUESTION, "decoding": "fast"}, 422, "chooses when all is decoded"),
+        ("/v1/answer/stream", {"question": QUESTION, "k": 50}, 422, "exceeds the memory's 4 passages"),
+        ("/v1/score", {"x": QUESTION, "y": "\ud800"}, 422, "y: Input should be a valid string"),
+        ("/v1/score", {"x": QUESTION, "y": "a\nb"}, 422, "which ends every target"),
+        ("/v1/classify", {"question": QUESTION, "labels": ["one"]}, 422, "labels: List should have at least 2"),
+        ("/v1/classify", {"question": QUESTION, "labels": ["one", "one"]}, 422, "label 'one' is given twice"),
+        ("/v1/memory", {"action": "use", "version": 77}, 409, "the memory has no version 77; choose one of"),
+        ("/v1/memory", {"action": "tag", "name": "../x"}, 422, "cannot be a tag"),
+        ("/v1/memory", {"action": "untag", "name": "none"}, 409, "the memory has no tag 'none'"),
+        ("/v1/memory", {"action": "format"}, 422, "does not match any of the expected tags"),
+        ("/v1/memory", [], 422, "the body: Input should be a valid dictionary"),
+        ("/v1/nothing", {}, 404, "not found; see /docs"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_shape(served, memory, path, body, status, message) -> None:
+    response = served.post(path, None, content=json.dumps(body), headers={"content-type": "application/json"})
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert message in error["message"]
+    assert str(memory) not in response.text
+
+
+def test_methods_that_are_not_there(served) -> None:
+    client = served.client
+    for method in ("GET", "PUT", "DELETE", "OPTIONS", "TRACE"):
+        response = client.request(method, "/v1/answer")
+        assert (response.status_code, response.headers["allow"]) == (405, "POST")
+        assert response.json()["error"]["message"] == "method not allowed; see /docs"
+
+
+def test_the_server_says_how_it_is(served) -> None:
+    assert served.get("/healthz").json() == {"status": "alive"}
+    assert served.get("/readyz").json() == {"status": "ready"}
+    assert served.get("/v1/models").json()["data"][0]["id"] == "tiny"
+    served.post("/v1/answer", {"question": QUESTION})
+    lines = served.get("/metrics").text.splitlines()
+    assert "latentrag_memory_version 2" in lines
+    assert any(
+        line.startswith('latentrag_requests_total{method="POST",path="/v1/answer",status="200"}') for line in lines
+    )
+    assert any(line.startswith("latentrag_batch_size_count ") for line in lines)
+    buckets = [line for line in lines if line.startswith('latentrag_request_seconds_bucket{path="/v1/answer",')]
+    assert [int(line.split()[-1]) for line in buckets] == sorted(int(line.split()[-1]) for line in buckets)
+
+
+def test_the_documentation_is_whole_and_loads_nothing(served) -> None:
+    text = served.get("/docs").text
+    for path in served.get("/openapi.json").json()["paths"]:
+        assert path in text
+    assert "<script" not in text
+    assert "http://" not in text
+    assert "https://" not in text
+
+
+# The memory
+
+
+@pytest.fixture
+def changing(tmp_path, model, memory, encoder) -> Iterator[tuple[Served, Path]]:
+    """A server over a memory of its own, of which version 3 has one passage more than 2."""
+    path = shutil.copytree(memory, tmp_path / "own.lance")
+    Memory.open(path).add([Passage("new", "Tokyo is a city.", title="tokyo")], load_passage_encoder(encoder))
+    live = live_memory(path)
+    with serving(create_app(load(model, memory=live), live, name="tiny")) as running:
+        yield running, path
+
+
+def test_another_version_is_served_from_one_request_to_the_next(changing) -> None:
+    served, path = changing
+    client = served.client
+    before = client.get("/v1/memory").json()
+    assert (before["name"], before["version"], before["passages"]) == ("own.lance", 3, 5)
+    assert (before["follows_newest"], before["newest"], before["tags"], before["synced"]) == (True, 3, {}, [])
+    assert [each["passages"] for each in before["versions"]] == [0, 4, 5]
+    body = {"question": QUESTION, "k": 4}
+    assert client.post("/v1/answer", json=body).json()["memory_version"] == 3
+    used = client.post("/v1/memory", json={"action": "use", "version": 2}).json()
+    assert (used["version"], used["passages"], used["follows_newest"]) == (2, 4, False)
+    assert client.post("/v1/answer", json=body).json()["memory_version"] == 2
+    assert client.post("/v1/answer", json={**body, "as_of": 3}).json()["memory_version"] == 3
+    assert live_memory(path).version == 2  # chosen for whoever opens it next, as by `index use`
+    assert client.post("/v1/memory", json={"action": "use", "version": "newest"}).json()["version"] == 3
+    assert live_memory(path).version == 3
+
+
+def test_names_of_versions(changing) -> None:
+    served, path = changing
+    client = served.client
+    tagged = client.post("/v1/memory", json={"action": "tag", "name": "first", "version": 2}).json()
+    assert tagged["tags"] == {"first": 2}
+    assert tagged["versions"][1]["tags"] == ["first"]
+    assert client.post("/v1/answer", json={"question": QUESTION, "as_of": "first"}).json()["memory_version"] == 2
+    assert client.post("/v1/memory", json={"action": "untag", "name": "first"}).json()["tags"] == {}
+    assert json.loads(cli("index", "tag", path, "--json").stdout)["tags"] == {}
+
+
+def test_what_cannot_be_used_leaves_what_is_served(changing, monkeypatch) -> None:
+    from latentrag.errors import MemoryStoreError
+    from latentrag.memory import tags
+
+    served, _ = changing
+
+    def locked(*_: object) -> None:
+        raise MemoryStoreError("somebody else is writing; try again")
+
+    monkeypatch.setattr(tags, "serve", locked)
+    response = served.post("/v1/memory", {"action": "use", "version": 2})
+    assert (response.status_code, response.json()["error"]["message"]) == (409, "somebody else is writing; try again")
+    assert served.get("/v1/memory").json()["version"] == 3
+
+
+def test_synced_folders(tmp_path, model, encoder, files) -> None:
+    path = tmp_path / "synced.lance"
+    assert cli("index", "sync", path, files, "--encoder", encoder).code == 0
+    live = live_memory(path)
+    with serving(create_app(load(model, memory=live), live, name="tiny")) as running:
+        (folder,) = running.get("/v1/memory").json()["synced"]
+    assert (folder["name"], folder["files"], folder["passages"]) == ("notes", 4, 4)

@@ -1,0 +1,242 @@
+"""Clients that misbehave are answered or closed, and others notice nothing."""
+
+import json
+import logging
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from latentrag.rag import Rag
+from latentrag.serving.app import create_app
+from latentrag.serving.guard import SECURITY_HEADERS, Access, Rate
+from latentrag.serving.options import ServeOptions
+from tests.serving.conftest import PATIENCE_S, Served, serving
+from tests.test_rag import FakeRetriever
+from tests.toy import ToyGenerator, passages
+
+OPTIONS = ServeOptions(body_s=0.5, send_s=0.5, max_body_bytes=10_000, max_connections=20)
+KEY = "a-key-of-some-length"
+ASK = {"question": "who?"}
+
+
+@pytest.fixture(scope="module")
+def toy() -> Rag:
+    return Rag(FakeRetriever(passages(4)), ToyGenerator(4, seed=11), k=3)
+
+
+@pytest.fixture(scope="module")
+def served(toy, live) -> Iterator[Served]:
+    with serving(create_app(toy, live, name="toy", options=OPTIONS), OPTIONS) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def others_notice_nothing(served) -> Iterator[None]:
+    yield
+    assert served.post("/v1/answer", ASK).status_code == 200
+
+
+def connected(served: Served) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE_S)
+
+
+def head(length: object = None, *, kind: str = "application/json", more: str = "") -> bytes:
+    size = "" if length is None else f"Content-Length: {length}\r\n"
+    return f"POST /v1/answer HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n{size}{more}\r\n".encode()
+
+
+def all_of(connection: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    found = b""
+    try:
+        while part := connection.recv(65536):
+            found += part
+    except ConnectionResetError:
+        pass
+    return found
+
+
+def status_and_error(response: bytes) -> tuple[int, str]:
+    start, _, body = response.partition(b"\r\n\r\n")
+    return int(start.split()[1]), json.loads(body)["error"]["message"]
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/answer HTTP/1.1\r\nHost: loc", b"GET /healthz HTTP/1.1\r\nA: b\r\n"])
+def test_a_head_that_does_not_end_is_closed(served, sent) -> None:
+    with connected(served) as slow:
+        slow.sendall(sent)
+        assert all_of(slow) == b""
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_second_head_that_does_not_end_is_closed(served, at_once) -> None:
+    with connected(served) as slow:
+        request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        slow.sendall(request + request[:20] if at_once else request)
+        found = slow.recv(65536)
+        if not at_once:
+            slow.sendall(request[:20])
+        assert (found + all_of(slow)).endswith(b'{"status":"alive"}')
+
+
+def test_a_body_that_does_not_end_is_answered(served) -> None:
+    with connected(served) as slow:
+        slow.sendall(head(100) + b'{"question"')
+        status, message = status_and_error(all_of(slow))
+    assert (status, message) == (408, "the body has not arrived within 0.5 s; send it at once")
+
+
+def test_a_client_that_reads_nothing_is_closed(served) -> None:
+    """Its requests' responses fill what the system buffers for it."""
+    with connected(served) as deaf:
+        request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        deaf.setblocking(False)
+        sent = 0
+        connections = served.server.server_state.connections
+        while any(each.client and each.client[1] == deaf.getsockname()[1] for each in list(connections)) or not sent:
+            try:
+                sent += deaf.send(request * 10)
+            except (BlockingIOError, ConnectionResetError, BrokenPipeError):
+                sent += 1
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_too_large_a_body(served, chunked) -> None:
+    body = json.dumps({"question": "x" * 100_000}).encode()
+    content = iter([body]) if chunked else body
+    response = served.post("/v1/answer", None, content=content, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the body is not valid JSON"),
+        (b"{", "the body is not valid JSON"),
+        (b'{"question": "who?"} x', "the body is not valid JSON"),
+        (b'{"question": "\xff"}', "byte 14 of the body is not UTF-8"),
+        (b"[" * 9_000, "the body is nested too deeply"),
+        (b'{"question": "who?", "length_penalty": NaN}', "NaN is no number"),
+        (b'{"question": "who?", "length_penalty": -Infinity}', "-Infinity is no number"),
+        (b'{"question": "who?", "k": ' + b"9" * 5_000 + b"}", "the body is not valid JSON"),
+    ],
+)
+def test_what_is_no_json(served, body, message) -> None:
+    response = served.post("/v1/answer", None, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert message in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_what_a_page_elsewhere_can_send_without_asking_is_refused(served, kind) -> None:
+    response = served.post("/v1/answer", None, content=json.dumps(ASK), headers={"content-type": kind})
+    assert (response.status_code, response.json()["error"]["code"]) == (415, "type")
+
+
+def test_a_page_elsewhere_may_not(served) -> None:
+    asking = {"origin": "https://elsewhere", "access-control-request-method": "POST"}
+    preflight = served.client.options("/v1/answer", headers=asking)
+    assert preflight.status_code == 405
+    answer = served.post("/v1/answer", ASK, headers={"origin": "https://elsewhere"})
+    for response in (preflight, answer):
+        assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("path", ["/v1/answer", "/healthz", "/docs", "/nothing"])
+def test_every_response_says_what_browsers_may_not_do(served, path) -> None:
+    response = served.get(path)
+    for name, value in SECURITY_HEADERS.items():
+        assert response.headers[name] == value
+    assert "server" not in response.headers
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01 this is TLS\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 100_000,
+        b"POST /v1/answer HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/answer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_what_is_no_http(served, sent) -> None:
+    with connected(served) as strange:
+        strange.sendall(sent)
+        assert all_of(strange)[:12] in {b"HTTP/1.1 400", b""}
+
+
+def test_too_many_connections(served) -> None:
+    opened = [connected(served) for _ in range(2 * OPTIONS.max_connections)]
+    refused = [all_of(each) for each in opened]  # those within the limit are closed for sending no head
+    assert refused == [b""] * len(opened)
+    for each in opened:
+        each.close()
+
+
+def test_other_names_of_this_machine_are_refused(toy, live) -> None:
+    access = Access(hosts=frozenset({"localhost", "127.0.0.1", "[::1]"}))
+    with serving(create_app(toy, live, name="toy", access=access)) as served:
+        for name in ("localhost", f"localhost:{served.port}", "[::1]:8000", "127.0.0.1"):
+            assert served.get("/healthz", headers={"host": name}).status_code == 200
+        for name in ("evil.example", f"evil.example:{served.port}", "localhost.evil.example", "127.0.0.1.nip.io"):
+            response = served.get("/healthz", headers={"host": name})
+            assert (response.status_code, response.json()["error"]["code"]) == (421, "host")
+
+
+def test_keys_and_rates(toy, live) -> None:
+    options = ServeOptions(rate=0.001)  # in bursts of one
+    access = Access(keys=(KEY, "another-key-of-some-length"))
+    with serving(create_app(toy, live, name="toy", options=options, access=access)) as served:
+
+        def status(key: str | None, path: str = "/v1/models") -> int:
+            headers = {} if key is None else {"authorization": f"Bearer {key}"}
+            return served.get(path, headers=headers).status_code
+
+        assert status(KEY) == 200
+        assert status("another-key-of-some-length") == 200
+        assert status(KEY) == 429
+        assert status(KEY[:-1]) == 401  # whoever has no key is a client, too
+        assert [status(None), status("no-key"), status("x")] == [429] * 3
+
+
+def test_what_needs_no_key(toy, live) -> None:
+    with serving(create_app(toy, live, name="toy", access=Access(keys=(KEY,)))) as served:
+        for path in ("/healthz", "/readyz"):
+            assert served.get(path).status_code == 200
+        for path in ("/metrics", "/docs", "/openapi.json", "/v1/memory", "/nothing"):
+            response = served.get(path)
+            assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
+        for header in (f"Basic {KEY}", KEY, f"Bearer{KEY}"):
+            assert served.get("/v1/models", headers={"authorization": header}).status_code == 401
+
+
+def test_a_bucket_fills_again() -> None:
+    rate = Rate(2.0)
+    assert [rate.take("a", 0.0) for _ in range(4)] == [0, 0, 0, 0]
+    assert rate.take("a", 0.0) == pytest.approx(0.5)
+    assert rate.take("b", 0.0) == 0
+    assert rate.take("a", 0.25) == pytest.approx(0.25)
+    assert rate.take("a", 0.5) == 0
+    assert rate.take("a", 100.0) == 0
+    for client in range(20_000):
+        rate.take(str(client), 200.0)
+    assert len(rate._buckets) == 10_000
+
+
+@pytest.mark.parametrize("asked_for", [False, True])
+def test_questions_are_logged_only_if_that_was_asked_for(toy, live, caplog, asked_for) -> None:
+    caplog.set_level(logging.INFO, "latentrag.serving")
+    options = ServeOptions(log_questions=asked_for)
+    with serving(create_app(toy, live, name="toy", options=options)) as served:
+        served.post("/v1/answer", {"question": "a secret\n\u202equestion"})
+        served.post("/v1/chat/completions", {"model": "toy", "messages": [{"role": "user", "content": "a secret"}]})
+        served.get("/a secret/%1b[31m%0d%0aforged")
+    lines = [record.getMessage() for record in caplog.records if record.name == "latentrag.serving"][-3:]
+    assert lines[2].startswith("GET /a secret/\\x1b[31m\\r\\nforged 404 ")
+    assert lines[0].startswith("POST /v1/answer 200 ")
+    assert (r"a secret\n\u202equestion" in lines[0], "a secret" in lines[1]) == (asked_for, asked_for)
+    assert all(line.isprintable() and "\n" not in line for line in lines)

@@ -1,0 +1,101 @@
+"""`latentrag serve` and `latentrag mcp` as processes, and what they refuse before they load anything."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from tests.cli.conftest import QUESTION, cli
+from tests.serving.conftest import PATIENCE_S
+from tests.serving.test_api import close
+
+KEY = "0123456789abcdef"
+
+
+def test_a_server_from_start_to_end(model, memory, ask) -> None:
+    command = [sys.executable, "-m", "latentrag", "serve", "-m", model, "-i", memory, "--port", "0"]
+    environment = {**os.environ, "LATENTRAG_API_KEY": KEY}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            first = process.stderr.readline()
+            assert first.startswith("serving tiny over notes.lance version 2 at http://127.0.0.1:")
+            url = first.split()[-1]
+            with httpx.Client(base_url=url, timeout=PATIENCE_S, verify=False) as client:  # noqa: S501
+                assert client.get("/v1/models").status_code == 401
+                client.headers["authorization"] = f"Bearer {KEY}"
+                answer = client.post("/v1/answer", json={"question": QUESTION})
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
+        log = process.stderr.read().splitlines()
+    assert close(answer.json(), ask(QUESTION, "--json").json)
+    assert [line.split(" ", 2)[2].rsplit(" ", 2)[0] for line in log] == ["GET /v1/models 401", "POST /v1/answer 200"]
+    assert QUESTION not in "".join(log)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 lets others connect, and there is no API key"),  # noqa: S104
+        (["--host", "::"], "lets others connect"),
+        (["--host", "a.host.that.is.not", "--api-key-file", "KEY"], "cannot listen at a.host.that.is.not"),
+        (["--api-key-file", "none"], "none cannot be read"),
+        (["--api-key-file", "EMPTY"], "holds no API key"),
+        (["--api-key-file", "SHORT"], "an API key is shorter than 16 characters"),
+        (["--port", "TAKEN"], "choose another --host or --port"),
+        (["--rate", 0], "rate=0.0; needed more than 0"),
+        (["--queue", 0], "max_queue=0; needed 1 or more"),
+        (["--batch", 0], "max_batch=0; needed 1 or more"),
+        (["--wait", 0], "max_wait_s=0.0; needed more than 0"),
+        (["-k", 0, "--port", 0], "k=0 passages cannot be retrieved"),
+    ],
+)
+def test_what_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, arguments, message) -> None:
+    monkeypatch.delenv("LATENTRAG_API_KEY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("KEY", KEY), ("EMPTY", "\n\n"), ("SHORT", f"{KEY}\nsecret\n")):
+        (tmp_path / name).write_text(text)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        arguments = [port if each == "TAKEN" else each for each in arguments]
+        assert message in cli("serve", "-m", tmp_path, "-i", tmp_path, *arguments).error()
+
+
+def test_without_the_extra(monkeypatch, tmp_path) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "run `pip install 'latentrag[serve]'`" in cli("serve", "-i", tmp_path).error()
+    assert "run `pip install 'latentrag[mcp]'`" in cli("mcp", "-i", tmp_path).error()
+
+
+def test_tools_of_the_model_context_protocol(model, memory, ask) -> None:
+    import anyio
+    from mcp.client import ClientSession
+    from mcp.client.stdio import StdioServerParameters, stdio_client
+
+    arguments = ["-m", "latentrag", "mcp", "-m", str(model), "-i", str(memory)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+    async def talk() -> None:
+        place = StdioServerParameters(command=sys.executable, args=arguments, env=environment)
+        async with stdio_client(place) as (reading, writing), ClientSession(reading, writing) as session:
+            await session.initialize()
+            tools = (await session.list_tools()).tools
+            assert {tool.name for tool in tools} == {"ask", "search"}
+            answer = await session.call_tool("ask", {"question": QUESTION, "k": 2, "variant": "token"})
+            found = await session.call_tool("search", {"question": QUESTION, "k": 2})
+            wrong = await session.call_tool("ask", {"question": QUESTION, "k": 50})
+        expected = ask(QUESTION, "-k", 2, "--variant", "token", "--json").json
+        assert close(answer.structured_content, expected)
+        ids = [each["id"] for each in found.structured_content["passages"]]
+        assert ids == [each["id"] for each in expected["sources"]]
+        assert wrong.is_error
+        assert "k=50 exceeds the memory's 4 passages" in wrong.content[0].text
+
+    anyio.run(talk)

@@ -1,0 +1,71 @@
+"""Property tests made from our own OpenAPI: no failure of the server, no response that is not as described."""
+
+import shutil
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import schemathesis
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from latentrag.assemble import live_memory, load
+from latentrag.serving.app import create_app
+from tests.serving.conftest import serving
+
+CHECKS = [
+    not_a_server_error,
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+]
+MANY = 500
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory, model, memory) -> Iterator[object]:
+    """Over a memory of its own, whose versions may be named and used."""
+    live = live_memory(shutil.copytree(memory, tmp_path_factory.mktemp("memories") / "own.lance"))
+    with serving(create_app(load(model, memory=live), live, name="tiny")) as running:
+        yield schemathesis.openapi.from_url(f"{running.url}/openapi.json")
+
+
+def check(api, mode: GenerationMode, *, max_examples: int) -> None:
+    """Every operation, with data as described, or with data that is not."""
+    for found in api.get_all_operations():
+        cases = found.ok().as_strategy(generation_mode=mode)
+
+        @hypothesis.settings(
+            max_examples=max_examples,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        @hypothesis.given(case=cases)
+        def responds_as_described(case: schemathesis.Case) -> None:
+            case.call_and_validate(checks=CHECKS)
+
+        if mode is GenerationMode.POSITIVE or found.ok().body:
+            responds_as_described()
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_responses_are_as_described(api, mode) -> None:
+    check(api, mode, max_examples=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_many_responses_are_as_described(api, mode) -> None:
+    check(api, mode, max_examples=MANY)
