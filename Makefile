@@ -11,7 +11,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help test lint torture fuzz-api format demo eval-demo experiment-jeopardy experiment-hot-swap \
-	bench-loss-memory bench-decoding bench-memory bench-swap bench-sync clean
+	bench-loss-memory bench-decoding bench-training bench-cache bench-memory bench-swap bench-sync clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,13 @@ bench-loss-memory: $(STAMP)  ## Measure the loss over a large vocabulary against
 
 bench-decoding: $(STAMP)  ## Measure decoding beside transformers' RAG, half an hour; SIZE=large PASSAGES=10 RUNS=5.
 	@$(BIN)/python -m benchmarks.decoding $(if $(SIZE),--size $(SIZE)) $(if $(PASSAGES),--passages $(PASSAGES)) $(if $(RUNS),--runs $(RUNS))
+
+bench-training: $(STAMP)  ## Measure a training step beside transformers' RAG, half an hour; SIZE, PASSAGES, LENGTHS=real, RUNS.
+	@$(BIN)/python -m benchmarks.training_step $(if $(SIZE),--size $(SIZE)) $(if $(PASSAGES),--passages $(PASSAGES)) \
+		$(if $(LENGTHS),--lengths $(LENGTHS)) $(if $(RUNS),--runs $(RUNS))
+
+bench-cache: demo  ## Measure what it saves to keep passages that were read, on DATA's clues, half an hour.
+	@$(BIN)/python -m benchmarks.passage_cache --data $(DATA)/jeopardy-vital.dev.jsonl.gz
 
 bench-memory: $(STAMP)  ## Measure a memory's indexes beside faiss, an hour and 20 GB under WORK; SIZE=1000000 DIM=768 RUNS=3.
 	@$(BIN)/python -m benchmarks.memory --work $(or $(WORK),build/bench-memory) --json $(or $(WORK),build/bench-memory)/report.json \

@@ -16,28 +16,32 @@ A table goes to stdout.
 """
 
 import argparse
-import itertools
 import json
-import os
 import platform
-import resource
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-MIB = 1 << 20
+from benchmarks.beside_transformers import (
+    BEGIN,
+    END,
+    SETTINGS,
+    Tokenizer,
+    bart,
+    in_turns,
+    measured,
+    rag_of,
+    ratios,
+    table,
+)
+
 THEIRS = ["their token", "their thorough", "their generate"]
 OURS = ["encode", "bare loop", "token", "exact", "each", "fast", "thorough"]
-SETTINGS = {"default": {}, "tuned": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}}
 RATIOS = [
     ("their token", "token"),
     ("their thorough", "exact"),
@@ -45,7 +49,6 @@ RATIOS = [
     ("fast", "each"),
     ("exact", "bare loop"),
 ]
-BEGIN, PAD, END = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +64,6 @@ class Config:
     seed: int = 0
 
 
-def bart(config: Config) -> Any:
-    """BART with random weights, sharp enough that beams differ."""
-    from transformers import BartConfig, BartForConditionalGeneration
-
-    width, layers, heads = {"tiny": (16, 1, 2), "base": (768, 6, 12), "large": (1024, 12, 16)}[config.size]
-    torch.manual_seed(config.seed)
-    made = BartForConditionalGeneration(
-        BartConfig(
-            d_model=width,
-            encoder_layers=layers,
-            decoder_layers=layers,
-            encoder_attention_heads=heads,
-            decoder_attention_heads=heads,
-            encoder_ffn_dim=4 * width,
-            decoder_ffn_dim=4 * width,
-            init_std=0.06,
-            forced_eos_token_id=None,
-        )
-    )
-    made.final_logits_bias[0, END] = -1e9
-    return made.eval()
-
-
 def contexts(config: Config) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids and mask (B·K, L), and the retriever's scores (B, K)."""
     random = torch.Generator().manual_seed(config.seed)
@@ -97,43 +77,31 @@ def contexts(config: Config) -> tuple[Tensor, Tensor, Tensor]:
 Found = list[list[int]]
 
 
-def theirs(way: str, config: Config) -> Callable[[], Found]:
-    from transformers import DPRConfig, DPRQuestionEncoder, RagConfig, RagSequenceForGeneration, RagTokenForGeneration
+def writer(config: Config) -> Any:
+    """The BART, which never ends."""
+    model = bart(config.size, seed=config.seed, forced_eos_token_id=None)
+    model.final_logits_bias[0, END] = -1e9
+    return model
 
-    model = bart(config)
+
+def theirs(way: str, config: Config) -> Callable[[], Found]:
+    model = writer(config)
     ids, mask, scores = contexts(config)
     asked = {
         "num_beams": config.M,
         "num_return_sequences": 1,
         "decoder_start_token_id": BEGIN,
         "length_penalty": 0.0,
+        "max_length": config.tokens + 1,
     }
     if way == "their generate":
-        asked |= {"input_ids": ids, "attention_mask": mask, "max_new_tokens": config.tokens, "do_sample": False}
+        asked |= {"input_ids": ids, "attention_mask": mask, "do_sample": False}
         return lambda: [row[1:] for row in model.generate(**asked).tolist()]
-    reader = DPRQuestionEncoder(DPRConfig(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, vocab_size=64))
-    joint = RagConfig.from_question_encoder_generator_configs(
-        reader.config,
-        model.config,
-        n_docs=config.K,
-        pad_token_id=PAD,
-        bos_token_id=BEGIN,
-        eos_token_id=END,
-        decoder_start_token_id=BEGIN,
-        forced_eos_token_id=None,
-    )
-    kind = RagTokenForGeneration if way == "their token" else RagSequenceForGeneration
-    rag = kind(joint, question_encoder=reader, generator=model).eval()
-    rag.generator.generation_config.decoder_start_token_id = BEGIN
-    asked |= {"max_length": config.tokens + 1}
     if way == "their thorough":
         asked["do_deduplication"] = True
-    return lambda: [
-        row[1:]
-        for row in rag.generate(
-            context_input_ids=ids, context_attention_mask=mask, doc_scores=scores, n_docs=config.K, **asked
-        ).tolist()
-    ]
+    rag = rag_of(model, "token" if way == "their token" else "sequence", config.K)
+    asked |= {"context_input_ids": ids, "context_attention_mask": mask, "doc_scores": scores, "n_docs": config.K}
+    return lambda: [row[1:] for row in rag.generate(**asked).tolist()]
 
 
 def ours(way: str, config: Config) -> Callable[[], Found]:
@@ -141,7 +109,7 @@ def ours(way: str, config: Config) -> Callable[[], Found]:
     from latentrag.generator.seq2seq import PreparedContexts, Seq2SeqGenerator
     from latentrag.marginal import log_prior
 
-    generator = Seq2SeqGenerator(bart(config), Tokenizer(), decoder_prefix=[BEGIN])
+    generator = Seq2SeqGenerator(writer(config), Tokenizer(), decoder_prefix=[BEGIN])
     ids, mask, scores = contexts(config)
     log_p_eta = log_prior(scores)
     options = DecodingOptions(num_beams=config.M, max_tokens=config.tokens, length_penalty=0.0)
@@ -179,94 +147,11 @@ def ours(way: str, config: Config) -> Callable[[], Found]:
     return ways[way]
 
 
-class Tokenizer(SimpleNamespace):
-    """As much of a tokenizer as the generator asks before it reads text; the contexts are tokens already."""
-
-    def __init__(self) -> None:
-        super().__init__(eos_token_id=END, pad_token_id=PAD, bos_token_id=BEGIN, model_max_length=1024)
-
-
-# Measuring
-
-
 def measure(way: str, config: Config) -> dict[str, Any]:
     """In a process of its own."""
-    torch.set_num_threads(1)
     make = theirs if way in THEIRS else ours
     with torch.no_grad():
-        make(way, Config(size="tiny", B=1, K=2, L=8, M=2, tokens=3))()
-        run = make(way, config)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        started, cpu = time.perf_counter(), time.process_time()
-        found = run()
-        took, busy = time.perf_counter() - started, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"s": took, "cpu_s": busy, "peak_bytes": peak, "added_bytes": peak - before, "found": found}
-
-
-def measured_apart(way: str, setting: str, config: Config) -> dict[str, Any]:
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")},
-        **SETTINGS[setting],
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "benchmarks.decoding", "--one", way, json.dumps(asdict(config))],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"error: {way} failed:\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def rounds(
-    ways: list[str], settings: list[str], runs: int, config: Config
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for number, setting, way in itertools.product(range(runs), settings, ways):
-        print(f"round {number + 1}/{runs}, {setting}: {way}", file=sys.stderr)
-        yield setting, way, measured_apart(way, setting, config)
-
-
-def table(results: dict[tuple[str, str], list[dict[str, Any]]], config: Config) -> str:
-    sizes = f"BART-{config.size}, B {config.B}, K {config.K}, L {config.L}, {config.M} beams, {config.tokens} tokens"
-    lines = [
-        f"{sizes}; one thread, float32; medians, s",
-        "",
-        "| way | malloc | s | CPU s | peak MiB | of it while decoding |",
-        "|---|---|---|---|---|---|",
-    ]
-    for (setting, way), runs in results.items():
-        s, cpu, peak, added = (
-            statistics.median(run[name] for run in runs) for name in ("s", "cpu_s", "peak_bytes", "added_bytes")
-        )
-        lines.append(f"| {way} | {setting} | {s:.2f} | {cpu:.2f} | {peak / MIB:.0f} | {added / MIB:.0f} |")
-    lines += [
-        "",
-        "| ratio | malloc | median | lowest | highest | peak memory | same best |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for setting in SETTINGS:
-        for one, other in RATIOS:
-            if (setting, one) in results and (setting, other) in results:
-                lines.append(_ratio(results, setting, one, other))
-    return "\n".join(lines)
-
-
-def _ratio(results: dict[tuple[str, str], list[dict[str, Any]]], setting: str, one: str, other: str) -> str:
-    a, b = results[setting, one], results[setting, other]
-    quotients = [x["cpu_s"] / y["cpu_s"] for x, y in zip(a, b, strict=True)]
-    memory = statistics.median(y["peak_bytes"] for y in b) / statistics.median(x["peak_bytes"] for x in a)
-    same = sum(x == y for x, y in zip(a[0]["found"], b[0]["found"], strict=False))
-    number = len(b[0]["found"])
-    return (
-        f"| {one} / {other} | {setting} | {statistics.median(quotients):.2f} | {min(quotients):.2f} | "
-        f"{max(quotients):.2f} | {memory:.2f} | {same} of {number} |"
-    )
+        return measured(make(way, config), make(way, Config(size="tiny", B=1, K=2, L=8, M=2, tokens=3)))
 
 
 def main() -> int:
@@ -283,19 +168,20 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     config = Config(size=given.size, K=given.passages, tokens=given.tokens)
-    results: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for setting, way, found in rounds(given.ways, given.malloc, given.runs, config):
-        results.setdefault((setting, way), []).append(found)
-    print(table(results, config))
+    results = in_turns("benchmarks.decoding", given.ways, given.malloc, given.runs, config)
+    print(
+        f"BART-{config.size}, B {config.B}, K {config.K}, L {config.L}, {config.M} beams, {config.tokens} tokens; ",
+        end="",
+    )
+    print("one thread, float32; medians\n")
+    print("\n".join([*table(results), "", *ratios(results, RATIOS)]))
     if given.json is not None:
         import transformers
 
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
         runs = [{"malloc": setting, "way": way, "runs": each} for (setting, way), each in results.items()]
-        given.json.write_text(
-            json.dumps({"config": asdict(config), "platform": platform.platform(), **versions, "ways": runs}) + "\n",
-            "utf-8",
-        )
+        content = {"config": asdict(config), "platform": platform.platform(), **versions, "ways": runs}
+        given.json.write_text(json.dumps(content) + "\n", "utf-8")
     return 0
 
 
