@@ -3,11 +3,11 @@
     python -m benchmarks.training_step [--size base|large] [--passages 5] [--lengths even|real] [--runs 5] [--json FILE]
 
 Weights are random and equal on all sides, and so are contexts, scores and targets; the loss of RAG is compared. A step
-is the forward and the backward pass and AdamW's update of the generator; the retriever's scores are given. ``even``: all
-contexts have L tokens, targets T. ``real``: lengths as those of 400 clues of jeopardy-vital with 5 passages each of the
-demo's memory (word pieces: 100 on average, standard deviation 42, from 15 to 209; answers 4), which transformers' RAG
-pads to 300, and we to the longest of a micro-batch. Every measurement is a process of its own with one thread; the ways
-take turns.
+is the forward and the backward pass and AdamW's update of the generator; the retriever's scores are given. ``even``:
+all contexts have L tokens, targets T. ``real``: lengths as those of 400 clues of jeopardy-vital with 5 passages each of
+the demo's memory (word pieces: 100 on average, standard deviation 42, from 15 to 209; answers 4). Transformers' RAG
+pads them to 300, we to the longest of a micro-batch. Every measurement is a process of its own with one thread; the
+ways take turns.
 
     their token, their sequence    RagTokenForGeneration, RagSequenceForGeneration
     bart                           cross-entropy of the bare BART on the B·K rows, untrimmed

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from latentrag.decoding import DecodingOptions, rescored, thorough
 from latentrag.decoding.rescore import as_targets
-from latentrag.decoding.trie import Trie, score_tries
+from latentrag.decoding.trie import Candidates, score
 from latentrag.generator import load_generator
 from latentrag.marginal import log_prior, sequence_log_likelihood
 from latentrag.types import Passage
@@ -38,11 +38,11 @@ def alone(generator, b: int, ids: list[int]):
 @given(st.lists(SEQUENCES, min_size=3, max_size=3))
 @settings(max_examples=20, deadline=None)
 def test_sequences_score_as_each_alone(generator, of_questions) -> None:
-    tries = [Trie(sequences, LOG_P_ETA[b]) for b, sequences in enumerate(of_questions)]
-    score_tries(generator, generator.prepare(X, PASSAGES), tries)
+    found = [Candidates(sequences, LOG_P_ETA[b]) for b, sequences in enumerate(of_questions)]
+    score(generator, generator.prepare(X, PASSAGES), found)
     for b, sequences in enumerate(of_questions):
         for number, ids in enumerate(sequences):
-            torch.testing.assert_close(tries[b].result(number), alone(generator, b, ids)[0], rtol=0, atol=1e-4)
+            torch.testing.assert_close(found[b].log_p_theta(number), alone(generator, b, ids)[0], rtol=0, atol=1e-4)
 
 
 @given(SEQUENCES, st.integers(1, 4), st.lists(st.booleans(), min_size=14, max_size=14))
@@ -50,33 +50,45 @@ def test_sequences_score_as_each_alone(generator, of_questions) -> None:
 def test_the_best_are_never_left_out(generator, sequences, num_best, is_known) -> None:
     """Whatever is known of them before."""
     scores = [alone(generator, 1, ids) for ids in sequences]
-    known = torch.stack([log_p.sum(dim=1) for log_p, _ in scores])
-    known[~torch.tensor(is_known).view(7, 2)[: len(sequences)]] = float("nan")
-    trie = Trie(sequences, LOG_P_ETA[1], known, num_best)
-    score_tries(generator, generator.prepare(X[1:2], PASSAGES[:1]), [trie])
+    known = {
+        (number, k): scores[number][0][k]
+        for number in range(len(sequences))
+        for k in range(2)
+        if is_known[2 * number + k]
+    }
+    found = Candidates(sequences, LOG_P_ETA[1], known=known, num_best=num_best)
+    score(generator, generator.prepare(X[1:2], PASSAGES[:1]), [found])
     best = sorted(range(len(sequences)), key=lambda number: -scores[number][1])[:num_best]
     for number in best:
-        torch.testing.assert_close(trie.result(number), scores[number][0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(found.log_p_theta(number), scores[number][0], rtol=0, atol=1e-4)
 
 
-def test_what_cannot_win_is_left_out(generator) -> None:
-    """With everything known before, only the best is scored to its end."""
-    sequences = [[3, 4, 5, 6, 3, 4], [6, 5, 4, 3, 6, 5], [4, 4, 4, 4, 4, 4]]
-    known = torch.stack([alone(generator, 0, ids)[0].sum(dim=1) for ids in sequences])
-    trie = Trie(sequences, LOG_P_ETA[0], known, 1)
-    score_tries(generator, generator.prepare(X[:1], PASSAGES[:1]), [trie])
-    assert [trie.result(number) is not None for number in range(3)].count(True) == 1
-    assert sorted(len(scores) for scores in trie.scores) == [1, 1, 6]
+def test_what_cannot_win_is_left_out() -> None:
+    """Equal priors; passage 0 is known; passage 1 gives every token −3 nats. p(y|x) of the first is at least e^−1/2,
+    and the others' bound e^−3/2 after their first token."""
+    sequences = [[3, 4, 5], [6, 5, 4], [4, 4, 4]]
+    known = {(number, 0): torch.tensor([log_p, 0.0, 0.0]) for number, log_p in enumerate([-1.0, -9.0, -2.5])}
+    found = Candidates(sequences, log_prior(torch.zeros(1, 2))[0], known=known, num_best=1)
+    assert found.tries[0].live == []
+    trie = found.tries[1]
+    trie.collect(torch.full((1, 10), -3.0))
+    assert trie.grow(found.possible()) == [(0, 3)]
+    for place in ([(0, 4)], []):
+        trie.collect(torch.full((1, 10), -3.0))
+        assert trie.grow(found.possible()) == place
+    torch.testing.assert_close(found.log_p_theta(0), torch.tensor([[-1.0, 0, 0], [-3, -3, -3]]))
+    assert found.log_p_theta(1) is None
+    assert found.log_p_theta(2) is None
 
 
 @given(SEQUENCES)
 def test_every_prefix_is_there_once(sequences) -> None:
-    trie = Trie(sequences, LOG_P_ETA[0])
+    trie = Candidates(sequences, LOG_P_ETA[0]).tries[0]
     length = 0
     while trie.live:
-        trie.collect(torch.zeros(2, len(sequences), 10))
+        trie.collect(torch.zeros(len(sequences), 10))
         length += 1
-        level = trie.grow()
+        level = trie.grow([True] * len(sequences))
         assert len(level) == len({tuple(ids[:length]) for ids in sequences if len(ids) > length})
 
 

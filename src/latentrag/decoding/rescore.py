@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latentrag.decoding.beam import marginal_beam
 from latentrag.decoding.options import Decoded, DecodingOptions
-from latentrag.decoding.trie import Trie, score_tries
+from latentrag.decoding.trie import Candidates, score
 from latentrag.marginal import sequence_log_likelihood
 from latentrag.protocols import Generator
 from latentrag.types import Targets
@@ -32,33 +32,37 @@ def thorough(
     """
     of_passages = _beams_of_passages(generator, prepared, log_p_eta, options)
     unions = [_union(beams) for beams in of_passages]
-    tries = [
-        Trie(list(union), log_prior, torch.stack([known for _, known in union.values()]), options.num_beams)
-        for union, log_prior in zip(unions, log_p_eta, strict=True)
+    of_questions = [
+        Candidates(list(union), log_prior, known=known, num_best=options.num_beams)
+        for (union, known), log_prior in zip(unions, log_p_eta, strict=True)
     ]
-    _score(generator, prepared, tries)
+    _score(generator, prepared, of_questions)
     found = []
-    for b, (union, trie) in enumerate(zip(unions, tries, strict=True)):
+    for b, ((union, _), candidates) in enumerate(zip(unions, of_questions, strict=True)):
         hypotheses = []
-        for number, (ids, (finished, _)) in enumerate(union.items()):
-            log_p_theta = trie.result(number)
+        for number, (ids, finished) in enumerate(union.items()):
+            log_p_theta = candidates.log_p_theta(number)
             if log_p_theta is not None:
-                log_prob = _log_marginal(log_p_eta[b], log_p_theta)
-                hypotheses.append(Decoded(ids, log_prob, log_p_theta, finished))
+                log_p_theta = log_p_theta.to(log_p_eta.device)
+                hypotheses.append(Decoded(ids, _log_marginal(log_p_eta[b], log_p_theta), log_p_theta, finished))
         found.append(_best(hypotheses, options))
     return found
 
 
-def _union(beams: Sequence[Sequence[Decoded]]) -> dict[tuple[int, ...], tuple[bool, Tensor]]:
-    """What the beams of the K passages found: whether it is finished, and log p_θ (K,), not a number where the
-    passage's beam did not find it."""
-    union: dict[tuple[int, ...], tuple[bool, Tensor]] = {}
+def _union(
+    beams: Sequence[Sequence[Decoded]],
+) -> tuple[dict[tuple[int, ...], bool], dict[tuple[int, int], Tensor]]:
+    """What the beams of the K passages found, and whether it is finished; and log p_θ (T,) of the n-th of them under
+    passage k, at (n, k), where the passage's beam found it."""
+    union: dict[tuple[int, ...], bool] = {}
+    number_of: dict[tuple[int, ...], int] = {}
+    known = {}
     for k, beam in enumerate(beams):
         for hypothesis in beam:
-            unknown = hypothesis.log_p_theta.new_full((len(beams),), float("nan"))
-            _, known = union.setdefault(hypothesis.ids, (hypothesis.finished, unknown))
-            known[k] = hypothesis.log_p_theta[0].sum()
-    return union
+            union.setdefault(hypothesis.ids, hypothesis.finished)
+            number = number_of.setdefault(hypothesis.ids, len(number_of))
+            known[number, k] = hypothesis.log_p_theta[0]
+    return union, known
 
 
 def _log_marginal(log_p_eta: Tensor, log_p_theta: Tensor) -> float:
@@ -113,34 +117,44 @@ def rescored(
     sequences: Sequence[Sequence[int]],
 ) -> list[tuple[float, Tensor]]:
     """log p(y|x) under RAG-Sequence and log p_θ (K, T) of token sequences, each for its question of the batch."""
-    of_questions: list[list[int]] = [[] for _ in range(len(log_p_eta))]
+    places_of: list[list[int]] = [[] for _ in range(len(log_p_eta))]
     for place, b in enumerate(question):
-        of_questions[b].append(place)
-    tries = [
-        Trie([sequences[place] for place in places], log_prior)
-        for places, log_prior in zip(of_questions, log_p_eta, strict=True)
+        places_of[b].append(place)
+    of_questions = [
+        Candidates([sequences[place] for place in places], log_prior)
+        for places, log_prior in zip(places_of, log_p_eta, strict=True)
     ]
-    _score(generator, prepared, tries)
+    _score(generator, prepared, of_questions)
     results: list[tuple[float, Tensor]] = [(0.0, torch.empty(0))] * len(sequences)
-    for b, (places, trie) in enumerate(zip(of_questions, tries, strict=True)):
+    for b, (places, candidates) in enumerate(zip(places_of, of_questions, strict=True)):
         for number, place in enumerate(places):
-            log_p_theta = trie.result(number)
+            log_p_theta = candidates.log_p_theta(number)
             assert log_p_theta is not None
+            log_p_theta = log_p_theta.to(log_p_eta.device)
             results[place] = (_log_marginal(log_p_eta[b], log_p_theta), log_p_theta)
     return results
 
 
-def _score(generator: Generator, prepared: Any, tries: Sequence[Trie]) -> None:
+def _score(generator: Generator, prepared: Any, of_questions: Sequence[Candidates]) -> None:
     """Questions together as long as a step has few enough rows."""
     together: list[int] = []
-    for b in [b for b, trie in enumerate(tries) if trie.sequences] + [-1]:
-        widest = max((len(tries[each].sequences) for each in (*together, b)), default=0)
-        num_rows = (len(together) + 1) * widest * len(tries[b].log_prior)
-        if together and (b < 0 or num_rows > _ROWS_AT_ONCE):
-            index = torch.tensor(together, device=tries[0].log_prior.device)
-            score_tries(generator, prepared.rows(index), [tries[each] for each in together])
-            together = []
-        together.append(b)
+    widest = 0
+    for b, candidates in enumerate(of_questions):
+        wider = max(widest, len(candidates.sequences))
+        if together and (len(together) + 1) * wider * candidates.num_passages > _ROWS_AT_ONCE:
+            _score_together(generator, prepared, of_questions, together)
+            together, wider = [], len(candidates.sequences)
+        if candidates.sequences:
+            together.append(b)
+            widest = wider
+    if together:
+        _score_together(generator, prepared, of_questions, together)
+
+
+def _score_together(
+    generator: Generator, prepared: Any, of_questions: Sequence[Candidates], together: Sequence[int]
+) -> None:
+    score(generator, prepared.rows(torch.tensor(together)), [of_questions[b] for b in together])
 
 
 def as_targets(sequences: Sequence[Sequence[int]], *, device: torch.device) -> Targets:

@@ -1,7 +1,8 @@
-"""Token sequences scored as a tree: what several begin with is computed once, what cannot win is left out."""
+"""Token sequences scored as trees: what several begin with is computed once, what is known is not computed again, and
+what cannot win is left out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,104 +14,144 @@ _MARGIN = 1e-3
 """Nats by which a bound may be off: far more than rounding adds up to."""
 
 
-@dataclass(slots=True)
-class Trie:
-    """A question's sequences, as far as they are scored.
+class Candidates:
+    """A question's token sequences y, and what is known of log p_θ(y|x,z) for each of its passages.
 
     Args:
         sequences: token ids, none empty.
         log_prior: (K,) log p_η(z|x).
-        known: for each sequence log p_θ(y|x,z) (K,), not a number where it is not known; None: of none.
+        known: log p_θ (T,) of the tokens of sequence n under passage k, at (n, k).
         num_best: leave out sequences that are not among so many of the highest log p(y|x); None: score all.
     """
 
-    sequences: Sequence[Sequence[int]]
-    log_prior: Tensor
-    known: Tensor | None = None
-    num_best: int | None = None
-    length: int = 0
-    """Tokens scored so far."""
-    live: list[int] = field(default_factory=list)
-    """Sequences that have more of them and may be among the best."""
-    places: list[int] = field(default_factory=list)
-    """For each live one, its place among the distinct prefixes of this length."""
-    scores: list[list[Tensor]] = field(default_factory=list)
-    """For each sequence, log p_θ (K,) of its tokens so far."""
+    def __init__(
+        self,
+        sequences: Sequence[Sequence[int]],
+        log_prior: Tensor,
+        *,
+        known: dict[tuple[int, int], Tensor] | None = None,
+        num_best: int | None = None,
+    ) -> None:
+        self.sequences = sequences
+        self.num_passages = len(log_prior)
+        self._log_prior = log_prior.double().cpu()
+        self._num_best = num_best
+        self._known = known or {}
+        # Σ log p_θ of the tokens so far, and whether those are all: (n, K).
+        self._sums = torch.zeros(len(sequences), self.num_passages, dtype=torch.float64)
+        self._whole = torch.zeros(len(sequences), self.num_passages, dtype=torch.bool)
+        for place, log_p in self._known.items():
+            self._sums[place], self._whole[place] = log_p.sum().item(), True
+        self.tries = [
+            Trie(self, k, [n for n in range(len(sequences)) if (n, k) not in self._known])
+            for k in range(self.num_passages)
+        ]
 
-    def __post_init__(self) -> None:
-        self.live = list(range(len(self.sequences)))
-        self.places = [0] * len(self.sequences)
-        self.scores = [[] for _ in self.sequences]
+    def add(self, numbers: Sequence[int], passage: int, log_p: Sequence[float], length: int) -> None:
+        """One more token of these sequences, which have ``length`` of them now."""
+        for n, value in zip(numbers, log_p, strict=True):
+            self._sums[n, passage] += value
+            self._whole[n, passage] = length == len(self.sequences[n])
 
-    def collect(self, log_p: Tensor) -> None:
-        """The next token of every live sequence. log_p: (K, M, V), M the distinct prefixes."""
-        tokens = [self.sequences[number][self.length] for number in self.live]
-        found = log_p[:, self.places, tokens]  # (K, n)
-        for column, number in enumerate(self.live):
-            self.scores[number].append(found[:, column])
-        self.length += 1
-
-    def grow(self) -> list[tuple[int, int]]:
-        """Go on to the prefixes that are one token longer. Returns: (place of the parent, last token) of each."""
-        possible = self._possible()
-        level: dict[tuple[int, int], int] = {}
-        live, places = [], []
-        for number, place in zip(self.live, self.places, strict=True):
-            ids = self.sequences[number]
-            if len(ids) > self.length and possible[number]:
-                live.append(number)
-                places.append(level.setdefault((place, ids[self.length - 1]), len(level)))
-        self.live, self.places = live, places
-        return list(level)
-
-    def result(self, number: int) -> Tensor | None:
-        """log p_θ (K, T) of a sequence; None if it was left out."""
-        scores = self.scores[number]
-        return torch.stack(scores, dim=1) if len(scores) == len(self.sequences[number]) else None
-
-    def _possible(self) -> list[bool]:
+    def possible(self) -> list[bool]:
         """Which sequences may be among the best.
 
-        log p_θ of a prefix bounds that of the sequence from above, so Σ_z p_η p_θ(prefix) bounds p(y|x); what is
-        known of the whole sequence bounds it from below.
+        log p_θ of a prefix bounds that of the whole from above, so Σ_z p_η p_θ bounds p(y|x) from above with it, and
+        from below with those alone that are whole.
         """
-        if self.num_best is None or self.num_best >= len(self.sequences):
+        if self._num_best is None or self._num_best >= len(self.sequences):
             return [True] * len(self.sequences)
-        upper = torch.stack([torch.stack(scores).sum(dim=0) for scores in self.scores])  # (n, K)
-        ended = torch.tensor([len(ids) <= len(s) for ids, s in zip(self.sequences, self.scores, strict=True)])
-        lower = torch.where(ended[:, None].to(upper.device), upper, float("-inf"))
-        if self.known is not None:
-            is_known = ~self.known.isnan()
-            lower = torch.where(is_known, self.known, lower)
-            upper = torch.where(is_known, self.known, upper)
-        least = (self.log_prior + lower).logsumexp(dim=1)
-        needed = least.topk(self.num_best).values[-1]
-        possible: list[bool] = ((self.log_prior + upper).logsumexp(dim=1) > needed - _MARGIN).tolist()
-        return possible
+        most = (self._log_prior + self._sums).logsumexp(dim=1)
+        least = (self._log_prior + self._sums.masked_fill(~self._whole, float("-inf"))).logsumexp(dim=1)
+        needed = least.topk(self._num_best).values[-1]
+        found: list[bool] = (most > needed - _MARGIN).tolist()
+        return found
+
+    def log_p_theta(self, number: int) -> Tensor | None:
+        """(K, T) of a sequence; None if it was left out."""
+        if not bool(self._whole[number].all()):
+            return None
+        rows = []
+        for k, trie in enumerate(self.tries):
+            known = self._known.get((number, k))
+            rows.append(torch.tensor(trie.scores[number]) if known is None else known.cpu())
+        return torch.stack(rows).float()
+
+
+@dataclass(slots=True)
+class _Level:
+    """Distinct prefixes of one length. places: for each live sequence, that of its prefix."""
+
+    live: list[int]
+    places: list[int]
+    length: int = 0
+
+
+class Trie:
+    """The sequences that are to be scored under one passage. scores: of each, log p_θ of its tokens so far."""
+
+    def __init__(self, candidates: Candidates, passage: int, numbers: Sequence[int]) -> None:
+        self._candidates = candidates
+        self._passage = passage
+        self._level = _Level(list(numbers), [0] * len(numbers))
+        self.scores: dict[int, list[float]] = {n: [] for n in numbers}
+
+    @property
+    def live(self) -> Sequence[int]:
+        """Sequences with more tokens to score."""
+        return self._level.live
+
+    def collect(self, log_p: Tensor) -> None:
+        """The next token of every live sequence. log_p: (M, V), M the distinct prefixes."""
+        level, sequences = self._level, self._candidates.sequences
+        tokens = [sequences[n][level.length] for n in level.live]
+        found = log_p[level.places, tokens].tolist()
+        for n, value in zip(level.live, found, strict=True):
+            self.scores[n].append(value)
+        level.length += 1
+        self._candidates.add(level.live, self._passage, found, level.length)
+
+    def grow(self, possible: Sequence[bool]) -> list[tuple[int, int]]:
+        """Go on to the prefixes that are one token longer. Returns: (place of the parent, last token) of each."""
+        level, sequences = self._level, self._candidates.sequences
+        longer: dict[tuple[int, int], int] = {}
+        live, places = [], []
+        for n, place in zip(level.live, level.places, strict=True):
+            if possible[n] and len(sequences[n]) > level.length:
+                live.append(n)
+                places.append(longer.setdefault((place, sequences[n][level.length - 1]), len(longer)))
+        self._level = _Level(live, places, level.length)
+        return list(longer)
 
 
 @torch.no_grad()
-def score_tries(generator: Generator, prepared: Any, tries: Sequence[Trie]) -> None:
-    """Score all sequences of all tries, a trie for each of the B questions, or as many as may be among the best.
+def score(generator: Generator, prepared: Any, of_questions: Sequence[Candidates]) -> None:
+    """Score the candidates of all B questions, or as many as may be among the best.
 
-    A step of the generator is a token; its beams are the prefixes.
+    Every passage has a tree of its own. A step of the generator is a token; its beams are the prefixes.
+
+    Args:
+        prepared: B questions × K passages, from ``generator.prepare``.
     """
-    log_p, state = generator.start(prepared)  # (B', K, M, V)
-    going = list(range(len(tries)))
+    each = [(candidates, trie) for candidates in of_questions for trie in candidates.tries]
+    going = [row for row, (_, trie) in enumerate(each) if trie.live]
+    if not going:
+        return
+    log_p, state = generator.start(prepared.each_passage().rows(torch.tensor(going)))  # (R, 1, M, V)
     while True:
-        levels = {}
-        for row, b in enumerate(going):
-            tries[b].collect(log_p[row])
-            levels[b] = tries[b].grow()
-        row_of = {b: row for row, b in enumerate(going)}
-        going = [b for b in going if levels[b]]
+        for place, row in enumerate(going):
+            each[row][1].collect(log_p[place, 0])
+        possible = {id(candidates): candidates.possible() for candidates in of_questions}
+        levels = {row: each[row][1].grow(possible[id(each[row][0])]) for row in going}
+        place_of = {row: place for place, row in enumerate(going)}
+        going = [row for row in going if levels[row]]
         if not going:
             return
-        width, num_beams = max(len(levels[b]) for b in going), log_p.shape[2]
+        width, num_beams = max(len(levels[row]) for row in going), log_p.shape[2]
         parents, tokens = [], []
-        for b in going:
-            level = levels[b] + levels[b][:1] * (width - len(levels[b]))  # narrower ones repeat their first prefix
-            parents.append([row_of[b] * num_beams + parent for parent, _ in level])
+        for row in going:
+            level = levels[row] + levels[row][:1] * (width - len(levels[row]))  # narrower ones repeat their first
+            parents.append([place_of[row] * num_beams + parent for parent, _ in level])
             tokens.append([token for _, token in level])
         index, fed = (torch.tensor(grid, device=log_p.device) for grid in (parents, tokens))
         log_p, state = generator.step(state, index, fed)
