@@ -3,6 +3,7 @@
     step-00000200/
         parameters.safetensors   the weights that are trained
         optimiser.safetensors    Adam's moments, as ``NAME:exp_avg`` and the like
+        scores.safetensors       what a generator that does not learn was asked, where it will be asked again
         state.json               the step, and the best result so far
 
 What a run draws at random is a function of its seed and of the step, so that no generator's state need be kept. Files
@@ -35,9 +36,20 @@ class Checkpoint:
     step: int
     state: Mapping[str, Any]
 
+    def scores(self) -> Mapping[str, Tensor] | None:
+        """What ``save`` was given. Raises: TrainingError if it cannot be read."""
+        path = self.folder / "scores.safetensors"
+        return _read_tensors(path) if path.exists() else None
+
 
 def save(
-    run: Path, step: int, *, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, state: Any
+    run: Path,
+    step: int,
+    *,
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    state: Any,
+    scores: Mapping[str, Tensor] | None = None,
 ) -> Checkpoint:
     """The checkpoint of a step, in place of older ones.
 
@@ -46,6 +58,8 @@ def save(
     with _published(run, f"{_STEP}{step:08d}") as scratch:
         _write_tensors(scratch / "parameters.safetensors", parameters)
         _write_tensors(scratch / "optimiser.safetensors", _moments(parameters, optimiser))
+        if scores is not None:
+            _write_tensors(scratch / "scores.safetensors", scores)
         _write_json(scratch / "state.json", {"step": step, **state})
     _remove_others(run, _STEP, step)
     return Checkpoint(run / f"{_STEP}{step:08d}", step, state)

@@ -21,6 +21,7 @@ from latentrag.training import checkpoint
 from latentrag.training.data import Example, order, target
 from latentrag.training.health import Health, alarms, measure
 from latentrag.training.log import Progress, TrainingLog
+from latentrag.training.memo import ScoreMemo
 from latentrag.training.options import TrainingOptions
 from latentrag.training.processes import Processes
 from latentrag.training.step import losses
@@ -100,6 +101,7 @@ class Trainer:
         self._progress = progress
         self._first: Health | None = None
         self.best: dict[str, Any] = {}
+        self._memo = ScoreMemo() if self._asks_again() else None
         self.parameters, self._sides = self._trained()
         groups = [{"params": list(side.parameters), "name": side.name} for side in self._sides]
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, weight_decay=options.weight_decay)
@@ -125,6 +127,12 @@ class Trainer:
                 sides.append(_Side(name, tuple(of_side.values())))
         return found, sides
 
+    def _asks_again(self) -> bool:
+        """Whether a generator that does not learn will see examples more than once."""
+        options = self.options
+        unlearned = options.warmup_retriever if options.trains_generator else options.num_steps
+        return self.retriever is not None and unlearned * options.batch_size > len(self.examples)
+
     def run(self, *, resume: bool = False, until: int | None = None) -> Outcome:
         """All steps from the first, or with ``resume`` from the newest checkpoint.
 
@@ -140,6 +148,9 @@ class Trainer:
         if found is not None:
             checkpoint.restore(found, parameters=self.parameters, optimiser=self.optimiser)
             step, self.best = found.step, dict(found.state.get("best", {}))
+            scores = found.scores()
+            if self._memo is not None and scores is not None:
+                self._memo.restore(scores)
             first = found.state.get("first_health")
             self._first = None if first is None else Health(**_finite(first))
             if self._refresher is not None and found.state.get("memory_version") is not None:
@@ -239,6 +250,7 @@ class Trainer:
                 options=self.options,
                 retriever_learns=learns["retriever"],
                 generator_learns=learns["generator"],
+                memo=None if learns["generator"] else self._memo,
             )
             total = found.loss.sum()
             (total / len(batch)).backward()
@@ -263,7 +275,16 @@ class Trainer:
             first = None if self._first is None else self._first.as_record()
             version = None if self._refresher is None else self._refresher.version
             state = {"best": self.best, "first_health": first, "memory_version": version}
-            checkpoint.save(self.folder, step, parameters=self.parameters, optimiser=self.optimiser, state=state)
+            learns_not = not self.options.trains_generator or step < self.options.warmup_retriever
+            memo = self._memo if learns_not else None
+            checkpoint.save(
+                self.folder,
+                step,
+                parameters=self.parameters,
+                optimiser=self.optimiser,
+                state=state,
+                scores=None if memo is None else memo.tensors(),
+            )
         self.processes.wait()
 
     def _evaluate(self, step: int, log: TrainingLog | _Silent, progress: Progress) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from latentrag.marginal import emdr2, log_prior, loop, marginal_weights, nll, pdist, smoothed_nll
 from latentrag.protocols import TrainableGenerator, TrainableRetriever
+from latentrag.training.memo import ScoreMemo
 from latentrag.training.options import TrainingOptions
 from latentrag.types import Retrieved, Targets
 
@@ -32,12 +33,14 @@ def losses(
     options: TrainingOptions,
     retriever_learns: bool = True,
     generator_learns: bool = True,
+    memo: ScoreMemo | None = None,
 ) -> Losses:
     """The objective of B pairs (x, y), differentiable in both sides.
 
     Args:
         retriever: None: closed book.
         retriever_learns, generator_learns: a side that does not is computed without a gradient.
+        memo: of a generator that does not learn and has not learned since: its scores are looked up there.
     """
     targets = generator.targets(y)
     device = targets.ids.device
@@ -50,9 +53,14 @@ def losses(
     with nullcontext() if retriever_learns else torch.no_grad():
         retrieved = _retrieved(retriever, x, y, options)
         log_p_eta = log_prior(retrieved.scores.to(device))
-    loss, log_p_theta = _objective(
-        generator, x, retrieved, targets, log_p_eta, options=options, mixed=mixed, learns=generator_learns
-    )
+    if memo is not None and not options.label_smoothing:
+        with mixed:
+            log_p_theta = memo.log_p_theta(generator, x, y, retrieved.passages, targets)
+        loss = _of_scores(log_p_eta, log_p_theta, targets, options)
+    else:
+        loss, log_p_theta = _objective(
+            generator, x, retrieved, targets, log_p_eta, options=options, mixed=mixed, learns=generator_learns
+        )
     with torch.no_grad():
         plain = nll(log_p_eta, log_p_theta, targets.mask, variant=options.variant)
     return Losses(loss, plain, int(targets.mask.sum()))
@@ -93,7 +101,13 @@ def _objective(
         if options.objective == "emdr2" and learns:
             together = generator.log_p_theta(generator.prepare_together(x, retrieved.passages), targets)[:, 0]
             return emdr2(log_p_eta, log_p_theta, mask, together, variant=variant), log_p_theta
+    return _of_scores(log_p_eta, log_p_theta, targets, options), log_p_theta
+
+
+def _of_scores(log_p_eta: Tensor, log_p_theta: Tensor, targets: Targets, options: TrainingOptions) -> Tensor:
+    """The loss (B,) that needs nothing but both scores."""
+    variant, mask = options.variant, targets.mask
     if options.objective in ("nll", "emdr2"):  # of EMDR², without its reader, this is what teaches the retriever
-        return nll(log_p_eta, log_p_theta, mask, variant=variant), log_p_theta
+        return nll(log_p_eta, log_p_theta, mask, variant=variant)
     distil = pdist if options.objective == "pdist" else loop
-    return distil(log_p_eta, log_p_theta, mask, variant=variant, temperature=options.temperature), log_p_theta
+    return distil(log_p_eta, log_p_theta, mask, variant=variant, temperature=options.temperature)
