@@ -78,7 +78,7 @@ class Experiment:
         whole = order(len(self.examples), epoch=0, seed=seed)
         self.seen = [self.examples[place] for place in whole[: 16 * num_steps]]
         """What every arm learns from, if it sees nothing twice."""
-        self.test, self.dev = dev[:num_dev], dev[-64:]
+        self.test, self.ranked, self.dev = dev[:num_dev], dev[:NUM_RANKED], dev[-64:]
         self.options = TrainingOptions(
             k=K,
             num_steps=num_steps,
@@ -123,7 +123,7 @@ class Experiment:
         generator = self.generator(frozen=options.freeze == "generator")
         folder = self.out / arm.replace(" ", "-")
         examples = self.seen if arm == "query side" else self.examples
-        trainer = Trainer(retriever, generator, self.seen, options=options, folder=folder, dev=self.dev, progress=True)
+        trainer = Trainer(retriever, generator, examples, options=options, folder=folder, dev=self.dev, progress=True)
         found = checkpoint.newest(folder)
         step = 0 if found is None else found.step
         if options.trains_retriever and step == 0:
@@ -163,9 +163,8 @@ class Experiment:
     def _measure_retriever(self, retriever: DenseRetriever, folder: Path, step: int) -> None:
         """Title recall of the measured clues, a line for the step."""
         ranks = []
-        measured_on = self.test[:NUM_RANKED]
-        for start in range(0, len(measured_on), 100):
-            rows = measured_on[start : start + 100]
+        for start in range(0, len(self.ranked), 100):
+            rows = self.ranked[start : start + 100]
             found = retriever.retrieve([row.x for row in rows], 50).passages
             titles = [[passage.title for passage in of_one] for of_one in found]
             ranks += [
