@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving.conftest import PATIENCE_S
-
+PAGE_PATIENCE_S = 30
 AXE = Path(__file__).parents[2] / "build/axe-core/package/axe.min.js"
 SIZES = {"phone": (390, 844), "desktop": (1440, 900)}
 NETWORK = re.compile(r"Failed to load resource")
@@ -25,7 +24,7 @@ def chromium() -> Iterator[Any]:
     path = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if path is None:
         pytest.skip("needs Chromium; install it (apt install chromium) or name it in CHROMIUM")
-    playwright.expect.set_options(timeout=1000 * PATIENCE_S)
+    playwright.expect.set_options(timeout=1000 * PAGE_PATIENCE_S)
     with playwright.sync_playwright() as running:
         # As root there is no sandbox, and shared memory may be small in a container.
         browser = running.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
@@ -43,7 +42,7 @@ def opened(
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", **options
     )
-    context.set_default_timeout(1000 * PATIENCE_S)
+    context.set_default_timeout(1000 * PAGE_PATIENCE_S)
     page, said = context.new_page(), []
     page.on("console", lambda message: said.append(message.text) if message.type in {"error", "warning"} else None)
     page.on("pageerror", lambda error: said.append(str(error)))

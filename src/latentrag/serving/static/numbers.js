@@ -66,14 +66,13 @@ const SUPERSCRIPT = Object.fromEntries([..."-0123456789"].map((each, i) => [each
 /** How many times more or less probable: 11 times less probable. */
 export function times(difference) {
   if (Math.abs(difference) < 0.005) return "as probable as before";
-  const size = Math.abs(difference);
-  const factor = size < Math.log(1000) ? Math.exp(size).toPrecision(3) : fromLog(size);
-  if (size > Math.log(1e6)) return `${large(size)} times ${difference < 0 ? "less" : "more"} probable`;
-  return `${factor} times ${difference < 0 ? "less" : "more"} probable`;
+  return `${factor(Math.abs(difference))} times ${difference < 0 ? "less" : "more"} probable`;
 }
 
-function large(logFactor) {
+function factor(logFactor) {
   if (!Number.isFinite(logFactor)) return "infinitely many";
+  if (logFactor < Math.log(100)) return Math.exp(logFactor).toPrecision(3);
+  if (logFactor < Math.log(1e6)) return Number(Math.exp(logFactor).toPrecision(3)).toLocaleString("en");
   const exponent = Math.floor(logFactor / Math.LN10);
   const digits = Math.exp(logFactor - exponent * Math.LN10).toFixed(1);
   return `${digits}·10${String(exponent).replace(/\d/g, (each) => SUPERSCRIPT[each])}`;
