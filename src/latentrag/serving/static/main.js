@@ -286,6 +286,7 @@ at("copy-link").addEventListener("click", () => copy(new URL(linked(), location.
 at("use").addEventListener("click", useMemory);
 at("key").addEventListener("change", () => {
   keepKey(at("key").value);
+  at("error").hidden = true;
   loadMemory();
 });
 window.addEventListener("hashchange", follow);
