@@ -4,13 +4,14 @@
 PYTHON ?= python3
 DATA ?= ../shared/data
 BIN := .venv/bin
+AXE := 4.14.1
 STAMP := .venv/installed
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help test lint torture fuzz-api format demo eval-demo experiment-jeopardy experiment-hot-swap \
+.PHONY: help test lint test-page torture fuzz-api format demo eval-demo experiment-jeopardy experiment-hot-swap \
 	bench-loss-memory bench-decoding bench-training bench-cache bench-memory bench-swap bench-sync clean
 
 help:  ## List the targets.
@@ -24,6 +25,16 @@ lint: $(STAMP)  ## Check style, types and import rules.
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+
+test-page: $(STAMP) build/axe-core/package/axe.min.js  ## Try the page in Chromium, which must be installed; CHROMIUM=/usr/bin/chromium.
+	@$(BIN)/python -c 'import playwright' 2>/dev/null || \
+		$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[browser]'
+	@$(if $(CHROMIUM),CHROMIUM=$(CHROMIUM)) $(BIN)/python -m pytest -q -m browser tests/serving
+
+# Without npm the accessibility check is skipped, and says so.
+build/axe-core/package/axe.min.js:
+	@mkdir -p build/axe-core
+	@! command -v npm >/dev/null || { cd build/axe-core && npm pack --silent axe-core@$(AXE) && tar xzf axe-core-$(AXE).tgz; }
 
 torture: $(STAMP)  ## Kill writers of a memory at random moments, minutes; RUNS=100.
 	@$(BIN)/python -m tests.memory.torture $(if $(RUNS),--runs $(RUNS))

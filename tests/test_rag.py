@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from latentrag.errors import InputError
+from latentrag.model import Evidence
 from latentrag.rag import Rag
-from latentrag.types import Passage, Retrieved
+from latentrag.types import Passage, Retrieved, Targets
 from tests.toy import ToyGenerator, enumerate_marginal, passages
 
 
@@ -96,6 +97,42 @@ def test_without_passage_equals_a_memory_without_it(rag: Rag, variant: str) -> N
         assert score.without_passage[k] == pytest.approx(other.log_likelihood("who?", "ab", variant=variant), abs=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["sequence", "token"])
+@pytest.mark.parametrize("options", [{}, {"stop": ("b",), "min_tokens": 5, "max_tokens": 8}], ids=["whole", "stopped"])
+def test_an_answer_holds_what_its_numbers_are_made_of(rag: Rag, variant: str, options) -> None:
+    """From log_p_eta and log_p_theta alone: the probability, posteriors, and what a passage's absence would change."""
+    answer = rag.answer("who?", variant=variant, **options)
+    log_p_eta, log_p_theta = torch.tensor(answer.log_p_eta)[None], torch.tensor(answer.log_p_theta)[None]
+    assert log_p_theta.shape[:2] == (1, 3)
+    mask = torch.ones(1, log_p_theta.shape[2], dtype=torch.bool)
+    made = Evidence([], log_p_eta, log_p_theta, Targets(mask.long(), mask), 7)
+    assert made.log_likelihood(variant).item() == pytest.approx(answer.log_prob, abs=1e-5)
+    assert made.posterior(variant)[0].tolist() == pytest.approx([s.posterior for s in answer.sources], abs=1e-6)
+    if answer.hypotheses[0].finished:
+        score = rag.score("who?", answer.text, variant=variant)
+        assert made.without_passage(variant)[0].tolist() == pytest.approx(score.without_passage, abs=1e-5)
+
+
+@pytest.mark.parametrize("decoding", ["exact", "thorough", "fast"])
+def test_an_answer_without_a_passage_is_that_of_a_memory_without_it(rag: Rag, decoding: str) -> None:
+    scores = rag.retriever.retrieve(["who?"], 3).scores
+
+    class Without(FakeRetriever):
+        def retrieve(self, x, _k):
+            return Retrieved([[self.found[0], self.found[2]]], scores[:, [0, 2]], version=7)
+
+    other = Rag(Without(passages(4)), rag.generator, k=2)
+    assert rag.answer("who?", decoding=decoding, without=["z1"]) == other.answer("who?", decoding=decoding)
+    assert rag.answer("who?", decoding=decoding, without=["z1", "z1"]).sources[1].passage.id == "z2"
+
+
+def test_without_leaves_out_the_same_passages_of_every_question(rag: Rag) -> None:
+    together = rag.answer_batch(["who?", "what is it?"], without=["z0"])
+    for question, answer in zip(["who?", "what is it?"], together, strict=True):
+        assert [source.passage.id for source in answer.sources] == ["z1", "z2"]
+        assert answer.log_prob == pytest.approx(rag.answer(question, without=["z0"]).log_prob, abs=1e-5)
+
+
 def test_one_passage_has_no_counterfactual(rag: Rag) -> None:
     assert rag.score("who?", "ab", k=1).without_passage == ()
 
@@ -179,6 +216,8 @@ def test_classify(rag: Rag) -> None:
         (lambda rag: rag.answer("x", decoding="fast", sample=True), "sampling needs"),
         (lambda rag: rag.answer("x", beams=3), "unknown option beams"),
         (lambda rag: rag.answer("x", k=9), "k=9 exceeds"),
+        (lambda rag: rag.answer("x", without=["z3"]), "without='z3' is not among the 3 passages retrieved"),
+        (lambda rag: rag.answer("x", without=["z0", "z1", "z2"]), "without names all 3 passages"),
         (lambda rag: rag.classify("x", ["a"]), "two or more"),
         (lambda rag: rag.model.evidence(["x"], ["a", "b"], k=2), "as many of each"),
     ],

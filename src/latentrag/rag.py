@@ -101,6 +101,7 @@ class Rag:
         k: int | None = None,
         variant: Variant | None = None,
         decoding: Decoding = "exact",
+        without: Sequence[str] = (),
         **options: Any,
     ) -> Answer:
         """The most probable answer to x that the search finds, with its evidence (§2.5).
@@ -109,10 +110,11 @@ class Rag:
             k: passages retrieved; None: the model's own number.
             variant: "sequence" or "token"; None: the model's own.
             decoding: "exact" (one marginal beam), or for RAG-Sequence "thorough" or "fast".
+            without: ids of retrieved passages that count as not retrieved; the prior is renormalised over the others.
             options: of ``DecodingOptions``: num_beams, max_tokens, …
         Raises: InputError for an empty or too long question, or options that cannot be.
         """
-        return self.answer_batch([x], k=k, variant=variant, decoding=decoding, **options)[0]
+        return self.answer_batch([x], k=k, variant=variant, decoding=decoding, without=without, **options)[0]
 
     def answer_batch(
         self,
@@ -121,10 +123,11 @@ class Rag:
         k: int | None = None,
         variant: Variant | None = None,
         decoding: Decoding = "exact",
+        without: Sequence[str] = (),
         **options: Any,
     ) -> list[Answer]:
         """``answer`` for several questions at once; the answers do not depend on each other."""
-        answers = self.answer_watched(x, None, k=k, variant=variant, decoding=decoding, **options)
+        answers = self.answer_watched(x, None, k=k, variant=variant, decoding=decoding, without=without, **options)
         return [answer for answer in answers if answer is not None]
 
     @torch.no_grad()
@@ -136,6 +139,7 @@ class Rag:
         k: int | None = None,
         variant: Variant | None = None,
         decoding: Decoding = "exact",
+        without: Sequence[str] = (),
         **options: Any,
     ) -> list[Answer | None]:
         """``answer_batch``, with somebody who looks on: who is told what is certain of each answer as soon as it is,
@@ -149,7 +153,7 @@ class Rag:
         wanted = self.options(**options)
         check_decoding(chosen, decoding, wanted)
         check_questions(x)
-        retrieved = self._retrieve(x, k)
+        retrieved = _left_out(self._retrieve(x, k), without)
         log_p_eta = log_prior(retrieved.scores)
         prepared = self.generator.prepare(x, retrieved.passages)
         watcher = None
@@ -309,6 +313,8 @@ class Rag:
                 Hypothesis(before_stop(self.generator.text(each.ids), stop), each.log_prob, each.finished)
                 for each in found
             ),
+            log_p_eta=tuple(evidence.log_p_eta[0].tolist()),
+            log_p_theta=tuple(map(tuple, evidence.log_p_theta[0].tolist())),
         )
 
 
@@ -330,6 +336,31 @@ def check_decoding(variant: Variant, decoding: str, options: DecodingOptions) ->
         raise InputError(f"decoding={decoding!r} is for RAG-Sequence; RAG-Token has one decoder, 'exact'")
     if options.sample:
         raise InputError(f"decoding={decoding!r} searches; sampling needs decoding='exact'")
+
+
+def _left_out(retrieved: Retrieved, without: Sequence[str]) -> Retrieved:
+    """What was retrieved, as if passages with these ids had not been.
+
+    Raises: InputError for an id that is not among each question's passages, or if none would be left.
+    """
+    if not without:
+        return retrieved
+    gone = set(without)
+    for passages in retrieved.passages:
+        unknown = sorted(gone - {passage.id for passage in passages})
+        if unknown:
+            raise InputError(
+                f"without={unknown[0]!r} is not among the {len(passages)} passages retrieved; name one of those"
+            )
+        if len(gone) == len(passages):
+            raise InputError(f"without names all {len(passages)} passages retrieved; leave one, or raise k")
+    kept = [[k for k, passage in enumerate(row) if passage.id not in gone] for row in retrieved.passages]
+    index = torch.tensor(kept, device=retrieved.scores.device)
+    return Retrieved(
+        passages=[[row[k] for k in of_row] for row, of_row in zip(retrieved.passages, kept, strict=True)],
+        scores=retrieved.scores.gather(1, index),
+        version=retrieved.version,
+    )
 
 
 def _sources(evidence: Evidence, b: int, variant: Variant) -> tuple[Source, ...]:

@@ -30,6 +30,8 @@ def answer_record(answer: Answer) -> Record:
         "hypotheses": [
             {"text": each.text, "log_prob": each.log_prob, "finished": each.finished} for each in answer.hypotheses
         ],
+        "log_p_eta": list(answer.log_p_eta),
+        "log_p_theta": [list(of_passage) for of_passage in answer.log_p_theta],
     }
 
 

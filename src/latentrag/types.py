@@ -169,6 +169,10 @@ class Answer:
             what the memory contributed, in nats.
         sources: best prior first.
         hypotheses: best first; the first is this answer.
+        log_p_eta: (K,) log p_η(z|x) of the sources, nats.
+        log_p_theta: (K, T) log p_θ(y_i|x,z,y_<i) of all T tokens that ``log_prob`` counts: the end token too, and those
+            behind a stop string, which ``tokens`` has not. With log_p_eta all that the other numbers are made of.
+            −inf after Fast Decoding for every passage whose beam did not hold y.
     """
 
     question: str
@@ -181,6 +185,8 @@ class Answer:
     sources: tuple[Source, ...]
     tokens: tuple[Token, ...]
     hypotheses: tuple[Hypothesis, ...]
+    log_p_eta: tuple[float, ...]
+    log_p_theta: tuple[tuple[float, ...], ...]
 
     @property
     def answer(self) -> str:

@@ -27,6 +27,8 @@ def test_json_is_the_library_s_answer(ask, model, memory) -> None:
         "sources",
         "tokens",
         "hypotheses",
+        "log_p_eta",
+        "log_p_theta",
     ]
     assert record["question"] == QUESTION
     assert record["answer"] == answer.text
@@ -51,6 +53,8 @@ def test_json_is_the_library_s_answer(ask, model, memory) -> None:
     assert [(h["text"], h["log_prob"], h["finished"]) for h in record["hypotheses"]] == [
         (h.text, h.log_prob, h.finished) for h in answer.hypotheses
     ]
+    assert record["log_p_eta"] == list(answer.log_p_eta)
+    assert record["log_p_theta"] == [list(of_passage) for of_passage in answer.log_p_theta]
     assert len(record["hypotheses"]) == 3  # the model's own number of beams
 
 
@@ -80,14 +84,15 @@ def test_every_option_reaches_the_library(ask, monkeypatch) -> None:
 
     monkeypatch.setattr("latentrag.rag.Rag.answer", answer)
     flags = [str(part) for flag, (_, value) in OPTIONS.items() for part in (flag, value)]
-    assert ask(QUESTION, *flags, "--sample", "--stop", "a", "--stop", "b").error() == "error: seen"
-    assert given.pop() == {**dict(OPTIONS.values()), "sample": True, "stop": ("a", "b")}
+    assert ask(QUESTION, *flags, "--sample", "--stop", "a", "--stop", "b", "--without", "z").error() == "error: seen"
+    assert given.pop() == {**dict(OPTIONS.values()), "sample": True, "stop": ("a", "b"), "without": ("z",)}
     ask(QUESTION)
     assert given.pop() == {
         **dict.fromkeys(name for name, _ in OPTIONS.values()),
         "decoding": "exact",
         "sample": None,
         "stop": None,
+        "without": (),
     }
 
 

@@ -41,7 +41,9 @@ def hostile_answer() -> Answer:
     other = Source(Passage("id", HOSTILE, ""), 0.4, 0.2)
     token = Token(HOSTILE, -1.0, (0.8, 0.2))
     hypotheses = (Hypothesis(HOSTILE, -1.0), Hypothesis(HOSTILE, -3.0, finished=False))
-    return Answer(HOSTILE, HOSTILE, -1.0, -4.0, "token", "exact", 2, (source, other), (token, token), hypotheses)
+    return Answer(
+        HOSTILE, HOSTILE, -1.0, -4.0, "token", "exact", 2, (source, other), (token, token), hypotheses, (), ()
+    )
 
 
 def shown(show, *arguments: object, width: int = 80, **options: object) -> str:
@@ -132,7 +134,7 @@ def test_many_sources_are_summed_up() -> None:
         Source(Passage(f"id{k}", "text", f"title{k}"), 0.5 if k == 0 else 0.5 / 19, 0.9 if k == 15 else 0.1 / 19)
         for k in range(20)
     )
-    answer = Answer("x", "y", -1.0, -1.01, "sequence", "exact", 2, sources, (), (Hypothesis("y", -1.0),))
+    answer = Answer("x", "y", -1.0, -1.01, "sequence", "exact", 2, sources, (), (Hypothesis("y", -1.0),), (), ())
     text = shown(show_answer, answer, width=100)
     assert "title0" in text
     assert "title15" in text

@@ -38,10 +38,11 @@ def close(a, b) -> bool:
             {"max_tokens": 4, "min_tokens": 2, "no_repeat_ngram": 1, "length_penalty": 0.5, "stop": ["a", "the"]},
             "--max-tokens 4 --min-tokens 2 --no-repeat-ngram 1 --length-penalty 0.5 --stop a --stop the".split(),
         ),
+        ({"without": ["paris.txt", "emma.txt"], "k": 4}, "-k 4 --without paris.txt --without emma.txt".split()),
         ({"as_of": "newest"}, []),
         ({"as_of": 2}, ["--as-of", 2]),
     ],
-    ids=["defaults", "token", "thorough", "sample", "shape", "newest", "as of"],
+    ids=["defaults", "token", "thorough", "sample", "shape", "without", "newest", "as of"],
 )
 def test_an_answer_is_that_of_ask(served, ask, body, arguments) -> None:
     response = served.post("/v1/answer", {"question": QUESTION, **body})
@@ -83,6 +84,9 @@ def test_a_search_finds_what_an_answer_rests_on(served) -> None:
         ("/v1/answer", {"question": QUESTION, "temperature": 1e-300}, 422, "temperature: Input should be greater"),
         ("/v1/answer", {"question": QUESTION, "min_tokens": 9}, 422, "min_tokens=9 leaves no room"),
         ("/v1/answer", {"question": QUESTION, "memory": "/etc/passwd"}, 422, "memory: Extra inputs"),
+        ("/v1/answer", {"question": QUESTION, "without": ["none"]}, 422, "without='none' is not among the 3"),
+        ("/v1/answer/stream", {"question": QUESTION, "without": ["none"]}, 422, "without='none' is not among"),
+        ("/v1/answer", {"question": QUESTION, "without": [""]}, 422, "without.0: String should have at least 1"),
         ("/v1/answer", {"question": "x" * 4001}, 422, "question: String should have at most 4000"),
         ("/v1/answer", {"question": "paris " * 300}, 422, "tokens"),
         ("/v1/answer", {"question": QUESTION, "variant": "both"}, 422, "variant: Input should be 'sequence' or"),

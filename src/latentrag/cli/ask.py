@@ -33,6 +33,9 @@ def ask(
     top_k: Annotated[int | None, typer.Option(help="With --sample: among so many tokens; 0: all.")] = None,
     top_p: Annotated[float | None, typer.Option(help="With --sample: among tokens of this total probability.")] = None,
     seed: Annotated[int | None, typer.Option(help="With --sample: the same answers again.")] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="As if this passage had not been retrieved; may be repeated.")
+    ] = None,
     as_of: arg.AsOf = None,
     dtype: arg.DtypeName = "auto",
     as_json: arg.AsJson = False,
@@ -58,6 +61,7 @@ def ask(
             top_k=top_k,
             top_p=top_p,
             seed=seed,
+            without=tuple(without or ()),
         )
     if as_json:
         from latentrag.records import answer_record

@@ -20,7 +20,7 @@ from latentrag.generator.own_logits import OwnLogits
 from latentrag.generator.passage_cache import PassageCache
 from latentrag.generator.passage_reader import PassageReader
 from latentrag.generator.prompts import PromptTokens
-from latentrag.generator.scoring import GoldScorer
+from latentrag.generator.scoring import GoldScorer, one_at_a_time
 from latentrag.generator.shared_context import share_context
 from latentrag.generator.text import pieces
 from latentrag.types import PassageLists, Targets
@@ -264,6 +264,7 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         hidden, output = self._head.run(input_ids=ids, attention_mask=mask.long(), position_ids=positions, **inputs)
         return hidden, output.past_key_values, mask
 
+    @one_at_a_time
     @torch.no_grad()
     def start(self, prepared: PreparedPrompts) -> tuple[Tensor, _State]:
 
@@ -272,6 +273,7 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         state = _State(cache, read.mask[index], prepared.num_questions, prepared.num_passages, 1)
         return self._grid(state, read.logits[index]), state
 
+    @one_at_a_time
     @torch.no_grad()
     def step(self, state: _State, parents: Tensor, tokens: Tensor) -> tuple[Tensor, _State]:
         rows = rows_of_parents(parents, state.num_passages, state.num_beams)

@@ -8,6 +8,7 @@ gradients, no part keeps its logits for the backward pass: of a frozen layer the
 is trained is applied a second time.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,6 +39,8 @@ class OutputHead:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.lock = threading.RLock()
+        """For who uses the model from several threads: ``run`` changes its output layer for a moment."""
         self.linear = model.get_output_embeddings()
         if self.linear is None:
             raise ModelError(f"{type(model).__name__} has no output layer; needed a model that generates text")

@@ -1,5 +1,6 @@
 """For models whose output layer's result is changed in ways that ``OutputHead`` does not know."""
 
+import threading
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ class OwnLogits:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.lock = threading.RLock()
         self.linear = nn.Identity()
 
     def after(self, logits: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from functools import wraps
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,21 @@ class _Prepared(Protocol):
 
 
 P = TypeVar("P", bound=_Prepared)
+A = ParamSpec("A")
+R = TypeVar("R")
+S = TypeVar("S", bound="GoldScorer[Any]")
+
+
+def one_at_a_time(method: Callable[Concatenate[S, A], R]) -> Callable[Concatenate[S, A], R]:
+    """A method that computes with the model: threads wait for each other, for models are changed while they compute
+    (the output layer is left out, an adapter is)."""
+
+    @wraps(method)
+    def waiting(self: S, /, *args: A.args, **named: A.kwargs) -> R:
+        with self._head.lock:
+            return method(self, *args, **named)
+
+    return waiting
 
 
 class GoldScorer(ABC, Generic[P]):
@@ -45,10 +61,12 @@ class GoldScorer(ABC, Generic[P]):
         named: Iterator[tuple[str, torch.nn.Parameter]] = self.model.named_parameters()
         return named
 
+    @one_at_a_time
     def log_p_theta(self, prepared: P, targets: Targets) -> Tensor:
         log_p, _ = self._scored(prepared, targets)
         return log_p
 
+    @one_at_a_time
     def log_p_theta_and_mean(
         self, prepared: P, targets: Targets, weigh: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:

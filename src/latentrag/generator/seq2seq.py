@@ -14,7 +14,7 @@ from latentrag.generator.grid import are_all, check_lengths, padded, pairs, rows
 from latentrag.generator.inputs import InputTemplate, input_ids
 from latentrag.generator.lora import Lora, add_lora
 from latentrag.generator.own_logits import OwnLogits
-from latentrag.generator.scoring import GoldScorer
+from latentrag.generator.scoring import GoldScorer, one_at_a_time
 from latentrag.generator.shared_context import share_context
 from latentrag.generator.text import pieces
 from latentrag.types import PassageLists, Targets
@@ -108,6 +108,7 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
         positions: int | None = getattr(self.model.config, "max_position_embeddings", None)
         return None if positions is None else positions - len(self.decoder_prefix) + 1
 
+    @one_at_a_time
     def prepare(self, x: Sequence[str], passages: PassageLists | None) -> PreparedContexts:
         rows, num_passages = pairs(x, passages)
         rendered = [self.template.render(question, passage) for question, passage in rows]
@@ -143,6 +144,7 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
         hidden, _ = self._head.run(**self._context(prepared, 1), decoder_input_ids=decoder_ids, use_cache=False)
         return hidden[:, prefix.shape[1] - 1 :]
 
+    @one_at_a_time
     @torch.no_grad()
     def start(self, prepared: PreparedContexts) -> tuple[Tensor, _State]:
         from transformers import DynamicCache, EncoderDecoderCache
@@ -151,6 +153,7 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
         rows = prepared.num_questions * prepared.num_passages
         return self._advance(state, self._prefix(rows)), state
 
+    @one_at_a_time
     @torch.no_grad()
     def step(self, state: _State, parents: Tensor, tokens: Tensor) -> tuple[Tensor, _State]:
         num_passages, num_beams = state.prepared.num_passages, state.num_beams

@@ -14,8 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from latentrag.errors import LatentRagError
-from latentrag.serving import routes, schemas
-from latentrag.serving.docs_page import page
+from latentrag.serving import docs_page, page, routes, schemas
 from latentrag.serving.engine import Engine
 from latentrag.serving.failures import Refused
 from latentrag.serving.guard import Access, Guard
@@ -66,11 +65,15 @@ def create_app(
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return HTMLResponse(page(described))
+        return HTMLResponse(docs_page.page(described))
+
+    app.include_router(page.page())
 
     methods = {path: frozenset(method.upper() for method in known) for path, known in described["paths"].items()}
-    methods |= {"/docs": frozenset({"GET"}), "/openapi.json": frozenset({"GET"})}
-    app.add_middleware(Guard, options=options, access=access or Access(), metrics=metrics, methods=methods)
+    methods |= dict.fromkeys(("/docs", "/openapi.json", *page.paths()), frozenset({"GET"}))
+    app.add_middleware(
+        Guard, options=options, access=access or Access(), metrics=metrics, methods=methods, files=page.paths()
+    )
     return app
 
 

@@ -47,6 +47,7 @@ class _Answering:
     variant: Variant
     decoding: Decoding
     options: DecodingOptions
+    without: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class Engine:
         variant: Variant | None,
         decoding: Decoding,
         options: dict[str, Any],
+        without: tuple[str, ...] = (),
         tell: Callable[[Any], None] | None = None,
     ) -> Job:
         """An ``Answer``, about which ``tell`` gets ``Sources`` and then tuples of ``Token``, each longer than the last.
@@ -99,10 +101,11 @@ class Engine:
         chosen, wanted, k = checked(variant or rag.variant), rag.options(**options), k or rag.k
         check_decoding(chosen, decoding, wanted)
         check_questions([question])
-        request = _Answering(rag, question, k, chosen, decoding, wanted)
+        request = _Answering(rag, question, k, chosen, decoding, wanted, without)
         key: Hashable = ("answer", id(rag), k, chosen, decoding, wanted)
-        if wanted.sample and wanted.seed is not None:
-            key = object()  # other samples in the batch would shift the random numbers
+        if without or (wanted.sample and wanted.seed is not None):
+            # Other questions have other passages; other samples in the batch would shift the random numbers.
+            key = object()
         return self._submit(key, k * wanted.num_beams, request, tell)
 
     def score(self, rag: Rag, x: str, y: str, *, k: int | None, variant: Variant | None) -> Job:
@@ -158,6 +161,7 @@ def _answers(batch: Sequence[Job], first: _Answering) -> list[Answer | None]:
         k=first.k,
         variant=first.variant,
         decoding=first.decoding,
+        without=first.without,
         **asdict(first.options),
     )
 

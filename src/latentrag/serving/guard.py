@@ -86,6 +86,8 @@ class Guard:
 
     Args:
         methods: of each path that the app knows.
+        files: paths of what is the same for everybody and costs nothing: a browser that opens the page has no key
+            yet, and asks for all of them at once.
     """
 
     def __init__(
@@ -96,9 +98,10 @@ class Guard:
         access: Access,
         metrics: Metrics,
         methods: Mapping[str, frozenset[str]],
+        files: frozenset[str] = frozenset(),
     ) -> None:
         self._app, self._options, self._access = app, options, access
-        self._metrics, self._methods = metrics, methods
+        self._metrics, self._methods, self._files = metrics, methods, files
         self._rate = None if options.rate is None else Rate(options.rate)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -131,6 +134,8 @@ class Guard:
         """Raises: Refused."""
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         self._check_host(headers.get(b"host", ""))
+        if scope["path"] in self._files and scope["method"] == "GET":
+            return
         key = None
         client = scope["client"][0] if scope["client"] else "unknown"
         if self._access.keys:

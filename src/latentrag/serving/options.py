@@ -17,6 +17,7 @@ MAX_STOPS = 4
 MAX_STOP = 64
 MAX_MESSAGES = 256
 MAX_NAME = 100
+MAX_ID = 1_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,10 @@ class AnswerOptions(Modelled):
     top_k: Annotated[int, Field(ge=0, le=10**6)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Seed | None = None
+    without: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=limit.MAX_ID)]],
+        Field(max_length=limit.MAX_PASSAGES, description="Ids of passages that count as not retrieved."),
+    ] = []
 
     def decoding_options(self) -> dict[str, Any]:
         """Under the names of ``DecodingOptions``."""
@@ -184,6 +188,11 @@ class AnswerOut(BaseModel):
     sources: list[SourceOut]
     tokens: list[TokenOut]
     hypotheses: list[HypothesisOut]
+    log_p_eta: Annotated[list[LogProb], Field(description="log p_η(z|x) of each source.")]
+    log_p_theta: Annotated[
+        list[list[LogProb]],
+        Field(description="log p_θ(y_i|x,z,y_<i): for each source each token of log_prob, the end token included."),
+    ]
 
 
 class ScoreSourceOut(BaseModel):

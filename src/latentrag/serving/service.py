@@ -65,6 +65,7 @@ class Service:
             variant=asked.variant,
             decoding=asked.decoding,
             options=asked.decoding_options(),
+            without=tuple(asked.without),
             tell=None if told is None else told.tell,
         )
 

@@ -1,0 +1,80 @@
+// Requests to the server that this page came from.
+
+/** What a person is told when something goes wrong. */
+export class Failure extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
+
+const KEY = "latentrag-api-key"; // kept until the tab is closed
+
+export const keepKey = (key) => sessionStorage.setItem(KEY, key);
+
+/** A response that succeeded. Throws Failure, or AbortError where it was cancelled. */
+async function call(path, { body, signal } = {}) {
+  const headers = {};
+  const key = sessionStorage.getItem(KEY);
+  if (key) headers.Authorization = `Bearer ${key}`;
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  const method = body === undefined ? "GET" : "POST";
+  const sent = body === undefined ? undefined : JSON.stringify(body);
+  const response = await reached(fetch(path, { method, headers, body: sent, signal }));
+  if (!response.ok) throw await failure(response);
+  return response;
+}
+
+/** The JSON of a response. Throws as the calls do. */
+export async function ask(path, { body, signal } = {}) {
+  const response = await call(path, { body, signal });
+  return reached(response.json());
+}
+
+/** The events of a stream, as [name, data]. Throws as the calls do, and where the stream ends with an error. */
+export async function* stream(path, { body, signal }) {
+  const response = await call(path, { body, signal });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reached(reader.read());
+    if (done) return;
+    const events = (rest + value).split("\n\n");
+    rest = events.pop();
+    for (const event of events) {
+      const [name, data] = parsed(event);
+      if (name === "error") throw new Failure(data.error.message);
+      yield [name, data];
+    }
+  }
+}
+
+function parsed(event) {
+  let [name, data] = ["", ""];
+  for (const line of event.split("\n")) {
+    if (line.startsWith("event: ")) name = line.slice(7);
+    if (line.startsWith("data: ")) data += line.slice(6);
+  }
+  return [name, JSON.parse(data)];
+}
+
+async function reached(promise) {
+  try {
+    return await promise;
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Failure("The server does not answer; check that latentrag serve is running, then try again.");
+  }
+}
+
+async function failure(response) {
+  let message = `the server answered with status ${response.status}`;
+  try {
+    message = (await response.json()).error.message;
+  } catch {
+    // Something between the page and the server has answered; its status is all there is to say.
+  }
+  const wait = response.headers.get("Retry-After");
+  if (response.status === 429 && wait) message = `The server is busy: ${message} (in ${wait} s)`;
+  return new Failure(`${message[0].toUpperCase()}${message.slice(1)}.`, response.status);
+}

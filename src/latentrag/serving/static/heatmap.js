@@ -1,0 +1,75 @@
+// The table of tokens × passages: a number in every cell, and a colour that says the same.
+
+import { nats, percent } from "./numbers.js";
+import { el, isolated, tokenName } from "./text.js";
+
+const CAPTIONS = {
+  undefined: "Share of each passage, token by token, as they are decided.",
+  sequence: "Belief in each passage after each token, p(z|x,y≤i): RAG-Sequence. The last row is p(z|x,y).",
+  token: "Which passage each token came from, p(z|x,y_i,y<i): RAG-Token. The last row is the mean over all tokens.",
+};
+
+export class HeatMap {
+  /** on: pinToken(i) and pinPassage(z) are called with indexes. */
+  constructor(table, on) {
+    this.table = table;
+    this.on = on;
+    this.rows = [];
+    this.columns = [];
+  }
+
+  begin(sources) {
+    this.rows = [];
+    this.caption = el("caption", {}, CAPTIONS.undefined);
+    this.columns = sources.map((source, z) => {
+      const pin = el("button", { type: "button", "aria-pressed": "false" }, `[${z + 1}] `, isolated(source.title || source.id));
+      pin.addEventListener("click", () => this.on.pinPassage(z));
+      return { pin, head: el("th", { scope: "col" }, pin) };
+    });
+    this.body = el("tbody");
+    const head = el("tr", {}, el("th", { scope: "col" }, "Token"), ...this.columns.map((each) => each.head));
+    head.append(el("th", { scope: "col" }, "log p"));
+    this.body.append(row("prior", sources.map((source) => source.prior), ""));
+    this.table.replaceChildren(this.caption, el("thead", {}, head), this.body);
+  }
+
+  add(tokens) {
+    for (const token of tokens) {
+      const i = this.rows.length;
+      const pin = el("button", { type: "button", "aria-pressed": "false" }, isolated(tokenName(token.text)));
+      pin.addEventListener("click", () => this.on.pinToken(i));
+      const made = row(pin, token.posterior, nats(token.log_prob === null ? -Infinity : token.log_prob));
+      this.rows.push({ pin, root: made });
+      this.body.append(made);
+    }
+  }
+
+  finish(answer) {
+    this.caption.textContent = CAPTIONS[answer.variant];
+    const last = row("answer", answer.sources.map((source) => source.posterior), nats(answer.log_prob));
+    this.table.append(el("tfoot", {}, last));
+  }
+
+  update({ pinnedToken, pinned, off }) {
+    this.rows.forEach(({ pin, root }, i) => {
+      pin.setAttribute("aria-pressed", pinnedToken === i);
+      root.classList.toggle("pinned", pinnedToken === i);
+    });
+    this.columns.forEach(({ pin }, z) => pin.setAttribute("aria-pressed", pinned === z));
+    for (const each of this.table.querySelectorAll("tr")) {
+      [...each.cells].slice(1, -1).forEach((cell, z) => {
+        cell.classList.toggle("pinned", pinned === z);
+        cell.classList.toggle("off", off.has(z));
+      });
+    }
+  }
+}
+
+function row(name, shares, logP) {
+  const cells = shares.map((share) => {
+    const cell = el("td", { class: "heat" }, percent(share));
+    cell.style.setProperty("--share", share);
+    return cell;
+  });
+  return el("tr", {}, el("th", { scope: "row" }, name), ...cells, el("td", {}, logP));
+}

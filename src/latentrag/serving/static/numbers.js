@@ -1,0 +1,79 @@
+// The arithmetic of the page, from log p_η (K) and log p_θ (K × T) of an answer, and how numbers are written.
+
+/** log Σ exp, nats. */
+export function logSumExp(values) {
+  const most = Math.max(...values);
+  if (most === -Infinity) return -Infinity;
+  return most + Math.log(values.reduce((sum, value) => sum + Math.exp(value - most), 0));
+}
+
+export const sum = (values) => values.reduce((total, value) => total + value, 0);
+
+/** JSON has no −∞ and writes null. */
+export const logarithm = (value) => (value === null ? -Infinity : value);
+
+/**
+ * log p(y|x), nats, had only the passages `kept` been retrieved: the prior is renormalised over them.
+ *
+ * RAG-Sequence: log Σ_z p_η(z|x) Π_i p_θ(y_i|x,z,y_<i);  RAG-Token: Σ_i log Σ_z p_η(z|x) p_θ(y_i|x,z,y_<i).
+ */
+export function logLikelihood(answer, kept) {
+  const logPEta = kept.map((z) => logarithm(answer.log_p_eta[z]));
+  const logPTheta = kept.map((z) => answer.log_p_theta[z].map(logarithm));
+  const norm = logSumExp(logPEta);
+  if (answer.variant === "sequence") {
+    return logSumExp(logPTheta.map((ofPassage, j) => logPEta[j] + sum(ofPassage))) - norm;
+  }
+  const numTokens = answer.log_p_theta[0].length;
+  let total = 0;
+  for (let i = 0; i < numTokens; i += 1) {
+    total += logSumExp(logPTheta.map((ofPassage, j) => logPEta[j] + ofPassage[i])) - norm;
+  }
+  return total;
+}
+
+/** A share: 64.5 %. */
+export function percent(p) {
+  if (p > 0.9995) return p === 1 ? "100 %" : ">99.9 %";
+  if (p < 0.0005) return p === 0 ? "0 %" : "<0.1 %";
+  return `${(100 * p).toFixed(1)} %`;
+}
+
+/** A logarithm: −1.33. */
+export function nats(value) {
+  if (value === -Infinity) return "−∞";
+  return signed(value).replace("+", "");
+}
+
+/** A difference of logarithms: +2.70. */
+export function signed(value) {
+  if (!Number.isFinite(value)) return value < 0 ? "−∞" : "+∞";
+  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
+}
+
+/** A probability that may be very small: 0.0123, 4.56·10⁻⁹; from its logarithm, so that none is too small. */
+export function fromLog(value) {
+  if (value === -Infinity) return "0";
+  if (value > Math.log(0.001)) return Math.exp(value).toPrecision(3);
+  let exponent = Math.floor(value / Math.LN10);
+  let digits = Math.exp(value - exponent * Math.LN10).toFixed(2);
+  if (digits === "10.00") [digits, exponent] = ["1.00", exponent + 1];
+  return `${digits}·10${String(exponent).replace(/[-\d]/g, (each) => SUPERSCRIPT[each])}`;
+}
+
+const SUPERSCRIPT = Object.fromEntries([..."-0123456789"].map((each, i) => [each, "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"[i]]));
+
+/** How many times more or less probable: 11 times less probable. */
+export function times(difference) {
+  if (Math.abs(difference) < 0.005) return "as probable as before";
+  return `${factor(Math.abs(difference))} times ${difference < 0 ? "less" : "more"} probable`;
+}
+
+function factor(logFactor) {
+  if (!Number.isFinite(logFactor)) return "infinitely many";
+  if (logFactor < Math.log(100)) return Math.exp(logFactor).toPrecision(3);
+  if (logFactor < Math.log(1e6)) return Number(Math.exp(logFactor).toPrecision(3)).toLocaleString("en");
+  const exponent = Math.floor(logFactor / Math.LN10);
+  const digits = Math.exp(logFactor - exponent * Math.LN10).toFixed(1);
+  return `${digits}·10${String(exponent).replace(/\d/g, (each) => SUPERSCRIPT[each])}`;
+}

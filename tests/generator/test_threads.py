@@ -1,0 +1,52 @@
+"""Several threads may use one generator: each gets what it would get alone."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from latentrag.generator import CausalGenerator, load_generator
+from latentrag.generator.lora import Lora
+from latentrag.generator.passage_cache import PassageCache
+from latentrag.types import Passage
+from tests import tiny
+
+X = ["what is the capital", "which moon is red", "who wrote it in rome", "who is she"]
+PASSAGES = [Passage("a", "paris is the capital"), Passage("b", "the red moon is a moon of mars and of rome")]
+Y = ["paris", "the red moon", "beethoven wrote it", "emma"]
+
+
+def generator_of(kind: str, folder):
+    tiny.save_tokenizer(folder, end=kind == "bart", max_tokens=64)
+    (tiny.save_bart if kind == "bart" else tiny.save_llama)(folder, seed=3)
+    plain = load_generator(folder)
+    if kind != "adapted":
+        return plain
+    made = CausalGenerator(plain.model, plain.tokenizer, lora=Lora(rank=2, scope="question"))
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if "lora_" in name:
+                weight.normal_(std=0.3)
+    made.passage_cache = PassageCache(1 << 14)  # too small for all: passages are read again and again
+    return made
+
+
+@torch.no_grad()
+def found(generator, number: int):
+    prepared = generator.prepare([X[number]], [PASSAGES])
+    log_p, state = generator.start(prepared)
+    steps = [log_p]
+    for _ in range(3):
+        log_p, state = generator.step(state, torch.tensor([[0, 0]]), torch.tensor([[3, 4]]))
+        steps.append(log_p)
+    return [*steps, generator.log_p_theta(prepared, generator.targets([Y[number]]))]
+
+
+@pytest.mark.parametrize("kind", ["bart", "llama", "adapted"])
+def test_threads_get_what_they_would_get_alone(kind, tmp_path) -> None:
+    generator = generator_of(kind, tmp_path)
+    expected = [found(generator, number) for number in range(len(X))]
+    with ThreadPoolExecutor(4) as pool:
+        for number, each in enumerate(pool.map(lambda place: found(generator, place % len(X)), range(24))):
+            for one, two in zip(each, expected[number % len(X)], strict=True):
+                torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
