@@ -6,7 +6,7 @@ Every arm learns from the same examples, in the same order and number, and start
 learns through an adapter that leaves passages as they were read (LoRA, scope "question"), so that all arms share what
 has been read of them. This generator can read, and says most clearly which passage helps before it is tuned: so the
 joint arms go on from the encoder that query-side training made of the same examples; "at once" does not. Query-side
-training sees them several times, for it costs little: the generator stays as it is, and is asked once for each passage.
+training sees them several times: the generator stays as it is, and is asked once for each passage of a clue.
 
     closed book    generator without passages               query side    the query encoder alone, hindsight
     BM25           generator over BM25                      at once       both from the first step, RAG-Sequence
