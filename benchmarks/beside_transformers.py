@@ -1,9 +1,11 @@
 """What benchmarks beside transformers share: its BART with random weights, and measurements in turns, each in a process
 of its own with one thread, under two settings of glibc's allocator."""
 
+import argparse
 import itertools
 import json
 import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,3 +141,28 @@ def _ratio(results: Results, setting: str, one: str, other: str) -> str:
         f"| {one} / {other} | {setting} | {statistics.median(quotients):.2f} | {min(quotients):.2f} | "
         f"{max(quotients):.2f} | {memory:.2f} | {shown} |"
     )
+
+
+def report(results: Results, pairs: Sequence[tuple[str, str]], config: Any, *, about: str, file: Path | None) -> None:
+    """Tables on stdout, and everything as JSON in a file."""
+    print(f"{about}; one thread, float32; medians\n")
+    print("\n".join([*table(results), "", *ratios(results, pairs)]))
+    if file is not None:
+        import transformers
+
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+        runs = [{"malloc": setting, "way": way, "runs": each} for (setting, way), each in results.items()]
+        content = {"config": asdict(config), "platform": platform.platform(), **versions, "ways": runs}
+        file.write_text(json.dumps(content) + "\n", "utf-8")
+
+
+def parser(description: str | None, ways: Sequence[str]) -> argparse.ArgumentParser:
+    """The options that all of them have."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--size", choices=["tiny", "base", "large"], default="base")
+    made.add_argument("--passages", type=int, default=5)
+    made.add_argument("--runs", type=int, default=5)
+    made.add_argument("--ways", nargs="+", choices=ways, default=list(ways))
+    made.add_argument("--malloc", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    made.add_argument("--json", type=Path)
+    return made

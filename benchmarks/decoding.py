@@ -15,30 +15,16 @@ A table goes to stdout.
     bare loop        encoder, and the decoder's steps of a beam that never moves
 """
 
-import argparse
 import json
-import platform
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.beside_transformers import (
-    BEGIN,
-    END,
-    SETTINGS,
-    Tokenizer,
-    bart,
-    in_turns,
-    measured,
-    rag_of,
-    ratios,
-    table,
-)
+from benchmarks.beside_transformers import BEGIN, END, Tokenizer, bart, in_turns, measured, parser, rag_of, report
 
 THEIRS = ["their token", "their thorough", "their generate"]
 OURS = ["encode", "bare loop", "token", "exact", "each", "fast", "thorough"]
@@ -158,30 +144,13 @@ def main() -> int:
     if sys.argv[1:2] == ["--one"]:
         print(json.dumps(measure(sys.argv[2], Config(**json.loads(sys.argv[3])))))
         return 0
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=["tiny", "base", "large"], default="base")
-    parser.add_argument("--passages", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=20)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--ways", nargs="+", choices=THEIRS + OURS, default=THEIRS + OURS)
-    parser.add_argument("--malloc", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    options = parser(__doc__, THEIRS + OURS)
+    options.add_argument("--tokens", type=int, default=20)
+    given = options.parse_args()
     config = Config(size=given.size, K=given.passages, tokens=given.tokens)
     results = in_turns("benchmarks.decoding", given.ways, given.malloc, given.runs, config)
-    print(
-        f"BART-{config.size}, B {config.B}, K {config.K}, L {config.L}, {config.M} beams, {config.tokens} tokens; ",
-        end="",
-    )
-    print("one thread, float32; medians\n")
-    print("\n".join([*table(results), "", *ratios(results, RATIOS)]))
-    if given.json is not None:
-        import transformers
-
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        runs = [{"malloc": setting, "way": way, "runs": each} for (setting, way), each in results.items()]
-        content = {"config": asdict(config), "platform": platform.platform(), **versions, "ways": runs}
-        given.json.write_text(json.dumps(content) + "\n", "utf-8")
+    about = f"BART-{config.size}, B {config.B}, K {config.K}, L {config.L}, {config.M} beams, {config.tokens} tokens"
+    report(results, RATIOS, config, about=about, file=given.json)
     return 0
 
 

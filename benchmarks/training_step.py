@@ -14,31 +14,16 @@ ways take turns.
     token, sequence                ours
 """
 
-import argparse
 import json
-import platform
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.beside_transformers import (
-    BEGIN,
-    END,
-    PAD,
-    SETTINGS,
-    Tokenizer,
-    bart,
-    in_turns,
-    measured,
-    rag_of,
-    ratios,
-    table,
-)
+from benchmarks.beside_transformers import BEGIN, END, PAD, Tokenizer, bart, in_turns, measured, parser, rag_of, report
 
 WAYS = ["their token", "their sequence", "bart", "token", "sequence"]
 RATIOS = [
@@ -189,28 +174,15 @@ def main() -> int:
     if sys.argv[1:2] == ["--one"]:
         print(json.dumps(measure(sys.argv[2], Config(**json.loads(sys.argv[3])))))
         return 0
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=["tiny", "base", "large"], default="base")
-    parser.add_argument("--passages", type=int, default=5)
-    parser.add_argument("--lengths", choices=["even", "real"], default="even")
-    parser.add_argument("--micro-batch-size", type=int, default=4)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    parser.add_argument("--malloc", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    config = Config(size=given.size, K=given.passages, lengths=given.lengths, micro_batch_size=given.micro_batch_size)
+    options = parser(__doc__, WAYS)
+    options.add_argument("--lengths", choices=["even", "real"], default="even")
+    options.add_argument("--micro-batch-size", type=int, default=4)
+    given = options.parse_args()
+    config = Config(given.size, K=given.passages, lengths=given.lengths, micro_batch_size=given.micro_batch_size)
     results = in_turns("benchmarks.training_step", given.ways, given.malloc, given.runs, config)
     contexts = f"L {config.L}, T {config.T}" if config.lengths == "even" else f"real lengths, theirs padded to {PADDED}"
-    print(f"BART-{config.size}, B {config.B}, K {config.K}, {contexts}; one thread, float32; medians\n")
-    print("\n".join([*table(results), "", *ratios(results, RATIOS)]))
-    if given.json is not None:
-        import transformers
-
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        runs = [{"malloc": setting, "way": way, "runs": each} for (setting, way), each in results.items()]
-        content = {"config": asdict(config), "platform": platform.platform(), **versions, "ways": runs}
-        given.json.write_text(json.dumps(content) + "\n", "utf-8")
+    about = f"BART-{config.size}, B {config.B}, K {config.K}, {contexts}"
+    report(results, RATIOS, config, about=about, file=given.json)
     return 0
 
 

@@ -80,16 +80,24 @@ def test_saving_over_a_model_replaces_it_and_over_anything_else_is_refused(parts
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
 
 
-def test_a_failed_save_leaves_the_old_model_and_nothing_else(parts, memory, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("fails", ["the generator is written", "the folder takes its place"])
+def test_a_failed_save_leaves_the_old_model_and_nothing_else(parts, memory, tmp_path, monkeypatch, fails) -> None:
     rag = load(parts, memory=memory)
     save(rag, tmp_path / "saved")
     before = {path: path.read_bytes() for path in (tmp_path / "saved").rglob("*") if path.is_file()}
     others = set(tmp_path.iterdir())
+    rename = Path.rename
 
     def full(*_args: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("latentrag.generator.loading.save_generator", full)
+    def renamed(self: Path, target: Path) -> Path:
+        return full() if ".saving-" in self.name else rename(self, target)
+
+    if fails == "the generator is written":
+        monkeypatch.setattr("latentrag.generator.loading.save_generator", full)
+    else:
+        monkeypatch.setattr(Path, "rename", renamed)
     with pytest.raises(InputError, match="no space left"):
         save(rag, tmp_path / "saved")
     assert {path: path.read_bytes() for path in before} == before

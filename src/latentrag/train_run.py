@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from latentrag import assemble
-from latentrag.disk import sha256_of_file
+from latentrag import assemble, disk
 from latentrag.errors import InputError, TrainingError
 
 if TYPE_CHECKING:
@@ -241,8 +240,8 @@ def _record(setup: Setup, options: TrainingOptions, lora: Any, memory: Any) -> d
         "format": FORMAT,
         "options": asdict(options),
         "lora": None if lora is None else json.loads(json.dumps(asdict(lora))),
-        "data": {"name": setup.data.name, "sha256": sha256_of_file(setup.data)},
-        "dev": None if setup.dev is None else {"name": setup.dev.name, "sha256": sha256_of_file(setup.dev)},
+        "data": {"name": setup.data.name, "sha256": disk.sha256_of_file(setup.data)},
+        "dev": None if setup.dev is None else {"name": setup.dev.name, "sha256": disk.sha256_of_file(setup.dev)},
         "dev_limit": setup.dev_limit,
         "memory": {"path": str(memory.path), "version": memory.version, "encoder": memory.manifest.fingerprint},
         "model": str(setup.model),
@@ -294,8 +293,6 @@ def _refuse(name: str, old: object, new: object, out: Path) -> None:
 def _write(out: Path, asked: Mapping[str, Any]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        scratch = out / f".{RUN_FILE}.new"
-        scratch.write_text(json.dumps(asked, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        scratch.replace(out / RUN_FILE)
+        disk.write_file(out / RUN_FILE, (json.dumps(asked, indent=2, ensure_ascii=False) + "\n").encode())
     except OSError as error:
         raise InputError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from error

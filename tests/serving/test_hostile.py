@@ -1,10 +1,11 @@
 """Clients that misbehave are answered or closed, and others notice nothing."""
 
+import contextlib
 import json
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -91,16 +92,33 @@ def test_a_body_that_does_not_end_is_answered(served) -> None:
 def test_a_client_that_reads_nothing_is_closed(served) -> None:
     """Its requests' responses fill what the system buffers for it."""
     with connected(served) as deaf:
+        port = deaf.getsockname()[1]
         request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
         deaf.setblocking(False)
-        sent = 0
         connections = served.server.server_state.connections
-        while any(each.client and each.client[1] == deaf.getsockname()[1] for each in list(connections)) or not sent:
-            try:
-                sent += deaf.send(request * 10)
-            except (BlockingIOError, ConnectionResetError, BrokenPipeError):
-                sent += 1
-            time.sleep(0.01)
+
+        def is_known() -> bool:
+            return any(each.client and each.client[1] == port for each in list(connections))
+
+        deaf.send(request)
+        assert waited_for(is_known)
+
+        def has_gone() -> bool:
+            with contextlib.suppress(BlockingIOError, ConnectionResetError, BrokenPipeError):
+                deaf.send(request * 10)
+            return not is_known()
+
+        assert waited_for(has_gone)
+
+
+def waited_for(happened: Callable[[], bool]) -> bool:
+    """Whether it happens in good time."""
+    end_s = time.monotonic() + PATIENCE_S
+    while not happened():
+        if time.monotonic() > end_s:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 @pytest.mark.parametrize("chunked", [True, False])

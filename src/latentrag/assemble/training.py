@@ -1,0 +1,103 @@
+"""A model's parts made ready to be trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from latentrag.assemble.parts import ModelSpec, Source, load_passage_encoder
+from latentrag.errors import InputError
+
+if TYPE_CHECKING:
+    from latentrag.assemble.parts import Generator
+    from latentrag.generator.lora import Lora
+    from latentrag.memory import Memory
+    from latentrag.protocols import Retriever
+    from latentrag.rag import Rag
+
+
+def generator_for_training(
+    generator: Generator,
+    *,
+    lora: Lora | None,
+    frozen: bool = False,
+    whole: bool = False,
+    recompute: bool = False,
+    seed: int = 0,
+    keep_preamble: bool = False,
+    passage_cache_bytes: int = 0,
+    passage_cache_folder: Source | None = None,
+) -> Generator:
+    """The same generator, made ready to be trained.
+
+    Args:
+        lora: the adapter to train; None: all weights, or none of them.
+        frozen: nothing of it is trained.
+        whole: its weights are trained and should be float32.
+        recompute: keep fewer activations, compute them again in the backward pass.
+        keep_preamble: of a causal model's prompt.
+        passage_cache_bytes, passage_cache_folder: for a causal model that reads passages without learning, which
+            are then read once.
+    """
+    from latentrag.generator import CausalGenerator, Seq2SeqGenerator
+    from latentrag.generator.lora import split_weights
+    from latentrag.generator.memory_saving import recompute_activations
+    from latentrag.generator.passage_cache import PassageCache, weights_key
+
+    model = generator.model.float() if whole else generator.model
+    if recompute:
+        recompute_activations(model)
+    added = lora if generator.lora is None else None
+    if isinstance(generator, Seq2SeqGenerator):
+        if added is None:
+            return generator
+        return Seq2SeqGenerator(
+            model,
+            generator.tokenizer,
+            template=generator.template,
+            max_input_tokens=generator.max_input_tokens,
+            decoder_prefix=generator.decoder_prefix,
+            lora=added,
+            seed=seed,
+        )
+    template = (
+        generator.template if keep_preamble else replace(generator.template, preamble="", closed_book_preamble="")
+    )
+    cache = None
+    if passage_cache_bytes and (frozen or (lora is not None and lora.scope == "question")):
+        key = "" if passage_cache_folder is None else weights_key(split_weights(model.state_dict())[0])
+        cache = PassageCache(passage_cache_bytes, folder=passage_cache_folder, model=key)
+    ready = CausalGenerator(
+        model,
+        generator.tokenizer,
+        template=template,
+        max_input_tokens=generator.max_input_tokens,
+        lora=added,
+        seed=seed,
+        passage_cache=cache,
+    )
+    ready.lora = lora or generator.lora
+    return ready
+
+
+def retriever_for_training(
+    rag: Rag, source: Source | ModelSpec, memory: Memory, refresh: bool, *, device: str
+) -> Retriever:
+    """The model's retriever, made ready to be trained.
+
+    Args:
+        source: the model, for its passage encoder.
+        refresh: train the passage encoder too and re-encode the memory meanwhile. It is loaded apart from the query
+            encoder, also where one model serves as both: they part as they learn.
+    Raises: InputError for BM25, which has no encoders; ModelError if the model has no passage encoder;
+        EncoderMismatchError if it is not that of the memory.
+    """
+    from latentrag.retriever import BM25Retriever, RefreshingRetriever
+
+    if not refresh:
+        return rag.retriever
+    retriever: Any = rag.retriever
+    if isinstance(retriever, BM25Retriever):
+        raise InputError("BM25 has no passage encoder to refresh; leave refresh_every out or retrieve with vectors")
+    passage_encoder: Any = load_passage_encoder(source, device=device)
+    return RefreshingRetriever(retriever.query_encoder, passage_encoder, memory)
