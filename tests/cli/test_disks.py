@@ -197,9 +197,9 @@ def test_a_table_file_that_is_corrupt_is_said_and_an_older_version_offered(own, 
     found = cli("index", "verify", own)
     assert found.code == 1
     assert f"data/{newest.name} is not as it was written; versions 4 to 4 need it" in found.stdout
-    assert f"or ask version 3: `latentrag index use {own} 3`" in found.stdout
+    assert f"ask version 3: `latentrag index use {own} 3`" in found.stdout
     # The older versions are not removed in favour of one that nobody can read.
-    assert f"data/{newest.name} of the newest version" in cli("index", "prune", own, "--keep", 1).error()
+    assert f"data/{newest.name} is not as it was written" in cli("index", "prune", own, "--keep", 1).error()
     assert cli("index", "use", own, "3").code == 0
     assert cli(*asked).json["memory_version"] == 3
     assert [version.number for version in Memory.open(own).log()] == [1, 2, 3, 4]

@@ -14,7 +14,7 @@ import pytest
 
 from latentrag import disk
 from latentrag.errors import DamagedVersionError, MemoryStoreError
-from latentrag.memory import Memory, durable, files, lock, upkeep
+from latentrag.memory import Memory, durable, files, lock, repairing, upkeep
 from latentrag.memory.building import build
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
@@ -116,7 +116,7 @@ def test_writers_do_not_build_on_an_older_version_unasked(path, encoder, filled)
         memory.add([Passage("other", "t")], encoder)
     assert files.present(path) == before
 
-    done = upkeep.repair(path)
+    done = repairing.repair(path)
     assert (done.set_aside, done.newest) == ([3], 2)
     assert (path / files.DAMAGED / files.manifest_name(3)).exists()
     assert sum(1 for _ in (path / files.DAMAGED / "data").iterdir()) == 1  # what only version 3 had
@@ -124,7 +124,7 @@ def test_writers_do_not_build_on_an_older_version_unasked(path, encoder, filled)
     report = verify(path)
     assert report.problems == []
     assert any("_damaged" in note for note in report.notes)
-    assert upkeep.repair(path).set_aside == []
+    assert repairing.repair(path).set_aside == []
 
 
 def test_a_version_that_was_never_acknowledged_and_is_damaged_is_set_aside(path, encoder, filled):
@@ -152,14 +152,14 @@ def test_what_is_damaged_twice_is_set_aside_twice(path, encoder, filled):
     for text in ("one", "two"):
         Memory.open(path).add([Passage("new", text)], encoder)
         damage(manifest(path, 3), "half")
-        assert upkeep.repair(path).set_aside == [3]
+        assert repairing.repair(path).set_aside == [3]
     assert len(list((path / files.DAMAGED / "_versions").iterdir())) == 2
 
 
 def test_a_memory_without_a_version_is_refused_by_writers(path, filled):
     for version in (1, 2):
         manifest(path, version).unlink()
-    for change in (lambda: upkeep.prune(path, keep=1), lambda: upkeep.repair(path), lambda: filled.delete(["p0"])):
+    for change in (lambda: upkeep.prune(path, keep=1), lambda: repairing.repair(path), lambda: filled.delete(["p0"])):
         with pytest.raises(MemoryStoreError, match="no version"):
             change()
 
@@ -168,7 +168,7 @@ def test_repair_refuses_to_give_up_everything(path, filled):
     for version in (1, 2):
         damage(manifest(path, version), "half")
     with pytest.raises(MemoryStoreError, match="no version of the memory .* can be read"):
-        upkeep.repair(path)
+        repairing.repair(path)
     assert not (path / files.DAMAGED).exists()
 
 
@@ -179,7 +179,7 @@ def test_repair_keeps_what_another_version_needs(path, encoder, filled):
         assert [version.number for version in Memory.open(path).log()] == [1, 2, 4]
     with pytest.raises(MemoryStoreError, match="an older version .* cannot be read .*; set it aside with .*repair"):
         upkeep.prune(path, keep=1)
-    assert upkeep.repair(path).set_aside == [3]
+    assert repairing.repair(path).set_aside == [3]
     assert ids(Memory.open(path)) == {f"p{i}" for i in range(1, 12)} | {"new"}
     assert [version.number for version in Memory.open(path).log()] == [1, 2, 4]
 
@@ -257,7 +257,7 @@ def test_a_lock_whose_writer_died_is_taken_over_and_its_files_removed(path, fill
         (problem,) = verify(path).problems
         assert "4 files belong to no version" in problem.what
         assert f"`latentrag index repair {path}` removes them" in problem.remedy
-        upkeep.repair(path)
+        repairing.repair(path)
         assert verify(path).problems == []
         assert not any((path / name).exists() for name in orphans)
 
@@ -413,7 +413,10 @@ def test_a_changed_file_is_found(path, encoder, filled):
     (path / name).write_bytes(content)
     problem = verify(path).problems[0]
     assert problem.what == f"{name} is not as it was written; versions 2 to 3 need it"
-    assert problem.remedy == f"restore that file from a copy, or ask version 1: `latentrag index use {path} 1`"
+    assert problem.remedy == (
+        f"restore that file from a copy, ask version 1: `latentrag index use {path} 1`, "
+        f"or go on with what is intact: `latentrag index repair {path}`"
+    )
 
 
 def test_damaged_versions_and_tags_are_found(path, filled):
@@ -470,8 +473,8 @@ def test_what_is_no_memory_is_left_alone(tmp_path, what):
     if what == "table":
         lance.write_dataset(pa.table({"id": ["a"]}), str(place))
     before = sorted(place.rglob("*"))
-    for check in (verify, upkeep.compact, upkeep.repair):
-        if what == "folder" or check is not upkeep.repair:
+    for check in (verify, upkeep.compact, repairing.repair):
+        if what == "folder" or check is not repairing.repair:
             with pytest.raises(MemoryStoreError):
                 check(place)
     assert [file for file in sorted(place.rglob("*")) if file.name != lock.LOCK_FILE] == before

@@ -5,11 +5,12 @@ import shutil
 import pytest
 
 from latentrag.errors import DataError, MemoryStoreError
-from latentrag.memory import Memory, files, forgetting, tags, upkeep
+from latentrag.memory import Memory, files, forgetting, tags
 from latentrag.memory import table as table_module
 from latentrag.memory.data_files import passages_of_file
 from latentrag.memory.forgetting import forget
 from latentrag.memory.indexes.building import build, plan
+from latentrag.memory.repairing import repair
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
 
@@ -102,7 +103,7 @@ def test_what_was_set_aside_is_removed_too(path, encoder, secret):
     manifest.write_bytes(b"")
     with pytest.raises(MemoryStoreError, match="index repair"):
         forget(path, ["ada"])
-    upkeep.repair(path)
+    repair(path)
     shutil.copy(next((path / "data").iterdir()), path / files.DAMAGED / "copy.lance")
     assert forget(path, ["ada"]).left == []
     assert not (path / files.DAMAGED).exists()

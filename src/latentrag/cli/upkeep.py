@@ -16,11 +16,13 @@ from latentrag.config import resolve_memory
 from latentrag.errors import InputError
 
 if TYPE_CHECKING:
+    from latentrag.memory.repairing import Repaired
     from latentrag.memory.verify import Report
     from latentrag.rag import Rag
     from latentrag.types import Passage
 
 EXIT_PROBLEMS = 1
+SHOWN_IDS = 20
 WORDS_SCORED = 32
 """So many of a passage's words are asked of the generator without the passage."""
 
@@ -212,20 +214,41 @@ def _show_report(path: object, report: Report) -> None:
 
 
 def repair(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
-    """Give up versions that cannot be opened, and go on from the newest that can.
+    """Give up versions with damaged files, and go on from the newest that is whole or from what is intact.
 
-    They move to the folder `_damaged` in the memory, with the files that no other version needs. Nothing is deleted.
+    Every file is compared with its recorded checksum. Damaged versions move to the folder `_damaged` in the memory,
+    with the files that no other version needs. Nothing is deleted. If the newest version is among them and more of it
+    is intact than the newest whole version has, that becomes a version of its own. Passages that are missing then
+    are listed.
     """
-    from latentrag.memory import upkeep
+    from latentrag.memory.repairing import repair as repair_folder
 
     path = resolve_memory(memory)
-    done = upkeep.repair(path)
+    done = repair_folder(path)
     if as_json:
         print_json({"memory": str(path), **asdict(done)})
         return
+    _show_missing(done)
     names = f" and their tags {', '.join(done.tags)}" if done.tags else ""
-    aside = f"set aside {_versions(done.set_aside)}{names}" if done.set_aside else "every version can be opened"
-    print_line(f"{path} version {done.newest}: {aside}")
+    aside = f"set aside {_versions(done.set_aside)}{names}" if done.set_aside else "every version is whole"
+    rescued = f", {done.num_rescued} of them from older versions' files" if done.num_rescued else ""
+    made = "" if done.num_rescued is None else f"; made of what is intact: {done.num_passages} passages{rescued}"
+    print_line(f"{path} version {done.newest}: {aside}{made}")
+
+
+def _show_missing(done: Repaired) -> None:
+    for what in dict.fromkeys(done.why.values()):
+        suffer = [version for version, why in done.why.items() if why == what]
+        print_line(f"{_versions(suffer)}: {what}")
+    for version in sorted(set(done.older.values())):
+        ids = [key for key, number in done.older.items() if number == version]
+        print_line(f"missing, an older passage of that id is in version {version}: {_some(ids)}")
+    if done.lost:
+        print_line(f"lost: {_some(done.lost)}")
+    if done.num_unnamed:
+        print_line(f"lost: {done.num_unnamed} passages whose ids cannot be read")
+    if done.num_returned:
+        print_line(f"{done.num_returned} passages are back that had been deleted or replaced")
 
 
 def _versions(numbers: Sequence[int]) -> str:
@@ -236,6 +259,11 @@ def _versions(numbers: Sequence[int]) -> str:
 
 def _listed(values: Sequence[object]) -> str:
     return ", ".join(map(str, values))
+
+
+def _some(ids: Sequence[str]) -> str:
+    more = f", … ({len(ids)} in all, see --json)" if len(ids) > SHOWN_IDS else ""
+    return _listed(sorted(ids)[:SHOWN_IDS]) + more
 
 
 def _megabytes(size_bytes: int) -> str:

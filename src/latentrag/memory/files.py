@@ -4,7 +4,7 @@ data/ _deletions/ _transactions/ _versions/   of the table, written by Lance
 _refs/tags/                                   names of versions, in Lance's format
 _checksums.jsonl                              what each committed file held
 _writer.lock                                  who writes
-_damaged/                                     versions that could not be read, set aside with their files
+_damaged/                                     versions that are damaged, set aside with their files
 _indexes/ _sync/                              disposable
 """
 
@@ -106,8 +106,8 @@ def is_lances(error: BaseException) -> bool:
     return isinstance(error, OSError | ValueError | RuntimeError) or type(error).__name__ == "PanicException"
 
 
-def open_whole(folder: Path, version: int) -> lance.LanceDataset:
-    """The table at a version whose files are all there, as long as they were, and whose manifest is as it was written.
+def open_readable(folder: Path, version: int) -> lance.LanceDataset:
+    """The table at a version whose manifest is as it was written, whatever has become of its other files.
 
     Raises: DamagedVersionError.
     """
@@ -117,16 +117,25 @@ def open_whole(folder: Path, version: int) -> lance.LanceDataset:
     if found is None:
         try:
             dataset = lance.dataset(str(folder), version=version)
-            found = next(_missing(folder, dataset), None)
+            sizes(dataset)  # what Lance does not understand shows here
         except BaseException as error:
             if not is_lances(error):
                 raise
             found = reason(error)
     if found is not None:
-        raise DamagedVersionError(
-            f"version {version} of the memory at {folder} cannot be read ({found}); "
-            "ask another version, restore it from a copy or build it again"
-        )
+        raise DamagedVersionError(folder, version, found)
+    return dataset
+
+
+def open_whole(folder: Path, version: int) -> lance.LanceDataset:
+    """The table at a version whose files are all there, as long as they were, and whose manifest is as it was written.
+
+    Raises: DamagedVersionError.
+    """
+    dataset = open_readable(folder, version)
+    for name, size in sizes(dataset).items():
+        if found := wrong_length(folder, name, size):
+            raise DamagedVersionError(folder, version, found)
     return dataset
 
 
@@ -179,15 +188,13 @@ def of_fragment(fragment: LanceFragment) -> dict[str, int | None]:
     return found
 
 
-def _missing(folder: Path, dataset: lance.LanceDataset) -> Iterator[str]:
-    for name, size in sizes(dataset).items():
-        try:
-            actual = (folder / name).stat().st_size
-        except OSError as error:
-            yield f"{name}: {error.strerror or error}"
-            continue
-        if size is not None and actual != size:
-            yield f"{name} has {actual} bytes, it was written with {size}"
+def wrong_length(folder: Path, name: str, size: int | None) -> str | None:
+    """Whether a file is missing or not as long as its manifest says, in words; None: it is neither."""
+    try:
+        actual = (folder / name).stat().st_size
+    except OSError as error:
+        return f"{name}: {error.strerror or error}"
+    return f"{name} has {actual} bytes, it was written with {size}" if size is not None and actual != size else None
 
 
 # What is there, and what is needed
@@ -208,7 +215,7 @@ def needed(folder: Path) -> set[str]:
     import pyarrow.compute as pc
 
     names = {LATEST_HINT}
-    newest = open_whole(folder, newest_version(folder))
+    newest = open_readable(folder, newest_version(folder))
     try:
         for batch in newest.tracked_files():
             names.update(pc.unique(batch["path"]).to_pylist())
@@ -234,10 +241,19 @@ def remove(folder: Path, names: Collection[str]) -> int:
 
 
 def set_aside(folder: Path, versions: Collection[int]) -> None:
-    """Move versions that cannot be read out of the table, with the files that no other version needs.
+    """Move versions out of the table, with the files that no other version needs.
 
-    Nothing is deleted: who can mend a file may put it back.
+    Nothing is deleted: who can mend a file may put it back. Killed in between, it leaves versions that cannot be
+    opened, and not files that would be taken for a dead writer's.
+
+    Raises: DamagedVersionError if another version's manifest is damaged; nothing is moved then.
     """
+    kept: set[str] = set()
+    for version in version_numbers(folder):
+        if version not in versions:
+            kept |= sizes(open_readable(folder, version)).keys()
+    of_commits = tuple(f"_transactions/{version - 1}-" for version in versions)
+    _move(folder, [n for n in present(folder) - kept if n.startswith(("data/", "_deletions/", *of_commits))])
     # Their numbers will be used again, for other content.
     durable.keep_records(folder, durable.recorded(folder).keys() - {manifest_name(version) for version in versions})
     _move(folder, [manifest_name(version) for version in versions])

@@ -288,16 +288,16 @@ class Memory:
         their vectors and theirs. Texts, ids and order stay. Passages are streamed, and everything is written anew
         beside the old version, which stays readable whatever happens.
 
-        Raises: EncoderMismatchError if the dimension differs; MemoryStoreError if there are no passages or this is
-            not the newest version; ModelError or ShapeError for vectors that cannot be kept. After any exception the
-            memory is as before.
+        Raises: EncoderMismatchError if the dimension differs; MemoryStoreError if there are no passages, this is not
+            the newest version or a file is not as it was written; ModelError or ShapeError for vectors that cannot be
+            kept. After any exception the memory is as before.
         """
         self.manifest.check_dimension(encoder)
         if not len(self):
             raise MemoryStoreError(f"{self.path} has no passages to re-encode; add some or build a new memory")
         table = replace(self._table, manifest=Manifest.of(encoder))
         with table.writing():
-            with _progress_bar(self.passages(), progress, total=len(self)) as shown:
+            with _progress_bar(self._table.passages_to_copy(), progress, total=len(self)) as shown:
                 staged = table.stage(
                     table.record_batch(batch, fp16_vectors(batch, encoder))
                     for batch in _batches(shown, PASSAGES_PER_ENCODING)

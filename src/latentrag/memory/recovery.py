@@ -43,9 +43,8 @@ def recover(folder: Path, *, killed: bool) -> None:
     Raises: MemoryStoreError if the newest version had been acknowledged and is damaged: nobody may build on an older
         one, or move its files, without having been asked.
     """
-    if durable.has_records(folder):
-        for version in _unacknowledged(folder):
-            _keep_or_set_aside(folder, version)
+    for version in unacknowledged(folder):
+        _keep_or_set_aside(folder, version)
     newest = files.newest_version(folder)
     try:
         files.open_whole(folder, newest)
@@ -69,9 +68,11 @@ def remove_orphans(folder: Path, *, among: set[str] | None = None) -> int:
     return files.remove(folder, names - files.needed(folder)) if names else 0
 
 
-def _unacknowledged(folder: Path) -> list[int]:
-    """Versions newer than the newest that was acknowledged, ascending."""
+def unacknowledged(folder: Path) -> list[int]:
+    """Versions newer than the newest that was acknowledged, ascending. Of a memory without records none is known."""
     found: list[int] = []
+    if not durable.has_records(folder):
+        return found
     for version in reversed(files.version_numbers(folder)):
         if durable.recorded_of(folder, files.manifest_name(version)) is not None:
             break

@@ -13,7 +13,7 @@ import numpy as np
 
 from latentrag import disk
 from latentrag.errors import MemoryStoreError
-from latentrag.memory import durable, files, recovery
+from latentrag.memory import damage, durable, files, recovery
 from latentrag.memory.log import Version, log
 from latentrag.memory.manifest import Manifest
 from latentrag.memory.rows import MANIFEST_KEY, PASSAGE_COLUMNS, gathered, schema, to_passages, to_record_batch
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.compute as pc
     from lance.fragment import FragmentMetadata, LanceFragment
+    from lance.optimize import CompactionTask
 
 ROWS_PER_FRAGMENT = 65_536
 """Rows gathered in RAM before they are written: about 150 MB at 768 dimensions and 100 words."""
@@ -66,6 +67,16 @@ class Table:
             dataset = files.open_whole(path, version)
         else:
             raise MemoryStoreError(f"{path} has no version {version}; choose one of {_shown_versions(path)}")
+        return cls._of(path, dataset)
+
+    @classmethod
+    def open_readable(cls, path: Path, version: int) -> Table:
+        """The table at that version although its files may be damaged: what can be told without them, and what of
+        them is intact. Raises: MemoryStoreError if its manifest is damaged."""
+        return cls._of(path, files.open_readable(path, version))
+
+    @classmethod
+    def _of(cls, path: Path, dataset: lance.LanceDataset) -> Table:
         if MANIFEST_KEY not in (dataset.schema.metadata or {}):
             raise MemoryStoreError(
                 f"{path} is a Lance table but not a memory of latentrag; "
@@ -109,6 +120,12 @@ class Table:
             for batch in self._scan(self.passage_columns, fragments=kept):
                 yield from to_passages(batch)
 
+    def passages_to_copy(self) -> Iterator[Passage]:
+        """As ``passages``, for what is written anew. Raises: MemoryStoreError at a file that is not as it was written,
+        before any of its passages."""
+        for batch in self._scan_to_copy(self.passage_columns):
+            yield from to_passages(batch)
+
     def fragments(self) -> dict[tuple[str, ...], LanceFragment]:
         """The parts that the rows are in, by their files' names; other versions with the same have the same rows."""
         with files.reading(self.path):
@@ -136,8 +153,32 @@ class Table:
         return {passage.id: passage for passage in to_passages(rows)}
 
     def record_batches(self) -> Iterator[pa.RecordBatch]:
-        """Every row with its vector, in the order of the rows."""
-        yield from self._scan([*self.passage_columns, "vector"])
+        """Every row with its vector, in the order of the rows. Raises: as ``passages_to_copy``."""
+        yield from self._scan_to_copy([*self.passage_columns, "vector"])
+
+    def row_ids(self, fragments: list[LanceFragment]) -> npt.NDArray[np.int64]:
+        """Of these fragments' rows, (n,), in their order. Manifests have them: no data file is read, or missed."""
+        scanned = self._scan([], with_row_id=True, fragments=fragments) if fragments else ()
+        parts = [batch["_rowid"].to_numpy() for batch in scanned]
+        return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
+
+    def ids_with_row_ids(self, fragments: list[LanceFragment]) -> Iterator[tuple[str, int]]:
+        """As ``ids``, of these fragments, each with its row id."""
+        for batch in self._scan(["id"], with_row_id=True, fragments=fragments):
+            yield from zip(batch["id"].to_pylist(), batch["_rowid"].to_pylist(), strict=True)
+
+    def rows(
+        self, fragments: list[LanceFragment], row_ids: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[list[Passage], npt.NDArray[np.float16]]]:
+        """Batches of those rows of these fragments that have one of these row ids: n passages and vectors (n, D)."""
+        import pyarrow as pa
+
+        columns = [*self.passage_columns, "vector"]
+        for batch in self._scan(columns, with_row_id=True, fragments=fragments):
+            kept = batch.filter(pa.array(np.isin(batch["_rowid"].to_numpy(), row_ids)))
+            if len(kept):
+                flat = kept["vector"].flatten().to_numpy(zero_copy_only=False)
+                yield to_passages(kept), flat.reshape(len(kept), self.manifest.dimension)
 
     def origins(self) -> Iterator[tuple[str, str]]:
         """Every passage's id and origin, in the order of the rows."""
@@ -178,6 +219,13 @@ class Table:
                 scan_in_order=True,
                 filter=condition,
             ).to_batches()
+
+    def _scan_to_copy(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """A copy gets a checksum of its own, with which damage would pass for what was written."""
+        known = durable.recorded(self.path)
+        for names, fragment in self.fragments().items():
+            damage.require_as_written(self.path, names, known)  # which leaves them in the system's cache
+            yield from self._scan(columns, fragments=[fragment])
 
     # Writing
 
@@ -275,6 +323,7 @@ class Table:
             keep: ids of fragments that are left alone.
             change: what the log says; None: how many files there were and are.
         Returns: this table if there is nothing to do.
+        Raises: MemoryStoreError if a file to be written anew is not as it was written; also as ``commit``.
         """
         import lance
         from lance.optimize import Compaction
@@ -285,7 +334,8 @@ class Table:
             "excluded_fragment_ids": list(keep),
         }
         with recovery.changing(self.path):
-            results: list[Any] = [task.execute(self.dataset) for task in Compaction.plan(self.dataset, options).tasks]
+            tasks = Compaction.plan(self.dataset, options).tasks
+        results: list[Any] = [self._execute(task) for task in tasks]
         if not results:
             return self
         # Lance's own commit makes two versions, the first of which only reserves these numbers.
@@ -303,6 +353,22 @@ class Table:
         self._commit(operation, change, new_files=_data_files(new))
         # Opened anew, since what this session has cached of a fragment may be that of an older one with its number.
         return Table.open(self.path)
+
+    def _execute(self, task: CompactionTask) -> Any:
+        """Check what a task reads, some hundred megabytes, and read it again while the system has it in its cache."""
+        by_id = {fragment.fragment_id: names for names, fragment in self.fragments().items()}
+        read = {name for fragment in task.fragments for name in by_id[fragment.id]}
+        damage.require_as_written(self.path, read, durable.recorded(self.path))
+        with recovery.changing(self.path):
+            return task.execute(self.dataset)
+
+    def exchange(self, fragments: list[LanceFragment], staged: list[FragmentMetadata], *, change: str) -> Table:
+        """One new version without these fragments, then with the staged rows at the end. Raises: as ``commit``."""
+        import lance
+
+        removed = [fragment.fragment_id for fragment in fragments]
+        operation = lance.LanceOperation.Update(removed_fragment_ids=removed, new_fragments=staged)
+        return self._commit(operation, change, new_files=_data_files(staged))
 
     def _commit(self, operation: Any, change: str, *, new_files: Collection[str]) -> Table:
         """Publish a version, on the disk when this returns.

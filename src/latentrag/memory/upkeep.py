@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from latentrag.errors import DamagedVersionError, InputError, MemoryStoreError
+from latentrag.errors import InputError
 from latentrag.memory import durable, files, tags
-from latentrag.memory.lock import writer_lock
-from latentrag.memory.recovery import changing, recover, remove_orphans, writing
+from latentrag.memory.damage import require_as_written
+from latentrag.memory.recovery import changing, remove_orphans, writing
 from latentrag.memory.table import Table
 
 
@@ -53,20 +53,9 @@ def prune(folder: Path, *, keep: int | None = None, older_than_days: float | Non
         named = set(tags.tags(folder).values())
         doomed = [number for number in old if number not in named]
         if doomed:
-            _check_as_written(newest)
+            require_as_written(folder, files.sizes(newest.dataset), durable.recorded(folder))
         freed = drop(folder, doomed)
     return Pruned(doomed, [number for number in old if number in named], freed)
-
-
-def _check_as_written(table: Table) -> None:
-    """Raises: MemoryStoreError if a file with the table's rows has another checksum than when it was committed."""
-    known = durable.recorded(table.path)
-    for name in files.sizes(table.dataset):
-        if name in known and durable.Checksum.of(table.path / name) != known[name]:
-            raise MemoryStoreError(
-                f"{name} of the newest version of {table.path} is not as it was written; nothing is removed, see "
-                f"`latentrag index verify {table.path}`"
-            )
 
 
 def drop(folder: Path, versions: Collection[int]) -> int:
@@ -95,50 +84,10 @@ class Compacted:
 def compact(folder: Path) -> Compacted:
     """Commit a version with the same passages in fewer files, and without the rows that were deleted.
 
-    Older versions keep theirs, so this needs room until they are pruned. Raises: MemoryStoreError.
+    Older versions keep theirs, so this needs room until they are pruned. Raises: MemoryStoreError, also if a file that
+    would be written anew is not as it was written.
     """
     with writing(folder):
         before = Table.open(folder)
         after = before.compact()
     return Compacted(after.version, after.version != before.version, len(before.fragments()), len(after.fragments()))
-
-
-@dataclass(frozen=True, slots=True)
-class Repaired:
-    """Versions that were set aside, names that they had, and the newest version since."""
-
-    set_aside: list[int]
-    tags: list[str]
-    newest: int
-
-
-def repair(folder: Path) -> Repaired:
-    """Give up the versions that cannot be opened: they move to ``_damaged`` with the files that no other needs.
-
-    Nothing is deleted. Names of those versions are taken away.
-
-    Raises: MemoryStoreError if no other version is left.
-    """
-    files.require_table(folder)
-    with writer_lock(folder) as lock:
-        damaged = [version for version in files.version_numbers(folder) if not _opens(folder, version)]
-        if len(damaged) == len(files.version_numbers(folder)):
-            raise MemoryStoreError(
-                f"no version of the memory at {folder} can be read; restore it from a copy or build it again"
-            )
-        named = [name for name, version in tags.tags(folder).items() if version in damaged]
-        if damaged:
-            with changing(folder):
-                files.set_aside(folder, damaged)
-            tags.remove(folder, named)
-        recover(folder, killed=True)
-        lock.done()
-    return Repaired(damaged, named, files.newest_version(folder))
-
-
-def _opens(folder: Path, version: int) -> bool:
-    try:
-        files.open_whole(folder, version)
-    except DamagedVersionError:
-        return False
-    return True

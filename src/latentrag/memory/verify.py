@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from latentrag.errors import DamagedVersionError, IndexDamagedError, InputError, MemoryStoreError
-from latentrag.memory import durable, files, lock
+from latentrag.memory import damage, durable, files, lock
 from latentrag.memory.indexes import checking
 from latentrag.memory.indexes import files as index_files
 from latentrag.memory.indexes.checking import CheckedIndex
@@ -75,12 +75,12 @@ def verify(folder: Path, *, num_questions: int = NUM_QUESTIONS, seed: int = 0) -
     needed, problems = _opened(folder, numbers)
     newest = max(needed, default=None)
     table = None if newest is None else Table.open(folder, newest)
-    damage = [*_changed(folder, known, needed), *([] if table is None else _of_rows(table))]
+    of_files = [*_changed(folder, known, needed), *([] if table is None else _of_rows(table))]
     found, unreadable = index_files.find(folder)
     # Damaged passages are no measure of an index.
-    asked = None if damage else _asked(folder, table)
+    asked = None if of_files else _asked(folder, table)
     indexes = [] if asked is None else _checked(found, asked, num_questions=num_questions, seed=seed)
-    problems += [*damage, *_of_indexes(folder, indexes, unreadable), *_of_tags(folder, numbers)]
+    problems += [*of_files, *_of_indexes(folder, indexes, unreadable), *_of_tags(folder, numbers)]
     orphans = present - files.needed(folder) if len(needed) == len(numbers) else set()
     writer = lock.owner(folder)
     if orphans and writer is None:
@@ -125,21 +125,14 @@ def _opened(folder: Path, numbers: list[int]) -> tuple[dict[int, set[str]], list
 
 def _changed(folder: Path, known: Mapping[str, durable.Checksum], needed: Mapping[int, set[str]]) -> Iterator[Problem]:
     """Files that are not as they were committed, and which versions suffer."""
-    for name in sorted(set().union(*needed.values())):
-        if name not in known:
-            continue
-        try:
-            same = durable.Checksum.of(folder / name) == known[name]
-        except OSError:
-            same = False
-        if not same:
-            suffer = [version for version in needed if name in needed[version]]
-            others = [version for version in needed if name not in needed[version]]
-            ask = f", or ask version {others[-1]}: `latentrag index use {folder} {others[-1]}`" if others else ""
-            yield Problem(
-                f"{name} is not as it was written; versions {suffer[0]} to {suffer[-1]} need it",
-                f"restore that file from a copy{ask}",
-            )
+    for name, what in damage.changed(folder, sorted(set().union(*needed.values())), known).items():
+        suffer = [version for version in needed if name in needed[version]]
+        others = [version for version in needed if name not in needed[version]]
+        ask = f", ask version {others[-1]}: `latentrag index use {folder} {others[-1]}`," if others else ""
+        yield Problem(
+            f"{what}; versions {suffer[0]} to {suffer[-1]} need it",
+            f"restore that file from a copy{ask} or go on with what is intact: `latentrag index repair {folder}`",
+        )
 
 
 def _of_rows(table: Table) -> Iterator[Problem]:
