@@ -73,9 +73,10 @@ bench-training: $(STAMP)  ## Measure a training step beside transformers' RAG, h
 bench-cache: demo  ## Measure what it saves to keep passages that were read, on DATA's clues, half an hour.
 	@$(BIN)/python -m benchmarks.passage_cache --data $(DATA)/jeopardy-vital.dev.jsonl.gz
 
-bench-memory: $(STAMP)  ## Measure a memory's indexes beside faiss, an hour and 20 GB under WORK; SIZE=1000000 DIM=768 RUNS=3.
-	@$(BIN)/python -m benchmarks.memory --work $(or $(WORK),build/bench-memory) --json $(or $(WORK),build/bench-memory)/report.json \
-		$(if $(SIZE),--size $(SIZE)) $(if $(DIM),--dimension $(DIM)) $(if $(RUNS),--runs $(RUNS)) $(if $(WAYS),--ways $(WAYS))
+bench-memory: $(STAMP)  ## Measure a memory's indexes beside faiss, hours and 30 GB under WORK; goes on where it was; SIZE, DIM, RUNS, WAYS, LIKE=MEMORY.
+	@$(BIN)/python -m benchmarks.memory --work $(or $(WORK),build/bench-memory) --report $(or $(WORK),build/bench-memory)/report.md \
+		$(if $(SIZE),--size $(SIZE)) $(if $(DIM),--dimension $(DIM)) $(if $(RUNS),--runs $(RUNS)) $(if $(WAYS),--ways $(WAYS)) \
+		$(if $(LIKE),--like $(LIKE))
 
 bench-swap: $(STAMP)  ## Exchange a memory 20 times under 2,000 answers in 8 threads, a minute.
 	@$(BIN)/python -m benchmarks.swap

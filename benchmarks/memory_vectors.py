@@ -41,20 +41,22 @@ class Vectors:
         """
         work.mkdir(parents=True, exist_ok=True)
         if like is not None:
-            dimension = _Echo.learn(work, like)
+            known = (work / "vectors.json").exists()  # those that are there came of what was learnt then
+            dimension = np.load(work / "like.npy", "r").shape[1] if known else _Echo.learn(work, like)
         config = {"size": size, "dimension": dimension, "seed": SEED, "like": None if like is None else str(like)}
         if (work / "vectors.json").exists():
             if json.loads((work / "vectors.json").read_text("utf-8")) != config:
                 raise SystemExit(f"{work} holds other vectors; name another folder")
             return cls.read(work)
         world = _world(work, size, dimension)
+        (work / "vectors.f16").unlink(missing_ok=True)
         stored = np.memmap(work / "vectors.f16", np.float16, "w+", shape=(size, dimension))
         for number, start in enumerate(range(0, size, ROWS_PER_BLOCK)):
             num = min(ROWS_PER_BLOCK, size - start)
             stored[start : start + num] = world.passages(num, np.random.default_rng((SEED, 1, number)))
         stored.flush()
-        np.save(work / "queries.npy", world.queries(stored, np.random.default_rng((SEED, 2))))
-        (work / "vectors.json").write_text(json.dumps(config), "utf-8")
+        np.save(work / "queries.npy", world.queries(stored, NUM_QUERIES, np.random.default_rng((SEED, 2))))
+        write_whole(work / "vectors.json", json.dumps(config))  # last: without it all is made again
         return cls.read(work)
 
     @classmethod
@@ -73,6 +75,18 @@ class Vectors:
     def more(self, num: int) -> np.ndarray:
         """Vectors of the same world that are not among them: (num, dimension) fp16."""
         return _world(self.work, self.size, self.dimension).passages(num, np.random.default_rng((SEED, 3)))
+
+    def more_queries(self, num: int) -> np.ndarray:
+        """Other queries than ``queries``, of the same kind: (num, dimension) float32."""
+        world = _world(self.work, self.size, self.dimension)
+        return world.queries(self.stored, num, np.random.default_rng((SEED, 5)))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Whole or not at all, also where this is killed."""
+    scratch = file.with_name(f"{file.name}.new")
+    scratch.write_text(text, "utf-8")
+    scratch.replace(file)
 
 
 def _world(work: Path, size: int, dimension: int) -> "_World | _Echo":
@@ -103,8 +117,8 @@ class _Echo:
     def passages(self, num: int, rng: np.random.Generator) -> np.ndarray:
         return self._noisy(num, 0.2, rng).astype(np.float16)
 
-    def queries(self, stored: np.ndarray, rng: np.random.Generator) -> np.ndarray:  # noqa: ARG002
-        return self._noisy(NUM_QUERIES, 0.5, rng)
+    def queries(self, stored: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:  # noqa: ARG002
+        return self._noisy(num, 0.5, rng)
 
 
 class _World:
@@ -133,10 +147,10 @@ class _World:
         norms = self._norms[topics] * np.exp(0.05 * rng.standard_normal(num))
         return ((directions @ self._turn) * norms[:, None]).astype(np.float16)
 
-    def queries(self, stored: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        near = stored[rng.integers(len(stored), size=NUM_QUERIES)].astype(np.float32)
+    def queries(self, stored: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+        near = stored[rng.integers(len(stored), size=num)].astype(np.float32)
         near /= np.linalg.norm(near, axis=1, keepdims=True)
-        found: np.ndarray = NORM * (0.75**0.5 * near + 0.5 * self._noise(NUM_QUERIES, rng) @ self._turn)
+        found: np.ndarray = NORM * (0.75**0.5 * near + 0.5 * self._noise(num, rng) @ self._turn)
         return found.astype(np.float32)
 
 

@@ -1,0 +1,286 @@
+"""What `benchmarks.memory` measures: each step is a process of its own, and prints its figures as JSON.
+
+python -m benchmarks.memory_steps FOLDER STEP ARGUMENTS
+"""
+
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.memory_vectors import NUM_QUERIES, Vectors, make_table
+
+FAISS_WAYS = ["faiss-flat", "faiss-ivf-flat", "faiss-hnsw"]
+MEMORY_WAYS = ["ivf-rabitq", "sq8", "hnsw", "flat"]
+NUM_PROBES = 128
+BREADTH = 128
+NUM_EDITED = 1_000
+NUM_QUERIES_AFTER_EDITS = 10_000
+QUERIES_AT_ONCE = 100
+WARM_UP = 10
+
+
+def resident_bytes() -> int:
+    """Linux."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def drop_from_cache(path: Path) -> None:
+    """So that a cold open reads from the disk."""
+    for file in [path, *path.rglob("*")]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def seconds_of_each(search: Callable[[np.ndarray], object], q: np.ndarray) -> list[float]:
+    """One query at a time, after a warm-up."""
+    for b in range(WARM_UP):
+        search(q[b : b + 1])
+    took = []
+    for b in range(len(q)):
+        started = time.perf_counter()
+        search(q[b : b + 1])
+        took.append(time.perf_counter() - started)
+    return took
+
+
+def recall(found: np.ndarray, truth: np.ndarray) -> float:
+    """Both (B, K) positions."""
+    return float(np.mean([len(np.intersect1d(one, other)) / len(one) for one, other in zip(found, truth, strict=True)]))
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# Making what is measured
+
+
+def faiss_file(work: Path, way: str) -> Path:
+    return work / f"{way}.faiss"
+
+
+def build_faiss(work: Path, way: str) -> dict[str, float]:
+    """As faiss's own documentation has it: inner products throughout."""
+    import faiss
+
+    vectors = Vectors.read(work)
+    started = time.perf_counter()
+    inner_product, dimension = faiss.METRIC_INNER_PRODUCT, vectors.dimension
+    index: Any
+    if way == "faiss-flat":
+        index = faiss.IndexFlatIP(dimension)
+    elif way == "faiss-hnsw":
+        index = faiss.IndexHNSWFlat(dimension, 32, inner_product)
+        index.hnsw.efConstruction = 200
+    else:
+        num_lists = max(1, min(vectors.size // 40, round(4 * vectors.size**0.5)))
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimension), dimension, num_lists, inner_product)
+        chosen = np.linspace(0, vectors.size - 1, min(vectors.size, 50 * num_lists)).astype(np.int64)
+        index.train(vectors.stored[chosen].astype(np.float32))
+    for block in vectors.blocks():
+        index.add(block.astype(np.float32))
+    faiss.write_index(index, str(faiss_file(work, way)))
+    return {"build_s": time.perf_counter() - started, "build_peak_bytes": peak_bytes()}
+
+
+def build_memory(work: Path, kind: str, max_memory: int | None) -> dict[str, float]:
+    from latentrag.memory import Memory
+
+    for built in (work / "memory.lance" / "_indexes").glob(f"{kind}-*"):
+        shutil.rmtree(built)  # of a run that was ended before it had the figures
+    made = Memory.open(work / "memory.lance").build_index(kind, max_memory=max_memory)  # type: ignore[arg-type]
+    return {
+        "build_s": made.wall_s,
+        "build_peak_bytes": peak_bytes(),
+        "index_ram_bytes": made.ram_bytes,
+        "index_disk_bytes": made.disk_bytes,
+    }
+
+
+def find_truth(work: Path) -> dict[str, float]:
+    """The 100 best of each query, by faiss's exact search in blocks."""
+    import faiss
+
+    vectors = Vectors.read(work)
+    k = min(100, vectors.size)
+    found = faiss.ResultHeap(NUM_QUERIES, k, keep_max=True)
+    start = 0
+    for block in vectors.blocks():
+        scores, places = faiss.knn(
+            vectors.queries, block.astype(np.float32), min(k, len(block)), faiss.METRIC_INNER_PRODUCT
+        )
+        found.add_result(scores, places + start)
+        start += len(block)
+    found.finalize()
+    with (work / "truth.new").open("wb") as file:
+        np.save(file, found.I)
+    (work / "truth.new").replace(work / "truth.npy")
+    return {}
+
+
+def fill_memory(work: Path) -> dict[str, float]:
+    """The table, whole or not at all."""
+    scratch, path = work / "unfinished.lance", work / "memory.lance"
+    for old in (scratch, path):
+        shutil.rmtree(old, ignore_errors=True)
+    started = time.perf_counter()
+    make_table(scratch, Vectors.read(work).blocks())
+    scratch.rename(path)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return {"table_s": time.perf_counter() - started, "table_bytes": size}
+
+
+# Measuring, each in a fresh process
+
+
+def measure_faiss(work: Path, way: str) -> dict[str, float]:
+    started = time.perf_counter()
+    import faiss
+
+    libraries = resident_bytes()
+    index = faiss.read_index(str(faiss_file(work, way)))
+    vectors, truth = Vectors.read(work), np.load(work / "truth.npy")
+    if way == "faiss-hnsw":
+        index.hnsw.efSearch = BREADTH
+    if way == "faiss-ivf-flat":
+        index.nprobe = min(NUM_PROBES, index.nlist)
+    index.search(vectors.queries[:1], 5)
+    figures = {"cold_s": time.perf_counter() - started}
+    for k in (5, truth.shape[1]):
+        figures[f"p50_s@{k}"] = statistics.median(seconds_of_each(lambda q, k=k: index.search(q, k), vectors.queries))
+        figures[f"recall@{k}"] = recall(index.search(vectors.queries, k)[1], truth[:, :k])
+    return {**figures, "resident_bytes": resident_bytes(), "libraries_bytes": libraries}
+
+
+def measure_memory(work: Path, kind: str) -> dict[str, float]:
+    started = time.perf_counter()
+    import faiss  # noqa: F401
+    import lance  # noqa: F401
+
+    from latentrag.memory import Memory
+    from latentrag.memory.indexes.stored import StoredIndex
+
+    libraries = resident_bytes()
+    queries = np.load(work / "queries.npy")
+    memory = Memory.open(work / "memory.lance", index=kind)  # type: ignore[arg-type]
+    memory.search(queries[:1], 5)
+    figures = {"cold_s": time.perf_counter() - started}
+    truth = np.load(work / "truth.npy")
+    for k in (5, truth.shape[1]):
+        whole = seconds_of_each(lambda q, k=k: memory.search(q, k), queries)
+        index = seconds_of_each(lambda q, k=k: memory.index.search(q, k), queries)
+        figures[f"p50_s@{k}"], figures[f"index_p50_s@{k}"] = statistics.median(whole), statistics.median(index)
+        figures[f"recall@{k}"] = recall(np.array(places(memory, queries, k)), truth[:, :k])
+        if isinstance(memory.index, StoredIndex):  # faiss alone: as many candidates, neither vectors nor scores
+            proposer, num = memory.index.proposer, min(len(memory), memory.index.proposer.num_rescored(k))
+            alone = seconds_of_each(lambda q, bare=proposer, num=num: bare.propose(q[0], num, None), queries)
+            figures[f"faiss_p50_s@{k}"] = statistics.median(alone)
+    return {**figures, "resident_bytes": resident_bytes(), "libraries_bytes": libraries}
+
+
+def places(memory: Any, queries: np.ndarray, k: int) -> list[list[int]]:
+    """Positions in the file of vectors, which are the passages' ids."""
+    return [[int(z.id) for z in found] for found in memory.search(queries, k).passages]
+
+
+def measure_edits(work: Path, kind: str) -> dict[str, float]:
+    """Passages added, and others deleted: until they are found, and not found. Works on a copy of the table's log.
+
+    Deleted are the best answers to the queries, which would be missed if anything still found them.
+    """
+    from latentrag.memory import Memory
+    from latentrag.memory.table import Table
+
+    copy = work / "edited.lance"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(work / "memory.lance", copy, copy_function=copied)
+    vectors, truth = Vectors.read(work), np.load(work / "truth.npy")
+    memory = Memory.open(copy, index=kind)  # type: ignore[arg-type]
+    figures = {"recall_before@5": recall(np.array(places(memory, vectors.queries, 5)), truth[:, :5])}
+    gone = np.unique(truth[:, :5])[:NUM_EDITED]
+    started = time.perf_counter()
+    memory = memory.delete(map(str, gone))
+    memory.search(vectors.queries[:1], 5)
+    figures |= {"deleted": float(len(gone)), "delete_s": time.perf_counter() - started}
+
+    # Encoding is not what is measured: the new passages come with their vectors.
+    new = vectors.more(NUM_EDITED)
+    table = Table.open(copy)
+    started = time.perf_counter()
+    make_table(copy, new, first_id=vectors.size, table=table)
+    memory = Memory(Table.open(copy), memory._indexes)  # noqa: SLF001
+    found = memory.search(new[:1].astype(np.float32), 5)
+    figures["add_s"] = time.perf_counter() - started
+    assert found.version == memory.version
+    figures["added_found"] = float(np.mean([vectors.size + i in row for i, row in enumerate(own_places(memory, new))]))
+    again = np.array(places(memory, vectors.queries, 5))
+    figures["recall@5"] = recall_of_the_rest(again, truth, gone, new=vectors.size)
+    more = vectors.more_queries(NUM_QUERIES_AFTER_EDITS)
+    found_since = [again, *(np.array(places(memory, part, 5)) for part in np.split(more, len(more) // QUERIES_AT_ONCE))]
+    figures |= {"queries": float(sum(map(len, found_since)))}
+    figures["deleted_found"] = float(sum(np.isin(part, gone).sum() for part in found_since))
+    shutil.rmtree(copy)
+    return figures
+
+
+def copied(source: str, target: str) -> None:
+    """Large files never change; those that a commit may write to are copied."""
+    if {"data", "_indexes"} & set(Path(source).parts[-3:]):
+        os.link(source, target)
+    else:
+        shutil.copy2(source, target)
+
+
+def own_places(memory: Any, new: np.ndarray) -> list[list[int]]:
+    """What the new passages' own vectors find."""
+    return places(memory, new.astype(np.float32), 5)
+
+
+def recall_of_the_rest(found: np.ndarray, truth: np.ndarray, gone: np.ndarray, *, new: int) -> float:
+    """Of the old passages that were found, against the best old ones that are left."""
+    scores = []
+    for one, other in zip(found, truth, strict=True):
+        old, left = one[one < new], other[~np.isin(other, gone)]
+        if len(old):
+            scores.append(len(np.intersect1d(old, left[: len(old)])) / len(old))
+    return float(np.mean(scores))
+
+
+STEPS: dict[str, Callable[..., dict[str, float]]] = {
+    "table": fill_memory,
+    "truth": find_truth,
+    "build-faiss": build_faiss,
+    "build-memory": build_memory,
+    "faiss": measure_faiss,
+    "memory": measure_memory,
+    "edits": measure_edits,
+}
+
+
+def in_process(work: Path, step: str, *arguments: object) -> dict[str, float]:
+    """Run a step with one thread. Raises: CalledProcessError if it fails."""
+    environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")}
+    command = [sys.executable, "-m", "benchmarks.memory_steps", str(work), step, json.dumps(arguments)]
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+if __name__ == "__main__":
+    print(json.dumps(STEPS[sys.argv[2]](Path(sys.argv[1]), *json.loads(sys.argv[3]))))
