@@ -109,6 +109,8 @@ class Machine(RuleBasedStateMachine):
     def build_index(self, kind: str) -> None:
         self.memory.build_index(kind)
         self.memory = Memory.open(self.path)  # searched through it from here on, whatever is changed
+        check(self.memory, self.state)
+        self.delete({min(self.state)})
 
     @rule(data=st.data())
     def a_bit_is_wrong(self, data: st.DataObject) -> None:
