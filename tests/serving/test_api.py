@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from latentrag.assemble import live_memory, load, load_passage_encoder
+from latentrag.assemble import live_memory, load, load_passage_encoder, save
 from latentrag.memory import Memory
 from latentrag.serving.app import create_app
 from latentrag.types import Passage
 from tests.cli.conftest import QUESTION, cli
+from tests.encoder.tiny import write_sentence_encoder
 from tests.serving.conftest import Served, serving
 
 
@@ -124,6 +125,16 @@ def test_methods_that_are_not_there(served) -> None:
         assert response.json()["error"]["message"] == "method not allowed; see /docs"
 
 
+@pytest.mark.parametrize(
+    "path", ["/", "/static/main.js", "/healthz", "/v1/memory", "/docs", "/openapi.json", "/v1/score"]
+)
+def test_head_is_what_get_would_say_without_the_body(served, path) -> None:
+    got, head = served.get(path), served.client.head(path)
+    assert (head.status_code, head.headers["content-type"]) == (got.status_code, got.headers["content-type"])
+    assert head.headers["content-length"] == str(len(got.content))
+    assert head.content == b""
+
+
 def test_the_server_says_how_it_is(served) -> None:
     assert served.get("/healthz").json() == {"status": "alive"}
     assert served.get("/readyz").json() == {"status": "ready"}
@@ -146,6 +157,55 @@ def test_the_documentation_is_whole_and_loads_nothing(served) -> None:
     assert "<script" not in text
     assert "http://" not in text
     assert "https://" not in text
+
+
+# The model
+
+
+def test_a_new_model_answers_from_one_request_to_the_next(tmp_path, model, memory) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    live = live_memory(memory)
+    body = {"question": QUESTION}
+    with serving(
+        create_app(load(folder, memory=live), live, name="tiny", load=lambda: load(folder, memory=live))
+    ) as served:
+        before = served.get("/v1/model").json()
+        assert (before["name"], before["variant"], before["k"]) == ("tiny", "sequence", 3)
+        assert served.post("/v1/answer", body).json()["variant"] == "sequence"
+        assert served.post("/v1/answer", {**body, "as_of": 2}).status_code == 200
+        other = load(model, memory=memory, variant="token", k=2)
+        save(other, folder)
+        after = served.post("/v1/model", {"action": "reload"}).json()
+        assert (after["variant"], after["k"]) == ("token", 2)
+        assert after["loaded"] > before["loaded"]
+        for asked in (body, {**body, "as_of": 1 + 1}):
+            answer = served.post("/v1/answer", asked).json()
+            assert (answer["variant"], len(answer["sources"])) == ("token", 2)
+
+
+@pytest.mark.parametrize("damage", ["removed", "another encoder"])
+def test_a_model_that_cannot_be_loaded_leaves_the_old_one(tmp_path, model, memory, caplog, damage) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    live = live_memory(memory)
+    with serving(
+        create_app(load(folder, memory=live), live, name="tiny", load=lambda: load(folder, memory=live))
+    ) as served:
+        before = served.post("/v1/answer", {"question": QUESTION}).json()
+        if damage == "removed":
+            shutil.rmtree(folder / "generator")
+        else:
+            shutil.rmtree(folder / "query_encoder")
+            write_sentence_encoder(folder / "query_encoder", head=["Normalize"], seed=5)
+        refused = served.post("/v1/model", {"action": "reload"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model")
+        assert str(tmp_path) not in refused.text
+        assert "the model from before goes on: " in caplog.text
+        assert close(served.post("/v1/answer", {"question": QUESTION}).json(), before)
+
+
+def test_a_server_that_cannot_load_its_model_anew_does_not_offer_it(served) -> None:
+    assert served.post("/v1/model", {"action": "reload"}).status_code == 405
+    assert "post" not in served.get("/openapi.json").json()["paths"]["/v1/model"]
 
 
 # The memory

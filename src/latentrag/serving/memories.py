@@ -1,9 +1,10 @@
-"""The memory of a server: exchanged while it is asked, with its versions, names and synced folders."""
+"""The model and the memory of a server: exchanged while they are asked; versions, names and synced folders."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -29,10 +30,14 @@ class Memories:
 
     Args:
         rag: the model over ``live``.
+        load: loads the model anew, over ``live``; None: this one stays.
     """
 
-    def __init__(self, rag: Rag, live: LiveMemory) -> None:
+    def __init__(self, rag: Rag, live: LiveMemory, load: Callable[[], Rag] | None = None) -> None:
         self.rag, self.live = rag, live
+        self.loaded = datetime.now(UTC)
+        """When the model was."""
+        self.load = load
         self._others: OrderedDict[int, Rag] = OrderedDict()
         self._lock = threading.Lock()
         self._changing = threading.Lock()
@@ -77,6 +82,17 @@ class Memories:
             except BaseException:
                 self.live.use(before)
                 raise
+
+    def exchange_model(self, load: Callable[[], Rag]) -> None:
+        """Answer with another model from now on; requests that came before end with the old one.
+
+        Raises: ModelError; EncoderMismatchError. The old model goes on then.
+        """
+        with self._changing:
+            rag = load()
+            with self._lock:
+                self.rag, self.loaded = rag, datetime.now(UTC)
+                self._others.clear()
 
     def tag(self, name: str, which: int | str | None) -> None:
         """Name a version; None: the newest. Raises: InputError or MemoryStoreError."""

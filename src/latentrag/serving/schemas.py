@@ -135,6 +135,12 @@ class Untag(Asked):
     name: Annotated[str, Field(min_length=1, max_length=limit.MAX_NAME)]
 
 
+class Reload(Asked):
+    """Load the model anew, from where it was loaded when the server started."""
+
+    action: Literal["reload"]
+
+
 MemoryRequest = Annotated[Use | Tag | Untag, Field(discriminator="action")]
 
 # Responses
@@ -282,6 +288,15 @@ class MemoryOut(BaseModel):
     tags: dict[str, int]
     versions: list[VersionOut]
     synced: list[SyncedOut]
+
+
+class ServedModelOut(BaseModel):
+    """The model that answers."""
+
+    name: str
+    variant: Variant
+    k: int
+    loaded: str
 
 
 class ModelOut(BaseModel):
