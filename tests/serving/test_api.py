@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -125,9 +126,7 @@ def test_methods_that_are_not_there(served) -> None:
         assert response.json()["error"]["message"] == "method not allowed; see /docs"
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/static/main.js", "/healthz", "/v1/memory", "/docs", "/openapi.json", "/v1/score"]
-)
+@pytest.mark.parametrize("path", "/ /static/main.js /healthz /v1/memory /docs /openapi.json /v1/score".split())
 def test_head_is_what_get_would_say_without_the_body(served, path) -> None:
     got, head = served.get(path), served.client.head(path)
     assert (head.status_code, head.headers["content-type"]) == (got.status_code, got.headers["content-type"])
@@ -166,9 +165,8 @@ def test_a_new_model_answers_from_one_request_to_the_next(tmp_path, model, memor
     folder = shutil.copytree(model, tmp_path / "model")
     live = live_memory(memory)
     body = {"question": QUESTION}
-    with serving(
-        create_app(load(folder, memory=live), live, name="tiny", load=lambda: load(folder, memory=live))
-    ) as served:
+    again = partial(load, folder, memory=live)
+    with serving(create_app(again(), live, name="tiny", load=again)) as served:
         before = served.get("/v1/model").json()
         assert (before["name"], before["variant"], before["k"]) == ("tiny", "sequence", 3)
         assert served.post("/v1/answer", body).json()["variant"] == "sequence"
@@ -178,7 +176,7 @@ def test_a_new_model_answers_from_one_request_to_the_next(tmp_path, model, memor
         after = served.post("/v1/model", {"action": "reload"}).json()
         assert (after["variant"], after["k"]) == ("token", 2)
         assert after["loaded"] > before["loaded"]
-        for asked in (body, {**body, "as_of": 1 + 1}):
+        for asked in (body, {**body, "as_of": 2}):
             answer = served.post("/v1/answer", asked).json()
             assert (answer["variant"], len(answer["sources"])) == ("token", 2)
 
@@ -187,9 +185,8 @@ def test_a_new_model_answers_from_one_request_to_the_next(tmp_path, model, memor
 def test_a_model_that_cannot_be_loaded_leaves_the_old_one(tmp_path, model, memory, caplog, damage) -> None:
     folder = shutil.copytree(model, tmp_path / "model")
     live = live_memory(memory)
-    with serving(
-        create_app(load(folder, memory=live), live, name="tiny", load=lambda: load(folder, memory=live))
-    ) as served:
+    again = partial(load, folder, memory=live)
+    with serving(create_app(again(), live, name="tiny", load=again)) as served:
         before = served.post("/v1/answer", {"question": QUESTION}).json()
         if damage == "removed":
             shutil.rmtree(folder / "generator")
