@@ -1,6 +1,7 @@
 """The API says what the command line says, and refuses in one shape."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +150,7 @@ def test_the_documentation_is_whole_and_loads_nothing(served) -> None:
     text = served.get("/docs").text
     for path in served.get("/openapi.json").json()["paths"]:
         assert path in text
+    assert re.search(r"<tr><td>from \(needed\)<td>A number.*\n<tr><td>to \(needed\).*\n<tr><td>limit<td>", text)
     assert "<script" not in text
     assert "http://" not in text
     assert "https://" not in text

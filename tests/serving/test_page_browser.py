@@ -228,10 +228,24 @@ def worth(answer: dict[str, Any], variant: str) -> float:
     return log_likelihood(log_p_eta, log_p_theta, mask, variant=variant).item()
 
 
-def agreement(answer: dict[str, Any], current: dict[str, Any]) -> str:
-    if answer["answer"] == current["answer"]:
-        return "the same answer as above"
-    return f"another answer; the one above has log p −{abs(worth(current, answer['variant'])):.2f} here"
+def expected(answer: dict[str, Any], current: dict[str, Any]) -> tuple[str, ...]:
+    """What a way says of its answer, beside the current one."""
+    agreement = "the same as the current answer"
+    if answer["answer"] != current["answer"]:
+        agreement = f"another answer; the current one has log p −{-worth(current, answer['variant']):.2f} here"
+    bound, probability = "at least " if answer["decoding"] == "fast" else "", math.exp(answer["log_prob"])
+    share = percent(probability) if probability > 0.001 else "·10"
+    return answer["answer"] or "(the empty answer)", bound + share, f"{bound}−{-answer['log_prob']:.2f}", agreement
+
+
+def told(ways: Any) -> list[tuple[str, ...]]:
+    found = []
+    for way in ways.all():
+        probability, log_prob, agreement, time = way.locator("dd").all_inner_texts()
+        assert re.fullmatch(r"[\d,]+ ms", time)
+        small = re.sub(r"\d\.\d\d·10\S+", "·10", probability)
+        found.append((way.locator(".found").inner_text(), small, log_prob, agreement))
+    return found
 
 
 @pytest.mark.parametrize("question", [QUESTION, "Rome is red, tokyo is blue"])
@@ -246,34 +260,14 @@ def test_all_ways_side_by_side(chromium, served, question) -> None:
             for variant, decoding in WAYS
         ]
         ways = page.locator("#ways > li")
-
-        def shown() -> list[tuple[str, str, str, str]]:
-            rows = [(way.locator(".found").inner_text(), *way.locator("dd").all_inner_texts()) for way in ways.all()]
-            assert all(re.fullmatch(r"[\d,]+ ms", row[4]) for row in rows)
-            return [row[:4] for row in rows]
-
-        def expected(current: int) -> list[tuple[str, str, str, str]]:
-            found = []
-            for answer in answers:
-                bound = "at least " if answer["decoding"] == "fast" else ""
-                probability, log_prob = math.exp(answer["log_prob"]), f"−{abs(answer['log_prob']):.2f}"
-                said = percent(probability) if probability > 0.001 else None
-                found.append((answer["answer"], said, bound + log_prob, agreement(answer, answers[current])))
-                found[-1] = (found[-1][0], said and bound + said, *found[-1][2:])
-            return found
-
-        def agree(rows: list[tuple[str, str, str, str]], wanted: list[tuple[str, str, str, str]]) -> bool:
-            small = [(text, said or row[1], *rest) for row, (text, said, *rest) in zip(rows, wanted, strict=True)]
-            return rows == small
-
-        assert agree(shown(), expected(0)), (shown(), expected(0))
-        assert ways.locator(":scope.current h3, .current h3").all_inner_texts() == ["RAG-Sequence, exact"]
+        assert told(ways) == [expected(answer, answers[0]) for answer in answers]
+        assert page.locator("#ways > li.current h3").all_inner_texts() == ["RAG-Sequence, exact"]
         assert page.get_by_role("button", name="Show this").count() == 3
-        page.get_by_role("button", name="Show this: RAG-Token, exact").click()
+        page.get_by_role("button", name="Show this RAG-Token, exact").click()
         expect(page.locator("#answer-title")).to_be_focused()
         expect(page.locator("#facts")).to_have_text("RAG-Token, exact decoding, memory version 2.")
         expect(page.locator("#answer")).to_have_text(answers[3]["answer"])
-        assert agree(shown(), expected(3)), (shown(), expected(3))
+        assert told(ways) == [expected(answer, answers[3]) for answer in answers]
         assert page.locator("#ways > li.current h3").all_inner_texts() == ["RAG-Token, exact"]
         assert "variant=token" in page.url
         assert page.locator("[name=variant]:checked").input_value() == "token"
@@ -293,8 +287,12 @@ def test_one_way_that_fails_or_hangs_takes_no_other_with_it(chromium, served) ->
         else:
             route.continue_()
 
+    def gone(request: Any) -> None:
+        if request.url.endswith("/v1/answer"):
+            ended.append(request.failure)
+
     with opened(chromium, served.url, errors=NETWORK.pattern) as page:
-        page.on("requestfailed", lambda request: ended.append(request.failure))
+        page.on("requestfailed", gone)
         page.route("**/v1/answer", answered)
         asked(page, QUESTION)
         page.get_by_text("Side by side").click()
@@ -404,7 +402,7 @@ def test_what_differs_and_what_the_other_version_says(chromium, changing, hostil
         page.get_by_text("How version 2 differs from 3, which is served").click()
         difference = page.locator("#difference")
         expect(difference).to_contain_text("From version 3 to 2: 0 added, 0 changed, 4 removed.")
-        assert difference.get_by_role("heading").all_inner_texts() == ["Removed"]
+        assert difference.get_by_role("heading", level=3).all_inner_texts() == ["Removed"]
         items = difference.locator("ul.removed > li")
         assert items.count() == 4
         assert items.nth(0).inner_text() == f"{hostile_texts[0]} title <b>0</b>"
@@ -424,8 +422,10 @@ def test_what_differs_and_what_the_other_version_says(chromium, changing, hostil
         assert way.locator(".found").inner_text() == answers[0]["answer"]
         shared = {each["id"] for each in answers[0]["sources"]} & {each["id"] for each in answers[1]["sources"]}
         same = answers[0]["answer"] == answers[1]["answer"]
-        assert ("the same answer" if same else f"from 4 passages, {len(shared)} of them the same") in way.inner_text()
-        page.get_by_role("button", name="Show this: Version 2").click()
+        assert (
+            "the same as the current answer" if same else f"from 4 passages, {len(shared)} of them the same"
+        ) in way.inner_text()
+        page.get_by_role("button", name="Show this Version 2").click()
         expect(page.locator("#facts")).to_contain_text("memory version 2")
         expect(page.locator("#answer")).to_have_text(answers[0]["answer"])
         assert "as_of=2" in page.url

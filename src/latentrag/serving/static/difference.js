@@ -10,12 +10,13 @@ const KINDS = [["added", "Added"], ["changed", "Changed"], ["removed", "Removed"
 export class Difference {
   /** details: asks when it is opened; on: current() has the request and its answer, show(options, answer). */
   constructor(details, on) {
-    this.summary = el("summary");
-    this.body = el("div", { role: "status" });
+    this.title = el("h2");
+    this.status = el("p", { role: "status" });
+    this.lists = el("div");
     this.button = el("button", { type: "button" }, "Ask this version the same question");
     this.ways = el("ol", { class: "ways" });
     this.actions = el("div", { hidden: true }, el("p", { class: "actions" }, this.button), this.ways);
-    details.append(this.summary, this.body, this.actions);
+    details.append(el("summary", {}, this.title), this.status, this.lists, this.actions);
     Object.assign(this, { details, on, served: null, chosen: null, running: null, asking: null, way: null });
     details.addEventListener("toggle", () => (details.open ? this.load() : this.running?.abort()));
     this.button.addEventListener("click", () => this.askIt());
@@ -26,9 +27,10 @@ export class Difference {
     if (served === this.served && chosen === this.chosen) return;
     Object.assign(this, { served, chosen });
     this.forget();
-    this.body.replaceChildren();
+    this.running?.abort();
+    this.say("");
     this.details.hidden = served === null || chosen === null;
-    this.summary.textContent = `How version ${visible(String(chosen))} differs from ${served}, which is served`;
+    this.title.textContent = `How version ${visible(String(chosen))} differs from ${served}, which is served`;
     if (this.details.hidden) this.details.open = false;
     if (this.details.open) this.load();
   }
@@ -37,16 +39,24 @@ export class Difference {
     this.running?.abort();
     const running = new AbortController();
     this.running = running;
-    this.body.replaceChildren("Comparing …");
+    this.say("Comparing …");
     try {
       const between = new URLSearchParams({ from: this.served, to: this.chosen, limit: LISTED });
       const found = await ask(`/v1/memory/diff?${between}`, { signal: running.signal });
-      this.body.replaceChildren(...described(found));
+      running.signal.throwIfAborted();
+      this.say(counted(found));
+      this.lists.replaceChildren(...listed(found));
     } catch (error) {
       if (this.running !== running || error.name === "AbortError") return;
       if (!(error instanceof Failure)) throw error;
-      this.body.replaceChildren(el("p", { class: "bad" }, visible(error.message)));
+      this.say(visible(error.message), true);
     }
+  }
+
+  say(text, isBad = false) {
+    this.status.textContent = text;
+    this.status.classList.toggle("bad", isBad);
+    this.lists.replaceChildren();
   }
 
   /** The current question, answered from the chosen version. */
@@ -76,9 +86,13 @@ export class Difference {
   }
 }
 
-function described(found) {
+function counted(found) {
   const counts = KINDS.map(([kind]) => `${found[kind].count} ${kind}`).join(", ");
-  const nodes = [el("p", {}, `From version ${found.from} to ${found.to}: ${counts}.`)];
+  return `From version ${found.from} to ${found.to}: ${counts}.`;
+}
+
+function listed(found) {
+  const nodes = [];
   if (found.reencoded) {
     const { from, to } = found.encoders;
     nodes.push(el("p", {}, "The vectors are by ", isolated(to), " instead of ", isolated(from), "."));

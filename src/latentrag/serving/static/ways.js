@@ -10,7 +10,7 @@ export class Way {
   constructor(name, options, show) {
     Object.assign(this, { options, answer: null, took: null });
     this.said = el("div");
-    this.button = el("button", { type: "button", hidden: true }, "Show this", el("span", { class: "unseen" }, `: ${name}`));
+    this.button = el("button", { type: "button", hidden: true }, "Show this ", el("span", { class: "unseen" }, name));
     this.button.addEventListener("click", () => show(options, this.answer));
     this.root = el("li", {}, el("h3", {}, name), this.said, el("p", { class: "actions" }, this.button));
   }
@@ -60,7 +60,7 @@ export class Way {
  * the current answer is worth here is known without asking.
  */
 function agreement(answer, current) {
-  if (answer.answer === current.answer) return "the same answer as above";
+  if (answer.answer === current.answer) return "the same as the current answer";
   const ids = new Set(current.sources.map((source) => source.id));
   const numShared = answer.sources.filter((source) => ids.has(source.id)).length;
   if (answer.memory_version !== current.memory_version) {
@@ -68,7 +68,7 @@ function agreement(answer, current) {
   }
   const all = current.sources.map((_, z) => z);
   const worth = logLikelihood({ ...current, variant: answer.variant }, all);
-  return ["another answer; the one above has log p ", current.decoding === "fast" ? "of at least " : "", nats(worth), " here"].join("");
+  return ["another answer; the current one has log p ", current.decoding === "fast" ? "of at least " : "", nats(worth), " here"].join("");
 }
 
 const ALL = [
