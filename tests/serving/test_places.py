@@ -24,6 +24,7 @@ from tests.serving.test_stream import events
         ("a.txt", "../../ann/a.txt", "a.txt"),
         ("x", "notes/../../ann/a.txt", "a.txt"),
         ("x", "~/a.txt", "a.txt"),
+        ("x", " /home/ann/a.txt", "a.txt"),
         ("x", "~ann/notes/a.txt", "a.txt"),
         ("x", r"C:\Users\ann\a.txt", "a.txt"),
         ("x", r"\\server\share\a.txt", "a.txt"),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _Found = TypeVar("_Found", Answer, Classification)
 
 _SEPARATOR = re.compile(r"[/\\]")
-_ABSOLUTE = re.compile(r"[/\\~]|[a-z]:[/\\]|file:", re.IGNORECASE)
+_ABSOLUTE = re.compile(r"\s*(?:[/\\~]|[a-z]:[/\\]|file:)", re.IGNORECASE)
 _NOWHERE = {"", ".", "..", "~"}
 
 
