@@ -18,7 +18,7 @@ from latentrag.memory import Memory, tags
 from latentrag.types import Passage
 from tests.cli.conftest import QUESTION, cli
 from tests.serving.conftest import PATIENCE_S
-from tests.serving.test_api import close
+from tests.serving.test_api import close, to_clients
 
 KEY = "0123456789abcdef"
 
@@ -40,7 +40,7 @@ def test_a_server_from_start_to_end(model, memory, ask) -> None:
         finally:
             process.kill()
         log = process.stderr.read().splitlines()
-    assert close(answer.json(), ask(QUESTION, "--json").json)
+    assert close(answer.json(), to_clients(ask(QUESTION, "--json").json))
     assert [line.split(" ", 2)[2].rsplit(" ", 2)[0] for line in log] == ["GET /v1/models 401", "POST /v1/answer 200"]
     assert QUESTION not in "".join(log)
 
@@ -136,7 +136,7 @@ def test_tools_of_the_model_context_protocol(model, memory, ask) -> None:
             answer = await session.call_tool("ask", {"question": QUESTION, "k": 2, "variant": "token"})
             found = await session.call_tool("search", {"question": QUESTION, "k": 2})
             wrong = await session.call_tool("ask", {"question": QUESTION, "k": 50})
-        expected = ask(QUESTION, "-k", 2, "--variant", "token", "--json").json
+        expected = to_clients(ask(QUESTION, "-k", 2, "--variant", "token", "--json").json)
         assert close(answer.structured_content, expected)
         ids = [each["id"] for each in found.structured_content["passages"]]
         assert ids == [each["id"] for each in expected["sources"]]

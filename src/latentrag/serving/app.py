@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Body, FastAPI
+from fastapi import APIRouter, Body, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from latentrag.errors import LatentRagError
+from latentrag.errors import LatentRagError, UnknownVersionError
 from latentrag.serving import docs_page, page, routes, schemas
 from latentrag.serving.engine import Engine
 from latentrag.serving.failures import Refused
@@ -121,6 +121,7 @@ def _model(service: Service) -> APIRouter:
 
 def _memory(service: Service) -> APIRouter:
     memories = service.memories
+    comparing = asyncio.Lock()  # whoever waits here occupies no thread
     router = APIRouter(tags=["memory"])
 
     @router.get("/v1/memory", responses=responses(schemas.MemoryOut), response_model=None)
@@ -138,6 +139,16 @@ def _memory(service: Service) -> APIRouter:
         else:
             await asyncio.to_thread(memories.untag, asked.name)
         return json_response(await asyncio.to_thread(memories.record))
+
+    @router.get("/v1/memory/diff", responses=responses(schemas.DiffOut), response_model=None)
+    async def diff(asked: Annotated[schemas.DiffRequest, Query()]) -> Response:
+        """What leads from one version to another: passages added, changed and removed. 404 where there is no such."""
+        try:
+            async with comparing:
+                found = await asyncio.to_thread(memories.difference, asked.before, asked.after, limit=asked.limit)
+        except UnknownVersionError as error:
+            raise Refused(404, service.refusal(error).message, "version") from error
+        return json_response(found)
 
     return router
 
