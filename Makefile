@@ -12,7 +12,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help test lint test-page torture fuzz-api format demo eval-demo experiment-jeopardy experiment-hot-swap \
-	bench-loss-memory bench-decoding bench-training bench-cache bench-memory bench-swap bench-sync clean
+	bench-loss-memory bench-decoding bench-training bench-cache bench-memory bench-swap bench-sync bench-serving clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -83,6 +83,12 @@ bench-swap: $(STAMP)  ## Exchange a memory 20 times under 2,000 answers in 8 thr
 
 bench-sync: $(STAMP)  ## Sync 2,000 files, interrupted three times, 3 minutes; MODEL=demo encodes with the demo's.
 	@$(BIN)/python -m benchmarks.sync --work $(or $(WORK),build) $(if $(MODEL),--model $(MODEL))
+
+bench-serving: demo  ## Put a server under load, with exchanges of its memory, 18 minutes; asks DATA's clues. CLIENTS, SECONDS.
+	@$(BIN)/python -c 'import fastapi, locust' 2>/dev/null || \
+		$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[serve,load]'
+	@$(BIN)/python -m benchmarks.serving --data $(DATA)/jeopardy-vital.dev.jsonl.gz \
+		$(if $(CLIENTS),--clients $(CLIENTS)) $(if $(SECONDS),--seconds $(SECONDS))
 
 clean:  ## Remove .venv and everything the tools have cached here.
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -5,8 +5,7 @@
 Every arm learns from the same examples, in the same order and number, and starts from the demo's model. The generator
 learns through an adapter that leaves passages as they were read (LoRA, scope "question"), so that all arms share what
 has been read of them. This generator can read, and says most clearly which passage helps before it is tuned: so the
-joint arms go on from the encoder that query-side training made of the same examples; "at once" does not. Query-side
-training sees them several times: the generator stays as it is, and is asked once for each passage of a clue.
+joint arms go on from the encoder that query-side training made of the same examples; "at once" does not.
 
     closed book    generator without passages               query side    the query encoder alone, hindsight
     BM25           generator over BM25                      at once       both from the first step, RAG-Sequence
@@ -41,7 +40,7 @@ from latentrag.generator.lora import Lora
 from latentrag.rag import Rag
 from latentrag.retriever import BM25Retriever, DenseRetriever
 from latentrag.training import checkpoint
-from latentrag.training.data import order, read_examples
+from latentrag.training.data import read_examples
 from latentrag.training.loop import Trainer
 from latentrag.training.options import TrainingOptions
 
@@ -52,8 +51,6 @@ SECONDS_PER_EXAMPLE = 4.5
 """Of all arms together, on two cores with bfloat16, to turn a budget of minutes into a number of steps."""
 QUERY_SIDE_FIRST = ("sequence", "token", "emdr2", "hindsight")
 ARMS = ("closed book", "BM25", "frozen", "query side", "at once", *QUERY_SIDE_FIRST)
-PASSES = 5
-"""Of query-side training over the examples that all arms see."""
 NUM_RANKED = 2000
 """Clues on which the retriever is measured on the way."""
 LR_RETRIEVER = 5e-5
@@ -76,9 +73,6 @@ class Experiment:
         self.memory = assemble.open_memory("demo")
         self.examples = read_examples(data / TRAIN).rows
         dev = read_examples(data / DEV).rows
-        whole = order(len(self.examples), epoch=0, seed=seed)
-        self.seen = [self.examples[place] for place in whole[: 16 * num_steps]]
-        """What every arm learns from, if it sees nothing twice."""
         self.test, self.ranked, self.dev = dev[:num_dev], dev[:NUM_RANKED], dev[-64:]
         self.options = TrainingOptions(
             k=K,
@@ -123,8 +117,9 @@ class Experiment:
         retriever = self.retriever(arm)
         generator = self.generator(frozen=options.freeze == "generator")
         folder = self.out / arm.replace(" ", "-")
-        examples = self.seen if arm == "query side" else self.examples
-        trainer = Trainer(retriever, generator, examples, options=options, folder=folder, dev=self.dev, progress=True)
+        trainer = Trainer(
+            retriever, generator, self.examples, options=options, folder=folder, dev=self.dev, progress=True
+        )
         found = checkpoint.newest(folder)
         step = 0 if found is None else found.step
         if options.trains_retriever and step == 0:
@@ -146,7 +141,7 @@ class Experiment:
             "closed book": {"closed_book": True},
             "BM25": {"freeze": "retriever"},
             "frozen": {"freeze": "retriever"},
-            "query side": {"freeze": "generator", "hindsight": K, **self._times(PASSES)},
+            "query side": {"freeze": "generator", "hindsight": K},
             "at once": {},
             "sequence": again,
             "token": {"variant": "token", **again},
@@ -154,11 +149,6 @@ class Experiment:
             "hindsight": {"hindsight": K, **again},
         }
         return replace(self.options, **changes[arm])
-
-    def _times(self, passes: int) -> dict[str, int]:
-        """Options of a run that sees the examples so often."""
-        counted = ("num_steps", "warmup_steps", "eval_every")
-        return {name: passes * getattr(self.options, name) for name in counted}
 
     @torch.no_grad()
     def _measure_retriever(self, retriever: DenseRetriever, folder: Path, step: int) -> None:

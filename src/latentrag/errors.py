@@ -27,6 +27,10 @@ class MemoryStoreError(LatentRagError):
     """A memory that is missing, empty, corrupt, or has no such version."""
 
 
+class UnknownVersionError(MemoryStoreError):
+    """A version, tag or moment that a memory does not have."""
+
+
 class DamagedVersionError(MemoryStoreError):
     """A version of a memory with files that are missing or not as they were written; ``what`` says which."""
 

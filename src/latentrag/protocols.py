@@ -133,7 +133,8 @@ class Generator(Protocol):
             parents: (B', M') which beam each new beam continues: an index into the previous (B, M) flattened.
                 Questions that are done are left out of B'.
             tokens: (B', M') the token it takes.
-        Returns: (B', K, M', V) float32 log-probabilities of the token after, and the new state.
+        Returns: (B', K, M', V) float32 log-probabilities of the token after, and the new state. They may lie where
+            those of the step before lay, which are gone then.
         """
         ...
 

@@ -1,5 +1,6 @@
 """A memory that is exchanged while it is searched: every answer comes from one version."""
 
+import gc
 import itertools
 import shutil
 import threading
@@ -98,6 +99,18 @@ def test_another_memory_altogether(tmp_path, live, encoder, queries):
     live.use(other)
     assert (live.path, len(live)) == (tmp_path / "other.lance", 1)
     assert live.search(queries, 1).passages[0][0].id == "other"
+
+
+def test_an_encoder_that_is_gone_binds_no_more(tmp_path, live, make_encoder):
+    retriever = DenseRetriever(FakeQueryEncoder(), live)
+    strange = make_encoder(8, "f2")
+    other = Memory.create(tmp_path / "other.lance", strange).add([Passage("o", "t")], strange)
+    with pytest.raises(EncoderMismatchError):
+        live.use(other)
+    del retriever
+    gc.collect()
+    live.use(other)
+    assert len(live) == 1
 
 
 def test_what_does_not_fit_is_not_used(tmp_path, live, make_encoder):

@@ -10,7 +10,7 @@ import pytest
 from latentrag.errors import InputError, MemoryStoreError
 from latentrag.memory import Memory, files, tags, upkeep
 from latentrag.memory import table as table_module
-from latentrag.memory.diff import diff
+from latentrag.memory.diff import diff, num_read, titles
 from latentrag.memory.log import Version
 from latentrag.memory.table import Table
 from latentrag.memory.verify import verify
@@ -166,7 +166,17 @@ def test_diff_reads_only_what_differs(monkeypatch, path, encoder, filled):
     read, convert = [], table_module.to_passages
     monkeypatch.setattr(table_module, "to_passages", lambda rows: read.append(len(rows)) or convert(rows))
     assert diff(Table.open(path, 2), Table.open(path, 3)).added == ["new"]
-    assert sum(read) == 1
+    assert sum(read) == num_read(Table.open(path, 2), Table.open(path, 3)) == 1
+
+
+def test_titles_of_what_differs(monkeypatch, path, encoder, filled):
+    filled.upsert([Passage("p1", "other", title="new T"), Passage("new", "n", title="N")], encoder).delete(["p0"])
+    old, new = Table.open(path, 2), Table.open(path)
+    assert titles(new, old, {"p1", "new"}) == {"p1": "new T", "new": "N"}
+    assert titles(old, new, {"p0", "p1"}) == {passage.id: passage.title for passage in filled.get(["p0", "p1"])}
+    monkeypatch.setattr(table_module, "to_passages", None)
+    assert titles(new, old, ()) == {}
+    assert num_read(new, new) == 0
 
 
 # Getting rid of versions

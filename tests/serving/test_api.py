@@ -1,17 +1,20 @@
 """The API says what the command line says, and refuses in one shape."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from latentrag.assemble import live_memory, load, load_passage_encoder
+from latentrag.assemble import live_memory, load, load_passage_encoder, save
 from latentrag.memory import Memory
 from latentrag.serving.app import create_app
 from latentrag.types import Passage
 from tests.cli.conftest import QUESTION, cli
+from tests.encoder.tiny import write_sentence_encoder
 from tests.serving.conftest import Served, serving
 
 
@@ -22,6 +25,12 @@ def close(a, b) -> bool:
     if isinstance(a, list):
         return len(a) == len(b) and all(map(close, a, b))
     return a == (pytest.approx(b, abs=1e-5) if isinstance(b, float) else b)
+
+
+def to_clients(record: dict) -> dict:
+    """What the command line says, with the sources as clients see them: without this machine's folders."""
+    sources = [{**source, "source": Path(source["source"]).name} for source in record["sources"]]
+    return {**record, "sources": sources}
 
 
 @pytest.mark.parametrize(
@@ -47,7 +56,7 @@ def close(a, b) -> bool:
 def test_an_answer_is_that_of_ask(served, ask, body, arguments) -> None:
     response = served.post("/v1/answer", {"question": QUESTION, **body})
     assert response.status_code == 200
-    assert close(response.json(), ask(QUESTION, *arguments, "--json").json)
+    assert close(response.json(), to_clients(ask(QUESTION, *arguments, "--json").json))
 
 
 def test_scores_and_labels_are_those_of_the_command_line(served, model, memory) -> None:
@@ -57,7 +66,7 @@ def test_scores_and_labels_are_those_of_the_command_line(served, model, memory) 
     assert close(served.post("/v1/score", {**pair, "variant": "token"}).json(), json.loads(line))
     expected = cli("classify", QUESTION, "beethoven", "austen", *at).json
     body = {"question": QUESTION, "labels": ["beethoven", "austen"], "variant": "token"}
-    assert close(served.post("/v1/classify", body).json(), expected)
+    assert close(served.post("/v1/classify", body).json(), to_clients(expected))
 
 
 def test_a_search_finds_what_an_answer_rests_on(served) -> None:
@@ -124,6 +133,14 @@ def test_methods_that_are_not_there(served) -> None:
         assert response.json()["error"]["message"] == "method not allowed; see /docs"
 
 
+@pytest.mark.parametrize("path", "/ /static/main.js /healthz /v1/memory /docs /openapi.json /v1/score".split())
+def test_head_is_what_get_would_say_without_the_body(served, path) -> None:
+    got, head = served.get(path), served.client.head(path)
+    assert (head.status_code, head.headers["content-type"]) == (got.status_code, got.headers["content-type"])
+    assert head.headers["content-length"] == str(len(got.content))
+    assert head.content == b""
+
+
 def test_the_server_says_how_it_is(served) -> None:
     assert served.get("/healthz").json() == {"status": "alive"}
     assert served.get("/readyz").json() == {"status": "ready"}
@@ -143,9 +160,57 @@ def test_the_documentation_is_whole_and_loads_nothing(served) -> None:
     text = served.get("/docs").text
     for path in served.get("/openapi.json").json()["paths"]:
         assert path in text
+    assert re.search(r"<tr><td>from \(needed\)<td>A number.*\n<tr><td>to \(needed\).*\n<tr><td>limit<td>", text)
     assert "<script" not in text
     assert "http://" not in text
     assert "https://" not in text
+
+
+# The model
+
+
+def test_a_new_model_answers_from_one_request_to_the_next(tmp_path, model, memory) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    live = live_memory(memory)
+    body = {"question": QUESTION}
+    again = partial(load, folder, memory=live)
+    with serving(create_app(again(), live, name="tiny", load=again)) as served:
+        before = served.get("/v1/model").json()
+        assert (before["name"], before["variant"], before["k"]) == ("tiny", "sequence", 3)
+        assert served.post("/v1/answer", body).json()["variant"] == "sequence"
+        assert served.post("/v1/answer", {**body, "as_of": 2}).status_code == 200
+        other = load(model, memory=memory, variant="token", k=2)
+        save(other, folder)
+        after = served.post("/v1/model", {"action": "reload"}).json()
+        assert (after["variant"], after["k"]) == ("token", 2)
+        assert after["loaded"] > before["loaded"]
+        for asked in (body, {**body, "as_of": 2}):
+            answer = served.post("/v1/answer", asked).json()
+            assert (answer["variant"], len(answer["sources"])) == ("token", 2)
+
+
+@pytest.mark.parametrize("damage", ["removed", "another encoder"])
+def test_a_model_that_cannot_be_loaded_leaves_the_old_one(tmp_path, model, memory, caplog, damage) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    live = live_memory(memory)
+    again = partial(load, folder, memory=live)
+    with serving(create_app(again(), live, name="tiny", load=again)) as served:
+        before = served.post("/v1/answer", {"question": QUESTION}).json()
+        if damage == "removed":
+            shutil.rmtree(folder / "generator")
+        else:
+            shutil.rmtree(folder / "query_encoder")
+            write_sentence_encoder(folder / "query_encoder", head=["Normalize"], seed=5)
+        refused = served.post("/v1/model", {"action": "reload"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model")
+        assert str(tmp_path) not in refused.text
+        assert "the model from before goes on: " in caplog.text
+        assert close(served.post("/v1/answer", {"question": QUESTION}).json(), before)
+
+
+def test_a_server_that_cannot_load_its_model_anew_does_not_offer_it(served) -> None:
+    assert served.post("/v1/model", {"action": "reload"}).status_code == 405
+    assert "post" not in served.get("/openapi.json").json()["paths"]["/v1/model"]
 
 
 # The memory
@@ -188,6 +253,77 @@ def test_names_of_versions(changing) -> None:
     assert client.post("/v1/answer", json={"question": QUESTION, "as_of": "first"}).json()["memory_version"] == 2
     assert client.post("/v1/memory", json={"action": "untag", "name": "first"}).json()["tags"] == {}
     assert json.loads(cli("index", "tag", path, "--json").stdout)["tags"] == {}
+
+
+@pytest.fixture
+def differing(changing, encoder) -> Served:
+    """Version 4 lacks emma.txt, 5 has another rome.txt and twelve more passages."""
+    served, path = changing
+    memory = Memory.open(path).delete(["emma.txt"])
+    more = [Passage(f"more {i:02}", "text", title=f"<b>{i}</b>") for i in range(12)]
+    memory.upsert([Passage("rome.txt", "Rome is red.", title="red"), *more], load_passage_encoder(encoder))
+    return served
+
+
+def test_what_differs_between_versions(differing) -> None:
+    found = differing.get("/v1/memory/diff?from=2&to=newest").json()
+    assert (found["from"], found["to"], found["reencoded"]) == (2, 5, False)
+    assert found["encoders"]["from"] == found["encoders"]["to"] == "encoder"
+    assert found["added"]["count"] == 13
+    assert found["added"]["passages"][:2] == [{"id": "new", "title": "tokyo"}, {"id": "more 00", "title": "<b>0</b>"}]
+    assert found["changed"] == {"count": 1, "passages": [{"id": "rome.txt", "title": "red"}]}
+    assert found["removed"] == {"count": 1, "passages": [{"id": "emma.txt", "title": "emma"}]}
+    back = differing.get("/v1/memory/diff", params={"from": "3", "to": "2", "limit": 1}).json()
+    assert (back["from"], back["to"]) == (3, 2)
+    assert back["removed"] == {"count": 1, "passages": [{"id": "new", "title": "tokyo"}]}
+    bounded = differing.get("/v1/memory/diff", params={"from": "5", "to": "2", "limit": 3}).json()
+    assert (bounded["removed"]["count"], len(bounded["removed"]["passages"])) == (13, 3)
+    assert bounded["changed"]["passages"] == [{"id": "rome.txt", "title": "rome"}]
+    counted = differing.get("/v1/memory/diff", params={"from": "2", "to": "5", "limit": 0}).json()
+    assert [(counted[kind]["count"], counted[kind]["passages"]) for kind in ("added", "changed", "removed")] == [
+        (13, []),
+        (1, []),
+        (1, []),
+    ]
+    nothing = {"count": 0, "passages": []}
+    same = differing.get("/v1/memory/diff?from=5&to=5").json()
+    assert (same["added"], same["changed"], same["removed"]) == (nothing, nothing, nothing)
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "message"),
+    [
+        ("from=2&to=77", 404, "the memory has no version 77; choose one of 1, 2"),
+        ("from=0&to=2", 404, "the memory has no version 0"),
+        ("from=../x&to=2", 404, "the memory has no version '../x'; give a number or a date"),
+        ("from=1999-01-01&to=2", 404, "the memory has no version as old as 1999-01-01"),
+        ("from=2", 422, "to: Field required"),
+        ("from=&to=2", 422, "from: String should have at least 1 character"),
+        ("from=1&to=2&limit=201", 422, "limit: Input should be less than or equal to 200"),
+        ("from=1&to=2&limit=-1", 422, "limit: Input should be greater than or equal to 0"),
+        ("from=1&to=2&path=/etc", 422, "path: Extra inputs are not permitted"),
+        (f"from=1&to={'x' * 101}", 422, "to: String should have at most 100"),
+    ],
+)
+def test_what_cannot_be_compared(served, memory, query, status, message) -> None:
+    response = served.get(f"/v1/memory/diff?{query}")
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert message in error["message"]
+    assert "\n" not in error["message"]
+    assert str(memory) not in response.text
+
+
+def test_no_more_is_read_than_allowed(served, monkeypatch) -> None:
+    from latentrag.serving import memories
+
+    monkeypatch.setattr(memories, "MAX_COMPARED", 4)
+    assert served.get("/v1/memory/diff?from=1&to=2").json()["added"]["count"] == 4
+    monkeypatch.setattr(memories, "MAX_COMPARED", 3)
+    response = served.get("/v1/memory/diff?from=1&to=2")
+    assert response.status_code == 422
+    assert "differ in files of 4 passages; this server compares 3 at most" in response.json()["error"]["message"]
+    assert served.get("/v1/memory/diff?from=2&to=2").status_code == 200
 
 
 def test_what_cannot_be_used_leaves_what_is_served(changing, monkeypatch) -> None:

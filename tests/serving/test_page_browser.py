@@ -117,8 +117,14 @@ def test_tokens_and_passages_are_pinned_from_the_keyboard(chromium, served) -> N
         assert sorted(shares) == sorted(percent(share) for share in answer["tokens"][0]["posterior"])
         page.keyboard.press("Space")
         expect(page.locator("#answer .token.pinned")).to_have_count(0)
-        passage = table.locator("thead").get_by_role("button").nth(1)
-        passage.focus()
+        page.keyboard.press("End")
+        expect(table.locator("tbody button").last).to_be_focused()
+        page.keyboard.press("ArrowUp")
+        expect(table.locator("tbody tr").nth(len(answer["tokens"]) - 1).get_by_role("button")).to_be_focused()
+        assert table.locator("button[tabindex='0']").count() == 2  # the Tab key stops at one token and one passage
+        table.locator("thead").get_by_role("button").first.focus()
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("ArrowRight")
         page.keyboard.press("Enter")
         expect(page.locator("#passages > li.pinned")).to_have_count(1)
         assert page.locator("#passages > li.pinned h3").inner_text().startswith("[2]")
@@ -205,6 +211,111 @@ def test_a_passage_is_left_out(chromium, served, rag, variant) -> None:
         expect(page.locator("#passages > li.off")).to_have_count(0)
 
 
+# Side by side
+
+
+WAYS = [("sequence", "exact"), ("sequence", "thorough"), ("sequence", "fast"), ("token", "exact")]
+
+
+def worth(answer: dict[str, Any], variant: str) -> float:
+    """log p(y|x) of an answer under another model, with its own passages."""
+    import torch
+
+    from latentrag.marginal import log_likelihood
+
+    log_p_eta, log_p_theta = torch.tensor([answer["log_p_eta"]]), torch.tensor([answer["log_p_theta"]])
+    mask = torch.ones(1, log_p_theta.shape[2], dtype=torch.bool)
+    return log_likelihood(log_p_eta, log_p_theta, mask, variant=variant).item()
+
+
+def expected(answer: dict[str, Any], current: dict[str, Any]) -> tuple[str, ...]:
+    """What a way says of its answer, beside the current one."""
+    agreement = "the same as the current answer"
+    if answer["answer"] != current["answer"]:
+        agreement = f"another answer; the current one has log p −{-worth(current, answer['variant']):.2f} here"
+    bound, probability = "at least " if answer["decoding"] == "fast" else "", math.exp(answer["log_prob"])
+    share = percent(probability) if probability > 0.001 else "·10"
+    return answer["answer"] or "(the empty answer)", bound + share, f"{bound}−{-answer['log_prob']:.2f}", agreement
+
+
+def told(ways: Any) -> list[tuple[str, ...]]:
+    found = []
+    for way in ways.all():
+        probability, log_prob, agreement, time = way.locator("dd").all_inner_texts()
+        assert re.fullmatch(r"[\d,]+ ms", time)
+        small = re.sub(r"\d\.\d\d·10\S+", "·10", probability)
+        found.append((way.locator(".found").inner_text(), small, log_prob, agreement))
+    return found
+
+
+@pytest.mark.parametrize("question", [QUESTION, "Rome is red, tokyo is blue"])
+def test_all_ways_side_by_side(chromium, served, question) -> None:
+    with opened(chromium, served.url) as page:
+        choose(page, variant="sequence", k=4)
+        asked(page, question)
+        page.get_by_text("Side by side").click()
+        expect(page.locator("#compare-status")).to_have_text("All have answered.")
+        answers = [
+            served.post("/v1/answer", {"question": question, "k": 4, "variant": variant, "decoding": decoding}).json()
+            for variant, decoding in WAYS
+        ]
+        ways = page.locator("#ways > li")
+        assert told(ways) == [expected(answer, answers[0]) for answer in answers]
+        assert page.locator("#ways > li.current h3").all_inner_texts() == ["RAG-Sequence, exact"]
+        assert page.get_by_role("button", name="Show this").count() == 3
+        page.get_by_role("button", name="Show this RAG-Token, exact").click()
+        expect(page.locator("#answer-title")).to_be_focused()
+        expect(page.locator("#facts")).to_have_text("RAG-Token, exact decoding, memory version 2.")
+        expect(page.locator("#answer")).to_have_text(answers[3]["answer"])
+        assert told(ways) == [expected(answer, answers[3]) for answer in answers]
+        assert page.locator("#ways > li.current h3").all_inner_texts() == ["RAG-Token, exact"]
+        assert "variant=token" in page.url
+        assert page.locator("[name=variant]:checked").input_value() == "token"
+        assert page.locator("#heat-map tbody tr").count() == 1 + len(answers[3]["tokens"])
+
+
+def test_one_way_that_fails_or_hangs_takes_no_other_with_it(chromium, served) -> None:
+    hanging, ended = [], []
+    broken = {"error": {"message": "<b>no</b>", "type": "t", "param": None, "code": "c"}}
+
+    def answered(route: Any) -> None:
+        decoding = route.request.post_data_json["decoding"]
+        if decoding == "thorough" and not ended:
+            route.fulfill(status=500, body=json.dumps(broken), content_type="application/json")
+        elif decoding == "fast" and len(hanging) < 2:
+            hanging.append(route)  # and never answered
+        else:
+            route.continue_()
+
+    def gone(request: Any) -> None:
+        if request.url.endswith("/v1/answer"):
+            ended.append(request.failure)
+
+    with opened(chromium, served.url, errors=NETWORK.pattern) as page:
+        page.on("requestfailed", gone)
+        page.route("**/v1/answer", answered)
+        asked(page, QUESTION)
+        page.get_by_text("Side by side").click()
+        ways = page.locator("#ways > li")
+        expect(ways.nth(1)).to_contain_text("<b>no</b>.")
+        expect(ways.nth(2)).to_contain_text("Decoding …")
+        expect(ways.nth(3)).to_contain_text("Waiting …")
+        page.get_by_role("button", name="Stop").click()
+        expect(ways.nth(2)).to_contain_text("Not asked.")
+        expect(ways.nth(3)).to_contain_text("Not asked.")
+        expect(page.locator("#compare-status")).to_have_text("3 have not answered.")
+        assert ended == ["net::ERR_ABORTED"]
+        page.get_by_role("button", name="Ask those again").click()
+        expect(ways.nth(1)).to_contain_text("log p(y|x)")
+        expect(ways.nth(2)).to_contain_text("Decoding …")
+        asked(page, "Who wrote the novel Emma?")  # the comparison is of another question then
+        assert ended == ["net::ERR_ABORTED"] * 2
+        expect(page.locator("#ways")).to_be_hidden()
+        page.get_by_text("Side by side").click()
+        expect(page.locator("#compare-status")).to_have_text("All have answered.")
+        assert page.locator("#ways .found").count() == 4
+
+
 # The memory
 
 
@@ -279,6 +390,53 @@ def test_another_version_is_asked_and_served(chromium, changing) -> None:
         asked(page, QUESTION)
         expect(page.locator("#facts")).to_contain_text("memory version 3")
         expect(page.locator("#memory")).to_have_text("over own.lance, version 3, 8 passages")
+
+
+def test_what_differs_and_what_the_other_version_says(chromium, changing, hostile_texts) -> None:
+    served, _ = changing
+    with opened(chromium, served.url) as page:
+        expect(page.locator("#memory")).to_contain_text("version 3")
+        choose(page, k=4)
+        expect(page.locator("#difference")).to_be_hidden()
+        page.locator("#as_of").select_option("2")
+        page.get_by_text("How version 2 differs from 3, which is served").click()
+        difference = page.locator("#difference")
+        expect(difference).to_contain_text("From version 3 to 2: 0 added, 0 changed, 4 removed.")
+        assert difference.get_by_role("heading", level=3).all_inner_texts() == ["Removed"]
+        items = difference.locator("ul.removed > li")
+        assert items.count() == 4
+        assert items.nth(0).inner_text() == f"{hostile_texts[0]} title <b>0</b>"
+        assert "␛[31mred␛[0m ␇ ⟨U+202E⟩reversed" in items.nth(1).inner_text()
+        assert difference.locator(":is(img, script, h1, b, a)").count() == 0
+        expect(difference.get_by_role("button")).to_have_count(0)  # nothing has been asked yet
+        page.locator("#as_of").select_option("")
+        expect(difference).to_be_hidden()
+        asked(page, QUESTION)
+        expect(page.locator("#facts")).to_contain_text("memory version 3")
+        page.locator("#as_of").select_option("2")
+        page.get_by_text("How version 2 differs").click()
+        page.get_by_role("button", name="Ask this version the same question").click()
+        way = difference.locator(".ways > li")
+        expect(way).to_contain_text("ms")
+        answers = [served.post("/v1/answer", {"question": QUESTION, "k": 4, "as_of": v}).json() for v in (2, 3)]
+        assert way.locator(".found").inner_text() == answers[0]["answer"]
+        shared = {each["id"] for each in answers[0]["sources"]} & {each["id"] for each in answers[1]["sources"]}
+        same = answers[0]["answer"] == answers[1]["answer"]
+        assert (
+            "the same as the current answer" if same else f"from 4 passages, {len(shared)} of them the same"
+        ) in way.inner_text()
+        page.get_by_role("button", name="Show this Version 2").click()
+        expect(page.locator("#facts")).to_contain_text("memory version 2")
+        expect(page.locator("#answer")).to_have_text(answers[0]["answer"])
+        assert "as_of=2" in page.url
+        assert page.title() == "latentrag"
+        assert served.get("/v1/memory").json()["version"] == 3
+
+
+def test_a_version_that_is_not_there_is_said(chromium, served) -> None:
+    with opened(chromium, f"{served.url}/#q=x&as_of=77", errors=NETWORK.pattern) as page:
+        page.get_by_text("How version 77 differs from 2, which is served").click()
+        expect(page.locator("#difference")).to_contain_text("The memory has no version 77; choose one of 1, 2.")
 
 
 # What goes wrong
@@ -362,6 +520,34 @@ def test_a_link_leads_to_the_same_question(chromium, served) -> None:
         expect(page.locator("#passages > li")).to_have_count(2)
 
 
+def test_a_link_leads_to_what_was_pinned_and_left_out(chromium, served) -> None:
+    permissions = ["clipboard-read", "clipboard-write"]
+    with opened(chromium, served.url, permissions=permissions) as page:
+        asked(page, QUESTION)
+        page.locator("#heat-map tbody button").first.click()
+        page.locator("#heat-map thead button").nth(1).click()
+        page.get_by_role("button", name="Leave out passage 3").click()
+        expect(page.locator("#again")).to_contain_text("log p(y|x) = ")
+        assert page.url.endswith("&token=1&passage=2")
+        page.get_by_role("button", name="Copy link").click()
+        expect(page.locator("#status")).to_have_text("Copied.")
+        link = page.evaluate("() => navigator.clipboard.readText()")
+        change = page.locator("#change").inner_text()
+    assert "as_of=2" in link  # it stays true when another version is served
+    with opened(chromium, link) as page:
+        page.get_by_role("button", name="Ask").click()
+        expect(page.locator("#again")).to_contain_text("log p(y|x) = ")
+        assert page.locator("#change").inner_text() == change
+        assert page.locator("#answer .token.pinned").count() == 1
+        assert page.locator("#passages > li.pinned h3").inner_text().startswith("[2]")
+        assert page.locator("#passages > li.off").count() == 1
+    with opened(chromium, f"{link.partition('&without')[0]}&without=no%20such&token=99&passage=-1") as page:
+        page.get_by_role("button", name="Ask").click()
+        expect(page.locator("#status")).to_have_text("Done.")
+        assert page.locator(".pinned, .off").count() == 0
+        expect(page.locator("#what-if")).to_be_hidden()
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_the_answer_is_copied_as_json(chromium, served, allowed) -> None:
     permissions = ["clipboard-read", "clipboard-write"] if allowed else []
@@ -398,6 +584,11 @@ def test_nothing_is_in_the_way(chromium, served, size, dark) -> None:
         expect(page.locator("#again")).to_contain_text("log p(y|x) = ")
         page.locator("#heat-map tbody button").first.click()
         page.locator("#heat-map thead button").first.click()
+        page.get_by_text("Side by side").click()
+        expect(page.locator("#compare-status")).to_have_text("All have answered.")
+        page.locator("#as_of").select_option("1")
+        page.get_by_text("How version 1 differs").click()
+        expect(page.locator("#difference")).to_contain_text("4 removed")
         page.add_script_tag(path=AXE)
         tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
         found = page.evaluate("tags => axe.run({ runOnly: tags })", tags)

@@ -1,17 +1,24 @@
 """`latentrag serve` and `latentrag mcp` as processes, and what they refuse before they load anything."""
 
+import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
+from latentrag.assemble import live_memory, load_passage_encoder
+from latentrag.memory import Memory, tags
+from latentrag.types import Passage
 from tests.cli.conftest import QUESTION, cli
 from tests.serving.conftest import PATIENCE_S
-from tests.serving.test_api import close
+from tests.serving.test_api import close, to_clients
 
 KEY = "0123456789abcdef"
 
@@ -33,9 +40,47 @@ def test_a_server_from_start_to_end(model, memory, ask) -> None:
         finally:
             process.kill()
         log = process.stderr.read().splitlines()
-    assert close(answer.json(), ask(QUESTION, "--json").json)
+    assert close(answer.json(), to_clients(ask(QUESTION, "--json").json))
     assert [line.split(" ", 2)[2].rsplit(" ", 2)[0] for line in log] == ["GET /v1/models 401", "POST /v1/answer 200"]
     assert QUESTION not in "".join(log)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.05])
+def test_a_server_that_is_killed_while_it_exchanges_its_memory_loses_nothing(
+    tmp_path, model, memory, encoder, delay_s
+) -> None:
+    path = shutil.copytree(memory, tmp_path / "own.lance")
+    Memory.open(path).add([Passage("new", "Tokyo is a city.")], load_passage_encoder(encoder))
+    before = {number: sorted(z.id for z in Memory.open(path, version=number).passages()) for number in (2, 3)}
+    command = [sys.executable, "-m", "latentrag", "serve", "-m", model, "-i", path, "--port", "0", "--quiet"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, ThreadPoolExecutor(1) as pool:
+        try:
+            url = process.stderr.readline().split()[-1]
+            exchanges = pool.submit(exchange_until_gone, url)
+            process.stderr.close()
+            time.sleep(0.5 + delay_s)
+        finally:
+            process.kill()
+        assert exchanges.result() > 0
+    assert cli("index", "verify", path).code == 0
+    assert {number: sorted(z.id for z in Memory.open(path, version=number).passages()) for number in (2, 3)} == before
+    assert len(Memory.open(path, version="newest").log()) == 3
+    served = live_memory(path)
+    assert served.version in before
+    tags.serve(path, 2)  # no lock is left that holds anybody up
+    assert live_memory(path).version == 2
+
+
+def exchange_until_gone(url: str) -> int:
+    """How often it was done."""
+    with httpx.Client(base_url=url, timeout=PATIENCE_S, verify=False) as client:  # noqa: S501
+        for count in itertools.count():
+            try:
+                used = client.post("/v1/memory", json={"action": "use", "version": 2 + count % 2})
+            except httpx.TransportError:
+                return count
+            assert used.status_code == 200
+    raise AssertionError
 
 
 @pytest.mark.parametrize(
@@ -91,7 +136,7 @@ def test_tools_of_the_model_context_protocol(model, memory, ask) -> None:
             answer = await session.call_tool("ask", {"question": QUESTION, "k": 2, "variant": "token"})
             found = await session.call_tool("search", {"question": QUESTION, "k": 2})
             wrong = await session.call_tool("ask", {"question": QUESTION, "k": 50})
-        expected = ask(QUESTION, "-k", 2, "--variant", "token", "--json").json
+        expected = to_clients(ask(QUESTION, "-k", 2, "--variant", "token", "--json").json)
         assert close(answer.structured_content, expected)
         ids = [each["id"] for each in found.structured_content["passages"]]
         assert ids == [each["id"] for each in expected["sources"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,8 @@ from latentrag.config import DEMO
 from latentrag.errors import InputError, ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from latentrag.assemble import ModelSpec
     from latentrag.config import RetrieverKind
     from latentrag.memory import LiveMemory
@@ -59,11 +62,12 @@ def serve(
     access = access_to(host, key_file=api_key_file)
     source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
     with bound(host, port) as listening:
-        rag, live = _opened(source, memory, version=as_of, retriever=retriever, k=k, variant=variant, dtype=dtype)
+        live, load = _sources(source, memory, version=as_of, retriever=retriever, k=k, variant=variant, dtype=dtype)
+        rag = _opened(live, load)
         from latentrag.serving.app import create_app
 
         name = _name(source)
-        app = create_app(rag, live, name=name, options=limited(options, host), access=access)
+        app = create_app(rag, live, name=name, load=load, options=limited(options, host), access=access)
         _log(quiet=quiet)
         listening.listen()  # whoever reads the next line can connect
         say(f"serving {name} over {live.path.name} version {live.version} at {address(listening)}")
@@ -85,13 +89,14 @@ def mcp(
     """Offer ask and search to a program that speaks the Model Context Protocol, over standard input and output."""
     _require("mcp", "mcp")
     source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
-    rag, live = _opened(source, memory, version=as_of, retriever=retriever, k=k, variant=variant, dtype=dtype)
+    live, load = _sources(source, memory, version=as_of, retriever=retriever, k=k, variant=variant, dtype=dtype)
+    rag = _opened(live, load)
     from latentrag.serving.tools import run
 
     run(rag, live)
 
 
-def _opened(
+def _sources(
     source: str | ModelSpec,
     memory: str,
     *,
@@ -100,19 +105,24 @@ def _opened(
     k: int | None,
     variant: str | None,
     dtype: str,
-) -> tuple[Rag, LiveMemory]:
-    """The model over its memory, both ready to answer at once."""
+) -> tuple[LiveMemory, Callable[[], Rag]]:
+    """The memory, and what loads the model over it."""
     from latentrag.assemble import live_memory, load
     from latentrag.model import checked
 
     chosen = None if variant is None else checked(variant)
     if k is not None and k < 1:
         raise InputError(f"k={k} passages cannot be retrieved; choose 1 or more")
+    live = live_memory(memory, version=version)
+    return live, partial(load, source, memory=live, retriever=retriever, k=k, variant=chosen, dtype=dtype)
+
+
+def _opened(live: LiveMemory, load: Callable[[], Rag]) -> Rag:
+    """Model and memory, both ready to answer at once."""
     with working("loading the model and its memory"):
-        live = live_memory(memory, version=version)
-        rag = load(source, memory=live, retriever=retriever, k=k, variant=chosen, dtype=dtype)
+        rag = load()
         live.snapshot().warm_up()
-    return rag, live
+    return rag
 
 
 def _name(source: str | ModelSpec) -> str:

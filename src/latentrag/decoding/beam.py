@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentrag.decoding.candidates import Continuations, best_continuations
 from latentrag.decoding.options import Decoded, DecodingOptions, rank
-from latentrag.decoding.step import Beams, forbid, marginal_step, stopped
+from latentrag.decoding.step import Beams, forbid, stopped
 from latentrag.decoding.watch import Watcher, num_decided
 from latentrag.errors import InputError
 from latentrag.protocols import Generator
@@ -101,20 +102,17 @@ def marginal_beam(
     return [[hypothesis for _, hypothesis in pool.entries] for pool in pools]
 
 
-def _candidates(
-    beams: Beams, log_p: Tensor, variant: Variant, options: DecodingOptions, end_id: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _candidates(beams: Beams, log_p: Tensor, variant: Variant, options: DecodingOptions, end_id: int) -> Continuations:
     """Score, beam and token (B', C) of the best continuations, best first.
 
     C is 2M: each beam has one end token, so at least M of them go on.
     """
-    step = forbid(marginal_step(beams, log_p, variant), beams, options, end_id)
-    # A beam that holds nothing has no weights either: its step is not a number.
-    nothing = torch.isinf(beams.scores)[:, :, None]
-    total = (beams.scores[:, :, None] + step).masked_fill(nothing, float("-inf"))  # (B', M, V)
-    vocabulary = total.shape[2]
-    scores, flat = total.flatten(1).topk(min(2 * options.num_beams, total[0].numel()), dim=1)
-    return scores, flat // vocabulary, flat % vocabulary
+    count = min(2 * options.num_beams, log_p[0, 0].numel())
+
+    def allowed(step: Tensor) -> Tensor:
+        return forbid(step, beams, options, end_id)
+
+    return best_continuations(beams, log_p, variant, allowed, count)
 
 
 def _collect(pools: Sequence[_Pool], candidates: Beams, ended: Tensor, cut: Tensor, num_beams: int) -> None:

@@ -8,7 +8,7 @@ Differs: Lewis et al. (2020, §2.5) hold that RAG-Sequence does not break into p
 weights that depend on the prefix.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,14 +87,18 @@ class Beams:
 def marginal_step(beams: Beams, log_p: Tensor, variant: Variant) -> Tensor:
     """log p(y_i|x,y_<i) for every next token. log_p: (B', K, M, V). Returns (B', M, V)."""
     log_w = beams.log_weights(variant)[..., None]
-    num_questions, num_passages, num_beams, vocabulary = log_p.shape
-    step = log_p.new_empty(num_questions, num_beams, vocabulary)
-    # A block of the vocabulary at a time stays in the processor's cache from the sum to the logarithm.
-    size = vocabulary if log_p.is_cuda else max(1, _BLOCK_ELEMENTS // (num_questions * num_passages * num_beams))
-    for start in range(0, vocabulary, size):
-        block = slice(start, start + size)
+    step = log_p.new_empty(len(log_p), *log_p.shape[2:])
+    for block in in_blocks(log_p):
         torch.logsumexp(log_w + log_p[..., block], dim=1, out=step[..., block])
     return step
+
+
+def in_blocks(log_p: Tensor) -> Iterator[slice]:
+    """The vocabulary, a block at a time that stays in the processor's cache from the first operation to the last."""
+    vocabulary = log_p.shape[3]
+    size = vocabulary if log_p.is_cuda else max(1, _BLOCK_ELEMENTS // log_p[..., 0].numel())
+    for start in range(0, vocabulary, size):
+        yield slice(start, start + size)
 
 
 def forbid(step: Tensor, beams: Beams, options: DecodingOptions, end_id: int) -> Tensor:

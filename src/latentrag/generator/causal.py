@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from latentrag.errors import InputError, ModelError
 from latentrag.generator.beam_cache import beam_cache, select_contexts
 from latentrag.generator.caches import selected, shift_right, token_positions
-from latentrag.generator.gold import OutputHead, log_probabilities
+from latentrag.generator.gold import OutputHead, Room, log_probabilities
 from latentrag.generator.grid import are_all, check_lengths, padded, pairs, rows_of_parents, rows_of_questions
 from latentrag.generator.inputs import PromptTemplate
 from latentrag.generator.lora import Lora, add_lora
@@ -79,6 +79,7 @@ class _State:
     num_questions: int
     num_passages: int
     num_beams: int
+    room: Room = field(default_factory=Room)
 
 
 class CausalGenerator(GoldScorer[PreparedPrompts]):
@@ -267,7 +268,6 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
     @one_at_a_time
     @torch.no_grad()
     def start(self, prepared: PreparedPrompts) -> tuple[Tensor, _State]:
-
         read, index = self._read(prepared.prompts), prepared.index
         cache = beam_cache(read.cache, index) if self._shares_context else selected(read.cache, index)
         state = _State(cache, read.mask[index], prepared.num_questions, prepared.num_passages, 1)
@@ -294,7 +294,7 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         return self._grid(state, self._head.after(self._head.linear(hidden[:, -1]))), state
 
     def _grid(self, state: _State, logits: Tensor) -> Tensor:
-        return log_probabilities(logits).view(state.num_questions, state.num_passages, state.num_beams, -1)
+        return log_probabilities(logits, state.room).view(state.num_questions, state.num_passages, state.num_beams, -1)
 
     @torch.no_grad()
     def _read(self, prompts: _Prompts) -> _Read:

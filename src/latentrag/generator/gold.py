@@ -188,14 +188,28 @@ def _scaled(gradient: Tensor, from_above: Tensor) -> Tensor:
     return (gradient * factor).to(gradient.dtype)
 
 
-def log_probabilities(logits: Tensor) -> Tensor:
-    """log softmax over the vocabulary, float32. logits: (R, V), any dtype. A few rows at a time, which stay in the
-    processor's cache between the passes."""
-    log_p = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-    size = len(logits) if logits.is_cuda else max(1, _BLOCK_ELEMENTS // logits.shape[1])
+class Room:
+    """Memory for the log-probabilities of a decoding, the same for each step: new memory comes from the system page by
+    page, each of them cleared, which takes longer than what is written there."""
+
+    def __init__(self) -> None:
+        self._flat: Tensor | None = None
+
+    def like(self, logits: Tensor) -> Tensor:
+        """Float32, of that shape, its content undefined; what was there before is lost."""
+        if self._flat is None or self._flat.numel() < logits.numel():
+            self._flat = torch.empty(logits.numel(), dtype=torch.float32, device=logits.device)
+        return self._flat[: logits.numel()].view(logits.shape)
+
+
+def log_probabilities(logits: Tensor, room: Room) -> Tensor:
+    """log softmax over the vocabulary, float32, in that room. logits: (R, V), any dtype. A few rows at a time, which
+    stay in the processor's caches between the passes, and one at least for each thread, as torch divides them."""
+    log_p = room.like(logits)
+    size = len(logits) if logits.is_cuda else max(torch.get_num_threads(), _BLOCK_ELEMENTS // logits.shape[1])
     for start in range(0, len(logits), size):
         rows = slice(start, start + size)
-        log_p[rows] = torch.log_softmax(logits[rows].float(), dim=-1)
+        torch.log_softmax(logits[rows].float(), dim=-1, out=log_p[rows])
     return log_p
 
 

@@ -1,7 +1,7 @@
 """Encoder–decoders (BART, T5 and their kin) as p_θ(y|x,z) (Lewis et al. 2020, §2.3)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentrag.errors import InputError, ModelError
 from latentrag.generator.beam_cache import beam_cache
-from latentrag.generator.gold import OutputHead, log_probabilities
+from latentrag.generator.gold import OutputHead, Room, log_probabilities
 from latentrag.generator.grid import are_all, check_lengths, padded, pairs, rows_of_parents, rows_of_questions
 from latentrag.generator.inputs import InputTemplate, input_ids
 from latentrag.generator.lora import Lora, add_lora
@@ -47,6 +47,7 @@ class _State:
     cache: Any
     prepared: PreparedContexts
     num_beams: int
+    room: Room = field(default_factory=Room)
 
 
 class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
@@ -185,7 +186,8 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
             use_cache=True,
         )
         logits = self._head.after(self._head.linear(hidden[:, -1]))
-        return log_probabilities(logits).view(prepared.num_questions, prepared.num_passages, num_beams, -1)
+        log_p = log_probabilities(logits, state.room)
+        return log_p.view(prepared.num_questions, prepared.num_passages, num_beams, -1)
 
     def _context(self, prepared: PreparedContexts, repeats: int) -> dict[str, Any]:
         from transformers.modeling_outputs import BaseModelOutput

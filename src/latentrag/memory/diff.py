@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from latentrag.memory.table import Table
@@ -40,6 +41,22 @@ def diff(before: Table, after: Table) -> Diff:
         removed=[key for key in old if key not in new],
         reencoded=before.manifest.fingerprint != after.manifest.fingerprint,
     )
+
+
+def num_read(before: Table, after: Table) -> int:
+    """How many passages ``diff`` reads: those in files that one of them has and the other has not."""
+    return _num_only_in(before, after) + _num_only_in(after, before)
+
+
+def titles(table: Table, other: Table, ids: Collection[str]) -> dict[str, str]:
+    """Titles of these passages, by id. All of them must be in ``table``, and new or changed against ``other``."""
+    passages = table.passages(besides=other.fragments()) if ids else ()
+    return {passage.id: passage.title for passage in passages if passage.id in ids}
+
+
+def _num_only_in(table: Table, other: Table) -> int:
+    shared = other.fragments()
+    return sum(fragment.count_rows() for key, fragment in table.fragments().items() if key not in shared)
 
 
 def _only_in(table: Table, other: Table) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ class LiveMemory:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._encoders: list[QueryEncoder] = []
+        self._encoders: list[weakref.ref[QueryEncoder]] = []  # a model that is exchanged goes
         self._exchange = threading.Lock()
 
     def snapshot(self) -> Memory:
@@ -48,7 +49,7 @@ class LiveMemory:
         with self._exchange:
             before = self._memory
             memory = which if isinstance(which, Memory) else before.at(which)
-            for encoder in self._encoders:
+            for encoder in self._searching():
                 memory.check(encoder)
             memory.warm_up()
             self._memory = memory
@@ -58,8 +59,13 @@ class LiveMemory:
         """As ``Memory.check``, also for every memory that is used later."""
         with self._exchange:
             self._memory.check(query_encoder)
-            if not any(encoder is query_encoder for encoder in self._encoders):
-                self._encoders.append(query_encoder)
+            present = self._searching()
+            if not any(encoder is query_encoder for encoder in present):
+                present.append(query_encoder)
+            self._encoders = [weakref.ref(encoder) for encoder in present]
+
+    def _searching(self) -> list[QueryEncoder]:
+        return [encoder for each in self._encoders if (encoder := each()) is not None]
 
     # As a memory
 

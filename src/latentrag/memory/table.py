@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from latentrag import disk
-from latentrag.errors import MemoryStoreError
+from latentrag.errors import MemoryStoreError, UnknownVersionError
 from latentrag.memory import damage, durable, files, recovery
 from latentrag.memory.log import Version, log
 from latentrag.memory.manifest import Manifest
@@ -66,7 +66,7 @@ class Table:
         elif files.has_version(path, version):
             dataset = files.open_whole(path, version)
         else:
-            raise MemoryStoreError(f"{path} has no version {version}; choose one of {_shown_versions(path)}")
+            raise UnknownVersionError(f"{path} has no version {version}; choose one of {_shown_versions(path)}")
         return cls._of(path, dataset)
 
     @classmethod

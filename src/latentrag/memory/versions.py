@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 
-from latentrag.errors import MemoryStoreError
+from latentrag.errors import UnknownVersionError
 from latentrag.memory import files
 from latentrag.memory.table import Table
 from latentrag.memory.tags import NEWEST, SERVED, served, tags
@@ -17,7 +17,7 @@ def resolve(folder: Path, which: int | str | None) -> int | None:
     Args:
         which: a number; a tag; ``newest`` (or None); ``served``; or a moment in ISO 8601, for the version that was the
             newest then. A day without a time means its end, a time without a zone is UTC, as in the log.
-    Raises: MemoryStoreError if the memory has no such version.
+    Raises: UnknownVersionError if the memory has no such version; MemoryStoreError.
     """
     if which is None or which == NEWEST:
         return None
@@ -33,7 +33,7 @@ def resolve(folder: Path, which: int | str | None) -> int | None:
     if moment is None:
         names = [name for name in named if name != SERVED]
         known = f" or a tag ({', '.join(names)})" if names else ""
-        raise MemoryStoreError(
+        raise UnknownVersionError(
             f"{folder} has no version {which!r}; give a number{known} or a date such as 2026-01-31; see `index log`"
         )
     return _as_of(folder, moment, which)
@@ -44,7 +44,7 @@ def _as_of(folder: Path, moment: datetime, which: str) -> int:
     found = [version.number for version in log if version.time <= moment]
     if not found:
         first = log[0]
-        raise MemoryStoreError(
+        raise UnknownVersionError(
             f"{folder} has no version as old as {which}; its oldest, {first.number}, is of "
             f"{first.time:%Y-%m-%d %H:%M:%S} UTC"
         )

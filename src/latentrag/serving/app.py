@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Body, FastAPI
+from fastapi import APIRouter, Body, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from latentrag.errors import LatentRagError
+from latentrag.errors import LatentRagError, UnknownVersionError
 from latentrag.serving import docs_page, page, routes, schemas
 from latentrag.serving.engine import Engine
 from latentrag.serving.failures import Refused
@@ -27,21 +28,30 @@ if TYPE_CHECKING:
     from latentrag.memory import LiveMemory
     from latentrag.rag import Rag
 
+_LOG = logging.getLogger("latentrag.serving")
+
 
 def create_app(
-    rag: Rag, live: LiveMemory, *, name: str, options: ServeOptions | None = None, access: Access | None = None
+    rag: Rag,
+    live: LiveMemory,
+    *,
+    name: str,
+    load: Callable[[], Rag] | None = None,
+    options: ServeOptions | None = None,
+    access: Access | None = None,
 ) -> FastAPI:
     """The API for a model over a memory that may be exchanged.
 
     Args:
         rag: loaded over ``live``.
         name: of the model, for OpenAI's clients.
+        load: loads the model anew over ``live``, for whoever asks for that; None: nobody can.
         access: who may ask; None: everybody who can reach it.
     """
     from importlib.metadata import version
 
     options, metrics = options or ServeOptions(), Metrics()
-    service = Service(name, Memories(rag, live), Engine(options, metrics), metrics, options)
+    service = Service(name, Memories(rag, live, load), Engine(options, metrics), metrics, options)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -58,7 +68,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
-    for router in (routes.answers, routes.others, routes.chat, _memory, _status):
+    for router in (routes.answers, routes.others, routes.chat, _model, _memory, _status):
         app.include_router(router(service))
     _add_errors(app, service)
     described = app.openapi()
@@ -77,8 +87,41 @@ def create_app(
     return app
 
 
+def _model(service: Service) -> APIRouter:
+    router = APIRouter(tags=["model"])
+
+    def record() -> Response:
+        rag = service.memories.rag
+        loaded = service.memories.loaded.isoformat()
+        return json_response({"name": service.name, "variant": rag.variant, "k": rag.k, "loaded": loaded})
+
+    @router.get("/v1/model", responses=responses(schemas.ServedModelOut), response_model=None)
+    async def model() -> Response:
+        """The model that answers, and since when."""
+        return record()
+
+    load = service.memories.load
+    if load is None:
+        return router
+
+    @router.post("/v1/model", responses=responses(schemas.ServedModelOut), response_model=None)
+    async def change(_asked: Annotated[schemas.Reload, Body()]) -> Response:
+        """Load the model anew from its files. Requests that came before are answered by the old one, which goes
+        then; for some time both are in memory."""
+        try:
+            await asyncio.to_thread(service.memories.exchange_model, load)
+        except LatentRagError as error:
+            _LOG.error("the model from before goes on: %s", error)
+            message = "the model cannot be loaded, the server's log says why; the one from before goes on"
+            raise Refused(409, message, "model") from error
+        return record()
+
+    return router
+
+
 def _memory(service: Service) -> APIRouter:
     memories = service.memories
+    comparing = asyncio.Lock()  # whoever waits here occupies no thread
     router = APIRouter(tags=["memory"])
 
     @router.get("/v1/memory", responses=responses(schemas.MemoryOut), response_model=None)
@@ -96,6 +139,16 @@ def _memory(service: Service) -> APIRouter:
         else:
             await asyncio.to_thread(memories.untag, asked.name)
         return json_response(await asyncio.to_thread(memories.record))
+
+    @router.get("/v1/memory/diff", responses=responses(schemas.DiffOut), response_model=None)
+    async def diff(asked: Annotated[schemas.DiffRequest, Query()]) -> Response:
+        """What leads from one version to another: passages added, changed and removed. 404 where there is no such."""
+        try:
+            async with comparing:
+                found = await asyncio.to_thread(memories.difference, asked.before, asked.after, limit=asked.limit)
+        except UnknownVersionError as error:
+            raise Refused(404, service.refusal(error).message, "version") from error
+        return json_response(found)
 
     return router
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -21,6 +21,7 @@ def page(described: Mapping[str, Any]) -> str:
         for method, route in methods.items():
             parts.append(f"<h2>{escape(method.upper())} {escape(path)}</h2>")
             parts.append(f"<p>{escape(route.get('description', ''))}</p>")
+            parts += _parameters(route.get("parameters", ()))
             parts += _content(route.get("requestBody"), "Request", described)
             parts += _content(route["responses"].get("200"), "Response", described)
     return "\n".join(parts)
@@ -31,6 +32,14 @@ def _content(holder: Mapping[str, Any] | None, title: str, described: Mapping[st
         schema = content.get("schema", content.get("itemSchema", {}))
         yield f"<h3>{title} ({escape(kind)})</h3>"
         yield from _fields(schema, described)
+
+
+def _parameters(parameters: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if parameters:
+        needed = [each["name"] for each in parameters if each.get("required")]
+        fields = {each["name"]: {"description": each.get("description", ""), **each["schema"]} for each in parameters}
+        yield "<h3>Parameters of the address</h3>"
+        yield from _fields({"properties": fields, "required": needed}, {})
 
 
 def _fields(schema: Mapping[str, Any], described: Mapping[str, Any]) -> Iterator[str]:

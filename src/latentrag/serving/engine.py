@@ -14,6 +14,7 @@ from latentrag.model import checked
 from latentrag.rag import check_decoding, check_questions
 from latentrag.serving.batching import Batcher, Job
 from latentrag.serving.metrics import SECONDS, SIZES, Metrics
+from latentrag.serving.places import all_placed, placed
 from latentrag.types import Answer, Classification, Decoding, Passage, Score, Token, Variant
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _work(batch: Sequence[Job]) -> Sequence[Any]:
 
 
 def _answers(batch: Sequence[Job], first: _Answering) -> list[Answer | None]:
-    return first.rag.answer_watched(
+    answers = first.rag.answer_watched(
         [job.request.question for job in batch],
         _Onlooker(batch),
         k=first.k,
@@ -164,6 +165,7 @@ def _answers(batch: Sequence[Job], first: _Answering) -> list[Answer | None]:
         without=first.without,
         **asdict(first.options),
     )
+    return [None if answer is None else all_placed(answer) for answer in answers]
 
 
 def _scores(requests: Sequence[_Scoring]) -> list[Score]:
@@ -172,7 +174,8 @@ def _scores(requests: Sequence[_Scoring]) -> list[Score]:
 
 
 def _classification(request: _Classifying) -> Classification:
-    return request.rag.classify(request.question, request.labels, k=request.k, variant=request.variant)
+    found = request.rag.classify(request.question, request.labels, k=request.k, variant=request.variant)
+    return all_placed(found)
 
 
 def found_together(rag: Rag, x: Sequence[str], k: int) -> list[Found]:
@@ -181,8 +184,8 @@ def found_together(rag: Rag, x: Sequence[str], k: int) -> list[Found]:
     retrieved = rag.retriever.retrieve(x, k)
     scores, priors = retrieved.scores.tolist(), log_prior(retrieved.scores).exp().tolist()
     return [
-        Found(question, retrieved.version, tuple(zip(retrieved.passages[b], scores[b], priors[b], strict=True)))
-        for b, question in enumerate(x)
+        Found(question, retrieved.version, tuple(zip(map(placed, passages), scores[b], priors[b], strict=True)))
+        for b, (question, passages) in enumerate(zip(x, retrieved.passages, strict=True))
     ]
 
 
@@ -196,7 +199,7 @@ class _Onlooker:
         return self._batch[question].is_wanted
 
     def retrieved(self, question: int, sources: tuple[tuple[Passage, float], ...], version: int) -> None:
-        self._tell(question, Sources(sources, version))
+        self._tell(question, Sources(tuple((placed(passage), prior) for passage, prior in sources), version))
 
     def decided(self, question: int, tokens: tuple[Token, ...]) -> None:
         self._tell(question, tokens)

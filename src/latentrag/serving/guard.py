@@ -119,7 +119,7 @@ class Guard:
             if scope["method"] == "POST" and "POST" in self._methods.get(scope["path"], ()):
                 body = await self._body(scope, receive)
                 receive = _replayed(body, receive)
-            await self._app(scope, receive, reply.send)
+            await self._app(self._as_known(scope), receive, reply.send)
         except Refused as refused:
             await reply.refuse(refused)
         except Gone:
@@ -130,11 +130,16 @@ class Guard:
         finally:
             self._note(scope, reply.status, time.monotonic() - start_s, body)
 
+    def _as_known(self, scope: Message) -> Message:
+        """HEAD is answered as GET is; the server leaves the body away."""
+        is_head = scope["method"] == "HEAD" and "GET" in self._methods.get(scope["path"], ())
+        return {**scope, "method": "GET"} if is_head else scope
+
     def _check(self, scope: Message) -> None:
         """Raises: Refused."""
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         self._check_host(headers.get(b"host", ""))
-        if scope["path"] in self._files and scope["method"] == "GET":
+        if scope["path"] in self._files and scope["method"] in {"GET", "HEAD"}:
             return
         key = None
         client = scope["client"][0] if scope["client"] else "unknown"

@@ -1,16 +1,21 @@
-"""The memory of a server: exchanged while it is asked, with its versions, names and synced folders."""
+"""The model and the memory of a server: exchanged while they are asked; versions, names and synced folders."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from latentrag.assemble import open_memory, with_memory
+from latentrag.errors import InputError
 from latentrag.memory import tags
+from latentrag.memory.diff import diff, num_read, titles
+from latentrag.memory.table import Table
 from latentrag.memory.versions import resolve
+from latentrag.serving.options import MAX_COMPARED
 from latentrag.sync.journal import FOLDER, Journal
 
 if TYPE_CHECKING:
@@ -29,10 +34,14 @@ class Memories:
 
     Args:
         rag: the model over ``live``.
+        load: loads the model anew, over ``live``; None: this one stays.
     """
 
-    def __init__(self, rag: Rag, live: LiveMemory) -> None:
+    def __init__(self, rag: Rag, live: LiveMemory, load: Callable[[], Rag] | None = None) -> None:
         self.rag, self.live = rag, live
+        self.loaded = datetime.now(UTC)
+        """When the model was."""
+        self.load = load
         self._others: OrderedDict[int, Rag] = OrderedDict()
         self._lock = threading.Lock()
         self._changing = threading.Lock()
@@ -78,6 +87,17 @@ class Memories:
                 self.live.use(before)
                 raise
 
+    def exchange_model(self, load: Callable[[], Rag]) -> None:
+        """Answer with another model from now on; requests that came before end with the old one.
+
+        Raises: ModelError; EncoderMismatchError. The old model goes on then.
+        """
+        with self._changing:
+            rag = load()
+            with self._lock:
+                self.rag, self.loaded = rag, datetime.now(UTC)
+                self._others.clear()
+
     def tag(self, name: str, which: int | str | None) -> None:
         """Name a version; None: the newest. Raises: InputError or MemoryStoreError."""
         with self._changing:
@@ -88,6 +108,33 @@ class Memories:
         """Take a name away. Raises: MemoryStoreError if there is no such tag."""
         with self._changing:
             tags.untag(self.path, name)
+
+    def difference(self, before: str, after: str, *, limit: int) -> dict[str, Any]:
+        """What ``GET /v1/memory/diff`` answers.
+
+        Args:
+            limit: how many passages are named of each kind.
+        Raises: UnknownVersionError; InputError where too many passages would have to be read; MemoryStoreError.
+        """
+        old, new = (Table.open(self.path, resolve(self.path, which)) for which in (before, after))
+        reading = num_read(old, new)
+        if reading > MAX_COMPARED:
+            raise InputError(
+                f"versions {old.version} and {new.version} differ in files of {reading} passages; this server compares "
+                f"{MAX_COMPARED} at most; run `latentrag index diff` where the memory is"
+            )
+        found = diff(old, new)
+        named = titles(new, old, {*found.added[:limit], *found.changed[:limit]})
+        gone = titles(old, new, set(found.removed[:limit]))
+        return {
+            "from": found.before,
+            "to": found.after,
+            "added": _changes(found.added, named, limit),
+            "changed": _changes(found.changed, named, limit),
+            "removed": _changes(found.removed, gone, limit),
+            "reencoded": found.reencoded,
+            "encoders": {"from": old.manifest.encoder, "to": new.manifest.encoder},
+        }
 
     def record(self) -> dict[str, Any]:
         """What ``GET /v1/memory`` answers."""
@@ -125,3 +172,7 @@ class Memories:
             "passages": sum(each.num_passages for each in held.values()),
             "time": datetime.fromtimestamp(notes.stat().st_mtime, UTC).isoformat(),
         }
+
+
+def _changes(ids: Sequence[str], titles: Mapping[str, str], limit: int) -> dict[str, Any]:
+    return {"count": len(ids), "passages": [{"id": key, "title": titles[key]} for key in ids[:limit]]}

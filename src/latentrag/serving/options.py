@@ -18,6 +18,10 @@ MAX_STOP = 64
 MAX_MESSAGES = 256
 MAX_NAME = 100
 MAX_ID = 1_000
+MAX_LISTED = 200
+"""Passages that a difference of versions names, of each kind."""
+MAX_COMPARED = 100_000
+"""Passages that are read to tell two versions apart: some 20 MB while it lasts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,13 @@ from latentrag.types import Decoding, Variant
 
 Text = Annotated[str, Field(min_length=1, max_length=limit.MAX_TEXT)]
 Passages = Annotated[int, Field(ge=1, le=limit.MAX_PASSAGES)]
+Listed = Annotated[int, Field(ge=0, le=limit.MAX_LISTED, description="Passages listed, of each kind.")]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Stop = Annotated[str, Field(min_length=1, max_length=limit.MAX_STOP)]
 Stops = Annotated[list[Stop], Field(max_length=limit.MAX_STOPS)]
+VersionName = Annotated[str, Field(min_length=1, max_length=limit.MAX_NAME)]
 Version = Annotated[
-    Annotated[int, Field(ge=1, le=10**9)] | Annotated[str, Field(min_length=1, max_length=limit.MAX_NAME)],
+    Annotated[int, Field(ge=1, le=10**9)] | VersionName,
     Field(description="A number, a tag, a date, newest or served."),
 ]
 LogProb = Annotated[float | None, Field(description="Nats; null is −∞.")]
@@ -133,6 +135,22 @@ class Untag(Asked):
 
     action: Literal["untag"]
     name: Annotated[str, Field(min_length=1, max_length=limit.MAX_NAME)]
+
+
+class Reload(Asked):
+    """Load the model anew, from where it was loaded when the server started."""
+
+    action: Literal["reload"]
+
+
+class DiffRequest(BaseModel):
+    """Which versions differ, and how much of it is listed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    before: Annotated[VersionName, Field(alias="from", description="A number, a tag, a date, newest or served.")]
+    after: Annotated[VersionName, Field(alias="to", description="Another, older or newer.")]
+    limit: Listed = 20
 
 
 MemoryRequest = Annotated[Use | Tag | Untag, Field(discriminator="action")]
@@ -282,6 +300,50 @@ class MemoryOut(BaseModel):
     tags: dict[str, int]
     versions: list[VersionOut]
     synced: list[SyncedOut]
+
+
+class ServedModelOut(BaseModel):
+    """The model that answers."""
+
+    name: str
+    variant: Variant
+    k: int
+    loaded: str
+
+
+class PassageNameOut(BaseModel):
+    """A passage by its names."""
+
+    id: str
+    title: str
+
+
+class ChangesOut(BaseModel):
+    """How many passages, and the first of them in the order of the memory."""
+
+    count: int
+    passages: list[PassageNameOut]
+
+
+class EncodersOut(BaseModel):
+    """What encoded the passages of the two versions."""
+
+    before: Annotated[str, Field(alias="from")]
+    after: Annotated[str, Field(alias="to")]
+
+
+class DiffOut(BaseModel):
+    """What leads from one version of the memory to another, as ``latentrag index diff``."""
+
+    before: Annotated[int, Field(alias="from")]
+    after: Annotated[int, Field(alias="to")]
+    added: ChangesOut
+    changed: Annotated[
+        ChangesOut, Field(description="Another text, title, source, page or place; titles are those of `to`.")
+    ]
+    removed: ChangesOut
+    reencoded: Annotated[bool, Field(description="The vectors are another encoder's.")]
+    encoders: EncodersOut
 
 
 class ModelOut(BaseModel):

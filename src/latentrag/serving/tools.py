@@ -15,6 +15,7 @@ from latentrag.errors import LatentRagError
 from latentrag.records import answer_record, finite
 from latentrag.serving.engine import found_together
 from latentrag.serving.options import MAX_PASSAGES, MAX_TEXT
+from latentrag.serving.places import all_placed
 from latentrag.serving.routes import found_record
 from latentrag.types import Variant
 
@@ -49,7 +50,7 @@ def server(rag: Rag, live: LiveMemory) -> MCPServer[Any]:
     def ask(question: Question, k: Passages = None, variant: Variant | None = None) -> dict[str, Any]:
         """The most probable answer to a question, with its probability (log_prob, nats), and the passages it rests on,
         each with its share (posterior)."""
-        return done(lambda: answer_record(rag.answer(question, k=k, variant=variant)))
+        return done(lambda: answer_record(all_placed(rag.answer(question, k=k, variant=variant))))
 
     @offered.tool()
     def search(question: Question, k: Passages = None) -> dict[str, Any]:

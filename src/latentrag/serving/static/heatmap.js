@@ -16,6 +16,32 @@ export class HeatMap {
     this.on = on;
     this.rows = [];
     this.columns = [];
+    table.addEventListener("keydown", (event) => this.move(event));
+    table.addEventListener("focusin", (event) => this.stopAt(event.target));
+  }
+
+  /** Tokens one below the other, passages side by side; of each the Tab key stops at one. */
+  groups() {
+    return [
+      { pins: this.rows.map((each) => each.pin), back: "ArrowUp", on: "ArrowDown" },
+      { pins: this.columns.map((each) => each.pin), back: "ArrowLeft", on: "ArrowRight" },
+    ];
+  }
+
+  move(event) {
+    for (const { pins, back, on } of this.groups()) {
+      const i = pins.indexOf(event.target);
+      const goal = { [back]: i - 1, [on]: i + 1, Home: 0, End: pins.length - 1 }[event.key];
+      if (i === -1 || goal === undefined || pins[goal] === undefined) continue;
+      event.preventDefault();
+      pins[goal].focus();
+    }
+  }
+
+  stopAt(pin) {
+    for (const { pins } of this.groups()) {
+      if (pins.includes(pin)) for (const each of pins) each.tabIndex = each === pin ? 0 : -1;
+    }
   }
 
   begin(sources) {
@@ -24,6 +50,7 @@ export class HeatMap {
     this.columns = sources.map((source, z) => {
       const pin = el("button", { type: "button", "aria-pressed": "false" }, `[${z + 1}] `, isolated(source.title || source.id));
       pin.addEventListener("click", () => this.on.pinPassage(z));
+      pin.tabIndex = z === 0 ? 0 : -1;
       return { pin, head: el("th", { scope: "col" }, pin) };
     });
     this.body = el("tbody");
@@ -38,6 +65,7 @@ export class HeatMap {
       const i = this.rows.length;
       const pin = el("button", { type: "button", "aria-pressed": "false" }, isolated(tokenName(token.text)));
       pin.addEventListener("click", () => this.on.pinToken(i));
+      pin.tabIndex = i === 0 ? 0 : -1;
       const made = row(pin, token.posterior, nats(token.log_prob === null ? -Infinity : token.log_prob));
       this.rows.push({ pin, root: made });
       this.body.append(made);

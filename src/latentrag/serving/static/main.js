@@ -2,21 +2,28 @@
 
 import { Failure, ask, keepKey, stream } from "./api.js";
 import { closedBook, derivation } from "./derivation.js";
+import { Difference } from "./difference.js";
 import { HeatMap } from "./heatmap.js";
+import { read, written } from "./link.js";
 import { MemoryChooser } from "./memory.js";
-import { fromLog, logLikelihood, nats, percent, signed, times } from "./numbers.js";
+import { logLikelihood, nats, probability, signed, times } from "./numbers.js";
 import { Passages } from "./passages.js";
 import { el, isolated, tokenName, visible } from "./text.js";
+import { Comparison } from "./ways.js";
 
 const at = (id) => document.getElementById(id);
 const form = at("ask");
 const VARIANTS = { sequence: "RAG-Sequence", token: "RAG-Token" };
 const NOTHING_PINNED = { token: null, passage: null };
 
-// What is shown: the request, the answer once it is whole, passages that are left out, what is pinned.
-const state = { request: null, answer: null, tokens: [], off: new Set(), pinned: { ...NOTHING_PINNED }, running: null, again: null };
+// What is shown: the request, the answer once it is whole, passages that are left out, what is pinned; what a link holds.
+const state = { request: null, answer: null, tokens: [], off: new Set(), pinned: { ...NOTHING_PINNED }, link: null, running: null, again: null };
 
-const memory = new MemoryChooser(at("as_of"), at("use"), at("memory"));
+const current = () => state;
+const difference = new Difference(at("difference"), { current, show });
+const memory = new MemoryChooser(at("as_of"), at("use"), at("memory"), (served, chosen) => difference.choose(served, chosen));
+const comparing = { list: at("ways"), status: at("compare-status"), stop: at("stop-comparing"), again: at("compare-again") };
+const comparison = new Comparison(at("comparison"), comparing, { current, show });
 const passages = new Passages(at("passages"), { pin: pinPassage, leaveOut });
 const heatMap = new HeatMap(at("heat-map"), { pinToken, pinPassage });
 
@@ -32,12 +39,16 @@ function requested() {
 }
 
 async function answerQuestion() {
-  state.running?.abort();
-  state.again?.abort();
+  begin(requested());
   const running = new AbortController();
-  Object.assign(state, { request: requested(), answer: null, tokens: [], off: new Set(), pinned: { ...NOTHING_PINNED }, running });
-  history.replaceState(null, "", linked());
-  begin();
+  state.running = running;
+  comparison.clear();
+  difference.forget();
+  difference.update();
+  at("result").hidden = true;
+  at("answer").setAttribute("aria-busy", "true");
+  at("cancel").hidden = false;
+  say("Retrieving passages …");
   try {
     if (at("key").value) keepKey(at("key").value);
     await (state.request.decoding === "exact" ? streamed(running.signal) : whole(running.signal));
@@ -70,17 +81,13 @@ async function whole(signal) {
 
 // Showing
 
-function begin() {
-  at("error").hidden = true;
-  at("result").hidden = true;
-  at("evidence").hidden = true;
-  at("what-if").hidden = true;
-  at("to-copy").hidden = true;
-  at("equation-part").hidden = true;
+function begin(request) {
+  state.running?.abort();
+  state.again?.abort();
+  Object.assign(state, { request, answer: null, tokens: [], off: new Set(), pinned: { ...NOTHING_PINNED } });
+  history.replaceState(null, "", linked());
+  for (const part of ["error", "evidence", "what-if", "to-copy", "compare-part", "equation-part"]) at(part).hidden = true;
   at("answer").replaceChildren();
-  at("answer").setAttribute("aria-busy", "true");
-  at("cancel").hidden = false;
-  say("Retrieving passages …");
 }
 
 function retrieved({ sources }) {
@@ -111,13 +118,36 @@ function finished(answer) {
   heatMap.finish(answer);
   at("closed-book").replaceChildren(...closedBook(answer));
   at("derivation").replaceChildren(...derivation(answer));
-  at("equation-part").hidden = false;
-  at("evidence").hidden = false;
+  for (const part of ["evidence", "compare-part", "equation-part"]) at(part).hidden = false;
   if (!state.request.as_of && memory.memory && answer.memory_version !== memory.memory.version) loadMemory();
-  update();
+  comparison.update(answer);
+  difference.update();
+  restoreView();
 }
 
-const probability = (logProb) => (logProb > Math.log(0.001) ? percent(Math.exp(logProb)) : fromLog(logProb));
+/** What a link says of the answer, once it is here, to the same request. */
+function restoreView() {
+  const { answer, link } = state;
+  const view = link !== null && link.request === JSON.stringify(state.request) ? link.view : null;
+  state.link = null;
+  if (view?.token < state.tokens.length) state.pinned.token = view.token;
+  if (view?.passage < answer.sources.length) state.pinned.passage = view.passage;
+  answer.sources.forEach(({ id }, z) => view?.without.includes(id) && answer.sources.length > 1 && state.off.add(z));
+  whatIf();
+}
+
+/** An answer that is here already becomes the current one. */
+function show(options, answer) {
+  const request = { ...state.request, ...options };
+  if (answer.memory_version !== state.answer.memory_version) comparison.clear();
+  begin(request);
+  setOptions(request);
+  retrieved(answer);
+  answer.tokens.forEach(decided);
+  finished(answer);
+  say("Shown.");
+  at("answer-title").focus();
+}
 
 function ended() {
   state.running = null;
@@ -161,6 +191,7 @@ function update() {
   const ofToken = pinnedToken && { name: tokenName(pinnedToken.text), posterior: pinnedToken.posterior };
   passages.update({ pinned: passage, off: state.off, token: ofToken });
   heatMap.update({ pinned: passage, pinnedToken: token, off: state.off });
+  if (state.answer !== null) history.replaceState(null, "", linked());
 }
 
 // Leaving passages out
@@ -214,23 +245,32 @@ async function decodeAgain() {
 
 // Links
 
-/** The address of this question with its options. */
-function linked() {
-  const { question, ...options } = state.request;
-  const fields = new URLSearchParams({ q: question, ...options });
-  return `${location.pathname}#${fields}`;
+/** The address of this question with its options, and of what is pinned and left out. */
+function linked(request = state.request) {
+  const without = [...state.off].map((z) => state.answer.sources[z].id);
+  return location.pathname + written(request, { ...state.pinned, without });
 }
 
+/** An address that leads to the same numbers when other versions of the memory are served. */
+const lasting = () => new URL(linked({ ...state.request, as_of: state.answer.memory_version }), location.href).href;
+
+/** Fills the form in and asks nothing: a page elsewhere could otherwise make the model work. */
 function follow() {
-  const fields = new URLSearchParams(location.hash.slice(1));
-  if (!fields.has("q")) return;
-  at("question").value = fields.get("q");
-  at("k").value = fields.get("k") ?? "";
-  memory.choose(fields.get("as_of") ?? "");
-  check("variant", fields.get("variant") ?? "");
-  check("decoding", fields.get("decoding") ?? "exact");
-  at("options").open = [...fields.keys()].length > 2 || fields.get("decoding") === "fast" || fields.get("decoding") === "thorough";
+  const link = read(location.hash);
+  if (link === null) return;
+  at("question").value = link.question;
+  setOptions(link.options);
+  const { k, as_of, variant, decoding } = link.options;
+  at("options").open = [k, as_of, variant].some((each) => each !== "") || decoding !== "exact";
+  state.link = { request: JSON.stringify(requested()), view: link.view };
   say("From a link: press Ask.");
+}
+
+function setOptions({ k = "", as_of = "", variant = "", decoding }) {
+  at("k").value = k;
+  memory.choose(String(as_of));
+  check("variant", variant);
+  check("decoding", decoding);
 }
 
 function check(name, value) {
@@ -282,7 +322,7 @@ at("restore").addEventListener("click", () => {
   whatIf();
 });
 at("copy-json").addEventListener("click", () => copy(JSON.stringify(state.answer, null, 2)));
-at("copy-link").addEventListener("click", () => copy(new URL(linked(), location.href).href));
+at("copy-link").addEventListener("click", () => copy(lasting()));
 at("use").addEventListener("click", useMemory);
 at("key").addEventListener("change", () => {
   keepKey(at("key").value);

@@ -4,9 +4,9 @@ import { ask } from "./api.js";
 import { el, visible } from "./text.js";
 
 export class MemoryChooser {
-  /** select: versions to ask; button: serves the chosen one; shown: says what is served. */
-  constructor(select, button, shown) {
-    Object.assign(this, { select, button, shown, memory: null });
+  /** select: versions to ask; button: serves the chosen one; shown: says what is served; onChange(served, chosen). */
+  constructor(select, button, shown, onChange) {
+    Object.assign(this, { select, button, shown, onChange, memory: null });
     select.addEventListener("change", () => this.update());
   }
 
@@ -47,6 +47,8 @@ export class MemoryChooser {
 
   update() {
     const chosen = this.select.value;
+    const isOther = chosen !== "" && this.memory !== null && chosen !== String(this.memory.version);
+    this.onChange(isOther ? this.memory.version : null, isOther ? chosen : null);
     this.button.disabled = chosen === "" || !/^\d+$/.test(chosen) || Number(chosen) === this.memory?.version;
   }
 }

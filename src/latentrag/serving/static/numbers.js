@@ -61,6 +61,12 @@ export function fromLog(value) {
   return `${digits}·10${String(exponent).replace(/[-\d]/g, (each) => SUPERSCRIPT[each])}`;
 }
 
+/** A probability from its logarithm: a share where that says something. */
+export const probability = (logProb) => (logProb > Math.log(0.001) ? percent(Math.exp(logProb)) : fromLog(logProb));
+
+/** How long something took: 1,234 ms. */
+export const milliseconds = (value) => `${Math.round(value).toLocaleString("en")} ms`;
+
 const SUPERSCRIPT = Object.fromEntries([..."-0123456789"].map((each, i) => [each, "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"[i]]));
 
 /** How many times more or less probable: 11 times less probable. */
