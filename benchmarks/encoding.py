@@ -65,7 +65,7 @@ def ours(config: Config, dtype: str) -> Callable[[list[Any]], Any]:
     from latentrag.assemble import load_passage_encoder
 
     encoder: Any = load_passage_encoder(config.model, dtype=getattr(torch, dtype))
-    encoder.batch_tokens = config.batch_tokens or encoder.batch_tokens
+    encoder.batch_tokens = config.batch_tokens or None
     return encoder.encode_passages
 
 

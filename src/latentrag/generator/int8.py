@@ -13,10 +13,13 @@ _LARGEST = 127
 
 
 def to_int8(model: nn.Module) -> None:
-    """Put an ``Int8Linear`` in the place of every linear layer, the output layer too, once for all."""
+    """Put an ``Int8Linear`` in the place of every linear layer, the output layer too, once for all.
+
+    Layers with a single input are left alone: torch 2.13 multiplies such matrices wrongly.
+    """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
+            if type(child) is nn.Linear and child.in_features > 1:
                 setattr(parent, name, Int8Linear(child))
 
 
