@@ -45,7 +45,6 @@ def measure(dtype: str, out: Path, *, data: Path, limit: int, model: str, memory
     if not todo:
         return
     rag = latentrag.load(model, memory=memory, dtype=dtype)
-    rag.answer(examples[0].x, k=K)
     with out.open("a", encoding="utf-8") as lines:
         for example in track(todo, dtype, console=Console(stderr=True)):
             _forget(rag)

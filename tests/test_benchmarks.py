@@ -100,3 +100,43 @@ def test_a_part_counts_its_own_time_alone(monkeypatch) -> None:
         inner()  # from 1 to 3
         inner()  # from 7 to 15
     assert clock.seconds == {"outer": 1 + 4 + 16, "inner": 2 + 8}
+
+
+def test_the_benchmark_for_a_gpu_runs_on_a_processor_if_told_so(tmp_path) -> None:
+    asked = ["--device", "cpu", "--size", "tiny", "--passages", 2, 3, "--runs", 1]
+    printed, report = run("gpu", *asked, file=tmp_path / "found.json")
+    ways = ["read", "token", "exact", "fast", "thorough", "train"]
+    found = [(row["model"], row["passages"], row["way"]) for row in report["rows"]]
+    assert found == [(model, k, way) for model in ("bart", "llama") for k in (2, 3) for way in ways]
+    assert all(row["s"] and not row["out_of_memory"] for row in report["rows"])
+    assert "| llama | 3 | train |" in printed
+
+
+def test_without_a_gpu_it_says_so(monkeypatch, capsys) -> None:
+    from benchmarks import gpu
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    assert gpu.main() == 2
+    assert capsys.readouterr().err.startswith("error: torch sees no GPU here; run it where there is one, or")
+
+
+def test_all_of_them_run_in_turn_and_one_that_fails_does_not_end_it(tmp_path, monkeypatch, capsys) -> None:
+    from benchmarks import every
+
+    modules = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    for quick in (False, True):
+        each = every.commands(data=tmp_path, work=tmp_path / "work", runs=2, quick=quick)
+        assert {module for module, *_ in each.values()} <= modules
+    given = []
+
+    def started(command, *, stdout, **_):
+        given.append(command[2])
+        stdout.write("a table\n")
+        return subprocess.CompletedProcess(command, returncode=int(command[2] == "benchmarks.b"))
+
+    monkeypatch.setattr(every.subprocess, "run", started)
+    assert every.run({"one": ["a"], "two": ["b", "--size", "tiny"], "three": ["c"]}, tmp_path / "out") == ["two"]
+    assert given == ["benchmarks.a", "benchmarks.b", "benchmarks.c"]
+    assert (tmp_path / "out" / "three.md").read_text("utf-8") == "a table\n"
+    assert "two: failed with 1 after" in capsys.readouterr().err
