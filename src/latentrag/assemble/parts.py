@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SETTINGS_FILE = "latentrag.json"
 FORMAT = 1
 INT8 = "int8"
-"""A generator's linear layers in eight bits, everything else as with "auto"."""
+"""A generator's linear layers in eight bits, everything else in float32."""
 
 Source = str | os.PathLike[str]
 
@@ -200,11 +200,13 @@ def _dtype(wanted: torch.dtype | str, config: Mapping[str, Any]) -> torch.dtype:
     import torch
 
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if wanted == INT8:
+        return torch.float32
     if isinstance(wanted, torch.dtype):
         return wanted
     if wanted in names:
         return names[wanted]
-    if wanted not in {"auto", INT8}:
+    if wanted != "auto":
         raise InputError(f"dtype={wanted!r} is unknown; needed auto, {', '.join(names)} or {INT8}")
     saved = names.get(str(config.get("dtype", config.get("torch_dtype"))), torch.float32)
     if saved is torch.float32 or torch.cuda.is_available():
