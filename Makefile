@@ -68,13 +68,13 @@ bench: demo $(BENCH)  ## Run every benchmark in turn, hours; reports in build/be
 	@$(BIN)/python -m benchmarks.every --data $(DATA) $(if $(RUNS),--runs $(RUNS)) $(if $(QUICK),--quick)
 
 bench-encoding: demo $(BENCH)  ## Measure encoding beside sentence-transformers, 20 minutes; LIMIT=1000 passages, RUNS=5.
-	@$(BIN)/python -m benchmarks.encoding $(if $(LIMIT),--limit $(LIMIT)) $(if $(RUNS),--runs $(RUNS))
+	@$(BIN)/python -m benchmarks.encoding --json build/bench/encoding.json $(if $(LIMIT),--limit $(LIMIT)) $(if $(RUNS),--runs $(RUNS))
 
 bench-ask: demo  ## Measure where the time of an answer goes, on DATA's clues, minutes; LIMIT=20.
-	@$(BIN)/python -m benchmarks.ask --data $(DATA)/jeopardy-vital.dev.jsonl.gz $(if $(LIMIT),--questions $(LIMIT))
+	@$(BIN)/python -m benchmarks.ask --json build/bench/ask.json --data $(DATA)/jeopardy-vital.dev.jsonl.gz $(if $(LIMIT),--questions $(LIMIT))
 
 bench-gpu: $(STAMP)  ## Measure decoding and a training step on a GPU, minutes.
-	@$(BIN)/python -m benchmarks.gpu
+	@$(BIN)/python -m benchmarks.gpu --json build/bench/gpu.json
 
 bench-loss-memory: $(STAMP)  ## Measure the loss over a large vocabulary against the naive one, 15 minutes; RUNS=5.
 	@$(BIN)/python -m benchmarks.loss_memory $(if $(RUNS),--runs $(RUNS))
