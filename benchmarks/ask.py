@@ -82,7 +82,6 @@ def watch(rag: Any) -> Stopwatch:
         ("steps: caches and beams' rows", generator, "step"),
         ("steps: caches and beams' rows", generator, "start"),
         ("search among hypotheses", rag, "decode"),
-        ("closed book", rag.model, "closed_book_log_p"),
     ]:
         setattr(of, method, clock.timed(name, getattr(of, method)))
     if hasattr(generator, "passage_cache"):
