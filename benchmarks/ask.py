@@ -109,7 +109,7 @@ def shares(rag: Any, questions: list[str], **options: Any) -> dict[str, dict[str
                 rag.answer(x, **options)
             for name, took in clock.seconds.items():
                 seconds[name] = seconds.get(name, 0.0) + took / len(questions)
-        print(f"question {number + 1}/{len(questions)}", end="\r", file=sys.stderr)
+        print(f"question {number + 1}/{len(questions)}", file=sys.stderr)
     return found
 
 
