@@ -122,10 +122,11 @@ def main() -> int:
         apart = list(cosines(config, given.ways))
     lines = ["| vectors | cosine with | lowest | mean |", "|---|---|---|---|"]
     lines += [f"| {way} | {other} | {lowest:.6f} | {mean:.6f} |" for way, other, lowest, mean in apart]
-    more = {
-        "cosines": [dict(zip(("way", "with", "lowest", "mean"), each, strict=True)) for each in apart],
-        "sentence_transformers": version("sentence-transformers"),
+    more: dict[str, Any] = {
+        "cosines": [dict(zip(("way", "with", "lowest", "mean"), each, strict=True)) for each in apart]
     }
+    if any(way.startswith("theirs") for way in given.ways):
+        more["sentence_transformers"] = version("sentence-transformers")
     report(results, RATIOS, config, about=f"{given.limit} passages of {given.memory}", file=given.json, more=more)
     print("\n" + "\n".join(lines))
     return 0
