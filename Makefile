@@ -6,13 +6,15 @@ DATA ?= ../shared/data
 BIN := .venv/bin
 AXE := 4.14.1
 STAMP := .venv/installed
+BENCH := .venv/installed-bench
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help test lint test-page torture fuzz-api format demo eval-demo experiment-jeopardy experiment-hot-swap \
-	bench-loss-memory bench-decoding bench-training bench-cache bench-memory bench-swap bench-sync bench-serving clean
+	experiment-precision bench bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-training bench-cache \
+	bench-memory bench-swap bench-sync bench-serving clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +62,21 @@ experiment-jeopardy: demo  ## Train on DATA's clues, arm by arm, hours; BUDGET_M
 experiment-hot-swap: demo  ## Exchange facts of the demo's memory while it answers, 20 minutes; goes on where it was.
 	@$(BIN)/python experiments/hot_swap.py
 
+experiment-precision: demo  ## Measure what bfloat16 and int8 do to answers on DATA's clues, hours; LIMIT=20; goes on where it was.
+	@$(BIN)/python experiments/precision.py --data $(DATA)/jeopardy-vital.dev.jsonl.gz $(if $(LIMIT),--limit $(LIMIT))
+
+bench: demo $(BENCH)  ## Run every benchmark in turn, hours; reports in build/bench; RUNS=5, QUICK=1 for minutes.
+	@$(BIN)/python -m benchmarks.every --data $(DATA) $(if $(RUNS),--runs $(RUNS)) $(if $(QUICK),--quick)
+
+bench-encoding: demo $(BENCH)  ## Measure encoding beside sentence-transformers, 20 minutes; LIMIT=1000 passages, RUNS=5.
+	@$(BIN)/python -m benchmarks.encoding --json build/bench/encoding.json $(if $(LIMIT),--limit $(LIMIT)) $(if $(RUNS),--runs $(RUNS))
+
+bench-ask: demo  ## Measure where the time of an answer goes, on DATA's clues, minutes; LIMIT=20.
+	@$(BIN)/python -m benchmarks.ask --json build/bench/ask.json --data $(DATA)/jeopardy-vital.dev.jsonl.gz $(if $(LIMIT),--questions $(LIMIT))
+
+bench-gpu: $(STAMP)  ## Measure decoding and a training step on a GPU, minutes.
+	@$(BIN)/python -m benchmarks.gpu --json build/bench/gpu.json
+
 bench-loss-memory: $(STAMP)  ## Measure the loss over a large vocabulary against the naive one, 15 minutes; RUNS=5.
 	@$(BIN)/python -m benchmarks.loss_memory $(if $(RUNS),--runs $(RUNS))
 
@@ -84,11 +101,14 @@ bench-swap: $(STAMP)  ## Exchange a memory 20 times under 2,000 answers in 8 thr
 bench-sync: $(STAMP)  ## Sync 2,000 files, interrupted three times, 3 minutes; MODEL=demo encodes with the demo's.
 	@$(BIN)/python -m benchmarks.sync --work $(or $(WORK),build) $(if $(MODEL),--model $(MODEL))
 
-bench-serving: demo  ## Put a server under load, with exchanges of its memory, 18 minutes; asks DATA's clues. CLIENTS, SECONDS.
-	@$(BIN)/python -c 'import fastapi, locust' 2>/dev/null || \
-		$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[serve,load]'
+bench-serving: demo $(BENCH)  ## Put a server under load, with exchanges of its memory, 18 minutes; asks DATA's clues. CLIENTS, SECONDS.
 	@$(BIN)/python -m benchmarks.serving --data $(DATA)/jeopardy-vital.dev.jsonl.gz \
 		$(if $(CLIENTS),--clients $(CLIENTS)) $(if $(SECONDS),--seconds $(SECONDS))
+
+# What the benchmarks compare with.
+$(BENCH): $(STAMP)
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
+	@touch $@
 
 clean:  ## Remove .venv and everything the tools have cached here.
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist

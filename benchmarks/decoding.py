@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.beside_transformers import BEGIN, END, Tokenizer, bart, in_turns, measured, parser, rag_of, report
+from benchmarks.beside_transformers import BEGIN, END, Tokenizer, bart, parser, rag_of
+from benchmarks.turns import in_turns, measured, report
 
 THEIRS = ["their token", "their thorough", "their generate"]
 OURS = ["encode", "bare loop", "token", "exact", "each", "fast", "thorough"]
@@ -149,7 +150,8 @@ def main() -> int:
     given = options.parse_args()
     config = Config(size=given.size, K=given.passages, tokens=given.tokens)
     results = in_turns("benchmarks.decoding", given.ways, given.malloc, given.runs, config)
-    about = f"BART-{config.size}, B {config.B}, K {config.K}, L {config.L}, {config.M} beams, {config.tokens} tokens"
+    sizes = f"B {config.B}, K {config.K}, L {config.L}, {config.M} beams, {config.tokens} tokens"
+    about = f"BART-{config.size}, float32, {sizes}"
     report(results, RATIOS, config, about=about, file=given.json)
     return 0
 

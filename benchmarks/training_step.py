@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.beside_transformers import BEGIN, END, PAD, Tokenizer, bart, in_turns, measured, parser, rag_of, report
+from benchmarks.beside_transformers import BEGIN, END, PAD, Tokenizer, bart, parser, rag_of
+from benchmarks.turns import in_turns, measured, report
 
 WAYS = ["their token", "their sequence", "bart", "token", "sequence"]
 RATIOS = [
@@ -181,7 +182,7 @@ def main() -> int:
     config = Config(given.size, K=given.passages, lengths=given.lengths, micro_batch_size=given.micro_batch_size)
     results = in_turns("benchmarks.training_step", given.ways, given.malloc, given.runs, config)
     contexts = f"L {config.L}, T {config.T}" if config.lengths == "even" else f"real lengths, theirs padded to {PADDED}"
-    about = f"BART-{config.size}, B {config.B}, K {config.K}, {contexts}"
+    about = f"BART-{config.size}, float32, B {config.B}, K {config.K}, {contexts}"
     report(results, RATIOS, config, about=about, file=given.json)
     return 0
 

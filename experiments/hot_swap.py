@@ -25,7 +25,7 @@ from hot_swap_facts import Fact, exchanged, states
 from hot_swap_report import write_report
 from rich.console import Console
 from rich.progress import track
-from running import run
+from running import read_lines, run
 
 import latentrag
 from latentrag.assemble import computes_bfloat16, load_passage_encoder, open_memory
@@ -103,17 +103,6 @@ def closed_book(rag: Rag, questions: Sequence[str]) -> list[str]:
     return [rag.generator.text(of_one[0].ids) for of_one in found]
 
 
-def results(file: Path) -> list[Row]:
-    """The lines of a file; one that a kill has cut short is left out."""
-    rows = []
-    for line in file.read_text("utf-8").splitlines() if file.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
-
-
 def todo(facts: Sequence[Fact], done: Sequence[Row]) -> Iterator[tuple[list[Fact], int]]:
     """Some facts in one world, the same in the other, and so on."""
     finished = {(row["id"], row["world"]) for row in done}
@@ -156,7 +145,7 @@ def main() -> int:
     rag = latentrag.load(given.model, memory=live)
     rag.generator.passage_cache = PassageCache(CACHE_BYTES)  # type: ignore[attr-defined]
     file = given.out / "answers.jsonl"
-    pairs = list(todo(facts, results(file)))
+    pairs = list(todo(facts, read_lines(file)))
     with file.open("a", encoding="utf-8") as lines:
         for some, world in track(pairs, "answers", console=Console(stderr=True)):
             for row in measured(rag, live, some, memories[world], world):
@@ -164,7 +153,7 @@ def main() -> int:
                 lines.write("\n" + json.dumps(row, ensure_ascii=False))
             lines.flush()
     ids = {fact.id for fact in facts}
-    rows = [row for row in results(file) if row["id"] in ids]
+    rows = [row for row in read_lines(file) if row["id"] in ids]
     print(write_report(rows, facts, given.report, machine=machine()))
     return 0
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hot_swap_facts import KINDS, Fact
+from running import between_marks
 
 from latentrag.evaluation import exact_match, paired_difference, share_interval
 
-START = "<!-- measured: begin -->"
-END = "<!-- measured: end -->"
 WORLDS = "AB"
 
 Row = Mapping[str, Any]
@@ -33,11 +32,8 @@ def write_report(rows: Sequence[Row], facts: Sequence[Fact], file: Path, *, mach
         return "no fact has been asked in both worlds yet"
     parts = [_head(rows, facts, done), _accuracy(rows, done), _differences(rows, done), _kinds(rows), _posteriors(rows)]
     parts.append("Settings: " + ", ".join(f"{name} {value}" for name, value in machine.items()) + ".")
-    text = file.read_text("utf-8") if file.exists() else f"# Hot-swap\n\n{START}\n{END}\n"
-    before, rest = text.split(START)
     measured = "\n\n".join(parts)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"{before}{START}\n\n{measured}\n\n{END}{rest.split(END)[1]}", "utf-8")
+    between_marks(file, measured, title="Hot-swap")
     return measured
 
 

@@ -1,13 +1,48 @@
 """The benchmarks run, and both sides find the same: a round of each with tiny models."""
 
+import importlib.util
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from latentrag.assemble import ModelSpec, load, load_passage_encoder, save
+from latentrag.memory import Memory
+from latentrag.types import Passage
+from tests import tiny
+from tests.encoder.tiny import write_sentence_encoder
+
 ROOT = Path(__file__).parent.parent
+TEXTS = ["paris is the capital of france", "rome", "the seine is a river in france", "hamlet , a play", "a queen"]
+
+
+def run(module, *arguments, file):
+    """What a benchmark prints, and its report."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments), "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.read_text("utf-8"))
+    assert report["processor"]
+    assert report["torch"]
+    return done.stdout, report
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Folders of a tiny model and of its memory."""
+    place = tmp_path_factory.mktemp("tiny")
+    encoder = write_sentence_encoder(place / "encoder", head=["Normalize"])
+    generator = place / "generator"
+    tiny.save_tokenizer(generator, end=False)
+    tiny.save_llama(generator)
+    reader = load_passage_encoder(encoder)
+    passages = [Passage(str(number), text, title="page" * (number % 2)) for number, text in enumerate(TEXTS)]
+    memory = Memory.create(place / "memory.lance", reader).add(passages, reader)
+    save(load(ModelSpec(encoder, generator), memory=memory, k=2), place / "model")
+    return place / "model", place / "memory.lance"
 
 
 @pytest.mark.parametrize(
@@ -15,15 +50,93 @@ ROOT = Path(__file__).parent.parent
     [("decoding", ["their token", "token", "exact"]), ("training_step", ["their sequence", "sequence"])],
 )
 def test_a_round_beside_transformers(module, ways, tmp_path) -> None:
-    command = ["-m", f"benchmarks.{module}", "--size", "tiny", "--runs", "1", "--malloc", "default", "--ways", *ways]
-    file = tmp_path / "found.json"
-    done = subprocess.run(
-        [sys.executable, *command, "--json", str(file)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found = {each["way"]: each["runs"][0] for each in json.loads(file.read_text("utf-8"))["ways"]}
+    asked = ["--size", "tiny", "--runs", 1, "--malloc", "default", "--ways", *ways]
+    printed, report = run(module, *asked, file=tmp_path / "found.json")
+    found = {each["way"]: each["runs"][0] for each in report["ways"]}
     assert list(found) == ways
     theirs, ours = (found[way]["found"] for way in ways[:2])
     assert theirs == ours
-    assert f"| {ways[0]} / {ways[1]} | default |" in done.stdout
+    assert f"| {ways[0]} / {ways[1]} | default |" in printed
     assert all(run["cpu_s"] > 0 and run["peak_bytes"] > 0 for run in found.values())
+
+
+@pytest.mark.parametrize("first", ["theirs float32", "ours float32"])
+def test_a_round_of_encoding(first, places, tmp_path) -> None:
+    if first.startswith("theirs") and importlib.util.find_spec("sentence_transformers") is None:
+        pytest.skip("sentence-transformers is not installed; make bench-encoding installs it")
+    model, memory = places
+    asked = ["--model", model, "--memory", memory, "--limit", 4, "--runs", 1, "--malloc", "default", "--ways", first]
+    printed, report = run("encoding", *asked, "ours bfloat16", file=tmp_path / "found.json")
+    assert [each["way"] for each in report["ways"]] == [first, "ours bfloat16"]
+    (cosine,) = report["cosines"]
+    assert (cosine["way"], cosine["with"]) == ("ours bfloat16", first)
+    assert 0.99 < cosine["lowest"] <= cosine["mean"] < 1  # bfloat16 moves them, a little
+    assert f"| ours bfloat16 | {first} |" in printed
+
+
+def test_where_the_time_of_an_answer_goes(places, tmp_path) -> None:
+    model, memory = places
+    clues = tmp_path / "clues.jsonl"
+    rows = [{"question": f"what is {text} ?", "answer": ["paris"]} for text in TEXTS[:3]]
+    clues.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["--data", clues, "--questions", 2, "--model", model, "--memory", memory]
+    printed, report = run("ask", *asked, file=tmp_path / "found.json")
+    for state in ("new passages", "known passages"):
+        parts = report["answer_cpu_s"][state]
+        assert {"query encoder", "search", "prepare prompts", "generator", "output layer", "rest"} <= set(parts)
+        assert all(seconds >= 0 for seconds in parts.values())
+        assert f"an answer, {state}" in printed
+    assert {"import torch", "load the model", "first answer"} <= set(report["start_up_cpu_s"])
+
+
+def test_a_part_counts_its_own_time_alone(monkeypatch) -> None:
+    from benchmarks.ask import Stopwatch
+
+    now = iter([0.0, 1.0, 3.0, 7.0, 15.0, 31.0])
+    monkeypatch.setattr(time, "process_time", lambda: next(now))
+    clock = Stopwatch()
+    inner = clock.timed("inner", lambda: None)
+    with clock.part("outer"):  # from 0
+        inner()  # from 1 to 3
+        inner()  # from 7 to 15
+    assert clock.seconds == {"outer": 1 + 4 + 16, "inner": 2 + 8}
+
+
+def test_the_benchmark_for_a_gpu_runs_on_a_processor_if_told_so(tmp_path) -> None:
+    asked = ["--device", "cpu", "--size", "tiny", "--passages", 2, 3, "--runs", 1]
+    printed, report = run("gpu", *asked, file=tmp_path / "found.json")
+    ways = ["read", "token", "exact", "fast", "thorough", "train"]
+    found = [(row["model"], row["passages"], row["way"]) for row in report["rows"]]
+    assert found == [(model, k, way) for model in ("bart", "llama") for k in (2, 3) for way in ways]
+    assert all(row["s"] and not row["out_of_memory"] for row in report["rows"])
+    assert "| llama | 3 | train |" in printed
+
+
+def test_without_a_gpu_it_says_so(monkeypatch, capsys) -> None:
+    from benchmarks import gpu
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    assert gpu.main() == 2
+    assert capsys.readouterr().err.startswith("error: torch sees no GPU here; run it where there is one, or")
+
+
+def test_all_of_them_run_in_turn_and_one_that_fails_does_not_end_it(tmp_path, monkeypatch, capsys) -> None:
+    from benchmarks import every
+
+    modules = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    for quick in (False, True):
+        each = every.commands(data=tmp_path, work=tmp_path / "work", runs=2, quick=quick)
+        assert {module for module, *_ in each.values()} <= modules
+    given = []
+
+    def started(command, *, stdout, **_):
+        given.append(command[2])
+        stdout.write("a table\n")
+        return subprocess.CompletedProcess(command, returncode=int(command[2] == "benchmarks.b"))
+
+    monkeypatch.setattr(every.subprocess, "run", started)
+    assert every.run({"one": ["a"], "two": ["b", "--size", "tiny"], "three": ["c"]}, tmp_path / "out") == ["two"]
+    assert given == ["benchmarks.a", "benchmarks.b", "benchmarks.c"]
+    assert (tmp_path / "out" / "three.md").read_text("utf-8") == "a table\n"
+    assert "two: failed with 1 after" in capsys.readouterr().err

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def load(
-    folder: Path, content: Mapping[str, Any], *, name: str, dtype: torch.dtype
+    folder: Path, content: Mapping[str, Any], *, name: str, dtype: torch.dtype, int8: bool = False
 ) -> tuple[DprQueryEncoder, Seq2SeqGenerator | CausalGenerator]:
     """Both halves of a checkpoint.
 
@@ -34,6 +34,7 @@ def load(
     Args:
         content: of config.json.
         name: for messages.
+        int8: compute the generator's linear layers in eight bits.
     Raises: ModelError if either half is missing or broken.
     """
     halves = {key: content.get(key) for key in ("question_encoder", "generator")}
@@ -55,7 +56,7 @@ def load(
     tokenizer = load_tokenizer(folder / "generator_tokenizer", what="generator")
     return (
         DprQueryEncoder(query_module, query_tokenizer, name=name),
-        build_generator(model, tokenizer, _settings(content, halves["generator"] or {}, tokenizer)),
+        build_generator(model, tokenizer, _settings(content, halves["generator"] or {}, tokenizer), int8=int8),
     )
 
 

@@ -96,6 +96,12 @@ def test_every_option_reaches_the_library(ask, monkeypatch) -> None:
     }
 
 
+def test_eight_bits(ask) -> None:
+    exact, rounded = (ask(QUESTION, "--dtype", dtype, "--json").json for dtype in ("float32", "int8"))
+    assert 0 < abs(exact["log_prob"] - rounded["log_prob"]) < 1
+    assert [source["prior"] for source in exact["sources"]] == [source["prior"] for source in rounded["sources"]]
+
+
 def test_options_change_the_answer(ask) -> None:
     record = ask(QUESTION, "-k", 2, "--variant", "token", "--beams", 2, "--max-tokens", 2, "--json").json
     assert record["variant"] == "token"

@@ -192,6 +192,13 @@ def test_settings_that_exclude_each_other(train, tmp_path, arguments, message) -
     assert not (tmp_path / "run").exists()
 
 
+def test_eight_bits_are_for_answering(train, tmp_path) -> None:
+    refused = train("--steps", 1, "--dtype", "int8")
+    assert refused.code == 2
+    assert "'int8' is not one of 'auto', 'float32', 'bfloat16'" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_memory_of_another_encoder(train, tmp_path) -> None:
     documents = write(tmp_path / "d.jsonl", [{"id": n, "title": n, "text": text} for n, text in DOCUMENTS.items()])
     other = write_sentence_encoder(tmp_path / "other", head=["Normalize"], seed=5)

@@ -144,3 +144,24 @@ class TestQuestions:
     def test_half_a_surrogate_pair_is_refused(self, encoder):
         with pytest.raises(InputError, match="lone surrogates"):
             encoder.encode_queries(["paris \ud800"])
+
+
+def test_batches_on_a_processor_are_small_unless_told_otherwise(encoder, monkeypatch):
+    monkeypatch.setattr("latentrag.encoder.batching.PROCESSOR_BATCH_TOKENS", 12)
+    monkeypatch.setattr("latentrag.encoder.batching.BATCH_TOKENS", 1)
+    sizes = []
+    forward = encoder.module.forward
+
+    def counted(batch, *rest):
+        sizes.append(len(batch.ids))
+        return forward(batch, *rest)
+
+    monkeypatch.setattr(encoder.module, "forward", counted)
+    passages = [Passage(str(i), "paris rome") for i in range(7)]  # 4 tokens each
+    monkeypatch.setattr(encoder, "batch_tokens", None)
+    encoder.encode_passages(passages)
+    assert sizes == [3, 3, 1]
+    sizes.clear()
+    monkeypatch.setattr(encoder, "batch_tokens", 28)
+    encoder.encode_passages(passages)
+    assert sizes == [7]

@@ -52,7 +52,8 @@ def load(
         retriever: "dense", or "bm25", which needs no query encoder and fits any memory; None: as the model says,
             else "dense".
         dtype: of the generator: "auto" (as its files have it, float32 where this machine does not compute in
-            that), "float32", "bfloat16", "float16" or a torch dtype.
+            that), "float32", "bfloat16", "float16" or a torch dtype; or "int8", for answering on a processor only:
+            linear layers in eight bits, the rest in float32.
         passage_cache_bytes: RAM in which a causal generator keeps what it has read of passages for the next
             question; it changes no result. 0: none.
     Raises: ModelError or MemoryStoreError for what cannot be opened; EncoderMismatchError if they do not fit.

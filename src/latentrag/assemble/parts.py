@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SETTINGS_FILE = "latentrag.json"
 FORMAT = 1
+INT8 = "int8"
+"""A generator's linear layers in eight bits, everything else in float32."""
 
 Source = str | os.PathLike[str]
 
@@ -170,7 +172,9 @@ def _of_rag_layout(
     from latentrag.pretrained import read_object
 
     content = read_object(folder / "config.json")
-    query_encoder, generator = rag_layout.load(folder, content, name=name, dtype=_dtype(dtype, content))
+    query_encoder, generator = rag_layout.load(
+        folder, content, name=name, dtype=_dtype(dtype, content), int8=_is_int8(dtype, device)
+    )
     query_encoder.module.to(device)
     generator.model.to(device)
     architecture = str(content.get("architectures"))
@@ -187,7 +191,8 @@ def _generator(source: Source, *, device: str, dtype: torch.dtype | str) -> Gene
     from latentrag.pretrained import read_object, resolve
 
     folder = resolve(source)
-    return load_generator(folder, device=device, dtype=_dtype(dtype, read_object(folder / "config.json")))
+    computed = _dtype(dtype, read_object(folder / "config.json"))
+    return load_generator(folder, device=device, dtype=computed, int8=_is_int8(dtype, device))
 
 
 def _dtype(wanted: torch.dtype | str, config: Mapping[str, Any]) -> torch.dtype:
@@ -195,16 +200,25 @@ def _dtype(wanted: torch.dtype | str, config: Mapping[str, Any]) -> torch.dtype:
     import torch
 
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if wanted == INT8:
+        return torch.float32
     if isinstance(wanted, torch.dtype):
         return wanted
     if wanted in names:
         return names[wanted]
     if wanted != "auto":
-        raise InputError(f"dtype={wanted!r} is unknown; needed auto, {', '.join(names)}")
+        raise InputError(f"dtype={wanted!r} is unknown; needed auto, {', '.join(names)} or {INT8}")
     saved = names.get(str(config.get("dtype", config.get("torch_dtype"))), torch.float32)
     if saved is torch.float32 or torch.cuda.is_available():
         return saved
     return saved if saved is torch.bfloat16 and computes_bfloat16() else torch.float32
+
+
+def _is_int8(wanted: torch.dtype | str, device: str) -> bool:
+    """Raises: InputError where int8 is asked for on an accelerator."""
+    if wanted == INT8 and device.partition(":")[0] != "cpu":
+        raise InputError(f"dtype={INT8!r} is for processors, device={device!r} is none; use bfloat16 there")
+    return wanted == INT8
 
 
 def computes_bfloat16() -> bool:

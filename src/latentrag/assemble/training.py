@@ -38,12 +38,15 @@ def generator_for_training(
         keep_preamble: of a causal model's prompt.
         passage_cache_bytes, passage_cache_folder: for a causal model that reads passages without learning, which
             are then read once.
+    Raises: InputError for a generator in int8.
     """
     from latentrag.generator import CausalGenerator, Seq2SeqGenerator
     from latentrag.generator.lora import split_weights
     from latentrag.generator.memory_saving import recompute_activations
     from latentrag.generator.passage_cache import PassageCache, weights_key
 
+    if generator.int8:
+        raise InputError("a generator in int8 cannot be trained; use dtype auto, float32 or bfloat16")
     model = generator.model.float() if whole else generator.model
     if recompute:
         recompute_activations(model)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from latentrag.assemble import ModelSpec
     from latentrag.rag import Rag
 
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16", "int8"]
+TrainingDtype = Literal["auto", "float32", "bfloat16"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 MemoryName = Annotated[str, typer.Option("-i", "--memory", help="The memory to ask: a path, or demo.")]
@@ -58,6 +59,7 @@ ClosedBook = Annotated[bool, typer.Option("--closed-book", help="No passages: th
 DecodingName = Annotated[Decoding, typer.Option(help="How to search; thorough and fast are for sequence.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Longest answer.")]
 DtypeName = Annotated[Dtype, typer.Option("--dtype", help="Number format of the generator.")]
+TrainingDtypeName = Annotated[TrainingDtype, typer.Option("--dtype", help="Number format of the generator.")]
 
 
 def model_source(

@@ -175,7 +175,7 @@ def _parts(rag: Rag, source: str | ModelSpec) -> Facts:
             "kind": model.kind,
             "template": type(model.template).__name__,
             "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
-            "dtype": str(model.model.dtype).removeprefix("torch."),
+            "dtype": "int8" if model.int8 else str(model.model.dtype).removeprefix("torch."),
             "max_input_tokens": model.max_input_tokens,
         },
     }

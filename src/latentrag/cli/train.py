@@ -87,7 +87,7 @@ def train(
         float, typer.Option(min=0.0, help="GB of RAM for passages as the generator has read them.")
     ] = 2.0,
     passage_cache_folder: Annotated[Path | None, typer.Option(help="Keeps them on disk too, for later runs.")] = None,
-    dtype: arg.DtypeName = "auto",
+    dtype: arg.TrainingDtypeName = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     skip_bad: arg.SkipBad = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,

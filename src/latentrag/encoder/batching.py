@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BATCH_TOKENS = 4096
-"""Tokens in a batch, padding included. On a CPU larger batches are slower, since they leave its caches."""
+"""Tokens in a batch on an accelerator, padding included."""
+PROCESSOR_BATCH_TOKENS = 1024
+"""The same on a processor, where what a layer computes should stay in its caches: a fifth faster than 4,096 in
+float32, a tenth in bfloat16 (all-MiniLM-L6-v2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ def encode_rows(
     *,
     module: PreTrainedModel,
     dimension: int,
-    batch_tokens: int,
+    batch_tokens: int | None = None,
     progress: bool = False,
 ) -> Float[Tensor, "N D"]:
     """(N, D) float32, row i for ``rows[i]``; differentiable wherever ``forward`` is.
@@ -44,9 +47,11 @@ def encode_rows(
     Args:
         module: the transformer inside ``forward``, for its device and padding.
         dimension: D.
-        batch_tokens: tokens in a batch, padding included.
+        batch_tokens: tokens in a batch, padding included; None: as many as suit the device.
     """
     device, pad_id = module.device, module.config.pad_token_id or 0
+    if batch_tokens is None:
+        batch_tokens = PROCESSOR_BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS
     parts = [torch.empty((0, dimension), device=device)]
     order: list[int] = []
     with _progress_bar(len(rows), shown=progress) as advance:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentrag.encoder.batching import BATCH_TOKENS, TokenBatch, encode_rows, frozen
+from latentrag.encoder.batching import TokenBatch, encode_rows, frozen
 from latentrag.encoder.fingerprint import Fingerprint
 from latentrag.encoder.saved import Role, Saved, check_scale, dtype_name
 from latentrag.encoder.tokens import TextTokenizer, check_questions, load_tokenizer
@@ -34,7 +34,7 @@ class DprQueryEncoder:
         module: in eval mode unless the caller trains it.
         scale: s in p_η(z|x) ∝ exp(s·d(z)·q(x)).
         passage_fingerprint: of the passage encoder it was trained with; None where nothing says.
-        batch_tokens: tokens in a forward pass, padding included.
+        batch_tokens: tokens in a forward pass, padding included; None: as many as suit the device.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class DprQueryEncoder:
         name: str,
         scale: float = SCALE,
         passage_fingerprint: str | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> None:
         self.module = module
         self.name = name
@@ -122,7 +122,7 @@ class DprPassageEncoder:
         *,
         name: str,
         scale: float = SCALE,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> None:
         self.module = module
         self.batch_tokens = batch_tokens

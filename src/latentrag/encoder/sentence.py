@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentrag.encoder.batching import BATCH_TOKENS, encode_rows, frozen
+from latentrag.encoder.batching import encode_rows, frozen
 from latentrag.encoder.fingerprint import Fingerprint
 from latentrag.encoder.pooling import Dense
 from latentrag.encoder.saved import Saved, check_scale, dtype_name
@@ -35,7 +35,7 @@ class SentenceEncoder:
         module: in eval mode unless the caller trains it.
         scale: s in p_η(z|x) ∝ exp(s·d(z)·q(x)); None: 20 if the vectors are normalised, else 1.
         passage_fingerprint: of the passage encoder it is paired with; None: itself, as it is now.
-        batch_tokens: tokens in a forward pass, padding included.
+        batch_tokens: tokens in a forward pass, padding included; None: as many as suit the device.
     Raises: ModelError if a prompt leaves no room for a text.
     """
 
@@ -48,7 +48,7 @@ class SentenceEncoder:
         settings: SentenceSettings,
         scale: float | None = None,
         passage_fingerprint: str | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> None:
         self.module = module
         self._tokenizer = tokenizer

@@ -14,6 +14,7 @@ from latentrag.generator.caches import selected, shift_right, token_positions
 from latentrag.generator.gold import OutputHead, Room, log_probabilities
 from latentrag.generator.grid import are_all, check_lengths, padded, pairs, rows_of_parents, rows_of_questions
 from latentrag.generator.inputs import PromptTemplate
+from latentrag.generator.int8 import to_int8
 from latentrag.generator.lora import Lora, add_lora
 from latentrag.generator.memory_saving import fixed
 from latentrag.generator.own_logits import OwnLogits
@@ -94,6 +95,7 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         seed: of the adapter's first weights.
         passage_cache: keeps what the model reads of passages. The model's own weights must not change then, and an
             adapter must leave passages alone (scope "question").
+        int8: its linear layers, an adapter's aside, compute in eight bits; it cannot be trained or saved then.
     Raises: ModelError if the template's end is not one token of this tokenizer.
     """
 
@@ -109,6 +111,7 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         lora: Lora | None = None,
         seed: int = 0,
         passage_cache: PassageCache | None = None,
+        int8: bool = False,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -121,6 +124,9 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         self.lora = lora
         if lora is not None:
             add_lora(model, lora, seed=seed)
+        self.int8 = int8
+        if int8:
+            to_int8(model)
         head = OutputHead(model)
         probe = torch.tensor([[self.end_id, self.end_id]], device=self.device)
         self._head: OutputHead | OwnLogits = head if head.agrees(input_ids=probe) else OwnLogits(model)

@@ -90,7 +90,7 @@ class OutputHead:
         ours = self.after(self.linear(hidden)).float()
         if own.shape != ours.shape:
             return False
-        rounding = 64 * torch.finfo(self.linear.weight.dtype).eps
+        rounding = 64 * torch.finfo(hidden.dtype).eps
         return bool(torch.allclose(own, ours, rtol=rounding, atol=rounding * float(own.abs().max())))
 
     def gold_log_probs(self, hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ def load_generator(
     settings: Mapping[str, Any] | None = None,
     device: Any = "cpu",
     dtype: Any = None,
+    int8: bool = False,
 ) -> Seq2SeqGenerator | CausalGenerator:
     """A generator from a folder or hub id; encoder–decoder or causal, as its configuration says.
 
@@ -30,6 +31,7 @@ def load_generator(
         settings: template, limits and decoder prefix as ``generator.settings()`` gives them; default: those saved
             in the folder, else the kind's own defaults.
         dtype: torch dtype of the weights; None: float32.
+        int8: compute linear layers in eight bits.
     Raises: ModelError if the model or its settings cannot be used.
     """
     import torch
@@ -40,7 +42,7 @@ def load_generator(
         settings = read_object(folder / SETTINGS_FILE)
     model = build(model_class(config), config, read_weights(folder), folder=folder, dtype=dtype or torch.float32)
     take_generation_settings(model, folder, {})
-    generator = build_generator(model.to(device), load_tokenizer(folder, what="generator"), settings)
+    generator = build_generator(model.to(device), load_tokenizer(folder, what="generator"), settings, int8=int8)
     if generator.lora is not None:
         load_adapter(generator.model, _adapter_weights(folder))
     return generator
@@ -94,11 +96,11 @@ def take_generation_settings(model: Any, folder: Path, older: Mapping[str, Any])
 
 
 def build_generator(
-    model: Any, tokenizer: Any, settings: Mapping[str, Any] | None
+    model: Any, tokenizer: Any, settings: Mapping[str, Any] | None, *, int8: bool = False
 ) -> Seq2SeqGenerator | CausalGenerator:
     """A generator around a loaded model. Raises: ModelError if the settings do not fit it."""
     kind = Seq2SeqGenerator.kind if model.config.is_encoder_decoder else CausalGenerator.kind
-    given = dict(settings or {})
+    given = {**(settings or {}), "int8": int8}
     if given.pop("kind", kind) != kind:
         raise ModelError(f"the generator's settings are for another kind of model; this one is {kind}")
     template = given.pop("template", None)
@@ -116,9 +118,13 @@ def save_generator(generator: Seq2SeqGenerator | CausalGenerator, folder: Path) 
     """Weights as safetensors, tokenizer and settings, so that ``load_generator(folder)`` restores the generator.
 
     An adapter stays beside the weights that it was trained on, which other tools then read as they were.
+
+    Raises: InputError for one in int8, whose weights are not those of the model any more.
     """
     from safetensors.torch import save_file
 
+    if generator.int8:
+        raise InputError("a generator in int8 cannot be saved; load it in another dtype and save that")
     weights, adapter = split_weights(generator.model.state_dict())
     with quiet():
         generator.model.save_pretrained(folder, state_dict=weights)

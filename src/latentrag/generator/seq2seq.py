@@ -12,6 +12,7 @@ from latentrag.generator.beam_cache import beam_cache
 from latentrag.generator.gold import OutputHead, Room, log_probabilities
 from latentrag.generator.grid import are_all, check_lengths, padded, pairs, rows_of_parents, rows_of_questions
 from latentrag.generator.inputs import InputTemplate, input_ids
+from latentrag.generator.int8 import to_int8
 from latentrag.generator.lora import Lora, add_lora
 from latentrag.generator.own_logits import OwnLogits
 from latentrag.generator.scoring import GoldScorer, one_at_a_time
@@ -63,6 +64,7 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
             as Hugging Face's RAG (``decoder_input_ids = labels``) have the begin token alone.
         lora: an adapter to train instead of the model's own weights, of scope "all".
         seed: of the adapter's first weights.
+        int8: its linear layers, an adapter's aside, compute in eight bits; it cannot be trained or saved then.
     Raises: ModelError if the tokenizer has no end token or the decoder no start; InputError for another scope.
     """
 
@@ -78,6 +80,7 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
         decoder_prefix: Sequence[int] | None = None,
         lora: Lora | None = None,
         seed: int = 0,
+        int8: bool = False,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -98,6 +101,9 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
                     f"LoRA of scope {lora.scope!r} is for causal generators, this is an encoder–decoder; use 'all'"
                 )
             add_lora(model, lora, seed=seed)
+        self.int8 = int8
+        if int8:
+            to_int8(model)
         head = OutputHead(model)
         probe = torch.tensor([[self.end_id, self.end_id]], device=self.device)
         agrees = head.agrees(input_ids=probe, decoder_input_ids=probe)
