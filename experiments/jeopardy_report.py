@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from running import between_marks, read_lines
 
 from latentrag.evaluation.compare import compare
 from latentrag.training.log import read_log
@@ -31,8 +34,6 @@ PAIRS = (
     ("hindsight", "sequence"),
     ("hindsight", "frozen"),
 )
-START = "<!-- measured: begin -->"
-END = "<!-- measured: end -->"
 
 
 def write_report(out: Path, file: Path, *, arms: Sequence[str], options: Mapping[str, Any], machine: Mapping[str, Any]):
@@ -43,12 +44,8 @@ def write_report(out: Path, file: Path, *, arms: Sequence[str], options: Mapping
     curves = file.with_name("jeopardy-curves.svg")
     parts = [_table(done), _differences(out, done), _settings(options, machine)]
     if _curves(out, list(done), curves):
-        parts.insert(2, f"![Development loss and health by step]({curves.name})")
-    text = file.read_text("utf-8") if file.exists() else f"# Jeopardy!\n\n{START}\n{END}\n"
-    before, rest = text.split(START)
-    after = rest.split(END)[1]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"{before}{START}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}", "utf-8")
+        parts.insert(2, f"![Development loss, health and title recall by step]({curves.name})")
+    between_marks(file, "\n\n".join(parts), title="Jeopardy!")
 
 
 def _slug(arm: str) -> str:
@@ -70,19 +67,18 @@ def _percent(estimate: Mapping[str, float] | None) -> str:
 
 
 def _table(done: Mapping[str, Mapping[str, Any]]) -> str:
-    number = next(iter(done.values()))["examples"]
     lines = [
-        f"In percent, with 95 % bootstrap intervals, on {number:,} clues; log p in nats per token.",
+        "In percent, with 95 % bootstrap intervals, on the first so many clues; log p in nats per token.",
         "",
-        "| arm | " + " | ".join(MEASURES.values()) + " | log p |",
-        "|---" * (len(MEASURES) + 2) + "|",
+        "| arm | clues | " + " | ".join(MEASURES.values()) + " | log p |",
+        "|---" * (len(MEASURES) + 3) + "|",
     ]
     for arm, run in done.items():
         metrics = run["metrics"]
         log_p = metrics["log_likelihood_per_token"]
         cells = [_percent(metrics.get(name)) for name in MEASURES]
         cells.append(f"{log_p['mean']:.3f} [{log_p['low']:.3f}, {log_p['high']:.3f}]")
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+        lines.append(f"| {arm} | {run['examples']:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -90,7 +86,10 @@ def _differences(out: Path, done: Mapping[str, Any]) -> str:
     lines = ["| paired difference, points | exact match | p | title at 1 | title at 10 |", "|---|---|---|---|---|"]
     for ours, theirs in PAIRS:
         if ours in done and theirs in done:
-            found = compare(out / f"{_slug(ours)}.jsonl", out / f"{_slug(theirs)}.jsonl").differences
+            number = min(done[ours]["examples"], done[theirs]["examples"])
+            with tempfile.TemporaryDirectory() as scratch:
+                both = [_first(out / f"{_slug(arm)}.jsonl", number, Path(scratch)) for arm in (ours, theirs)]
+                found = compare(*both).differences
             cells = [
                 f"{100 * d.difference:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" if d is not None else "–"
                 for d in (found.get(name) for name in ("exact_match", "title_recall@1", "title_recall@10"))
@@ -98,6 +97,14 @@ def _differences(out: Path, done: Mapping[str, Any]) -> str:
             p = f"{found['exact_match'].p:.4f}"
             lines.append(f"| {ours} − {theirs} | {cells[0]} | {p} | {cells[1]} | {cells[2]} |")
     return "\n".join(lines)
+
+
+def _first(rows: Path, number: int, folder: Path) -> Path:
+    """A run of the first clues of a run."""
+    cut = folder / rows.name
+    cut.write_bytes(b"".join(rows.read_bytes().splitlines(keepends=True)[:number]))
+    cut.with_suffix(".json").write_bytes(rows.with_suffix(".json").read_bytes())
+    return cut
 
 
 def _settings(options: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
@@ -114,16 +121,21 @@ def _curves(out: Path, arms: Sequence[str], file: Path) -> bool:
     except ImportError:
         return False
     names = {"nll_per_token": "dev, −log p per token", "gap": "gap, nats", "kl": "KL(posterior‖prior), nats"}
-    figure, axes = pyplot.subplots(1, len(names), figsize=(13, 3.8))
+    figure, axes = pyplot.subplots(1, len(names) + 1, figsize=(16, 3.8))
     for arm in arms:
         log = out / _slug(arm) / "log.jsonl"
         records = [r for r in read_log(log) if r["event"] == "dev"] if log.exists() else []
-        for axis, (name, title) in zip(axes, names.items(), strict=True):
+        found = [(r["step"], 100 * r["title_recall"]["10"]) for r in read_lines(out / _slug(arm) / "retriever.jsonl")]
+        if found:
+            axes[-1].plot(*zip(*found, strict=True), marker="o", markersize=3, label=arm)
+        for axis, (name, title) in zip(axes[:-1], names.items(), strict=True):
             points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
             if points:
                 axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=arm)
             axis.set_title(title, fontsize=10)
             axis.set_xlabel("step")
+    axes[-1].set_title("title recall at 10, percent", fontsize=10)
+    axes[-1].set_xlabel("step")
     axes[0].legend(fontsize=8)
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
