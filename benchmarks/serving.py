@@ -85,7 +85,7 @@ def serving(given: argparse.Namespace, memory: Path, *, batch: int) -> Iterator[
     """A server that decodes so many requests together; at the end it must stop in order."""
     command = [sys.executable, "-m", "latentrag", "serve", "-m", given.model, "-i", memory, "--port", "0", "--quiet"]
     began_s = time.monotonic()
-    command += ["--batch", str(batch), "--wait", str(PATIENCE_S)]
+    command += ["--batch", str(batch), "--wait", str(PATIENCE_S), "--passage-cache", given.passage_cache]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
         try:
             assert process.stderr is not None
@@ -197,6 +197,7 @@ def main() -> int:
     parser.add_argument("--warm-up", type=float, default=60, help="seconds of load before each measurement")
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--long-seconds", type=float, default=600)
+    parser.add_argument("--passage-cache", default="1GiB", help="of the server")
     parser.add_argument("--swaps", type=int, default=20)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()

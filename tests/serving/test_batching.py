@@ -1,5 +1,6 @@
 """Requests wait, are done together where they are alike, are refused when there are too many."""
 
+import json
 import socket
 import threading
 import time
@@ -127,6 +128,16 @@ def test_closing_finishes_what_was_accepted_and_accepts_no_more(work) -> None:
     assert [job.result.result(0) for job in jobs] == [10, 10, 10]
 
 
+def test_who_wants_the_same_takes_no_room(work) -> None:
+    batcher = held(work, max_batch=2, max_rows=10)
+    wanted = [(1, "x"), (2, "y"), (1, "x"), (3, "z"), (2, "y"), (4, None), (4, None)]
+    jobs = [batcher.submit(Job("a", 5, number, same=same)) for number, same in wanted]
+    work.may_go_on.set()
+    assert [job.result.result(PATIENCE_S) for job in jobs] == [2 * number for number, _ in wanted]
+    assert work.batches == [[0], [1, 2, 1, 2], [3, 4], [4]]  # who says nothing of what is the same stays apart
+    batcher.close()
+
+
 # Over HTTP
 
 
@@ -151,6 +162,31 @@ def test_questions_that_wait_are_answered_together_and_seeded_samples_alone(gate
     assert answers[0]["question"] == "one?"
     assert answers[3]["answer"] == answers[4]["answer"]
     assert answers[0]["log_prob"] == pytest.approx(gated.answer("one?").log_prob, abs=1e-5)
+
+
+def test_the_same_question_is_answered_once_for_all_who_wait(gated, live) -> None:
+    with (
+        serving(create_app(gated, live, name="toy")) as served,
+        ThreadPoolExecutor(8) as pool,
+        gated.generator.closed(),
+    ):
+        first = pool.submit(served.post, "/v1/answer", {"question": "first?"})
+        assert gated.generator.reached.wait(PATIENCE_S)
+        paths = ["/v1/answer", "/v1/answer", "/v1/answer/stream", "/v1/score", "/v1/score"]
+        bodies = [*[{"question": "x?"}] * 3, *[{"x": "x?", "y": "a"}] * 2]
+        others = [pool.submit(served.post, path, body) for path, body in zip(paths, bodies, strict=True)]
+        drawn = [pool.submit(served.post, "/v1/answer", {"question": "x?", "sample": True}) for _ in range(2)]
+        while len(served.batcher) < 7:
+            time.sleep(0.001)
+        gated.generator.gate.set()
+        assert first.result().status_code == 200
+        answers = [each.result() for each in others]
+        assert {each.result().status_code for each in drawn} == {200}
+    assert sorted(gated.generator.batches) == [1, 1, 8]  # one for three; samples are each one's own
+    assert answers[0].json() == answers[1].json()
+    streamed = answers[2].text.rstrip().rpartition("data: ")[2]
+    assert json.loads(streamed) == answers[0].json()
+    assert answers[3].json() == answers[4].json()
 
 
 @pytest.mark.parametrize("path", ["/v1/answer", "/v1/answer/stream"])

@@ -97,6 +97,7 @@ def exchange_until_gone(url: str) -> int:
         (["--queue", 0], "max_queue=0; needed 1 or more"),
         (["--batch", 0], "max_batch=0; needed 1 or more"),
         (["--wait", 0], "max_wait_s=0.0; needed more than 0"),
+        (["--passage-cache", "much"], "--passage-cache 'much' is no size"),
         (["-k", 0, "--port", 0], "k=0 passages cannot be retrieved"),
     ],
 )

@@ -48,6 +48,13 @@ def serve(
     batch: Annotated[int, typer.Option(help="Requests decoded together.")] = 16,
     queue: Annotated[int, typer.Option(help="Requests that may wait.")] = 256,
     wait: Annotated[float, typer.Option(metavar="SECONDS", help="How long one may wait.")] = 60,
+    passage_cache: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="What may be kept in memory of passages that the generator has read, 1.6 MB each for the demo's.",
+        ),
+    ] = "1GiB",
     log_questions: Annotated[
         bool, typer.Option("--log-questions", help="Questions are logged, too, not only that there was one.")
     ] = False,
@@ -61,8 +68,10 @@ def serve(
     options = ServeOptions(max_batch=batch, max_queue=queue, max_wait_s=wait, rate=rate, log_questions=log_questions)
     access = access_to(host, key_file=api_key_file)
     source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
+    kept = arg.size_in_bytes(passage_cache, "--passage-cache")
     with bound(host, port) as listening:
         live, load = _sources(source, memory, version=as_of, retriever=retriever, k=k, variant=variant, dtype=dtype)
+        load = partial(load, passage_cache_bytes=kept)
         rag = _opened(live, load)
         from latentrag.serving.app import create_app
 
@@ -105,7 +114,7 @@ def _sources(
     k: int | None,
     variant: str | None,
     dtype: str,
-) -> tuple[LiveMemory, Callable[[], Rag]]:
+) -> tuple[LiveMemory, Callable[..., Rag]]:
     """The memory, and what loads the model over it."""
     from latentrag.assemble import live_memory, load
     from latentrag.model import checked

@@ -25,6 +25,8 @@ class Job:
 
     Attributes:
         key: jobs with equal keys can be done together.
+        same: jobs with equal keys in which this is equal, too, want the same result and are done as one; None: nobody
+            else wants that.
         rows: question × passage × beam.
         request: what is asked; the batcher does not look into it.
         tell: gets what is known before the end, from the model's thread; must not wait.
@@ -36,6 +38,7 @@ class Job:
     rows: int
     request: Any
     tell: Callable[[Any], None] | None = None
+    same: Hashable | None = None
     result: Future[Any] = field(default_factory=Future)
     is_wanted: bool = True
 
@@ -43,6 +46,14 @@ class Job:
         """Nobody waits for it any more. Returns: whether it had not been begun, and never will be."""
         self.is_wanted = False
         return self.result.cancel()
+
+
+def together(batch: Sequence[Job]) -> list[list[Job]]:
+    """The jobs of a batch by what they want, in the order in which it was first wanted."""
+    found: dict[Hashable, list[Job]] = {}
+    for job in batch:
+        found.setdefault(id(job) if job.same is None else ("same", job.same), []).append(job)
+    return list(found.values())
 
 
 class Batcher:
@@ -127,18 +138,23 @@ class Batcher:
             return batch
 
     def _is_full(self) -> bool:
-        batch = self._like_the_first()
-        rows = sum(job.rows for job in batch)
-        return len(batch) >= self._options.max_batch or rows + batch[0].rows > self._options.max_rows
+        first = self._queue[0]
+        distinct = together(self._like_the_first())
+        rows = sum(jobs[0].rows for jobs in distinct)
+        return len(distinct) >= self._options.max_batch or rows + first.rows > self._options.max_rows
 
     def _like_the_first(self) -> list[Job]:
         first, *others = self._queue
-        batch, rows = [first], first.rows
+        batch, known, number, rows = [first], {first.same}, 1, first.rows
         for job in others:
-            fits = rows + job.rows <= self._options.max_rows and len(batch) < self._options.max_batch
-            if job.key == first.key and fits:
-                batch.append(job)
-                rows += job.rows
+            if job.key != first.key:
+                continue
+            if job.same is None or job.same not in known:
+                if number == self._options.max_batch or rows + job.rows > self._options.max_rows:
+                    continue
+                known.add(job.same)
+                number, rows = number + 1, rows + job.rows
+            batch.append(job)
         return batch
 
     def _do(self, batch: Sequence[Job]) -> None:

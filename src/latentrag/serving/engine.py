@@ -12,7 +12,7 @@ from latentrag.errors import InputError
 from latentrag.marginal import log_prior
 from latentrag.model import checked
 from latentrag.rag import check_decoding, check_questions
-from latentrag.serving.batching import Batcher, Job
+from latentrag.serving.batching import Batcher, Job, together
 from latentrag.serving.metrics import SECONDS, SIZES, Metrics
 from latentrag.serving.places import all_placed, placed
 from latentrag.types import Answer, Classification, Decoding, Passage, Score, Token, Variant
@@ -107,13 +107,14 @@ class Engine:
         if without or (wanted.sample and wanted.seed is not None):
             # Other questions have other passages; other samples in the batch would shift the random numbers.
             key = object()
-        return self._submit(key, k * wanted.num_beams, request, tell)
+        same = None if wanted.sample else question
+        return self._submit(key, k * wanted.num_beams, request, same=same, tell=tell)
 
     def score(self, rag: Rag, x: str, y: str, *, k: int | None, variant: Variant | None) -> Job:
         """A ``Score``. Raises: InputError; Refused."""
         chosen, k = checked(variant or rag.variant), k or rag.k
         check_questions([x])
-        return self._submit(("score", id(rag), k, chosen), k, _Scoring(rag, x, y, k, chosen))
+        return self._submit(("score", id(rag), k, chosen), k, _Scoring(rag, x, y, k, chosen), same=(x, y))
 
     def classify(
         self, rag: Rag, question: str, labels: Sequence[str], *, k: int | None, variant: Variant | None
@@ -128,15 +129,23 @@ class Engine:
         """``Found``. Raises: InputError; Refused."""
         k = k or rag.k
         check_questions([question])
-        return self._submit(("search", id(rag), k), 1, _Searching(rag, question, k))
+        return self._submit(("search", id(rag), k), 1, _Searching(rag, question, k), same=question)
 
-    def _submit(self, key: Hashable, rows: int, request: Any, tell: Callable[[Any], None] | None = None) -> Job:
+    def _submit(
+        self,
+        key: Hashable,
+        rows: int,
+        request: Any,
+        *,
+        same: Hashable | None = None,
+        tell: Callable[[Any], None] | None = None,
+    ) -> Job:
         if rows > self._options.max_rows:
             raise InputError(
                 f"{rows} pairs of passage and hypothesis (or label); this server computes {self._options.max_rows} "
                 "at most; ask for fewer passages, beams or labels"
             )
-        return self.batcher.submit(Job(key, rows, request, tell))
+        return self.batcher.submit(Job(key, rows, request, tell, same))
 
     def _note(self, size: int, seconds: float) -> None:
         self._metrics.observe("latentrag_batch_size", size, SIZES)
@@ -145,20 +154,27 @@ class Engine:
 
 @torch.no_grad()
 def _work(batch: Sequence[Job]) -> Sequence[Any]:
-    first = batch[0].request
+    groups = together(batch)
+    of_job = {id(job): result for jobs, result in zip(groups, _done(groups), strict=True) for job in jobs}
+    return [of_job[id(job)] for job in batch]
+
+
+def _done(groups: Sequence[Sequence[Job]]) -> Sequence[Any]:
+    requests = [jobs[0].request for jobs in groups]
+    first = requests[0]
     if isinstance(first, _Answering):
-        return _answers(batch, first)
+        return _answers(groups, first)
     if isinstance(first, _Scoring):
-        return _scores([job.request for job in batch])
+        return _scores(requests)
     if isinstance(first, _Classifying):
-        return [_classification(job.request) for job in batch]
-    return found_together(first.rag, [job.request.question for job in batch], first.k)
+        return [_classification(request) for request in requests]
+    return found_together(first.rag, [request.question for request in requests], first.k)
 
 
-def _answers(batch: Sequence[Job], first: _Answering) -> list[Answer | None]:
+def _answers(groups: Sequence[Sequence[Job]], first: _Answering) -> list[Answer | None]:
     answers = first.rag.answer_watched(
-        [job.request.question for job in batch],
-        _Onlooker(batch),
+        [jobs[0].request.question for jobs in groups],
+        _Onlooker(groups),
         k=first.k,
         variant=first.variant,
         decoding=first.decoding,
@@ -190,13 +206,13 @@ def found_together(rag: Rag, x: Sequence[str], k: int) -> list[Found]:
 
 
 class _Onlooker:
-    """Tells each job what concerns it."""
+    """Tells the jobs of each question what concerns them."""
 
-    def __init__(self, batch: Sequence[Job]) -> None:
-        self._batch = batch
+    def __init__(self, groups: Sequence[Sequence[Job]]) -> None:
+        self._groups = groups
 
     def is_wanted(self, question: int) -> bool:
-        return self._batch[question].is_wanted
+        return any(job.is_wanted for job in self._groups[question])
 
     def retrieved(self, question: int, sources: tuple[tuple[Passage, float], ...], version: int) -> None:
         self._tell(question, Sources(tuple((placed(passage), prior) for passage, prior in sources), version))
@@ -205,6 +221,6 @@ class _Onlooker:
         self._tell(question, tokens)
 
     def _tell(self, question: int, what: Sources | tuple[Token, ...]) -> None:
-        tell = self._batch[question].tell
-        if tell is not None:
-            tell(what)
+        for job in self._groups[question]:
+            if job.tell is not None:
+                job.tell(what)
