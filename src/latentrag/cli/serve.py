@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentrag.cli import arguments as arg
+from latentrag.cli.heap import keep_memory
 from latentrag.cli.output import say, working
 from latentrag.config import DEMO
 from latentrag.errors import InputError, ModelError
@@ -61,6 +62,7 @@ def serve(
     quiet: Annotated[bool, typer.Option("--quiet", help="Log no requests.")] = False,
 ) -> None:
     """Answer over HTTP: a JSON API, streams, and what OpenAI's clients speak. Ends with what it has accepted."""
+    keep_memory()
     _require("serve", "fastapi", "uvicorn")
     from latentrag.serving.options import ServeOptions
     from latentrag.serving.run import access_to, address, bound, limited, run
