@@ -36,8 +36,6 @@ def commands(*, data: Path, work: Path, runs: int, quick: bool) -> dict[str, lis
                 *clues,
                 "--clients",
                 "4",
-                "--warm-up",
-                "5",
                 "--seconds",
                 "10",
                 "--long-seconds",
