@@ -99,7 +99,7 @@ def ours(way: str, config: Config) -> Callable[[], Found]:
     generator = Seq2SeqGenerator(writer(config), Tokenizer(), decoder_prefix=[BEGIN])
     ids, mask, scores = contexts(config)
     log_p_eta = log_prior(scores)
-    options = DecodingOptions(num_beams=config.M, max_tokens=config.tokens, length_penalty=0.0)
+    options = DecodingOptions(num_beams=config.M, num_best=config.M, max_tokens=config.tokens, length_penalty=0.0)
 
     def prepared() -> PreparedContexts:
         with torch.no_grad():

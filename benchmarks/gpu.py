@@ -118,7 +118,9 @@ def ways(kind: str, generator: Any, num_passages: int, config: Config) -> dict[s
     prepared = contexts(kind, generator, num_passages, config)
     random = torch.Generator().manual_seed(config.seed)
     prior = log_prior(2 * torch.randn(config.B, num_passages, generator=random)).to(config.device)
-    options = DecodingOptions(num_beams=config.M, max_tokens=config.tokens, min_tokens=config.tokens - 1)
+    options = DecodingOptions(
+        num_beams=config.M, num_best=config.M, max_tokens=config.tokens, min_tokens=config.tokens - 1
+    )
     ids = torch.randint(10, 1000, (config.B, config.tokens), generator=random).to(config.device)
     targets = Targets(ids, torch.ones_like(ids, dtype=torch.bool))
     optimiser = torch.optim.AdamW(generator.model.parameters(), lr=1e-6)

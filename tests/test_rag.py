@@ -39,7 +39,7 @@ def truth(rag: Rag, x: str, variant: str, max_tokens: int = 4) -> dict[tuple[int
 
 @pytest.mark.parametrize("variant", ["sequence", "token"])
 def test_answer_is_the_argmax_with_its_evidence(rag: Rag, variant: str) -> None:
-    answer = rag.answer("who?", variant=variant, num_beams=121, max_tokens=4)
+    answer = rag.answer("who?", variant=variant, num_beams=121, num_best=121, max_tokens=4)
     expected = truth(rag, "who?", variant)
     best = max(expected, key=expected.__getitem__)
     assert answer.text == rag.generator.text(best)

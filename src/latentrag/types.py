@@ -168,7 +168,7 @@ class Answer:
         closed_book_log_prob: log p_θ(y|x) of the same tokens without any passage. ``log_prob`` minus this is
             what the memory contributed, in nats.
         sources: best prior first.
-        hypotheses: best first; the first is this answer.
+        hypotheses: the ``num_best`` that were wanted, best first; the first is this answer.
         log_p_eta: (K,) log p_η(z|x) of the sources, nats.
         log_p_theta: (K, T) log p_θ(y_i|x,z,y_<i) of all T tokens that ``log_prob`` counts: the end token too, and those
             behind a stop string, which ``tokens`` has not. With log_p_eta all that the other numbers are made of.

@@ -55,7 +55,7 @@ def test_json_is_the_library_s_answer(ask, model, memory) -> None:
     ]
     assert record["log_p_eta"] == list(answer.log_p_eta)
     assert record["log_p_theta"] == [list(of_passage) for of_passage in answer.log_p_theta]
-    assert len(record["hypotheses"]) == 3  # the model's own number of beams
+    assert len(record["hypotheses"]) == 1
 
 
 OPTIONS = {
@@ -63,6 +63,7 @@ OPTIONS = {
     "--variant": ("variant", "token"),
     "--decoding": ("decoding", "fast"),
     "--beams": ("num_beams", 2),
+    "--best": ("num_best", 1),
     "--max-tokens": ("max_tokens", 9),
     "--min-tokens": ("min_tokens", 2),
     "--no-repeat-ngram": ("no_repeat_ngram_size", 3),
@@ -103,7 +104,7 @@ def test_eight_bits(ask) -> None:
 
 
 def test_options_change_the_answer(ask) -> None:
-    record = ask(QUESTION, "-k", 2, "--variant", "token", "--beams", 2, "--max-tokens", 2, "--json").json
+    record = ask(QUESTION, "-k", 2, "--variant", "token", "--beams", 2, "--best", 2, "--max-tokens", 2, "--json").json
     assert record["variant"] == "token"
     assert (len(record["sources"]), len(record["hypotheses"])) == (2, 2)
     assert len(record["tokens"]) <= 2
@@ -142,8 +143,9 @@ def test_an_earlier_version_is_asked_as_it_was(tmp_path, encoder, files, model) 
 
 @pytest.mark.parametrize("variant", ["sequence", "token"])
 def test_what_people_see(ask, variant) -> None:
-    done = ask(QUESTION, "--variant", variant)
-    record = ask(QUESTION, "--variant", variant, "--json").json
+    done = ask(QUESTION, "--variant", variant, "--best", 3)
+    record = ask(QUESTION, "--variant", variant, "--best", 3, "--json").json
+    assert len(record["hypotheses"]) == 3
     assert (done.code, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout  # no colour where there is no terminal
     assert all(len(line) <= 80 for line in done.stdout.splitlines())

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from latentrag.decoding import DecodingOptions, fast, marginal_beam, rescored, thorough
+from latentrag.decoding import Decoded, DecodingOptions, fast, marginal_beam, rescored, thorough
 from latentrag.errors import InputError
 from latentrag.marginal import log_prior, sequence_log_likelihood, token_log_likelihood
 from tests.toy import ToyGenerator, enumerate_marginal, passages
@@ -31,7 +32,7 @@ def setting(seed: int, *, questions: int = 2, num_passages: int = 3) -> tuple[To
 @pytest.mark.parametrize("seed", range(6))
 def test_wide_beam_finds_the_argmax_and_exact_probabilities(variant: str, seed: int) -> None:
     generator, prepared, log_p_eta = setting(seed)
-    options = DecodingOptions(num_beams=EVERY_PREFIX, max_tokens=MAX_TOKENS)
+    options = DecodingOptions(num_beams=EVERY_PREFIX, num_best=EVERY_PREFIX, max_tokens=MAX_TOKENS)
     found = marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options)
     for b, hypotheses in enumerate(found):
         truth = enumerate_marginal(generator, prepared.rows_of[b], log_p_eta[b], variant=variant, max_tokens=MAX_TOKENS)
@@ -50,7 +51,7 @@ def test_wide_beam_finds_the_argmax_and_exact_probabilities(variant: str, seed: 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_returned_probability_is_exact(variant: str, seed: int, num_beams: int, num_passages: int) -> None:
     generator, prepared, log_p_eta = setting(seed, num_passages=num_passages)
-    options = DecodingOptions(num_beams=num_beams, max_tokens=5)
+    options = DecodingOptions(num_beams=num_beams, num_best=num_beams, max_tokens=5)
     likelihood = sequence_log_likelihood if variant == "sequence" else token_log_likelihood
     for b, hypotheses in enumerate(marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options)):
         assert 1 <= len(hypotheses) <= num_beams
@@ -66,7 +67,7 @@ def test_every_returned_probability_is_exact(variant: str, seed: int, num_beams:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_questions_do_not_influence_each_other(variant: str) -> None:
     generator, prepared, log_p_eta = setting(3, questions=4)
-    options = DecodingOptions(num_beams=3, max_tokens=6)
+    options = DecodingOptions(num_beams=3, num_best=3, max_tokens=6)
     together = marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options)
     for b in range(4):
         alone = marginal_beam(
@@ -98,7 +99,7 @@ def test_one_beam_is_greedy(variant: str) -> None:
 
 def test_one_passage_makes_the_variants_equal() -> None:
     generator, prepared, log_p_eta = setting(5, num_passages=1)
-    options = DecodingOptions(num_beams=3, max_tokens=5)
+    options = DecodingOptions(num_beams=3, num_best=3, max_tokens=5)
     sequence, token = (
         marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options) for variant in VARIANTS
     )
@@ -108,7 +109,7 @@ def test_one_passage_makes_the_variants_equal() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_thorough_agrees_with_the_exact_beam_and_the_enumeration(seed: int) -> None:
     generator, prepared, log_p_eta = setting(seed)
-    options = DecodingOptions(num_beams=EVERY_PREFIX, max_tokens=MAX_TOKENS)
+    options = DecodingOptions(num_beams=EVERY_PREFIX, num_best=EVERY_PREFIX, max_tokens=MAX_TOKENS)
     exact = marginal_beam(generator, prepared, log_p_eta, variant="sequence", options=options)
     for b, hypotheses in enumerate(thorough(generator, prepared, log_p_eta, options=options)):
         truth = enumerate_marginal(
@@ -124,7 +125,7 @@ def test_thorough_agrees_with_the_exact_beam_and_the_enumeration(seed: int) -> N
 @pytest.mark.parametrize("seed", range(4))
 def test_narrow_thorough_takes_the_union_and_scores_all_of_it(seed: int) -> None:
     generator, prepared, log_p_eta = setting(seed, questions=1)
-    options = DecodingOptions(num_beams=2, max_tokens=5)
+    options = DecodingOptions(num_beams=2, num_best=2, max_tokens=5)
     union = set()
     for name in prepared.rows_of[0]:
         alone = type(prepared)(((name,),))
@@ -143,7 +144,7 @@ def test_narrow_thorough_takes_the_union_and_scores_all_of_it(seed: int) -> None
 @pytest.mark.parametrize("seed", range(4))
 def test_fast_counts_only_the_beams_that_hold_the_hypothesis(seed: int) -> None:
     generator, prepared, log_p_eta = setting(seed, questions=1)
-    options = DecodingOptions(num_beams=2, max_tokens=5)
+    options = DecodingOptions(num_beams=2, num_best=2, max_tokens=5)
     expected: dict[tuple[int, ...], float] = {}
     for k, name in enumerate(prepared.rows_of[0]):
         alone = type(prepared)(((name,),))
@@ -168,7 +169,7 @@ def test_limits(variant: str) -> None:
             prepared,
             log_p_eta,
             variant=variant,
-            options=DecodingOptions(**{"num_beams": 3, **options}),
+            options=DecodingOptions(**{"num_beams": 3, "num_best": 3, **options}),
         )
         return [h.ids for of_one in found for h in of_one]
 
@@ -181,7 +182,7 @@ def test_limits(variant: str) -> None:
 
 def test_no_repeat_leaves_the_reported_probability_alone() -> None:
     generator, prepared, log_p_eta = setting(2, questions=1)
-    options = DecodingOptions(num_beams=3, max_tokens=8, min_tokens=5, no_repeat_ngram_size=1)
+    options = DecodingOptions(num_beams=3, num_best=3, max_tokens=8, min_tokens=5, no_repeat_ngram_size=1)
     for h in marginal_beam(generator, prepared, log_p_eta, variant="sequence", options=options)[0]:
         ((expected, _),) = rescored(generator, prepared, log_p_eta, [0], [h.ids])
         assert h.log_prob == pytest.approx(expected, abs=1e-5)
@@ -191,7 +192,7 @@ def test_no_repeat_leaves_the_reported_probability_alone() -> None:
 def test_length_penalty_orders_but_does_not_change_probabilities(variant: str) -> None:
     generator, prepared, log_p_eta = setting(7, questions=1)
     truth = enumerate_marginal(generator, prepared.rows_of[0], log_p_eta[0], variant=variant, max_tokens=MAX_TOKENS)
-    options = DecodingOptions(num_beams=EVERY_PREFIX, max_tokens=MAX_TOKENS, length_penalty=1.0)
+    options = DecodingOptions(num_beams=EVERY_PREFIX, num_best=EVERY_PREFIX, max_tokens=MAX_TOKENS, length_penalty=1.0)
     found = marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options)[0]
     ranks = [h.log_prob / len(h.ids) for h in found]
     assert ranks == sorted(ranks, reverse=True)
@@ -201,7 +202,7 @@ def test_length_penalty_orders_but_does_not_change_probabilities(variant: str) -
 
 def test_stop_string_ends_a_hypothesis() -> None:
     generator, prepared, log_p_eta = setting(1, questions=1)
-    options = DecodingOptions(num_beams=4, max_tokens=6, min_tokens=5, stop=("b",))
+    options = DecodingOptions(num_beams=4, num_best=4, max_tokens=6, min_tokens=5, stop=("b",))
     found = marginal_beam(generator, prepared, log_p_eta, variant="sequence", options=options)[0]
     texts = [generator.text(h.ids) for h in found]
     assert any(text.endswith("b") for text in texts)
@@ -209,6 +210,77 @@ def test_stop_string_ends_a_hypothesis() -> None:
         assert "b" not in text[:-1]
         if text.endswith("b"):
             assert not h.finished
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    sizes=st.integers(1, 6).flatmap(lambda beams: st.tuples(st.just(beams), st.integers(1, beams))),
+    more=st.fixed_dictionaries(
+        {},
+        optional={
+            "length_penalty": st.sampled_from([-1.0, -0.3, 0.5, 2.0]),
+            "early_stopping": st.just(True),
+            "min_tokens": st.integers(1, 3),
+            "no_repeat_ngram_size": st.integers(1, 2),
+            "stop": st.just(("b",)),
+        },
+    ),
+)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("decoder", ["exact", "thorough", "fast"])
+def test_the_best_are_the_first_of_all(decoder, variant, seed, sizes, more) -> None:
+    generator, prepared, log_p_eta = setting(seed)
+    num_beams, num_best = sizes
+    of_all = DecodingOptions(num_beams=num_beams, num_best=num_beams, max_tokens=6, **more)
+
+    def decode(options: DecodingOptions) -> list[list[Decoded]]:
+        if decoder == "exact":
+            return marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options)
+        return {"thorough": thorough, "fast": fast}[decoder](generator, prepared, log_p_eta, options=options)
+
+    every, best = decode(of_all), decode(replace(of_all, num_best=num_best))
+    for all_of_one, best_of_one in zip(every, best, strict=True):
+        assert [h.ids for h in best_of_one] == [h.ids for h in all_of_one[:num_best]]
+        for ours, theirs in zip(best_of_one, all_of_one, strict=False):
+            assert ours.log_prob == pytest.approx(theirs.log_prob, abs=1e-5)
+            assert ours.finished == theirs.finished
+            torch.testing.assert_close(ours.log_p_theta, theirs.log_p_theta, rtol=0, atol=1e-5)
+
+
+def test_the_search_ends_with_what_is_wanted() -> None:
+    class Sure(ToyGenerator):
+        """One word and the end, or with less than a hundredth of that another word, after which anything may come."""
+
+        widths: list[int]
+
+        def log_p(self, name: str, prefix: object) -> Tensor:
+            ids = list(prefix)
+            logits = torch.zeros(self.vocabulary)
+            if not ids:
+                logits[1] = 5.0
+            elif ids[0] == 1:
+                logits[0] = 5.0
+            return torch.log_softmax(logits, dim=0)
+
+        def step(self, state, parents, tokens):
+            self.widths.append(parents.shape[1])
+            return super().step(state, parents, tokens)
+
+    generator = Sure(4)
+    prepared = generator.prepare(["x"], [passages(2)])
+
+    def widths(num_best: int) -> list[int]:
+        generator.widths = []
+        options = DecodingOptions(num_beams=3, num_best=num_best, max_tokens=6)
+        found = marginal_beam(generator, prepared, log_prior(torch.zeros(1, 2)), variant="sequence", options=options)
+        assert found[0][0].ids == (1, 0)
+        return generator.widths
+
+    # The empty answer is seen at once, and of the first words only one is better; then that one ends.
+    assert widths(1) == [1]
+    assert widths(2) == [3]
+    assert len(widths(3)) > 1
 
 
 def test_finished_questions_leave_the_batch() -> None:
@@ -242,6 +314,8 @@ def test_finished_questions_leave_the_batch() -> None:
     "bad",
     [
         {"num_beams": 0},
+        {"num_best": 0},
+        {"num_beams": 2, "num_best": 3},
         {"max_tokens": 0},
         {"min_tokens": 4, "max_tokens": 4},
         {"temperature": 0.0},

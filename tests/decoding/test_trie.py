@@ -107,7 +107,7 @@ def test_rows_at_once_change_nothing(generator, rows, monkeypatch) -> None:
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_thorough_is_the_union_scored_in_full(generator, num_beams) -> None:
     """Leaving out what cannot win leaves ranking and scores as they are."""
-    options = DecodingOptions(num_beams=num_beams, max_tokens=5)
+    options = DecodingOptions(num_beams=num_beams, num_best=num_beams, max_tokens=5)
     prepared = generator.prepare(X, PASSAGES)
     found = thorough(generator, prepared, LOG_P_ETA, options=options)
     apart = prepared.each_passage()

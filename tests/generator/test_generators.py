@@ -11,6 +11,7 @@ from latentrag.generator import (
     InputTemplate,
     PromptTemplate,
     Seq2SeqGenerator,
+    causal,
     fused_gold,
     load_generator,
 )
@@ -62,6 +63,12 @@ def generator(request, tmp_path):
     return make(request.param, tmp_path)
 
 
+@pytest.fixture(params=[1, 640], ids=["each prompt alone", "prompts together"])
+def in_parts(request, monkeypatch) -> None:
+    """How much a causal model reads in one forward pass."""
+    monkeypatch.setattr(causal, "_PART_TOKENS", request.param)
+
+
 @torch.no_grad()
 def slow(generator, question: str, passage: Passage | None, ids: list[int]) -> torch.Tensor:
     """(T,) log p of ids, from the model's own logits, for one (x, z) without batch, padding or cache."""
@@ -100,6 +107,7 @@ def test_closed_book(generator) -> None:
         torch.testing.assert_close(log_p[b, 0, : len(ids)], slow(generator, X[b], None, ids), **TOLERANCE)
 
 
+@pytest.mark.usefixtures("in_parts")
 @torch.no_grad()
 def test_decoding_steps_equal_gold_scores_while_beams_move(generator) -> None:
     """Beams swap, multiply and questions leave; every step must still be the model's own distribution."""
@@ -131,6 +139,7 @@ def test_decoding_steps_equal_gold_scores_while_beams_move(generator) -> None:
         log_p, state = generator.step(state, parents, tokens)
 
 
+@pytest.mark.usefixtures("in_parts")
 @torch.no_grad()
 def test_prepared_rows_and_single_passages(generator) -> None:
     prepared, targets = generator.prepare(X, PASSAGES), generator.targets(Y)

@@ -39,6 +39,7 @@ def to_clients(record: dict) -> dict:
         ({}, []),
         ({"variant": "token", "k": 2}, ["--variant", "token", "-k", 2]),
         ({"decoding": "thorough", "beams": 2}, ["--decoding", "thorough", "--beams", 2]),
+        ({"beams": 3, "best": 2}, ["--beams", 3, "--best", 2]),
         (
             {"sample": True, "seed": 3, "temperature": 2.0, "top_k": 20, "top_p": 0.9, "beams": 2},
             ["--sample", "--seed", 3, "--temperature", 2, "--top-k", 20, "--top-p", 0.9, "--beams", 2],
@@ -51,7 +52,7 @@ def to_clients(record: dict) -> dict:
         ({"as_of": "newest"}, []),
         ({"as_of": 2}, ["--as-of", 2]),
     ],
-    ids=["defaults", "token", "thorough", "sample", "shape", "without", "newest", "as of"],
+    ids=["defaults", "token", "thorough", "two best", "sample", "shape", "without", "newest", "as of"],
 )
 def test_an_answer_is_that_of_ask(served, ask, body, arguments) -> None:
     response = served.post("/v1/answer", {"question": QUESTION, **body})

@@ -1,7 +1,6 @@
 """The marginal beam: RAG-Token's beam search and the exact single beam of RAG-Sequence (§2.5)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,34 +15,42 @@ from latentrag.protocols import Generator
 from latentrag.types import Variant
 
 
-@dataclass(slots=True)
 class _Pool:
-    """The best finished hypotheses of one question, best first."""
+    """The best finished hypotheses of one question, best first: as many as are wanted, where it is certain that no
+    later one is better, and otherwise M.
 
-    size: int
-    length_penalty: float
-    entries: list[tuple[float, Decoded]] = field(default_factory=list)
+    For length_penalty ≤ 0 it is, as a rank only falls when y grows; for a positive one the present length gives the
+    customary estimate.
+    """
+
+    def __init__(self, options: DecodingOptions) -> None:
+        self.entries: list[tuple[float, Decoded]] = []
+        self._early = options.early_stopping
+        self._length_penalty = options.length_penalty
+        self._is_certain = options.length_penalty <= 0 and not options.early_stopping
+        self._size = options.num_best if self._is_certain else options.num_beams
 
     def offer(self, hypothesis: Decoded) -> None:
-        self.entries.append((rank(hypothesis.log_prob, len(hypothesis.ids), self.length_penalty), hypothesis))
+        self.entries.append((self._rank(hypothesis.log_prob, len(hypothesis.ids)), hypothesis))
         self.entries.sort(key=lambda entry: -entry[0])
-        del self.entries[self.size :]
+        del self.entries[self._size :]
 
     @property
     def best(self) -> Decoded | None:
         return self.entries[0][1] if self.entries else None
 
-    def is_final(self, best_live: float, num_tokens: int, *, early_stopping: bool) -> bool:
-        """Whether no live hypothesis can enter any more.
+    def num_open(self, live: Sequence[float], num_tokens: int) -> int:
+        """How many live hypotheses have to be continued. live: their log-probabilities, best first."""
+        held = sum(score > float("-inf") for score in live)
+        if not held or len(self.entries) < self._size:
+            return held
+        worst = self.entries[-1][0]
+        if not self._is_certain:
+            return 0 if self._early or worst >= self._rank(live[0], num_tokens) else held
+        return sum(self._rank(score, num_tokens) > worst for score in live[:held])
 
-        Exact for length_penalty ≤ 0, where a rank only falls as y grows; for a positive one it is the customary
-        estimate from the present length.
-        """
-        if best_live == float("-inf"):
-            return True
-        if len(self.entries) < self.size:
-            return False
-        return early_stopping or self.entries[-1][0] >= rank(best_live, num_tokens, self.length_penalty)
+    def _rank(self, log_prob: float, num_tokens: int) -> float:
+        return rank(log_prob, num_tokens, self._length_penalty)
 
 
 @torch.no_grad()
@@ -62,19 +69,20 @@ def marginal_beam(
 
     w is the prior for RAG-Token and the posterior given y_<i for RAG-Sequence, whose log-probabilities are then
     exact without any rescoring. A standard beam search otherwise: a hypothesis is finished when its end token is
-    among the M best continuations, and the search ends when no live one can still be among the M best finished.
+    among the M best continuations, and the search ends when no live one can still be among the best finished that
+    are wanted. What can be none of them is not continued either: it would not change them.
 
     Args:
         prepared: B questions × K passages, from ``generator.prepare``.
         log_p_eta: (B, K) nats, normalised over K.
         variant: "sequence" or "token".
         watcher: who looks on. It changes no answer; a question that it does not want any more ends there.
-    Returns: for each question up to M hypotheses, best first.
+    Returns: for each question up to ``options.num_best`` hypotheses, best first.
     Raises: InputError where ``options.sample`` is set (``marginal_sample`` draws samples).
     """
     if options.sample:
         raise InputError("a beam search does not sample; needed sample=False, or marginal_sample")
-    pools = [_Pool(options.num_beams, options.length_penalty) for _ in range(len(log_p_eta))]
+    pools = [_Pool(options) for _ in range(len(log_p_eta))]
     beams = Beams.initial(log_p_eta)
     log_p, state = generator.start(prepared)
     for length in range(1, options.max_tokens + 1):
@@ -88,7 +96,11 @@ def marginal_beam(
         live = _best_live(candidates, ended | cut, options.num_beams)
         row = torch.arange(len(live), device=live.device)[:, None]
         beams, parents = _at(candidates, row, live), beam[row, live]
-        going = _unfinished(pools, beams, length, options)
+        num_open = [
+            pools[question].num_open(scores, length)
+            for question, scores in zip(beams.question.tolist(), beams.scores.tolist(), strict=True)
+        ]
+        going = [row for row, number in enumerate(num_open) if number]
         if watcher is not None:
             going = [row for row in going if watcher.is_wanted(int(beams.question[row]))]
             _report(watcher, pools, beams, going, options)
@@ -97,9 +109,10 @@ def marginal_beam(
         keep = torch.tensor(going, device=live.device)
         # Beams of the step before, counted through the whole batch, as ``generator.step`` wants them.
         parents = (row * log_p.shape[2] + parents)[keep]
-        beams = beams.kept(keep)
+        width = max(num_open[row] for row in going)
+        beams, parents = beams.kept(keep, width), parents[:, :width]
         log_p, state = generator.step(state, parents, beams.tokens[:, :, -1])
-    return [[hypothesis for _, hypothesis in pool.entries] for pool in pools]
+    return [[hypothesis for _, hypothesis in pool.entries[: options.num_best]] for pool in pools]
 
 
 def _candidates(beams: Beams, log_p: Tensor, variant: Variant, options: DecodingOptions, end_id: int) -> Continuations:
@@ -160,13 +173,3 @@ def _report(
             watcher.decided(question, best.ids[:size], best.log_p_theta[:, :size])
         elif size:
             watcher.decided(question, tuple(live[0][:size]), beams.history[row, 0, :, :size])
-
-
-def _unfinished(pools: Sequence[_Pool], beams: Beams, length: int, options: DecodingOptions) -> list[int]:
-    """Rows of the questions that still have something to find."""
-    best = beams.scores[:, 0].tolist()
-    return [
-        row
-        for row, question in enumerate(beams.question.tolist())
-        if not pools[question].is_final(best[row], length, early_stopping=options.early_stopping)
-    ]

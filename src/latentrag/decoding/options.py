@@ -13,6 +13,7 @@ class DecodingOptions:
 
     Attributes:
         num_beams: M; 1 is greedy search.
+        num_best: so many of the best hypotheses are wanted, M at most; a search ends when they are certain.
         max_tokens: y has at most so many tokens, its end token included; what is longer is cut there.
         min_tokens: the end token is not chosen before so many others.
         no_repeat_ngram_size: no n-gram of tokens occurs twice in y; 0: no such rule.
@@ -21,13 +22,14 @@ class DecodingOptions:
             the per-passage beams only and rank by the marginal.
         early_stopping: stop as soon as ``num_beams`` hypotheses are finished, though a better one may come.
         stop: y is cut before the first of these strings.
-        sample: draw ``num_beams`` independent samples instead of searching.
+        sample: draw ``num_beams`` independent samples instead of searching; all of them are handed out.
         temperature, top_k, top_p: shape what is sampled (1, 0 and 1: the marginal itself).
         seed: for sampling; None: a different sample each time.
     Raises: InputError if a value is out of range.
     """
 
     num_beams: int = 4
+    num_best: int = 1
     max_tokens: int = 64
     min_tokens: int = 0
     no_repeat_ngram_size: int = 0
@@ -41,9 +43,19 @@ class DecodingOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, low in (("num_beams", 1), ("max_tokens", 1), ("min_tokens", 0), ("no_repeat_ngram_size", 0)):
+        for name, low in (
+            ("num_beams", 1),
+            ("num_best", 1),
+            ("max_tokens", 1),
+            ("min_tokens", 0),
+            ("no_repeat_ngram_size", 0),
+        ):
             if getattr(self, name) < low:
                 raise InputError(f"{name}={getattr(self, name)}; needed {low} or more")
+        if self.num_best > self.num_beams:
+            raise InputError(
+                f"num_best={self.num_best}; needed {self.num_beams} at most, which num_beams keeps; raise num_beams"
+            )
         if self.min_tokens >= self.max_tokens:
             raise InputError(
                 f"min_tokens={self.min_tokens} leaves no room in max_tokens={self.max_tokens}; needed less than that"

@@ -1,6 +1,7 @@
 """The paper's two decoders for RAG-Sequence: a beam for each passage, then the marginal of what they found (§2.5)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,12 +29,12 @@ def thorough(
     Args:
         prepared: B questions × K passages, from ``generator.prepare``.
         log_p_eta: (B, K) nats, normalised over K.
-    Returns: for each question the best ``num_beams`` of Y, best first by log p(y|x).
+    Returns: for each question the best ``num_best`` of Y, best first by log p(y|x).
     """
     of_passages = _beams_of_passages(generator, prepared, log_p_eta, options)
     unions = [_union(beams) for beams in of_passages]
     of_questions = [
-        Candidates(list(union), log_prior, known=known, num_best=options.num_beams)
+        Candidates(list(union), log_prior, known=known, num_best=options.num_best)
         for (union, known), log_prior in zip(unions, log_p_eta, strict=True)
     ]
     _score(generator, prepared, of_questions)
@@ -80,7 +81,7 @@ def fast(generator: Generator, prepared: Any, log_p_eta: Tensor, *, options: Dec
     Args:
         prepared: B questions × K passages, from ``generator.prepare``.
         log_p_eta: (B, K) nats, normalised over K.
-    Returns: for each question the best ``num_beams`` hypotheses, best first.
+    Returns: for each question the best ``num_best`` hypotheses, best first.
     """
     found = []
     for b, beams in enumerate(_beams_of_passages(generator, prepared, log_p_eta, options)):
@@ -101,10 +102,11 @@ def fast(generator: Generator, prepared: Any, log_p_eta: Tensor, *, options: Dec
 def _beams_of_passages(
     generator: Generator, prepared: Any, log_p_eta: Tensor, options: DecodingOptions
 ) -> list[list[list[Decoded]]]:
-    """B × K lists of hypotheses: a beam search over p_θ(y|x,z) for every passage alone."""
+    """B × K lists of M hypotheses: a beam search over p_θ(y|x,z) for every passage alone."""
     num_questions, num_passages = log_p_eta.shape
     alone = log_p_eta.new_zeros(num_questions * num_passages, 1)  # one passage each: log p = 0
-    beams = marginal_beam(generator, prepared.each_passage(), alone, variant="sequence", options=options)
+    every = replace(options, num_best=options.num_beams)
+    beams = marginal_beam(generator, prepared.each_passage(), alone, variant="sequence", options=every)
     return [beams[b * num_passages : (b + 1) * num_passages] for b in range(num_questions)]
 
 
@@ -169,4 +171,4 @@ def as_targets(sequences: Sequence[Sequence[int]], *, device: torch.device) -> T
 
 
 def _best(hypotheses: list[Decoded], options: DecodingOptions) -> list[Decoded]:
-    return sorted(hypotheses, key=lambda hypothesis: -hypothesis.log_prob)[: options.num_beams]
+    return sorted(hypotheses, key=lambda hypothesis: -hypothesis.log_prob)[: options.num_best]

@@ -77,10 +77,14 @@ class Beams:
             torch.cat([self.history[row, beam], added[..., None]], dim=3),
         )
 
-    def kept(self, rows: Tensor) -> "Beams":
-        """The questions at ``rows``."""
+    def kept(self, rows: Tensor, num_beams: int | None = None) -> "Beams":
+        """The questions at ``rows``, of each its first ``num_beams``; None: all."""
         return Beams(
-            self.question[rows], self.scores[rows], self.log_prior[rows], self.tokens[rows], self.history[rows]
+            self.question[rows],
+            self.scores[rows, :num_beams],
+            self.log_prior[rows],
+            self.tokens[rows, :num_beams],
+            self.history[rows, :num_beams],
         )
 
 

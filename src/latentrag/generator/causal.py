@@ -1,6 +1,6 @@
 """Causal language models as p_θ(y|x,z): the prompt holds z, then x; y is what follows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentrag.errors import InputError, ModelError
 from latentrag.generator.beam_cache import beam_cache, select_contexts
-from latentrag.generator.caches import selected, shift_right, token_positions
+from latentrag.generator.caches import joined, selected, token_positions
 from latentrag.generator.gold import OutputHead, Room, log_probabilities
 from latentrag.generator.grid import are_all, check_lengths, padded, pairs, rows_of_parents, rows_of_questions
 from latentrag.generator.inputs import PromptTemplate
@@ -28,6 +28,8 @@ from latentrag.types import PassageLists, Targets
 
 _TARGET_ROOM = 256
 """Positions kept free for y where the model's window is the only limit."""
+_PART_TOKENS = 640
+"""Tokens of questions that a processor reads in one forward pass, padding included."""
 _INPUT_LIMIT = 2048
 """Prompt tokens at most, unless told otherwise: enough for long passages, small enough for a small machine."""
 
@@ -302,19 +304,36 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
     def _grid(self, state: _State, logits: Tensor) -> Tensor:
         return log_probabilities(logits, state.room).view(state.num_questions, state.num_passages, state.num_beams, -1)
 
+    def _parts(self, questions: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """The rows, in parts of about the same length, which a processor reads one after the other: beyond a few
+        hundred tokens more of them are no quicker, and padding costs as much as tokens do."""
+        rows = sorted(range(len(questions)), key=lambda row: len(questions[row]))
+        if self.device.type != "cpu":
+            yield rows
+            return
+        start = 0
+        for stop in range(1, len(rows) + 1):
+            if stop == len(rows) or (stop + 1 - start) * len(questions[rows[stop]]) > _PART_TOKENS:
+                yield rows[start:stop]
+                start = stop
+
+    def _read_part(self, prompts: _Prompts, rows: Sequence[int]) -> tuple[Tensor, Any, Tensor]:
+        """What comes out at the last positions (R', 1, H), the cache, and which of its positions hold a token."""
+        passages, questions = ([of_all[row] for row in rows] for of_all in (prompts.passages, prompts.questions))
+        past = self._passages.past(passages, recurring=prompts.recurring)
+        hidden, cache, mask = self._block(past, questions)
+        last = torch.tensor([len(question) - 1 for question in questions], device=hidden.device)
+        return hidden[torch.arange(len(rows), device=hidden.device), last][:, None], cache, mask
+
     @torch.no_grad()
     def _read(self, prompts: _Prompts) -> _Read:
         if prompts.read is None:
-            hidden, cache, mask = self._block(
-                self._passages.past(prompts.passages, recurring=prompts.recurring), prompts.questions
-            )
-            lengths = torch.tensor([len(question) for question in prompts.questions], device=hidden.device)
-            last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1][:, None]  # (R, 1, H)
+            parts = list(self._parts(prompts.questions))
+            found = [self._read_part(prompts, rows) for rows in parts]
+            order = torch.tensor([row for rows in parts for row in rows], device=self.device).argsort()
+            last = torch.cat([hidden for hidden, _, _ in found])[order]
+            cache, held = joined([(cache, mask) for _, cache, mask in found], parts)
             logits = self._head.after(self._head.linear(last))[:, 0]
-            shift_right(cache, hidden.shape[1] - lengths)
-            total = mask.sum(dim=1)
-            width = mask.shape[1]
-            held = torch.arange(width, device=mask.device) >= width - total[:, None]
             prompts.read = _Read(cache, held, last, logits)
         return prompts.read
 

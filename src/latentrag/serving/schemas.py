@@ -54,6 +54,10 @@ class AnswerOptions(Modelled):
         Annotated[int, Field(ge=1, le=limit.MAX_BEAMS)] | None,
         Field(description="Hypotheses kept alive, or samples drawn."),
     ] = None
+    best: Annotated[
+        Annotated[int, Field(ge=1, le=limit.MAX_BEAMS)] | None,
+        Field(description="Hypotheses to find, `beams` at most; null: the model's own number, usually one."),
+    ] = None
     max_tokens: Annotated[int, Field(ge=1, le=limit.MAX_TOKENS)] | None = None
     min_tokens: Annotated[int, Field(ge=0, le=limit.MAX_TOKENS)] | None = None
     no_repeat_ngram: Annotated[int, Field(ge=0, le=limit.MAX_TOKENS)] | None = None
@@ -73,6 +77,7 @@ class AnswerOptions(Modelled):
         """Under the names of ``DecodingOptions``."""
         return {
             "num_beams": self.beams,
+            "num_best": self.best,
             "max_tokens": self.max_tokens,
             "min_tokens": self.min_tokens,
             "no_repeat_ngram_size": self.no_repeat_ngram,
