@@ -1,5 +1,6 @@
-"""The heap keeps what is freed, where that can be asked for."""
+"""The collector waits while something is loaded; the heap keeps what is freed, where that can be asked for."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from latentrag.cli.heap import keep_memory
+from latentrag.cli.heap import keep_memory, uncollected
 kept = keep_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -36,3 +37,15 @@ def test_memory_is_kept_unless_the_user_has_a_say(own) -> None:
     assert kept == str(not own)
     if not own:  # otherwise it depends on the size of the system's pages
         assert int(faults) < pages // 100
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_the_collector_waits_and_goes_on(was_on) -> None:
+    (gc.enable if was_on else gc.disable)()
+    try:
+        with pytest.raises(InterruptedError) as seen, uncollected():
+            raise InterruptedError(gc.isenabled())
+        assert seen.value.args == (False,)
+        assert gc.isenabled() == was_on
+    finally:
+        gc.enable()

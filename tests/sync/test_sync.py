@@ -11,6 +11,7 @@ import pytest
 
 from latentrag.errors import DataError, EncoderMismatchError, InputError, MemoryStoreError
 from latentrag.memory import Memory
+from latentrag.memory.table import Table
 from latentrag.sync import Report
 from latentrag.types import Passage
 from tests.sync.conftest import CountingEncoder, Synced
@@ -145,6 +146,21 @@ def test_a_renamed_file_keeps_its_vectors(synced: Synced):
     assert (report.num_encoded, synced.encoder.texts) == (0, [])
     assert {z.origin for z in synced.passages().values()} == {"notes/z.md", "notes/lines.jsonl"}
     assert files(synced.sync()) == (0, 0, 0, 0, 2, 0)
+
+
+def test_vectors_are_not_taken_over_from_a_damaged_file(synced: Synced):
+    synced.write("a.md", "# Paris\nParis is a city.")
+    synced.sync()
+    (written,) = (synced.path / "data").iterdir()
+    content = bytearray(written.read_bytes())
+    ((_, vectors),) = Table.open(synced.path).vectors()
+    place = content.index(vectors[0].tobytes())
+    content[place] ^= 1
+    written.write_bytes(content)
+    (synced.folder / "a.md").rename(synced.folder / "z.md")
+    with pytest.raises(MemoryStoreError, match="is not as it was written, so nothing of .* is copied"):
+        synced.sync(delete_missing=True)
+    assert [passage.id for passage in synced.memory.passages()] == ["notes/a.md"]
 
 
 def test_rows_that_move_to_another_file_go_with_it(synced: Synced):

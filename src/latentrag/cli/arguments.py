@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from latentrag.cli.heap import uncollected
 from latentrag.cli.output import working
 from latentrag.config import DEMO, RetrieverKind
 from latentrag.errors import InputError
@@ -87,9 +88,9 @@ def open_rag(
     dtype: str = "auto",
 ) -> Rag:
     """The model and its memory. Raises as ``latentrag.load``."""
-    from latentrag.assemble import load
+    with working("loading the model and its memory"), uncollected():
+        from latentrag.assemble import load
 
-    with working("loading the model and its memory"):
         return load(source, memory=memory, version=version, retriever=retriever, dtype=dtype)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentrag.cli import arguments as arg
-from latentrag.cli.heap import keep_memory
+from latentrag.cli.heap import keep_memory, uncollected
 from latentrag.cli.output import say, working
 from latentrag.config import DEMO
 from latentrag.errors import InputError, ModelError
@@ -72,10 +72,11 @@ def serve(
     source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
     kept = arg.size_in_bytes(passage_cache, "--passage-cache")
     with bound(host, port) as listening:
-        live, load = _sources(source, memory, version=as_of, retriever=retriever, k=k, variant=variant, dtype=dtype)
-        load = partial(load, passage_cache_bytes=kept)
-        rag = _opened(live, load)
-        from latentrag.serving.app import create_app
+        with uncollected():
+            live, load = _sources(source, memory, version=as_of, retriever=retriever, k=k, variant=variant, dtype=dtype)
+            load = partial(load, passage_cache_bytes=kept)
+            rag = _opened(live, load)
+            from latentrag.serving.app import create_app
 
         name = _name(source)
         app = create_app(rag, live, name=name, load=load, options=limited(options, host), access=access)
@@ -100,8 +101,9 @@ def mcp(
     """Offer ask and search to a program that speaks the Model Context Protocol, over standard input and output."""
     _require("mcp", "mcp")
     source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
-    live, load = _sources(source, memory, version=as_of, retriever=retriever, k=k, variant=variant, dtype=dtype)
-    rag = _opened(live, load)
+    with uncollected():
+        live, load = _sources(source, memory, version=as_of, retriever=retriever, k=k, variant=variant, dtype=dtype)
+        rag = _opened(live, load)
     from latentrag.serving.tools import run
 
     run(rag, live)

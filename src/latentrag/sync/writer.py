@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latentrag.memory import Memory, origins
+from latentrag.memory import Memory, damage, durable, origins
 from latentrag.memory.building import create
 from latentrag.memory.memory import fp16_vectors
 from latentrag.memory.table import Table
@@ -92,6 +92,8 @@ class Writer:
         self._vector_rows: dict[bytes, int] | None = None
         # Files of which the memory holds something else than the journal says.
         self._unsure: set[str] = set()
+        # Files of the base, by fragment, that are as they were written.
+        self._intact: set[tuple[str, ...]] = set()
         self._chunk = _Chunk()
 
     def is_sure_of(self, name: str) -> bool:
@@ -233,7 +235,9 @@ class Writer:
         """(n, D): kept where the memory has them, else computed."""
         vectors = np.empty((len(chunk.passages), memory.manifest.dimension), np.float16)
         if chunk.row_ids and self._base is not None:
-            vectors[list(chunk.row_ids)] = origins.vectors(self._base, list(chunk.row_ids.values()))
+            rows = list(chunk.row_ids.values())
+            self._require_as_written(self._base, rows)
+            vectors[list(chunk.row_ids)] = origins.vectors(self._base, rows)
             self._on_passages(len(chunk.row_ids))
         places = [i for i in range(len(chunk.passages)) if i not in chunk.row_ids]
         for start in range(0, len(places), PASSAGES_PER_ENCODING):
@@ -244,6 +248,17 @@ class Writer:
             vectors[some] = fp16_vectors([chunk.passages[i] for i in some], self._encoder)
             self._on_passages(len(some))
         return vectors
+
+    def _require_as_written(self, base: Table, row_ids: Sequence[int]) -> None:
+        """A copy of these rows gets checksums of its own, with which damage would pass for what was written.
+
+        Raises: MemoryStoreError at a file with one of them that is not as it was written.
+        """
+        known = durable.recorded(base.path)
+        for names, fragment in base.fragments().items():
+            if names not in self._intact and np.isin(row_ids, base.row_ids([fragment])).any():
+                damage.require_as_written(base.path, names, known)
+                self._intact.add(names)
 
     def version_key(self) -> str | None:
         """Of the version that the journal's ``held`` describes; None while it does not describe one."""
