@@ -10,7 +10,9 @@ import torch
 import latentrag
 from latentrag.assemble import ModelSpec, load, load_passage_encoder, open_memory, save
 from latentrag.errors import EncoderMismatchError, InputError, MemoryStoreError, ModelError
+from latentrag.generator.passage_cache import PassageCache
 from latentrag.memory import Memory
+from latentrag.rag import Rag
 from latentrag.retriever import BM25Retriever, DenseRetriever
 from latentrag.types import Passage
 from tests import tiny
@@ -156,6 +158,23 @@ def test_dtypes(parts, memory) -> None:
     assert load(parts, memory=memory, dtype="bfloat16").generator.model.dtype == torch.bfloat16
     with pytest.raises(InputError, match="dtype='int4' is unknown; needed auto, .*float16 or int8"):
         load(parts, memory=memory, dtype="int4")
+
+
+def test_what_was_read_of_passages_outlives_the_process(parts, memory, tmp_path) -> None:
+    def opened(**options: object) -> tuple[Rag, PassageCache]:
+        rag = load(parts, memory=memory, passage_cache_folder=tmp_path / "kv", **options)
+        return rag, rag.generator.passage_cache
+
+    (first, cold), (again, warm), (other, foreign) = opened(), opened(), opened(dtype="bfloat16")
+    expected = first.answer(QUESTION, k=2, max_tokens=3)
+    assert again.answer(QUESTION, k=2, max_tokens=3) == expected
+    other.answer(QUESTION, k=2, max_tokens=3)
+    assert [cache.num_misses for cache in (cold, warm, foreign)] == [2, 0, 2]
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: cannot be a folder"):
+        load(parts, memory=memory, passage_cache_folder=tmp_path / "file")
+    with pytest.raises(InputError, match="eight bits is not kept on disk"):
+        opened(dtype="int8")
 
 
 def damaged(folder: Path, damage: str) -> None:

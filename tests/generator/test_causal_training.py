@@ -1,5 +1,6 @@
 """What training asks of causal generators: adapters, passages read once, all passages at once."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,21 @@ def test_a_cache_on_disk_outlives_the_process_and_heals(plain, tmp_path) -> None
             assert generator.passage_cache.num_misses == (6 if not files else int(damaged))
         other = PassageCache(1 << 20, folder=tmp_path / "kv", model="another")
         assert other.get(generator.prepare(X, PASSAGES).prompts.passages[0]) is None
+
+
+def test_a_disk_that_is_full_costs_time_only(plain, tmp_path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    generator = adapted(plain, tmp_path / "a", LORA)
+    with torch.no_grad():
+        expected = scored(generator)
+        generator.passage_cache = PassageCache(1 << 20, folder=tmp_path / "kv")
+        with pytest.warns(UserWarning, match="kv cannot be written .No space left on device.*; make room") as said:
+            torch.testing.assert_close(scored(generator), expected, rtol=0, atol=1e-5)
+    assert (len(said), generator.passage_cache.num_misses) == (1, 6)
+    assert not [file for file in (tmp_path / "kv").rglob("*") if file.is_file()]
 
 
 def test_adapters_are_saved_beside_unchanged_weights(plain, tmp_path) -> None:

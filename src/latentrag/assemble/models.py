@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
 
     from latentrag.assemble.parts import Generator
+    from latentrag.generator import CausalGenerator
+    from latentrag.generator.passage_cache import PassageCache
     from latentrag.memory import LiveMemory, Memory
     from latentrag.protocols import PassageEncoder, Retriever
     from latentrag.rag import Rag
@@ -38,6 +40,7 @@ def load(
     device: str = "cpu",
     dtype: torch.dtype | str = "auto",
     passage_cache_bytes: int = 1 << 30,
+    passage_cache_folder: Source | None = None,
 ) -> Rag:
     """A model with its memory, ready to answer.
 
@@ -56,11 +59,12 @@ def load(
             linear layers in eight bits, the rest in float32.
         passage_cache_bytes: RAM in which a causal generator keeps what it has read of passages for the next
             question; it changes no result. 0: none.
-    Raises: ModelError or MemoryStoreError for what cannot be opened; EncoderMismatchError if they do not fit.
+        passage_cache_folder: keeps that on disk, too, for later runs of the same weights.
+    Raises: ModelError or MemoryStoreError for what cannot be opened; EncoderMismatchError if they do not fit;
+        InputError for options that cannot be.
     """
     from latentrag.decoding import DecodingOptions
     from latentrag.generator import CausalGenerator
-    from latentrag.generator.passage_cache import PassageCache
     from latentrag.rag import Rag
 
     if retriever is not None and retriever not in get_args(RetrieverKind):
@@ -72,7 +76,7 @@ def load(
     except (TypeError, InputError) as error:
         raise ModelError(f"{source}: the decoding options in {SETTINGS_FILE} cannot be used ({error})") from error
     if isinstance(parts.generator, CausalGenerator) and passage_cache_bytes > 0:
-        parts.generator.passage_cache = PassageCache(passage_cache_bytes)
+        parts.generator.passage_cache = _passage_cache(parts.generator, passage_cache_bytes, passage_cache_folder)
     return Rag(
         _retriever(parts, opened, device=device),
         parts.generator,
@@ -80,6 +84,24 @@ def load(
         k=parts.k if k is None else k,
         defaults=defaults,
     )
+
+
+def _passage_cache(generator: CausalGenerator, max_bytes: int, folder: Source | None) -> PassageCache:
+    """Raises: InputError for a folder that nothing can be kept in."""
+    from latentrag.generator.lora import split_weights
+    from latentrag.generator.passage_cache import PassageCache, weights_key
+
+    if folder is None:
+        return PassageCache(max_bytes)
+    if generator.int8:
+        raise InputError("what is read in eight bits is not kept on disk; choose another --dtype, or no folder")
+    weights = generator.model.state_dict()
+    if generator.lora is not None and generator.lora.scope == "question":
+        weights = split_weights(weights)[0]
+    try:
+        return PassageCache(max_bytes, folder=folder, model=weights_key(weights))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be a folder ({error.strerror}); name another") from error
 
 
 def save(rag: Rag, folder: str | os.PathLike[str], *, passage_encoder: PassageEncoder | None = None) -> None:

@@ -56,6 +56,9 @@ def serve(
             help="What may be kept in memory of passages that the generator has read, 1.6 MB each for the demo's.",
         ),
     ] = "1GiB",
+    passage_cache_folder: Annotated[
+        Path | None, typer.Option(help="Keeps all of them on disk, too, for the server's next start.")
+    ] = None,
     log_questions: Annotated[
         bool, typer.Option("--log-questions", help="Questions are logged, too, not only that there was one.")
     ] = False,
@@ -71,10 +74,11 @@ def serve(
     access = access_to(host, key_file=api_key_file)
     source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
     kept = arg.size_in_bytes(passage_cache, "--passage-cache")
+    folder = None if passage_cache_folder is None else passage_cache_folder.expanduser()
     with bound(host, port) as listening:
         with uncollected():
             live, load = _sources(source, memory, version=as_of, retriever=retriever, k=k, variant=variant, dtype=dtype)
-            load = partial(load, passage_cache_bytes=kept)
+            load = partial(load, passage_cache_bytes=kept, passage_cache_folder=folder)
             rag = _opened(live, load)
             from latentrag.serving.app import create_app
 

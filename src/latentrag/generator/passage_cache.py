@@ -7,14 +7,14 @@ not depend on the question, so keeping it changes no digit of any result.
 import hashlib
 import os
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
-
-from latentrag.errors import ModelError
 
 Layers = list[Tensor]
 """For each layer (2, H, L, D): keys and values of the L tokens read."""
@@ -38,6 +38,7 @@ class PassageCache:
         self._model = model
         self._entries: OrderedDict[bytes, Layers] = OrderedDict()
         self._lock = threading.Lock()
+        self._is_writable = True
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -61,10 +62,10 @@ class PassageCache:
         return found
 
     def put(self, ids: Sequence[int], layers: Layers) -> None:
-        """Keep what was read of these tokens. Raises: ModelError if the folder cannot be written."""
+        """Keep what was read of these tokens. A folder that cannot be written is warned of, and left alone then."""
         key = self._key(ids)
         self._keep(key, layers)
-        if self.folder is not None:
+        if self.folder is not None and self._is_writable:
             self._to_disk(key, layers)
 
     def forget(self) -> None:
@@ -119,10 +120,14 @@ class PassageCache:
             save_file({str(number): layer.contiguous() for number, layer in enumerate(layers)}, scratch)
             scratch.replace(path)
         except OSError as error:
-            scratch.unlink(missing_ok=True)
-            raise ModelError(
-                f"{self.folder}: cannot be written ({error.strerror}); make room or name another"
-            ) from error
+            with suppress(OSError):
+                scratch.unlink(missing_ok=True)
+            self._is_writable = False
+            warnings.warn(
+                f"{self.folder} cannot be written ({error.strerror or error}), so nothing more is kept there; make "
+                "room, or name another folder",
+                stacklevel=2,
+            )
 
 
 def weights_key(weights: Mapping[str, Tensor]) -> str:
