@@ -4,9 +4,10 @@
 
 The server is `latentrag serve` over a copy of the memory with two versions, in which the passages that the questions
 find have other texts. The clients (locust, on loopback) wait for nothing between an answer and the next question. They
-ask a server that decodes one request at a time, then one that batches them, when each has read the passages that are
-needed; then go on with the latter for long, while the memory is exchanged at even distances. An answer that is no 200,
-or is made of two versions, counts as failed.
+ask a server that decodes one request at a time, then one that batches them: first some questions often (Zipf, exponent
+1), so that a batch answers the same question once for all who wait, then all in turn. Both have read the passages that
+are needed before, the second from what the first has kept on disk. Then they go on with the latter for long, while the
+memory is exchanged at even distances. An answer that is no 200, or is made of two versions, counts as failed.
 """
 
 import argparse
@@ -36,6 +37,9 @@ K = 5
 MARK = " (Second edition.)"
 CLIENTS = Path(__file__).with_name("serving_clients.py")
 SAMPLED_EVERY_S = 2.0
+WAYS = ("one by one", "batched")
+IN_TURN = "all in turn"
+LOADS = ("some often", IN_TURN)
 MIB = 1 << 20
 PATIENCE_S = 600
 """How long a request may wait for its turn, too: clients that never pause wait for all others."""
@@ -88,6 +92,7 @@ def serving(given: argparse.Namespace, memory: Path, *, batch: int) -> Iterator[
     command = [sys.executable, "-m", "latentrag", "serve", "-m", given.model, "-i", memory, "--port", "0", "--quiet"]
     began_s = time.monotonic()
     command += ["--batch", str(batch), "--wait", str(PATIENCE_S), "--passage-cache", given.passage_cache]
+    command += ["--passage-cache-folder", given.passages or memory.with_name("passages")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
         try:
             assert process.stderr is not None
@@ -115,8 +120,9 @@ def read_once(server: Server, plan: Path) -> None:
             answered.raise_for_status()
 
 
-def load(server: Server, plan: Path, *, clients: int, seconds: float) -> dict[str, float]:
-    """Let the clients ask for so long; what became of it."""
+def load(server: Server, plan: Path, *, clients: int, seconds: float, in_turn: bool = False) -> dict[str, float]:
+    """Let the clients ask for so long; what became of it. in_turn: no two of them wait for the same answer."""
+    plan.write_text(json.dumps({**json.loads(plan.read_text("utf-8")), "in_turn": in_turn}), "utf-8")
     name = plan.with_name("load")
     command = [sys.executable, "-m", "locust", "-f", CLIENTS, "--headless", "--host", server.url, "--csv", name]
     command += ["-u", str(clients), "-r", str(clients), "-t", f"{seconds:.0f}s", "--stop-timeout", str(PATIENCE_S)]
@@ -179,11 +185,16 @@ def long_load(server: Server, plan: Path, *, clients: int, seconds: float, swaps
     }
 
 
+def loads(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of the report that are loads, by name."""
+    return {name: row for name, row in report.items() if isinstance(row, dict) and "answers_per_s" in row}
+
+
 def shown(report: dict[str, Any]) -> str:
     """The figures as a table, and what is asked of them."""
-    single, batched, long = report["one by one"], report["batched"], report["long"]
+    long = report["long"]
     rss = [each / MIB for each in long["rss_of_thirds_bytes"]]
-    ratio = batched["answers_per_s"] / single["answers_per_s"]
+    rows = loads(report)
     lines = [
         f"{report['config']['clients']} clients that never pause; ready after {report['ready_s']:.1f} s",
         "",
@@ -192,10 +203,15 @@ def shown(report: dict[str, Any]) -> str:
         *(
             f"| {name} | {row['answers']} | {row['failed']} | {row['answers_per_s']:.2f} | {row['p50_s']:.1f} "
             f"| {row['p95_s']:.1f} |"
-            for name, row in (("one by one", single), ("batched", batched), (f"{long['swaps']} exchanges", long))
+            for name, row in rows.items()
         ),
         "",
-        f"batched / one by one: {ratio:.2f}",
+        *(
+            f"batched / one by one, {kind}: "
+            f"{rows[f'{WAYS[1]}, {kind}']['answers_per_s'] / rows[f'{WAYS[0]}, {kind}']['answers_per_s']:.2f}"
+            for kind in LOADS
+        ),
+        f"the memory exchanged {long['swaps']} times, median {long['swap_p50_s']:.2f} s",
         f"resident memory, median of each third of {long['wall_s'] / 60:.0f} minutes: "
         + ", ".join(f"{each:.0f}" for each in rss)
         + " MiB",
@@ -208,12 +224,13 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="questions, one JSON object a line")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--memory", default="demo")
-    parser.add_argument("--questions", type=int, default=300)
+    parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--long-seconds", type=float, default=600)
     parser.add_argument("--passage-cache", default="4GB", help="of the server: what both versions' passages take")
+    parser.add_argument("--passages", type=Path, help="folder for what was read of them, to keep it for another run")
     parser.add_argument("--swaps", type=int, default=20)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -223,13 +240,16 @@ def main() -> int:
         memory, content = prepared(given, Path(scratch))
         plan = Path(scratch, "plan.json")
         plan.write_text(json.dumps(content), "utf-8")
-        for name, batch in (("one by one", 1), ("batched", given.batch)):
+        for name, batch in zip(WAYS, (1, given.batch), strict=True):
             with serving(given, memory, batch=batch) as server:
                 print(f"{name}: ready after {server.ready_s:.1f} s", file=sys.stderr)
                 report["ready_s"] = server.ready_s
                 read_once(server, plan)
-                report[name] = load(server, plan, clients=given.clients, seconds=given.seconds)
-                print(f"{name}: {report[name]['answers_per_s']:.2f} answers/s", file=sys.stderr)
+                for kind in LOADS:
+                    part = report[f"{name}, {kind}"] = load(
+                        server, plan, clients=given.clients, seconds=given.seconds, in_turn=kind == IN_TURN
+                    )
+                    print(f"{name}, {kind}: {part['answers_per_s']:.2f} answers/s", file=sys.stderr)
                 if batch > 1:
                     report["long"] = long_load(
                         server, plan, clients=given.clients, seconds=given.long_seconds, swaps=given.swaps
@@ -237,7 +257,7 @@ def main() -> int:
     print(shown(report))
     if given.json is not None:
         given.json.write_text(json.dumps(report) + "\n", "utf-8")
-    return 1 if any(report[name]["failed"] for name in ("one by one", "batched", "long")) else 0
+    return 1 if any(row["failed"] for row in loads(report).values()) else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The clients of ``benchmarks.serving``, for locust: each asks, waits for the answer, looks at it, and asks again.
 
-What they ask, and how the memory's versions differ, stands in the JSON file that the variable PLAN names.
+What they ask, and how the memory's versions differ, stands in the JSON file that the variable PLAN names: questions of
+which some come up often (Zipf, exponent 1), or all in turn, so that no two clients wait for the same answer.
 """
 
 import itertools
@@ -13,7 +14,7 @@ from typing import Any
 from locust import HttpUser, constant, task
 
 PLAN_VARIABLE = "LATENTRAG_LOAD_PLAN"
-_NUMBERS = itertools.count()
+_NUMBERS, _TURNS = itertools.count(), itertools.count()
 
 
 def fault(answer: dict[str, Any], plan: dict[str, Any]) -> str | None:
@@ -27,7 +28,7 @@ def fault(answer: dict[str, Any], plan: dict[str, Any]) -> str | None:
 
 
 class Client(HttpUser):
-    """One that never pauses. Some questions come up often (Zipf, exponent 1)."""
+    """One that never pauses."""
 
     wait_time = constant(0)
 
@@ -40,7 +41,11 @@ class Client(HttpUser):
     @task
     def ask(self) -> None:
         """One question."""
-        (question,) = self._random.choices(self._plan["questions"], self._weights)
+        questions = self._plan["questions"]
+        if self._plan["in_turn"]:
+            question = questions[next(_TURNS) % len(questions)]
+        else:
+            (question,) = self._random.choices(questions, self._weights)
         body = {"question": question, **self._plan["options"]}
         with self.client.post("/v1/answer", json=body, catch_response=True) as response:
             if response.status_code != 200:

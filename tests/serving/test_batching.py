@@ -138,6 +138,15 @@ def test_who_wants_the_same_takes_no_room(work) -> None:
     batcher.close()
 
 
+def test_in_batches_of_one_nothing_is_shared(work) -> None:
+    batcher = held(work, max_batch=1)
+    jobs = [batcher.submit(Job("a", 1, 1, same="x")) for _ in range(2)]
+    work.may_go_on.set()
+    assert [job.result.result(PATIENCE_S) for job in jobs] == [2, 2]
+    assert work.batches == [[0], [1], [1]]
+    batcher.close()
+
+
 # Over HTTP
 
 

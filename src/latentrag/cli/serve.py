@@ -46,14 +46,14 @@ def serve(
         float | None,
         typer.Option(help="Requests a second of each client; default: 10 where a key is needed, else no limit."),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Requests decoded together.")] = 16,
+    batch: Annotated[int, typer.Option(help="Requests decoded together; 1: each on its own.")] = 16,
     queue: Annotated[int, typer.Option(help="Requests that may wait.")] = 256,
     wait: Annotated[float, typer.Option(metavar="SECONDS", help="How long one may wait.")] = 60,
     passage_cache: Annotated[
         str,
         typer.Option(
             metavar="SIZE",
-            help="What may be kept in memory of passages that the generator has read, 1.6 MB each for the demo's.",
+            help="What may be kept in memory of passages that the generator has read, 3.5 MB each for the demo's.",
         ),
     ] = "1GiB",
     passage_cache_folder: Annotated[
