@@ -7,9 +7,11 @@ import sys
 
 import pytest
 
+from latentrag.cli.heap import uncollected
+
 PROGRAM = """
 import resource, sys
-from latentrag.cli.heap import keep_memory, uncollected
+from latentrag.cli.heap import keep_memory
 kept = keep_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
