@@ -5,7 +5,7 @@ from html import escape
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 
 from latentrag.corpus import passages, read, split
 from latentrag.corpus.html import html
@@ -111,6 +111,12 @@ def test_text_is_not_lost_where_a_page_is_built_otherwise(body):
     assert set(text_of(body).split()) >= set(PROSE.split())
 
 
+@pytest.mark.parametrize("around", ["<main>{}</main>", "<article>{}</article>", "<div>{}</div>", "{}"])
+def test_what_is_short_beside_one_long_paragraph_is_kept(around):
+    body = f"<h1>Keys</h1><p>Ask Ingrid.</p><p>{PROSE}</p><ul><li>Or Olav.</li></ul>"
+    assert text_of(around.format(body)).split() == f"Keys Ask Ingrid. {PROSE} Or Olav.".split()
+
+
 def test_a_short_page_without_prose_is_kept_whole():
     assert text_of("<h1>Keys</h1><p>Ask Ingrid.<p><a href=x>Call her</a>") == "Keys\nAsk Ingrid."
     assert text_of("<ul><li><a href=1>One</a><li><a href=2>Two</a></ul>") == "One\nTwo"
@@ -168,12 +174,11 @@ def test_deep_nesting_is_no_recursion():
     assert text_of("<div>" * 2_000 + PROSE) == PROSE.strip()
 
 
-# Too short to be prose, beside which what is short would not be the main text: 16 characters are 64 bytes at most.
-texts = st.text(max_size=16)
-blocks = st.lists(st.tuples(st.sampled_from(["p", "div", "li", "td", "h2", "span", "pre"]), texts), max_size=8)
+blocks = st.lists(st.tuples(st.sampled_from(["p", "div", "li", "td", "h2", "span", "pre"]), st.text()), max_size=8)
 
 
 @given(blocks.filter(lambda found: any(text.split() for _, text in found)), st.integers(1, 5))
+@example([("p", "0"), ("p", "x" * 80)], 1)
 def test_passages_are_slices_of_the_text_and_every_word_is_there(found, num_words):
     plain = [(tag, "".join(c for c in text if c.isprintable() or c == " ")) for tag, text in found]
     if not any(text.split() for _, text in plain):

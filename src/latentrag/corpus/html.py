@@ -26,7 +26,7 @@ _MAX_PROSE_LINKS = 1 / 3
 _MIN_MAIN_SHARE = 1 / 2
 """If <main> and <article> have less of the page's prose, they are not where its text is."""
 _MIN_CORE_SHARE = 0.9
-"""The main text is the innermost element with so much of the prose."""
+"""Where nothing is marked, the main text is the innermost element with so much of the prose, paragraphs aside."""
 _MAX_JUNK_SHARE = 1 / 2
 """An element with more of the prose is not left out, whatever it is called."""
 _MAX_LINK_SHARE = 2 / 3
@@ -43,6 +43,7 @@ _BLOCKS = frozenset(
     "form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main nav ol p pre section summary table tbody td tfoot "
     "th thead tr ul".split()
 )
+_PARAGRAPHS = frozenset("blockquote caption dd dt figcaption h1 h2 h3 h4 h5 h6 legend li p pre summary td th".split())
 _JUNK_NAMES = re.compile(
     r"(?:^|[\s_-])(?:ads?|advert\w*|banner|breadcrumbs?|comments?|consent|cookies?|disqus|footer|hidden|masthead|"
     r"menu|modal|nav|navbar|navigation|newsletter|outbrain|pager|pagination|popup|promos?|recommended|related|"
@@ -109,10 +110,12 @@ class _Block:
 
 @dataclass(slots=True)
 class _Element:
-    """The blocks ``first`` up to ``end``. ``is_main``: marked as the main text; ``is_junk``: by its kind or name."""
+    """The blocks ``first`` up to ``end``. ``is_main``: marked as the main text; ``is_junk``: by its kind or name;
+    ``is_paragraph``: text itself, no place for several."""
 
     is_main: bool
     is_junk: bool
+    is_paragraph: bool
     first: int
     end: int = 0
 
@@ -157,7 +160,7 @@ class _Cutter:
         self.mains += is_main
         self.pres += tag == "pre"
         self.after_cell = self.after_cell or (tag in ("td", "th") and node.prev is not None)
-        element = _Element(is_main=is_main, is_junk=is_junk, first=len(self.blocks))
+        element = _Element(is_main=is_main, is_junk=is_junk, is_paragraph=tag in _PARAGRAPHS, first=len(self.blocks))
         self.elements.append(element)
         return element
 
@@ -208,16 +211,23 @@ def _main_blocks(blocks: list[_Block], elements: list[_Element]) -> list[_Block]
     junk = [element for element in elements if element.is_junk and prose.share(element) <= _MAX_JUNK_SHARE]
     out = {i for element in junk for i in range(element.first, element.end)}
     prose = _Prose([0 if i in out else block.prose_chars for i, block in enumerate(blocks)])
-    root = _Element(is_main=False, is_junk=False, first=0, end=len(blocks))
-    if marked := [e for e in elements if e.is_main and prose.share(e)]:
-        # All of them: a page of several articles is about each.
-        around = replace(root, first=min(e.first for e in marked), end=max(e.end for e in marked))
-        root = around if prose.share(around) >= _MIN_MAIN_SHARE else root
-    # Elements come in the order of their beginnings: the last that has enough is the innermost.
-    enough = [e for e in elements if _within(e, root) and prose.share(e) >= _MIN_CORE_SHARE * prose.share(root)]
-    core = enough[-1] if enough and prose.share(root) else root
+    core = _core(prose, elements, len(blocks))
     shown = [blocks[i] for i in range(core.first, core.end) if i not in out]
     return [block for block in shown if not block.is_links] or shown
+
+
+def _core(prose: _Prose, elements: list[_Element], num_blocks: int) -> _Element:
+    """Where the main text is."""
+    page = _Element(is_main=False, is_junk=False, is_paragraph=False, first=0, end=num_blocks)
+    if marked := [e for e in elements if e.is_main and prose.share(e)]:
+        # All of them, and all that is in them: a page of several articles is about each.
+        around = replace(page, first=min(e.first for e in marked), end=max(e.end for e in marked))
+        if prose.share(around) >= _MIN_MAIN_SHARE:
+            return around
+    # Elements come in the order of their beginnings: the last that has enough is the innermost. What stands beside a
+    # paragraph belongs to it, however short.
+    enough = [e for e in elements if not e.is_paragraph and prose.share(e) >= _MIN_CORE_SHARE]
+    return enough[-1] if enough else page
 
 
 class _Prose:
@@ -229,10 +239,6 @@ class _Prose:
     def share(self, element: _Element) -> float:
         """0 to 1; 0 where the page has no prose."""
         return (self._before[element.end] - self._before[element.first]) / max(1, self._before[-1])
-
-
-def _within(inner: _Element, outer: _Element) -> bool:
-    return outer.first <= inner.first and inner.end <= outer.end
 
 
 def _joined(blocks: list[_Block]) -> str:
