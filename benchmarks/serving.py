@@ -4,9 +4,9 @@
 
 The server is `latentrag serve` over a copy of the memory with two versions, in which the passages that the questions
 find have other texts. The clients (locust, on loopback) wait for nothing between an answer and the next question. They
-ask a server that decodes one request at a time, then one that batches them: first some questions often (Zipf, exponent
-1), so that a batch answers the same question once for all who wait, then all in turn. Both have read the passages that
-are needed before, the second from what the first has kept on disk. Then they go on with the latter for long, while the
+ask a server that decodes one question at a time, then one that batches them: first some questions often (Zipf, exponent
+1), so that both answer the same question once for all who wait, then all in turn. Both have read the passages that are
+needed before, the second from what the first has kept on disk. Then they go on with the latter for long, while the
 memory is exchanged at even distances. An answer that is no 200, or is made of two versions, counts as failed.
 """
 

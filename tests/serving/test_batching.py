@@ -4,7 +4,10 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -138,19 +141,12 @@ def test_who_wants_the_same_takes_no_room(work) -> None:
     batcher.close()
 
 
-def test_in_batches_of_one_nothing_is_shared(work) -> None:
-    batcher = held(work, max_batch=1)
-    jobs = [batcher.submit(Job("a", 1, 1, same="x")) for _ in range(2)]
-    work.may_go_on.set()
-    assert [job.result.result(PATIENCE_S) for job in jobs] == [2, 2]
-    assert work.batches == [[0], [1], [1]]
-    batcher.close()
-
-
 # Over HTTP
 
 
-def test_questions_that_wait_are_answered_together_and_seeded_samples_alone(gated, live) -> None:
+@contextmanager
+def busy(gated, live) -> Iterator[tuple[Any, ThreadPoolExecutor]]:
+    """A server whose model has a first question before it until the gate is set, and threads to ask more."""
     with (
         serving(create_app(gated, live, name="toy")) as served,
         ThreadPoolExecutor(8) as pool,
@@ -158,6 +154,12 @@ def test_questions_that_wait_are_answered_together_and_seeded_samples_alone(gate
     ):
         first = pool.submit(served.post, "/v1/answer", {"question": "first?"})
         assert gated.generator.reached.wait(PATIENCE_S)
+        yield served, pool
+        assert first.result().status_code == 200
+
+
+def test_questions_that_wait_are_answered_together_and_seeded_samples_alone(gated, live) -> None:
+    with busy(gated, live) as (served, pool):
         seeded = {"sample": True, "seed": 1}
         bodies = [{"question": "one?"}, {"question": "two?"}, {"question": "three?", "beams": 1}, seeded, seeded]
         others = [pool.submit(served.post, "/v1/answer", {"question": "x?", **body}) for body in bodies]
@@ -165,7 +167,6 @@ def test_questions_that_wait_are_answered_together_and_seeded_samples_alone(gate
             time.sleep(0.001)
         assert served.get("/healthz").status_code == 200  # the loop does not wait for the model
         gated.generator.gate.set()
-        assert first.result().status_code == 200
         answers = [each.result().json() for each in others]
     assert sorted(gated.generator.batches) == [1, 1, 2, 4, 4]  # two together; four samples each
     assert answers[0]["question"] == "one?"
@@ -174,13 +175,7 @@ def test_questions_that_wait_are_answered_together_and_seeded_samples_alone(gate
 
 
 def test_the_same_question_is_answered_once_for_all_who_wait(gated, live) -> None:
-    with (
-        serving(create_app(gated, live, name="toy")) as served,
-        ThreadPoolExecutor(8) as pool,
-        gated.generator.closed(),
-    ):
-        first = pool.submit(served.post, "/v1/answer", {"question": "first?"})
-        assert gated.generator.reached.wait(PATIENCE_S)
+    with busy(gated, live) as (served, pool):
         paths = ["/v1/answer", "/v1/answer", "/v1/answer/stream", "/v1/score", "/v1/score"]
         bodies = [*[{"question": "x?"}] * 3, *[{"x": "x?", "y": "a"}] * 2]
         others = [pool.submit(served.post, path, body) for path, body in zip(paths, bodies, strict=True)]
@@ -188,7 +183,6 @@ def test_the_same_question_is_answered_once_for_all_who_wait(gated, live) -> Non
         while len(served.batcher) < 7:
             time.sleep(0.001)
         gated.generator.gate.set()
-        assert first.result().status_code == 200
         answers = [each.result() for each in others]
         assert {each.result().status_code for each in drawn} == {200}
     assert sorted(gated.generator.batches) == [1, 1, 8]  # one for three; samples are each one's own
@@ -232,7 +226,6 @@ def test_who_has_waited_too_long_is_told_to_come_back(gated, live, path) -> None
                 first = pool.submit(served.post, "/v1/answer", {"question": "first?"})
         waited = served.post(path, {"question": "second?"})
         gated.generator.gate.set()
-        assert first.result().status_code == 200
     assert (waited.status_code, waited.headers["retry-after"].isdigit()) == (429, True)
     assert waited.json()["error"]["message"] == "the request has waited 0.3 s for the model; try again later"
 

@@ -46,7 +46,7 @@ def serve(
         float | None,
         typer.Option(help="Requests a second of each client; default: 10 where a key is needed, else no limit."),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Requests decoded together; 1: each on its own.")] = 16,
+    batch: Annotated[int, typer.Option(help="Questions decoded together.")] = 16,
     queue: Annotated[int, typer.Option(help="Requests that may wait.")] = 256,
     wait: Annotated[float, typer.Option(metavar="SECONDS", help="How long one may wait.")] = 60,
     passage_cache: Annotated[

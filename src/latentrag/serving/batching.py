@@ -96,8 +96,6 @@ class Batcher:
 
     def submit(self, job: Job) -> Job:
         """Let a job wait for the model. Raises: Refused if too many wait already, or the server is stopping."""
-        if self._options.max_batch == 1:
-            job.same = None
         with self._changed:
             if self._closing:
                 raise Refused(503, "the server is stopping; try again later", "stopping", retry_after_s=5)
