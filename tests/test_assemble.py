@@ -8,8 +8,17 @@ import pytest
 import torch
 
 import latentrag
-from latentrag.assemble import ModelSpec, load, load_passage_encoder, open_memory, save
+from latentrag.assemble import (
+    ModelSpec,
+    generator_for_training,
+    load,
+    load_passage_encoder,
+    open_memory,
+    save,
+    with_parts,
+)
 from latentrag.errors import EncoderMismatchError, InputError, MemoryStoreError, ModelError
+from latentrag.generator.lora import Lora, split_weights
 from latentrag.generator.passage_cache import PassageCache
 from latentrag.memory import Memory
 from latentrag.rag import Rag
@@ -175,6 +184,32 @@ def test_what_was_read_of_passages_outlives_the_process(parts, memory, tmp_path)
         load(parts, memory=memory, passage_cache_folder=tmp_path / "file")
     with pytest.raises(InputError, match="eight bits is not kept on disk"):
         opened(dtype="int8")
+
+
+def test_what_is_kept_on_disk_needs_no_ram(parts, memory, tmp_path) -> None:
+    misses = []
+    for _ in range(2):
+        rag = load(parts, memory=memory, passage_cache_bytes=0, passage_cache_folder=tmp_path / "kv")
+        rag.answer(QUESTION, k=2, max_tokens=3)
+        misses.append(rag.generator.passage_cache.num_misses)
+        assert rag.generator.passage_cache.num_bytes == 0
+    assert misses == [2, 0]
+    assert load(parts, memory=memory, passage_cache_bytes=0).generator.passage_cache is None
+
+
+@pytest.mark.parametrize(("scope", "misses"), [("question", 0), ("all", 2)])
+def test_passages_read_by_an_adapter_are_not_those_of_the_model(parts, memory, tmp_path, scope, misses) -> None:
+    rag = load(parts, memory=memory, passage_cache_folder=tmp_path / "kv")
+    rag.answer(QUESTION, k=2, max_tokens=3)
+    tuned = generator_for_training(rag.generator, lora=Lora(rank=2, scope=scope))
+    with torch.no_grad():
+        for weights in split_weights(tuned.model.state_dict())[1].values():
+            weights.fill_(0.01)
+    frozen = generator_for_training(
+        tuned, lora=None, frozen=True, keep_preamble=True, passage_cache_folder=tmp_path / "kv"
+    )
+    with_parts(rag, rag.retriever, frozen).answer(QUESTION, k=2, max_tokens=3)
+    assert frozen.passage_cache.num_misses == misses
 
 
 def damaged(folder: Path, damage: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from latentrag import disk
 from latentrag.assemble.memories import open_memory
 from latentrag.assemble.parts import FORMAT, SETTINGS_FILE, ModelSpec, Parts, Source, load_parts
+from latentrag.assemble.passages import keep_passages
 from latentrag.config import RetrieverKind
 from latentrag.errors import InputError, ModelError
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     import torch
 
     from latentrag.assemble.parts import Generator
-    from latentrag.generator import CausalGenerator
-    from latentrag.generator.passage_cache import PassageCache
     from latentrag.memory import LiveMemory, Memory
     from latentrag.protocols import PassageEncoder, Retriever
     from latentrag.rag import Rag
@@ -58,8 +57,8 @@ def load(
             that), "float32", "bfloat16", "float16" or a torch dtype; or "int8", for answering on a processor only:
             linear layers in eight bits, the rest in float32.
         passage_cache_bytes: RAM in which a causal generator keeps what it has read of passages for the next
-            question; it changes no result. 0: none.
-        passage_cache_folder: keeps that on disk, too, for later runs of the same weights.
+            question; it changes no result.
+        passage_cache_folder: keeps that on disk too, for later runs of the same weights.
     Raises: ModelError or MemoryStoreError for what cannot be opened; EncoderMismatchError if they do not fit;
         InputError for options that cannot be.
     """
@@ -75,8 +74,8 @@ def load(
         defaults = DecodingOptions(**_tupled(parts.decoding or {}))
     except (TypeError, InputError) as error:
         raise ModelError(f"{source}: the decoding options in {SETTINGS_FILE} cannot be used ({error})") from error
-    if isinstance(parts.generator, CausalGenerator) and passage_cache_bytes > 0:
-        parts.generator.passage_cache = _passage_cache(parts.generator, passage_cache_bytes, passage_cache_folder)
+    if isinstance(parts.generator, CausalGenerator):
+        keep_passages(parts.generator, passage_cache_bytes, passage_cache_folder)
     return Rag(
         _retriever(parts, opened, device=device),
         parts.generator,
@@ -84,24 +83,6 @@ def load(
         k=parts.k if k is None else k,
         defaults=defaults,
     )
-
-
-def _passage_cache(generator: CausalGenerator, max_bytes: int, folder: Source | None) -> PassageCache:
-    """Raises: InputError for a folder that nothing can be kept in."""
-    from latentrag.generator.lora import split_weights
-    from latentrag.generator.passage_cache import PassageCache, weights_key
-
-    if folder is None:
-        return PassageCache(max_bytes)
-    if generator.int8:
-        raise InputError("what is read in eight bits is not kept on disk; choose another --dtype, or no folder")
-    weights = generator.model.state_dict()
-    if generator.lora is not None and generator.lora.scope == "question":
-        weights = split_weights(weights)[0]
-    try:
-        return PassageCache(max_bytes, folder=folder, model=weights_key(weights))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be a folder ({error.strerror}); name another") from error
 
 
 def save(rag: Rag, folder: str | os.PathLike[str], *, passage_encoder: PassageEncoder | None = None) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from latentrag.assemble.parts import ModelSpec, Source, load_passage_encoder
+from latentrag.assemble.passages import keep_passages
 from latentrag.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ def generator_for_training(
     Raises: InputError for a generator in int8.
     """
     from latentrag.generator import CausalGenerator, Seq2SeqGenerator
-    from latentrag.generator.lora import split_weights
     from latentrag.generator.memory_saving import recompute_activations
-    from latentrag.generator.passage_cache import PassageCache, weights_key
 
     if generator.int8:
         raise InputError("a generator in int8 cannot be trained; use dtype auto, float32 or bfloat16")
@@ -66,10 +65,6 @@ def generator_for_training(
     template = (
         generator.template if keep_preamble else replace(generator.template, preamble="", closed_book_preamble="")
     )
-    cache = None
-    if passage_cache_bytes and (frozen or (lora is not None and lora.scope == "question")):
-        key = "" if passage_cache_folder is None else weights_key(split_weights(model.state_dict())[0])
-        cache = PassageCache(passage_cache_bytes, folder=passage_cache_folder, model=key)
     ready = CausalGenerator(
         model,
         generator.tokenizer,
@@ -77,9 +72,10 @@ def generator_for_training(
         max_input_tokens=generator.max_input_tokens,
         lora=added,
         seed=seed,
-        passage_cache=cache,
     )
     ready.lora = lora or generator.lora
+    if frozen or (lora is not None and lora.scope == "question"):
+        keep_passages(ready, passage_cache_bytes, passage_cache_folder)
     return ready
 
 
