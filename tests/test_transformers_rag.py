@@ -143,7 +143,7 @@ def test_thorough_decoding_is_identical_without_padding(seed: int, num_beams: in
     generated = theirs.generate(
         **inputs, doc_scores=scores, num_beams=num_beams, num_return_sequences=1, max_length=12, min_length=4
     )
-    options = DecodingOptions(num_beams=num_beams, num_best=num_beams, max_tokens=11, min_tokens=3, length_penalty=1.0)
+    options = DecodingOptions(num_beams=num_beams, max_tokens=11, min_tokens=3, length_penalty=1.0)
     found = thorough(ours, ours.prepare(x, passages), log_prior(scores), options=options)
     assert [list(of_one[0].ids) for of_one in found] == [trimmed(row) for row in generated.tolist()]
 
@@ -191,7 +191,7 @@ def test_fault_padding_is_not_masked_in_candidates(tmp_path) -> None:
         x, passages, scores = problem(seed, questions=1)
         tokenizer = ours.tokenizer
         texts = [f"{z.title} / {z.text} // {x[0]}" for z in passages[0]]
-        options = DecodingOptions(num_beams=2, num_best=2, max_tokens=8, min_tokens=3, length_penalty=1.0)
+        options = DecodingOptions(num_beams=2, max_tokens=8, min_tokens=3, length_penalty=1.0)
         found = []
         for length in (32, 60):
             encoded = tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt")
@@ -223,7 +223,7 @@ def test_fault_another_number_of_passages_than_configured(tmp_path) -> None:
     two = [of_one[:2] for of_one in passages]
     with pytest.raises((RuntimeError, AssertionError)):
         theirs.generate(**their_inputs(ours, x, two), doc_scores=scores[:, :2], n_docs=2, num_beams=2, max_length=8)
-    options = DecodingOptions(num_beams=2, num_best=2, max_tokens=7)
+    options = DecodingOptions(num_beams=2, max_tokens=7)
     found = thorough(ours, ours.prepare(x, two), log_prior(scores[:, :2]), options=options)
     assert all(h.log_p_theta.shape[0] == 2 for of_one in found for h in of_one)
 
@@ -237,7 +237,7 @@ def test_fault_token_ignores_its_token_limit(tmp_path) -> None:
         **their_inputs(ours, x, passages), doc_scores=scores, num_beams=2, max_new_tokens=3, min_length=8
     )
     assert generated.shape[1] > 4
-    options = DecodingOptions(num_beams=2, num_best=2, max_tokens=3)
+    options = DecodingOptions(num_beams=2, max_tokens=3)
     found = marginal_beam(ours, ours.prepare(x, passages), log_prior(scores), variant="token", options=options)
     assert all(len(h.ids) <= 3 for of_one in found for h in of_one)
 
