@@ -108,6 +108,8 @@ def report(given: argparse.Namespace) -> str:
     """Measure, part by part. What is not in FOLDER itself is in folders of its own in it."""
     bound = int(given.max_memory_gb * 1e9)
     vectors = Vectors.make(given.work, given.size, given.dimension)
+    like = given.like  # before the hours: is it there?
+    real = None if like is None else Vectors.make(given.work / "real", given.size, given.dimension, like)
     whole = measured(vectors, given.ways, given.runs, bound=None, edits="edits" in given.parts)
     lines = [
         f"## {whole.size:,} × {whole.dimension}, made\n",
@@ -127,8 +129,7 @@ def report(given: argparse.Namespace) -> str:
         quarter = Vectors.make(given.work / "quarter", given.size // 4, given.dimension)
         small = measured(quarter, [OURS], given.runs, bound=None, edits=False)
         lines += ["\n## Projection\n", projection_table(small, whole)]
-    if given.like is not None:
-        real = Vectors.make(given.work / "real", given.size, given.dimension, given.like)
+    if real is not None:
         found = measured(real, FEW_WAYS, given.runs, bound=None, edits="edits" in given.parts)
         lines += [f"\n## {found.size:,} × {found.dimension}, real ones repeated with noise\n", ways_table(found)]
         lines += ["\n", targets_table(found, None, bound)]
