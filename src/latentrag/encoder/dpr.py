@@ -14,6 +14,7 @@ from latentrag.encoder.fingerprint import Fingerprint
 from latentrag.encoder.saved import Role, Saved, check_scale, dtype_name
 from latentrag.encoder.tokens import TextTokenizer, check_questions, load_tokenizer
 from latentrag.errors import ModelError
+from latentrag.packed import pack
 from latentrag.pretrained import build, quiet, replacing
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class DprQueryEncoder:
         passage_fingerprint: str | None = None,
         batch_tokens: int | None = None,
     ) -> None:
+        pack(module)
         self.module = module
         self.name = name
         self.batch_tokens = batch_tokens
@@ -124,6 +126,7 @@ class DprPassageEncoder:
         scale: float = SCALE,
         batch_tokens: int | None = None,
     ) -> None:
+        pack(module)
         self.module = module
         self.batch_tokens = batch_tokens
         self._name = name

@@ -14,6 +14,7 @@ from latentrag.encoder.sentence_folder import save_sentence_module
 from latentrag.encoder.sentence_module import SentenceModule, SentenceSettings
 from latentrag.encoder.tokens import TextTokenizer, TokenRow, check_questions
 from latentrag.errors import ModelError
+from latentrag.packed import pack
 from latentrag.types import Passage
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class SentenceEncoder:
         passage_fingerprint: str | None = None,
         batch_tokens: int | None = None,
     ) -> None:
+        pack(module)
         self.module = module
         self._tokenizer = tokenizer
         self._settings = settings

@@ -24,6 +24,7 @@ from latentrag.generator.prompts import PromptTokens
 from latentrag.generator.scoring import GoldScorer, one_at_a_time
 from latentrag.generator.shared_context import share_context
 from latentrag.generator.text import pieces
+from latentrag.packed import pack
 from latentrag.types import PassageLists, Targets
 
 _TARGET_ROOM = 256
@@ -129,6 +130,7 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         self.int8 = int8
         if int8:
             to_int8(model)
+        pack(model)
         head = OutputHead(model)
         probe = torch.tensor([[self.end_id, self.end_id]], device=self.device)
         self._head: OutputHead | OwnLogits = head if head.agrees(input_ids=probe) else OwnLogits(model)

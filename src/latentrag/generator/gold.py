@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from latentrag.errors import ModelError
 from latentrag.generator.fused_gold import fused_gold_log_probs
+from latentrag.packed import LINEAR
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits of a chunk: 64 MiB in float32. With gradients it takes five to seven times that while it is worked on."""
@@ -153,7 +154,7 @@ class OutputHead:
 def _is_plain(layer: nn.Module) -> bool:
     """Whether the layer is hidden Wᵀ + b and nothing else: no adapter, no quantised weights, no hook."""
     hooks = len(layer._forward_hooks) + len(layer._forward_pre_hooks)  # noqa: SLF001  (torch has no other way to ask)
-    return type(layer) is nn.Linear and not hooks
+    return type(layer) in LINEAR and not hooks
 
 
 class _GradientsAtOnce(torch.autograd.Function):

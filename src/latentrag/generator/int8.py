@@ -9,6 +9,8 @@ the rows beside it.
 import torch
 from torch import Tensor, nn
 
+from latentrag.packed import LINEAR
+
 _LARGEST = 127
 
 
@@ -19,7 +21,7 @@ def to_int8(model: nn.Module) -> None:
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child.in_features > 1:
+            if type(child) in LINEAR and child.in_features > 1:
                 setattr(parent, name, Int8Linear(child))
 
 

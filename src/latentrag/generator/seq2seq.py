@@ -18,6 +18,7 @@ from latentrag.generator.own_logits import OwnLogits
 from latentrag.generator.scoring import GoldScorer, one_at_a_time
 from latentrag.generator.shared_context import share_context
 from latentrag.generator.text import pieces
+from latentrag.packed import pack
 from latentrag.types import PassageLists, Targets
 
 _UNBOUNDED_LIMIT = 512
@@ -104,6 +105,7 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
         self.int8 = int8
         if int8:
             to_int8(model)
+        pack(model)
         head = OutputHead(model)
         probe = torch.tensor([[self.end_id, self.end_id]], device=self.device)
         agrees = head.agrees(input_ids=probe, decoder_input_ids=probe)

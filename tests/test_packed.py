@@ -1,0 +1,109 @@
+"""Packed linear layers are the same layers, and follow their weights."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from latentrag.packed import PackedLinear, pack
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def packed(in_features: int = 48, out_features: int = 33, *, bias: bool = True, dtype=torch.float32) -> PackedLinear:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(in_features, out_features, bias=bias, dtype=dtype))
+    pack(model)
+    assert type(model[0]) is PackedLinear
+    return model[0]
+
+
+def plain(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    return functional.linear(x, layer.weight, layer.bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 48), (7, 48), (2, 3, 48), (300, 48), (0, 48), (48,)])
+@torch.no_grad()
+def test_a_packed_layer_is_the_layer(shape, bias, dtype) -> None:
+    layer = packed(bias=bias, dtype=dtype)
+    rounding = 4 * torch.finfo(dtype).eps
+    every_other = torch.randn(*shape[:-1], 96, dtype=dtype)[..., ::2]
+    for x in (torch.randn(shape, dtype=dtype), every_other):
+        torch.testing.assert_close(layer(x), plain(layer, x), rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("size", [(1, 5), (5, 1), (640, 2048), (1, 1)])
+@torch.no_grad()
+def test_of_any_size(size) -> None:
+    layer, x = packed(*size), torch.randn(9, size[0])
+    torch.testing.assert_close(layer(x), plain(layer, x), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_it_is_packed_once_and_anew_when_the_weight_changes() -> None:
+    layer, x = packed(), torch.randn(3, 48)
+    layer(x)
+    first = layer._packed
+    layer(x)
+    assert layer._packed is first is not None
+    layer.weight.mul_(2)
+    torch.testing.assert_close(layer(x), plain(layer, x), rtol=1e-5, atol=1e-5)
+    assert layer._packed is not first
+    layer.weight.data = torch.randn(33, 48)
+    torch.testing.assert_close(layer(x), plain(layer, x), rtol=1e-5, atol=1e-5)
+    layer.to(torch.bfloat16)
+    half = x.bfloat16()
+    torch.testing.assert_close(layer(half), plain(layer, half), rtol=4 * 2**-8, atol=1e-2)
+    layer.weight = nn.Parameter(torch.zeros(33, 48, dtype=torch.bfloat16))
+    assert torch.equal(layer(half), layer.bias.expand(3, 33))
+
+
+def test_gradients_are_the_layers_own_and_free_what_is_stale() -> None:
+    layer, x = packed(), torch.randn(3, 48)
+    with torch.no_grad():
+        layer(x)
+    layer(x).square().sum().backward()
+    expected = torch.autograd.grad(plain(layer, x).square().sum(), layer.weight)[0]
+    assert torch.equal(layer.weight.grad, expected)
+    assert layer._packed is not None
+    with torch.no_grad():
+        layer.weight.sub_(layer.weight.grad)
+    layer(x)
+    assert layer._packed is None
+
+
+@torch.no_grad()
+def test_copies_have_their_own() -> None:
+    layer, x = packed(), torch.randn(3, 48)
+    layer(x)
+    other = copy.deepcopy(layer)
+    assert other._packed is None
+    other.weight.zero_()
+    torch.testing.assert_close(layer(x), plain(layer, x), rtol=1e-5, atol=1e-5)
+    assert torch.equal(other(x), other.bias.expand(3, 33))
+
+
+@torch.no_grad()
+def test_under_autocast_and_with_another_dtype_it_does_as_ever() -> None:
+    layer, x = packed(), torch.randn(3, 48)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), plain(layer, x))
+    assert layer._packed is None
+    with pytest.raises(RuntimeError, match="dtype"):
+        layer(x.double())
+
+
+def test_weights_that_cannot_tell_when_they_change_are_left_alone() -> None:
+    with torch.inference_mode():
+        layer, x = packed(), torch.randn(3, 48)
+        assert torch.equal(layer(x), plain(layer, x))
+    assert layer._packed is None
+    kept = packed()
+    with torch.inference_mode():
+        kept(x)
+    with torch.no_grad():
+        torch.testing.assert_close(kept(x), plain(kept, x), rtol=1e-5, atol=1e-5)
