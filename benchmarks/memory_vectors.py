@@ -15,11 +15,13 @@ import numpy as np
 
 if TYPE_CHECKING:
     from latentrag.memory.table import Table
+    from latentrag.types import Passage
 
 SEED = 0
 NUM_QUERIES = 200
 ROWS_PER_BLOCK = 20_000
 NORM = 10.0
+PASSAGES_OF_AN_ARTICLE = 5
 WORDS = "the of and in a to was is for as on by with from that were which his at it an are this first new"
 
 
@@ -154,6 +156,16 @@ class _World:
         return found.astype(np.float32)
 
 
+def _passage(number: int, text: str) -> "Passage":
+    """As files are cut: several passages of a file, one after the other."""
+    from latentrag.types import Passage
+
+    article, place = divmod(number, PASSAGES_OF_AN_ARTICLE)
+    start = place * 620 + article % 97  # no two files have their breaks in the same places
+    source = f"articles/{article}.txt"
+    return Passage(str(number), text, f"title {article}", source, start, start + len(text), origin=source)
+
+
 def make_table(path: Path, blocks: Iterable[np.ndarray], *, first_id: int = 0, table: "Table | None" = None) -> None:
     """A memory of these vectors, in one commit; passages of 100 words, whose ids count from ``first_id``.
 
@@ -161,7 +173,6 @@ def make_table(path: Path, blocks: Iterable[np.ndarray], *, first_id: int = 0, t
     """
     from latentrag.memory.manifest import Manifest
     from latentrag.memory.table import Table
-    from latentrag.types import Passage
 
     stream = iter([blocks] if isinstance(blocks, np.ndarray) else blocks)
     first = next(stream)
@@ -174,10 +185,8 @@ def make_table(path: Path, blocks: Iterable[np.ndarray], *, first_id: int = 0, t
         for block in (first, *stream):
             for start in range(0, len(block), 1_000):
                 part = block[start : start + 1_000]
-                passages = [
-                    Passage(str(number + i), " ".join(words), f"title {number + i}", "made", 0, 600)
-                    for i, words in enumerate(rng.choice(WORDS.split(), (len(part), 100)).tolist())
-                ]
+                texts = [" ".join(words) for words in rng.choice(WORDS.split(), (len(part), 100)).tolist()]
+                passages = [_passage(number + i, text) for i, text in enumerate(texts)]
                 number += len(part)
                 yield table.record_batch(passages, part)
 

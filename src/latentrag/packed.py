@@ -1,8 +1,8 @@
 """Linear layers whose weights lie as the processor's kernels read them.
 
-oneDNN multiplies by blocks of a matrix. Where the weights lie row by row, PyTorch has them put into blocks at every call
-(bfloat16), which for the few rows of a decoder's step takes longer than the product, or asks a library that is slower
-for few rows (float32).
+oneDNN multiplies by blocks of a matrix. Where the weights lie row by row, PyTorch has them put into blocks at every
+call (bfloat16), which for the few rows of a decoder's step takes longer than the product, or asks a library that is
+slower for few rows (float32).
 """
 
 import torch
