@@ -5,6 +5,8 @@ call (bfloat16), which for the few rows of a decoder's step takes longer than th
 slower for few rows (float32).
 """
 
+import platform
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,13 +30,17 @@ class PackedLinear(nn.Linear):
         packed = self._packed
         if packed is not None and packed[0] != _state(weight):
             self._packed = packed = None
-        if torch.is_grad_enabled() or not _is_packable(x, weight):
+        if not self.packs(x):
             return functional.linear(x, weight, self.bias)
         if packed is None:
             blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _FEW_ROWS)  # noqa: SLF001
             self._packed = packed = (_state(weight), blocks)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed[1], self.bias, "none", [], "")  # noqa: SLF001
         return y
+
+    def packs(self, x: Tensor) -> bool:
+        """Whether the copy is what x would be multiplied by."""
+        return not torch.is_grad_enabled() and _is_packable(x, self.weight)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_packed": None}  # blocks are neither copied nor written
@@ -44,8 +50,11 @@ LINEAR = (nn.Linear, PackedLinear)
 
 
 def pack(model: nn.Module) -> None:
-    """Make every linear layer of a model a ``PackedLinear``. On a GPU, and in training, nothing changes."""
-    if not torch.backends.mkldnn.is_available():
+    """Make every linear layer of a model a ``PackedLinear``. On a GPU, and in training, nothing changes.
+
+    For other processors than x86 oneDNN's kernels are others, which were not measured: nothing changes there.
+    """
+    if not torch.backends.mkldnn.is_available() or platform.machine() not in {"x86_64", "AMD64"}:
         return
     for module in model.modules():
         if type(module) is nn.Linear:

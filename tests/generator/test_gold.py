@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from latentrag.generator import gold
 from latentrag.generator.gold import OutputHead
+from latentrag.packed import pack
 
 B, K, T, H, V = 2, 3, 4, 5, 11
 # float32, sums of 11 terms: chunks change their order and nothing else.
@@ -128,8 +129,12 @@ def test_one_passage_of_full_weight_is_torchs_label_smoothing() -> None:
     torch.testing.assert_close(-(0.8 * log_p + 0.2 * mean).sum(), expected, **TOLERANCE)
 
 
-def test_no_scored_position() -> None:
+@pytest.mark.parametrize("is_packed", [False, True])
+@torch.no_grad()
+def test_no_scored_position(is_packed: bool) -> None:
     of = head()
+    if is_packed:
+        pack(of.linear)
     hidden, log_weights, ids, mask = question()
     nothing = torch.zeros_like(mask)
     assert (of.mean_log_probs(hidden, log_weights, nothing) == 0).all()
@@ -179,3 +184,40 @@ def test_half_precision_hidden_states() -> None:
     # Logits of a few units in 8 bits: errors of 2⁻⁷ each, of which the mean over 11 tokens keeps less.
     torch.testing.assert_close(mean, expected, rtol=0, atol=0.05)
     torch.testing.assert_close(low.grad.float(), exact.grad, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("at_a_time", [1, 1000])
+@torch.no_grad()
+def test_packed_weights_give_the_same_without_gradients(cap: float | None, at_a_time: int, monkeypatch) -> None:
+    of = head(cap=cap)
+    hidden, _, ids, mask = question()
+    ids, mask = (tensor.repeat_interleave(K, dim=0) for tensor in (ids, mask))
+    expected = of.gold_log_probs(hidden, ids, mask)
+    monkeypatch.setattr(gold, "PACKED_CHUNK_ELEMENTS", at_a_time * V)
+    monkeypatch.setattr(gold, "fused_gold_log_probs", None)
+    pack(of.linear)
+    torch.testing.assert_close(of.gold_log_probs(hidden, ids, mask), expected, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_packed_weights_in_half_precision_and_beside_far_logits(monkeypatch) -> None:
+    of = head()
+    of.linear.weight.zero_()
+    of.linear.bias.zero_()
+    of.linear.weight[:3, 0] = torch.tensor([1.0, 0.0, -1.0])
+    hidden = torch.zeros(1, 3, of.linear.in_features)
+    hidden[0, :, 0] = 300
+    ids, mask = torch.tensor([[0, 1, 2]]), torch.ones(1, 3, dtype=torch.bool)
+    pack(of.linear)
+    for dtype in (torch.float32, torch.bfloat16):
+        of.linear.to(dtype)
+        monkeypatch.setattr(gold, "CHUNK_ELEMENTS", 3 * V)  # as many in half precision, no more
+        monkeypatch.setattr(gold, "fused_gold_log_probs", None)
+        found = of.gold_log_probs(hidden.to(dtype), ids, mask)
+        torch.testing.assert_close(found, torch.tensor([[0.0, -300.0, -600.0]]))
+    monkeypatch.undo()
+    monkeypatch.setattr(gold, "CHUNK_ELEMENTS", 2 * V)
+    monkeypatch.setattr(OutputHead, "_packed_piece", None)
+    torch.testing.assert_close(of.gold_log_probs(hidden.bfloat16(), ids, mask), found)

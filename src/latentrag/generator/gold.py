@@ -16,14 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from latentrag.errors import ModelError
 from latentrag.generator.fused_gold import fused_gold_log_probs
-from latentrag.packed import LINEAR
+from latentrag.packed import LINEAR, PackedLinear
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits of a chunk: 64 MiB in float32. With gradients it takes five to seven times that while it is worked on."""
+
+PACKED_CHUNK_ELEMENTS = 1 << 23
+"""The same where the layer's weights are packed and no gradients are taken."""
 
 _BLOCK_ELEMENTS = 1 << 18
 
@@ -103,13 +107,15 @@ class OutputHead:
             mask: (R, T) bool, True = scored.
         Returns: (R, T) float32 nats, 0 where masked.
         """
-        if _is_plain(self.linear):
-            log_probs = fused_gold_log_probs(
-                hidden[mask], ids[mask], weight=self.linear.weight, bias=self.linear.bias, after=self.after
-            )
+        rows, gold, num_logits = hidden[mask], ids[mask], self.linear.weight.shape[0]
+        if not _is_plain(self.linear):
+            log_probs = self._in_chunks(self._piece, max(1, CHUNK_ELEMENTS // num_logits), rows, gold)
+        elif self._is_faster_row_by_row(rows):
+            log_probs = self._in_chunks(self._packed_piece, max(1, PACKED_CHUNK_ELEMENTS // num_logits), rows, gold)
         else:
-            size = max(1, CHUNK_ELEMENTS // self.linear.weight.shape[0])
-            log_probs = self._in_chunks(self._piece, size, hidden[mask], ids[mask])
+            log_probs = fused_gold_log_probs(
+                rows, gold, weight=self.linear.weight, bias=self.linear.bias, after=self.after
+            )
         return torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, log_probs)
 
     def mean_log_probs(self, hidden: Tensor, log_weights: Tensor, mask: Tensor) -> Tensor:
@@ -129,6 +135,19 @@ class OutputHead:
         size = max(1, CHUNK_ELEMENTS // (num_passages * self.linear.weight.shape[0]))
         means = self._in_chunks(self._mean_piece, size, states, weights)
         return torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, means)
+
+    def _is_faster_row_by_row(self, rows: Tensor) -> bool:
+        """Whether all logits of a few rows at a time are faster than all rows and a block of the vocabulary."""
+        if not (isinstance(self.linear, PackedLinear) and self.linear.packs(rows)):
+            return False
+        return rows.dtype == torch.float32 or len(rows) * self.linear.out_features <= CHUNK_ELEMENTS
+
+    def _packed_piece(self, hidden: Tensor, gold: Tensor) -> Tensor:
+        """As the pass over blocks has it: the gold token apart from the others. Without gradients."""
+        logits = self.after(self.linear(hidden)).float()
+        gold_logits = logits.gather(1, gold[:, None])
+        others = logits.scatter_(1, gold[:, None], -torch.inf).logsumexp(dim=1)
+        return -functional.softplus(others - gold_logits[:, 0])  # (n,)
 
     def _piece(self, hidden: Tensor, gold: Tensor) -> Tensor:
         return pick(self.after(self.linear(hidden)), gold)  # (n,)

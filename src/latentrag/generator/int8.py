@@ -21,7 +21,7 @@ def to_int8(model: nn.Module) -> None:
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) in LINEAR and child.in_features > 1:
+            if isinstance(child, nn.Linear) and type(child) in LINEAR and child.in_features > 1:
                 setattr(parent, name, Int8Linear(child))
 
 
