@@ -6,6 +6,7 @@ slower for few rows (float32).
 """
 
 import platform
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,7 @@ def _is_packable(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+@cache
 def _multiplies_bfloat16() -> bool:
     known: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
     return known
