@@ -185,6 +185,8 @@ def measure_memory(work: Path, kind: str) -> dict[str, float]:
     truth = np.load(work / "truth.npy")
     depths = (5, truth.shape[1])
     for k in depths:
+        # What the first pass has read from the disk is in the system's cache for all that follow.
+        figures[f"first_p50_s@{k}"] = statistics.median(seconds_of_each(lambda q, k=k: memory.search(q, k), queries))
         whole = seconds_of_each(lambda q, k=k: memory.search(q, k), queries)
         index = seconds_of_each(lambda q, k=k: memory.index.search(q, k), queries)
         figures[f"p50_s@{k}"], figures[f"index_p50_s@{k}"] = statistics.median(whole), statistics.median(index)

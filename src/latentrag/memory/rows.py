@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MANIFEST_KEY = b"latentrag.manifest"
-ROW_BY_ROW = {b"lance-encoding:structural-encoding": b"fullzip"}
-"""Lance reads the value of a row, and not a block of values around it: a search wants a few rows from anywhere."""
 PASSAGE_COLUMNS = ["id", "text", "title", "source", "start", "end", "page", "origin"]
 
 
@@ -29,15 +27,15 @@ def schema(manifest: Manifest) -> pa.Schema:
 
     return pa.schema(
         [
-            pa.field("id", pa.string(), nullable=False, metadata=ROW_BY_ROW),
-            pa.field("text", pa.string(), nullable=False, metadata=ROW_BY_ROW),
-            pa.field("title", pa.string(), nullable=False, metadata=ROW_BY_ROW),
-            pa.field("source", pa.string(), nullable=False, metadata=ROW_BY_ROW),
-            pa.field("start", pa.int64(), nullable=False, metadata=ROW_BY_ROW),
-            pa.field("end", pa.int64(), nullable=False, metadata=ROW_BY_ROW),
-            pa.field("page", pa.int32(), nullable=True, metadata=ROW_BY_ROW),
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("title", pa.string(), nullable=False),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("start", pa.int64(), nullable=False),
+            pa.field("end", pa.int64(), nullable=False),
+            pa.field("page", pa.int32(), nullable=True),
             pa.field("vector", pa.list_(pa.float16(), manifest.dimension), nullable=False),
-            pa.field("origin", pa.string(), nullable=True, metadata=ROW_BY_ROW),
+            pa.field("origin", pa.string(), nullable=True),
         ],
         metadata={MANIFEST_KEY: manifest.to_json().encode()},
     )
