@@ -65,6 +65,16 @@ def test_it_is_packed_once_and_anew_when_the_weight_changes() -> None:
     assert torch.equal(layer(half), layer.bias.expand(3, 33))
 
 
+@torch.no_grad()
+def test_another_weight_in_the_same_place_is_another() -> None:
+    layer, x = packed(640, 640), torch.randn(3, 640)
+    for _ in range(8):  # memory that was let go is what is given next
+        layer(x)
+        layer.to(torch.bfloat16).to(torch.float32)
+        layer.weight.data = layer.weight.data + 1
+        torch.testing.assert_close(layer(x), plain(layer, x), rtol=1e-5, atol=1e-3)
+
+
 def test_gradients_are_the_layers_own_and_free_what_is_stale() -> None:
     layer, x = packed(), torch.randn(3, 48)
     with torch.no_grad():

@@ -16,27 +16,46 @@ _FEW_ROWS = 8
 """What the blocks are chosen for; they do no worse for many."""
 
 
+class _Packed:
+    """A weight in blocks, as it was."""
+
+    __slots__ = ("_version", "_weight", "blocks")
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight.detach()  # held, lest another takes its place in memory
+        self._version = weight._version  # noqa: SLF001
+        self.blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(self._weight, _FEW_ROWS)  # noqa: SLF001
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether it is that weight still, unchanged."""
+        return (
+            not weight.is_inference()
+            and weight.data_ptr() == self._weight.data_ptr()
+            and weight.dtype == self._weight.dtype
+            and weight._version == self._version  # noqa: SLF001
+        )
+
+
 class PackedLinear(nn.Linear):
     """An ``nn.Linear`` that multiplies by a second copy of its weight, in blocks, where no gradients are taken.
 
-    The copy is made at the first such call, and anew after the weight has changed.
+    The copy is made at the first such call, and anew after the weight has changed: itself, or in place. Torch does not
+    tell of changes in place through ``weight.data``.
     """
 
-    _packed: tuple[object, Tensor] | None = None
-    """Which weight, and its copy."""
+    _packed: _Packed | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (…, in). Returns: (…, out)."""
         weight = self.weight
         packed = self._packed
-        if packed is not None and packed[0] != _state(weight):
+        if packed is not None and not packed.is_of(weight):
             self._packed = packed = None
         if not self.packs(x):
             return functional.linear(x, weight, self.bias)
         if packed is None:
-            blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _FEW_ROWS)  # noqa: SLF001
-            self._packed = packed = (_state(weight), blocks)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed[1], self.bias, "none", [], "")  # noqa: SLF001
+            self._packed = packed = _Packed(weight)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed.blocks, self.bias, "none", [], "")  # noqa: SLF001
         return y
 
     def packs(self, x: Tensor) -> bool:
@@ -60,11 +79,6 @@ def pack(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = PackedLinear
-
-
-def _state(weight: Tensor) -> object:
-    """Changes with every change of the weight."""
-    return weight.data_ptr(), weight._version, weight.dtype  # noqa: SLF001
 
 
 def _is_packable(x: Tensor, weight: Tensor) -> bool:
