@@ -67,7 +67,7 @@ def test_the_newest_version_loses_only_what_is_forgotten(path, encoder, filled, 
     assert len(Memory.open(path).get(["p1"])) == 1
 
 
-@pytest.mark.parametrize("stage", ["copying vectors", "training"])
+@pytest.mark.parametrize("stage", ["copying passages", "training"])
 def test_an_index_that_is_being_built_does_not_survive(path, filled, stage):
     """Neither if the build began before, nor if it begins afterwards from a version that is gone."""
 
@@ -80,7 +80,7 @@ def test_an_index_that_is_being_built_does_not_survive(path, filled, stage):
     for _ in range(2):
         with pytest.raises(MemoryStoreError):
             build(filled._table, planned, progress=progress)
-    assert not [file for file in path.rglob("*") if file.name == "vectors.f16"]
+    assert not [file for file in path.rglob("*") if file.name in ("vectors.f16", "passages.json")]
     assert len(forgotten) == 1
     assert Memory.open(path).build_index("sq8").num_passages == 11
 

@@ -39,8 +39,16 @@ def build(table: Table, kind: str) -> Path:
 
 def build_wrong(table: Table, kind: str, monkeypatch, change) -> Path:
     """An index that was published as if it were the table's, with checksums that are right, of other rows."""
+
+    def with_passages(of: Table):
+        theirs = {}
+        for rows, some in changes.stream_with_passages(of):
+            theirs |= zip(rows.row_ids, some, strict=True)
+        for rows in change(changes.stream(of)):
+            yield rows, [theirs.get(row, Passage("", "")) for row in rows.row_ids]
+
     with monkeypatch.context() as patched:
-        patched.setattr(building, "stream", lambda of: change(changes.stream(of)))
+        patched.setattr(building, "stream_with_passages", with_passages)
         patched.setattr(Table, "__len__", lambda of: sum(len(rows.row_ids) for rows in change(changes.stream(of))))
         return build(table, kind)
 
@@ -167,7 +175,7 @@ def test_an_index_that_finds_too_little(path, table, monkeypatch):
     assert found(path, num_questions=0) == []
 
 
-@pytest.mark.parametrize("name", ["index.json", "index.faiss", "row_ids.i64", "vectors.f16"])
+@pytest.mark.parametrize("name", ["index.json", "index.faiss", "row_ids.i64", "vectors.f16", "passages.json"])
 def test_damaged_files_are_problems_and_stay(path, table, name):
     file = build(table, "sq8") / name
     content = bytearray(file.read_bytes())

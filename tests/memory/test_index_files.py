@@ -26,6 +26,7 @@ from latentrag.memory.table import Table
 from latentrag.types import Passage
 from tests.memory.indexing import STORED_KINDS, assert_found, drawn, make_table, rows_of, thorough
 
+FILES = ["index.json", "index.faiss", "row_ids.i64", "vectors.f16", "bonuses.f32", "passages.json", "passage_ends.i64"]
 Q = np.random.default_rng(9).standard_normal((3, 8)).astype(np.float32)
 
 
@@ -128,7 +129,7 @@ def damage(file: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "cut", "flipped"])
-@pytest.mark.parametrize("name", ["index.json", "index.faiss", "row_ids.i64", "vectors.f16", "bonuses.f32"])
+@pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_is_noticed_said_and_done_without(memory, name, how):
     expected = memory.search(Q, 60)
     memory.build_index("ivf-rabitq")
@@ -281,7 +282,7 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing(memory, monkeypatch):
     assert left(memory) == []
 
 
-@pytest.mark.parametrize("stage", ["copying vectors", "training", "adding vectors"])
+@pytest.mark.parametrize("stage", ["copying passages", "training", "adding vectors"])
 def test_a_build_that_is_interrupted_leaves_what_was_there(memory, stage):
     before = memory.build_index("ivf-rabitq")
     newer = memory.delete(["p0"])

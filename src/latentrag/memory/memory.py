@@ -157,7 +157,7 @@ class Memory:
         q = np.asarray(q, dtype=np.float32)
         self._check_query(q, k)
         row_ids, vectors, scores = self._hits(q, k)
-        by_row = self._table.take(np.unique(row_ids).tolist())
+        by_row = self._passages(np.unique(row_ids))
         passages = [[by_row[row] for row in rows] for rows in row_ids.tolist()]
         return SearchResult(passages=passages, vectors=vectors, scores=scores, version=self.version)
 
@@ -190,11 +190,25 @@ class Memory:
         try:
             return index.search(q, k)
         except IndexDamagedError as error:
-            with self._index_lock:
-                if self._index is index:  # the first thread that noticed
-                    self._indexes.throw_away(error)
-                    self._index = None
+            self._do_without(index, error)
         return self.index.search(q, k)
+
+    def _passages(self, row_ids: npt.NDArray[np.int64]) -> dict[int, Passage]:
+        """(n,) rows of this version, all different, by row id: from beside the index what is there."""
+        index = self.index
+        found: dict[int, Passage] = {}
+        try:
+            found = index.passages(row_ids)
+        except IndexDamagedError as error:
+            self._do_without(index, error)
+        others = [row_id for row_id in row_ids.tolist() if row_id not in found]
+        return found | self._table.take(others) if others else found
+
+    def _do_without(self, index: Index, error: IndexDamagedError) -> None:
+        with self._index_lock:
+            if self._index is index:  # the first thread that noticed
+                self._indexes.throw_away(error)
+                self._index = None
 
     @property
     def index(self) -> Index:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ import numpy as np
 
 from latentrag.errors import IndexDamagedError, InputError, MemoryStoreError
 from latentrag.memory.indexes import files, ivf_rabitq
-from latentrag.memory.indexes.changes import fragments, stream
+from latentrag.memory.indexes.changes import fragments, stream_with_passages
 from latentrag.memory.indexes.files import Description, Published
 from latentrag.memory.indexes.ivf_rabitq import IvfRabitq
+from latentrag.memory.indexes.passage_file import PassageFile, PassageFileWriter, record
 from latentrag.memory.indexes.proposers import LINKS, Hnsw, Proposer, Sq8, Statistics
 from latentrag.memory.indexes.stored import StoredIndex
 from latentrag.memory.indexes.vector_file import VectorFile, VectorFileWriter, record_bytes
@@ -38,6 +40,7 @@ PROCESS_BYTES = 400 << 20
 GROWTH = 1.6
 """Lists grow by doubling: on average half as much again is reserved while they are built."""
 SAMPLE_SEED = 1
+NUM_WEIGHED = 1_000
 
 Progress = Callable[[str, int, int], None]
 """Gets what is being done, how much of it is done, and how much there is; may raise to stop the build."""
@@ -134,7 +137,7 @@ def build(table: Table, planned: Plan, *, progress: Progress) -> Published:
             if found.folder.name == description.name and _is_whole(found):
                 files.ask_for(found)
                 return found
-        _require_room(table.path, planned)
+        _require_room(table, planned)
         with files.publishing(table.path, description) as scratch:
             # The sample is not named here, so that it is gone when rows are added.
             proposer = _trained(planned, _copied(table, scratch, planned, progress), progress)
@@ -168,34 +171,42 @@ def _is_whole(found: Published) -> bool:
     return True
 
 
-def _require_room(memory: Path, planned: Plan) -> None:
-    free = shutil.disk_usage(memory).free
-    if planned.disk_bytes > free:
+def _require_room(table: Table, planned: Plan) -> None:
+    free, needed = shutil.disk_usage(table.path).free, planned.disk_bytes + _bytes_of_passages(table)
+    if needed > free:
         raise MemoryStoreError(
-            f"the index {planned.kind} needs {gigabytes(planned.disk_bytes)} on the disk of {memory}, "
+            f"the index {planned.kind} needs {gigabytes(needed)} on the disk of {table.path}, "
             f"{gigabytes(free)} are free; make room"
         )
 
 
+def _bytes_of_passages(table: Table) -> int:
+    """As the first ones have it."""
+    sizes = [len(record(passage, 0, 0)) + 8 for passage in islice(table.passages(), NUM_WEIGHED)]
+    return round(len(table) * sum(sizes) / max(1, len(sizes)))
+
+
 def _copied(table: Table, scratch: Path, planned: Plan, progress: Progress) -> Statistics:
-    """First pass: vectors and row ids to their files."""
+    """First pass: vectors, passages and row ids to their files."""
     dimension, num_rows = table.manifest.dimension, len(table)
     chosen = _sampled(num_rows, planned.num_sampled)
     sample = np.empty((len(chosen), dimension), np.float32)
     lowest, highest = np.full(dimension, np.inf, np.float32), np.full(dimension, -np.inf, np.float32)
     largest = 0.0
     writer = VectorFileWriter(scratch / files.VECTORS, dimension)
-    with writer, (scratch / files.ROW_IDS).open("xb") as row_ids:
-        for rows in stream(table):
+    texts = PassageFileWriter(scratch / files.PASSAGES, scratch / files.PASSAGE_ENDS)
+    with writer, texts, (scratch / files.ROW_IDS).open("xb") as row_ids:
+        for rows, passages in stream_with_passages(table):
             start = writer.num_rows
             writer.append(rows.row_ids, rows.vectors)
+            texts.append(rows.row_ids, passages)
             row_ids.write(rows.row_ids.astype("<i8").tobytes())
             block = rows.vectors.astype(np.float32)
             first, last = np.searchsorted(chosen, (start, writer.num_rows))
             sample[first:last] = block[chosen[first:last] - start]
             lowest, highest = np.minimum(lowest, block.min(axis=0)), np.maximum(highest, block.max(axis=0))
             largest = max(largest, float(np.linalg.norm(block, axis=1).max()))
-            progress("copying vectors", writer.num_rows, num_rows)
+            progress("copying passages", writer.num_rows, num_rows)
     if writer.num_rows != num_rows:
         raise MemoryStoreError(f"{table.path} gave {writer.num_rows} vectors, needed {num_rows}; verify the memory")
     return Statistics(num_rows, dimension, lowest, highest, largest, sample)
@@ -250,7 +261,10 @@ def opened(published: Published) -> StoredIndex:
     else:
         raise IndexDamagedError(folder / files.DESCRIPTION, f"has parameters {of.parameters}")
     vectors = VectorFile.open(folder / files.VECTORS, dimension=of.dimension, row_ids=row_ids)
-    return StoredIndex(proposer, vectors, faiss_bytes=published.ram_bytes)
+    passages = None
+    if files.PASSAGES in published.files:
+        passages = PassageFile.open(folder / files.PASSAGES, folder / files.PASSAGE_ENDS, num_rows=of.num_rows)
+    return StoredIndex(proposer, vectors, faiss_bytes=published.ram_bytes, texts=passages)
 
 
 @contextmanager

@@ -17,6 +17,8 @@ import numpy as np
 from latentrag.errors import IndexDamagedError
 from latentrag.memory.files import reading
 from latentrag.memory.indexes.protocol import Rows
+from latentrag.memory.rows import to_passages
+from latentrag.types import Passage
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -77,11 +79,23 @@ def stream(table: Table) -> Iterator[Rows]:
         yield from _rows_of(table, found)
 
 
+def stream_with_passages(table: Table) -> Iterator[tuple[Rows, list[Passage]]]:
+    """The same, and what it is that has these vectors."""
+    for found in table.dataset.get_fragments():
+        for batch in _batches_of(table, found, [*table.passage_columns, "vector"]):
+            yield _to_rows(batch, table.manifest.dimension), to_passages(batch)
+
+
 def _rows_of(table: Table, found: Any) -> Iterator[Rows]:
+    for batch in _batches_of(table, found, ["vector"]):
+        yield _to_rows(batch, table.manifest.dimension)
+
+
+def _batches_of(table: Table, found: Any, columns: list[str]) -> Iterator[Any]:
     dimension = table.manifest.dimension
     with reading(table.path):
         scanner = table.dataset.scanner(
-            columns=["vector"],
+            columns=columns,
             fragments=[found],
             with_row_id=True,
             batch_size=max(256, BATCH_BYTES // (2 * dimension)),
@@ -91,7 +105,7 @@ def _rows_of(table: Table, found: Any) -> Iterator[Rows]:
         )
         for batch in scanner.to_batches():
             if len(batch):
-                yield _to_rows(batch, dimension)
+                yield batch
 
 
 def _to_rows(batch: Any, dimension: int) -> Rows:

@@ -9,7 +9,7 @@ import numpy as np
 
 from latentrag.errors import IndexDamagedError
 from latentrag.memory.indexes.building import opened
-from latentrag.memory.indexes.changes import Difference, difference, stream
+from latentrag.memory.indexes.changes import Difference, difference, stream, stream_with_passages
 from latentrag.memory.indexes.files import Published
 from latentrag.memory.indexes.recall import recalls_at
 from latentrag.memory.indexes.stored import StoredIndex
@@ -122,8 +122,8 @@ def _compared(
     num_rows = len(table)
     chosen = np.sort(np.random.default_rng(seed).choice(num_rows, min(num_questions, num_rows), replace=False))
     questions: list[npt.NDArray[np.float16]] = [np.empty((0, table.manifest.dimension), np.float16)]
-    start = num_common = num_lacking = num_different = 0
-    for rows in stream(table):
+    start = num_common = num_lacking = num_different = num_otherwise = 0
+    for rows, passages in stream_with_passages(table):
         first, last = np.searchsorted(chosen, (start, start + len(rows.row_ids)))
         questions.append(rows.vectors[chosen[first:last] - start])
         start += len(rows.row_ids)
@@ -131,12 +131,17 @@ def _compared(
         common = _among(kept, rows.row_ids)
         num_common += int(common.sum())
         num_different += _num_different(index, rows, common)
+        held = index.passages(rows.row_ids[common])
+        table_has = dict(zip(rows.row_ids.tolist(), passages, strict=True))
+        num_otherwise += sum(table_has[row_id] != passage for row_id, passage in held.items())
     if num_lacking:
         found.faults.append(f"lacks {num_lacking} passages of version {table.version}")
     if len(kept) > num_common:
         found.faults.append(f"holds {len(kept) - num_common} passages that version {table.version} has not")
     if num_different:
         found.faults.append(f"holds other vectors than the table for {num_different} passages")
+    if num_otherwise:
+        found.faults.append(f"holds other texts than the table for {num_otherwise} passages")
     drawn = np.concatenate(questions).astype(np.float32)
     return drawn[np.isfinite(drawn).all(axis=1)]
 

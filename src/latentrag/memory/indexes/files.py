@@ -6,6 +6,7 @@ A folder of its own holds each index:
     index.faiss     what proposes candidates; bonuses.f32 beside it with ivf-rabitq
     row_ids.i64     row id of each position
     vectors.f16     what they are rescored from
+    passages.json   what is handed out, and passage_ends.i64, where each of them ends; older indexes have neither
 
 It is made under a scratch name, flushed to the disk, and renamed when it is whole. Nothing in it is needed to read the
 memory: whoever finds it missing or damaged builds it again.
@@ -39,6 +40,7 @@ FOLDER = "_indexes"
 FORMAT = 1
 DESCRIPTION = "index.json"
 ROW_IDS, VECTORS = "row_ids.i64", "vectors.f16"
+PASSAGES, PASSAGE_ENDS = "passages.json", "passage_ends.i64"
 LOCK = ".lock"
 SCRATCH = ".scratch-"
 STORED_KINDS = ("sq8", "ivf-rabitq", "hnsw")
@@ -76,7 +78,7 @@ class Published:
     """An index that is there.
 
     Attributes:
-        files: name → (size in bytes, SHA-256; "" for the one whose rows carry their own).
+        files: name → (size in bytes, SHA-256; "" for those whose rows carry their own).
         asked_ns: when it was last asked for, in the file system's time.
     """
 
@@ -93,7 +95,9 @@ class Published:
     @property
     def ram_bytes(self) -> int:
         """Of the files that are read whole."""
-        return sum(size for name, (size, _) in self.files.items() if name not in {ROW_IDS, VECTORS})
+        return sum(
+            size for name, (size, _) in self.files.items() if name not in {ROW_IDS, VECTORS, PASSAGES, PASSAGE_ENDS}
+        )
 
 
 def find(memory: Path) -> tuple[list[Published], list[IndexDamagedError]]:
@@ -132,8 +136,10 @@ def _described(folder: Path) -> Published:
 
 
 def _are_names(names: Iterable[str]) -> bool:
-    """Of files in the folder itself, the two that every index has among them."""
-    return {ROW_IDS, VECTORS} <= set(names) and all(name == Path(name).name for name in names)
+    """Of files in the folder itself, those that every index has among them."""
+    given = set(names)
+    has_passages = len(given & {PASSAGES, PASSAGE_ENDS})
+    return {ROW_IDS, VECTORS} <= given and has_passages != 1 and all(name == Path(name).name for name in given)
 
 
 def verify(published: Published) -> None:
@@ -204,7 +210,8 @@ def _finish(scratch: Path, description: Description) -> None:
     """Write the description, and have the disk keep everything."""
     files: dict[str, tuple[int, str]] = {}
     for file in sorted(scratch.iterdir()):
-        files[file.name] = (file.stat().st_size, "" if file.name == VECTORS else sha256_of_file(file))
+        has_its_own = file.name in {VECTORS, PASSAGES}
+        files[file.name] = (file.stat().st_size, "" if has_its_own else sha256_of_file(file))
     record: dict[str, Any] = {"format": FORMAT, **asdict(description), "files": files}
     record["checksum"] = hashlib.sha256(_canonical(record)).hexdigest()
     (scratch / DESCRIPTION).write_bytes(_canonical(record))

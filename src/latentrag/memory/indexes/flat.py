@@ -10,7 +10,7 @@ import numpy as np
 
 from latentrag.memory.indexes.protocol import Hits, LiveRows, Places
 from latentrag.memory.indexes.scoring import best, exact_scores, stacked
-from latentrag.types import IndexKind
+from latentrag.types import IndexKind, Passage
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -67,6 +67,10 @@ class FlatIndex:
         q = np.ascontiguousarray(q, dtype=np.float32)
         rough, rows = self._propose(q, k + SPARE_CANDIDATES)
         return stacked([self._settle(q[b], k, rough[b], rows[b]) for b in range(len(q))])
+
+    def passages(self, row_ids: npt.NDArray[np.int64]) -> dict[int, Passage]:  # noqa: ARG002
+        """None: it holds vectors alone."""
+        return {}
 
     def _propose(self, q: npt.NDArray[np.float32], num: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """faiss's scores and positions of the best ``num``, or of all."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from latentrag.types import IndexKind
+from latentrag.types import IndexKind, Passage
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -56,6 +56,10 @@ class Index(Protocol):
         """The K rows of largest d·q, or nearly so. q: (B, D) float32, B ≥ 1; 1 ≤ k ≤ len(self)."""
         ...
 
+    def passages(self, row_ids: npt.NDArray[np.int64]) -> dict[int, Passage]:
+        """Those of these rows (n,) that it has at hand, by row id; the table has all."""
+        ...
+
 
 class BaseIndex(Index, Protocol):
     """An index as it was built, which can leave out rows that were deleted since."""
@@ -86,6 +90,14 @@ class Places:
     def of(cls, row_ids: npt.NDArray[np.int64]) -> Places:
         """Of the row ids of positions 0 … N−1."""
         return cls(row_ids, None if (row_ids[1:] > row_ids[:-1]).all() else np.argsort(row_ids))
+
+    def known(self, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """(n,) which of these rows are there."""
+        places = np.searchsorted(self.row_ids, row_ids, sorter=self.order).clip(max=max(0, len(self.row_ids) - 1))
+        if not len(self.row_ids):
+            return np.zeros(len(row_ids), np.bool_)
+        found: npt.NDArray[np.bool_] = self.row_ids[places if self.order is None else self.order[places]] == row_ids
+        return found
 
     def of_rows(self, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """(n,) the positions of these rows, which must be there."""

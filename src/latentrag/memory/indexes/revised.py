@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from latentrag.memory.indexes.flat import FlatIndex
 from latentrag.memory.indexes.protocol import BaseIndex, Hits, Index, Rows
 from latentrag.memory.indexes.scoring import merged
-from latentrag.types import IndexKind
+from latentrag.types import IndexKind, Passage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,3 +48,6 @@ class RevisedIndex:
     def search(self, q: npt.NDArray[np.float32], k: int) -> Hits:
         parts = [part.search(q, min(k, len(part))) for part in (self.kept, self.added) if len(part)]
         return merged(parts, k)
+
+    def passages(self, row_ids: npt.NDArray[np.int64]) -> dict[int, Passage]:
+        return self.kept.passages(row_ids)

@@ -1,4 +1,5 @@
-"""An index in two parts: a faiss index in RAM that proposes rows, and their vectors on disk that decide."""
+"""An index in three parts: a faiss index in RAM that proposes rows, and on disk their vectors, which decide, and the
+passages that are handed out."""
 
 from __future__ import annotations
 
@@ -7,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from latentrag.memory.indexes.passage_file import PassageFile
 from latentrag.memory.indexes.proposers import Proposer
 from latentrag.memory.indexes.protocol import Hits, LiveRows, Rows
 from latentrag.memory.indexes.scoring import best, exact_scores, stacked
 from latentrag.memory.indexes.vector_file import VectorFile
-from latentrag.types import IndexKind
+from latentrag.types import IndexKind, Passage
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -26,11 +28,13 @@ class StoredIndex:
 
     Attributes:
         faiss_bytes: what the proposer takes in RAM.
+        texts: of the same rows; None: the table alone has them.
     """
 
     proposer: Proposer
     vectors: VectorFile
     faiss_bytes: int
+    texts: PassageFile | None = None
     live: LiveRows | None = None
 
     @property
@@ -55,6 +59,13 @@ class StoredIndex:
         """Some of its rows, by their ids. Raises: IndexDamagedError."""
         vectors = self.vectors.read(self.vectors.places.of_rows(row_ids))
         return Rows(row_ids, vectors.astype(np.float16))
+
+    def passages(self, row_ids: npt.NDArray[np.int64]) -> dict[int, Passage]:
+        """Raises: IndexDamagedError if one is not what was written."""
+        if self.texts is None:
+            return {}
+        held = row_ids[self.vectors.places.known(row_ids)]
+        return self.texts.read(self.vectors.places.of_rows(held), held)
 
     def search(self, q: npt.NDArray[np.float32], k: int) -> Hits:
         """The K rows of largest d·q among those proposed. q: (B, D) float32, B ≥ 1; 1 ≤ k ≤ len(self).

@@ -1,0 +1,151 @@
+"""The passages beside an index: what was written is what is read, and nothing else is."""
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from latentrag.errors import IndexDamagedError
+from latentrag.memory import Memory
+from latentrag.memory.indexes import files
+from latentrag.memory.indexes.building import build, plan
+from latentrag.memory.indexes.passage_file import PassageFile, PassageFileWriter
+from latentrag.memory.table import Table
+from latentrag.types import Passage
+from tests.memory.indexing import STORED_KINDS, built
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+places = st.integers(-(2**63), 2**63 - 1)
+passages = st.builds(
+    Passage, texts, texts, texts, texts, places, places, st.none() | st.integers(-(2**31), 2**31 - 1), texts
+)
+
+
+def written(folder, rows: list[tuple[int, Passage]], batches: int = 1) -> PassageFile:
+    path, ends = folder / "passages", folder / "ends"
+    path.unlink(missing_ok=True)
+    ends.unlink(missing_ok=True)
+    with PassageFileWriter(path, ends) as writer:
+        for part in np.array_split(np.arange(len(rows)), batches):
+            writer.append(np.array([rows[i][0] for i in part], np.int64), [rows[i][1] for i in part])
+    return PassageFile.open(path, ends, num_rows=len(rows))
+
+
+@given(st.lists(passages, min_size=1, max_size=8), st.integers(1, 4), st.data())
+def test_any_rows_are_read_as_they_were_written(tmp_path_factory, some, batches, data):
+    rows = [(7 * i + 3, passage) for i, passage in enumerate(some)]
+    file = written(tmp_path_factory.mktemp("rows"), rows, batches)
+    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), unique=True))
+    ids = np.array([rows[i][0] for i in chosen], np.int64)
+    assert file.read(np.array(chosen, np.int64), ids) == {rows[i][0]: rows[i][1] for i in chosen}
+
+
+def test_every_wrong_bit_place_and_name_is_noticed(tmp_path):
+    rows = [(i, Passage(f"p{i}", f"text {i}")) for i in range(3)]
+    file = written(tmp_path, rows)
+    everything = np.arange(3)
+    content = file.path.read_bytes()
+    for bit in range(8 * len(content)):
+        wrong = bytearray(content)
+        wrong[bit // 8] ^= 1 << bit % 8
+        file.path.write_bytes(bytes(wrong))
+        for positions in (everything, everything[::2]):
+            row = int(np.searchsorted(file.ends, bit // 8, side="right"))
+            if row in positions:
+                with pytest.raises(IndexDamagedError, match=f"is damaged in row {row}"):
+                    file.read(positions, positions)
+            else:
+                assert len(file.read(positions, positions)) == 2
+    file.path.write_bytes(content)
+    with pytest.raises(IndexDamagedError, match="in row 0"):
+        file.read(everything, everything + 1)
+    with pytest.raises(IndexDamagedError, match="in row 0"):
+        file.read(np.array([0]), np.array([1]))
+    file.path.write_bytes(content[:-1])
+    with pytest.raises(IndexDamagedError, match="in row 2"):
+        file.read(everything, everything)
+    with pytest.raises(IndexDamagedError, match=f"has {len(content) - 1} bytes, needed {len(content)}"):
+        PassageFile.open(file.path, tmp_path / "ends", num_rows=3)
+    with pytest.raises(IndexDamagedError, match="ends has 24 bytes, needed 32"):
+        PassageFile.open(file.path, tmp_path / "ends", num_rows=4)
+
+
+# In a memory
+
+
+@pytest.fixture
+def memory(path, encoder) -> Memory:
+    given = [Passage(f"p{i}", f"text {i}", "title", f"file {i}", i, i + 9, i or None, "o") for i in range(60)]
+    return Memory.create(path, encoder).add(given, encoder)
+
+
+Q = np.random.default_rng(9).standard_normal((3, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", STORED_KINDS)
+def test_a_search_needs_nothing_of_the_table(memory, kind, monkeypatch):
+    memory.build_index(kind)
+    expected = Memory.open(memory.path, index="flat").search(Q, 60)
+    opened = Memory.open(memory.path)
+    monkeypatch.setattr(Table, "take", None)
+    found = opened.search(Q, 60)
+    assert [sorted(each, key=str) for each in found.passages] == [sorted(each, key=str) for each in expected.passages]
+
+
+def test_what_came_later_is_the_tables(memory, encoder, monkeypatch):
+    memory.build_index("sq8")
+    newer = Memory.open(memory.path).upsert([Passage("p1", "text 1, corrected"), Passage("q", "new")], encoder)
+    newer = newer.delete(["p2"])
+    asked = []
+    monkeypatch.setattr(Table, "take", lambda self, ids, take=Table.take: asked.extend(ids) or take(self, ids))
+    (found,) = newer.search(Q[:1], 60).passages
+    assert len(asked) == 2
+    assert {z.text for z in found} == {*(f"text {i}" for i in range(60) if i not in (1, 2)), "text 1, corrected", "new"}
+
+
+def test_an_index_without_them_is_of_use(memory, monkeypatch):
+    memory.build_index("sq8")
+    expected = Memory.open(memory.path).search(Q, 60).passages
+    finish = files._finish
+
+    def older(scratch, description):
+        for name in (files.PASSAGES, files.PASSAGE_ENDS):
+            (scratch / name).unlink()
+        finish(scratch, description)
+
+    monkeypatch.setattr(files, "_finish", older)
+    files.discard_all(memory.path)
+    assert built(memory._table, "sq8").texts is None
+    opened = Memory.open(memory.path)
+    assert opened.index.kind == "sq8"
+    assert opened.search(Q, 60).passages == expected
+
+
+def test_they_are_compared_with_the_table(memory, monkeypatch):
+    from latentrag.memory.indexes import building
+    from latentrag.memory.verify import verify
+
+    right = building.stream_with_passages
+
+    def wrong(table):
+        for rows, found in right(table):
+            yield rows, [found[0], *found[:-1]]
+
+    monkeypatch.setattr(building, "stream_with_passages", wrong)
+    build(memory._table, plan("sq8", 60, 8), progress=lambda *_: None)
+    (problem,) = verify(memory.path).problems
+    assert "holds other texts than the table for 59 passages" in str(problem)
+
+
+def test_their_room_on_the_disk_is_reckoned(memory, monkeypatch):
+    from latentrag.errors import MemoryStoreError
+    from latentrag.memory.indexes import building
+
+    made = memory.build_index("sq8")
+    without = building.plan("sq8", 60, 8).disk_bytes
+    reckoned = without + building._bytes_of_passages(memory._table)
+    assert made.disk_bytes < reckoned < without + made.disk_bytes
+    files.discard_all(memory.path)
+    monkeypatch.setattr(building.shutil, "disk_usage", lambda _: type("", (), {"free": reckoned - 1}))
+    with pytest.raises(MemoryStoreError, match="the index sq8 needs"):
+        memory.build_index("sq8")
