@@ -13,8 +13,10 @@ from latentrag.generator import (
     Seq2SeqGenerator,
     causal,
     fused_gold,
+    gold,
     load_generator,
 )
+from latentrag.generator.gold import OutputHead
 from latentrag.generator.loading import save_generator
 from latentrag.generator.own_logits import OwnLogits
 from latentrag.types import Passage, Targets
@@ -171,7 +173,6 @@ def test_gradients_equal_those_of_the_models_own_loss(generator, monkeypatch) ->
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-4)
 
 
-@torch.no_grad()
 def test_scores_do_not_need_the_whole_vocabulary_at_once(generator, monkeypatch) -> None:
     """The output layer sees the scored positions alone, and a block of the vocabulary at a time."""
     sizes = []
@@ -188,6 +189,24 @@ def test_scores_do_not_need_the_whole_vocabulary_at_once(generator, monkeypatch)
     generator.log_p_theta(generator.prepare(X, PASSAGES), targets)
     assert max(sizes) <= 10 * num_rows
     assert sum(sizes) == num_rows * tiny.VOCABULARY
+
+
+@torch.no_grad()
+def test_nor_all_positions_without_gradients(generator, monkeypatch) -> None:
+    """The output layer, its weights packed, sees the scored positions alone, and a few of them at a time."""
+    num_rows = []
+    whole = OutputHead._packed_piece
+
+    def watched(self, hidden, ids):
+        num_rows.append(len(hidden))
+        return whole(self, hidden, ids)
+
+    targets = generator.targets(Y)
+    monkeypatch.setattr(gold, "PACKED_CHUNK_ELEMENTS", 2 * tiny.VOCABULARY)
+    monkeypatch.setattr(OutputHead, "_packed_piece", watched)
+    generator.log_p_theta(generator.prepare(X, PASSAGES), targets)
+    assert max(num_rows) <= 2
+    assert sum(num_rows) == 3 * int(targets.mask.sum())
 
 
 @torch.no_grad()
