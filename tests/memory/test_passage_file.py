@@ -119,6 +119,9 @@ def test_an_index_without_them_is_of_use(memory, monkeypatch):
     opened = Memory.open(memory.path)
     assert opened.index.kind == "sq8"
     assert opened.search(Q, 60).passages == expected
+    monkeypatch.undo()
+    assert built(memory._table, "sq8").texts is not None  # asked for again it is made anew
+    assert opened.search(Q, 60).passages == expected
 
 
 def test_they_are_compared_with_the_table(memory, monkeypatch):

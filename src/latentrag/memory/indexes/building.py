@@ -134,7 +134,8 @@ def build(table: Table, planned: Plan, *, progress: Progress) -> Published:
     description = _description(table, planned)
     with files.building(table.path):
         for found in files.find(table.path)[0]:
-            if found.folder.name == description.name and _is_whole(found):
+            is_new = files.PASSAGES in found.files  # older ones have none
+            if found.folder.name == description.name and is_new and _is_whole(found):
                 files.ask_for(found)
                 return found
         _require_room(table, planned)
