@@ -68,8 +68,8 @@ class PassageFileWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._ends.close()
+        with self._file, self._ends:  # both are closed, whichever cannot be written
+            pass
 
 
 @dataclass(frozen=True, eq=False)
