@@ -260,8 +260,8 @@ def test_the_index_of_another_memory_is_noticed(tmp_path, make_encoder, alike):
 def test_rows_that_are_not_the_same_are_told_apart(tmp_path):
     table = make_table(tmp_path / "m.lance", drawn(10, 6))
     rows = rows_of(table)
-    changes.require_same_rows(table, Rows(rows.row_ids[2:5], rows.vectors[2:5]), file=tmp_path)
+    changes.require_same_rows(table, Rows(rows.row_ids[2:5], rows.vectors[2:5]), {}, file=tmp_path)
     with pytest.raises(IndexDamagedError, match="belongs to another memory"):
-        changes.require_same_rows(table, Rows(rows.row_ids[2:5], rows.vectors[3:6]), file=tmp_path)
+        changes.require_same_rows(table, Rows(rows.row_ids[2:5], rows.vectors[3:6]), {}, file=tmp_path)
     with pytest.raises(IndexDamagedError, match="belongs to another memory"):
-        changes.require_same_rows(table, Rows(rows.row_ids[2:5] + 90, rows.vectors[2:5]), file=tmp_path)
+        changes.require_same_rows(table, Rows(rows.row_ids[2:5] + 90, rows.vectors[2:5]), {}, file=tmp_path)

@@ -1,5 +1,7 @@
 """The passages beside an index: what was written is what is read, and nothing else is."""
 
+import shutil
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from latentrag.memory.indexes.building import build, plan
 from latentrag.memory.indexes.passage_file import PassageFile, PassageFileWriter
 from latentrag.memory.table import Table
 from latentrag.types import Passage
-from tests.memory.indexing import STORED_KINDS, built
+from tests.memory.indexing import STORED_KINDS, built, drawn, make_table
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 places = st.integers(-(2**63), 2**63 - 1)
@@ -122,6 +124,22 @@ def test_an_index_without_them_is_of_use(memory, monkeypatch):
     monkeypatch.undo()
     assert built(memory._table, "sq8").texts is not None  # asked for again it is made anew
     assert opened.search(Q, 60).passages == expected
+
+
+def test_those_of_another_memory_with_the_same_vectors_are_not_served(tmp_path):
+    vectors = drawn(40, 8)
+    ours, theirs = (make_table(tmp_path / name, vectors) for name in ("ours.lance", "theirs.lance"))
+    theirs = theirs.replace_all(
+        theirs.stage([theirs.record_batch([Passage(f"p{i}", "other") for i in range(40)], vectors)]), change="others"
+    )
+    ours = ours.replace_all(
+        ours.stage([ours.record_batch([Passage(f"p{i}", "own") for i in range(40)], vectors)]), change="own"
+    )
+    built(theirs, "sq8")
+    shutil.copytree(theirs.path / files.FOLDER, ours.path / files.FOLDER)
+    with pytest.warns(UserWarning, match="belongs to another memory; this index is thrown away"):
+        (found,) = Memory.open(ours.path).search(Q[:1], 40).passages
+    assert {z.text for z in found} == {"own"}
 
 
 def test_they_are_compared_with_the_table(memory, monkeypatch):

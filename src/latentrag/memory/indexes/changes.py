@@ -175,13 +175,16 @@ def some_of(row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.union1d(row_ids[spread], row_ids[-COMPARED_ROWS // 2 :])
 
 
-def require_same_rows(table: Table, rows: Rows, *, file: Path) -> None:
+def require_same_rows(table: Table, rows: Rows, passages: dict[int, Passage], *, file: Path) -> None:
     """Compare rows of an index with those that the table has under the same ids.
 
     Args:
+        passages: by row id, those that the index has.
         file: of the index.
     Raises: IndexDamagedError if they differ: it is another memory's index.
     """
     theirs = rows_with(table, rows.row_ids)
     if not np.array_equal(theirs.row_ids, rows.row_ids) or not np.array_equal(theirs.vectors, rows.vectors):
+        raise IndexDamagedError(file, "belongs to another memory")
+    if passages and table.take(list(passages)) != passages:
         raise IndexDamagedError(file, "belongs to another memory")

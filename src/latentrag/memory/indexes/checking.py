@@ -11,6 +11,7 @@ from latentrag.errors import IndexDamagedError
 from latentrag.memory.indexes.building import opened
 from latentrag.memory.indexes.changes import Difference, difference, stream, stream_with_passages
 from latentrag.memory.indexes.files import Published
+from latentrag.memory.indexes.protocol import Places
 from latentrag.memory.indexes.recall import recalls_at
 from latentrag.memory.indexes.stored import StoredIndex
 from latentrag.memory.indexes.supply import DRIFT_TO_REFUSE, serving
@@ -117,8 +118,8 @@ def _compared(
     positions = index.proposer.positions()
     if len(positions) != len(index.vectors) or (np.sort(positions) != np.arange(len(positions))).any():
         found.faults.append("proposes a row twice, or never")
-    kept = np.setdiff1d(index.row_ids, changes.removed)  # (n,), rising
-    served = np.union1d(kept, changes.added)
+    kept = Places.of(np.setdiff1d(index.row_ids, changes.removed))
+    served = Places.of(np.union1d(kept.row_ids, changes.added))
     num_rows = len(table)
     chosen = np.sort(np.random.default_rng(seed).choice(num_rows, min(num_questions, num_rows), replace=False))
     questions: list[npt.NDArray[np.float16]] = [np.empty((0, table.manifest.dimension), np.float16)]
@@ -127,8 +128,8 @@ def _compared(
         first, last = np.searchsorted(chosen, (start, start + len(rows.row_ids)))
         questions.append(rows.vectors[chosen[first:last] - start])
         start += len(rows.row_ids)
-        num_lacking += int((~_among(served, rows.row_ids)).sum())
-        common = _among(kept, rows.row_ids)
+        num_lacking += int((~served.known(rows.row_ids)).sum())
+        common = kept.known(rows.row_ids)
         num_common += int(common.sum())
         num_different += _num_different(index, rows, common)
         held = index.passages(rows.row_ids[common])
@@ -136,21 +137,14 @@ def _compared(
         num_otherwise += sum(table_has[row_id] != passage for row_id, passage in held.items())
     if num_lacking:
         found.faults.append(f"lacks {num_lacking} passages of version {table.version}")
-    if len(kept) > num_common:
-        found.faults.append(f"holds {len(kept) - num_common} passages that version {table.version} has not")
+    if len(kept.row_ids) > num_common:
+        found.faults.append(f"holds {len(kept.row_ids) - num_common} passages that version {table.version} has not")
     if num_different:
         found.faults.append(f"holds other vectors than the table for {num_different} passages")
     if num_otherwise:
         found.faults.append(f"holds other texts than the table for {num_otherwise} passages")
     drawn = np.concatenate(questions).astype(np.float32)
     return drawn[np.isfinite(drawn).all(axis=1)]
-
-
-def _among(rising: npt.NDArray[np.int64], row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Which of ``row_ids`` are in a rising array, in time that hardly depends on its length."""
-    places = np.searchsorted(rising, row_ids).clip(max=max(0, len(rising) - 1))
-    found: npt.NDArray[np.bool_] = rising[places] == row_ids if len(rising) else np.zeros(len(row_ids), np.bool_)
-    return found
 
 
 def _num_different(index: StoredIndex, rows: Rows, common: npt.NDArray[np.bool_]) -> int:

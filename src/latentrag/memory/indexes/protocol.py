@@ -93,9 +93,9 @@ class Places:
 
     def known(self, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """(n,) which of these rows are there."""
-        places = np.searchsorted(self.row_ids, row_ids, sorter=self.order).clip(max=max(0, len(self.row_ids) - 1))
         if not len(self.row_ids):
             return np.zeros(len(row_ids), np.bool_)
+        places = np.searchsorted(self.row_ids, row_ids, sorter=self.order).clip(max=len(self.row_ids) - 1)
         found: npt.NDArray[np.bool_] = self.row_ids[places if self.order is None else self.order[places]] == row_ids
         return found
 

@@ -203,6 +203,7 @@ class IndexSupply:
 def serving(index: BaseIndex, changes: Difference, table: Table) -> Index:
     """An index of one version as that of another. Raises: IndexDamagedError if it is another memory's."""
     if len(changes.moved) and isinstance(index, StoredIndex):
-        require_same_rows(table, index.rows(some_of(changes.moved)), file=index.vectors.path)
+        some = some_of(changes.moved)
+        require_same_rows(table, index.rows(some), index.passages(some), file=index.vectors.path)
     added = Rows(changes.added, np.empty((0, table.manifest.dimension), np.float16))
     return revised(index, changes.removed, rows_with(table, changes.added) if len(changes.added) else added)
