@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,24 @@ import torch
 from benchmarks import turns
 
 BEGIN, PAD, END = 0, 1, 2
+SAVED = Path("build/bench/bart")
+
+
+def saved_bart(size: str, *, seed: int) -> Path:
+    """The folder of one that writes as long as it may, written at the first call."""
+    folder = SAVED / f"{size}-{seed}"
+    if not folder.is_dir():
+        new = folder.with_name(f"{folder.name}.new")
+        bart(size, seed=seed, forced_eos_token_id=None).save_pretrained(new)
+        new.rename(folder)
+    return folder
+
+
+def loaded_bart(size: str, *, seed: int) -> Any:
+    """The same from disk, as models are loaded, which have been saved before."""
+    from transformers import BartForConditionalGeneration
+
+    return BartForConditionalGeneration.from_pretrained(SAVED / f"{size}-{seed}", local_files_only=True).eval()
 
 
 def bart(size: str, *, seed: int, **changes: Any) -> Any:

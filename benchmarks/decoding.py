@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.beside_transformers import BEGIN, END, Tokenizer, bart, parser, rag_of
+from benchmarks.beside_transformers import BEGIN, END, Tokenizer, loaded_bart, parser, rag_of, saved_bart
 from benchmarks.turns import in_turns, measured, report
 
 THEIRS = ["their token", "their thorough", "their generate"]
@@ -66,7 +66,7 @@ Found = list[list[int]]
 
 def writer(config: Config) -> Any:
     """The BART, which never ends."""
-    model = bart(config.size, seed=config.seed, forced_eos_token_id=None)
+    model = loaded_bart(config.size, seed=config.seed)
     model.final_logits_bias[0, END] = -1e9
     return model
 
@@ -149,6 +149,8 @@ def main() -> int:
     options.add_argument("--tokens", type=int, default=20)
     given = options.parse_args()
     config = Config(size=given.size, K=given.passages, tokens=given.tokens)
+    for size in ("tiny", config.size):
+        saved_bart(size, seed=config.seed)
     results = in_turns("benchmarks.decoding", given.ways, given.malloc, given.runs, config)
     sizes = f"B {config.B}, K {config.K}, L {config.L}, {config.M} beams, {config.tokens} tokens"
     about = f"BART-{config.size}, float32, {sizes}"

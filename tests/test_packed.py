@@ -1,10 +1,15 @@
 """Packed linear layers are the same layers, and follow their weights."""
 
 import copy
+import os
 import platform
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
@@ -120,3 +125,58 @@ def test_weights_that_cannot_tell_when_they_change_are_left_alone() -> None:
         kept(x)
     with torch.no_grad():
         torch.testing.assert_close(kept(x), plain(kept, x), rtol=1e-5, atol=1e-5)
+
+
+def resident(file: Path) -> int:
+    """Bytes of the file's mappings that are in memory."""
+    found, of_file = 0, False
+    for line in Path("/proc/self/smaps").read_text("utf-8").splitlines():
+        name, *rest = line.split(maxsplit=5)
+        if name.endswith(":"):
+            found += 1024 * int(rest[0]) if of_file and name == "Rss:" else 0
+        else:
+            of_file = rest[-1] == str(file)
+    return found
+
+
+def on_disk(folder: Path, weight: torch.Tensor) -> Path:
+    """A file of it, written out."""
+    file = folder / "model.safetensors"
+    save_file({"weight": weight}, file)
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
+    return file
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="lets go of nothing here")
+@torch.no_grad()
+def test_a_weight_mapped_from_a_file_leaves_the_memory_and_comes_back(request) -> None:
+    build = request.config.rootpath / "build"
+    build.mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=build) as folder:  # /tmp may itself be memory
+        leaves_and_comes_back(on_disk(Path(folder), torch.randn(1500, 700)))
+
+
+def leaves_and_comes_back(file: Path) -> None:
+    layer, x = packed(700, 1500), torch.randn(3, 700)
+    layer.weight = nn.Parameter(load_file(file)["weight"])
+    expected = plain(layer, x)
+    assert resident(file) >= layer.weight.nbytes
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-4)
+    assert resident(file) <= 3 * 4096
+    assert torch.equal(plain(layer, x), expected)
+    assert resident(file) >= layer.weight.nbytes // 2
+
+
+@torch.no_grad()
+def test_a_mapped_weight_that_was_changed_keeps_its_change(tmp_path) -> None:
+    layer, x = packed(700, 1500), torch.randn(3, 700)
+    layer.weight = nn.Parameter(load_file(on_disk(tmp_path, torch.randn(1500, 700)))["weight"])
+    layer.weight.data[7] = 2.0  # what torch does not tell of
+    expected = plain(layer, x)
+    layer(x)
+    assert torch.equal(plain(layer, x), expected)
+    layer.weight.mul_(2)
+    layer(x)
+    assert torch.equal(plain(layer, x), functional.linear(x, layer.weight, layer.bias))
+    assert (layer.weight[7] == 4.0).all()

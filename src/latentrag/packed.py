@@ -5,8 +5,12 @@ call (bfloat16), which for the few rows of a decoder's step takes longer than th
 slower for few rows (float32).
 """
 
+import ctypes
+import mmap
 import platform
+import sys
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +18,9 @@ from torch.nn import functional
 
 _FEW_ROWS = 8
 """What the blocks are chosen for; they do no worse for many."""
+
+_PAGEOUT = 21
+"""MADV_PAGEOUT of Linux 5.4: write back what is not on disk yet, then take the pages back."""
 
 
 class _Packed:
@@ -25,6 +32,8 @@ class _Packed:
         self._weight = weight.detach()  # held, lest another takes its place in memory
         self._version = weight._version  # noqa: SLF001
         self.blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(self._weight, _FEW_ROWS)  # noqa: SLF001
+        if self._version == 0:  # as it was loaded
+            _let_go(self._weight)
 
     def is_of(self, weight: Tensor) -> bool:
         """Whether it is that weight still, unchanged."""
@@ -41,6 +50,8 @@ class PackedLinear(nn.Linear):
 
     The copy is made at the first such call, and anew after the weight has changed: itself, or in place. Torch does not
     tell of changes in place through ``weight.data``.
+
+    A weight that is mapped from a file then leaves the memory (Linux), and is read again when it is asked for.
     """
 
     _packed: _Packed | None = None
@@ -97,3 +108,28 @@ def _is_packable(x: Tensor, weight: Tensor) -> bool:
 def _multiplies_bfloat16() -> bool:
     known: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
     return known
+
+
+def _let_go(weight: Tensor) -> None:
+    """Take a weight's pages out of memory if a file has them too."""
+    page = mmap.PAGESIZE
+    first = -(-weight.data_ptr() // page) * page
+    end = (weight.data_ptr() + weight.nbytes) // page * page  # pages at the edges are its neighbours' too
+    if weight.is_contiguous() and first < end and _is_of_a_file(first, end):
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), _PAGEOUT)  # it may refuse
+
+
+def _is_of_a_file(first: int, end: int) -> bool:
+    """Whether these addresses are mapped from one file, privately."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        maps = Path("/proc/self/maps").read_text("utf-8", "surrogateescape")
+    except OSError:
+        return False
+    for line in maps.splitlines():
+        addresses, rights, _offset, _device, inode, *_name = line.split(maxsplit=5)
+        start, _, stop = addresses.partition("-")
+        if int(start, 16) <= first and end <= int(stop, 16):
+            return inode != "0" and rights.endswith("p")
+    return False
