@@ -44,7 +44,7 @@ def ways_table(found: Measured) -> str:
     k, flat = found.last, found.runs.get("faiss-flat")
     head = ["", "recall@5", f"recall@{k}", "p50 k=5, ms", f"p50 k={k}, ms", "its index k=5, ms", "faiss in it k=5, ms"]
     head += ["from the disk k=5, ms"]
-    head += ["resident, MB", "above the libraries, MB", "cold, s", "build, s", "build's peak, MB"]
+    head += ["resident, MB", "above the libraries, MB", "cold, s", "build, s", "build's peak, MB", "effort"]
     rows = []
     for way, of_way in found.runs.items():
         built = found.built.get(way, {})
@@ -63,6 +63,7 @@ def ways_table(found: Measured) -> str:
                 f"{of_way['cold_s']:.2f}",
                 f"{built['build_s']:.1f}" if built else "",
                 f"{built['build_peak_bytes'] / 1e6:.0f}" if built else "",
+                f"{built['effort']:g}" if "effort" in built else "",
             ]
         )
     return markdown(head, rows)
@@ -110,7 +111,7 @@ def projection_table(small: Measured, large: Measured) -> str:
 
     RAM and disk grow with the rows. Building grows with the rows copied, and with the products of rows and lists, and
     of lists and sampled rows, that choosing lists takes; a search with the rows and centroids that it looks at. List
-    and probe numbers are those that the library would take.
+    and probe numbers are those that the library would take, with the larger one's effort.
     """
     sizes = [small.size, large.size]
 
@@ -119,9 +120,11 @@ def projection_table(small: Measured, large: Measured) -> str:
         slope = max(0.0, (values[1] - values[0]) / (work[1] - work[0]))
         return max(0.0, values[1] - slope * work[1]), slope
 
+    efforts = {m.size: m.built[OURS]["effort"] for m in (small, large)}
+
     def lists(size: int) -> tuple[int, int]:
-        num_lists = ivf_rabitq.default_lists(size)
-        return num_lists, ivf_rabitq.default_probes(size, num_lists)
+        num_lists, effort = ivf_rabitq.default_lists(size), efforts.get(size, efforts[large.size])
+        return num_lists, min(num_lists, round(effort * ivf_rabitq.default_probes(size, num_lists)))
 
     def looked_at(size: int) -> float:
         num_lists, num_probes = lists(size)

@@ -111,6 +111,7 @@ def build_memory(work: Path, kind: str, max_memory: int | None) -> dict[str, flo
         "build_peak_bytes": peak_bytes(),
         "index_ram_bytes": made.ram_bytes,
         "index_disk_bytes": made.disk_bytes,
+        "effort": made.effort,
     }
 
 

@@ -23,7 +23,14 @@ def test_build_says_what_it_built_and_the_memory_is_searched_by_it(own, model) -
     assert (done.code, done.stderr) == (0, "")
     made = done.json
     assert {made.pop(name) >= 0 for name in ("ram_bytes", "disk_bytes", "wall_s")} == {True}
-    assert made == {"memory": str(own), "kind": "ivf-rabitq", "version": 2, "num_passages": 4, "recall": 1.0}
+    assert made == {
+        "memory": str(own),
+        "kind": "ivf-rabitq",
+        "version": 2,
+        "num_passages": 4,
+        "recall": 1.0,
+        "effort": 1.0,
+    }
     assert Memory.open(own).index.kind == "ivf-rabitq"
     assert cli("ask", QUESTION, "-m", model, "-i", own, "--json").json == before
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from latentrag.memory import Memory, recovery
+from latentrag.memory.indexes import effort
 from latentrag.memory.lock import WriterLock
 from latentrag.types import Passage
 
@@ -28,6 +29,12 @@ class FakePassageEncoder:
 
     def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> torch.Tensor:
         return torch.from_numpy(np.stack([self.vector(passage.text) for passage in passages]))
+
+
+@pytest.fixture(autouse=True)
+def few_questions(monkeypatch):
+    """That recall is measured with while an index is built."""
+    monkeypatch.setattr(effort, "NUM_QUESTIONS", 20)
 
 
 @pytest.fixture

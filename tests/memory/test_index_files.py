@@ -282,7 +282,7 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing(memory, monkeypatch):
     assert left(memory) == []
 
 
-@pytest.mark.parametrize("stage", ["copying passages", "training", "adding vectors"])
+@pytest.mark.parametrize("stage", ["copying passages", "training", "adding vectors", "measuring"])
 def test_a_build_that_is_interrupted_leaves_what_was_there(memory, stage):
     before = memory.build_index("ivf-rabitq")
     newer = memory.delete(["p0"])

@@ -1,7 +1,8 @@
-"""From a table to a published index, in two passes and within a bound on memory.
+"""From a table to a published index, in passes over the vectors and within a bound on memory.
 
 The first pass copies the vectors to the file they are rescored from, and learns what training needs; the second adds
-them from there. Nothing but the index itself, the sample for training and a few megabytes is held in RAM.
+them from there; for ivf-rabitq a third measures how far it must be searched. Nothing but the index itself, the sample
+for training and a few megabytes is held in RAM.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from latentrag.errors import IndexDamagedError, InputError, MemoryStoreError
 from latentrag.memory.indexes import files, ivf_rabitq
 from latentrag.memory.indexes.changes import fragments, stream_with_passages
+from latentrag.memory.indexes.effort import EFFORT, choose_effort, read_effort, write_effort
 from latentrag.memory.indexes.files import Description, Published
 from latentrag.memory.indexes.ivf_rabitq import IvfRabitq
 from latentrag.memory.indexes.passage_file import PassageFile, PassageFileWriter, record
@@ -134,7 +136,7 @@ def build(table: Table, planned: Plan, *, progress: Progress) -> Published:
     description = _description(table, planned)
     with files.building(table.path):
         for found in files.find(table.path)[0]:
-            is_new = files.PASSAGES in found.files  # older ones have none
+            is_new = _added_later(planned.kind) <= found.files.keys()
             if found.folder.name == description.name and is_new and _is_whole(found):
                 files.ask_for(found)
                 return found
@@ -144,6 +146,9 @@ def build(table: Table, planned: Plan, *, progress: Progress) -> Published:
             proposer = _trained(planned, _copied(table, scratch, planned, progress), progress)
             _added(proposer, scratch, description, progress)
             proposer.write(scratch)
+            del proposer  # what is searched is read anew, without the room that was left for growing
+            if planned.kind == "ivf-rabitq":
+                _tried(planned, scratch, description, progress)
         made = [each for each in files.find(table.path)[0] if each.folder.name == description.name]
     if not made:
         raise MemoryStoreError(f"the index of {table.path} vanished while it was published; build it again")
@@ -162,6 +167,11 @@ def _description(table: Table, planned: Plan) -> Description:
         parameters=planned.parameters,
         fragments=fragments(table),
     )
+
+
+def _added_later(kind: IndexKind) -> set[str]:
+    """Files that older indexes lack."""
+    return {files.PASSAGES, EFFORT} if kind == "ivf-rabitq" else {files.PASSAGES}
 
 
 def _is_whole(found: Published) -> bool:
@@ -237,13 +247,24 @@ def _trained(planned: Plan, statistics: Statistics, progress: Progress) -> Propo
 
 def _added(proposer: Proposer, scratch: Path, description: Description, progress: Progress) -> None:
     """Second pass."""
-    row_ids = np.memmap(scratch / files.ROW_IDS, dtype="<i8", mode="r", shape=(description.num_rows,))
     done = 0
-    vectors = VectorFile.open(scratch / files.VECTORS, dimension=description.dimension, row_ids=row_ids)
-    for block in vectors.blocks():
+    for block in _vectors(scratch, description).blocks():
         proposer.add(block.vectors)
         done += len(block.vectors)
         progress("adding vectors", done, description.num_rows)
+
+
+def _tried(planned: Plan, scratch: Path, description: Description, progress: Progress) -> None:
+    """Third pass."""
+    size = {"num_rows": description.num_rows, "dimension": description.dimension}
+    proposer = IvfRabitq.read(scratch, **size, **planned.parameters)
+    choose_effort(proposer, _vectors(scratch, description), progress)
+    write_effort(scratch, proposer.effort)
+
+
+def _vectors(scratch: Path, description: Description) -> VectorFile:
+    row_ids = np.memmap(scratch / files.ROW_IDS, dtype="<i8", mode="r", shape=(description.num_rows,))
+    return VectorFile.open(scratch / files.VECTORS, dimension=description.dimension, row_ids=row_ids)
 
 
 def opened(published: Published) -> StoredIndex:
@@ -259,6 +280,8 @@ def opened(published: Published) -> StoredIndex:
         proposer = Hnsw.read(folder, **size)
     elif set(of.parameters) == {"num_lists", "num_probes"}:
         proposer = IvfRabitq.read(folder, **size, **of.parameters)
+        if EFFORT in published.files:
+            proposer.effort = read_effort(folder)
     else:
         raise IndexDamagedError(folder / files.DESCRIPTION, f"has parameters {of.parameters}")
     vectors = VectorFile.open(folder / files.VECTORS, dimension=of.dimension, row_ids=row_ids)

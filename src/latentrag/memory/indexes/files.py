@@ -3,7 +3,7 @@
 A folder of its own holds each index:
 
     index.json      what it is of (version, encoder, fragments, parameters), sizes and checksums
-    index.faiss     what proposes candidates; bonuses.f32 beside it with ivf-rabitq
+    index.faiss     what proposes candidates; beside it with ivf-rabitq bonuses.f32, and in newer ones effort.json
     row_ids.i64     row id of each position
     vectors.f16     what they are rescored from
     passages.json   what is handed out, and passage_ends.i64, where each of them ends; older indexes have neither

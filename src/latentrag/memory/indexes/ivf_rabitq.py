@@ -72,6 +72,8 @@ class IvfRabitq:
     bonuses: npt.NDArray[np.float32]
     """(lists,) 2σρ; while rows are added 2σ."""
     num_probes: int
+    effort: float = 1.0
+    """Multiplies the lists looked at and the candidates; see effort.py."""
     nearest: Any = None
     """The centroids as an L2 index, while rows are added."""
     squares: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
@@ -96,7 +98,7 @@ class IvfRabitq:
         lists = faiss.IndexIVFRaBitQ(quantizer, dimension, num_lists, faiss.METRIC_INNER_PRODUCT)
         lists.train(sample[:1])  # the centroids are there; of a bit there is nothing to learn
         bonuses = np.full(num_lists, DEVIATIONS * _spread(sample, centroids, nearest), np.float32)
-        return cls(rotation, lists, centroids, bonuses, num_probes, nearest, np.zeros(num_lists))
+        return cls(rotation, lists, centroids, bonuses, num_probes, nearest=nearest, squares=np.zeros(num_lists))
 
     @classmethod
     def read(cls, folder: Path, *, num_rows: int, dimension: int, num_lists: int, num_probes: int) -> Self:
@@ -150,10 +152,11 @@ class IvfRabitq:
 
     def num_rescored(self, k: int) -> int:
         # An estimate's error falls as 1/√D.
-        return math.ceil((2 * k + 40) * max(1.0, math.sqrt(USUAL_DIMENSION / self.lists.d)))
+        return math.ceil(self.effort * (2 * k + 40) * max(1.0, math.sqrt(USUAL_DIMENSION / self.lists.d)))
 
     def propose(self, q: npt.NDArray[np.float32], num: int, live: LiveRows | None) -> npt.NDArray[np.int64]:
-        turned, probes = self.rotation.apply(q[None]), min(self.num_probes, len(self.centroids))
+        turned = self.rotation.apply(q[None])
+        probes = min(round(self.effort * self.num_probes), len(self.centroids))
         promise = self.centroids @ turned[0] + self.bonuses * np.linalg.norm(q)  # (lists,)
         while True:
             chosen = np.argpartition(-promise, probes - 1)[:probes]

@@ -11,6 +11,7 @@ import numpy as np
 from latentrag.errors import MemoryStoreError
 from latentrag.memory.indexes import files
 from latentrag.memory.indexes.building import build, kind_by_size, opened, plan, shown
+from latentrag.memory.indexes.ivf_rabitq import IvfRabitq
 from latentrag.memory.indexes.recall import recall_at
 from latentrag.types import IndexChoice, IndexKind
 
@@ -29,7 +30,8 @@ class BuiltIndex:
         ram_bytes: what it takes while it is searched, without the libraries; for flat 4·N·D.
         disk_bytes: of its files.
         recall: the share of the five best passages that it finds, with passages' own vectors as questions.
-        wall_s: what it took, the measuring of recall left out.
+        effort: how many times as far as usual it is searched, since its vectors need it; 1 for all but ivf-rabitq.
+        wall_s: what it took, the measuring of this recall left out.
     """
 
     kind: IndexKind
@@ -38,6 +40,7 @@ class BuiltIndex:
     ram_bytes: int
     disk_bytes: int
     recall: float
+    effort: float
     wall_s: float
 
 
@@ -50,7 +53,7 @@ def build_index(table: Table, choice: IndexChoice, *, max_memory: int | None, pr
     if kind == "flat":
         files.discard_all(table.path)
         ram = 4 * len(table) * dimension
-        return BuiltIndex(kind, table.version, len(table), ram, 0, 1.0, time.perf_counter() - started)
+        return BuiltIndex(kind, table.version, len(table), ram, 0, 1.0, 1.0, time.perf_counter() - started)
     with shown(progress) as show:
         published = build(table, planned, progress=show)
         took = time.perf_counter() - started
@@ -59,4 +62,5 @@ def build_index(table: Table, choice: IndexChoice, *, max_memory: int | None, pr
         chosen = np.unique(np.linspace(0, len(index) - 1, NUM_QUESTIONS).astype(np.int64))
         recall = recall_at(index, index.vectors.blocks(), index.vectors.read(chosen), min(MEASURED_K, len(index)))
         show("measuring recall", 1, 1)
-    return BuiltIndex(kind, table.version, len(table), index.num_bytes, published.num_bytes, recall, took)
+    effort = index.proposer.effort if isinstance(index.proposer, IvfRabitq) else 1.0
+    return BuiltIndex(kind, table.version, len(table), index.num_bytes, published.num_bytes, recall, effort, took)

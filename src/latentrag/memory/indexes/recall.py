@@ -36,7 +36,13 @@ def recalls_at(
         rows: all rows of the version that the index serves; read once.
         ks: at most the index's number of rows.
     """
-    best = exact_best(rows, q, max(ks))
+    return shares_found(index, exact_best(rows, q, max(ks)), q, ks)
+
+
+def shares_found(
+    index: Index, best: npt.NDArray[np.float32], q: npt.NDArray[np.float32], ks: Sequence[int]
+) -> dict[int, npt.NDArray[np.float64]]:
+    """The same. best: (B, K ≥ max(ks)) the scores of each query's best rows, best first."""
     shares = {}
     for k in ks:
         found = index.search(q, k).scores

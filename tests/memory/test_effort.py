@@ -1,0 +1,111 @@
+"""How far an ivf-rabitq index is searched is measured when it is built, and kept."""
+
+import json
+
+import numpy as np
+import pytest
+
+from latentrag.errors import IndexDamagedError
+from latentrag.memory import Memory
+from latentrag.memory.indexes import effort, files, ivf_rabitq
+from latentrag.memory.indexes.building import build, opened, plan
+from latentrag.memory.indexes.effort import EFFORT, EFFORTS, NEEDED
+from latentrag.memory.indexes.recall import recalls_at
+from tests.memory.indexing import built, drawn, make_table, rows_of
+
+NUM_ROWS, DIMENSION, USUAL_PROBES = 3_000, 64, 30
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """Of vectors without any order, few of whose lists are usually looked at."""
+    monkeypatch.setattr(ivf_rabitq, "default_probes", lambda *_: USUAL_PROBES)
+    monkeypatch.setattr(effort, "NUM_QUESTIONS", 40)
+    vectors = np.random.default_rng(0).standard_normal((NUM_ROWS, DIMENSION))
+    return make_table(tmp_path / "m.lance", vectors.astype(np.float16))
+
+
+def shares(index, table) -> dict[int, float]:
+    rows = rows_of(table)
+    q = rows.vectors[np.unique(np.linspace(0, NUM_ROWS - 1, effort.NUM_QUESTIONS).astype(np.int64))]
+    return {k: of_k.mean() for k, of_k in recalls_at(index, [rows], q.astype(np.float32), list(NEEDED)).items()}
+
+
+def test_vectors_that_are_easy_to_find_need_no_effort(tmp_path):
+    assert built(make_table(tmp_path / "m.lance", drawn(500, 40)), "ivf-rabitq").proposer.effort == 1
+
+
+@pytest.mark.parametrize("needed", [{5: 0.82, 100: 0.5}, {5: 0.5, 100: 0.98}, {5: 0.95, 100: 0.6}])
+def test_the_least_effort_that_finds_what_is_needed(table, monkeypatch, needed):
+    monkeypatch.setattr(effort, "NEEDED", needed)
+    index = built(table, "ivf-rabitq")
+    chosen = index.proposer.effort
+    found = {}
+    for index.proposer.effort in EFFORTS:
+        found[index.proposer.effort] = shares(index, table)
+    assert 1 < chosen < EFFORTS[-1]
+    enough = [each for each in EFFORTS if all(found[each][k] >= share for k, share in needed.items())]
+    assert chosen == enough[0]
+
+
+def test_where_nothing_is_enough_it_is_the_greatest(table, monkeypatch):
+    monkeypatch.setattr(effort, "NEEDED", {5: 1.1})
+    assert built(table, "ivf-rabitq").proposer.effort == EFFORTS[-1]
+
+
+@pytest.mark.parametrize("factor", EFFORTS)
+def test_it_multiplies_lists_and_candidates(table, monkeypatch, factor):
+    proposer = built(table, "ivf-rabitq").proposer
+    proposer.effort, looked_at = 1.0, []
+    usual, scan = proposer.num_rescored(7), ivf_rabitq.IvfRabitq._scan
+    monkeypatch.setattr(
+        ivf_rabitq.IvfRabitq,
+        "_scan",
+        lambda self, turned, num, chosen, *rest: (
+            looked_at.append(len(chosen)) or scan(self, turned, num, chosen, *rest)
+        ),
+    )
+    proposer.effort = factor
+    assert proposer.num_rescored(7) == pytest.approx(factor * usual, abs=factor)
+    assert len(proposer.propose(drawn(1, DIMENSION)[0].astype(np.float32), 3, None)) == 3
+    assert looked_at == [USUAL_PROBES * factor]
+
+
+def test_it_is_kept_with_the_index(table):
+    planned = plan("ivf-rabitq", NUM_ROWS, DIMENSION)
+    published = build(table, planned, progress=lambda *_: None)
+    kept = json.loads((published.folder / EFFORT).read_text())["effort"]
+    assert opened(published).proposer.effort == kept > 1
+    assert build(table, planned, progress=lambda *_: None) == published  # nothing is made twice
+
+
+def without_effort(published) -> None:
+    """As indexes were before."""
+    description = published.folder / files.DESCRIPTION
+    record = json.loads(description.read_bytes())
+    del record["checksum"], record["files"][EFFORT]
+    record["checksum"] = files.hashlib.sha256(files._canonical(record)).hexdigest()
+    description.write_bytes(files._canonical(record))
+    (published.folder / EFFORT).unlink()
+
+
+def test_older_indexes_are_searched_as_they_were_until_they_are_built_anew(table):
+    planned = plan("ivf-rabitq", NUM_ROWS, DIMENSION)
+    without_effort(build(table, planned, progress=lambda *_: None))
+    (older,) = files.find(table.path)[0]
+    assert opened(older).proposer.effort == 1
+    newer = build(table, planned, progress=lambda *_: None)
+    assert opened(newer).proposer.effort > 1
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"effort": null}', '{"effort": 1e9}', '{"effort": NaN}'])
+def test_what_is_no_effort_is_damage(tmp_path, content):
+    (tmp_path / EFFORT).write_text(content)
+    with pytest.raises(IndexDamagedError, match=r"effort\.json"):
+        effort.read_effort(tmp_path)
+
+
+def test_one_passage(tmp_path):
+    table = make_table(tmp_path / "m.lance", drawn(1, 8))
+    assert len(built(table, "ivf-rabitq")) == 1
+    assert Memory.open(table.path).index.search(np.ones((1, 8), np.float32), 1).row_ids.shape == (1, 1)
