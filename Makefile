@@ -13,7 +13,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help test lint test-page torture fuzz-api format demo eval-demo experiment-jeopardy experiment-hot-swap \
-	experiment-precision bench bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-training bench-cache \
+	experiment-precision bench bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
 	bench-memory bench-swap bench-sync bench-serving clean
 
 help:  ## List the targets.
@@ -82,6 +82,9 @@ bench-loss-memory: $(STAMP)  ## Measure the loss over a large vocabulary against
 
 bench-decoding: $(STAMP)  ## Measure decoding beside transformers' RAG, half an hour; SIZE=large PASSAGES=10 RUNS=5.
 	@$(BIN)/python -m benchmarks.decoding $(if $(SIZE),--size $(SIZE)) $(if $(PASSAGES),--passages $(PASSAGES)) $(if $(RUNS),--runs $(RUNS))
+
+bench-roofline: $(STAMP)  ## Measure a decoder's step beside what this machine can do, a minute; SIZE=large PASSAGES=10 RUNS=5.
+	@$(BIN)/python -m benchmarks.roofline $(if $(SIZE),--size $(SIZE)) $(if $(PASSAGES),--passages $(PASSAGES)) $(if $(RUNS),--runs $(RUNS))
 
 bench-training: $(STAMP)  ## Measure a training step beside transformers' RAG, half an hour; SIZE, PASSAGES, LENGTHS=real, RUNS.
 	@$(BIN)/python -m benchmarks.training_step $(if $(SIZE),--size $(SIZE)) $(if $(PASSAGES),--passages $(PASSAGES)) \

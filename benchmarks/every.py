@@ -24,6 +24,7 @@ def commands(*, data: Path, work: Path, runs: int, quick: bool) -> dict[str, lis
         turns += ["--malloc", "default"]
         return {
             "decoding": ["decoding", *turns, "--size", "tiny"],
+            "roofline": ["roofline", "--runs", str(runs), "--size", "tiny"],
             "training": ["training_step", *turns, "--size", "tiny"],
             "encoding": ["encoding", *turns, "--limit", "64"],
             "ask": ["ask", *clues, "--questions", "3"],
@@ -46,6 +47,7 @@ def commands(*, data: Path, work: Path, runs: int, quick: bool) -> dict[str, lis
         "decoding": ["decoding", *turns],
         "decoding-10": ["decoding", *turns, "--passages", "10"],
         "decoding-large": ["decoding", "--runs", str(min(runs, 3)), "--size", "large"],
+        "roofline": ["roofline", "--runs", str(runs)],
         "training": ["training_step", *turns],
         "training-real": ["training_step", *turns, "--lengths", "real"],
         "loss-memory": ["loss_memory", *turns],

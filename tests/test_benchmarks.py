@@ -60,6 +60,19 @@ def test_a_round_beside_transformers(module, ways, tmp_path) -> None:
     assert all(run["cpu_s"] > 0 and run["peak_bytes"] > 0 for run in found.values())
 
 
+def test_a_step_beside_what_the_machine_can_do(tmp_path) -> None:
+    printed, report = run(
+        "roofline", "--size", "tiny", "--runs", 1, "--tokens", 2, "--side", 64, "--mib", 1, file=tmp_path / "found.json"
+    )
+    vocabulary, width, inner, rows, seen = 50_265, 16, 64, 4 * 5 * 4, 128 + 3
+    products = vocabulary * width + (4 + 2) * width**2 + 2 * width * inner
+    assert report["flops"] == 2 * rows * products + 4 * rows * seen * width
+    kept = 2 * width * (4 * 5 * 128 + rows * 3)
+    assert report["bytes"] == 4 * (products + kept + 2 * rows * vocabulary)
+    assert min(report[name] for name in ("step_s", "flops_per_s", "bytes_per_s")) > 0
+    assert f"| {rows} |" in printed
+
+
 @pytest.mark.parametrize("first", ["theirs float32", "ours float32"])
 def test_a_round_of_encoding(first, places, tmp_path) -> None:
     if first.startswith("theirs") and importlib.util.find_spec("sentence_transformers") is None:
