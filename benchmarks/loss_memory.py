@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.turns import peak_bytes
 from latentrag.generator.gold import OutputHead
 from latentrag.marginal import log_prior, sequence_log_likelihood
 
@@ -138,10 +138,6 @@ def measure(way: str, layer: str) -> dict[str, float]:
 def resident_bytes() -> int:
     """Linux."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def differences(layer: str) -> dict[str, dict[str, float]]:

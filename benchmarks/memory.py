@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory_report import OURS, Measured, medians, projection_table, targets_table, ways_table
+from benchmarks.memory_report import OURS, Measured, medians, projection_table, targets_table, ways_table, with_ratios
 from benchmarks.memory_steps import (
     BREADTH,
     FAISS_WAYS,
@@ -74,10 +74,11 @@ def measured(vectors: Vectors, ways: list[str], num_runs: int, *, bound: int | N
     rows: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for number, way in itertools.product(range(1, num_runs + 1), ways):
         rows[way].append(kept.get(f"run {number} {way}", lambda way=way: one_run(work, way)))
+    compared = {way: with_ratios(found, rows.get("faiss-flat")) for way, found in rows.items()}
     ours = [way for way in ways if way in MEMORY_WAYS and edits]
     edited = {way: kept.get(f"edits {way}", lambda way=way: in_process(work, "edits", way)) for way in ours}
     return Measured(
-        vectors.size, vectors.dimension, {way: medians(found) for way, found in rows.items()}, built, edited
+        vectors.size, vectors.dimension, {way: medians(found) for way, found in compared.items()}, built, edited
     )
 
 

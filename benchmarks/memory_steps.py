@@ -10,13 +10,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.memory_vectors import NUM_QUERIES, Vectors, make_table
+from benchmarks.turns import peak_bytes
 
 FAISS_WAYS = ["faiss-flat", "faiss-ivf-flat", "faiss-hnsw"]
 MEMORY_WAYS = ["ivf-rabitq", "sq8", "hnsw", "flat"]
@@ -31,12 +32,6 @@ WARM_UP = 10
 def resident_bytes() -> int:
     """Linux."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def peak_bytes() -> int:
-    """Linux. What getrusage has is at least what the process that started this one had."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def drop_from_cache(path: Path) -> None:
@@ -57,6 +52,19 @@ def seconds_of_each(search: Callable[[np.ndarray], object], q: np.ndarray) -> li
         started = time.perf_counter()
         search(q[b : b + 1])
         took.append(time.perf_counter() - started)
+    return took
+
+
+def in_turns(ways: Mapping[str, Callable[[np.ndarray], object]], q: np.ndarray) -> dict[str, list[float]]:
+    """As ``seconds_of_each``, one query of each way after the other, and never the same twice in a row."""
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    for b in range(-WARM_UP, len(q)):
+        for number, (name, search) in enumerate(ways.items()):
+            place = (b + number * len(q) // len(ways)) % len(q)
+            started = time.perf_counter()
+            search(q[place : place + 1])
+            if b >= 0:
+                took[name].append(time.perf_counter() - started)
     return took
 
 
@@ -189,13 +197,14 @@ def measure_memory(work: Path, kind: str) -> dict[str, float]:
     for k in depths:
         # What the first pass has read from the disk is in the system's cache for all that follow.
         figures[f"first_p50_s@{k}"] = statistics.median(seconds_of_each(lambda q, k=k: memory.search(q, k), queries))
-        whole = seconds_of_each(lambda q, k=k: memory.search(q, k), queries)
-        index = seconds_of_each(lambda q, k=k: memory.index.search(q, k), queries)
-        figures[f"p50_s@{k}"], figures[f"index_p50_s@{k}"] = statistics.median(whole), statistics.median(index)
+        ways: dict[str, Callable[[np.ndarray], object]] = {
+            f"p50_s@{k}": lambda q, k=k: memory.search(q, k),
+            f"index_p50_s@{k}": lambda q, k=k: memory.index.search(q, k),
+        }
         if isinstance(memory.index, StoredIndex):  # faiss alone: as many candidates, neither vectors nor scores
             proposer, num = memory.index.proposer, min(len(memory), memory.index.proposer.num_rescored(k))
-            alone = seconds_of_each(lambda q, bare=proposer, num=num: bare.propose(q[0], num, None), queries)
-            figures[f"faiss_p50_s@{k}"] = statistics.median(alone)
+            ways[f"faiss_p50_s@{k}"] = lambda q, bare=proposer, num=num: bare.propose(q[0], num, None)
+        figures |= {name: statistics.median(took) for name, took in in_turns(ways, queries).items()}
     figures |= {"resident_bytes": resident_bytes(), "libraries_bytes": libraries}
     return figures | {f"recall@{k}": recall(np.array(places(memory, queries, k)), truth[:, :k]) for k in depths}
 

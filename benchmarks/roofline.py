@@ -7,7 +7,7 @@ written each, one thread. FLOPs of linear layers are counted as they run, those 
 the least that must come from memory or go there: every weight once, the keys and values of each passage once (beams
 share them), those of the tokens written, and the logits once each way. What the machine can do is measured beside it:
 products of square matrices, and sums over an array that no cache holds. No step can be faster than its FLOPs at that
-rate, nor than its bytes.
+rate, nor than its bytes: the faster of PyTorch's own product and oneDNN's from packed weights counts.
 """
 
 import argparse
@@ -63,43 +63,52 @@ def attention_work(config: Any, of: Config, num_tokens: int) -> Work:
     return Work(flops, 4 * (held + 2 * rows * config.vocab_size))
 
 
-def seconds(call: Callable[[], Any], runs: int) -> float:
-    """The median of its processor time, after one call to warm up."""
-    took = []
-    for _ in range(runs + 1):
-        started = time.process_time()
-        call()
-        took.append(time.process_time() - started)
-    return statistics.median(took[1:])
+def seconds(call: Callable[[], Any]) -> float:
+    """Of the processor."""
+    started = time.process_time()
+    call()
+    return time.process_time() - started
 
 
 def measure(of: Config, *, runs: int, side: int, mib: int) -> dict[str, float]:
     """A step, and what the machine can do, in turns."""
     from latentrag.generator.seq2seq import PreparedContexts, Seq2SeqGenerator
+    from latentrag.packed import PackedLinear
 
     torch.set_num_threads(1)
     model = bart(of.size, seed=of.seed, forced_eos_token_id=None)
     generator = Seq2SeqGenerator(model, Tokenizer(), decoder_prefix=[BEGIN])
     ids, mask, _ = contexts(of)
     states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-    _, state = generator.start(PreparedContexts(states, mask.bool(), of.B, of.K))
+    context = PreparedContexts(states, mask.bool(), of.B, of.K)
     stay = torch.arange(of.B * of.M).view(of.B, of.M)
     tokens, first = torch.full_like(stay, 7), torch.arange(of.B)[:, None].expand(of.B, of.M)
-    for number in range(of.tokens):
-        _, state = generator.step(state, first if number == 0 else stay, tokens)
 
-    def step() -> None:
-        generator.step(state, stay, tokens)
+    def written() -> Any:
+        """The state after as many tokens; a step adds one to it."""
+        _, state = generator.start(context)
+        for number in range(of.tokens):
+            _, state = generator.step(state, first if number == 0 else stay, tokens)
+        return state
 
-    linear, attention = linear_work(model, step), attention_work(model.config, of, of.tokens + 1)
-    square, array = torch.randn(side, side), torch.ones(mib << 18)
-    rounds = [(seconds(step, 3), seconds(lambda: square @ square, 3), seconds(array.sum, 1)) for _ in range(runs)]
-    took, product, total = (statistics.median(each) for each in zip(*rounds, strict=True))
+    def step_s() -> float:
+        state = written()
+        return seconds(lambda: generator.step(state, stay, tokens))
+
+    state = written()
+    linear = linear_work(model, lambda: generator.step(state, stay, tokens))
+    attention = attention_work(model.config, of, of.tokens + 1)
+    square, array, layer = torch.randn(side, side), torch.ones(mib << 18), PackedLinear(side, side, bias=False)
+    calls = [lambda: square @ square, lambda: layer(square), array.sum]
+    for call in calls:
+        call()
+    rounds = [(step_s(), *map(seconds, calls)) for _ in range(runs)]
+    took, plain, packed, total = (statistics.median(each) for each in zip(*rounds, strict=True))
     return {
         "step_s": took,
         "flops": linear.flops + attention.flops,
         "bytes": linear.bytes + attention.bytes,
-        "flops_per_s": 2 * side**3 / product,
+        "flops_per_s": 2 * side**3 / min(plain, packed),
         "bytes_per_s": array.nbytes / total,
     }
 

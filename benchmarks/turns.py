@@ -25,17 +25,24 @@ Results = dict[tuple[str, str], list[dict[str, Any]]]
 
 
 def measured(run: Callable[[], Any], warm_up: Callable[[], Any]) -> dict[str, Any]:
-    """Time, processor time and memory of one call, after another that loads code and thread pools."""
+    """Time, processor time and memory of one call, after another that loads code, weights and thread pools."""
     import torch
 
     torch.set_num_threads(1)
     warm_up()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_bytes()
     started, cpu = time.perf_counter(), time.process_time()
     found = run()
     took, busy = time.perf_counter() - started, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     return {"s": took, "cpu_s": busy, "peak_bytes": peak, "added_bytes": peak - before, "found": found}
+
+
+def peak_bytes() -> int:
+    """The most that the process ever held. On Linux what getrusage has is at least what its parent held."""
+    if sys.platform.startswith("linux"):
+        return int(Path("/proc/self/status").read_text("utf-8").partition("VmHWM:")[2].split()[0]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def in_turns(module: str, ways: Sequence[str], settings: Sequence[str], runs: int, config: Any) -> Results:

@@ -49,7 +49,7 @@ class PackedLinear(nn.Linear):
     """An ``nn.Linear`` that multiplies by a second copy of its weight, in blocks, where no gradients are taken.
 
     The copy is made at the first such call, and anew after the weight has changed: itself, or in place. Torch does not
-    tell of changes in place through ``weight.data``.
+    tell of changes in place through ``weight.data``. A call that takes gradients lets the copy go.
 
     A weight that is mapped from a file then leaves the memory (Linux), and is read again when it is asked for.
     """
@@ -60,8 +60,8 @@ class PackedLinear(nn.Linear):
         """x: (…, in). Returns: (…, out)."""
         weight = self.weight
         packed = self._packed
-        if packed is not None and not packed.is_of(weight):
-            self._packed = packed = None
+        if packed is not None and (torch.is_grad_enabled() or not packed.is_of(weight)):
+            self._packed = packed = None  # in training the memory is needed for other things
         if not self.packs(x):
             return functional.linear(x, weight, self.bias)
         if packed is None:
@@ -81,7 +81,7 @@ LINEAR = (nn.Linear, PackedLinear)
 
 
 def pack(model: nn.Module) -> None:
-    """Make every linear layer of a model a ``PackedLinear``. On a GPU, and in training, nothing changes.
+    """Make every linear layer of a model a ``PackedLinear``. On a GPU, and where gradients are taken, nothing changes.
 
     For other processors than x86 oneDNN's kernels are others, which were not measured: nothing changes there.
     """

@@ -21,6 +21,7 @@ def table(tmp_path, monkeypatch):
     """Of vectors without any order, few of whose lists are usually looked at."""
     monkeypatch.setattr(ivf_rabitq, "default_probes", lambda *_: USUAL_PROBES)
     monkeypatch.setattr(effort, "NUM_QUESTIONS", 40)
+    monkeypatch.setattr(effort, "NEEDED", {5: 0.9, 100: 0.9})
     vectors = np.random.default_rng(0).standard_normal((NUM_ROWS, DIMENSION))
     return make_table(tmp_path / "m.lance", vectors.astype(np.float16))
 
@@ -48,9 +49,10 @@ def test_the_least_effort_that_finds_what_is_needed(table, monkeypatch, needed):
     assert chosen == enough[0]
 
 
-def test_where_nothing_is_enough_it_is_the_greatest(table, monkeypatch):
-    monkeypatch.setattr(effort, "NEEDED", {5: 1.1})
-    assert built(table, "ivf-rabitq").proposer.effort == EFFORTS[-1]
+def test_where_nothing_is_enough_it_is_the_greatest_and_is_said(table, monkeypatch):
+    monkeypatch.setattr(effort, "NEEDED", {5: 1.1, 100: 0.1})
+    with pytest.warns(UserWarning, match=r"finds \d+\.\d% of the 5 best and .* meant to find 110\.0% and 10\.0%; the"):
+        assert built(table, "ivf-rabitq").proposer.effort == EFFORTS[-1]
 
 
 @pytest.mark.parametrize("factor", EFFORTS)
@@ -74,8 +76,10 @@ def test_it_multiplies_lists_and_candidates(table, monkeypatch, factor):
 def test_it_is_kept_with_the_index(table):
     planned = plan("ivf-rabitq", NUM_ROWS, DIMENSION)
     published = build(table, planned, progress=lambda *_: None)
-    kept = json.loads((published.folder / EFFORT).read_text())["effort"]
-    assert opened(published).proposer.effort == kept > 1
+    kept = json.loads((published.folder / EFFORT).read_text())
+    index = opened(published)
+    assert index.proposer.effort == kept["effort"] > 1
+    assert kept["recall"] == {str(k): pytest.approx(share) for k, share in shares(index, table).items()}
     assert build(table, planned, progress=lambda *_: None) == published  # nothing is made twice
 
 

@@ -10,7 +10,7 @@ from latentrag.errors import InputError
 from latentrag.memory import Memory, tags
 from latentrag.memory import files as memory_files
 from latentrag.memory.indexes import building, changes
-from latentrag.memory.indexes.checking import NEEDED, Recall
+from latentrag.memory.indexes.checking import ACCEPTED, Recall
 from latentrag.memory.indexes.protocol import Rows
 from latentrag.memory.indexes.recall import exact_best, recalls_at
 from latentrag.memory.table import Table
@@ -232,7 +232,7 @@ def test_the_sample_is_drawn_by_its_seed(path, table, monkeypatch):
 def test_few_passages(path):
     build(make_table(path, drawn(3, 8)), "hnsw")
     (recall,) = verify(path).indexes[0].recall
-    assert (recall.k, recall.num_questions, recall.share, recall.needed) == (3, 3, 1, NEEDED[5])
+    assert (recall.k, recall.num_questions, recall.share, recall.needed) == (3, 3, 1, ACCEPTED["hnsw"][5])
 
 
 def test_an_unlucky_sample_is_no_finding():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,6 +246,55 @@ def test_a_loss_that_is_no_number_ends_the_run_before_the_weights_do(parts, tmp_
         run.run()
     assert all(torch.isfinite(weight).all() for weight in run.parameters.values())
     assert checkpoint.newest(tmp_path / "run").step == 1
+
+
+def test_a_gradient_that_is_no_number_ends_the_run_before_the_weights_do(parts, tmp_path) -> None:
+    run = trainer(parts, tmp_path / "run", options=replace(OPTIONS, num_steps=3, save_every=1))
+    weight = next(weight for _, weight in run.generator.named_parameters() if weight.requires_grad)
+    weight.register_hook(lambda grad: grad * (math.inf if run.optimiser.state else 1.0))
+    with pytest.raises(TrainingError, match=r"the gradient of the generator of step 2 is (inf|nan); begin again in"):
+        run.run()
+    assert all(torch.isfinite(weight).all() for weight in run.parameters.values())
+    assert checkpoint.newest(tmp_path / "run").step == 1
+
+
+def test_a_generator_that_learns_later_has_no_moments_before(parts, tmp_path) -> None:
+    options = replace(OPTIONS, label_smoothing=0.1, warmup_retriever=2, num_steps=4, warmup_steps=0)
+    run = trainer(parts, tmp_path / "run", options=options)
+    run.run(until=2)
+    assert set(run.optimiser.state) == set(run._sides[0].parameters)
+    run.run(resume=True)
+    assert len(run.optimiser.state) == len(run.parameters)
+
+
+def test_a_stop_at_a_step_that_was_saved_saves_nothing_again(parts, tmp_path, monkeypatch) -> None:
+    saved, save = [], checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda run, step, **rest: saved.append(step) or save(run, step, **rest))
+    trainer(parts, tmp_path / "run", options=replace(OPTIONS, num_steps=6, save_every=2)).run(until=4)
+    assert saved == [2, 4]
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_checkpoint_that_was_being_replaced_is_found(parts, tmp_path, renamed) -> None:
+    trainer(parts, tmp_path, options=replace(OPTIONS, num_steps=4)).run(until=2)
+    (only,) = tmp_path.glob("step-*")
+    before = tmp_path / f".{only.name}.replaced"
+    if renamed:  # killed after the new one has its name
+        shutil.copytree(only, before)
+    else:
+        only.rename(before)
+    assert checkpoint.newest(tmp_path).folder == only
+    assert only.is_dir()
+    assert not before.exists()
+
+
+def test_a_best_step_that_comes_again_replaces_its_weights(tmp_path) -> None:
+    for value in (1.0, 2.0):
+        weights = {"w": torch.nn.Parameter(torch.full((2,), value))}
+        checkpoint.save_best(tmp_path, 3, parameters=weights, state={})
+    checkpoint.restore(checkpoint.best(tmp_path), parameters=(read := {"w": torch.nn.Parameter(torch.zeros(2))}))
+    assert read["w"].tolist() == [2.0, 2.0]
+    assert [path.name for path in tmp_path.iterdir()] == ["best-00000003"]
 
 
 def test_settings_that_cannot_be() -> None:

@@ -69,6 +69,20 @@ def test_one_epoch_keeps_nothing(parts, tmp_path) -> None:  # noqa: F811
     assert trainer(parts, tmp_path, options=OPTIONS)._memo is None
 
 
+def test_label_smoothing_asks_for_more_than_scores(parts, tmp_path) -> None:  # noqa: F811
+    options = replace(ASKING, label_smoothing=0.1)
+    run = trainer(parts, tmp_path, options=options)
+    assert run._memo is None
+    run.run(until=3)
+    trainer(parts, tmp_path, options=options).run(resume=True)
+
+
+def test_an_empty_one_is_restored() -> None:
+    memo = ScoreMemo()
+    memo.restore(ScoreMemo().tensors())
+    assert len(memo) == 0
+
+
 def test_interrupted_it_goes_on_with_the_same_digits(parts, tmp_path) -> None:  # noqa: F811
     trainer(parts, tmp_path / "whole", options=ASKING).run()
     trainer(parts, tmp_path / "cut", options=ASKING).run(until=5)

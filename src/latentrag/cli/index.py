@@ -162,6 +162,7 @@ def build(
         f"{opened.path} version {made.version}: {made.kind} of {made.num_passages} passages in {made.wall_s:.1f} s; "
         f"{made.ram_bytes / 1e6:.1f} MB in memory, {made.disk_bytes / 1e6:.1f} MB on disk; "
         f"finds {made.recall:.1%} of the five best"
+        + (f", searched {made.effort:g} times as far as usual" if made.effort > 1 else "")
     )
 
 

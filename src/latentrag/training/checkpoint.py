@@ -13,7 +13,7 @@ and folders reach the disk before the folder gets its name, and older ones go af
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from latentrag.errors import TrainingError
 
 _STEP = "step-"
 _BEST = "best-"
+_REPLACED = ".replaced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,13 @@ def _moments(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Opti
 
 
 def _newest(run: Path, prefix: str) -> Checkpoint | None:
+    for before in run.glob(f".{prefix}*{_REPLACED}"):  # its run was killed between two renames, or just after them
+        whole = run / before.name[1 : -len(_REPLACED)]
+        if whole.exists():
+            shutil.rmtree(before, ignore_errors=True)
+        else:
+            with suppress(FileNotFoundError):  # another process of the run has done it
+                before.rename(whole)
     folders = sorted(run.glob(f"{prefix}[0-9]*")) if run.is_dir() else []
     if not folders:
         return None
@@ -157,10 +165,12 @@ def _published(run: Path, name: str) -> Iterator[Path]:
         scratch.mkdir()
         yield scratch
         sync_content(scratch)
+        before = run / f".{name}{_REPLACED}"
         if (run / name).exists():
-            shutil.rmtree(run / name)
+            (run / name).rename(before)
         scratch.rename(run / name)
         sync_folder(run)
+        shutil.rmtree(before, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise TrainingError(

@@ -262,8 +262,8 @@ def _shared_passage(health: Health, first: Health | None) -> str:
     before = f" (before training: {first.top_share:.1%} and {first.unique_top:.3f})" if first else ""
     return (
         f"{health.top_share:.1%} of the questions have the same top passage, with {health.unique_top:.3f} different "
-        f"ones for each question{before}: retrieval has collapsed onto few passages; go back to an earlier checkpoint, "
-        "lower --lr-retriever, let the generator learn first (--warmup-generator), or add --hindsight"
+        f"ones for each question{before}: retrieval has collapsed onto few passages; begin again with a lower "
+        "--lr-retriever, let the generator learn first (--warmup-generator), or add --hindsight"
     )
 
 

@@ -101,6 +101,7 @@ class Trainer:
         self._progress = progress
         self._first: Health | None = None
         self.best: dict[str, Any] = {}
+        self._saved: int | None = None
         self._memo = ScoreMemo() if self._asks_again() else None
         self.parameters, self._sides = self._trained()
         groups = [{"params": list(side.parameters), "name": side.name} for side in self._sides]
@@ -131,7 +132,8 @@ class Trainer:
         """Whether a generator that does not learn will see examples more than once."""
         options = self.options
         unlearned = options.warmup_retriever if options.trains_generator else options.num_steps
-        return self.retriever is not None and unlearned * options.batch_size > len(self.examples)
+        again = unlearned * options.batch_size > len(self.examples)
+        return self.retriever is not None and again and not options.label_smoothing  # which asks for more than scores
 
     def run(self, *, resume: bool = False, until: int | None = None) -> Outcome:
         """All steps from the first, or with ``resume`` from the newest checkpoint.
@@ -199,15 +201,21 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         totals = self._gradients(batch, {name: rate > 0 for name, rate in rates.items()})
         learning = [side for side in self._sides if rates[side.name] > 0]
+        for side in self._sides:
+            if rates[side.name] == 0:  # moments are of what it learned from
+                for parameter in side.parameters:
+                    parameter.grad = None
         norms = {}
         for side in learning:
             self.processes.sum_gradients(side.parameters)
             norms[f"norm_{side.name}"] = float(nn.utils.clip_grad_norm_(side.parameters, options.clip))
         loss, nll, num_tokens = (float(value) / len(batch) for value in self.processes.sum(totals).tolist())
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss of step {step + 1} is {loss}; lower the learning rates and resume from the last checkpoint"
-            )
+        for what, value in {"loss": loss, **norms}.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the {what.replace('norm_', 'gradient of the ')} of step {step + 1} is {value}; begin again in "
+                    "another folder with lower learning rates"
+                )
         self.optimiser.step()
         num_tokens = round(num_tokens * len(batch))
         progress.update(step + 1, loss=loss, num_tokens=num_tokens)
@@ -271,7 +279,7 @@ class Trainer:
             self._save(step)
 
     def _save(self, step: int) -> None:
-        if self.processes.is_main:
+        if self.processes.is_main and step != self._saved:
             first = None if self._first is None else self._first.as_record()
             version = None if self._refresher is None else self._refresher.version
             state = {"best": self.best, "first_health": first, "memory_version": version}
@@ -285,6 +293,7 @@ class Trainer:
                 state=state,
                 scores=None if memo is None else memo.tensors(),
             )
+            self._saved = step
         self.processes.wait()
 
     def _evaluate(self, step: int, log: TrainingLog | _Silent, progress: Progress) -> None:

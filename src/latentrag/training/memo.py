@@ -64,7 +64,7 @@ class ScoreMemo:
         """What ``tensors`` gave."""
         ends = tensors["lengths"].long().cumsum(dim=0).tolist()
         keys, values = tensors["keys"].numpy(), tensors["values"].numpy()
-        starts = [0, *ends[:-1]]
+        starts = [0, *ends][:-1]
         self._scores = {
             key.tobytes(): values[start:end].tobytes() for key, start, end in zip(keys, starts, ends, strict=True)
         }

@@ -39,7 +39,8 @@ def losses(
 
     Args:
         retriever: None: closed book.
-        retriever_learns, generator_learns: a side that does not is computed without a gradient.
+        retriever_learns, generator_learns: a side that does not is computed without a gradient, save for the generator
+            with label smoothing; what it gets then is to be thrown away.
         memo: of a generator that does not learn and has not learned since: its scores are looked up there.
     """
     targets = generator.targets(y)
@@ -99,6 +100,7 @@ def _objective(
         with nullcontext() if learns and options.objective != "emdr2" else torch.no_grad():
             log_p_theta = generator.log_p_theta(prepared, targets)
         if options.objective == "emdr2" and learns:
+            torch.clear_autocast_cache()  # of weights cast above, without a gradient
             together = generator.log_p_theta(generator.prepare_together(x, retrieved.passages), targets)[:, 0]
             return emdr2(log_p_eta, log_p_theta, mask, together, variant=variant), log_p_theta
     return _of_scores(log_p_eta, log_p_theta, targets, options), log_p_theta

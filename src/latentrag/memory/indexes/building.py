@@ -258,8 +258,8 @@ def _tried(planned: Plan, scratch: Path, description: Description, progress: Pro
     """Third pass."""
     size = {"num_rows": description.num_rows, "dimension": description.dimension}
     proposer = IvfRabitq.read(scratch, **size, **planned.parameters)
-    choose_effort(proposer, _vectors(scratch, description), progress)
-    write_effort(scratch, proposer.effort)
+    recall = choose_effort(proposer, _vectors(scratch, description), progress)
+    write_effort(scratch, proposer.effort, recall)
 
 
 def _vectors(scratch: Path, description: Description) -> VectorFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,12 +24,15 @@ NEEDED = {5: 0.995, 100: 0.985}
 NUM_QUESTIONS = 200
 
 
-def choose_effort(proposer: IvfRabitq, vectors: VectorFile, progress: Callable[[str, int, int], None]) -> None:
-    """Set the least effort with which an index finds what is needed, or the greatest.
+def choose_effort(
+    proposer: IvfRabitq, vectors: VectorFile, progress: Callable[[str, int, int], None]
+) -> dict[int, float]:
+    """Set the least effort with which an index finds what is needed. If none does it is the greatest, with a warning.
 
     Args:
         vectors: of its rows; read once.
         progress: see ``building.Progress``.
+    Returns: recall at K with that effort, by K.
     """
     num_rows = len(vectors)
     needed = {min(k, num_rows): share for k, share in NEEDED.items()}
@@ -46,14 +50,21 @@ def choose_effort(proposer: IvfRabitq, vectors: VectorFile, progress: Callable[[
     index = StoredIndex(proposer, vectors, faiss_bytes=0)
     for effort in EFFORTS:
         proposer.effort = effort
-        shares = shares_found(index, best, q, list(needed))
-        if all(shares[k].mean() >= share for k, share in needed.items()):
-            return
+        recall = {k: float(share.mean()) for k, share in shares_found(index, best, q, list(needed)).items()}
+        if all(recall[k] >= share for k, share in needed.items()):
+            return recall
+    found = " and ".join(f"{share:.1%} of the {k} best" for k, share in recall.items())
+    warnings.warn(
+        f"the index ivf-rabitq finds {found} passages, meant to find "
+        f"{' and '.join(f'{share:.1%}' for share in needed.values())}; the indexes hnsw, sq8 and flat find more",
+        stacklevel=2,
+    )
+    return recall
 
 
-def write_effort(folder: Path, effort: float) -> None:
-    """To a file that is there for nothing else."""
-    (folder / EFFORT).write_text(json.dumps({"effort": effort}), "utf-8")
+def write_effort(folder: Path, effort: float, recall: dict[int, float]) -> None:
+    """To a file that is there for nothing else, with the recall that was measured."""
+    (folder / EFFORT).write_text(json.dumps({"effort": effort, "recall": recall}), "utf-8")
 
 
 def read_effort(folder: Path) -> float:

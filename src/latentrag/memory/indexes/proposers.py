@@ -59,7 +59,7 @@ class Proposer(Protocol):
         ...
 
     def positions(self) -> npt.NDArray[np.int64]:
-        """Every position that can be proposed, in any order: 0 … N−1 if all is well."""
+        """Every position that it holds, in any order: 0 … N−1 if all is well. No way in a graph need lead to each."""
         ...
 
     def num_rescored(self, k: int) -> int:

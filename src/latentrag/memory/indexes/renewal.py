@@ -20,7 +20,7 @@ class _StopBuildingError(Exception):
 
 
 class Renewal:
-    """One build at a time, in a thread of its own. A process that ends does not wait for it, and leaves nothing."""
+    """One build at a time, in a thread of its own. A process that ends has it stop first, and leaves nothing."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
