@@ -152,7 +152,7 @@ def projection_table(small: Measured, large: Measured) -> str:
     for what, unit, values, work in (
         ("resident, served", 1e9, [m.runs[OURS]["resident_bytes"] for m in (small, large)], float),
         ("index in RAM", 1e9, [m.built[OURS]["index_ram_bytes"] for m in (small, large)], float),
-        ("index, vectors and passages on disk", 1e9, [m.built[OURS]["index_disk_bytes"] for m in (small, large)], float),
+        ("index and its files on disk", 1e9, [m.built[OURS]["index_disk_bytes"] for m in (small, large)], float),
         ("table on disk", 1e9, [m.built["table"]["table_bytes"] for m in (small, large)], float),
         ("p50 of Memory.search k=5, ms", 1e-3, [m.runs[OURS]["p50_s@5"] for m in (small, large)], looked_at),
         ("p50 of its index k=5, ms", 1e-3, [m.runs[OURS]["index_p50_s@5"] for m in (small, large)], looked_at),
