@@ -159,6 +159,7 @@ def test_lists_are_chosen_for_the_best_row_they_may_hold(tmp_path):
     assert with_bonuses > recall_at(index, [rows], q, 20)
 
 
+@pytest.mark.filterwarnings("ignore:the index ivf-rabitq finds")  # one bit of each of 16 numbers says little
 def test_lists_are_not_emptied_by_long_vectors(tmp_path):
     """Assigned by inner product, as faiss does it, short vectors would all go to the lists of long ones."""
     vectors = drawn(3_000, 16)
