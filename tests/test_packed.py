@@ -152,19 +152,16 @@ def on_disk(folder: Path, weight: torch.Tensor) -> Path:
 def test_a_weight_mapped_from_a_file_leaves_the_memory_and_comes_back(request) -> None:
     build = request.config.rootpath / "build"
     build.mkdir(exist_ok=True)
-    with TemporaryDirectory(dir=build) as folder:  # /tmp may itself be memory
-        leaves_and_comes_back(on_disk(Path(folder), torch.randn(1500, 700)))
-
-
-def leaves_and_comes_back(file: Path) -> None:
     layer, x = packed(700, 1500), torch.randn(3, 700)
-    layer.weight = nn.Parameter(load_file(file)["weight"])
-    expected = plain(layer, x)
-    assert resident(file) >= layer.weight.nbytes
-    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-4)
-    assert resident(file) <= 3 * 4096
-    assert torch.equal(plain(layer, x), expected)
-    assert resident(file) >= layer.weight.nbytes // 2
+    with TemporaryDirectory(dir=build) as folder:  # /tmp may itself be memory
+        file = on_disk(Path(folder), torch.randn(1500, 700))
+        layer.weight = nn.Parameter(load_file(file)["weight"])
+        expected = plain(layer, x)
+        assert resident(file) >= layer.weight.nbytes
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-4)
+        assert resident(file) <= 3 * 4096
+        assert torch.equal(plain(layer, x), expected)
+        assert resident(file) >= layer.weight.nbytes // 2
 
 
 @torch.no_grad()

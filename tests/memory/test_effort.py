@@ -102,7 +102,12 @@ def test_older_indexes_are_searched_as_they_were_until_they_are_built_anew(table
     assert opened(newer).proposer.effort > 1
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"effort": null}', '{"effort": 1e9}', '{"effort": NaN}'])
+WITHOUT_RECALL = ["", "[]", "{}", '{"effort": 1}', '{"effort": 1, "recall": [1]}', '{"effort": 1, "recall": {"x": 1}}']
+
+
+@pytest.mark.parametrize(
+    "content", [*WITHOUT_RECALL, *(f'{{"effort": {each}, "recall": {{}}}}' for each in ("null", "1e9", "0.5", "NaN"))]
+)
 def test_what_is_no_effort_is_damage(tmp_path, content):
     (tmp_path / EFFORT).write_text(content)
     with pytest.raises(IndexDamagedError, match=r"effort\.json"):

@@ -274,27 +274,41 @@ def test_a_stop_at_a_step_that_was_saved_saves_nothing_again(parts, tmp_path, mo
     assert saved == [2, 4]
 
 
-@pytest.mark.parametrize("renamed", [False, True])
-def test_a_checkpoint_that_was_being_replaced_is_found(parts, tmp_path, renamed) -> None:
-    trainer(parts, tmp_path, options=replace(OPTIONS, num_steps=4)).run(until=2)
-    (only,) = tmp_path.glob("step-*")
-    before = tmp_path / f".{only.name}.replaced"
-    if renamed:  # killed after the new one has its name
+def save_best(run: Path, value: float) -> None:
+    weights = {"w": torch.nn.Parameter(torch.full((2,), value))}
+    checkpoint.save_best(run, 3, parameters=weights, state={})
+
+
+def best_weights(run: Path) -> list[float]:
+    read = {"w": torch.nn.Parameter(torch.zeros(2))}
+    checkpoint.restore(checkpoint.best(run), parameters=read)
+    return read["w"].tolist()
+
+
+@pytest.mark.parametrize("killed", ["never", "before the new one has its name", "after it"])
+def test_a_best_step_that_comes_again_replaces_its_weights(tmp_path, killed) -> None:
+    """Whenever that is interrupted there is one, and the next time nothing is left over."""
+    save_best(tmp_path, 1.0)
+    only, before = tmp_path / "best-00000003", tmp_path / ".best-00000003.replaced"
+    if killed == "after it":
         shutil.copytree(only, before)
-    else:
+    elif killed != "never":
         only.rename(before)
-    assert checkpoint.newest(tmp_path).folder == only
-    assert only.is_dir()
-    assert not before.exists()
+    assert best_weights(tmp_path) == [1.0, 1.0]
+    save_best(tmp_path, 2.0)
+    assert best_weights(tmp_path) == [2.0, 2.0]
+    assert [path.name for path in tmp_path.iterdir()] == [only.name]
 
 
-def test_a_best_step_that_comes_again_replaces_its_weights(tmp_path) -> None:
-    for value in (1.0, 2.0):
-        weights = {"w": torch.nn.Parameter(torch.full((2,), value))}
-        checkpoint.save_best(tmp_path, 3, parameters=weights, state={})
-    checkpoint.restore(checkpoint.best(tmp_path), parameters=(read := {"w": torch.nn.Parameter(torch.zeros(2))}))
-    assert read["w"].tolist() == [2.0, 2.0]
-    assert [path.name for path in tmp_path.iterdir()] == ["best-00000003"]
+def test_a_run_goes_on_from_a_checkpoint_that_was_being_replaced(parts, tmp_path) -> None:
+    options = replace(OPTIONS, num_steps=4)
+    trainer(parts, tmp_path / "whole", options=options).run()
+    trainer(parts, tmp_path / "cut", options=options).run(until=2)
+    (only,) = (tmp_path / "cut").glob("step-*")
+    only.rename(only.with_name(f".{only.name}.replaced"))
+    trainer(parts, tmp_path / "cut", options=options).run(resume=True)
+    assert losses_of(tmp_path / "cut") == losses_of(tmp_path / "whole")
+    assert list((tmp_path / "cut").glob(".*")) == []
 
 
 def test_settings_that_cannot_be() -> None:

@@ -13,7 +13,7 @@ and folders reach the disk before the folder gets its name, and older ones go af
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,14 +128,8 @@ def _moments(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Opti
 
 
 def _newest(run: Path, prefix: str) -> Checkpoint | None:
-    for before in run.glob(f".{prefix}*{_REPLACED}"):  # its run was killed between two renames, or just after them
-        whole = run / before.name[1 : -len(_REPLACED)]
-        if whole.exists():
-            shutil.rmtree(before, ignore_errors=True)
-        else:
-            with suppress(FileNotFoundError):  # another process of the run has done it
-                before.rename(whole)
-    folders = sorted(run.glob(f"{prefix}[0-9]*")) if run.is_dir() else []
+    named = sorted(run.glob(f"{prefix}[0-9]*"))
+    folders = named or sorted(run.glob(f".{prefix}[0-9]*{_REPLACED}"))  # killed between the two renames of a save
     if not folders:
         return None
     folder = folders[-1]
@@ -167,10 +161,13 @@ def _published(run: Path, name: str) -> Iterator[Path]:
         sync_content(scratch)
         before = run / f".{name}{_REPLACED}"
         if (run / name).exists():
+            if before.exists():
+                shutil.rmtree(before)
             (run / name).rename(before)
         scratch.rename(run / name)
         sync_folder(run)
-        shutil.rmtree(before, ignore_errors=True)
+        for replaced in run.glob(f".*{_REPLACED}"):
+            shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise TrainingError(

@@ -200,27 +200,26 @@ class Trainer:
         batch = self._batch(step)
         self.optimiser.zero_grad(set_to_none=True)
         totals = self._gradients(batch, {name: rate > 0 for name, rate in rates.items()})
-        learning = [side for side in self._sides if rates[side.name] > 0]
+        norms = {}
         for side in self._sides:
-            if rates[side.name] == 0:  # moments are of what it learned from
+            if rates[side.name] > 0:
+                self.processes.sum_gradients(side.parameters)
+                norms[side.name] = float(nn.utils.clip_grad_norm_(side.parameters, options.clip))
+            else:  # the optimiser's moments are of what a side learns from
                 for parameter in side.parameters:
                     parameter.grad = None
-        norms = {}
-        for side in learning:
-            self.processes.sum_gradients(side.parameters)
-            norms[f"norm_{side.name}"] = float(nn.utils.clip_grad_norm_(side.parameters, options.clip))
         loss, nll, num_tokens = (float(value) / len(batch) for value in self.processes.sum(totals).tolist())
-        for what, value in {"loss": loss, **norms}.items():
+        for what, value in {"loss": loss, **{f"gradient of the {name}": norm for name, norm in norms.items()}}.items():
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"the {what.replace('norm_', 'gradient of the ')} of step {step + 1} is {value}; begin again in "
-                    "another folder with lower learning rates"
+                    f"the {what} of step {step + 1} is {value}; begin again in another folder with lower learning rates"
                 )
         self.optimiser.step()
         num_tokens = round(num_tokens * len(batch))
         progress.update(step + 1, loss=loss, num_tokens=num_tokens)
         shown = {f"lr_{name}": rate for name, rate in rates.items()}
-        log.write("train", step + 1, loss=loss, nll=nll, num_tokens=num_tokens, **shown, **norms)
+        shown |= {f"norm_{name}": norm for name, norm in norms.items()}
+        log.write("train", step + 1, loss=loss, nll=nll, num_tokens=num_tokens, **shown)
         return nll
 
     def _batch(self, step: int) -> list[tuple[str, str]]:

@@ -281,7 +281,7 @@ def opened(published: Published) -> StoredIndex:
     elif set(of.parameters) == {"num_lists", "num_probes"}:
         proposer = IvfRabitq.read(folder, **size, **of.parameters)
         if EFFORT in published.files:
-            proposer.effort = read_effort(folder)
+            proposer.effort = read_effort(folder)[0]
     else:
         raise IndexDamagedError(folder / files.DESCRIPTION, f"has parameters {of.parameters}")
     vectors = VectorFile.open(folder / files.VECTORS, dimension=of.dimension, row_ids=row_ids)

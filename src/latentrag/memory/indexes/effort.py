@@ -67,12 +67,13 @@ def write_effort(folder: Path, effort: float, recall: dict[int, float]) -> None:
     (folder / EFFORT).write_text(json.dumps({"effort": effort, "recall": recall}), "utf-8")
 
 
-def read_effort(folder: Path) -> float:
-    """Raises: IndexDamagedError."""
+def read_effort(folder: Path) -> tuple[float, dict[int, float]]:
+    """And the recall that was measured. Raises: IndexDamagedError."""
     try:
-        effort = float(json.loads((folder / EFFORT).read_bytes())["effort"])
-    except (ValueError, TypeError, KeyError) as error:
+        content = json.loads((folder / EFFORT).read_bytes())
+        effort, recall = float(content["effort"]), {int(k): float(share) for k, share in content["recall"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise IndexDamagedError(folder / EFFORT, "is damaged, or of another format") from error
     if not EFFORTS[0] <= effort <= EFFORTS[-1]:
         raise IndexDamagedError(folder / EFFORT, f"says {effort}, needed {EFFORTS[0]} to {EFFORTS[-1]}")
-    return effort
+    return effort, recall
