@@ -64,7 +64,7 @@ def test_it_multiplies_lists_and_candidates(table, monkeypatch, factor):
         ivf_rabitq.IvfRabitq,
         "_scan",
         lambda self, turned, num, chosen, *rest: (
-            looked_at.append(len(chosen)) or scan(self, turned, num, chosen, *rest)
+            looked_at.append(chosen.shape[1]) or scan(self, turned, num, chosen, *rest)
         ),
     )
     proposer.effort = factor

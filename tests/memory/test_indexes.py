@@ -12,6 +12,7 @@ from latentrag.errors import IndexDamagedError
 from latentrag.memory.indexes import ivf_rabitq
 from latentrag.memory.indexes.building import plan
 from latentrag.memory.indexes.flat import FlatIndex
+from latentrag.memory.indexes.ivf_rabitq import promises
 from latentrag.memory.indexes.protocol import Rows
 from latentrag.memory.indexes.recall import recall_at
 from latentrag.memory.indexes.revised import revised
@@ -155,8 +156,23 @@ def test_lists_are_chosen_for_the_best_row_they_may_hold(tmp_path):
     index, rows, q = built(table, "ivf-rabitq"), rows_of(table), x[::60].astype(np.float32)
     index.proposer.num_probes = 8
     with_bonuses = recall_at(index, [rows], q, 20)
-    index.proposer.bonuses = np.zeros_like(index.proposer.bonuses)
+    index.proposer.coarse = promises(index.proposer.centroids, np.zeros_like(index.proposer.bonuses))
     assert with_bonuses > recall_at(index, [rows], q, 20)
+
+
+@pytest.mark.parametrize("dimension", [1, 15, 16, 40])
+def test_what_a_list_promises(dimension):
+    """c·q + bonus·|q|, to bfloat16's eight bits, best first."""
+    rng = np.random.default_rng(dimension)
+    centroids, bonuses = rng.standard_normal((50, dimension), np.float32), rng.random(50, np.float32)
+    q = rng.standard_normal(dimension, np.float32)
+    index = promises(centroids, bonuses)
+    asked = np.zeros((1, index.d), np.float32)
+    asked[0, : dimension + 1] = [*q, np.linalg.norm(q)]
+    promise, chosen = index.search(asked, 50)
+    expected, size = centroids @ q + bonuses * np.linalg.norm(q), np.abs(centroids) @ np.abs(q) + np.linalg.norm(q)
+    np.testing.assert_array_less(np.abs(promise[0] - expected[chosen[0]]), 2**-8 * size[chosen[0]])
+    assert sorted(chosen[0]) == list(range(50))
 
 
 @pytest.mark.filterwarnings("ignore:the index ivf-rabitq finds")  # one bit of each of 16 numbers says little
