@@ -64,9 +64,10 @@ def test_it_multiplies_lists_and_candidates(table, monkeypatch, factor):
         ivf_rabitq.IvfRabitq,
         "_scan",
         lambda self, turned, num, chosen, *rest: (
-            looked_at.append(chosen.shape[1]) or scan(self, turned, num, chosen, *rest)
+            looked_at.append(len(chosen)) or scan(self, turned, num, chosen, *rest)
         ),
     )
+    monkeypatch.setattr(ivf_rabitq, "LOOKED_AT_FIRST", 1_000)  # none is left out
     proposer.effort = factor
     assert proposer.num_rescored(7) == pytest.approx(factor * usual, abs=factor)
     assert len(proposer.propose(drawn(1, DIMENSION)[0].astype(np.float32), 3, None)) == 3

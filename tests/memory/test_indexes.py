@@ -146,18 +146,57 @@ def test_unreachable_rows_of_a_graph_are_found_by_reading_all(made, monkeypatch)
     assert_found(index, rows, queries(2, 40), 9)
 
 
-def test_lists_are_chosen_for_the_best_row_they_may_hold(tmp_path):
-    """By the centroids' own scores alone half of what is found here would be missed."""
+def topics_in_a_table(path, *, noise=0.7):
+    """6,000 rows of 200 topics of unlike length: the index, its rows, 100 queries."""
     rng = np.random.default_rng(0)
     scale = np.arange(1, 33) ** -0.5
     topics = rng.standard_normal((200, 32)) * scale * np.exp(0.5 * rng.standard_normal((200, 1)))
-    x = topics[rng.integers(200, size=6_000)] + 0.7 * rng.standard_normal((6_000, 32)) * scale
-    table = make_table(tmp_path / "m.lance", x.astype(np.float16))
-    index, rows, q = built(table, "ivf-rabitq"), rows_of(table), x[::60].astype(np.float32)
+    x = topics[rng.integers(200, size=6_000)] + noise * rng.standard_normal((6_000, 32)) * scale
+    table = make_table(path, x.astype(np.float16))
+    return built(table, "ivf-rabitq"), rows_of(table), x[::60].astype(np.float32)
+
+
+def test_lists_are_chosen_for_the_best_row_they_may_hold(tmp_path):
+    """By the centroids' own scores alone half of what is found here would be missed."""
+    index, rows, q = topics_in_a_table(tmp_path / "m.lance")
     index.proposer.num_probes = 8
     with_bonuses = recall_at(index, [rows], q, 20)
     index.proposer.coarse = promises(index.proposer.centroids, np.zeros_like(index.proposer.bonuses))
     assert with_bonuses > recall_at(index, [rows], q, 20)
+
+
+def test_lists_that_promise_too_little_are_left_out_and_nothing_is_lost(tmp_path, monkeypatch):
+    index, rows, q = topics_in_a_table(tmp_path / "m.lance", noise=0.1)
+    scan, looked_at = ivf_rabitq.IvfRabitq._scan, []
+
+    def counted(self, turned, num, chosen, *rest):
+        looked_at.append(len(chosen))
+        return scan(self, turned, num, chosen, *rest)
+
+    monkeypatch.setattr(ivf_rabitq.IvfRabitq, "_scan", counted)
+    recall, lists = [], []
+    for first in (ivf_rabitq.LOOKED_AT_FIRST, 1_000):
+        monkeypatch.setattr(ivf_rabitq, "LOOKED_AT_FIRST", first)
+        looked_at.clear()
+        recall.append(recall_at(index, [rows], q, 5))
+        lists.append(sum(looked_at))
+    assert lists[0] < 0.7 * lists[1]
+    assert recall[0] == recall[1] == 1
+
+
+@pytest.mark.parametrize("num", [1, 30, 500])
+def test_candidates_are_the_best_of_all_lists_that_promise_enough(made, num):
+    """Whichever are looked at first."""
+    index, _ = made
+    if index.kind != "ivf-rabitq":
+        pytest.skip("ivf-rabitq alone has lists")
+    proposer, lists = index.proposer, np.arange(index.proposer.lists.nlist)
+    for q in queries(8, 40):
+        turned, promise = proposer.rotation.apply(q[None]), np.full(len(lists), 1e30, np.float32)
+        norm = np.float32(np.linalg.norm(q))
+        expected = proposer._scan(turned, num, lists, promise, None)[1]
+        found = proposer._candidates(turned, num, lists, promise, norm, None)
+        assert sorted(found) == sorted(expected[expected >= 0])
 
 
 @pytest.mark.parametrize("dimension", [1, 15, 16, 40])

@@ -32,6 +32,10 @@ QUERY_BITS = 4
 """Bits of a query's numbers; with 8 the candidates are hardly better, and the search takes a third longer."""
 DEVIATIONS = 2.0
 """How far above its centroid's score the best row of a list is expected, in standard deviations of a row's score."""
+LOOKED_AT_FIRST = 16
+"""Lists, after which those are left out that do not promise enough."""
+MORE_DEVIATIONS = 2.5
+"""A list is left out if its best row, that much better than expected, would still be no candidate."""
 COMPARED = 1_000
 """Rows from which that deviation is learnt."""
 USUAL_DIMENSION = 768
@@ -164,11 +168,33 @@ class IvfRabitq:
         asked[0, : len(q)], asked[0, len(q)] = turned[0], np.linalg.norm(q)
         probes = min(round(self.effort * self.num_probes), len(self.centroids))
         while True:
-            promise, chosen = self.coarse.search(asked, probes)  # both (1, probes)
-            found = real_positions(self._scan(turned, num, chosen, promise, live))
+            promise, chosen = (found[0] for found in self.coarse.search(asked, probes))
+            found = self._candidates(turned, num, chosen, promise, asked[0, len(q)], live)
             if len(found) == num or probes >= len(self.centroids):
                 return found
             probes = min(4 * probes, len(self.centroids))
+
+    def _candidates(
+        self,
+        turned: npt.NDArray[np.float32],
+        num: int,
+        chosen: npt.NDArray[np.int64],
+        promise: npt.NDArray[np.float32],
+        norm: np.float32,
+        live: LiveRows | None,
+    ) -> npt.NDArray[np.int64]:
+        """The ``num`` best positions in the lists chosen, which come in the order of their promise, or fewer.
+
+        turned: (1, D); chosen, promise: (probes,); norm: |q|.
+        """
+        first, rest = slice(LOOKED_AT_FIRST), slice(LOOKED_AT_FIRST, None)
+        estimates, positions = self._scan(turned, num, chosen[first], promise[first], live)
+        most = promise[rest] + MORE_DEVIATIONS / DEVIATIONS * norm * self.bonuses[chosen[rest]]
+        worth = np.flatnonzero(most > estimates.min()) + LOOKED_AT_FIRST
+        if len(worth):
+            others = self._scan(turned, num, chosen[worth], promise[worth], live)
+            estimates, positions = np.append(estimates, others[0]), np.append(positions, others[1])
+        return real_positions(positions[np.argsort(-estimates, kind="stable")[:num]])
 
     def _scan(
         self,
@@ -177,18 +203,21 @@ class IvfRabitq:
         chosen: npt.NDArray[np.int64],
         promise: npt.NDArray[np.float32],
         live: LiveRows | None,
-    ) -> npt.NDArray[np.int64]:
-        """The ``num`` best positions in the lists chosen, or −1. turned: (1, D); chosen, promise: (1, probes)."""
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Estimates and positions of the ``num`` best in the lists chosen; the least number and −1 if there are fewer.
+
+        turned: (1, D); chosen, promise: (lists,).
+        """
         import faiss
 
-        wanted = faiss.IVFRaBitQSearchParameters(nprobe=chosen.shape[1], qb=QUERY_BITS)
+        wanted = faiss.IVFRaBitQSearchParameters(nprobe=len(chosen), qb=QUERY_BITS)
         if live is not None:
             wanted.sel = live.selector
         estimates, positions = np.empty(num, np.float32), np.empty(num, np.int64)
         arrays = map(faiss.swig_ptr, (chosen, promise, estimates, positions))
         # faiss's Python method of this name without _c takes no parameters.
         self.lists.search_preassigned_c(1, faiss.swig_ptr(turned), num, *arrays, False, wanted, None)
-        return positions
+        return estimates, positions
 
 
 def promises(centroids: npt.NDArray[np.float32], bonuses: npt.NDArray[np.float32]) -> Any:
