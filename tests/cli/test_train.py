@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,7 +37,7 @@ def data(tmp_path):
 @pytest.fixture
 def train(data, model, memory, tmp_path):
     def run(*arguments: object, out="run", data=data, memory=memory):
-        settings = ["-m", model, "-i", memory, "--out", tmp_path / out, "-k", 2, "--batch-size", 4, "--save-every", 2]
+        settings = ["-m", model, "-i", memory, "--out", tmp_path / out, "--k", 2, "--batch-size", 4, "--save-every", 2]
         return cli("train", data, *settings, *arguments)
 
     return run
@@ -63,14 +64,13 @@ def test_a_trained_model_is_asked_like_any_other(train, data, memory, tmp_path) 
     assert cli("ask", QUESTION, "-m", run / "model", "-i", memory).code == 0
 
 
-def test_what_people_see(train, tmp_path) -> None:
+def test_what_people_see(train, memory, tmp_path) -> None:
     done = train("--epochs", 2)
     assert (done.code, done.stdout) == (0, "")
     *_, last = done.stderr.splitlines()
-    assert (
-        last
-        == f"the model is in {tmp_path / 'run' / 'model'}; ask it with: latentrag ask -m {last.split()[-2]} QUESTION"
-    )
+    model = tmp_path / "run" / "model"
+    asked = ["latentrag", "ask", "-m", str(model), "-i", str(memory), "QUESTION"]
+    assert last == f"the model is in {model}; ask it with: {shlex.join(asked)}"
     assert [line["step"] for line in log(tmp_path / "run", "train")] == [1, 2]
 
 

@@ -40,7 +40,7 @@ RetrieverName = Annotated[
     typer.Option("--retriever", help="How passages are found: by vectors or by words; default: as the model says."),
 ]
 NumPassages = Annotated[
-    int | None, typer.Option("-k", "--passages", help="Passages to retrieve; default: the model's own number.")
+    int | None, typer.Option("-k", "--k", "--passages", help="Passages to retrieve; default: the model's own number.")
 ]
 VariantName = Annotated[
     Variant | None,

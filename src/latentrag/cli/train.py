@@ -41,7 +41,7 @@ def train(
     objective: Annotated[Objective, typer.Option(help="nll is the paper's; the others teach the retriever apart.")] = (
         "nll"
     ),
-    k: Annotated[int, typer.Option("-k", "--passages", min=1, help="Passages retrieved for a question.")] = 5,
+    k: Annotated[int, typer.Option("-k", "--k", "--passages", min=1, help="Passages retrieved for a question.")] = 5,
     hindsight: Annotated[
         int | None, typer.Option(min=0, help="More passages, found with the answer; training only; default: as many.")
     ] = None,
@@ -159,7 +159,7 @@ def train(
     if not outcome.finished:
         say(f"stopped after step {outcome.step}; go on with: {_resuming()}")
         raise typer.Exit(130)
-    _report(outcome, out / "model", as_json=as_json)
+    _report(outcome, out / "model", memory, as_json=as_json)
 
 
 def _resuming() -> str:
@@ -167,7 +167,7 @@ def _resuming() -> str:
     return shlex.join(["latentrag", *given, "--resume"])
 
 
-def _report(outcome: Outcome, model: Path, *, as_json: bool) -> None:
+def _report(outcome: Outcome, model: Path, memory: str, *, as_json: bool) -> None:
     if as_json:
         print_json(
             {
@@ -181,4 +181,5 @@ def _report(outcome: Outcome, model: Path, *, as_json: bool) -> None:
         return
     if outcome.best_step is not None:
         say(f"best step {outcome.best_step}: {outcome.best_nll_per_token:.4f} nats per token on --dev")
-    say(f"the model is in {model}; ask it with: latentrag ask -m {shlex.quote(str(model))} QUESTION")
+    asked = ["latentrag", "ask", "-m", str(model), *(() if memory == DEMO else ("-i", memory)), "QUESTION"]
+    say(f"the model is in {model}; ask it with: {shlex.join(asked)}")
