@@ -1,5 +1,6 @@
 """Every kind of index against brute force; what a query finds alone and in a batch; the file of vectors."""
 
+import itertools
 import os
 
 import faiss
@@ -184,16 +185,13 @@ def test_lists_that_promise_too_little_are_left_out_and_nothing_is_lost(tmp_path
     assert recall[0] == recall[1] == 1
 
 
-@pytest.mark.parametrize("num", [1, 30, 500])
-def test_candidates_are_the_best_of_all_lists_that_promise_enough(made, num):
+def test_candidates_are_the_best_of_all_lists_that_promise_enough(tmp_path):
     """Whichever are looked at first."""
-    index, _ = made
-    if index.kind != "ivf-rabitq":
-        pytest.skip("ivf-rabitq alone has lists")
-    proposer, lists = index.proposer, np.arange(index.proposer.lists.nlist)
-    for q in queries(8, 40):
-        turned, promise = proposer.rotation.apply(q[None]), np.full(len(lists), 1e30, np.float32)
-        norm = np.float32(np.linalg.norm(q))
+    proposer = built(make_table(tmp_path / "m.lance", drawn(3_000, 40)), "ivf-rabitq").proposer
+    lists = np.arange(proposer.lists.nlist)
+    promise = np.full(len(lists), 1e30, np.float32)
+    for num, q in itertools.product((1, 30, 500, 5_000), queries(8, 40)):
+        turned, norm = proposer.rotation.apply(q[None]), np.float32(np.linalg.norm(q))
         expected = proposer._scan(turned, num, lists, promise, None)[1]
         found = proposer._candidates(turned, num, lists, promise, norm, None)
         assert sorted(found) == sorted(expected[expected >= 0])
