@@ -1,6 +1,6 @@
 """Every benchmark in turn, each with its report under one folder.
 
-    python -m benchmarks.every --data FOLDER [--out build/bench] [--runs 5] [--quick] [--only NAME …]
+    python -m benchmarks.every --data FOLDER [--out build/bench] [--runs N] [--quick] [--only NAME …]
 
 NAME.md gets what a benchmark prints, NAME.json its figures with machine and versions. With ``--quick`` sizes are small:
 minutes, to see that all of them run; otherwise it takes hours. One that fails does not keep the others from running.
@@ -81,12 +81,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, help="of those that take turns; default: 5, quick: 1")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these alone")
     given = parser.parse_args()
     out = given.out.absolute()
-    each = commands(data=given.data.absolute(), work=out / "work", runs=given.runs, quick=given.quick)
+    each = commands(data=given.data.absolute(), work=out / "work", runs=given.runs or (1 if given.quick else 5), quick=given.quick)
     if given.only is not None:
         unknown = sorted(set(given.only) - set(each))
         if unknown:
