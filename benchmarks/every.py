@@ -86,7 +86,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these alone")
     given = parser.parse_args()
     out = given.out.absolute()
-    each = commands(data=given.data.absolute(), work=out / "work", runs=given.runs or (1 if given.quick else 5), quick=given.quick)
+    runs = given.runs or (1 if given.quick else 5)
+    each = commands(data=given.data.absolute(), work=out / "work", runs=runs, quick=given.quick)
     if given.only is not None:
         unknown = sorted(set(given.only) - set(each))
         if unknown:
