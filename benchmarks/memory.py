@@ -137,6 +137,18 @@ def report(given: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def all_figures(work: Path) -> dict[str, Any]:
+    """What was measured in a folder and in those in it, each with what it was measured of."""
+    folders = [folder for folder in (work, *sorted(work.iterdir())) if (folder / "figures.json").exists()]
+    return {
+        "whole" if folder == work else folder.name: {
+            **described(Vectors.read(folder)),
+            "figures": json.loads((folder / "figures.json").read_text("utf-8")),
+        }
+        for folder in folders
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="a folder with room, which is kept")
@@ -148,8 +160,11 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--max-memory-gb", type=float, default=4.0, help="bound of the build of three times as many")
     parser.add_argument("--report", type=Path, help="where to write the report, too")
+    parser.add_argument("--json", type=Path, help="where to write all figures")
     given = parser.parse_args()
     text = report(given)
+    if given.json:
+        write_whole(given.json, json.dumps(all_figures(given.work), indent=1) + "\n")
     if given.report:
         write_whole(given.report, text + "\n")
     print(text)
