@@ -31,11 +31,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving_clients import PLAN_VARIABLE
 
 K = 5
 MARK = " (Second edition.)"
 CLIENTS = Path(__file__).with_name("serving_clients.py")
+PLAN_VARIABLE = "LATENTRAG_LOAD_PLAN"
 SAMPLED_EVERY_S = 2.0
 WAYS = ("one by one", "batched")
 IN_TURN = "all in turn"

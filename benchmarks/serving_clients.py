@@ -1,6 +1,6 @@
 """The clients of ``benchmarks.serving``, for locust: each asks, waits for the answer, looks at it, and asks again.
 
-What they ask, and how the memory's versions differ, stands in the JSON file that the variable PLAN names: questions of
+What they ask, and how the memory's versions differ, stands in the JSON file that PLAN_VARIABLE names: questions of
 which some come up often (Zipf, exponent 1), or all in turn, so that no two clients wait for the same answer.
 """
 
@@ -13,7 +13,8 @@ from typing import Any
 
 from locust import HttpUser, constant, task
 
-PLAN_VARIABLE = "LATENTRAG_LOAD_PLAN"
+from benchmarks.serving import PLAN_VARIABLE
+
 _NUMBERS, _TURNS = itertools.count(), itertools.count()
 
 

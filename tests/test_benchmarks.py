@@ -1,5 +1,7 @@
 """The benchmarks run, and both sides find the same: a round of each with tiny models."""
 
+import argparse
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -132,6 +134,26 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu"])
     assert gpu.main() == 2
     assert capsys.readouterr().err.startswith("error: torch sees no GPU here; run it where there is one, or")
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_all_of_them_understand_how_they_are_called(tmp_path, monkeypatch, quick) -> None:
+    from benchmarks import every
+
+    class UnderstoodError(Exception):
+        pass
+
+    def parse(self):
+        parsed = parse_args(self)
+        raise UnderstoodError(parsed)
+
+    parse_args = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    each = every.commands(data=tmp_path, work=tmp_path, runs=2, quick=quick)
+    for name, (module, *arguments) in each.items():
+        monkeypatch.setattr(sys, "argv", [module, *arguments, "--json", str(tmp_path / f"{name}.json")])
+        with pytest.raises(UnderstoodError):
+            importlib.import_module(f"benchmarks.{module}").main()
 
 
 def test_all_of_them_run_in_turn_and_one_that_fails_does_not_end_it(tmp_path, monkeypatch, capsys) -> None:

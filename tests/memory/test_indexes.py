@@ -210,6 +210,7 @@ def test_what_a_list_promises(dimension):
     expected, size = centroids @ q + bonuses * np.linalg.norm(q), np.abs(centroids) @ np.abs(q) + np.linalg.norm(q)
     np.testing.assert_array_less(np.abs(promise[0] - expected[chosen[0]]), 2**-8 * size[chosen[0]])
     assert sorted(chosen[0]) == list(range(50))
+    assert (np.diff(promise[0]) <= 0).all()
 
 
 @pytest.mark.filterwarnings("ignore:the index ivf-rabitq finds")  # one bit of each of 16 numbers says little

@@ -300,6 +300,15 @@ def test_a_best_step_that_comes_again_replaces_its_weights(tmp_path, killed) -> 
     assert [path.name for path in tmp_path.iterdir()] == [only.name]
 
 
+def test_the_best_weights_are_saved_and_a_checkpoint_that_was_being_replaced_stays(parts, tmp_path) -> None:
+    """It is the only one, until the next step is saved."""
+    trainer(parts, tmp_path, options=replace(OPTIONS, num_steps=4)).run(until=2)
+    (only,) = tmp_path.glob("step-*")
+    only.rename(before := only.with_name(f".{only.name}.replaced"))
+    save_best(tmp_path, 1.0)
+    assert checkpoint.newest(tmp_path).folder == before
+
+
 def test_a_run_goes_on_from_a_checkpoint_that_was_being_replaced(parts, tmp_path) -> None:
     options = replace(OPTIONS, num_steps=4)
     trainer(parts, tmp_path / "whole", options=options).run()

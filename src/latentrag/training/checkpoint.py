@@ -56,7 +56,7 @@ def save(
 
     Raises: TrainingError if it cannot be written; the one before is untouched then.
     """
-    with _published(run, f"{_STEP}{step:08d}") as scratch:
+    with _published(run, _STEP, step) as scratch:
         _write_tensors(scratch / "parameters.safetensors", parameters)
         _write_tensors(scratch / "optimiser.safetensors", _moments(parameters, optimiser))
         if scores is not None:
@@ -68,7 +68,7 @@ def save(
 
 def save_best(run: Path, step: int, *, parameters: Mapping[str, nn.Parameter], state: Any) -> None:
     """The weights of the best step so far, in place of those before. Raises: as ``save``."""
-    with _published(run, f"{_BEST}{step:08d}") as scratch:
+    with _published(run, _BEST, step) as scratch:
         _write_tensors(scratch / "parameters.safetensors", parameters)
         _write_json(scratch / "state.json", {"step": step, **state})
     _remove_others(run, _BEST, step)
@@ -147,10 +147,11 @@ def _remove_others(run: Path, prefix: str, step: int) -> None:
 
 
 @contextmanager
-def _published(run: Path, name: str) -> Iterator[Path]:
+def _published(run: Path, kind: str, step: int) -> Iterator[Path]:
     """A scratch folder that gets its name when all of it is on disk."""
     from safetensors import SafetensorError
 
+    name = f"{kind}{step:08d}"
     scratch = run / f".{name}.saving"
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -166,7 +167,7 @@ def _published(run: Path, name: str) -> Iterator[Path]:
             (run / name).rename(before)
         scratch.rename(run / name)
         sync_folder(run)
-        for replaced in run.glob(f".*{_REPLACED}"):
+        for replaced in run.glob(f".{kind}[0-9]*{_REPLACED}"):
             shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
