@@ -31,7 +31,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-
 K = 5
 MARK = " (Second edition.)"
 CLIENTS = Path(__file__).with_name("serving_clients.py")
