@@ -63,9 +63,7 @@ def test_it_multiplies_lists_and_candidates(table, monkeypatch, factor):
     monkeypatch.setattr(
         ivf_rabitq.IvfRabitq,
         "_scan",
-        lambda self, turned, num, chosen, *rest: (
-            looked_at.append(len(chosen)) or scan(self, turned, num, chosen, *rest)
-        ),
+        lambda self, turned, num, live, chosen: looked_at.append(len(chosen)) or scan(self, turned, num, live, chosen),
     )
     monkeypatch.setattr(ivf_rabitq, "LOOKED_AT_FIRST", 1_000)  # none is left out
     proposer.effort = factor

@@ -1,5 +1,6 @@
 """Every kind of index against brute force; what a query finds alone and in a batch; the file of vectors."""
 
+import functools
 import itertools
 import os
 
@@ -170,9 +171,9 @@ def test_lists_that_promise_too_little_are_left_out_and_nothing_is_lost(tmp_path
     index, rows, q = topics_in_a_table(tmp_path / "m.lance", noise=0.1)
     scan, looked_at = ivf_rabitq.IvfRabitq._scan, []
 
-    def counted(self, turned, num, chosen, *rest):
+    def counted(self, turned, num, live, chosen):
         looked_at.append(len(chosen))
-        return scan(self, turned, num, chosen, *rest)
+        return scan(self, turned, num, live, chosen)
 
     monkeypatch.setattr(ivf_rabitq.IvfRabitq, "_scan", counted)
     recall, lists = [], []
@@ -189,11 +190,11 @@ def test_candidates_are_the_best_of_all_lists_that_promise_enough(tmp_path):
     """Whichever are looked at first."""
     proposer = built(make_table(tmp_path / "m.lance", drawn(3_000, 40)), "ivf-rabitq").proposer
     lists = np.arange(proposer.lists.nlist)
-    promise = np.full(len(lists), 1e30, np.float32)
+    at_most = np.full(len(lists), 1e30, np.float32)
     for num, q in itertools.product((1, 30, 500, 5_000), queries(8, 40)):
-        turned, norm = proposer.rotation.apply(q[None]), np.float32(np.linalg.norm(q))
-        expected = proposer._scan(turned, num, lists, promise, None)[1]
-        found = proposer._candidates(turned, num, lists, promise, norm, None)
+        scan = functools.partial(proposer._scan, proposer.rotation.apply(q[None]), num, None)
+        expected = scan(lists)[1]
+        found = proposer._candidates(scan, num, lists, at_most)
         assert sorted(found) == sorted(expected[expected >= 0])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -44,6 +45,8 @@ SEED = 0
 ROWS_PER_ADD = 16_384
 IN_A_REGISTER = 16
 """Numbers; faiss multiplies vectors whose dimension is no multiple of it one by one."""
+
+_Scan = Callable[["npt.NDArray[np.int64]"], "tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]"]
 
 
 def default_lists(num_rows: int) -> int:
@@ -163,58 +166,47 @@ class IvfRabitq:
         return math.ceil(self.effort * (2 * k + 40) * max(1.0, math.sqrt(USUAL_DIMENSION / self.lists.d)))
 
     def propose(self, q: npt.NDArray[np.float32], num: int, live: LiveRows | None) -> npt.NDArray[np.int64]:
-        turned = self.rotation.apply(q[None])
+        turned, norm = self.rotation.apply(q[None]), np.linalg.norm(q)
         asked = np.zeros((1, self.coarse.d), np.float32)
-        asked[0, : len(q)], asked[0, len(q)] = turned[0], np.linalg.norm(q)
+        asked[0, : len(q)], asked[0, len(q)] = turned[0], norm
         probes = min(round(self.effort * self.num_probes), len(self.centroids))
         while True:
             promise, chosen = (found[0] for found in self.coarse.search(asked, probes))
-            found = self._candidates(turned, num, chosen, promise, asked[0, len(q)], live)
+            at_most = promise + MORE_DEVIATIONS / DEVIATIONS * norm * self.bonuses[chosen]
+            found = self._candidates(partial(self._scan, turned, num, live), num, chosen, at_most)
             if len(found) == num or probes >= len(self.centroids):
                 return found
             probes = min(4 * probes, len(self.centroids))
 
     def _candidates(
-        self,
-        turned: npt.NDArray[np.float32],
-        num: int,
-        chosen: npt.NDArray[np.int64],
-        promise: npt.NDArray[np.float32],
-        norm: np.float32,
-        live: LiveRows | None,
+        self, scan: _Scan, num: int, chosen: npt.NDArray[np.int64], at_most: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.int64]:
-        """The ``num`` best positions in the lists chosen, which come in the order of their promise, or fewer.
+        """The ``num`` best positions in the lists chosen, or fewer.
 
-        turned: (1, D); chosen, promise: (probes,); norm: |q|.
+        chosen: (probes,) lists, most promising first; at_most: (probes,) what the best row of each may score.
         """
-        first, rest = slice(LOOKED_AT_FIRST), slice(LOOKED_AT_FIRST, None)
-        estimates, positions = self._scan(turned, num, chosen[first], promise[first], live)
-        most = promise[rest] + MORE_DEVIATIONS / DEVIATIONS * norm * self.bonuses[chosen[rest]]
-        worth = np.flatnonzero(most > estimates.min()) + LOOKED_AT_FIRST
+        estimates, positions = scan(chosen[:LOOKED_AT_FIRST])
+        worth = np.flatnonzero(at_most[LOOKED_AT_FIRST:] > estimates.min()) + LOOKED_AT_FIRST
         if len(worth):
-            others = self._scan(turned, num, chosen[worth], promise[worth], live)
+            others = scan(chosen[worth])
             estimates, positions = np.append(estimates, others[0]), np.append(positions, others[1])
         return real_positions(positions[np.argsort(-estimates, kind="stable")[:num]])
 
     def _scan(
-        self,
-        turned: npt.NDArray[np.float32],
-        num: int,
-        chosen: npt.NDArray[np.int64],
-        promise: npt.NDArray[np.float32],
-        live: LiveRows | None,
+        self, turned: npt.NDArray[np.float32], num: int, live: LiveRows | None, chosen: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Estimates and positions of the ``num`` best in the lists chosen; the least number and −1 if there are fewer.
 
-        turned: (1, D); chosen, promise: (lists,).
+        turned: (1, D); chosen: (lists,).
         """
         import faiss
 
         wanted = faiss.IVFRaBitQSearchParameters(nprobe=len(chosen), qb=QUERY_BITS)
         if live is not None:
             wanted.sel = live.selector
+        unused = np.zeros(len(chosen), np.float32)  # scores of centroids, which estimates from one bit do without
         estimates, positions = np.empty(num, np.float32), np.empty(num, np.int64)
-        arrays = map(faiss.swig_ptr, (chosen, promise, estimates, positions))
+        arrays = map(faiss.swig_ptr, (chosen, unused, estimates, positions))
         # faiss's Python method of this name without _c takes no parameters.
         self.lists.search_preassigned_c(1, faiss.swig_ptr(turned), num, *arrays, False, wanted, None)
         return estimates, positions
