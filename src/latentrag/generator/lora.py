@@ -112,13 +112,13 @@ class _Adapted(torch.autograd.Function):
         ctx.save_for_backward(rows, a, b, weight, low)
         ctx.scale, ctx.shape = scale, x.shape
         found = nn.functional.linear(rows, weight, bias)
-        return found.addmm_(low, b.T, alpha=scale).view(*x.shape[:-1], -1)
+        return found.addmm_(low, b.T, alpha=scale).view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, from_above: Tensor) -> tuple[Tensor | None, ...]:
         rows, a, b, weight, low = ctx.saved_tensors
-        above = from_above.reshape(len(rows), -1)
+        above = from_above.reshape(len(rows), len(weight))
         of_low = (above @ b).mul_(ctx.scale)
         of_a = of_low.T @ rows if ctx.needs_input_grad[1] else None
         of_b = (above.T @ low).mul_(ctx.scale) if ctx.needs_input_grad[2] else None
