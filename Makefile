@@ -13,7 +13,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help test lint test-page torture fuzz-api format demo eval-demo experiment-jeopardy experiment-hot-swap \
-	experiment-precision bench bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-adapter bench-cache \
+	experiment-precision bench bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
 	bench-memory bench-swap bench-sync bench-serving clean
 
 help:  ## List the targets.
@@ -89,9 +89,6 @@ bench-roofline: $(STAMP)  ## Measure a decoder's step beside what this machine c
 bench-training: $(STAMP)  ## Measure a training step beside transformers' RAG, half an hour; SIZE, PASSAGES, LENGTHS=real, RUNS.
 	@$(BIN)/python -m benchmarks.training_step $(if $(SIZE),--size $(SIZE)) $(if $(PASSAGES),--passages $(PASSAGES)) \
 		$(if $(LENGTHS),--lengths $(LENGTHS)) $(if $(RUNS),--runs $(RUNS))
-
-bench-adapter: demo  ## Measure a training step of an adapter after known passages, on DATA's clues, 5 minutes; RUNS=5.
-	@$(BIN)/python -m benchmarks.adapter_step --data $(DATA)/jeopardy-vital.dev.jsonl.gz $(if $(RUNS),--runs $(RUNS))
 
 bench-cache: demo  ## Measure what it saves to keep passages that were read, on DATA's clues, half an hour.
 	@$(BIN)/python -m benchmarks.passage_cache --data $(DATA)/jeopardy-vital.dev.jsonl.gz

@@ -80,12 +80,6 @@ class PackedLinear(nn.Linear):
 LINEAR = (nn.Linear, PackedLinear)
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Whether the layer is x Wᵀ + b and nothing else: no adapter, no quantised weights, no hook."""
-    hooks = len(layer._forward_hooks) + len(layer._forward_pre_hooks)  # noqa: SLF001  (torch has no other way to ask)
-    return type(layer) in LINEAR and not hooks
-
-
 def pack(model: nn.Module) -> None:
     """Make every linear layer of a model a ``PackedLinear``. On a GPU, and where gradients are taken, nothing changes.
 

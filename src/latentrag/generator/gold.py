@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from latentrag.errors import ModelError
 from latentrag.generator.fused_gold import fused_gold_log_probs
-from latentrag.packed import PackedLinear, is_plain
+from latentrag.packed import LINEAR, PackedLinear
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits of a chunk: 64 MiB in float32. With gradients it takes five to seven times that while it is worked on."""
@@ -108,7 +108,7 @@ class OutputHead:
         Returns: (R, T) float32 nats, 0 where masked.
         """
         rows, gold, num_logits = hidden[mask], ids[mask], self.linear.weight.shape[0]
-        if not is_plain(self.linear):
+        if not _is_plain(self.linear):
             log_probs = self._in_chunks(self._piece, max(1, CHUNK_ELEMENTS // num_logits), rows, gold)
         elif self._is_faster_row_by_row(rows):
             log_probs = self._in_chunks(self._packed_piece, max(1, PACKED_CHUNK_ELEMENTS // num_logits), rows, gold)
@@ -168,6 +168,12 @@ class OutputHead:
         if any(parameter.requires_grad for parameter in self.linear.parameters()):
             return torch.cat([checkpoint(piece, *chunk, use_reentrant=False) for chunk in chunks])
         return torch.cat([_GradientsAtOnce.apply(piece, *chunk) for chunk in chunks])  # type: ignore[no-untyped-call]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether the layer is hidden Wᵀ + b and nothing else: no adapter, no quantised weights, no hook."""
+    hooks = len(layer._forward_hooks) + len(layer._forward_pre_hooks)  # noqa: SLF001  (torch has no other way to ask)
+    return type(layer) in LINEAR and not hooks
 
 
 class _GradientsAtOnce(torch.autograd.Function):

@@ -10,15 +10,12 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from latentrag.errors import InputError, ModelError
-from latentrag.packed import is_plain
 
 Scope = Literal["question", "all"]
 MARK = "lora_"
@@ -76,54 +73,6 @@ def add_lora(model: Any, lora: Lora, *, seed: int = 0) -> None:
         layer.cast_input_dtype_enabled = False
         for factors in (layer.lora_A, layer.lora_B):
             factors.update({name: _InTheInputsDtype(factor) for name, factor in factors.items()})
-        layer.forward = partial(_forward, layer)
-
-
-def _forward(layer: Any, x: Tensor, *more: Any, **named: Any) -> Tensor:
-    """peft's layer, x Wᵀ + bias + α/r · x Aᵀ Bᵀ, in one piece where A and B alone learn."""
-    found: Tensor
-    if _in_one_piece(layer, x) and not more and not named:
-        (name,), base = layer.lora_A, layer.base_layer
-        a, b = (factors[name].weight.to(x.dtype) for factors in (layer.lora_A, layer.lora_B))
-        found = _Adapted.apply(x, a, b, base.weight, base.bias, layer.scaling[name])  # type: ignore[no-untyped-call]
-    else:
-        found = type(layer).forward(layer, x, *more, **named)
-    return found
-
-
-def _in_one_piece(layer: Any, x: Tensor) -> bool:
-    return (
-        torch.is_grad_enabled()
-        and is_plain(layer.base_layer)
-        and not any(parameter.requires_grad for parameter in layer.base_layer.parameters())
-        and not (layer.disable_adapters or layer.merged)
-        and not torch.is_autocast_enabled(x.device.type)
-    )
-
-
-class _Adapted(torch.autograd.Function):
-    """x Wᵀ + bias + s · x Aᵀ Bᵀ of frozen W and bias. The update is added as it is multiplied: what else would be
-    written and read once more is as large as the layer's result, and takes about as long as the update's products."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        low = rows @ a.T
-        ctx.save_for_backward(rows, a, b, weight, low)
-        ctx.scale, ctx.shape = scale, x.shape
-        found = nn.functional.linear(rows, weight, bias)
-        return found.addmm_(low, b.T, alpha=scale).view(*x.shape[:-1], len(weight))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, from_above: Tensor) -> tuple[Tensor | None, ...]:
-        rows, a, b, weight, low = ctx.saved_tensors
-        above = from_above.reshape(len(rows), len(weight))
-        of_low = (above @ b).mul_(ctx.scale)
-        of_a = of_low.T @ rows if ctx.needs_input_grad[1] else None
-        of_b = (above.T @ low).mul_(ctx.scale) if ctx.needs_input_grad[2] else None
-        of_x = (above @ weight).addmm_(of_low, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return of_x, of_a, of_b, None, None, None
 
 
 class _InTheInputsDtype(nn.Module):

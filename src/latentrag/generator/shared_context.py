@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from latentrag.generator.beam_cache import beam_cache
-from latentrag.generator.grouped_attention import attend_side_by_side, stands_in
 
 NAME = "latentrag_shared_context"
 
@@ -52,7 +51,7 @@ def _attention_of(model: Any) -> str | None:
 def attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Torch's attention, but for rows that share a context, and heads that share keys where there are gradients.
+    """Torch's attention, but for rows that share a context.
 
     Args:
         query: (C·M, N, Q, D).
@@ -66,8 +65,6 @@ def attend(
     if context is not None:
         return _after_context(query, key, value, context, attention_mask, **options), None
     num_beams = query.shape[0] // key.shape[0]
-    if num_beams == 1 and attention_mask is not None and stands_in(query, key, attention_mask, options):
-        return attend_side_by_side(query, key, value, attention_mask, scaling=options.get("scaling")), None
     if num_beams <= 1:
         found: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]
         return found, None
