@@ -15,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
+SMALL_LOAD = "--questions 4 --clients 4 --seconds 10 --long-seconds 20 --swaps 3".split()
+
 
 def commands(*, data: Path, work: Path, runs: int, quick: bool) -> dict[str, list[str]]:
     """The module and the arguments of each, by the name of its report."""
@@ -32,16 +34,7 @@ def commands(*, data: Path, work: Path, runs: int, quick: bool) -> dict[str, lis
             "memory": ["memory", "--work", str(work / "memory"), "--runs", "1", "--size", "20000", "--dimension", "64"],
             "swap": ["swap", "--answers", "200", "--swaps", "5"],
             "sync": ["sync", "--work", str(work), "--files", "100"],
-            "serving": [
-                "serving",
-                *clues,
-                "--clients",
-                "4",
-                "--seconds",
-                "10",
-                "--long-seconds",
-                "20",
-            ],
+            "serving": ["serving", *clues, *SMALL_LOAD],
         }
     return {
         "decoding": ["decoding", *turns],
