@@ -117,7 +117,8 @@ def read_once(server: Server, plan: Path) -> None:
     with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client, ThreadPoolExecutor(16) as pool:
         for number, answered in enumerate(pool.map(lambda body: client.post("/v1/answer", json=body), bodies), 1):
             answered.raise_for_status()
-            print(f"passages of question {number}/{len(bodies)} are read", end="\r", file=sys.stderr)
+            end = "\r" if number < len(bodies) else "\n"
+            print(f"passages of question {number}/{len(bodies)} are read", end=end, file=sys.stderr)
 
 
 def load(server: Server, plan: Path, *, clients: int, seconds: float, in_turn: bool = False) -> dict[str, float]:
