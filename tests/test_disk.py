@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,38 @@ def test_a_file_is_replaced_when_its_content_is_on_the_disk_and_not_before(tmp_p
 def test_the_hash_of_a_file(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     assert disk.sha256_of_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_one_at_a_time(tmp_path, kind):
+    path = tmp_path / kind
+    path.mkdir() if kind == "folder" else path.touch()
+    with disk.alone(path) as first:
+        with disk.alone(path) as second:
+            assert (first, second) == (True, False)
+        with disk.alone(path) as third:
+            assert not third, "who was refused has not opened the lock"
+    with disk.alone(path) as later:
+        assert later
+    with pytest.raises(FileNotFoundError), disk.alone(tmp_path / "none"):
+        pass
+
+
+def test_a_killed_process_holds_nothing(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from latentrag import disk
+with disk.alone(Path(sys.argv[1])) as it:
+    print(it, flush=True)
+    input()
+"""
+    command = [sys.executable, "-c", code, tmp_path]
+    held = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with held:
+        assert held.stdout.readline() == "True\n"
+        with disk.alone(tmp_path) as alone:
+            assert not alone
+        held.kill()
+    with disk.alone(tmp_path) as alone:
+        assert alone

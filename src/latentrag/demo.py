@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from latentrag import fetch
+from latentrag import disk, fetch
 from latentrag.config import DEMO, Settings, settings
 from latentrag.errors import FetchError, MemoryStoreError
 from latentrag.generator import PromptTemplate
@@ -213,22 +213,12 @@ def _alone(home: Path) -> Iterator[None]:
     """
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with (home / ".lock").open("w") as lock:
-            if not _locked(lock):
+        lock = home / ".lock"
+        lock.touch()
+        with disk.alone(lock) as alone:
+            if not alone:
                 raise FetchError(f"another `latentrag demo` is making what goes to {home}; wait for it")
             yield
     except OSError as error:
         reason = error.strerror or error
         raise FetchError(f"{home} cannot be written ({reason}); free space or set LATENTRAG_HOME") from error
-
-
-def _locked(file: IO[str]) -> bool:
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

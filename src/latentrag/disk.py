@@ -1,4 +1,5 @@
-"""What a power failure must not take away: files and folders forced to the disk; and what a file holds, in one hash.
+"""What a power failure must not take away: files and folders forced to the disk; who writes; what a file holds, in one
+hash.
 
 Who publishes a folder by renaming it forces its content to the disk first (``sync_content``) and the folder that lists
 it afterwards (``sync_folder``).
@@ -9,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 
@@ -71,6 +73,30 @@ def write_file(path: Path, content: bytes) -> None:
         sync_handle(stream.fileno())
     scratch.replace(path)
     sync_folder(path.parent)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[bool]:
+    """Whether nobody else is in such a block about this file or folder, which must exist.
+
+    The lock ends with the block or with its process, however that ends. Where a system has no locks on files,
+    everybody is alone. Raises: OSError.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        yield True
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
 
 
 def sha256_of_file(path: Path) -> str:

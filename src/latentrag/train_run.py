@@ -10,7 +10,8 @@ OUT/
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -123,12 +124,13 @@ def train(
     trainer = _trainer(setup, rag, chosen, examples, dev, processes, progress=progress)
     if before is not None:
         _check_same(before, asked, setup.out)
-    elif processes.is_main:
-        _write(setup.out, asked)
-    outcome = trainer.run(resume=before is not None)
-    if outcome.finished and processes.is_main:
-        trainer.restore_best()
-        _save(rag, setup.out / "model", refreshed=chosen.refresh_every > 0)
+    with _alone(setup.out) if processes.is_main else nullcontext():
+        if before is None and processes.is_main:
+            _write(setup.out, asked)
+        outcome = trainer.run(resume=before is not None)
+        if outcome.finished and processes.is_main:
+            trainer.restore_best()
+            _save(rag, setup.out / "model", refreshed=chosen.refresh_every > 0)
     processes.wait()
     return outcome
 
@@ -290,9 +292,26 @@ def _refuse(name: str, old: object, new: object, out: Path) -> None:
     raise InputError(f"the run in {out} has {name}={old!r}, now asked for {new!r}; resume with what it began with")
 
 
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """The run's folder, made if need be, for this process only."""
+    with ExitStack() as held:
+        with _refused_in_one_line(out):
+            out.mkdir(parents=True, exist_ok=True)
+            alone = held.enter_context(disk.alone(out))
+        if not alone:
+            raise InputError(f"the run in {out} is going on in another process; wait for it, or name another folder")
+        yield
+
+
 def _write(out: Path, asked: Mapping[str, Any]) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with _refused_in_one_line(out):
         disk.write_file(out / RUN_FILE, (json.dumps(asked, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+@contextmanager
+def _refused_in_one_line(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from error

@@ -61,6 +61,12 @@ def test_rows_are_the_library_s_answers_and_scores(measure, model, memory, tmp_p
     assert json.loads(out.with_suffix(".json").read_text()) == record
 
 
+def test_the_model_may_come_first(measure, data, model, memory) -> None:
+    assert cli("eval", model, data, "-i", memory, "--json").json == measure("--json").json
+    assert "got the models m and " in cli("eval", "m", data, "-m", model, "-i", memory).error()
+    assert "got 3 names (a b c); needed one file of questions" in cli("eval", "a", "b", "c").error()
+
+
 def test_what_people_see(measure) -> None:
     done = measure("--beams", 1, "--limit", 3)
     assert (done.code, done.stderr) == (0, "")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentrag import disk
 from latentrag.decoding import DecodingOptions
 from latentrag.errors import DataError, InputError, ModelError
 from latentrag.evaluation import compare, token_f1
@@ -174,6 +175,24 @@ def test_other_settings_do_not_mix(tmp_path) -> None:
             evaluate(model(), EXAMPLES, out, **{"options": OPTIONS, "about": {"model": "m"}, **changes})
     with pytest.raises(InputError, match="another example with the id one"):
         evaluate(model(), [Example("one", "other?", ("c",))], out, options=OPTIONS, about={"model": "m"})
+    assert len(rows_of(out)) == 1
+
+
+def test_one_evaluation_at_a_time_writes_a_file(tmp_path) -> None:
+    out = tmp_path / "run.jsonl"
+    evaluate(model(), EXAMPLES[:2], out, options=OPTIONS)
+    before = out.read_bytes()
+    with disk.alone(out), pytest.raises(InputError, match="being written by another evaluation; wait for it"):
+        evaluate(model(), EXAMPLES, out, options=OPTIONS)
+    assert out.read_bytes() == before
+    evaluate(model(), EXAMPLES, out, options=OPTIONS)
+    assert len(rows_of(out)) == len(EXAMPLES)
+
+
+def test_ended_before_its_first_row(tmp_path) -> None:
+    out = tmp_path / "run.jsonl"
+    out.touch()
+    evaluate(model(), EXAMPLES[:1], out, options=OPTIONS)
     assert len(rows_of(out)) == 1
 
 

@@ -11,6 +11,7 @@ import typer
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
 from latentrag.config import DEMO, resolve_memory, resolve_model
+from latentrag.errors import InputError
 
 if TYPE_CHECKING:
     from latentrag.assemble import ModelSpec
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    data: arg.QuestionFile,
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL] DATA",
+            help="Questions with answers: JSON lines or an array, also gzipped. Before it, in place of -m, a model.",
+        ),
+    ],
     memory: arg.MemoryName = DEMO,
     model: arg.ModelName = None,
     encoder: arg.EncoderName = None,
@@ -49,6 +56,7 @@ def evaluate(
     """
     from latentrag.evaluation.run import evaluate as run
 
+    data, model = _data_and_model(what, model)
     source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
     examples = _examples(data, skip_bad=skip_bad)[:limit]
     rag = arg.open_rag(source, memory=memory, version=as_of, retriever=retriever, dtype=dtype)
@@ -75,6 +83,14 @@ def evaluate(
         print_json(found.as_record())
     else:
         _show(found)
+
+
+def _data_and_model(what: Sequence[str], model: str | None) -> tuple[Path, str | None]:
+    if len(what) > 2:
+        raise InputError(f"got {len(what)} names ({' '.join(what)}); needed one file of questions, before it a model")
+    if len(what) == 2 and model is not None:
+        raise InputError(f"got the models {what[0]} and {model}; give one")
+    return Path(what[-1]), what[0] if len(what) == 2 else model
 
 
 def _examples(data: Path, *, skip_bad: bool) -> Sequence[Example]:

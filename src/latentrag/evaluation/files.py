@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from latentrag import disk
 from latentrag.errors import DataError, InputError
 from latentrag.evaluation.report import Report, Row
 
 
-def begin(rows_path: Path, settings: Mapping[str, Any]) -> dict[str, Row]:
-    """The rows that are there already, by id; none in a new file. A line that a kill cut short is removed.
+@contextmanager
+def begun(rows_path: Path, settings: Mapping[str, Any]) -> Iterator[dict[str, Row]]:
+    """The rows that are there already, by id; none in a new file. In the block nobody else begins with the file.
 
-    Raises: InputError if the rows were made with other settings, so that they cannot be gone on with.
+    A line that a kill cut short is removed.
+
+    Raises: InputError if another process is in such a block, or if the rows were made with other settings, so that
+        they cannot be gone on with.
     """
     if rows_path.suffix != ".jsonl":
         raise InputError(f"{rows_path} does not end with .jsonl; needed such a name, since a .json goes beside it")
-    with _explained(rows_path):
-        if not rows_path.exists():
+    with ExitStack() as held:
+        with _explained(rows_path):
             rows_path.parent.mkdir(parents=True, exist_ok=True)
+            rows_path.touch()
+            alone = held.enter_context(disk.alone(rows_path))
+        if not alone:
+            raise InputError(f"{rows_path} is being written by another evaluation; wait for it, or name another file")
+        yield _begun(rows_path, settings)
+
+
+def _begun(rows_path: Path, settings: Mapping[str, Any]) -> dict[str, Row]:
+    with _explained(rows_path):
+        if not rows_path.stat().st_size:
             _write(rows_path, {"settings": settings})
             return {}
         before = _settings(rows_path)

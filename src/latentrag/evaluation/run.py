@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -90,20 +90,21 @@ def evaluate(
     _check(examples, batch_size, recall_at)
     plan = _plan(rag, k, variant, decoding, options or rag.options(), recall_at, closed_book=closed_book)
     settings = _settings(rag, plan, about or {})
-    done = {} if out is None else files.begin(out, settings)
-    todo = [example for example in examples if not _is_done(example, done, out)]
-    with _shown(progress, total=len(examples), completed=len(examples) - len(todo)) as advance:
-        for start in range(0, len(todo), batch_size):
-            rows = _rows(rag, plan, todo[start : start + batch_size])
-            if out is not None:
-                files.append(out, rows)
-            done |= {row["id"]: row for row in rows}
-            advance(len(rows))
     searched = {*recall_at, plan.k} if plan.k is not None else set()
     at = sorted(each for each in searched if each is not None and each <= (plan.depth or 0))
-    found = report([done[example.id] for example in examples], settings, recall_at=at)
-    if out is not None:
-        files.finish(out, found)
+    kept: AbstractContextManager[dict[str, Row]] = nullcontext({}) if out is None else files.begun(out, settings)
+    with kept as done:
+        todo = [example for example in examples if not _is_done(example, done, out)]
+        with _shown(progress, total=len(examples), completed=len(examples) - len(todo)) as advance:
+            for start in range(0, len(todo), batch_size):
+                rows = _rows(rag, plan, todo[start : start + batch_size])
+                if out is not None:
+                    files.append(out, rows)
+                done.update((row["id"], row) for row in rows)
+                advance(len(rows))
+        found = report([done[example.id] for example in examples], settings, recall_at=at)
+        if out is not None:
+            files.finish(out, found)
     return found
 
 
