@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from running import between_marks, read_lines
 
 from latentrag.evaluation.compare import compare
+from latentrag.evaluation.files import read_run, settings_path
+from latentrag.evaluation.intervals import Estimate
+from latentrag.evaluation.report import RECALL_AT, Row, report
 from latentrag.training.log import read_log
 
 MEASURES = {
@@ -36,75 +40,100 @@ PAIRS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A measured arm: its rows in the order of the clues."""
+
+    rows: Sequence[Row]
+    settings: Mapping[str, Any]
+
+
 def write_report(out: Path, file: Path, *, arms: Sequence[str], options: Mapping[str, Any], machine: Mapping[str, Any]):
     """Put tables and curves between the marks of the report, whose words are written by hand."""
     done = {arm: run for arm in arms if (run := _run(out, arm)) is not None}
     if not done:
         return
     curves = file.with_name("jeopardy-curves.svg")
-    parts = [_table(done), _differences(out, done), _settings(options, machine)]
+    parts = [*_tables(done), _differences(done)]
     if _curves(out, list(done), curves):
-        parts.insert(2, f"![Development loss, health and title recall by step]({curves.name})")
-    between_marks(file, "\n\n".join(parts), title="Jeopardy!")
+        parts.append(f"![Development loss, health and title recall by step]({curves.name})")
+    between_marks(file, "\n\n".join([*parts, _settings(options, machine)]), title="Jeopardy!")
 
 
 def _slug(arm: str) -> str:
     return arm.replace(" ", "-")
 
 
-def _run(out: Path, arm: str) -> dict[str, Any] | None:
-    file = out / f"{_slug(arm)}.json"
+def _run(out: Path, arm: str) -> _Run | None:
+    """None if the arm is not there or not yet measured to its end."""
+    file = out / f"{_slug(arm)}.jsonl"
     if not file.exists():
         return None
-    found: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return found if "metrics" in found else None
+    record = json.loads(settings_path(file).read_text("utf-8"))
+    if "metrics" not in record:
+        return None
+    settings, rows = read_run(file)
+    return _Run(tuple(rows.values())[: record["examples"]], settings)  # more of them may be being asked
 
 
-def _percent(estimate: Mapping[str, float] | None) -> str:
+def _percent(estimate: Estimate | None) -> str:
     if estimate is None:
         return "–"
-    return f"{100 * estimate['mean']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+    return f"{100 * estimate.mean:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
-def _table(done: Mapping[str, Mapping[str, Any]]) -> str:
+def _tables(done: Mapping[str, _Run]) -> list[str]:
+    """Every arm on the clues that all have been asked, then those that have been asked more."""
+    sizes = sorted({len(run.rows) for run in done.values()})
+    return [
+        _table({arm: run for arm, run in done.items() if len(run.rows) >= number}, number, first=number == sizes[0])
+        for number in sizes
+    ]
+
+
+def _table(done: Mapping[str, _Run], number: int, *, first: bool) -> str:
+    about = "In percent, with 95 % bootstrap intervals; log p in nats per token. " if first else "The same, "
     lines = [
-        "In percent, with 95 % bootstrap intervals, on the first so many clues; log p in nats per token.",
+        f"{about}{'The' if first else 'the'} first {number:,} clues.",
         "",
-        "| arm | clues | " + " | ".join(MEASURES.values()) + " | log p |",
-        "|---" * (len(MEASURES) + 3) + "|",
+        "| arm | " + " | ".join(MEASURES.values()) + " | log p |",
+        "|---" * (len(MEASURES) + 2) + "|",
     ]
     for arm, run in done.items():
-        metrics = run["metrics"]
-        log_p = metrics["log_likelihood_per_token"]
-        cells = [_percent(metrics.get(name)) for name in MEASURES]
-        cells.append(f"{log_p['mean']:.3f} [{log_p['low']:.3f}, {log_p['high']:.3f}]")
-        lines.append(f"| {arm} | {run['examples']:,} | " + " | ".join(cells) + " |")
+        found = report(run.rows[:number], run.settings, recall_at=RECALL_AT).estimates
+        log_p = found["log_likelihood_per_token"]
+        cells = [_percent(found.get(name)) for name in MEASURES]
+        cells.append(f"{log_p.mean:.3f} [{log_p.low:.3f}, {log_p.high:.3f}]")
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _differences(out: Path, done: Mapping[str, Any]) -> str:
-    lines = ["| paired difference, points | exact match | p | title at 1 | title at 10 |", "|---|---|---|---|---|"]
+def _differences(done: Mapping[str, _Run]) -> str:
+    lines = [
+        "| paired difference, points | clues | exact match | p | title at 1 | title at 10 |",
+        "|---|---|---|---|---|---|",
+    ]
     for ours, theirs in PAIRS:
         if ours in done and theirs in done:
-            number = min(done[ours]["examples"], done[theirs]["examples"])
+            number = min(len(done[arm].rows) for arm in (ours, theirs))
             with tempfile.TemporaryDirectory() as scratch:
-                both = [_first(out / f"{_slug(arm)}.jsonl", number, Path(scratch)) for arm in (ours, theirs)]
-                found = compare(*both).differences
+                found = compare(*(_first(done[arm], number, Path(scratch) / arm) for arm in (ours, theirs))).differences
             cells = [
                 f"{100 * d.difference:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" if d is not None else "–"
                 for d in (found.get(name) for name in ("exact_match", "title_recall@1", "title_recall@10"))
             ]
             p = f"{found['exact_match'].p:.4f}"
-            lines.append(f"| {ours} − {theirs} | {cells[0]} | {p} | {cells[1]} | {cells[2]} |")
+            lines.append(f"| {ours} − {theirs} | {number:,} | {cells[0]} | {p} | {cells[1]} | {cells[2]} |")
     return "\n".join(lines)
 
 
-def _first(rows: Path, number: int, folder: Path) -> Path:
-    """A run of the first clues of a run."""
-    cut = folder / rows.name
-    cut.write_bytes(b"".join(rows.read_bytes().splitlines(keepends=True)[:number]))
-    cut.with_suffix(".json").write_bytes(rows.with_suffix(".json").read_bytes())
-    return cut
+def _first(run: _Run, number: int, folder: Path) -> Path:
+    """A file of the first rows of a run."""
+    folder.mkdir()
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in run.rows[:number]), "utf-8")
+    settings_path(rows).write_text(json.dumps({"settings": run.settings}), "utf-8")
+    return rows
 
 
 def _settings(options: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
