@@ -1,6 +1,11 @@
 """What every test runs under: one thread a worker, no network, checked shapes, the same seed."""
 
 import os
+import signal
+
+# Who starts this in the background has it ignore Ctrl-C, and so would every process that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before torch, faiss and transformers read them.
 if "PYTEST_XDIST_WORKER" in os.environ:
