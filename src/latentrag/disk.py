@@ -1,5 +1,4 @@
-"""What a power failure must not take away: files and folders forced to the disk; who writes; what a file holds, in one
-hash.
+"""Files and folders forced to the disk, for a power failure must not take them away; locks; and hashes of files.
 
 Who publishes a folder by renaming it forces its content to the disk first (``sync_content``) and the folder that lists
 it afterwards (``sync_folder``).
@@ -91,10 +90,10 @@ def alone(path: Path) -> Iterator[bool]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = True
         except BlockingIOError:
-            yield False
-        else:
-            yield True
+            taken = False
+        yield taken  # not in the handler: what the block raises has nothing to do with the lock
     finally:
         os.close(handle)
 
