@@ -198,6 +198,7 @@ def test_mistakes_in_the_data(train, tmp_path) -> None:
     [
         (["--objective", "emdr2", "--label-smoothing", 0.1], "label_smoothing"),
         (["--closed-book", "--hindsight", 3], "closed"),
+        (["--retriever", "bm25", "--hindsight", 3], "hindsight proposes"),
         (["--retriever", "bm25", "--refresh-every", 2], "refresh"),
         (["--retriever", "bm25", "--freeze", "generator"], "freeze"),
     ],

@@ -17,7 +17,7 @@ class TrainingOptions:
     Attributes:
         objective: of each example: ``nll`` is the paper's (§2.4); see ``marginal.objectives`` for the others.
         k: K, passages retrieved for x.
-        hindsight: further passages, found with x and y together; 0: none.
+        hindsight: further passages, found with x and y together, for the retriever alone to learn from; 0: none.
         closed_book: train p_θ(y|x) of the generator alone, without passages.
         freeze: a side that is not trained.
         num_steps: how many steps in all.
@@ -94,6 +94,11 @@ class TrainingOptions:
         if self.closed_book and (self.objective != "nll" or self.hindsight or self.freeze == "generator"):
             raise InputError(
                 "closed_book trains the generator alone by its likelihood; leave objective, hindsight and freeze out"
+            )
+        if self.hindsight and self.freeze == "retriever":
+            raise InputError(
+                "hindsight proposes passages to a retriever that learns, which freeze and BM25 exclude; leave one of "
+                "them out"
             )
         self._check_warmups()
         if self.refresh_every and not self.trains_retriever:

@@ -12,7 +12,7 @@ from latentrag.marginal import emdr2, log_prior, loop, marginal_weights, nll, pd
 from latentrag.protocols import TrainableGenerator, TrainableRetriever
 from latentrag.training.memo import ScoreMemo
 from latentrag.training.options import TrainingOptions
-from latentrag.types import Retrieved, Targets
+from latentrag.types import PassageLists, Retrieved, Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,9 @@ def losses(
         alone = nll(torch.zeros(len(x), 1, device=device), log_p_theta, targets.mask, variant="sequence")
         return Losses(alone, alone.detach(), int(targets.mask.sum()))
     with nullcontext() if retriever_learns else torch.no_grad():
-        retrieved = _retrieved(retriever, x, y, options)
-        log_p_eta = log_prior(retrieved.scores.to(device))
+        retrieved = _retrieved(retriever, x, y, options, learns=retriever_learns)
+        scores = retrieved.scores.to(device)
+        log_p_eta = log_prior(scores)
     if memo is not None and not options.label_smoothing:
         with mixed:
             log_p_theta = memo.log_p_theta(generator, x, y, retrieved.passages, targets)
@@ -63,14 +64,15 @@ def losses(
             generator, x, retrieved, targets, log_p_eta, options=options, mixed=mixed, learns=generator_learns
         )
     with torch.no_grad():
-        plain = nll(log_p_eta, log_p_theta, targets.mask, variant=options.variant)
+        asked = slice(0, options.k)  # the others will not be found without y
+        plain = nll(log_prior(scores[:, asked]), log_p_theta[:, asked], targets.mask, variant=options.variant)
     return Losses(loss, plain, int(targets.mask.sum()))
 
 
 def _retrieved(
-    retriever: TrainableRetriever, x: Sequence[str], y: Sequence[str], options: TrainingOptions
+    retriever: TrainableRetriever, x: Sequence[str], y: Sequence[str], options: TrainingOptions, *, learns: bool
 ) -> Retrieved:
-    if options.hindsight:
+    if options.hindsight and learns:
         return retriever.retrieve_in_hindsight(x, y, options.k, options.hindsight)
     return retriever.retrieve(x, options.k)
 
@@ -86,23 +88,50 @@ def _objective(
     mixed: AbstractContextManager[Any],
     learns: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss (B,) and log_p_theta (B, K, T). ``learns``: whether the generator does."""
-    variant, mask = options.variant, targets.mask
+    """The loss (B,) and log_p_theta (B, K + K2, T). ``learns``: whether the generator does.
+
+    Found with y are candidates for the retriever alone: a generator that learned from passages it is not given when
+    it is asked answers worse (docs/experiments/jeopardy.md).
+    """
+    read = [passages[: options.k] for passages in retrieved.passages]
     with mixed:
-        prepared = generator.prepare(x, retrieved.passages)
-        if options.label_smoothing:
-            log_p_theta, mean = generator.log_p_theta_and_mean(
-                prepared, targets, lambda found: marginal_weights(log_p_eta, found, mask, variant=variant)
-            )
-            smoothing = options.label_smoothing
-            return smoothed_nll(log_p_eta, log_p_theta, mean, mask, variant=variant, smoothing=smoothing), log_p_theta
-        # EMDR² teaches the generator by the reader of all passages; of single passages it only asks.
-        with nullcontext() if learns and options.objective != "emdr2" else torch.no_grad():
-            log_p_theta = generator.log_p_theta(prepared, targets)
-        if options.objective == "emdr2" and learns:
-            torch.clear_autocast_cache()  # of weights cast above, without a gradient
-            together = generator.log_p_theta(generator.prepare_together(x, retrieved.passages), targets)[:, 0]
-            return emdr2(log_p_eta, log_p_theta, mask, together, variant=variant), log_p_theta
+        if not learns or len(read[0]) == len(retrieved.passages[0]):
+            return _of_passages(generator, x, retrieved.passages, targets, log_p_eta, options=options, learns=learns)
+        read_prior = torch.log_softmax(log_p_eta[:, : options.k].detach(), dim=1)
+        reader_loss, log_p_theta = _of_passages(generator, x, read, targets, read_prior, options=options, learns=True)
+        with torch.no_grad():
+            others = generator.prepare(x, [passages[options.k :] for passages in retrieved.passages])
+            log_p_theta = torch.cat([log_p_theta.detach(), generator.log_p_theta(others, targets)], dim=1)
+    retriever_loss = _of_scores(log_p_eta, log_p_theta, targets, options)
+    return retriever_loss + (reader_loss - reader_loss.detach()), log_p_theta
+
+
+def _of_passages(
+    generator: TrainableGenerator,
+    x: Sequence[str],
+    passages: PassageLists,
+    targets: Targets,
+    log_p_eta: Tensor,
+    *,
+    options: TrainingOptions,
+    learns: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss (B,) and log_p_theta (B, K, T) of passages that both sides learn from."""
+    variant, mask = options.variant, targets.mask
+    prepared = generator.prepare(x, passages)
+    if options.label_smoothing:
+        log_p_theta, mean = generator.log_p_theta_and_mean(
+            prepared, targets, lambda found: marginal_weights(log_p_eta, found, mask, variant=variant)
+        )
+        smoothing = options.label_smoothing
+        return smoothed_nll(log_p_eta, log_p_theta, mean, mask, variant=variant, smoothing=smoothing), log_p_theta
+    # EMDR² teaches the generator by the reader of all passages; of single passages it only asks.
+    with nullcontext() if learns and options.objective != "emdr2" else torch.no_grad():
+        log_p_theta = generator.log_p_theta(prepared, targets)
+    if options.objective == "emdr2" and learns:
+        torch.clear_autocast_cache()  # of weights cast above, without a gradient
+        together = generator.log_p_theta(generator.prepare_together(x, passages), targets)[:, 0]
+        return emdr2(log_p_eta, log_p_theta, mask, together, variant=variant), log_p_theta
     return _of_scores(log_p_eta, log_p_theta, targets, options), log_p_theta
 
 
