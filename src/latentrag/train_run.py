@@ -61,7 +61,8 @@ class Setup:
             "warmup": which side of joint training learns alone at the start. A causal model can read before it is
             trained, and says most clearly which passage helps before it is tuned: the retriever learns first, for
             half of the steps or RETRIEVER_FIRST. An encoder–decoder learns to read first, for a fifth of the steps.
-            "hindsight": as many candidates found with y as there are found without, where the retriever learns.
+            "hindsight": as many candidates found with y as there are found without, where the retriever learns; where
+            it learns alone at the start, only there.
         skip_bad: leave out rows that are no examples.
         device: "auto", "cpu", "cuda" …
     """
@@ -117,7 +118,7 @@ def train(
     if "warmup" in setup.choose:
         chosen = _with_warmup(chosen, rag)
     if "hindsight" in setup.choose and chosen.trains_retriever:
-        chosen = replace(chosen, hindsight=max(0, min(chosen.k, len(memory) - chosen.k)))
+        chosen = _with_hindsight(chosen, len(memory))
     if chosen.refresh_every and processes.count > 1:
         raise InputError("refresh_every needs a single process, which re-encodes the memory; start one")
     asked = _record(setup, chosen, lora, memory)
@@ -235,6 +236,12 @@ def _with_warmup(options: TrainingOptions, rag: Rag) -> TrainingOptions:
     if isinstance(rag.generator, CausalGenerator):
         return replace(options, warmup_retriever=min(options.num_steps // 2, RETRIEVER_FIRST))
     return replace(options, warmup_generator=options.num_steps // 5)
+
+
+def _with_hindsight(options: TrainingOptions, num_passages: int) -> TrainingOptions:
+    alone = options.warmup_retriever if options.trains_generator else 0
+    number = max(0, min(options.k, num_passages - options.k))
+    return replace(options, hindsight=number, hindsight_steps=alone or None)
 
 
 def _record(setup: Setup, options: TrainingOptions, lora: Any, memory: Any) -> dict[str, Any]:

@@ -65,6 +65,25 @@ def test_a_trained_model_is_asked_like_any_other(train, data, memory, tmp_path) 
     assert cli("ask", QUESTION, "-m", run / "model", "-i", memory).code == 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sought"),
+    [
+        ([], (2, 1)),  # while the retriever learns alone
+        (["--warmup-retriever", 2], (2, 2)),
+        (["--warmup-generator", 1], (2, None)),  # no such time: always
+        (["--freeze", "generator"], (2, None)),
+        (["--freeze", "retriever"], (0, None)),
+        (["--hindsight", 1], (1, None)),
+        (["--hindsight", 0], (0, None)),
+    ],
+    ids=lambda value: " ".join(map(str, value)),
+)
+def test_when_passages_are_sought_with_the_answer(train, tmp_path, arguments, sought) -> None:
+    assert train("--steps", 3, *arguments).code == 0
+    options = json.loads((tmp_path / "run" / "run.json").read_text())["options"]
+    assert (options["hindsight"], options["hindsight_steps"]) == sought
+
+
 def test_what_people_see(train, memory, tmp_path) -> None:
     done = train("--epochs", 2)
     assert (done.code, done.stdout) == (0, "")

@@ -122,6 +122,21 @@ def test_the_loss_falls_and_only_what_is_to_learn_changes(parts, tmp_path, kind,
         assert changed == getattr(options, f"trains_{name}")
 
 
+def test_hindsight_ends_where_it_is_to_end(parts, tmp_path) -> None:
+    """Until then the losses are those of hindsight in all steps."""
+    found = {}
+    for name, changes in {"all": {}, "some": {"hindsight_steps": 2}, "none": {"hindsight": 0}}.items():
+        options = replace(OPTIONS, **{"hindsight": 3, **changes}, num_steps=3, lr_generator=0.0)
+        trainer(parts, tmp_path / name, options=options).run()
+        found[name] = losses_of(tmp_path / name)
+    assert found["some"][:2] == found["all"][:2] != found["none"][:2]
+    assert found["some"][2] != found["all"][2]
+    some, none = (read_log(tmp_path / name / "log.jsonl") for name in ("some", "none"))
+    (third,) = [record for record in some if record["event"] == "train" and record["step"] == 3]
+    assert third["loss"] == third["nll"]
+    assert all(record["loss"] == record["nll"] for record in none if record["event"] == "train")
+
+
 def test_the_generator_learns_first(parts, tmp_path) -> None:
     options = replace(OPTIONS, warmup_generator=4, num_steps=6, warmup_steps=0)
     run = trainer(parts, tmp_path / "run", options=options)

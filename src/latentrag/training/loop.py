@@ -6,7 +6,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -199,7 +199,7 @@ class Trainer:
             group["lr"] = rates[group["name"]]
         batch = self._batch(step)
         self.optimiser.zero_grad(set_to_none=True)
-        totals = self._gradients(batch, {name: rate > 0 for name, rate in rates.items()})
+        totals = self._gradients(batch, {name: rate > 0 for name, rate in rates.items()}, options.hindsight_in(step))
         norms = {}
         for side in self._sides:
             if rates[side.name] > 0:
@@ -241,8 +241,9 @@ class Trainer:
             self._kept_order = kept
         return kept[1]
 
-    def _gradients(self, batch: Sequence[tuple[str, str]], learns: Mapping[str, bool]) -> Tensor:
+    def _gradients(self, batch: Sequence[tuple[str, str]], learns: Mapping[str, bool], num_hindsight: int) -> Tensor:
         """Gradients of the batch's mean loss for this process's rows; their summed loss, NLL and tokens, (3,)."""
+        options = replace(self.options, hindsight=num_hindsight)
         # Rows of like length next to each other: what is padded is short, and the sum is the same.
         mine = sorted(self.processes.share(batch), key=lambda pair: len(pair[0]) + len(pair[1]))
         size = self.options.micro_batch_size
@@ -254,7 +255,7 @@ class Trainer:
                 self.generator,
                 x,
                 y,
-                options=self.options,
+                options=options,
                 retriever_learns=learns["retriever"],
                 generator_learns=learns["generator"],
                 memo=None if learns["generator"] else self._memo,

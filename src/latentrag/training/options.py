@@ -18,6 +18,7 @@ class TrainingOptions:
         objective: of each example: ``nll`` is the paper's (§2.4); see ``marginal.objectives`` for the others.
         k: K, passages retrieved for x.
         hindsight: further passages, found with x and y together, for the retriever alone to learn from; 0: none.
+        hindsight_steps: steps at the start in which they are sought; None: all.
         closed_book: train p_θ(y|x) of the generator alone, without passages.
         freeze: a side that is not trained.
         num_steps: how many steps in all.
@@ -49,6 +50,7 @@ class TrainingOptions:
     objective: Objective = "nll"
     k: int = 5
     hindsight: int = 0
+    hindsight_steps: int | None = None
     closed_book: bool = False
     freeze: Freeze = "none"
     num_steps: int = 1000
@@ -132,6 +134,10 @@ class TrainingOptions:
     @property
     def trains_generator(self) -> bool:
         return self.freeze != "generator"
+
+    def hindsight_in(self, step: int) -> int:
+        """How many passages are sought with y in a step, counted from 0."""
+        return self.hindsight if self.hindsight_steps is None or step < self.hindsight_steps else 0
 
     def rate_of_retriever(self, step: int) -> float:
         """The learning rate of η in a step, counted from 0; 0 while the generator warms up."""
