@@ -137,7 +137,7 @@ def _first(run: _Run, number: int, folder: Path) -> Path:
 
 
 def _settings(options: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
-    shown = {**{name: value for name, value in options.items() if value not in (0, 0.0, False)}, **machine}
+    shown = {**{name: value for name, value in options.items() if value not in (0, 0.0, False, None)}, **machine}
     return "Settings: " + ", ".join(f"{name} {value}" for name, value in shown.items()) + "."
 
 

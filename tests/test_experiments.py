@@ -49,7 +49,8 @@ def test_arms_are_compared_on_the_clues_that_all_were_asked(write_report, tmp_pa
     file = tmp_path / "docs" / "report.md"
     file.parent.mkdir()
     file.write_text("# By hand\n\n<!-- measured: begin -->\nold\n<!-- measured: end -->\n\nafter\n", "utf-8")
-    write_report(tmp_path, file, arms=("closed book", "frozen", "sequence", "token"), options={"k": 5}, machine={})
+    options = {"k": 5, "hindsight": 0, "hindsight_steps": None}
+    write_report(tmp_path, file, arms=("closed book", "frozen", "sequence", "token"), options=options, machine={})
     text = file.read_text("utf-8")
     assert text.startswith("# By hand\n")
     assert text.endswith("\n\nafter\n")
@@ -69,5 +70,6 @@ def test_arms_are_compared_on_the_clues_that_all_were_asked(write_report, tmp_pa
         (line,) = [line for line in part.splitlines() if line.startswith("| frozen |")]
         right = sum(row["exact_match"] for row in rows[:number]) / number
         assert line.split(" | ")[1].startswith(f"{100 * right:.1f} [")
+    assert text.split("-->")[1].split("<!--")[0].strip().endswith("Settings: k 5.")
     assert "| frozen − closed book | 60 |" in more
     assert "| sequence − frozen | 100 |" in more

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from latentrag.training.processes import Processes
 
 RUN_FILE = "run.json"
-FORMAT = 1
+FORMAT = 2
 LARGE = 100_000_000
 """Parameters from which on a causal generator is trained by an adapter unless told otherwise."""
 LORA_RATE, WHOLE_RATE = 2e-4, 3e-5
@@ -241,7 +241,7 @@ def _with_warmup(options: TrainingOptions, rag: Rag) -> TrainingOptions:
 def _with_hindsight(options: TrainingOptions, num_passages: int) -> TrainingOptions:
     alone = options.warmup_retriever if options.trains_generator else 0
     number = max(0, min(options.k, num_passages - options.k))
-    return replace(options, hindsight=number, hindsight_steps=alone or None)
+    return replace(options, hindsight=number, hindsight_steps=(number and alone) or None)
 
 
 def _record(setup: Setup, options: TrainingOptions, lora: Any, memory: Any) -> dict[str, Any]:

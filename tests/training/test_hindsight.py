@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from latentrag.marginal import log_prior, nll
+from latentrag.packed import PackedLinear
 from latentrag.training.options import TrainingOptions
 from latentrag.training.step import losses
 from tests.training.test_loop import OPTIONS, PAIRS, made, parts  # noqa: F401  (a fixture)
@@ -43,8 +44,8 @@ def test_each_side_learns_from_its_own_passages(parts, kind, changes) -> None:  
     _, read = gradients(sides, replace(PLAIN, **changes))
     assert_equal(of_retriever, union)
     assert_equal(of_generator, read)
-    with pytest.raises(AssertionError):
-        assert_equal(of_retriever, gradients(sides, replace(PLAIN, **changes))[0])
+    alone = gradients(sides, replace(PLAIN, **changes))[0]
+    assert max((one - other).abs().max() for one, other in zip(of_retriever, alone, strict=True)) > 1e-3
 
 
 def test_smoothed_labels_are_the_generators(parts) -> None:  # noqa: F811
@@ -66,6 +67,22 @@ def test_the_loss_is_of_all_and_nll_of_what_will_be_retrieved(parts) -> None:  #
     plain = losses(retriever, generator, X, Y, options=PLAIN)
     torch.testing.assert_close(found.nll, plain.nll, rtol=1e-4, atol=1e-5)
     assert (found.loss < found.nll - 1e-3).any() or (found.loss > found.nll + 1e-3).any()
+
+
+@pytest.mark.parametrize("kind", ["llama", "bart"])
+def test_no_packed_weights_lie_beside_what_the_backward_pass_needs(parts, kind) -> None:  # noqa: F811
+    retriever, generator = made(parts, kind=kind)
+    for options in (PLAIN, BOTH):
+        found = losses(retriever, generator, X, Y, options=options)
+        layers = [
+            layer
+            for model in (retriever.query_encoder.module, generator.model)
+            for layer in model.modules()
+            if isinstance(layer, PackedLinear)
+        ]
+        assert len(layers) > 10
+        assert all(layer._packed is None for layer in layers)
+        found.loss.sum().backward()
 
 
 def test_while_the_generator_learns_alone_none_are_looked_for(parts) -> None:  # noqa: F811

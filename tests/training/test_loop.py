@@ -343,6 +343,7 @@ def test_settings_that_cannot_be() -> None:
         ({"label_smoothing": 0.1, "objective": "loop"}, "label_smoothing is for"),
         ({"closed_book": True, "hindsight": 2}, "closed_book"),
         ({"freeze": "retriever", "hindsight": 2}, "hindsight proposes"),
+        ({"hindsight": 2, "hindsight_steps": 3, "warmup_generator": 3}, "end before the retriever learns"),
         ({"freeze": "generator", "warmup_generator": 1}, "warmup_generator"),
         ({"warmup_generator": 9}, "leaves none"),
         ({"warmup_retriever": 9}, "leaves none"),

@@ -44,7 +44,9 @@ def train(
     k: Annotated[int, typer.Option("-k", "--k", "--passages", min=1, help="Passages retrieved for a question.")] = 5,
     hindsight: Annotated[
         int | None,
-        typer.Option(min=0, help="More passages, found with the answer; default: as many, while the encoder is alone."),
+        typer.Option(
+            min=0, help="More passages, sought with the answer; default: as -k, while the retriever is alone."
+        ),
     ] = None,
     closed_book: arg.ClosedBook = False,
     freeze: Annotated[Freeze, typer.Option(help="A side that is not trained.")] = "none",

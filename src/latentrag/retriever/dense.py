@@ -83,9 +83,10 @@ class DenseRetriever:
         Returns: B × (K + num_hindsight), no passage twice.
         Raises: as ``retrieve``; InputError if the memory has fewer passages than that.
         """
-        q, memory = self._q(x), snapshot(self.memory)
-        found = memory.search(_searched(q), k)
+        memory = snapshot(self.memory)
         more = memory.search(_searched(self._q_of_both(x, y)), k + num_hindsight)
+        q = self._q(x)  # last: a call that takes gradients lets packed weights go
+        found = memory.search(_searched(q), k)
         passages, vectors = [], []
         for b, of_x in enumerate(found.passages):
             known = {passage.id for passage in of_x}

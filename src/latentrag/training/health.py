@@ -223,8 +223,8 @@ def _useless_passages(health: Health, first: Health | None) -> str:
     negligible = min(max(0.05, 0.02 * health.nll), 0.5) * (1 - health.overlap)
     highest = health.gap + 2 * health.gap_error
     remedy = (
-        "let the generator learn to read first (--warmup-generator), lower --lr-retriever, raise --k or add "
-        "--hindsight, and check that the passages hold the answers"
+        "let the generator learn to read first (--warmup-generator), lower --lr-retriever, raise --k or train "
+        "with --hindsight N, and check that the passages hold the answers"
     )
     if highest < negligible:
         return (
@@ -263,7 +263,7 @@ def _shared_passage(health: Health, first: Health | None) -> str:
     return (
         f"{health.top_share:.1%} of the questions have the same top passage, with {health.unique_top:.3f} different "
         f"ones for each question{before}: retrieval has collapsed onto few passages; begin again with a lower "
-        "--lr-retriever, let the generator learn first (--warmup-generator), or add --hindsight"
+        "--lr-retriever, let the generator learn first (--warmup-generator), or train with --hindsight N"
     )
 
 
@@ -278,5 +278,5 @@ def _flat_prior(health: Health) -> str:
     return (
         f"the prior is flat (entropy {health.prior_entropy:.3f} of at most {flattest:.3f} nats) and the posterior adds "
         f"nothing (KL {health.kl:.4f} nats): a question's {health.num_passages} passages are not told apart; check "
-        "the scale of the scores (20 for most encoders of unit vectors), raise --k or add --hindsight"
+        "the scale of the scores (20 for most encoders of unit vectors), raise --k or train with --hindsight N"
     )

@@ -34,7 +34,8 @@ class TrainingOptions:
             clearly which passage helps before it is tuned.
         weight_decay: AdamW's, of both sides.
         clip: highest norm of each side's gradient.
-        label_smoothing: ε, of the marginal distribution of the next token; for ``nll``.
+        label_smoothing: ε, of the marginal distribution of the next token; for ``nll``. Where passages were sought
+            with y and the generator learns, it is the generator's only.
         temperature: of the target of ``pdist`` and ``loop``.
         answers: which answer of an example is y.
         seed: of the order of the examples and of the answers drawn.
@@ -101,6 +102,11 @@ class TrainingOptions:
             raise InputError(
                 "hindsight proposes passages to a retriever that learns, which freeze and BM25 exclude; leave one of "
                 "them out"
+            )
+        if self.hindsight and self.hindsight_steps is not None and self.hindsight_steps <= self.warmup_generator:
+            raise InputError(
+                f"hindsight_steps={self.hindsight_steps} end before the retriever learns, after warmup_generator="
+                f"{self.warmup_generator}; raise them or leave hindsight out"
             )
         self._check_warmups()
         if self.refresh_every and not self.trains_retriever:

@@ -17,7 +17,14 @@ from latentrag.types import PassageLists, Retrieved, Targets
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Of B examples. loss: (B,), with its gradient. nll: (B,) −log p(y|x), nats. num_tokens: of all targets."""
+    """Of B examples.
+
+    Attributes:
+        loss: (B,), with its gradient. Where passages were sought with y and the generator learns, its value is the
+            retriever's objective, over all of them; the generator's, over the top K, is there by its gradient only.
+        nll: (B,) −log p(y|x) over the top K, nats.
+        num_tokens: of all targets.
+    """
 
     loss: Tensor
     nll: Tensor
@@ -90,18 +97,20 @@ def _objective(
 ) -> tuple[Tensor, Tensor]:
     """The loss (B,) and log_p_theta (B, K + K2, T). ``learns``: whether the generator does.
 
-    Found with y are candidates for the retriever alone: a generator that learned from passages it is not given when
-    it is asked answers worse (docs/experiments/jeopardy.md).
+    What was found with y teaches the retriever alone: a generator that learned from it, too, answered worse
+    (docs/experiments/jeopardy.md).
     """
     read = [passages[: options.k] for passages in retrieved.passages]
     with mixed:
         if not learns or len(read[0]) == len(retrieved.passages[0]):
             return _of_passages(generator, x, retrieved.passages, targets, log_p_eta, options=options, learns=learns)
-        read_prior = torch.log_softmax(log_p_eta[:, : options.k].detach(), dim=1)
-        reader_loss, log_p_theta = _of_passages(generator, x, read, targets, read_prior, options=options, learns=True)
-        with torch.no_grad():
-            others = generator.prepare(x, [passages[options.k :] for passages in retrieved.passages])
-            log_p_theta = torch.cat([log_p_theta.detach(), generator.log_p_theta(others, targets)], dim=1)
+        with torch.no_grad():  # before gradients are taken, which drop the packed weights again
+            prepared = generator.prepare(x, [passages[options.k :] for passages in retrieved.passages])
+            of_others = generator.log_p_theta(prepared, targets)
+        torch.clear_autocast_cache()  # of weights cast above, without a gradient
+        prior = torch.log_softmax(log_p_eta[:, : options.k].detach(), dim=1)
+        reader_loss, of_read = _of_passages(generator, x, read, targets, prior, options=options, learns=True)
+    log_p_theta = torch.cat([of_read.detach(), of_others], dim=1)
     retriever_loss = _of_scores(log_p_eta, log_p_theta, targets, options)
     return retriever_loss + (reader_loss - reader_loss.detach()), log_p_theta
 
