@@ -34,7 +34,9 @@ PAIRS = (
     ("sequence", "frozen"),
     ("sequence", "at once"),
     ("token", "sequence"),
+    ("token", "frozen"),
     ("emdr2", "sequence"),
+    ("emdr2", "frozen"),
     ("hindsight", "sequence"),
     ("hindsight", "frozen"),
 )
