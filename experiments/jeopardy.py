@@ -12,7 +12,7 @@ joint arms go on from the encoder that query-side training made of the same exam
     frozen         generator over the untrained encoder     sequence      query side, then both, RAG-Sequence
                                                             token         query side, then both, RAG-Token
                                                             emdr2         query side, then both, EMDR²
-                                                            hindsight     query side, then both, hindsight for the former
+                                                            hindsight     query side, then both, hindsight still
 
 Results stand under OUT, arm by arm; whatever is there is not done again, and what is interrupted goes on.
 """
