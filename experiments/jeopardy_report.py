@@ -165,9 +165,13 @@ def _curves(out: Path, arms: Sequence[str], file: Path) -> bool:
                 axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=arm)
             axis.set_title(title, fontsize=10)
             axis.set_xlabel("step")
+    if not any(axis.lines for axis in axes):
+        pyplot.close(figure)
+        return False
     axes[-1].set_title("title recall at 10, percent", fontsize=10)
     axes[-1].set_xlabel("step")
-    axes[0].legend(fontsize=8)
+    if axes[0].lines:
+        axes[0].legend(fontsize=8)
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, metadata={"Date": None})

@@ -73,3 +73,17 @@ def test_arms_are_compared_on_the_clues_that_all_were_asked(write_report, tmp_pa
     assert text.split("-->")[1].split("<!--")[0].strip().endswith("Settings: k 5.")
     assert "| frozen − closed book | 60 |" in more
     assert "| sequence − frozen | 100 |" in more
+
+
+def test_curves_are_drawn_where_an_arm_left_its_log(write_report, tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    arm(tmp_path, "frozen", 20, right=0.5)
+    file = tmp_path / "report.md"
+    write_report(tmp_path, file, arms=("frozen",), options={"k": 5}, machine={})
+    assert "jeopardy-curves.svg" not in file.read_text("utf-8")
+    (tmp_path / "frozen").mkdir()
+    found = [{"event": "dev", "step": step, "nll_per_token": 3.0 - step, "gap": 1.0, "kl": 0.1} for step in (0, 1)]
+    (tmp_path / "frozen" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found), "utf-8")
+    write_report(tmp_path, file, arms=("frozen",), options={"k": 5}, machine={})
+    assert "jeopardy-curves.svg" in file.read_text("utf-8")
+    assert (tmp_path / "jeopardy-curves.svg").read_text("utf-8").count("<svg") == 1
