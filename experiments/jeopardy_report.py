@@ -148,6 +148,7 @@ def _curves(out: Path, arms: Sequence[str], file: Path) -> bool:
         import matplotlib
 
         matplotlib.use("svg")
+        matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "latentrag"}  # small, and the same every time
         from matplotlib import pyplot
     except ImportError:
         return False

@@ -108,7 +108,7 @@ def _objective(
             prepared = generator.prepare(x, [passages[options.k :] for passages in retrieved.passages])
             of_others = generator.log_p_theta(prepared, targets)
         torch.clear_autocast_cache()  # of weights cast above, without a gradient
-        prior = torch.log_softmax(log_p_eta[:, : options.k].detach(), dim=1)
+        prior = log_prior(log_p_eta[:, : options.k].detach())
         reader_loss, of_read = _of_passages(generator, x, read, targets, prior, options=options, learns=True)
     log_p_theta = torch.cat([of_read.detach(), of_others], dim=1)
     retriever_loss = _of_scores(log_p_eta, log_p_theta, targets, options)
