@@ -154,16 +154,17 @@ def _curves(out: Path, arms: Sequence[str], file: Path) -> bool:
         return False
     names = {"nll_per_token": "dev, −log p per token", "gap": "gap, nats", "kl": "KL(posterior‖prior), nats"}
     figure, axes = pyplot.subplots(1, len(names) + 1, figsize=(16, 3.8))
-    for arm in arms:
+    for number, arm in enumerate(arms):
+        line = {"marker": "o", "markersize": 3, "label": arm, "color": f"C{number}"}  # not every axis has every arm
         log = out / _slug(arm) / "log.jsonl"
         records = [r for r in read_log(log) if r["event"] == "dev"] if log.exists() else []
         found = [(r["step"], 100 * r["title_recall"]["10"]) for r in read_lines(out / _slug(arm) / "retriever.jsonl")]
         if found:
-            axes[-1].plot(*zip(*found, strict=True), marker="o", markersize=3, label=arm)
+            axes[-1].plot(*zip(*found, strict=True), **line)
         for axis, (name, title) in zip(axes[:-1], names.items(), strict=True):
             points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
             if points:
-                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=arm)
+                axis.plot(*zip(*points, strict=True), **line)
             axis.set_title(title, fontsize=10)
             axis.set_xlabel("step")
     if not any(axis.lines for axis in axes):

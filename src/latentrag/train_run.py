@@ -239,9 +239,10 @@ def _with_warmup(options: TrainingOptions, rag: Rag) -> TrainingOptions:
 
 
 def _with_hindsight(options: TrainingOptions, num_passages: int) -> TrainingOptions:
+    """As many as K, in the steps that are asked for, else while the retriever learns alone, else in all."""
     alone = options.warmup_retriever if options.trains_generator else 0
     number = max(0, min(options.k, num_passages - options.k))
-    return replace(options, hindsight=number, hindsight_steps=(number and alone) or None)
+    return replace(options, hindsight=number, hindsight_steps=options.hindsight_steps or alone or None)
 
 
 def _record(setup: Setup, options: TrainingOptions, lora: Any, memory: Any) -> dict[str, Any]:

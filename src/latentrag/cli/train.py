@@ -48,6 +48,9 @@ def train(
             min=0, help="More passages, sought with the answer; default: as -k, while the retriever is alone."
         ),
     ] = None,
+    hindsight_steps: Annotated[
+        int | None, typer.Option(min=1, help="Only in so many steps at the start; default with --hindsight: all.")
+    ] = None,
     closed_book: arg.ClosedBook = False,
     freeze: Annotated[Freeze, typer.Option(help="A side that is not trained.")] = "none",
     epochs: Annotated[float, typer.Option(min=0.0, help="How often every example is seen.")] = 1.0,
@@ -113,6 +116,7 @@ def train(
             objective=objective,
             k=k,
             hindsight=hindsight or 0,
+            hindsight_steps=hindsight_steps,
             closed_book=closed_book,
             freeze="retriever" if retriever == "bm25" and freeze == "none" else freeze,
             num_steps=num_steps,

@@ -94,11 +94,12 @@ class TrainingOptions:
     def _check_combinations(self) -> None:
         if self.label_smoothing and self.objective != "nll":
             raise InputError(f"label_smoothing is for objective='nll', not {self.objective!r}; leave one of them out")
-        if self.closed_book and (self.objective != "nll" or self.hindsight or self.freeze == "generator"):
+        seeks = self.hindsight or self.hindsight_steps is not None
+        if self.closed_book and (self.objective != "nll" or seeks or self.freeze == "generator"):
             raise InputError(
                 "closed_book trains the generator alone by its likelihood; leave objective, hindsight and freeze out"
             )
-        if self.hindsight and self.freeze == "retriever":
+        if seeks and self.freeze == "retriever":
             raise InputError(
                 "hindsight proposes passages to a retriever that learns, which freeze and BM25 exclude; leave one of "
                 "them out"
