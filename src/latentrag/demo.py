@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentrag import disk, fetch
+from latentrag import fetch, io
 from latentrag.config import DEMO, Settings, settings
 from latentrag.errors import FetchError, MemoryStoreError
 from latentrag.generator import PromptTemplate
@@ -215,7 +215,7 @@ def _alone(home: Path) -> Iterator[None]:
         home.mkdir(parents=True, exist_ok=True)
         lock = home / ".lock"
         lock.touch()
-        with disk.alone(lock) as alone:
+        with io.exclusive(lock) as alone:
             if not alone:
                 raise FetchError(f"another `latentrag demo` is making what goes to {home}; wait for it")
             yield

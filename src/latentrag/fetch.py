@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
-from latentrag.disk import sha256_of_file
 from latentrag.errors import FetchError, InputError
+from latentrag.io import sha256_of_file
 
 Pip = Callable[[Sequence[str], bool], tuple[int, str]]
 """Runs pip with these arguments and shows its progress or not; gives its exit status and its standard error."""

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from latentrag import assemble, disk
+from latentrag import assemble, io
 from latentrag.errors import InputError, TrainingError
 
 if TYPE_CHECKING:
@@ -250,8 +250,8 @@ def _record(setup: Setup, options: TrainingOptions, lora: Any, memory: Any) -> d
         "format": FORMAT,
         "options": asdict(options),
         "lora": None if lora is None else json.loads(json.dumps(asdict(lora))),
-        "data": {"name": setup.data.name, "sha256": disk.sha256_of_file(setup.data)},
-        "dev": None if setup.dev is None else {"name": setup.dev.name, "sha256": disk.sha256_of_file(setup.dev)},
+        "data": {"name": setup.data.name, "sha256": io.sha256_of_file(setup.data)},
+        "dev": None if setup.dev is None else {"name": setup.dev.name, "sha256": io.sha256_of_file(setup.dev)},
         "dev_limit": setup.dev_limit,
         "memory": {"path": str(memory.path), "version": memory.version, "encoder": memory.manifest.fingerprint},
         "model": str(setup.model),
@@ -306,7 +306,7 @@ def _alone(out: Path) -> Iterator[None]:
     with ExitStack() as held:
         with _refused_in_one_line(out):
             out.mkdir(parents=True, exist_ok=True)
-            alone = held.enter_context(disk.alone(out))
+            alone = held.enter_context(io.exclusive(out))
         if not alone:
             raise InputError(f"the run in {out} is going on in another process; wait for it, or name another folder")
         yield
@@ -314,7 +314,7 @@ def _alone(out: Path) -> Iterator[None]:
 
 def _write(out: Path, asked: Mapping[str, Any]) -> None:
     with _refused_in_one_line(out):
-        disk.write_file(out / RUN_FILE, (json.dumps(asked, indent=2, ensure_ascii=False) + "\n").encode())
+        io.write_file(out / RUN_FILE, (json.dumps(asked, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import time
 import pytest
 
 import latentrag
-from latentrag import disk
+from latentrag import io
 from latentrag.memory import Memory
 from tests.cli.conftest import DOCUMENTS, QUESTION, cli
 from tests.encoder.tiny import write_sentence_encoder
@@ -191,10 +191,10 @@ def test_a_run_that_goes_on_elsewhere_is_not_touched(train, tmp_path) -> None:
     assert train("--steps", 2).code == 0
     run = tmp_path / "run"
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    with disk.alone(run):
+    with io.exclusive(run):
         assert "run is going on in another process; wait for it" in train("--steps", 2, "--resume").error()
         (tmp_path / "new").mkdir()
-        with disk.alone(tmp_path / "new"):
+        with io.exclusive(tmp_path / "new"):
             assert "new is going on in another process" in train("--steps", 2, out="new").error()
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     assert not any((tmp_path / "new").iterdir())

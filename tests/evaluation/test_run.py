@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentrag import disk
+from latentrag import io
 from latentrag.decoding import DecodingOptions
 from latentrag.errors import DataError, InputError, ModelError
 from latentrag.evaluation import compare, token_f1
@@ -182,7 +182,7 @@ def test_one_evaluation_at_a_time_writes_a_file(tmp_path) -> None:
     out = tmp_path / "run.jsonl"
     evaluate(model(), EXAMPLES[:2], out, options=OPTIONS)
     before = out.read_bytes()
-    with disk.alone(out), pytest.raises(InputError, match="being written by another evaluation; wait for it"):
+    with io.exclusive(out), pytest.raises(InputError, match="being written by another evaluation; wait for it"):
         evaluate(model(), EXAMPLES, out, options=OPTIONS)
     assert out.read_bytes() == before
     evaluate(model(), EXAMPLES, out, options=OPTIONS)

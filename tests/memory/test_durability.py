@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from latentrag import disk
+from latentrag import io
 from latentrag.errors import DamagedVersionError, MemoryStoreError
 from latentrag.memory import Memory, durable, files, lock, repairing, upkeep
 from latentrag.memory.building import build
@@ -358,7 +358,7 @@ def test_files_that_cannot_be_forced_to_the_disk_are_not_committed(monkeypatch, 
         raise OSError(5, "Input/output error")
 
     before = files.present(path)
-    monkeypatch.setattr(disk, "sync_file", fails)
+    monkeypatch.setattr(io, "sync_file", fails)
     with pytest.raises(MemoryStoreError, match="cannot be written .*Input/output error"):
         filled.add([Passage("q", "t")], encoder)
     assert Memory.open(path).version == 2
@@ -370,7 +370,7 @@ def test_a_lock_that_cannot_be_forced_to_the_disk_is_not_taken(monkeypatch, path
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(disk, "sync_handle", fails)
+        patched.setattr(io, "sync_handle", fails)
         with pytest.raises(MemoryStoreError, match=r"cannot be written .No space left on device.; make room"):
             filled.delete(["p0"])
     assert len(filled.delete(["p0"])) == 11

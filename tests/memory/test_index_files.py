@@ -17,8 +17,8 @@ import lance
 import numpy as np
 import pytest
 
-from latentrag.disk import sha256_of_file
 from latentrag.errors import InputError, MemoryStoreError
+from latentrag.io import sha256_of_file
 from latentrag.memory import Memory
 from latentrag.memory.indexes import building, files
 from latentrag.memory.indexes.building import plan

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from latentrag import disk as disk_module
+from latentrag import io as disk_module
 from latentrag.memory import Memory, forgetting, tags, upkeep
 from latentrag.memory.indexes import files as index_files
 from latentrag.memory.verify import verify

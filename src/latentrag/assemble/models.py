@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from latentrag import disk
+from latentrag import io
 from latentrag.assemble.memories import open_memory
 from latentrag.assemble.parts import FORMAT, SETTINGS_FILE, ModelSpec, Parts, Source, load_parts
 from latentrag.assemble.passages import keep_passages
@@ -157,11 +157,11 @@ def _published(folder: Path) -> Iterator[Path]:
     try:
         scratch.mkdir()
         yield scratch
-        disk.sync_all(scratch, [str(file.relative_to(scratch)) for file in scratch.rglob("*") if file.is_file()])
+        io.sync_all(scratch, [str(file.relative_to(scratch)) for file in scratch.rglob("*") if file.is_file()])
         if folder.exists():
             folder.rename(aside)
         scratch.rename(folder)
-        disk.sync_folder(folder.parent)
+        io.sync_folder(folder.parent)
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error}); choose another place or make room") from error
     finally:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from latentrag import disk
+from latentrag import io
 from latentrag.errors import DataError, InputError
 from latentrag.evaluation.report import Report, Row
 
@@ -28,7 +28,7 @@ def begun(rows_path: Path, settings: Mapping[str, Any]) -> Iterator[dict[str, Ro
         with _explained(rows_path):
             rows_path.parent.mkdir(parents=True, exist_ok=True)
             rows_path.touch()
-            alone = held.enter_context(disk.alone(rows_path))
+            alone = held.enter_context(io.exclusive(rows_path))
         if not alone:
             raise InputError(f"{rows_path} is being written by another evaluation; wait for it, or name another file")
         yield _begun(rows_path, settings)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentrag import disk
+from latentrag import io
 from latentrag.errors import MemoryStoreError
 from latentrag.memory.lock import LOCK_FILE, owner, writer_lock
 from latentrag.memory.memory import Memory
@@ -44,7 +44,7 @@ def new_memory(path: Path) -> Iterator[Path]:
             if path.exists():
                 path.rmdir()  # the empty folder
             new.rename(path)
-            disk.sync_folder(path.parent)
+            io.sync_folder(path.parent)
     except OSError as error:
         raise MemoryStoreError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error
 

@@ -1,7 +1,7 @@
 """A record of what each committed file held, which acknowledges the versions of a memory.
 
 Lance writes files and renames them, and leaves it to the operating system when they reach the disk. Everything that a
-commit consists of is forced there by us (``latentrag.disk``) before the commit is recorded.
+commit consists of is forced there by us (``latentrag.io``) before the commit is recorded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentrag import disk
+from latentrag import io
 
 CHECKSUMS_FILE = "_checksums.jsonl"
 """One line of JSON for each file of the table, in the order of the commits. A version is acknowledged when the line
@@ -29,7 +29,7 @@ class Checksum:
     @classmethod
     def of(cls, file: Path) -> Checksum:
         """Of the file as it is now. Raises: OSError."""
-        return cls(file.stat().st_size, disk.sha256_of_file(file))
+        return cls(file.stat().st_size, io.sha256_of_file(file))
 
 
 def record(folder: Path, names: Iterable[str]) -> None:
@@ -39,8 +39,8 @@ def record(folder: Path, names: Iterable[str]) -> None:
         _cut_unfinished_line(stream.fileno())
         stream.write(lines)
         stream.flush()
-        disk.sync_handle(stream.fileno())
-    disk.sync_folder(folder)
+        io.sync_handle(stream.fileno())
+    io.sync_folder(folder)
 
 
 def has_records(folder: Path) -> bool:
@@ -72,7 +72,7 @@ def keep_records(folder: Path, names: Collection[str]) -> None:
     """Forget the records of all other files."""
     if has_records(folder):
         kept = (_line(name, checksum) for name, checksum in recorded(folder).items() if name in names)
-        disk.write_file(folder / CHECKSUMS_FILE, b"".join(kept))
+        io.write_file(folder / CHECKSUMS_FILE, b"".join(kept))
 
 
 def _beginning(name: str) -> bytes:

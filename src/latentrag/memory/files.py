@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentrag import disk
+from latentrag import io
 from latentrag.errors import DamagedVersionError, MemoryStoreError
 from latentrag.memory import durable
 
@@ -236,7 +236,7 @@ def remove(folder: Path, names: Collection[str]) -> int:
         freed += (folder / name).lstat().st_size
         (folder / name).unlink()
     for parent in {name.split("/")[0] for name in names}:
-        disk.sync_folder(folder / parent)
+        io.sync_folder(folder / parent)
     return freed
 
 
@@ -267,5 +267,5 @@ def _move(folder: Path, names: Collection[str]) -> None:
         while place.exists():  # a version whose number has been used again, and damaged again
             place = place.with_name(f"{place.name}+")
         shutil.move(folder / name, place)
-        disk.sync_folder(place.parent)
-        disk.sync_folder((folder / name).parent)
+        io.sync_folder(place.parent)
+        io.sync_folder((folder / name).parent)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from latentrag import disk
+from latentrag import io
 from latentrag.errors import MemoryStoreError
 
 LOCK_FILE = "_writer.lock"
@@ -145,4 +145,4 @@ def _write_owner(handle: int) -> None:
     # Cut to length afterwards: where this fails, the file still says that a writer died, if one did.
     os.pwrite(handle, content, 0)
     os.ftruncate(handle, len(content))
-    disk.sync_handle(handle)
+    io.sync_handle(handle)

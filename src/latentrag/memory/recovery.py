@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from errno import EACCES, EPERM, EROFS
 from pathlib import Path
 
-from latentrag import disk
+from latentrag import io
 from latentrag.errors import DamagedVersionError, LatentRagError, MemoryStoreError
 from latentrag.memory import durable, files
 from latentrag.memory.lock import writer_lock
@@ -92,7 +92,7 @@ def _keep_or_set_aside(folder: Path, version: int) -> None:
         return
     known = durable.recorded(folder)
     names = [name for name in files.sizes(dataset) if name not in known]
-    disk.sync_all(folder, [*names, files.manifest_name(version)])
+    io.sync_all(folder, [*names, files.manifest_name(version)])
     durable.record(folder, [*names, files.manifest_name(version)])
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from latentrag import disk
+from latentrag import io
 from latentrag.errors import MemoryStoreError, UnknownVersionError
 from latentrag.memory import damage, durable, files, recovery
 from latentrag.memory.log import Version, log
@@ -52,9 +52,9 @@ class Table:
         with recovery.changing(path):
             # Row ids that survive compaction: reading by position slows 400-fold after scattered deletes.
             dataset = lance.write_dataset(empty, str(path), enable_stable_row_ids=True, commit_message="created")
-            disk.sync_all(path, files.present(path))
+            io.sync_all(path, files.present(path))
             durable.record(path, [files.manifest_name(1)])
-            disk.sync_folder(path.parent)
+            io.sync_folder(path.parent)
         return cls(path, dataset, manifest)
 
     @classmethod
@@ -380,7 +380,7 @@ class Table:
 
         self.require_newest()
         with recovery.changing(self.path):
-            disk.sync_all(self.path, new_files)
+            io.sync_all(self.path, new_files)
             try:
                 # A retry would overwrite a version that somebody else has made meanwhile.
                 dataset = lance.LanceDataset.commit(
@@ -393,7 +393,7 @@ class Table:
                 ) from error
         published = [*self._transaction_files(), files.manifest_name(dataset.version)]
         try:
-            disk.sync_all(self.path, published)
+            io.sync_all(self.path, published)
             durable.record(self.path, [*sorted(new_files), *published])
         except OSError as error:
             raise MemoryStoreError(

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from latentrag import disk
+from latentrag import io
 from latentrag.errors import InputError, MemoryStoreError
 from latentrag.memory import files
 from latentrag.memory.recovery import changing, writing
@@ -83,7 +83,7 @@ def remove(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         (folder / _FOLDER / f"{name}.json").unlink()
     if (folder / _FOLDER).is_dir():
-        disk.sync_folder(folder / _FOLDER)
+        io.sync_folder(folder / _FOLDER)
 
 
 def _write(folder: Path, name: str, version: int) -> None:
@@ -93,6 +93,6 @@ def _write(folder: Path, name: str, version: int) -> None:
     dataset = files.open_whole(folder, version)
     with changing(folder):
         dataset.tags.create(_SCRATCH, version)
-        disk.sync_all(folder, [scratch])
+        io.sync_all(folder, [scratch])
         (folder / scratch).replace(folder / _FOLDER / f"{name}.json")
-        disk.sync_folder(folder / _FOLDER)
+        io.sync_folder(folder / _FOLDER)

@@ -12,8 +12,8 @@ from stat import S_ISREG
 
 from latentrag.corpus import split
 from latentrag.corpus.readers import File, documents, find_files
-from latentrag.disk import sha256_of_file
 from latentrag.errors import DataError, InputError
+from latentrag.io import sha256_of_file
 from latentrag.memory.origins import Held, digest
 from latentrag.sync.journal import Fact
 from latentrag.types import Passage

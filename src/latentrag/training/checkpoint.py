@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentrag.disk import sync_content, sync_folder
 from latentrag.errors import TrainingError
+from latentrag.io import sync_folder, sync_tree
 
 _STEP = "step-"
 _BEST = "best-"
@@ -159,7 +159,7 @@ def _published(run: Path, kind: str, step: int) -> Iterator[Path]:
             shutil.rmtree(leftover)
         scratch.mkdir()
         yield scratch
-        sync_content(scratch)
+        sync_tree(scratch)
         before = run / f".{name}{_REPLACED}"
         if (run / name).exists():
             if before.exists():

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentrag.disk import sha256_of_file
 from latentrag.errors import FetchError, MemoryStoreError
+from latentrag.io import sha256_of_file
 from latentrag.memory.building import is_free, new_memory
 from latentrag.memory.exchange import rows
 from latentrag.memory.exchange.listing import LISTING, ListedFile, Listing

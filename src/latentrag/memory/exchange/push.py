@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from latentrag.disk import sha256_of_file
 from latentrag.errors import MemoryStoreError
+from latentrag.io import sha256_of_file
 from latentrag.memory.exchange import rows
 from latentrag.memory.exchange.listing import LISTING, ListedFile, Listing, file_name
 from latentrag.memory.exchange.stores import open_store

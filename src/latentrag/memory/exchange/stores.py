@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from latentrag.disk import sync_content, sync_folder
 from latentrag.errors import FetchError, InputError
+from latentrag.io import sync_folder, sync_tree
 from latentrag.memory.exchange.listing import LISTING
 
 _SCHEME = "hf://"
@@ -98,7 +98,7 @@ class FolderStore:
 
     def publish(self, folder: Path, message: str) -> None:  # noqa: ARG002  a folder keeps no messages
         self.check_free()
-        sync_content(folder)
+        sync_tree(folder)
         if self._path.exists():
             self._path.rmdir()
         folder.rename(self._path)

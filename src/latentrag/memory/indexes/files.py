@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentrag.disk import sha256_of_file, sync_content, sync_folder
 from latentrag.errors import IndexDamagedError, MemoryStoreError
+from latentrag.io import sha256_of_file, sync_folder, sync_tree
 from latentrag.memory.files import has_version
 from latentrag.memory.indexes.changes import Fragment
 from latentrag.types import IndexKind
@@ -215,7 +215,7 @@ def _finish(scratch: Path, description: Description) -> None:
     record: dict[str, Any] = {"format": FORMAT, **asdict(description), "files": files}
     record["checksum"] = hashlib.sha256(_canonical(record)).hexdigest()
     (scratch / DESCRIPTION).write_bytes(_canonical(record))
-    sync_content(scratch)
+    sync_tree(scratch)
 
 
 def _canonical(record: dict[str, Any]) -> bytes:

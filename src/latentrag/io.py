@@ -1,0 +1,290 @@
+"""Files that appear whole or not at all, JSON lines, locks, hashes and progress bars: each of them once.
+
+What is renamed into place is forced to the disk first, and the folder that lists it afterwards, so that a power failure
+leaves either the old or the new content. Nothing here knows what the files hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+_IS_WINDOWS = os.name == "nt"
+
+# Forced to the disk
+
+
+def sync_handle(handle: int) -> None:
+    """Force the content of an open, writable file to the disk."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(handle, fcntl.F_FULLFSYNC)  # fsync there stops at the disk's own cache
+    else:
+        os.fsync(handle)
+
+
+def sync_file(path: Path) -> None:
+    """Force a file's content to the disk."""
+    handle = os.open(path, os.O_RDWR if _IS_WINDOWS else os.O_RDONLY)  # Windows syncs writable handles only
+    try:
+        sync_handle(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(path: Path) -> None:
+    """Force a folder's list of names to the disk. Does nothing on Windows, where folders cannot be opened."""
+    if _IS_WINDOWS:
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_all(folder: Path, names: Iterable[str]) -> None:
+    """Force these files to the disk, then the folders that list them, up to ``folder``.
+
+    Args:
+        names: relative to ``folder``, with slashes.
+    """
+    parents = {"."}
+    for name in names:
+        sync_file(folder / name)
+        parents.update(map(str, PurePosixPath(name).parents))
+    for parent in sorted(parents, reverse=True):  # "." is last
+        sync_folder(folder / parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Force every file below a folder, and the folders that list them, to the disk."""
+    sync_all(folder, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()])
+
+
+# Whole or not at all
+
+
+@contextmanager
+def replacing_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A scratch path beside ``path``; what is written there takes its place when the block ends without an error.
+
+    Args:
+        shared: several processes or threads may write this file at once, so each gets a scratch path of its own. Where
+            a lock keeps others away, the one scratch name means that a killed writer leaves nothing that stays.
+    """
+    own = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
+    scratch = path.with_name(f"{path.name}{own}.new")
+    try:
+        yield scratch
+        sync_file(scratch)
+        scratch.replace(path)
+        sync_folder(path.parent)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """A file with this content in place of any other, whole or not at all, on the disk when this returns."""
+    with replacing_file(path) as scratch:
+        scratch.write_bytes(content)
+
+
+def write_json(path: Path, content: object, *, indent: int | None = 2) -> None:
+    """``write_file`` of a JSON value. Raises: ValueError for a number that is not finite; see ``finite``."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    write_file(path, (text + "\n").encode())
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A scratch folder beside ``folder`` that takes its place when the block ends without an error.
+
+    The folder that was there stays until then, and after an error. Both names are on one file system, so the exchange
+    is two renames; a reader sees the old folder, for an instant none, then the new one.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        scratch.mkdir()
+        yield scratch
+        sync_tree(scratch)
+        if folder.exists():
+            folder.rename(aside)
+        scratch.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        if aside.exists() and not folder.exists():
+            aside.rename(folder)
+        for leftover in (scratch, aside):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+
+
+# JSON and JSON lines
+
+
+def finite(value: Any) -> Any:
+    """The same value for JSON, which cannot say −∞ (a probability of zero), ∞ or NaN: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(each) for each in value]
+    return value
+
+
+def append_lines(path: Path, records: Iterable[Mapping[str, Any]], *, durable: bool = False) -> None:
+    """Append records to a file of JSON lines, after cutting a line that a kill left unfinished.
+
+    Args:
+        durable: on the disk when this returns.
+    """
+    lines = b"".join(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n" for record in records)
+    with path.open("ab+") as stream:
+        _cut_unfinished_line(stream.fileno())
+        stream.write(lines)
+        stream.flush()
+        if durable:
+            sync_handle(stream.fileno())
+
+
+def cut_unfinished_line(path: Path) -> None:
+    """Remove the part of a line that a kill or a power failure left at the end of a file."""
+    with path.open("rb+") as stream:
+        _cut_unfinished_line(stream.fileno())
+
+
+def _cut_unfinished_line(handle: int) -> None:
+    end = position = os.fstat(handle).st_size
+    while position > 0:
+        start = max(0, position - (1 << 16))
+        found = pread(handle, position - start, start).rfind(b"\n")
+        if found >= 0:
+            position = start + found + 1
+            break
+        position = start
+    if position < end:
+        os.ftruncate(handle, position)
+
+
+def pread(handle: int, size_bytes: int, offset: int) -> bytes:
+    """Read at an offset. Where the system has no pread the handle's position moves: one thread a handle there."""
+    if hasattr(os, "pread"):
+        return os.pread(handle, size_bytes, offset)
+    os.lseek(handle, offset, os.SEEK_SET)
+    return os.read(handle, size_bytes)
+
+
+# Locks and hashes
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[bool]:
+    """True if this process got the exclusive lock on a file or folder, which must exist.
+
+    The lock ends with the block or with its process, however that ends. Where a system has no locks on files the answer
+    is True for everybody. Raises: OSError.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        yield True
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = True
+        except BlockingIOError:
+            taken = False
+        yield taken  # not in the handler: what the block raises has nothing to do with the lock
+    finally:
+        os.close(handle)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Of the file's bytes, as hexadecimal digits. Raises: OSError."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def num_bytes_of_ram() -> int | None:
+    """RAM of this machine; None where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return None
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+# Progress
+
+
+class Progress:
+    """A progress bar on standard error, or nothing at all: callers need not know which."""
+
+    def __init__(self, bar: Any = None, task: Any = None) -> None:
+        self._bar, self._task = bar, task
+
+    def advance(self, number: int = 1) -> None:
+        """So many more are done."""
+        if self._bar is not None:
+            self._bar.advance(self._task, number)
+
+    def update(self, *, completed: int | None = None, total: int | None = None, description: str | None = None) -> None:
+        """Set what is shown; None leaves it."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=completed, total=total, description=description)
+
+
+@contextmanager
+def progress(
+    description: str,
+    total: int | None,
+    *,
+    wanted: bool = True,
+    completed: int = 0,
+    unit_of: Callable[[Any], str] | None = None,
+) -> Iterator[Progress]:
+    """A bar with the time left on standard error, wiped away at the end; none where ``wanted`` is False or standard
+    error is no terminal.
+
+    Args:
+        total: None where it is not known.
+        unit_of: what to show as the number done, from rich's task; default: "done/total".
+    """
+    if not wanted:
+        yield Progress()
+        return
+    from rich import progress as rich_progress
+    from rich.console import Console
+    from rich.text import Text
+
+    class Unit(rich_progress.ProgressColumn):
+        def render(self, task: Any) -> Text:
+            assert unit_of is not None
+            return Text(unit_of(task))
+
+    console = Console(stderr=True)
+    columns: Sequence[Any] = (
+        rich_progress.TextColumn("{task.description}", markup=False),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn() if unit_of is None else Unit(),
+        rich_progress.TimeRemainingColumn(),
+    )
+    with rich_progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield Progress(bar, bar.add_task(description, total=total, completed=completed))
