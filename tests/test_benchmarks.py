@@ -175,3 +175,38 @@ def test_all_of_them_run_in_turn_and_one_that_fails_does_not_end_it(tmp_path, mo
     assert given == ["benchmarks.a", "benchmarks.b", "benchmarks.c"]
     assert (tmp_path / "out" / "three.md").read_text("utf-8") == "a table\n"
     assert "two: failed with 1 after" in capsys.readouterr().err
+
+
+def test_code_lines_are_those_without_blanks_comments_and_docstrings(tmp_path, monkeypatch, capsys) -> None:
+    from benchmarks import code_lines
+
+    source = '''"""A module.
+
+Two paragraphs."""
+
+from typing import Any
+
+LIMIT = 3
+"""What LIMIT means."""
+
+# A comment.
+def two() -> Any:
+    """Docstring."""
+    import json
+
+    return json.loads(
+        """[1,
+
+        2]"""  # a string over three lines
+    )
+'''
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "a.py").write_text(source)
+    (tmp_path / "b.py").write_text("x = 1\n")
+    monkeypatch.setattr(sys, "argv", ["code_lines", str(tmp_path), str(tmp_path / "room")])
+    assert code_lines.main() == 0
+    counts = code_lines.count(source)
+    assert (counts.files, counts.code_lines, counts.any_words, counts.function_imports) == (1, 9, 2, 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].count("code lines") == 2
+    assert lines[-1] == "| in all | 2 | 10 | 20 | 2 | 1 | 1 | 9 | 19 | 2 | 1 |"
