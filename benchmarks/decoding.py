@@ -92,9 +92,10 @@ def theirs(way: str, config: Config, model: Any) -> Callable[[], Found]:
 
 
 def ours(way: str, config: Config, model: Any) -> Callable[[], Found]:
-    from latentrag.decoding import DecodingOptions, fast, marginal_beam, thorough
+    from latentrag.decoding import fast, marginal_beam, thorough
     from latentrag.generator.seq2seq import PreparedContexts, Seq2SeqGenerator
     from latentrag.marginal import log_prior
+    from latentrag.options import DecodingOptions
 
     generator = Seq2SeqGenerator(model, Tokenizer(), decoder_prefix=[BEGIN])
     ids, mask, scores = contexts(config)

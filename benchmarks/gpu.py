@@ -111,8 +111,9 @@ def contexts(kind: str, generator: Any, num_passages: int, config: Config) -> Ca
 
 
 def ways(kind: str, generator: Any, num_passages: int, config: Config) -> dict[str, Callable[[], object]]:
-    from latentrag.decoding import DecodingOptions, fast, marginal_beam, thorough
+    from latentrag.decoding import fast, marginal_beam, thorough
     from latentrag.marginal import log_prior, nll
+    from latentrag.options import DecodingOptions
     from latentrag.types import Targets
 
     prepared = contexts(kind, generator, num_passages, config)

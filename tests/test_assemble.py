@@ -71,7 +71,7 @@ def test_save_and_load_give_the_same_answers(variant, parts, memory, tmp_path) -
     rag.defaults = latentrag.DecodingOptions(num_beams=2, max_tokens=6, stop=("zzz",))
     save(rag, tmp_path / "saved")
     again = load(tmp_path / "saved", memory=memory)
-    assert (again.variant, again.k, again.defaults) == (variant, 2, rag.defaults)
+    assert (again.variant, again.k, again.options()) == (variant, 2, rag.defaults)
     question = "who wrote hamlet ?"
     assert again.answer(question) == rag.answer(question)
     assert not [path for path in (tmp_path / "saved").rglob("*") if path.suffix in {".bin", ".pt", ".pkl"}]

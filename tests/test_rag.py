@@ -7,6 +7,7 @@ import torch
 
 from latentrag.errors import InputError
 from latentrag.model import Evidence
+from latentrag.options import DecodingOptions
 from latentrag.rag import Rag
 from latentrag.types import Passage, Retrieved, Targets
 from tests.toy import ToyGenerator, enumerate_marginal, passages
@@ -178,6 +179,27 @@ def test_saved_generation_settings_are_used_and_calls_override_them(rag: Rag) ->
     assert rag.options(num_beams=None).max_tokens == 3
     assert len(rag.answer("who?").hypotheses) <= 2
     assert len(rag.answer("who?", min_tokens=2).tokens) <= 3
+
+
+@pytest.mark.parametrize("defaults", [DecodingOptions(num_beams=4, max_tokens=3), {"num_beams": 4, "max_tokens": 3}])
+def test_explicit_defaults_override_saved_generation_settings(rag: Rag, defaults) -> None:
+    rag.generator.decoding_defaults = {"num_beams": 2, "max_tokens": 5, "no_repeat_ngram_size": 2}
+    chosen = Rag(rag.retriever, rag.generator, defaults=defaults)
+    assert (chosen.options().num_beams, chosen.options().max_tokens) == (4, 3)
+    assert chosen.options(num_beams=5).num_beams == 5
+    partly = isinstance(defaults, dict)  # an object says all options, a mapping some of them
+    assert chosen.options().no_repeat_ngram_size == (2 if partly else 0)
+
+
+def test_minimums_that_the_call_did_not_ask_for_give_way(rag: Rag) -> None:
+    rag.generator.decoding_defaults = {"min_tokens": 56, "max_tokens": 142, "num_beams": 4, "num_best": 3}
+    assert (rag.options(max_tokens=10).min_tokens, rag.options(max_tokens=10).max_tokens) == (9, 10)
+    assert (rag.options(max_tokens=1).min_tokens, rag.options(num_beams=2).num_best) == (0, 2)
+    assert rag.options().min_tokens == 56
+    with pytest.raises(InputError, match="leaves no room"):
+        rag.options(max_tokens=10, min_tokens=10)
+    with pytest.raises(InputError, match="raise num_beams"):
+        rag.options(num_beams=2, num_best=3)
 
 
 def test_the_generators_own_limit(rag: Rag) -> None:

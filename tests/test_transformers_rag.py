@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentrag.decoding import DecodingOptions, marginal_beam, thorough
+from latentrag.decoding import marginal_beam, thorough
 from latentrag.decoding.step import Beams, marginal_step
 from latentrag.generator import Seq2SeqGenerator
 from latentrag.marginal import log_prior, sequence_log_likelihood, token_log_likelihood
+from latentrag.options import DecodingOptions
 from latentrag.types import Passage, Targets
 from tests import tiny
 

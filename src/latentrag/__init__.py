@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latentrag.assemble import ModelSpec, load, save
-    from latentrag.decoding import DecodingOptions
     from latentrag.errors import LatentRagError
     from latentrag.memory import Memory
+    from latentrag.options import DecodingOptions
     from latentrag.rag import Rag
     from latentrag.types import Answer, Classification, Passage, Score
 
 _HOME = {
     "Answer": "latentrag.types",
     "Classification": "latentrag.types",
-    "DecodingOptions": "latentrag.decoding",
+    "DecodingOptions": "latentrag.options",
     "LatentRagError": "latentrag.errors",
     "Memory": "latentrag.memory",
     "ModelSpec": "latentrag.assemble",

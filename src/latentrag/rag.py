@@ -1,7 +1,6 @@
 """What a user holds: questions in, answers out, each with its probability and the share of every passage."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -9,7 +8,6 @@ from torch import Tensor
 
 from latentrag.decoding import (
     Decoded,
-    DecodingOptions,
     Watcher,
     fast,
     label_log_likelihoods,
@@ -23,6 +21,7 @@ from latentrag.decoding.rescore import as_targets
 from latentrag.errors import InputError
 from latentrag.marginal import log_prior
 from latentrag.model import Evidence, JointModel, checked
+from latentrag.options import DecodingOptions, Defaults, decoding_options
 from latentrag.protocols import Generator, Retriever
 from latentrag.types import (
     Answer,
@@ -38,8 +37,6 @@ from latentrag.types import (
     Variant,
 )
 
-_OPTION_NAMES = frozenset(option.name for option in fields(DecodingOptions))
-
 
 class Rag:
     """A retriever and a generator as one probabilistic model p(y|x) = Σ_z p_η(z|x) p_θ(y|x,z).
@@ -49,7 +46,8 @@ class Rag:
         generator: p_θ(y|x,z).
         variant: RAG-Sequence or RAG-Token, where a call does not say.
         k: K, passages retrieved, where a call does not say.
-        defaults: decoding options where neither a call nor the generator's own saved settings say.
+        defaults: decoding options where a call does not say, all of them or some by name. Where they do not say either,
+            the generator's own saved settings do.
     """
 
     def __init__(
@@ -59,12 +57,12 @@ class Rag:
         *,
         variant: Variant = "sequence",
         k: int = 5,
-        defaults: DecodingOptions | None = None,
+        defaults: Defaults = None,
     ) -> None:
         self.model = JointModel(retriever, generator)
         self.variant = checked(variant)
         self.k = k
-        self.defaults = defaults or DecodingOptions()
+        self.defaults = defaults
 
     @property
     def retriever(self) -> Retriever:
@@ -77,22 +75,17 @@ class Rag:
         return self.model.generator
 
     def options(self, **given: Any) -> DecodingOptions:
-        """Decoding options: those given, then the generator's saved settings, then the defaults.
+        """Decoding options: those given, else ``defaults``, else the generator's saved settings, else the usual.
 
         Raises: InputError for an unknown name or a value out of range.
         """
-        unknown = sorted(set(given) - _OPTION_NAMES)
-        if unknown:
-            raise InputError(f"unknown option {unknown[0]}; needed one of {', '.join(sorted(_OPTION_NAMES))}")
-        base = {name: getattr(self.defaults, name) for name in _OPTION_NAMES}
-        chosen = {name: value for name, value in given.items() if value is not None}
-        options = DecodingOptions(**{**base, **self.generator.decoding_defaults, **chosen})
-        limit = self.generator.max_target_tokens
-        if limit is None or options.max_tokens <= limit:
-            return options
-        if "max_tokens" in chosen:
-            raise InputError(f"max_tokens={options.max_tokens}; this generator writes {limit} at most; lower it")
-        return replace(options, max_tokens=limit)
+        generator = self.generator
+        return decoding_options(
+            given,
+            defaults=self.defaults,
+            saved=generator.decoding_defaults,
+            most_tokens=generator.max_target_tokens,
+        )
 
     def answer(
         self,

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from latentrag.decoding import Decoded, DecodingOptions, fast, marginal_beam, rescored, thorough
+from latentrag.decoding import Decoded, fast, marginal_beam, rescored, thorough
 from latentrag.errors import InputError
 from latentrag.marginal import log_prior, sequence_log_likelihood, token_log_likelihood
+from latentrag.options import DecodingOptions
 from tests.toy import ToyGenerator, enumerate_marginal, passages
 
 VARIANTS = ["sequence", "token"]
@@ -210,6 +211,23 @@ def test_stop_string_ends_a_hypothesis() -> None:
         assert "b" not in text[:-1]
         if text.endswith("b"):
             assert not h.finished
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_early_stopping_never_searches_longest(variant) -> None:
+    """As in transformers: True stops first, False where no better answer is likely, "never" where none is possible."""
+    steps, best = {}, {}
+    for early in (True, False, "never"):
+        options = DecodingOptions(num_beams=3, max_tokens=9, length_penalty=2.0, early_stopping=early)
+        steps[early], best[early] = 0, []
+        for seed in range(20):
+            generator, prepared, log_p_eta = setting(seed, questions=1)
+            found = marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options)[0][0]
+            best[early].append(found.log_prob / len(found.ids) ** 2)
+            steps[early] += generator.num_steps
+    assert steps[True] < steps[False] < steps["never"]
+    assert all(never >= likely for never, likely in zip(best["never"], best[False], strict=True))
+    assert best["never"] != best[False]
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,10 +6,11 @@ from collections import Counter
 import pytest
 import torch
 
-from latentrag.decoding import DecodingOptions, label_log_likelihoods, marginal_sample
+from latentrag.decoding import label_log_likelihoods, marginal_sample
 from latentrag.decoding.sample import shaped
 from latentrag.errors import InputError
 from latentrag.marginal import log_prior
+from latentrag.options import DecodingOptions
 from tests.toy import ToyGenerator, enumerate_marginal, passages
 
 VARIANTS = ["sequence", "token"]

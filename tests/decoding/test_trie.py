@@ -5,11 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentrag.decoding import DecodingOptions, rescored, thorough
+from latentrag.decoding import rescored, thorough
 from latentrag.decoding.rescore import as_targets
 from latentrag.decoding.trie import Candidates, score
 from latentrag.generator import load_generator
 from latentrag.marginal import log_prior, sequence_log_likelihood
+from latentrag.options import DecodingOptions
 from latentrag.types import Passage
 from tests import tiny
 

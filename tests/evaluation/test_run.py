@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from latentrag import io
-from latentrag.decoding import DecodingOptions
 from latentrag.errors import DataError, InputError, ModelError
 from latentrag.evaluation import compare, token_f1
 from latentrag.evaluation.run import evaluate
+from latentrag.options import DecodingOptions
 from latentrag.rag import Rag
 from latentrag.training.data import Example
 from latentrag.types import Passage, Retrieved

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from latentrag.assemble import live_memory, load, load_passage_encoder
-from latentrag.decoding import DecodingOptions
 from latentrag.memory import Memory
+from latentrag.options import DecodingOptions
 from latentrag.serving.app import create_app
 from latentrag.types import Passage
 from tests.cli.conftest import DOCUMENTS

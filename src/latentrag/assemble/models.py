@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -17,6 +16,7 @@ from latentrag.assemble.parts import FORMAT, SETTINGS_FILE, ModelSpec, Parts, So
 from latentrag.assemble.passages import keep_passages
 from latentrag.config import RetrieverKind
 from latentrag.errors import InputError, ModelError
+from latentrag.options import DecodingOptions, chosen_options
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,6 @@ def load(
     Raises: ModelError or MemoryStoreError for what cannot be opened; EncoderMismatchError if they do not fit;
         InputError for options that cannot be.
     """
-    from latentrag.decoding import DecodingOptions
     from latentrag.generator import CausalGenerator
     from latentrag.rag import Rag
 
@@ -70,8 +69,9 @@ def load(
         raise InputError(f"retriever={retriever!r} is unknown; needed {' or '.join(get_args(RetrieverKind))}")
     opened = open_memory(memory, version=version)
     parts = load_parts(source, retriever=retriever, device=device, dtype=dtype)
+    defaults = chosen_options(parts.decoding)
     try:
-        defaults = DecodingOptions(**_tupled(parts.decoding or {}))
+        DecodingOptions(**defaults)
     except (TypeError, InputError) as error:
         raise ModelError(f"{source}: the decoding options in {SETTINGS_FILE} cannot be used ({error})") from error
     if isinstance(parts.generator, CausalGenerator):
@@ -93,11 +93,9 @@ def save(rag: Rag, folder: str | os.PathLike[str], *, passage_encoder: PassageEn
             fill memories.
     Raises: InputError if the folder exists and is not a model that latentrag saved.
     """
-    from latentrag.decoding import DecodingOptions
     from latentrag.generator.loading import save_generator
     from latentrag.retriever import BM25Retriever
 
-    usual = asdict(DecodingOptions())
     retriever: Any = rag.retriever
     of_words = isinstance(retriever, BM25Retriever)
     settings = {
@@ -106,7 +104,7 @@ def save(rag: Rag, folder: str | os.PathLike[str], *, passage_encoder: PassageEn
         "k": rag.k,
         "retriever": "bm25" if of_words else "dense",
         **({"bm25_scale": retriever.scale} if of_words else {}),
-        "decoding": {name: value for name, value in asdict(rag.defaults).items() if value != usual[name]},
+        "decoding": chosen_options(rag.defaults),
     }
     generator: Any = rag.generator
     encoder: Any = passage_encoder
@@ -139,11 +137,6 @@ def _retriever(parts: Parts, memory: Memory | LiveMemory, *, device: str) -> Ret
     if parts.query_encoder is None:
         return BM25Retriever(memory, scale=parts.bm25_scale, device=device)
     return DenseRetriever(parts.query_encoder, memory)
-
-
-def _tupled(options: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has lists where our options have tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
 
 @contextmanager

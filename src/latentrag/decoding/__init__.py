@@ -2,14 +2,13 @@
 
 from latentrag.decoding.beam import marginal_beam
 from latentrag.decoding.classify import label_log_likelihoods
-from latentrag.decoding.options import Decoded, DecodingOptions
+from latentrag.decoding.decoded import Decoded
 from latentrag.decoding.rescore import fast, rescored, thorough
 from latentrag.decoding.sample import marginal_sample
 from latentrag.decoding.watch import Watcher
 
 __all__ = [
     "Decoded",
-    "DecodingOptions",
     "Watcher",
     "fast",
     "label_log_likelihoods",

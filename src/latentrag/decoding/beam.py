@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from latentrag.decoding.candidates import Continuations, best_continuations
-from latentrag.decoding.options import Decoded, DecodingOptions, rank
+from latentrag.decoding.decoded import Decoded, rank
 from latentrag.decoding.step import Beams, forbid, stopped
 from latentrag.decoding.watch import Watcher, num_decided
 from latentrag.errors import InputError
+from latentrag.options import DecodingOptions
 from latentrag.protocols import Generator
 from latentrag.types import Variant
 
@@ -20,14 +21,15 @@ class _Pool:
     later one is better, and otherwise M.
 
     For length_penalty ≤ 0 it is, as a rank only falls when y grows; for a positive one the present length gives the
-    customary estimate.
+    customary estimate, and the greatest length (early_stopping="never") the bound.
     """
 
     def __init__(self, options: DecodingOptions) -> None:
         self.entries: list[tuple[float, Decoded]] = []
         self._early = options.early_stopping
         self._length_penalty = options.length_penalty
-        self._is_certain = options.length_penalty <= 0 and not options.early_stopping
+        self._max_tokens = options.max_tokens
+        self._is_certain = options.length_penalty <= 0 and options.early_stopping is not True
         self._size = options.num_best if self._is_certain else options.num_beams
 
     def offer(self, hypothesis: Decoded) -> None:
@@ -46,7 +48,8 @@ class _Pool:
             return held
         worst = self.entries[-1][0]
         if not self._is_certain:
-            return 0 if self._early or worst >= self._rank(live[0], num_tokens) else held
+            longest = self._max_tokens if self._early == "never" else num_tokens
+            return 0 if self._early is True or worst >= self._rank(live[0], longest) else held
         return sum(self._rank(score, num_tokens) > worst for score in live[:held])
 
     def _rank(self, log_prob: float, num_tokens: int) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from latentrag.decoding.options import Decoded
+from latentrag.decoding.decoded import Decoded
 from latentrag.decoding.rescore import as_targets
 from latentrag.model import Evidence
 from latentrag.protocols import Generator

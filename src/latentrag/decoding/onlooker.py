@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from latentrag.decoding.decoded import Decoded
 from latentrag.decoding.evidence import evidence_of, tokens_of
-from latentrag.decoding.options import Decoded
 from latentrag.decoding.watch import settled_length
 from latentrag.types import Passage, Token, Variant
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from latentrag.decoding.beam import marginal_beam
-from latentrag.decoding.options import Decoded, DecodingOptions
+from latentrag.decoding.decoded import Decoded
 from latentrag.decoding.trie import Candidates, score
 from latentrag.marginal import sequence_log_likelihood
+from latentrag.options import DecodingOptions
 from latentrag.protocols import Generator
 from latentrag.types import Targets
 

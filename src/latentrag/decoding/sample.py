@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentrag.decoding.options import Decoded, DecodingOptions
+from latentrag.decoding.decoded import Decoded
 from latentrag.decoding.step import Beams, forbid, marginal_step, stopped
 from latentrag.decoding.watch import Watcher
+from latentrag.options import DecodingOptions
 from latentrag.protocols import Generator
 from latentrag.types import Variant
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latentrag.decoding.options import DecodingOptions
+from latentrag.options import DecodingOptions
 from latentrag.types import Variant
 
 _BLOCK_ELEMENTS = 1 << 18

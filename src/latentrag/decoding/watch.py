@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from latentrag.decoding.options import Decoded, rank
+from latentrag.decoding.decoded import Decoded, rank
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
-from latentrag.decoding import DecodingOptions
 from latentrag.decoding.evidence import before_stop
 from latentrag.errors import DataError, InputError, ModelError
 from latentrag.evaluation import files
@@ -20,6 +19,7 @@ from latentrag.evaluation.metrics import contains_answer, contains_match, exact_
 from latentrag.evaluation.report import RECALL_AT, Report, Row, report
 from latentrag.marginal import log_likelihood, log_prior
 from latentrag.model import checked
+from latentrag.options import DecodingOptions
 from latentrag.protocols import Memory
 from latentrag.rag import Rag, check_decoding, check_questions
 from latentrag.training.data import Example

@@ -18,7 +18,7 @@ from latentrag.serving.places import all_placed, placed
 from latentrag.types import Answer, Classification, Decoding, Passage, Score, Token, Variant
 
 if TYPE_CHECKING:
-    from latentrag.decoding import DecodingOptions
+    from latentrag.options import DecodingOptions
     from latentrag.rag import Rag
     from latentrag.serving.options import ServeOptions
 

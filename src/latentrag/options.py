@@ -1,0 +1,327 @@
+"""Every option once: name, default, help and limits, from which commands, HTTP API and Python take them.
+
+Options are fields of frozen dataclasses, each annotated with an ``Option``:
+
+    num_beams: Annotated[int, Option("Hypotheses kept alive.", name="beams", ge=1)] = 4
+
+A command takes such a dataclass as one parameter (``cli.arguments.command``), the API makes its schema from it
+(``serving.schemas``), and Python constructs it. Nothing here imports anything heavy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, asdict, dataclass, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from latentrag.errors import InputError
+from latentrag.types import Decoding, RetrieverKind, Variant
+
+T = TypeVar("T")
+
+DEMO = "demo"
+"""The name under which `latentrag demo` leaves its model and its memory."""
+
+Dtype = Literal["auto", "float32", "bfloat16", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What is to be known about a field of options.
+
+    Attributes:
+        help: what it does, with its unit.
+        name: in commands and in the API, where it differs from the field's.
+        flags: in commands; default: the name after two dashes.
+        metavar: what stands for the value in the help of commands.
+        default: words for the default, where the value itself says too little.
+        ge, gt, le, lt: the value is ≥, >, ≤, < this.
+        public: whether commands and the API have it; otherwise Python alone.
+    """
+
+    help: str
+    _: KW_ONLY
+    name: str | None = None
+    flags: tuple[str, ...] = ()
+    metavar: str | None = None
+    default: str | None = None
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    public: bool = True
+
+    @property
+    def limits(self) -> str:
+        """The limits in words; empty where there are none."""
+        words = (("{:g} or more", self.ge), ("more than {:g}", self.gt), ("at most {:g}", self.le))
+        parts = [text.format(limit) for text, limit in (*words, ("less than {:g}", self.lt)) if limit is not None]
+        return " and ".join(parts)
+
+    def allows(self, value: float) -> bool:
+        """Whether a number is within the limits; NaN never is."""
+        return (
+            (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+            and not math.isnan(value)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OptionField:
+    """A field of a dataclass of options: its own name, its type without the ``Option``, its default, the option."""
+
+    field: str
+    type: Any
+    default: Any
+    option: Option
+
+    @property
+    def name(self) -> str:
+        """In commands and in the API."""
+        return self.option.name or self.field
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values of a Literal; empty for other types."""
+        of_union = get_args(self.type) if get_origin(self.type) in {Union, UnionType} else (self.type,)
+        return tuple(value for part in of_union if get_origin(part) is Literal for value in get_args(part))
+
+    def check(self, value: Any) -> None:
+        """Raises: InputError for a value that the option does not take."""
+        if value is None:
+            return
+        if self.choices and isinstance(value, str) and value not in self.choices:
+            raise InputError(f"{self.field}={value!r} is unknown; needed one of {', '.join(map(str, self.choices))}")
+        if isinstance(value, int | float) and not self.option.allows(value):
+            raise InputError(f"{self.field}={value}; needed {self.option.limits or 'a number'}")
+
+
+def options_of(options: type) -> Mapping[str, OptionField]:
+    """The annotated fields of a dataclass of options, by field name."""
+    return _options_of(options)
+
+
+@cache
+def _options_of(cls: Any) -> Mapping[str, OptionField]:
+    hints = get_type_hints(cls, include_extras=True)
+    found = {}
+    for field in fields(cls):
+        if get_origin(hints[field.name]) is Annotated:
+            type_, *notes = get_args(hints[field.name])
+            (option,) = (note for note in notes if isinstance(note, Option))
+            found[field.name] = OptionField(field.name, type_, field.default, option)
+    return found
+
+
+def check_options(options: Any) -> None:
+    """For ``__post_init__``. Raises: InputError for a value out of its option's limits or choices."""
+    for name, field in options_of(type(options)).items():
+        field.check(getattr(options, name))
+
+
+class Given(dict[str, Any], Generic[T]):
+    """Those options of a dataclass T that the user has given, by field name; for all others a default is to be found.
+
+    Raises: InputError for an unknown name, or a value out of its option's limits.
+    """
+
+    @classmethod
+    def of(cls, options: type[T], values: Mapping[str, Any]) -> Given[T]:
+        """Values that are None are not given."""
+        known = options_of(options)
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise InputError(f"unknown option {unknown[0]}; needed one of {', '.join(sorted(known))}")
+        given: Given[T] = cls({name: value for name, value in values.items() if value is not None})
+        for name, value in given.items():
+            known[name].check(value)
+        return given
+
+
+def without_none(type_: Any) -> Any:
+    """``T`` for ``T | None``."""
+    if get_origin(type_) not in {Union, UnionType}:
+        return type_
+    return Union[tuple(part for part in get_args(type_) if part is not NoneType)]  # noqa: UP007  made when it runs
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which model: one by name, or one put together from parts."""
+
+    model: Annotated[
+        str | None, Option("A model: a folder, a hub id, or demo.", flags=("-m", "--model"), default=DEMO)
+    ] = None
+    encoder: Annotated[
+        str | None, Option("In place of -m: the encoder of the questions (and passages), a folder or hub id.")
+    ] = None
+    generator: Annotated[
+        str | None, Option("With --encoder: any encoder-decoder or causal language model, a folder or hub id.")
+    ] = None
+    passage_encoder: Annotated[
+        str | None, Option("With --encoder: the encoder of the passages, where it is another one.")
+    ] = None
+    retriever: Annotated[
+        RetrieverKind | None,
+        Option("How passages are retrieved: by vectors or by words.", default="as the model was saved, else dense"),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryOptions:
+    """Which memory, and which version of it."""
+
+    memory: Annotated[str, Option("The memory to ask: a path, or demo.", flags=("-i", "--memory"))] = DEMO
+    as_of: Annotated[
+        str | None,
+        Option(
+            "The version of the memory to ask, or the newest at a date; see `index log`.",
+            metavar="VERSION|DATE|TAG",
+            default="the one chosen by `index use`, else the newest",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceOptions:
+    """Where and in which number format the model computes."""
+
+    dtype: Annotated[Dtype, Option("Number format of the generator.")] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalOptions:
+    """How many passages."""
+
+    k: Annotated[
+        int | None,
+        Option("Passages to retrieve.", flags=("-k", "--k", "--passages"), ge=1, default="the model's own number"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True)
+class AskOptions(RetrievalOptions):
+    """Which distribution over answers."""
+
+    variant: Annotated[
+        Variant | None,
+        Option(
+            "RAG-Sequence: one passage explains the whole answer; RAG-Token: each token may have its own.",
+            default="the model's own",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions(AskOptions):
+    """How an answer is searched, and from which passages."""
+
+    decoding: Annotated[Decoding, Option("How to search; thorough and fast are for RAG-Sequence only.")] = "exact"
+    without: Annotated[
+        tuple[str, ...],
+        Option("Answer as if the passage with this id had not been retrieved; may be repeated.", metavar="ID"),
+    ] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingOptions:
+    """Options of every decoder.
+
+    The length penalty α decides which hypotheses a beam keeps, never a reported log-probability; Thorough and Fast
+    Decoding use it in the per-passage beams only and rank by the marginal.
+
+    Raises: InputError if a value is out of range.
+    """
+
+    num_beams: Annotated[
+        int, Option("Hypotheses kept alive (1: greedy search), or samples drawn.", name="beams", ge=1)
+    ] = 4
+    num_best: Annotated[int, Option("Answers to find, best first; at most as many as --beams.", name="best", ge=1)] = 1
+    max_tokens: Annotated[int, Option("Longest answer, in tokens; what is longer is cut there.", ge=1)] = 64
+    min_tokens: Annotated[int, Option("Shortest answer, in tokens.", ge=0)] = 0
+    no_repeat_ngram_size: Annotated[
+        int, Option("No run of this many tokens occurs twice in an answer; 0: no limit.", name="no_repeat_ngram", ge=0)
+    ] = 0
+    length_penalty: Annotated[
+        float,
+        Option("α in the rank log p / length^α of answers; above 0 longer ones rank higher, 0 ranks by probability."),
+    ] = 0.0
+    early_stopping: Annotated[
+        bool | Literal["never"],
+        Option(
+            "When the search ends: True: as soon as num_beams answers are finished; False: when no better one is "
+            "likely; 'never': when no better one is possible.",
+            public=False,
+        ),
+    ] = False
+    stop: Annotated[tuple[str, ...], Option("Cut the answer before this text; may be repeated.", default="none")] = ()
+    sample: Annotated[bool, Option("Draw answers at random instead of searching.")] = False
+    temperature: Annotated[
+        float, Option("With --sample: below 1 favours probable tokens, above 1 improbable ones.", gt=0)
+    ] = 1.0
+    top_k: Annotated[int, Option("With --sample: draw among this many tokens; 0: all.", ge=0)] = 0
+    top_p: Annotated[
+        float, Option("With --sample: draw among the most probable tokens of this total probability.", gt=0, le=1)
+    ] = 1.0
+    seed: Annotated[int | None, Option("Random seed for --sample.", default="a different one each time")] = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise InputError(f"stop={self.stop!r}; needed a tuple of strings that are not empty")
+        check_options(self)
+        if self.num_best > self.num_beams:
+            raise InputError(
+                f"num_best={self.num_best}; needed {self.num_beams} at most, which num_beams keeps; raise num_beams"
+            )
+        if self.min_tokens >= self.max_tokens:
+            raise InputError(
+                f"min_tokens={self.min_tokens} leaves no room in max_tokens={self.max_tokens}; needed less than that"
+            )
+
+
+Defaults = DecodingOptions | Mapping[str, Any] | None
+"""Decoding options that somebody chose for a model: all of them, or some by name, or none."""
+
+
+def chosen_options(defaults: Defaults) -> dict[str, Any]:
+    """The decoding options that were chosen, by field name, as JSON or Python may have them."""
+    values = asdict(defaults) if isinstance(defaults, DecodingOptions) else dict(defaults or {})
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def decoding_options(
+    given: Mapping[str, Any], *, defaults: Defaults, saved: Mapping[str, Any], most_tokens: int | None = None
+) -> DecodingOptions:
+    """The options of a call: those given, else those chosen for the model, else its saved settings, else the usual.
+
+    A minimum that the call did not ask for gives way to what it did ask for: ``max_tokens=10`` is possible with a model
+    whose settings have a minimum of 30 tokens.
+
+    Args:
+        given: by the call; None stands for not given.
+        saved: the generator's ``generation_config``, under our names.
+        most_tokens: the longest answer that the generator can write; None: any.
+    Raises: InputError for an unknown name or a value out of range.
+    """
+    asked = Given.of(DecodingOptions, given)
+    values = {name: field.default for name, field in options_of(DecodingOptions).items()}
+    values |= {**saved, **chosen_options(defaults), **asked}
+    if most_tokens is not None and values["max_tokens"] > most_tokens:
+        if "max_tokens" in asked:
+            raise InputError(
+                f"max_tokens={values['max_tokens']}; this generator writes {most_tokens} at most; lower it"
+            )
+        values["max_tokens"] = most_tokens
+    for smaller, larger, gap in (("min_tokens", "max_tokens", 1), ("num_best", "num_beams", 0)):
+        if smaller not in asked:
+            values[smaller] = max(0, min(values[smaller], values[larger] - gap))
+    return DecodingOptions(**values)
