@@ -12,7 +12,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help test lint test-page torture fuzz-api code-lines format demo eval-demo experiment-jeopardy experiment-hot-swap \
+.PHONY: help test lint test-page torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
 	experiment-precision bench bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
 	bench-memory bench-swap bench-sync bench-serving clean
 
@@ -46,6 +46,9 @@ fuzz-api: $(STAMP)  ## Thousands of requests made from the API's own description
 
 code-lines: $(STAMP)  ## Count code lines, files, Any and imports in functions, room by room; BEFORE=../before compares.
 	@$(BIN)/python -m benchmarks.code_lines $(if $(BEFORE),$(BEFORE)/src/latentrag) src/latentrag
+
+same-results: demo  ## Compare answers, losses, recall and commands of this tree with those of another, half an hour; BEFORE=../before.
+	@$(BIN)/python -m benchmarks.same_results --before $(BEFORE)
 
 format: $(STAMP)  ## Sort imports and reformat.
 	@$(BIN)/ruff check --fix

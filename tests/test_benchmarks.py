@@ -210,3 +210,49 @@ def two() -> Any:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].count("code lines") == 2
     assert lines[-1] == "| in all | 2 | 10 | 20 | 2 | 1 | 1 | 9 | 19 | 2 | 1 |"
+
+
+def test_same_results_tells_what_differs_and_by_how_much(tmp_path, monkeypatch, capsys) -> None:
+    from benchmarks import same_results
+
+    before = {
+        "answer: x": {"text": "paris", "log_prob": -1.0, "tokens": [{"text": "paris", "log_prob": -1.0}], "time": 1},
+        "answer: y": {"text": "rome", "log_prob": -2.0, "tokens": []},
+    }
+    after = json.loads(json.dumps(before))
+    after["answer: x"] |= {"log_prob": -1.000002, "time": 2}
+    after["answer: y"] = {"text": "Rome", "log_prob": -2.0001, "tokens": [{"text": "Rome", "log_prob": -2.0}]}
+    differences = same_results.compare(before, after, allowed=1e-5)
+    assert {kind: (of.numbers, of.texts, len(of.examples)) for kind, of in differences.items()} == {
+        "answer · text": (0, 2, 1),
+        "answer · log_prob": (2, 0, 1),
+        "answer · tokens": (1, 4, 3),  # a list that was empty, and a token's two values
+    }
+    assert differences["answer · log_prob"].largest == pytest.approx(1e-4)
+
+    given = {"tree before": before, "tree after": after}
+    asked = []
+
+    def results(self, tree, part):
+        asked.append(tree.name)
+        return given[tree.name]
+
+    monkeypatch.setattr(same_results.Runner, "results", results)
+    arguments = ["--reference", tmp_path / "kept.json", "--work", tmp_path, "--parts", "float32"]
+    arguments += ["--before", tmp_path / "tree before", "--after"]
+    for tree, code in (("tree after", 1), ("tree before", 0)):
+        monkeypatch.setattr(sys, "argv", ["same_results", *map(str, arguments), str(tmp_path / tree)])
+        assert same_results.main() == code
+        printed = capsys.readouterr().out
+        assert ("different: float32" in printed) == bool(code)
+        assert ("| NO: 1 |" in printed) == bool(code)
+    assert asked == ["tree before", "tree after", "tree before"]  # the first is kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["commands", "searching", "training"])
+def test_a_tree_gives_the_same_results_as_itself(tmp_path, part) -> None:
+    asked = ["--before", ROOT, "--after", ROOT, "--work", tmp_path / "work", "--parts", part]
+    printed, report = run("same_results", *asked, file=tmp_path / "found.json")
+    assert printed.endswith("\nall the same\n")
+    assert sum(kind["numbers"] for kind in report["parts"][part].values()) > 500
