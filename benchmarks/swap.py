@@ -30,7 +30,7 @@ from torch import nn
 from latentrag.memory import LiveMemory, Memory
 from latentrag.rag import Rag
 from latentrag.retriever import BM25Retriever, DenseRetriever
-from latentrag.types import Answer, Passage, PassageLists
+from latentrag.types import Answer, Passage, PassageLists, singles
 from tests.toy import ToyGenerator, ToyPrepared
 
 DIMENSION = 64
@@ -61,7 +61,7 @@ class ReadingGenerator(ToyGenerator):
     def prepare(self, x: Sequence[str], passages: PassageLists | None) -> ToyPrepared:
         if passages is not None:
             passages = [[replace(z, id=z.text) for z in of_one] for of_one in passages]
-        return super().prepare(x, passages)
+        return super().prepare(x, singles(passages))
 
 
 def make_memories(folder: Path, size: int) -> list[Memory]:

@@ -36,7 +36,7 @@ from latentrag.evaluation import (
 )
 from latentrag.marginal import log_prior
 from latentrag.rag import Rag
-from latentrag.types import Passage
+from latentrag.types import Passage, no_passages, singles
 
 DATASETS = {"CuratedTREC": "curatedtrec.train.jsonl.gz", "NQ": "nq-open.dev.jsonl.gz"}
 DECODINGS = ("exact", "thorough", "fast", "token")
@@ -88,7 +88,7 @@ def retrieve(rag: Rag, rows: list[Row], at_once: int = 64) -> Iterator[tuple[Row
     for start in range(0, len(rows), at_once):
         chunk = rows[start : start + at_once]
         found = rag.retriever.retrieve([row["question"] for row in chunk], 20)
-        yield from zip(chunk, found.passages, found.scores, strict=True)
+        yield from zip(chunk, found.passages, found.logits, strict=True)
 
 
 @torch.no_grad()
@@ -96,8 +96,8 @@ def answers(rag: Rag, question: str, passages: list[Passage], scores: Tensor, *,
     """What every decoding says, as ``rag.answer`` would; the passages are read once for all of them."""
     options = rag.options(num_beams=num_beams, max_tokens=MAX_TOKENS)
     generator, prior = rag.generator, log_prior(scores[None, :K])
-    prepared = generator.prepare([question], [passages[:K]])
-    alone = generator.prepare([question], None)
+    prepared = generator.prepare([question], singles([passages[:K]]))
+    alone = generator.prepare([question], no_passages(len([question])))
     found = {
         "exact": marginal_beam(generator, prepared, prior, variant="sequence", options=options),
         "thorough": thorough(generator, prepared, prior, options=options),

@@ -26,6 +26,7 @@ from latentrag.config import resolve_model
 from latentrag.encoder import load_query_encoder
 from latentrag.retriever import DenseRetriever
 from latentrag.training.data import read_examples
+from latentrag.types import singles
 
 SETS = {
     "top 5 of x": (5, 0),
@@ -93,7 +94,7 @@ class Bias:
         return found, covered
 
     def _log_p(self, x: str, y: str, indices: list[int]) -> Tensor:
-        prepared = self.generator.prepare([x], [[self.passages[i] for i in indices]])
+        prepared = self.generator.prepare([x], singles([[self.passages[i] for i in indices]]))
         targets = self.generator.targets([y])
         log_p: Tensor = self.generator.log_p_theta(prepared, targets)
         return log_p.masked_fill(~targets.mask[:, None], 0.0).sum(dim=2)[0].double()

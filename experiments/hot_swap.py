@@ -33,6 +33,7 @@ from latentrag.evaluation import exact_match
 from latentrag.generator.passage_cache import PassageCache
 from latentrag.memory import LiveMemory, Memory
 from latentrag.rag import Rag
+from latentrag.types import no_passages
 
 DECODING = {"num_beams": 1, "max_tokens": 16}
 QUESTIONS_PER_SWAP = 6
@@ -98,7 +99,7 @@ def measured(rag: Rag, live: LiveMemory, facts: Sequence[Fact], memory: Memory, 
 @torch.no_grad()
 def closed_book(rag: Rag, questions: Sequence[str]) -> list[str]:
     """What the generator answers without a passage."""
-    alone, options = rag.generator.prepare(questions, None), rag.options(**DECODING)
+    alone, options = rag.generator.prepare(questions, no_passages(len(questions))), rag.options(**DECODING)
     found = rag.decode(alone, torch.zeros(len(questions), 1), variant="sequence", decoding="exact", options=options)
     return [rag.generator.text(of_one[0].ids) for of_one in found]
 

@@ -60,7 +60,7 @@ def test_a_pair_answers(parts, memory) -> None:
     assert len(answer.sources) == 3
     assert answer.memory_version == 2
     assert {s.passage.id for s in answer.sources} <= {z.id for z in PASSAGES}
-    scores = rag.retriever.retrieve(["what is the capital of france ?"], 3).scores
+    scores = rag.retriever.retrieve(["what is the capital of france ?"], 3).logits
     priors = torch.softmax(scores[0], dim=0).tolist()
     assert [s.prior for s in answer.sources] == pytest.approx(priors, abs=1e-6)
 
@@ -261,7 +261,7 @@ def test_bm25_answers_from_the_words_of_its_passages(parts, memory) -> None:
     rag = load(parts, memory=memory, retriever="bm25", k=2)
     answer = rag.answer(QUESTION, max_tokens=5)
     assert [source.passage.id for source in answer.sources] == ["paris", "seine"]
-    scores = BM25Retriever(Memory.open(memory)).retrieve([QUESTION], 2).scores[0]
+    scores = BM25Retriever(Memory.open(memory)).retrieve([QUESTION], 2).logits[0]
     # The softmax of two float32 numbers, computed twice in the same way.
     assert [s.prior for s in answer.sources] == pytest.approx(torch.softmax(scores, dim=0).tolist(), abs=1e-6)
     assert answer.memory_version == 2

@@ -9,7 +9,7 @@ from latentrag.errors import InputError
 from latentrag.model import Evidence
 from latentrag.options import DecodingOptions
 from latentrag.rag import Rag
-from latentrag.types import Passage, Retrieved, Targets
+from latentrag.types import Passage, Question, Retrieved, Targets, singles
 from tests.toy import ToyGenerator, enumerate_marginal, passages
 
 
@@ -22,8 +22,8 @@ class FakeRetriever:
     def retrieve(self, x, k):
         if k > len(self.found):
             raise InputError(f"k={k} exceeds the memory's {len(self.found)} passages; lower k or add passages")
-        scores = torch.stack([torch.linspace(1.0, -1.0, k) + 0.1 * len(question) for question in x])
-        return Retrieved([self.found[:k] for _ in x], scores, version=7)
+        scores = torch.stack([torch.linspace(1.0, -1.0, k) + 0.1 * len(Question.of(question).text) for question in x])
+        return Retrieved(singles([self.found[:k] for _ in x]), {"dense": scores}, version=7)
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def rag() -> Rag:
 
 def truth(rag: Rag, x: str, variant: str, max_tokens: int = 4) -> dict[tuple[int, ...], float]:
     retrieved = rag.retriever.retrieve([x], rag.k)
-    prepared = rag.generator.prepare([x], retrieved.passages)
-    log_p_eta = torch.log_softmax(retrieved.scores[0], dim=0)
+    prepared = rag.generator.prepare([x], retrieved.latents)
+    log_p_eta = torch.log_softmax(retrieved.logits[0], dim=0)
     return enumerate_marginal(rag.generator, prepared.rows_of[0], log_p_eta, variant=variant, max_tokens=max_tokens)
 
 
@@ -86,13 +86,13 @@ def test_tokens_multiply_to_the_likelihood(rag: Rag, variant: str) -> None:
 @pytest.mark.parametrize("variant", ["sequence", "token"])
 def test_without_passage_equals_a_memory_without_it(rag: Rag, variant: str) -> None:
     score = rag.score("who?", "ab", variant=variant)
-    scores = rag.retriever.retrieve(["who?"], 3).scores[0]
+    scores = rag.retriever.retrieve(["who?"], 3).logits[0]
     for k in range(3):
 
         class Without(FakeRetriever):
             def retrieve(self, x, _k, gone=k):
                 kept = [i for i in range(3) if i != gone]
-                return Retrieved([[self.found[i] for i in kept]], scores[None, kept], version=8)
+                return Retrieved(singles([[self.found[i] for i in kept]]), {"dense": scores[None, kept]}, version=8)
 
         other = Rag(Without(passages(4)), rag.generator, k=2)
         assert score.without_passage[k] == pytest.approx(other.log_likelihood("who?", "ab", variant=variant), abs=1e-5)
@@ -116,11 +116,11 @@ def test_an_answer_holds_what_its_numbers_are_made_of(rag: Rag, variant: str, op
 
 @pytest.mark.parametrize("decoding", ["exact", "thorough", "fast"])
 def test_an_answer_without_a_passage_is_that_of_a_memory_without_it(rag: Rag, decoding: str) -> None:
-    scores = rag.retriever.retrieve(["who?"], 3).scores
+    scores = rag.retriever.retrieve(["who?"], 3).logits
 
     class Without(FakeRetriever):
         def retrieve(self, x, _k):
-            return Retrieved([[self.found[0], self.found[2]]], scores[:, [0, 2]], version=7)
+            return Retrieved(singles([[self.found[0], self.found[2]]]), {"dense": scores[:, [0, 2]]}, version=7)
 
     other = Rag(Without(passages(4)), rag.generator, k=2)
     assert rag.answer("who?", decoding=decoding, without=["z1"]) == other.answer("who?", decoding=decoding)

@@ -46,7 +46,7 @@ def trained(spec: ModelSpec, path: Path) -> RefreshingRetriever:
     retriever = retriever_for_training(load(spec, memory=memory), spec, memory, True, device="cpu")
     assert isinstance(retriever, RefreshingRetriever)
     optimiser = torch.optim.AdamW([weight for _, weight in retriever.named_parameters()], lr=0.01)
-    retriever.retrieve([QUESTION], 4).scores[0, 3].neg().backward()
+    retriever.retrieve([QUESTION], 4).logits[0, 3].neg().backward()
     optimiser.step()
     return retriever
 

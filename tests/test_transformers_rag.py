@@ -16,7 +16,7 @@ from latentrag.decoding.step import Beams, marginal_step
 from latentrag.generator import Seq2SeqGenerator
 from latentrag.marginal import log_prior, sequence_log_likelihood, token_log_likelihood
 from latentrag.options import DecodingOptions
-from latentrag.types import Passage, Targets
+from latentrag.types import Passage, Targets, singles
 from tests import tiny
 
 K = 3
@@ -107,7 +107,7 @@ def test_negative_log_likelihoods_are_equal(variant: str, seed: int, tmp_path) -
         **their_inputs(ours, x, passages), doc_scores=scores, labels=labels_of(Y, ours), reduce_loss=False
     ).loss
     targets = ours.targets(Y)
-    log_p_theta = ours.log_p_theta(ours.prepare(x, passages), targets)
+    log_p_theta = ours.log_p_theta(ours.prepare(x, singles(passages)), targets)
     likelihood = sequence_log_likelihood if variant == "Sequence" else token_log_likelihood
     found = -likelihood(log_prior(scores), log_p_theta, targets.mask)
     torch.testing.assert_close(found, loss, rtol=0, atol=1e-4)
@@ -128,7 +128,7 @@ def test_token_beam_is_identical(seed: int, num_beams: int, tmp_path) -> None:
         decoder_start_token_id=tiny.BEGIN,
     )
     options = DecodingOptions(num_beams=num_beams, num_best=num_beams, max_tokens=11, length_penalty=1.0)
-    found = marginal_beam(ours, ours.prepare(x, passages), log_prior(scores), variant="token", options=options)
+    found = marginal_beam(ours, ours.prepare(x, singles(passages)), log_prior(scores), variant="token", options=options)
     expected = [trimmed(row) for row in generated.tolist()]
     assert [list(h.ids) for of_one in found for h in of_one] == expected
 
@@ -145,7 +145,7 @@ def test_thorough_decoding_is_identical_without_padding(seed: int, num_beams: in
         **inputs, doc_scores=scores, num_beams=num_beams, num_return_sequences=1, max_length=12, min_length=4
     )
     options = DecodingOptions(num_beams=num_beams, max_tokens=11, min_tokens=3, length_penalty=1.0)
-    found = thorough(ours, ours.prepare(x, passages), log_prior(scores), options=options)
+    found = thorough(ours, ours.prepare(x, singles(passages)), log_prior(scores), options=options)
     assert [list(of_one[0].ids) for of_one in found] == [trimmed(row) for row in generated.tolist()]
 
 
@@ -175,7 +175,7 @@ def test_fault_prior_is_lost_for_short_targets(tmp_path) -> None:
     labels = torch.tensor([[tiny.BEGIN, tiny.END]] * 2)  # one token to predict: the end
     their_loss = theirs(**their_inputs(ours, x, passages), doc_scores=scores, labels=labels).loss
     targets = Targets(torch.tensor([[tiny.END]] * 2), torch.ones(2, 1, dtype=torch.bool))
-    log_p_theta = ours.log_p_theta(ours.prepare(x, passages), targets)  # (2, K, 1)
+    log_p_theta = ours.log_p_theta(ours.prepare(x, singles(passages)), targets)  # (2, K, 1)
     expected = -(torch.log_softmax(scores, dim=1) + log_p_theta[:, :, 0]).logsumexp(dim=1)
     ours_loss = -sequence_log_likelihood(log_prior(scores), log_p_theta, targets.mask)
     torch.testing.assert_close(ours_loss, expected, rtol=0, atol=1e-6)
@@ -208,8 +208,8 @@ def test_fault_padding_is_not_masked_in_candidates(tmp_path) -> None:
         changed += found[0] != found[1]
         # Ours, with a long and a short neighbour in the batch: what is padded does not matter.
         long = [Passage("l", "the moon is blue " * 9, "moon")] * K
-        alone = thorough(ours, ours.prepare(x, passages), log_prior(scores), options=options)[0]
-        batch = ours.prepare([*x, "who"], [*passages, long])
+        alone = thorough(ours, ours.prepare(x, singles(passages)), log_prior(scores), options=options)[0]
+        batch = ours.prepare([*x, "who"], singles([*passages, long]))
         beside = thorough(ours, batch, log_prior(torch.cat([scores, scores])), options=options)[0]
         assert [h.ids for h in alone] == [h.ids for h in beside]
         assert [h.log_prob for h in alone] == pytest.approx([h.log_prob for h in beside], abs=1e-4)
@@ -225,7 +225,7 @@ def test_fault_another_number_of_passages_than_configured(tmp_path) -> None:
     with pytest.raises((RuntimeError, AssertionError)):
         theirs.generate(**their_inputs(ours, x, two), doc_scores=scores[:, :2], n_docs=2, num_beams=2, max_length=8)
     options = DecodingOptions(num_beams=2, max_tokens=7)
-    found = thorough(ours, ours.prepare(x, two), log_prior(scores[:, :2]), options=options)
+    found = thorough(ours, ours.prepare(x, singles(two)), log_prior(scores[:, :2]), options=options)
     assert all(h.log_p_theta.shape[0] == 2 for of_one in found for h in of_one)
 
 
@@ -239,7 +239,7 @@ def test_fault_token_ignores_its_token_limit(tmp_path) -> None:
     )
     assert generated.shape[1] > 4
     options = DecodingOptions(num_beams=2, max_tokens=3)
-    found = marginal_beam(ours, ours.prepare(x, passages), log_prior(scores), variant="token", options=options)
+    found = marginal_beam(ours, ours.prepare(x, singles(passages)), log_prior(scores), variant="token", options=options)
     assert all(len(h.ids) <= 3 for of_one in found for h in of_one)
 
 
@@ -264,7 +264,7 @@ def test_fault_saved_generation_settings_are_lost(tmp_path) -> None:
 
     class Fixed:
         def retrieve(self, x, k):
-            return Retrieved(passages, scores, 1)
+            return Retrieved(singles(passages), {"dense": scores}, 1)
 
     answers = Rag(Fixed(), ours).answer_batch(x)
     assert all(len(answer.tokens) <= 5 and len(answer.hypotheses) <= 3 for answer in answers)
@@ -281,11 +281,11 @@ def test_fault_ignored_labels_crash(tmp_path) -> None:
     with pytest.raises((IndexError, RuntimeError)):
         theirs(**their_inputs(ours, x, passages), doc_scores=scores, labels=labels)
     targets = ours.targets(Y)
-    log_p_theta = ours.log_p_theta(ours.prepare(x, passages), targets)
+    log_p_theta = ours.log_p_theta(ours.prepare(x, singles(passages)), targets)
     together = sequence_log_likelihood(log_prior(scores), log_p_theta, targets.mask)
     for b in range(2):
         alone = ours.targets(Y[b : b + 1])
-        log_p = ours.log_p_theta(ours.prepare(x[b : b + 1], passages[b : b + 1]), alone)
+        log_p = ours.log_p_theta(ours.prepare(x[b : b + 1], singles(passages[b : b + 1])), alone)
         expected = sequence_log_likelihood(log_prior(scores[b : b + 1]), log_p, alone.mask)
         torch.testing.assert_close(together[b : b + 1], expected, rtol=0, atol=1e-4)
 
@@ -316,8 +316,8 @@ def test_fault_label_smoothing_is_not_that_of_the_marginal(tmp_path) -> None:
             log_p, state = ours.step(state, torch.zeros_like(chosen), chosen)
         return torch.stack(rows)
 
-    of_generator = smoothed(steps(ours.prepare(x, [copies[0][:1]]), torch.zeros(1, 1)))
-    ours_loss = smoothed(steps(ours.prepare(x, copies), log_prior(scores)))
+    of_generator = smoothed(steps(ours.prepare(x, singles([copies[0][:1]])), torch.zeros(1, 1)))
+    ours_loss = smoothed(steps(ours.prepare(x, singles(copies)), log_prior(scores)))
     their_loss = theirs(**their_inputs(ours, x, copies), doc_scores=scores, labels=labels).loss.item()
     assert ours_loss == pytest.approx(of_generator, abs=1e-4)
     assert abs(their_loss - of_generator) > 0.05
@@ -332,7 +332,7 @@ def test_fault_no_fast_decoding(tmp_path) -> None:
     assert not any("fast" in name.lower() for name in dir(theirs))
     x, passages, scores = problem(1)
     options = DecodingOptions(num_beams=3, num_best=3, max_tokens=8)
-    prepared, prior = ours.prepare(x, passages), log_prior(scores)
+    prepared, prior = ours.prepare(x, singles(passages)), log_prior(scores)
     for quick, full in zip(
         fast(ours, prepared, prior, options=options), thorough(ours, prepared, prior, options=options), strict=True
     ):
@@ -348,11 +348,11 @@ def test_fault_the_question_is_truncated_first(tmp_path) -> None:
     _, ours = checkpoint(tmp_path, 0)
     passage = Passage("z", "the moon is red and blue " * 30, "moon")
     question = "what is the capital of france ?"
-    text = str(ours.template.render(question, passage))
+    text = str(ours.template.render(question, (passage,)))
     theirs = ours.tokenizer([text], max_length=64, truncation=True)["input_ids"][0]
     assert "capital" not in ours.tokenizer.decode(theirs)
     from latentrag.generator.inputs import input_ids
 
-    (kept,) = input_ids(ours.tokenizer, [ours.template.render(question, passage)], limit=64)
+    (kept,) = input_ids(ours.tokenizer, [ours.template.render(question, (passage,))], limit=64)
     assert len(kept) <= 64
     assert question in ours.tokenizer.decode(kept, skip_special_tokens=True)

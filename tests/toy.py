@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentrag.types import Passage, PassageLists, Targets
+from latentrag.protocols import Capabilities
+from latentrag.types import Asked, LatentLists, Passage, Question, Targets
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class ToyState:
 class ToyGenerator:
     """p(y_i|x,z,y_<i) is a softmax over random logits that depend on all of x, z, y_<i. Token 0 ends y."""
 
-    end_id = 0
+    end_ids: tuple[int, ...] = (0,)
+    capabilities = Capabilities()
+    device = torch.device("cpu")
     max_target_tokens = None
 
     def __init__(self, vocabulary: int = 4, *, seed: int = 0, sharpness: float = 2.0) -> None:
@@ -56,11 +59,12 @@ class ToyGenerator:
         random = torch.Generator().manual_seed(zlib.crc32(key.encode()))
         return torch.log_softmax(self.sharpness * torch.randn(self.vocabulary, generator=random), dim=0)
 
-    def prepare(self, x: Sequence[str], passages: PassageLists | None) -> ToyPrepared:
-        if passages is None:
-            return ToyPrepared(tuple((f"{question}|",) for question in x))
+    def prepare(self, x: Sequence[Asked], latents: LatentLists) -> ToyPrepared:
         return ToyPrepared(
-            tuple(tuple(f"{question}|{z.id}" for z in of_one) for question, of_one in zip(x, passages, strict=True))
+            tuple(
+                tuple(f"{Question.of(question).text}|{'+'.join(passage.id for passage in z)}" for z in of_question)
+                for question, of_question in zip(x, latents, strict=True)
+            )
         )
 
     def targets(self, y: Sequence[str]) -> Targets:

@@ -1,14 +1,16 @@
-"""The joint distribution: retrieve, score, marginalise (Lewis et al. 2020, §2).
+"""The joint distribution: retrieve, read, score, marginalise (Lewis et al. 2020, §2).
 
     x → retriever → log_p_eta (B, K);  (x, z, y) → generator → log_p_theta (B, K, T);  both → marginal
 
-Everything here is differentiable in the query encoder and the generator.
+``JointModel.read`` is the one way from questions to evidence: asking, scoring, classifying, training and measuring all
+begin with it. Everything here is differentiable in the retriever and the generator.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import Any, Generic, TypeVar, cast, get_args
 
+import torch
 from torch import Tensor
 
 from latentrag.errors import InputError
@@ -21,25 +23,35 @@ from latentrag.marginal import (
     token_posterior,
     without_passage,
 )
-from latentrag.protocols import Generator, Retriever
-from latentrag.types import Passage, Targets, Variant
+from latentrag.protocols import Retriever, Scores
+from latentrag.types import (
+    Asked,
+    Latent,
+    Passage,
+    Question,
+    Retrieved,
+    Targets,
+    Variant,
+    distinct_passages,
+    no_passages,
+)
 
 VARIANTS: tuple[str, ...] = get_args(Variant)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """What is known of (x, y) before the passages are summed out.
+    """What is known of (x, y) before z is summed out.
 
     Attributes:
-        passages: B lists of K passages, best prior first.
+        latents: B lists of K latent values, best prior first.
         log_p_eta: (B, K) log p_η(z|x), nats.
         log_p_theta: (B, K, T) log p_θ(y_i|x,z,y_<i), nats.
         targets: y as tokens, (B, T).
         version: of the memory.
     """
 
-    passages: list[list[Passage]]
+    latents: Sequence[Sequence[Latent]]
     log_p_eta: Tensor
     log_p_theta: Tensor
     targets: Targets
@@ -50,7 +62,7 @@ class Evidence:
         return log_likelihood(self.log_p_eta, self.log_p_theta, self.targets.mask, variant=checked(variant))
 
     def posterior(self, variant: Variant) -> Tensor:
-        """(B, K) the share of each passage in y: p(z|x,y) for RAG-Sequence, the mean over the tokens of
+        """(B, K) the share of each latent value in y: p(z|x,y) for RAG-Sequence, the mean over the tokens of
         p(z|x,y_i,y_<i) for RAG-Token."""
         if checked(variant) == "sequence":
             return sequence_posterior(self.log_p_eta, self.log_p_theta, self.targets.mask)
@@ -71,54 +83,151 @@ class Evidence:
         return (weights + tokens).logsumexp(dim=1).masked_fill(~mask, 0.0)
 
     def without_passage(self, variant: Variant) -> Tensor:
-        """(B, K) log p(y|x) had passage k not been retrieved. Raises: ShapeError if K = 1."""
+        """(B, K) log p(y|x) had latent value k not been retrieved. Raises: ShapeError if K = 1."""
         return without_passage(self.log_p_eta, self.log_p_theta, self.targets.mask, variant=checked(variant))
+
+    def of_passages(self, b: int, values: Tensor) -> tuple[list[Passage], Tensor]:
+        """Question b's passages, and for each the sum of the values (K, …) of the latent values that hold it."""
+        return of_passages(self.latents[b], self.log_p_eta[b], values)
+
+
+G = TypeVar("G", bound=Scores)
+G_co = TypeVar("G_co", bound=Scores, covariant=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Read(Generic[G_co]):
+    """B questions with what was retrieved for them, read by the generator: all that y does not change.
+
+    Attributes:
+        retrieved: B × K latent values.
+        log_p_eta: (B, K) log p_η(z|x), nats, normalised over K, where the generator computes.
+        prepared: the generator's ``Prepared`` of B × K.
+    """
+
+    generator: G_co
+    questions: Sequence[Question]
+    retrieved: Retrieved
+    log_p_eta: Tensor
+    prepared: Any
+
+    def rows(self, places: Sequence[int]) -> "Read[G_co]":
+        """The questions at these places."""
+        index = torch.tensor(places, device=self.log_p_eta.device)
+        retrieved = Retrieved(
+            [self.retrieved.latents[b] for b in places],
+            {name: part[index.to(part.device)] for name, part in self.retrieved.parts.items()},
+            self.retrieved.version,
+            None if self.retrieved.mask is None else self.retrieved.mask[index.to(self.retrieved.mask.device)],
+        )
+        questions = [self.questions[b] for b in places]
+        return Read(self.generator, questions, retrieved, self.log_p_eta[index], self.prepared.rows(index))
+
+    def of_passages(self, b: int) -> tuple[list[Passage], list[float]]:
+        """Question b's passages, best first, with their priors."""
+        log_p_eta = self.log_p_eta[b].detach()
+        passages, priors = of_passages(self.retrieved.latents[b], log_p_eta, log_p_eta.exp())
+        return passages, priors.tolist()
+
+    def evidence(self, targets: Targets) -> Evidence:
+        """What is known of these questions and y, one target each."""
+        log_p_theta = self.generator.log_p_theta(self.prepared, targets)
+        return Evidence(self.retrieved.latents, self.log_p_eta, log_p_theta, targets, self.retrieved.version)
 
 
 @dataclass(frozen=True, slots=True)
-class JointModel:
+class JointModel(Generic[G_co]):
     """p(y|x) = Σ_z p_η(z|x) p_θ(y|x,z): a retriever and a generator."""
 
     retriever: Retriever
-    generator: Generator
+    generator: G_co
 
-    def evidence(self, x: Sequence[str], y: Sequence[str], *, k: int) -> Evidence:
-        """Both tensors for B pairs (x, y).
+    def read(self, x: Sequence[Asked], *, k: int, without: Sequence[str] = ()) -> Read[G_co]:
+        """From questions to evidence: retrieve, normalise the prior, let the generator read (x, z).
 
         Args:
-            k: K, passages retrieved for each x.
-        Raises: InputError if x and y differ in number, a question is empty, or k exceeds the memory.
+            k: K, latent values retrieved for each x.
+            without: ids of passages; latent values that hold one count as not retrieved, and the prior is renormalised
+                over the others.
+        Raises: InputError for no question, an empty or too long one, k beyond the memory, or ids that are not among
+            the passages retrieved.
         """
+        questions = checked_questions(x)
+        return self.read_of(questions, left_out(self.retriever.retrieve(questions, k), without))
+
+    def read_of(self, x: Sequence[Asked], retrieved: Retrieved) -> Read[G_co]:
+        """As ``read``, with what was retrieved for these questions before."""
+        return read_of(self.generator, x, retrieved)
+
+    def evidence(self, x: Sequence[Asked], y: Sequence[str], *, k: int) -> Evidence:
+        """Both tensors for B pairs (x, y). Raises: InputError as ``read``, and if x and y differ in number."""
         if len(x) != len(y):
             raise InputError(f"got {len(x)} questions and {len(y)} targets; needed as many of each")
-        retrieved = self.retriever.retrieve(x, k)
-        prepared = self.generator.prepare(x, retrieved.passages)
-        targets = self.generator.targets(y)
-        return Evidence(
-            retrieved.passages,
-            log_prior(retrieved.scores.to(targets.ids.device)),
-            self.generator.log_p_theta(prepared, targets),
-            targets,
-            retrieved.version,
-        )
+        return self.read(x, k=k).evidence(self.generator.targets(y))
 
-    def log_likelihood(self, x: Sequence[str], y: Sequence[str], *, k: int, variant: Variant) -> Tensor:
-        """(B,) log p(y|x), nats."""
-        return self.evidence(x, y, k=k).log_likelihood(variant)
-
-    def posterior(self, x: Sequence[str], y: Sequence[str], *, k: int, variant: Variant) -> Tensor:
-        """(B, K) the share of each passage in y; see ``Evidence.posterior``."""
-        return self.evidence(x, y, k=k).posterior(variant)
-
-    def without_passage(self, x: Sequence[str], y: Sequence[str], *, k: int, variant: Variant) -> Tensor:
-        """(B, K) log p(y|x) had passage k not been retrieved."""
-        return self.evidence(x, y, k=k).without_passage(variant)
-
-    def closed_book_log_p(self, x: Sequence[str], targets: Targets) -> Tensor:
+    def closed_book_log_p(self, x: Sequence[Asked], targets: Targets) -> Tensor:
         """(B,) log p_θ(y|x) of the generator alone, without any passage, nats."""
-        prepared = self.generator.prepare(x, None)
-        log_p = self.generator.log_p_theta(prepared, targets)[:, 0]  # (B, T)
+        log_p = closed_book(self.generator, x).evidence(targets).log_p_theta[:, 0]  # (B, T)
         return log_p.masked_fill(~targets.mask, 0.0).sum(dim=1)
+
+
+def read_of(generator: G, x: Sequence[Asked], retrieved: Retrieved) -> Read[G]:
+    """Questions with what was retrieved for them, read by the generator."""
+    questions = [Question.of(question) for question in x]
+    prepared = generator.prepare(questions, retrieved.latents)
+    return Read(generator, questions, retrieved, log_prior(retrieved.logits.to(generator.device)), prepared)
+
+
+def closed_book(generator: G, x: Sequence[Asked]) -> Read[G]:
+    """Questions read without any passage: one empty latent value each. Raises: InputError as ``JointModel.read``."""
+    questions = checked_questions(x)
+    prior = {"none": torch.zeros(len(x), 1, device=generator.device)}
+    return read_of(generator, questions, Retrieved(no_passages(len(x)), prior, version=0))
+
+
+def of_passages(latents: Sequence[Latent], log_p_eta: Tensor, values: Tensor) -> tuple[list[Passage], Tensor]:
+    """The passages of K latent values, each once, and the sums (P, …) of the values (K, …) of those that hold it.
+
+    Args:
+        log_p_eta: (K,) nats; a latent value of prior 0 only fills up the list.
+    """
+    real = [z for z, log_p in zip(latents, log_p_eta.tolist(), strict=True) if log_p > float("-inf")]
+    passages = distinct_passages(real)
+    if len(passages) == len(latents) and all(len(z) == 1 for z in latents):
+        return passages, values
+    holds = values.new_tensor([[passage in z for z in latents] for passage in passages])  # (P, K)
+    return passages, torch.einsum("pk,k...->p...", holds, values)
+
+
+def left_out(retrieved: Retrieved, without: Sequence[str]) -> Retrieved:
+    """What was retrieved, as if passages with these ids had not been.
+
+    Raises: InputError for an id that is not among each question's passages, or if no latent value would be left.
+    """
+    if not without:
+        return retrieved
+    gone = set(without)
+    for passages in retrieved.passages:
+        unknown = sorted(gone - {passage.id for passage in passages})
+        if unknown:
+            raise InputError(
+                f"without={unknown[0]!r} is not among the {len(passages)} passages retrieved; name one of those"
+            )
+        if len(gone) == len(passages):
+            raise InputError(f"without names all {len(passages)} passages retrieved; leave one, or raise k")
+    return retrieved.at(
+        [[k for k, z in enumerate(row) if gone.isdisjoint(passage.id for passage in z)] for row in retrieved.latents]
+    )
+
+
+def checked_questions(x: Sequence[Asked]) -> list[Question]:
+    """x as questions. Raises: InputError if there is none or one is blank."""
+    if not x:
+        raise InputError("got no question; needed at least one")
+    questions = [Question.of(question) for question in x]
+    if not all(question.text.strip() for question in questions):
+        raise InputError("the question is empty; needed some text")
+    return questions
 
 
 def checked(variant: str) -> Variant:

@@ -6,12 +6,14 @@ Shapes are those of the legend in types.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
-from latentrag.types import Passage, PassageLists, Retrieved, SearchResult, Targets
+from latentrag.types import Asked, LatentLists, Passage, Retrieved, SearchResult, Targets
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor, nn
 
 
@@ -66,36 +68,87 @@ class Memory(Protocol):
         """Maximum inner product search. q: (B, D) float32. InputError if k < 1 or k > len(self)."""
         ...
 
+    def passages(self) -> Iterator[Passage]:
+        """Every passage, in the table's order."""
+        ...
+
+    def get(self, ids: Sequence[str]) -> list[Passage]:
+        """The passages with these ids, in this order. InputError for an id that is not there."""
+        ...
+
+    def check(self, query_encoder: QueryEncoder) -> None:
+        """EncoderMismatchError for an encoder whose queries cannot be compared with the memory's vectors."""
+        ...
+
+    def snapshot(self) -> Memory:
+        """The memory as it is now, for callers that need several reads of one version. A memory that is not exchanged
+        while it is asked is its own snapshot."""
+        ...
+
 
 class Retriever(Protocol):
-    """x → passages with the logits of p_η(z|x)."""
+    """x → latent values with the logits of p_η(z|x)."""
 
-    def retrieve(self, x: Sequence[str], k: int) -> Retrieved: ...
+    @property
+    def memory(self) -> Memory: ...
+
+    def retrieve(self, x: Sequence[Asked], k: int) -> Retrieved:
+        """The K latent values of highest logit for each question. InputError for k < 1 or more than there are."""
+        ...
+
+    def over(self, memory: Memory) -> Retriever:
+        """The same retriever over another memory. EncoderMismatchError if it does not fit."""
+        ...
 
 
 class Prepared(Protocol):
-    """B questions × K passages, ready for the generator: the work that depends on (x, z) alone, done once."""
+    """B questions × K latent values, ready for the generator: the work that depends on (x, z) alone, done once."""
 
     @property
     def num_questions(self) -> int: ...
     @property
-    def num_passages(self) -> int: ...
+    def num_passages(self) -> int:
+        """K."""
+        ...
 
     def rows(self, index: Tensor) -> Self:
         """The questions at ``index`` (R,), repeats allowed: R × K."""
         ...
 
     def each_passage(self) -> Self:
-        """Every (x, z) as a question with one passage: B·K × 1, in the order b·K + k."""
+        """Every (x, z) as a question with one latent value: B·K × 1, in the order b·K + k."""
         ...
 
 
-class Generator(Protocol):
-    """p_θ(y_i|x,z,y_<i). Decoder states are its own affair: callers only hand them back."""
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a kind of generator can do.
+
+    Attributes:
+        decodes: it has ``start`` and ``step``; otherwise it only scores given targets.
+        differentiable: ``log_p_theta`` has gradients, so that it can be trained.
+        keeps_prefixes: what it reads of a passage does not depend on the question, so that it can be kept.
+    """
+
+    decodes: bool = True
+    differentiable: bool = True
+    keeps_prefixes: bool = False
+
+
+class Scores(Protocol):
+    """p_θ(y|x,z) of given targets."""
 
     @property
-    def end_id(self) -> int:
-        """The token that ends every y."""
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; its targets and log-probabilities are there."""
+        ...
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a y; the first one ends every target."""
         ...
 
     @property
@@ -108,8 +161,9 @@ class Generator(Protocol):
         """Saved generation settings of the model, under the names of ``DecodingOptions``."""
         ...
 
-    def prepare(self, x: Sequence[str], passages: PassageLists | None) -> Any:
-        """A ``Prepared`` for x with its K passages each; ``None``: closed book, one row without a passage."""
+    def prepare(self, x: Sequence[Asked], latents: LatentLists) -> Any:
+        """A ``Prepared`` for x with its K latent values each. An empty one is read without any passage (closed book).
+        InputError for an empty question, or where the numbers of latent values differ."""
         ...
 
     def targets(self, y: Sequence[str]) -> Targets:
@@ -120,6 +174,19 @@ class Generator(Protocol):
         """(B, K, T) float32 log-probabilities of the gold tokens; differentiable unless grad mode is off.
         Never holds (B, K, T, V)."""
         ...
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of target tokens, special tokens left out."""
+        ...
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """One piece of text for each token; joined they are ``text(ids)``."""
+        ...
+
+
+class Generator(Scores, Protocol):
+    """A generator that decodes too: p_θ(y_i|x,z,y_<i) step by step. Decoder states are its own affair: callers only
+    hand them back."""
 
     def start(self, prepared: Any) -> tuple[Tensor, Any]:
         """Log-probabilities of the first token, (B, K, 1, V) float32, and the state that goes with them. Neither here
@@ -133,17 +200,8 @@ class Generator(Protocol):
             parents: (B', M') which beam each new beam continues: an index into the previous (B, M) flattened.
                 Questions that are done are left out of B'.
             tokens: (B', M') the token it takes.
-        Returns: (B', K, M', V) float32 log-probabilities of the token after, and the new state. They may lie where
-            those of the step before lay, which are gone then.
+        Returns: (B', K, M', V) float32 log-probabilities of the token after, and the new state.
         """
-        ...
-
-    def text(self, ids: Sequence[int]) -> str:
-        """The text of target tokens, special tokens left out."""
-        ...
-
-    def token_texts(self, ids: Sequence[int]) -> list[str]:
-        """One piece of text for each token; joined they are ``text(ids)``."""
         ...
 
 
@@ -154,7 +212,7 @@ class TrainableRetriever(Retriever, Protocol):
         """η: the query encoder's weights, under names that do not change between runs."""
         ...
 
-    def retrieve_in_hindsight(self, x: Sequence[str], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
+    def retrieve_in_hindsight(self, x: Sequence[Asked], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
         """The top K of x, then ``num_hindsight`` more, found with x and y together, none twice: B × (K + K2).
 
         The scores are those of x alone for all of them; y only proposes.
@@ -169,8 +227,8 @@ class TrainableGenerator(Generator, Protocol):
         """θ, under names that do not change between runs; with LoRA only the adapter's weights need a gradient."""
         ...
 
-    def prepare_together(self, x: Sequence[str], passages: PassageLists) -> Any:
-        """A ``Prepared`` of B × 1 rows, each of which reads all K passages at once: p_θ(y|x,Z).
+    def prepare_together(self, x: Sequence[Asked], latents: LatentLists) -> Any:
+        """A ``Prepared`` of B × 1 rows, each of which reads all passages at once: p_θ(y|x,Z).
 
         Encoder–decoders encode the passages apart and let the decoder attend to all of them; causal models read
         them one after the other in one prompt.

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from latentrag.decoding import (
     Decoded,
@@ -19,18 +18,18 @@ from latentrag.decoding.evidence import before_stop, cut_at_stop, evidence_of, t
 from latentrag.decoding.onlooker import Onlooker, Telling
 from latentrag.decoding.rescore import as_targets
 from latentrag.errors import InputError
-from latentrag.marginal import log_prior
-from latentrag.model import Evidence, JointModel, checked
+from latentrag.model import Evidence, JointModel, Read, checked
 from latentrag.options import DecodingOptions, Defaults, decoding_options
 from latentrag.protocols import Generator, Retriever
 from latentrag.types import (
     Answer,
+    Asked,
     Classification,
     Decoding,
     Hypothesis,
     Label,
     Passage,
-    Retrieved,
+    Question,
     Score,
     Source,
     Targets,
@@ -89,7 +88,7 @@ class Rag:
 
     def answer(
         self,
-        x: str,
+        x: Asked,
         *,
         k: int | None = None,
         variant: Variant | None = None,
@@ -111,7 +110,7 @@ class Rag:
 
     def answer_batch(
         self,
-        x: Sequence[str],
+        x: Sequence[Asked],
         *,
         k: int | None = None,
         variant: Variant | None = None,
@@ -126,7 +125,7 @@ class Rag:
     @torch.no_grad()
     def answer_watched(
         self,
-        x: Sequence[str],
+        x: Sequence[Asked],
         onlooker: Onlooker | None,
         *,
         k: int | None = None,
@@ -145,56 +144,49 @@ class Rag:
         chosen = checked(variant or self.variant)
         wanted = self.options(**options)
         check_decoding(chosen, decoding, wanted)
-        check_questions(x)
-        retrieved = _left_out(self._retrieve(x, k), without)
-        log_p_eta = log_prior(retrieved.scores)
-        prepared = self.generator.prepare(x, retrieved.passages)
+        read = self.model.read(x, k=self._k(k), without=without)
         watcher = None
         if onlooker is not None:
-            watcher = Telling(self.generator, onlooker, retrieved, log_p_eta, variant=chosen, stop=wanted.stop)
-        found = self.decode(prepared, log_p_eta, variant=chosen, decoding=decoding, options=wanted, watcher=watcher)
+            watcher = Telling(onlooker, read, variant=chosen, stop=wanted.stop)
+        found = self.decode(read, variant=chosen, decoding=decoding, options=wanted, watcher=watcher)
         asked_for = [b for b in range(len(x)) if onlooker is None or onlooker.is_wanted(b)]
         answers: list[Answer | None] = [None] * len(x)
         if not asked_for:
             return answers
         if not all(found[b] for b in asked_for):
             raise InputError("every answer is ruled out by the options; lower min_tokens or no_repeat_ngram_size")
-        best = as_targets([found[b][0].ids for b in asked_for], device=log_p_eta.device)
+        best = as_targets([found[b][0].ids for b in asked_for], device=read.log_p_eta.device)
         closed_book = self.model.closed_book_log_p([x[b] for b in asked_for], best).tolist()
         for b, alone in zip(asked_for, closed_book, strict=True):
-            answers[b] = self._answer(x[b], retrieved, b, log_p_eta, found[b], alone, chosen, decoding, wanted.stop)
+            answers[b] = self._answer(read, b, found[b], alone, chosen, decoding, wanted.stop)
         return answers
 
     def decode(
         self,
-        prepared: Any,
-        log_p_eta: Tensor,
+        read: Read[Generator],
         *,
         variant: Variant,
         decoding: Decoding,
         options: DecodingOptions,
         watcher: Watcher | None = None,
     ) -> list[list[Decoded]]:
-        """What ``answer_batch`` decodes, for questions that have been retrieved for and prepared already (§2.5).
+        """What ``answer_batch`` decodes, for questions that have been read already (§2.5).
 
         Args:
-            prepared: B questions × K passages, from ``generator.prepare``.
-            log_p_eta: (B, K) nats, normalised over K.
             decoding, options: as ``check_decoding`` lets them pass.
             watcher: who looks on; not heard by Thorough and Fast Decoding.
         Returns: for each question its hypotheses, best first.
         """
+        generator, prepared, log_p_eta = read.generator, read.prepared, read.log_p_eta
         if options.sample:
-            return marginal_sample(
-                self.generator, prepared, log_p_eta, variant=variant, options=options, watcher=watcher
-            )
+            return marginal_sample(generator, prepared, log_p_eta, variant=variant, options=options, watcher=watcher)
         if decoding == "thorough":
-            return thorough(self.generator, prepared, log_p_eta, options=options)
+            return thorough(generator, prepared, log_p_eta, options=options)
         if decoding == "fast":
-            return fast(self.generator, prepared, log_p_eta, options=options)
-        return marginal_beam(self.generator, prepared, log_p_eta, variant=variant, options=options, watcher=watcher)
+            return fast(generator, prepared, log_p_eta, options=options)
+        return marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options, watcher=watcher)
 
-    def score(self, x: str, y: str, *, k: int | None = None, variant: Variant | None = None) -> Score:
+    def score(self, x: Asked, y: str, *, k: int | None = None, variant: Variant | None = None) -> Score:
         """log p(y|x) of a given y, with posteriors and counterfactuals.
 
         Raises: InputError for an empty or too long question, or a k that cannot be.
@@ -203,19 +195,19 @@ class Rag:
 
     @torch.no_grad()
     def score_batch(
-        self, x: Sequence[str], y: Sequence[str], *, k: int | None = None, variant: Variant | None = None
+        self, x: Sequence[Asked], y: Sequence[str], *, k: int | None = None, variant: Variant | None = None
     ) -> list[Score]:
         """``score`` for several pairs at once."""
         chosen = checked(variant or self.variant)
-        check_questions(x)
         evidence = self.model.evidence(x, y, k=self._k(k))
         log_p = evidence.log_likelihood(chosen).tolist()
         closed_book = self.model.closed_book_log_p(x, evidence.targets).tolist()
         alone = evidence.log_p_eta.shape[1] == 1
         without = [()] * len(x) if alone else map(tuple, evidence.without_passage(chosen).tolist())
+        texts = [Question.of(question).text for question in x]
         return [
             Score(
-                x=x[b],
+                x=texts[b],
                 y=y[b],
                 log_likelihood=log_p[b],
                 closed_book_log_likelihood=closed_book[b],
@@ -229,12 +221,12 @@ class Rag:
             for b, of_one in enumerate(without)
         ]
 
-    def log_likelihood(self, x: str, y: str, *, k: int | None = None, variant: Variant | None = None) -> float:
+    def log_likelihood(self, x: Asked, y: str, *, k: int | None = None, variant: Variant | None = None) -> float:
         """log p(y|x), nats (§2.1)."""
         return self.score(x, y, k=k, variant=variant).log_likelihood
 
     def posterior(
-        self, x: str, y: str, *, k: int | None = None, variant: Variant | None = None
+        self, x: Asked, y: str, *, k: int | None = None, variant: Variant | None = None
     ) -> tuple[tuple[Passage, float], ...]:
         """The passages retrieved for x, best prior first, each with its share in y."""
         sources = self.score(x, y, k=k, variant=variant).sources
@@ -242,29 +234,29 @@ class Rag:
 
     @torch.no_grad()
     def classify(
-        self, x: str, labels: Sequence[str], *, k: int | None = None, variant: Variant | None = None
+        self, x: Asked, labels: Sequence[str], *, k: int | None = None, variant: Variant | None = None
     ) -> Classification:
         """p(label|x) over the given labels (§3.4): likelihoods of the labels as targets, normalised over them.
 
         Raises: InputError for fewer than two labels, an empty one, or the same twice.
         """
         chosen = checked(variant or self.variant)
-        check_questions([x])
         if len(labels) < 2:
             raise InputError(f"got {len(labels)} label; classification needs two or more")
-        retrieved = self._retrieve([x], k)
-        log_p_eta = log_prior(retrieved.scores)
-        prepared = self.generator.prepare([x], retrieved.passages)
-        log_p, log_p_theta, mask = label_log_likelihoods(self.generator, prepared, log_p_eta, labels, variant=chosen)
+        read = self.model.read([x], k=self._k(k))
+        log_p, log_p_theta, mask = label_log_likelihoods(
+            self.generator, read.prepared, read.log_p_eta, labels, variant=chosen
+        )
         probabilities = torch.softmax(log_p[0], dim=0).tolist()
         order = sorted(range(len(labels)), key=lambda label: -probabilities[label])
         best = order[0]
         scored = mask[best : best + 1]
         # Posteriors need to know which tokens count, not what they are.
         targets = Targets(ids=torch.zeros_like(scored, dtype=torch.long), mask=scored)
-        evidence = Evidence(retrieved.passages, log_p_eta, log_p_theta[:, best], targets, retrieved.version)
+        retrieved = read.retrieved
+        evidence = Evidence(retrieved.latents, read.log_p_eta, log_p_theta[:, best], targets, retrieved.version)
         return Classification(
-            x=x,
+            x=read.questions[0].text,
             labels=tuple(Label(labels[i], probabilities[i], log_p[0, i].item()) for i in order),
             variant=chosen,
             memory_version=retrieved.version,
@@ -274,15 +266,10 @@ class Rag:
     def _k(self, k: int | None) -> int:
         return self.k if k is None else k
 
-    def _retrieve(self, x: Sequence[str], k: int | None) -> Retrieved:
-        return self.model.retriever.retrieve(x, self._k(k))
-
     def _answer(
         self,
-        question: str,
-        retrieved: Retrieved,
+        read: Read[Generator],
         b: int,
-        log_p_eta: Tensor,
         found: Sequence[Decoded],
         closed_book: float,
         variant: Variant,
@@ -290,16 +277,16 @@ class Rag:
         stop: Sequence[str],
     ) -> Answer:
         best = found[0]
-        evidence = evidence_of(best, retrieved, b, log_p_eta)
+        evidence = evidence_of(best, read, b)
         tokens = cut_at_stop(tokens_of(self.generator, evidence, 0, variant, finished=best.finished), stop)
         return Answer(
-            question=question,
+            question=read.questions[b].text,
             text="".join(token.text for token in tokens),
             log_prob=best.log_prob,
             closed_book_log_prob=closed_book,
             variant=variant,
             decoding=decoding,
-            memory_version=retrieved.version,
+            memory_version=evidence.version,
             sources=_sources(evidence, 0, variant),
             tokens=tokens,
             hypotheses=tuple(
@@ -309,14 +296,6 @@ class Rag:
             log_p_eta=tuple(evidence.log_p_eta[0].tolist()),
             log_p_theta=tuple(map(tuple, evidence.log_p_theta[0].tolist())),
         )
-
-
-def check_questions(x: Sequence[str]) -> None:
-    """Raises: InputError if there is no question or one is blank."""
-    if not x:
-        raise InputError("got no question; needed at least one")
-    if not all(question.strip() for question in x):
-        raise InputError("the question is empty; needed some text")
 
 
 def check_decoding(variant: Variant, decoding: str, options: DecodingOptions) -> None:
@@ -331,32 +310,7 @@ def check_decoding(variant: Variant, decoding: str, options: DecodingOptions) ->
         raise InputError(f"decoding={decoding!r} searches; sampling needs decoding='exact'")
 
 
-def _left_out(retrieved: Retrieved, without: Sequence[str]) -> Retrieved:
-    """What was retrieved, as if passages with these ids had not been.
-
-    Raises: InputError for an id that is not among each question's passages, or if none would be left.
-    """
-    if not without:
-        return retrieved
-    gone = set(without)
-    for passages in retrieved.passages:
-        unknown = sorted(gone - {passage.id for passage in passages})
-        if unknown:
-            raise InputError(
-                f"without={unknown[0]!r} is not among the {len(passages)} passages retrieved; name one of those"
-            )
-        if len(gone) == len(passages):
-            raise InputError(f"without names all {len(passages)} passages retrieved; leave one, or raise k")
-    kept = [[k for k, passage in enumerate(row) if passage.id not in gone] for row in retrieved.passages]
-    index = torch.tensor(kept, device=retrieved.scores.device)
-    return Retrieved(
-        passages=[[row[k] for k in of_row] for row, of_row in zip(retrieved.passages, kept, strict=True)],
-        scores=retrieved.scores.gather(1, index),
-        version=retrieved.version,
-    )
-
-
 def _sources(evidence: Evidence, b: int, variant: Variant) -> tuple[Source, ...]:
-    prior = evidence.log_p_eta[b].exp().tolist()
-    posterior = evidence.posterior(variant)[b].tolist()
-    return tuple(map(Source, evidence.passages[b], prior, posterior))
+    passages, prior = evidence.of_passages(b, evidence.log_p_eta[b].exp())
+    _, posterior = evidence.of_passages(b, evidence.posterior(variant)[b])
+    return tuple(map(Source, passages, prior.tolist(), posterior.tolist()))

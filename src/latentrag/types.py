@@ -1,21 +1,23 @@
-"""The values that pass between the rooms. No behaviour, no I/O, nothing heavy to import.
+"""The values that pass between the rooms. No I/O, nothing heavy to import.
 
 Dimensions, everywhere in latentrag:
 
     B  batch: questions handled together       T  target tokens
-    K  passages retrieved for a question       V  vocabulary of the generator
+    K  latent values of a question             V  vocabulary of the generator
     M  beams (hypotheses kept alive)           D  embedding
     N  passages in the memory                  S  input tokens of the generator
 
-Symbols of Lewis et al. (2020): x input (the question), y target (the answer), z passage, η retriever,
+Symbols of Lewis et al. (2020): x input (the question), y target (the answer), z latent value, η retriever,
 θ generator. Logarithms are natural: every ``log_*`` is in nats.
+
+A latent value is a tuple of passages: one passage in the paper, ``()`` for the generator alone, several for a set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,13 +46,46 @@ IndexChoice = Literal["auto", "flat", "sq8", "ivf-rabitq", "hnsw"]
 """auto: the index that was built for the memory; where none was, flat or ivf-rabitq, by size."""
 
 
+Scalar = str | int | float | bool
+"""The value of a passage's field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """x: the turns of a conversation, at least one, of which the last asks. Today's parts read that one alone."""
+
+    turns: tuple[Turn, ...]
+
+    @property
+    def text(self) -> str:
+        """What the last turn asks."""
+        return self.turns[-1].text
+
+    @classmethod
+    def of(cls, x: str | Question) -> Question:
+        """A plain text as a conversation of one turn; a question as it is."""
+        return x if isinstance(x, Question) else cls((Turn("user", x),))
+
+
+Asked = str | Question
+"""x as callers may give it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """A text as a reader found it, before it is split.
 
     ``id`` is unique within its source and stable between readings. ``page_starts`` says where in the text each page
     begins, from page 1 on; empty where there are no pages. ``whole`` marks a text that is a passage already (a row
-    of psgs_w100.tsv, say) and must not be split again.
+    of psgs_w100.tsv, say) and must not be split again. ``fields`` go to each of its passages.
     """
 
     id: str
@@ -59,14 +94,16 @@ class Document:
     source: str = ""
     page_starts: tuple[int, ...] = ()
     whole: bool = False
+    fields: Mapping[str, Scalar] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """z: a passage of the memory. ``text == document.text[start:end]``, offsets in characters.
+    """A passage of the memory. ``text == document.text[start:end]``, offsets in characters.
 
     ``page`` is the page, counted from 1, on which it begins; None where there are no pages.
     ``origin`` names the file that `index sync` keeps the passage equal to; empty for one that was added by hand.
+    ``fields`` are named values that its document states: date, author, language, …
     """
 
     id: str
@@ -77,6 +114,26 @@ class Passage:
     end: int = 0
     page: int | None = None
     origin: str = ""
+    fields: Mapping[str, Scalar] = field(default_factory=dict, hash=False)
+
+
+Latent = tuple[Passage, ...]
+"""z: what the generator reads beside x."""
+
+LatentLists = Sequence[Sequence[Latent]]
+"""For each of B questions its K latent values."""
+
+PassageLists = Sequence[Sequence[Passage]]
+
+
+def singles(passages: PassageLists) -> list[list[Latent]]:
+    """Every passage as a latent value of its own, as in the paper."""
+    return [[(passage,) for passage in of_question] for of_question in passages]
+
+
+def no_passages(num_questions: int) -> list[list[Latent]]:
+    """One empty latent value for each question: closed book."""
+    return [[()] for _ in range(num_questions)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +153,63 @@ class SearchResult:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Retrieved:
     """What a retriever returns for B questions, best first.
 
     Attributes:
-        passages: B lists of K passages.
-        scores: (B, K) float32, the logits of p_η(z|x), differentiable in the query encoder.
-        version: the memory's version they came from.
+        latents: B lists of K latent values. Where a question has fewer, the list is filled up, and ``mask`` says so.
+        parts: name → (B, K) float32; their sum is the logit of p_η(z|x), differentiable in the retriever's weights.
+        version: the memory's version they came from; 0: no memory was asked.
+        mask: (B, K), True = a value of the question; None: all are.
     """
 
-    passages: list[list[Passage]]
-    scores: Tensor
+    latents: LatentLists
+    parts: Mapping[str, Tensor]
     version: int
+    mask: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, K) of p_η(z|x): the sum of the parts; −inf where masked."""
+        first, *others = self.parts.values()
+        total = first
+        for part in others:
+            total = total + part
+        return total if self.mask is None else total.masked_fill(~self.mask, float("-inf"))
+
+    @property
+    def passages(self) -> list[list[Passage]]:
+        """For each question the passages of its latent values, each once, in their order."""
+        masks = [[True] * len(row) for row in self.latents] if self.mask is None else self.mask.tolist()
+        return [
+            distinct_passages([z for z, is_real in zip(row, of_row, strict=True) if is_real])
+            for row, of_row in zip(self.latents, masks, strict=True)
+        ]
+
+    def at(self, rows: Sequence[Sequence[int]]) -> Self:
+        """Of each question the latent values at these places, as many for each."""
+        index = next(iter(self.parts.values())).new_tensor(rows).long()
+        return type(self)(
+            [[of_one[k] for k in places] for of_one, places in zip(self.latents, rows, strict=True)],
+            {name: part.gather(1, index) for name, part in self.parts.items()},
+            self.version,
+            None if self.mask is None else self.mask.gather(1, index),
+        )
+
+    def between(self, start: int, stop: int | None = None) -> Self:
+        """Of each question the latent values from ``start`` to ``stop``."""
+        return type(self)(
+            [of_one[start:stop] for of_one in self.latents],
+            {name: part[:, start:stop] for name, part in self.parts.items()},
+            self.version,
+            None if self.mask is None else self.mask[:, start:stop],
+        )
+
+
+def distinct_passages(latents: Sequence[Latent]) -> list[Passage]:
+    """The passages of latent values, each once, in the order in which they first stand there."""
+    return list(dict.fromkeys(passage for z in latents for passage in z))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +343,3 @@ class Classification:
     def best(self) -> str:
         """The most probable label."""
         return self.labels[0].text
-
-
-PassageLists = Sequence[Sequence[Passage]]

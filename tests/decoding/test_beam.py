@@ -14,6 +14,7 @@ from latentrag.decoding import Decoded, fast, marginal_beam, rescored, thorough
 from latentrag.errors import InputError
 from latentrag.marginal import log_prior, sequence_log_likelihood, token_log_likelihood
 from latentrag.options import DecodingOptions
+from latentrag.types import singles
 from tests.toy import ToyGenerator, enumerate_marginal, passages
 
 VARIANTS = ["sequence", "token"]
@@ -24,7 +25,7 @@ EVERY_PREFIX = 1 + 3 + 9 + 27 + 81  # of a vocabulary of three words and an end,
 def setting(seed: int, *, questions: int = 2, num_passages: int = 3) -> tuple[ToyGenerator, object, Tensor]:
     generator = ToyGenerator(4, seed=seed)
     x = [f"question {b}" for b in range(questions)]
-    prepared = generator.prepare(x, [passages(num_passages)] * questions)
+    prepared = generator.prepare(x, singles([passages(num_passages)] * questions))
     random = torch.Generator().manual_seed(seed)
     return generator, prepared, log_prior(2 * torch.randn(questions, num_passages, generator=random))
 
@@ -42,7 +43,7 @@ def test_wide_beam_finds_the_argmax_and_exact_probabilities(variant: str, seed: 
         assert {h.ids for h in hypotheses} == set(truth)
         for h in hypotheses:
             assert h.log_prob == pytest.approx(truth[h.ids], abs=1e-5)
-            assert h.finished == (h.ids[-1] == generator.end_id)
+            assert h.finished == (h.ids[-1] == generator.end_ids[0])
         assert sum(math.exp(h.log_prob) for h in hypotheses) == pytest.approx(1.0, abs=1e-5)
         assert [h.log_prob for h in hypotheses] == sorted((h.log_prob for h in hypotheses), reverse=True)
 
@@ -286,7 +287,7 @@ def test_the_search_ends_with_what_is_wanted() -> None:
             return super().step(state, parents, tokens)
 
     generator = Sure(4)
-    prepared = generator.prepare(["x"], [passages(2)])
+    prepared = generator.prepare(["x"], singles([passages(2)]))
 
     def widths(num_best: int) -> list[int]:
         generator.widths = []
@@ -315,7 +316,7 @@ def test_finished_questions_leave_the_batch() -> None:
             return super().step(state, parents, tokens)
 
     generator = Short(4)
-    prepared = generator.prepare(["short", "long"], [passages(2)] * 2)
+    prepared = generator.prepare(["short", "long"], singles([passages(2)] * 2))
     found = marginal_beam(
         generator,
         prepared,

@@ -11,6 +11,7 @@ from latentrag.decoding.sample import shaped
 from latentrag.errors import InputError
 from latentrag.marginal import log_prior
 from latentrag.options import DecodingOptions
+from latentrag.types import singles
 from tests.toy import ToyGenerator, enumerate_marginal, passages
 
 VARIANTS = ["sequence", "token"]
@@ -19,7 +20,7 @@ VARIANTS = ["sequence", "token"]
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_samples_follow_the_marginal(variant: str) -> None:
     generator = ToyGenerator(3, seed=4, sharpness=1.0)
-    prepared = generator.prepare(["x"], [passages(3)])
+    prepared = generator.prepare(["x"], singles([passages(3)]))
     log_p_eta = log_prior(torch.tensor([[1.0, 0.0, -1.0]]))
     truth = enumerate_marginal(generator, prepared.rows_of[0], log_p_eta[0], variant=variant, max_tokens=3)
     n = 4000
@@ -37,7 +38,7 @@ def test_samples_follow_the_marginal(variant: str) -> None:
 
 def test_sampling_is_repeatable_and_its_probability_is_not_tempered() -> None:
     generator = ToyGenerator(4, seed=2)
-    prepared = generator.prepare(["x", "w"], [passages(2)] * 2)
+    prepared = generator.prepare(["x", "w"], singles([passages(2)] * 2))
     log_p_eta = log_prior(torch.zeros(2, 2))
     options = DecodingOptions(num_beams=3, max_tokens=4, sample=True, seed=5, temperature=0.5, top_k=3, top_p=0.9)
     one, two = (marginal_sample(generator, prepared, log_p_eta, variant="sequence", options=options) for _ in range(2))
@@ -64,7 +65,7 @@ def test_shaping_the_distribution() -> None:
 
 def test_one_token_labels_are_the_same_under_both_variants() -> None:
     generator = ToyGenerator(5, seed=3)
-    prepared = generator.prepare(["x", "w"], [passages(3)] * 2)
+    prepared = generator.prepare(["x", "w"], singles([passages(3)] * 2))
     log_p_eta = log_prior(torch.randn(2, 3))
     results = [
         label_log_likelihoods(generator, prepared, log_p_eta, ["a", "b", "c"], variant=variant)[0]
@@ -80,7 +81,7 @@ def test_one_token_labels_are_the_same_under_both_variants() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_multi_token_labels(variant: str) -> None:
     generator = ToyGenerator(5, seed=3)
-    prepared = generator.prepare(["x"], [passages(3)])
+    prepared = generator.prepare(["x"], singles([passages(3)]))
     log_p_eta = log_prior(torch.randn(1, 3))
     truth = enumerate_marginal(generator, prepared.rows_of[0], log_p_eta[0], variant=variant, max_tokens=4)
     # 'a' begins 'ab': only the end token tells them apart.
@@ -92,6 +93,6 @@ def test_multi_token_labels(variant: str) -> None:
 @pytest.mark.parametrize("labels", [[], ["a"], ["a", " "], ["a", "b", "a"]])
 def test_bad_labels(labels: list[str]) -> None:
     generator = ToyGenerator(5)
-    prepared = generator.prepare(["x"], [passages(2)])
+    prepared = generator.prepare(["x"], singles([passages(2)]))
     with pytest.raises(InputError, match="label"):
         label_log_likelihoods(generator, prepared, log_prior(torch.zeros(1, 2)), labels, variant="token")

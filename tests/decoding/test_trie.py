@@ -11,7 +11,7 @@ from latentrag.decoding.trie import Candidates, score
 from latentrag.generator import load_generator
 from latentrag.marginal import log_prior, sequence_log_likelihood
 from latentrag.options import DecodingOptions
-from latentrag.types import Passage
+from latentrag.types import Passage, singles
 from tests import tiny
 
 SEQUENCES = st.lists(st.lists(st.integers(3, 6), min_size=1, max_size=5), min_size=1, max_size=7, unique_by=tuple)
@@ -32,7 +32,7 @@ def generator(request, tmp_path_factory):
 def alone(generator, b: int, ids: list[int]):
     """log p_θ (K, T) and log p(y|x), in one forward pass for this sequence."""
     targets = as_targets([ids], device=torch.device("cpu"))
-    log_p_theta = generator.log_p_theta(generator.prepare(X[b : b + 1], PASSAGES[:1]), targets)
+    log_p_theta = generator.log_p_theta(generator.prepare(X[b : b + 1], singles(PASSAGES[:1])), targets)
     return log_p_theta[0], sequence_log_likelihood(LOG_P_ETA[b : b + 1], log_p_theta, targets.mask).item()
 
 
@@ -40,7 +40,7 @@ def alone(generator, b: int, ids: list[int]):
 @settings(max_examples=20, deadline=None)
 def test_sequences_score_as_each_alone(generator, of_questions) -> None:
     found = [Candidates(sequences, LOG_P_ETA[b]) for b, sequences in enumerate(of_questions)]
-    score(generator, generator.prepare(X, PASSAGES), found)
+    score(generator, generator.prepare(X, singles(PASSAGES)), found)
     for b, sequences in enumerate(of_questions):
         for number, ids in enumerate(sequences):
             torch.testing.assert_close(found[b].log_p_theta(number), alone(generator, b, ids)[0], rtol=0, atol=1e-4)
@@ -58,7 +58,7 @@ def test_the_best_are_never_left_out(generator, sequences, num_best, is_known) -
         if is_known[2 * number + k]
     }
     found = Candidates(sequences, LOG_P_ETA[1], known=known, num_best=num_best)
-    score(generator, generator.prepare(X[1:2], PASSAGES[:1]), [found])
+    score(generator, generator.prepare(X[1:2], singles(PASSAGES[:1])), [found])
     best = sorted(range(len(sequences)), key=lambda number: -scores[number][1])[:num_best]
     for number in best:
         torch.testing.assert_close(found.log_p_theta(number), scores[number][0], rtol=0, atol=1e-4)
@@ -98,7 +98,7 @@ def test_rows_at_once_change_nothing(generator, rows, monkeypatch) -> None:
     monkeypatch.setattr("latentrag.decoding.rescore._ROWS_AT_ONCE", rows)
     question = [2, 0, 0, 2, 0, 0, 2]
     sequences = [[3], [3, 4], [3, 4, 5], [6, 3, 3], [5], [3, 4, 6], [6, 3]]
-    found = rescored(generator, generator.prepare(X, PASSAGES), LOG_P_ETA, question, sequences)
+    found = rescored(generator, generator.prepare(X, singles(PASSAGES)), LOG_P_ETA, question, sequences)
     for b, ids, (log_prob, log_p) in zip(question, sequences, found, strict=True):
         expected, expected_log_prob = alone(generator, b, ids)
         torch.testing.assert_close(log_p, expected, rtol=0, atol=1e-4)
@@ -109,7 +109,7 @@ def test_rows_at_once_change_nothing(generator, rows, monkeypatch) -> None:
 def test_thorough_is_the_union_scored_in_full(generator, num_beams) -> None:
     """Leaving out what cannot win leaves ranking and scores as they are."""
     options = DecodingOptions(num_beams=num_beams, num_best=num_beams, max_tokens=5)
-    prepared = generator.prepare(X, PASSAGES)
+    prepared = generator.prepare(X, singles(PASSAGES))
     found = thorough(generator, prepared, LOG_P_ETA, options=options)
     apart = prepared.each_passage()
     for b in range(len(X)):

@@ -14,7 +14,7 @@ from latentrag.evaluation.run import evaluate
 from latentrag.options import DecodingOptions
 from latentrag.rag import Rag
 from latentrag.training.data import Example
-from latentrag.types import Passage, Retrieved
+from latentrag.types import Passage, Question, Retrieved, singles
 from tests.toy import ToyGenerator
 
 OPTIONS = DecodingOptions(num_beams=2, max_tokens=4)
@@ -31,16 +31,16 @@ class FakeMemory:
 class FakeRetriever:
     """Passages in an order that depends on the question."""
 
-    def __init__(self, memory: FakeMemory | None = None) -> None:
+    def __init__(self, memory: FakeMemory) -> None:
         self.searches: list[tuple[int, int]] = []
-        if memory is not None:
-            self.memory = memory
+        self.memory = memory
 
     def retrieve(self, x, k):
         self.searches.append((len(x), k))
-        found = [[self.passage((i + len(question)) % len(TEXTS)) for i in range(k)] for question in x]
-        scores = torch.stack([torch.linspace(1.0, -1.0, 6)[:k] * len(question) / 4 for question in x])
-        return Retrieved(found, scores, version=7)
+        lengths = [len(Question.of(question).text) for question in x]
+        found = [[self.passage((i + length) % len(TEXTS)) for i in range(k)] for length in lengths]
+        scores = torch.stack([torch.linspace(1.0, -1.0, 6)[:k] * length / 4 for length in lengths])
+        return Retrieved(singles(found), {"dense": scores}, version=7)
 
     def passage(self, number: int) -> Passage:
         return Passage(id=f"z{number}", text=TEXTS[number], title=f"title {number}")
@@ -127,10 +127,10 @@ def test_closed_book() -> None:
 class DyingGenerator(ToyGenerator):
     """Is interrupted in the middle of a batch."""
 
-    def prepare(self, x, passages):
-        if "w" in x:
+    def prepare(self, x, latents):
+        if "w" in [Question.of(question).text for question in x]:
             raise KeyboardInterrupt
-        return super().prepare(x, passages)
+        return super().prepare(x, latents)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 30])
@@ -248,7 +248,7 @@ class BrokenGenerator(ToyGenerator):
 
 def test_a_broken_model_is_not_averaged() -> None:
     with pytest.raises(ModelError, match="example one: .* no finite number"):
-        evaluate(Rag(FakeRetriever(), BrokenGenerator(), k=3), EXAMPLES, options=OPTIONS, recall_at=(6,))
+        evaluate(Rag(FakeRetriever(FakeMemory()), BrokenGenerator(), k=3), EXAMPLES, options=OPTIONS, recall_at=(6,))
 
 
 def test_compare(tmp_path) -> None:

@@ -11,7 +11,7 @@ from latentrag.generator import CausalGenerator, load_generator
 from latentrag.generator.loading import save_generator
 from latentrag.generator.lora import Lora
 from latentrag.generator.passage_cache import PassageCache
-from latentrag.types import Passage
+from latentrag.types import Passage, singles
 from tests.generator.test_generators import CAUSAL, PASSAGES, TOLERANCE, X, Y, make
 
 LORA = Lora(rank=2, alpha=4)
@@ -35,7 +35,7 @@ def adapted(plain: CausalGenerator, folder: Path, lora: Lora, *, seed: int = 0, 
 
 
 def scored(generator: CausalGenerator, x=X, passages=PASSAGES, y=Y) -> torch.Tensor:
-    return generator.log_p_theta(generator.prepare(x, passages), generator.targets(y))
+    return generator.log_p_theta(generator.prepare(x, singles(passages)), generator.targets(y))
 
 
 def test_a_new_adapter_changes_nothing(plain, tmp_path) -> None:
@@ -67,8 +67,8 @@ def test_scope_question_leaves_the_passages_as_they_were(plain, tmp_path) -> Non
     found = scored(generator, X[:1], [passages], Y[:1])[0]
     gold = generator.targets(Y[:1]).ids[0].tolist()
     for passage, row in zip(passages, found, strict=True):
-        first = plain.tokenizer(str(plain.template.read(passage)))["input_ids"]
-        whole = plain.tokenizer(str(plain.template.render(X[0], passage)))["input_ids"]
+        first = plain.tokenizer(str(plain.template.read((passage,))))["input_ids"]
+        whole = plain.tokenizer(str(plain.template.render(X[0], (passage,))))["input_ids"]
         assert whole[: len(first)] == first
         cache = DynamicCache()
         plain.model(input_ids=torch.tensor([first]), past_key_values=cache, use_cache=True)
@@ -82,7 +82,7 @@ def test_scope_question_leaves_the_passages_as_they_were(plain, tmp_path) -> Non
 def test_decoding_steps_equal_gold_scores(plain, tmp_path, scope) -> None:
     generator = adapted(plain, tmp_path / "a", Lora(rank=2, alpha=4, scope=scope))
     with torch.no_grad():
-        prepared = generator.prepare(X, PASSAGES)
+        prepared = generator.prepare(X, singles(PASSAGES))
         targets = generator.targets(["paris", "rome"])
         expected = scored(generator, y=["paris", "rome"])
         log_p, state = generator.start(prepared)
@@ -147,7 +147,7 @@ def test_all_passages_of_a_question_in_one_prompt_are_not_kept(plain, tmp_path) 
     generator = adapted(plain, tmp_path / "a", LORA)
     generator.passage_cache = PassageCache(1 << 20)
     with torch.no_grad():
-        generator.log_p_theta(generator.prepare_together(X, PASSAGES), generator.targets(Y))
+        generator.log_p_theta(generator.prepare_together(X, singles(PASSAGES)), generator.targets(Y))
     assert len(generator.passage_cache) == generator.passage_cache.num_misses == 0
 
 
@@ -176,7 +176,7 @@ def test_a_cache_on_disk_outlives_the_process_and_heals(plain, tmp_path) -> None
             torch.testing.assert_close(scored(generator), expected, rtol=0, atol=1e-5)
             assert generator.passage_cache.num_misses == (6 if not files else int(damaged))
         other = PassageCache(1 << 20, folder=tmp_path / "kv", model="another")
-        assert other.get(generator.prepare(X, PASSAGES).prompts.passages[0]) is None
+        assert other.get(generator.prepare(X, singles(PASSAGES)).prompts.passages[0]) is None
 
 
 def test_a_disk_that_is_full_costs_time_only(plain, tmp_path, monkeypatch) -> None:
@@ -217,22 +217,24 @@ def test_a_foreign_or_lost_adapter_is_refused(plain, tmp_path) -> None:
 @torch.no_grad()
 def test_all_passages_in_one_prompt(plain) -> None:
     targets = plain.targets(Y)
-    found = plain.log_p_theta(plain.prepare_together(X, PASSAGES), targets)
+    found = plain.log_p_theta(plain.prepare_together(X, singles(PASSAGES)), targets)
     assert found.shape[:2] == (2, 1)
     single = [[of_one[0]] for of_one in PASSAGES]
     torch.testing.assert_close(
-        plain.log_p_theta(plain.prepare_together(X, single), targets), scored(plain, passages=single), **TOLERANCE
+        plain.log_p_theta(plain.prepare_together(X, singles(single)), targets),
+        scored(plain, passages=single),
+        **TOLERANCE,
     )
     merged = Passage("m", "", "")
-    text = "".join(str(plain.template.read(z)) for z in PASSAGES[0][::-1]) + plain.template.ask(X[0])
-    ids = plain.prepare_together(X, PASSAGES).prompts
+    text = "".join(str(plain.template.read((z,))) for z in PASSAGES[0][::-1]) + plain.template.ask(X[0])
+    ids = plain.prepare_together(X, singles(PASSAGES)).prompts
     assert ids.passages[0] + ids.questions[0] == plain.tokenizer(text)["input_ids"]
     assert merged.text == ""
 
 
 @torch.no_grad()
 def test_the_mean_over_the_vocabulary(plain) -> None:
-    prepared, targets = plain.prepare(X, PASSAGES), plain.targets(Y)
+    prepared, targets = plain.prepare(X, singles(PASSAGES)), plain.targets(Y)
     weights = torch.log_softmax(torch.randn(2, 3, targets.ids.shape[1]), dim=1)
     log_p, mean = plain.log_p_theta_and_mean(prepared, targets, lambda _: weights)
     torch.testing.assert_close(log_p, scored(plain), **TOLERANCE)

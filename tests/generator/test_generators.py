@@ -19,7 +19,7 @@ from latentrag.generator import (
 from latentrag.generator.gold import OutputHead
 from latentrag.generator.loading import save_generator
 from latentrag.generator.own_logits import OwnLogits
-from latentrag.types import Passage, Targets
+from latentrag.types import Latent, Passage, Targets, no_passages, singles
 from tests import tiny
 
 SEQ2SEQ = {"bart": tiny.save_bart, "t5": tiny.save_t5}
@@ -72,9 +72,9 @@ def in_parts(request, monkeypatch) -> None:
 
 
 @torch.no_grad()
-def slow(generator, question: str, passage: Passage | None, ids: list[int]) -> torch.Tensor:
+def slow(generator, question: str, z: Latent, ids: list[int]) -> torch.Tensor:
     """(T,) log p of ids, from the model's own logits, for one (x, z) without batch, padding or cache."""
-    text = str(generator.template.render(question, passage))
+    text = str(generator.template.render(question, z))
     inputs = torch.tensor([generator.tokenizer(text)["input_ids"]])
     gold = torch.tensor(ids)
     if isinstance(generator, Seq2SeqGenerator):
@@ -90,30 +90,30 @@ def slow(generator, question: str, passage: Passage | None, ids: list[int]) -> t
 def test_gold_tokens_equal_the_models_own_logits(generator, gradients: bool) -> None:
     targets = generator.targets(Y)
     with torch.set_grad_enabled(gradients):
-        log_p = generator.log_p_theta(generator.prepare(X, PASSAGES), targets)
+        log_p = generator.log_p_theta(generator.prepare(X, singles(PASSAGES)), targets)
     assert log_p.requires_grad == gradients
     for b in range(2):
         ids = targets.ids[b][targets.mask[b]].tolist()
         for k in range(3):
-            expected = slow(generator, X[b], PASSAGES[b][k], ids)
+            expected = slow(generator, X[b], (PASSAGES[b][k],), ids)
             torch.testing.assert_close(log_p[b, k, : len(ids)].detach(), expected, **TOLERANCE)
 
 
 def test_closed_book(generator) -> None:
     targets = generator.targets(Y)
     with torch.no_grad():
-        log_p = generator.log_p_theta(generator.prepare(X, None), targets)
+        log_p = generator.log_p_theta(generator.prepare(X, no_passages(len(X))), targets)
     assert log_p.shape[1] == 1
     for b in range(2):
         ids = targets.ids[b][targets.mask[b]].tolist()
-        torch.testing.assert_close(log_p[b, 0, : len(ids)], slow(generator, X[b], None, ids), **TOLERANCE)
+        torch.testing.assert_close(log_p[b, 0, : len(ids)], slow(generator, X[b], (), ids), **TOLERANCE)
 
 
 @pytest.mark.usefixtures("in_parts")
 @torch.no_grad()
 def test_decoding_steps_equal_gold_scores_while_beams_move(generator) -> None:
     """Beams swap, multiply and questions leave; every step must still be the model's own distribution."""
-    prepared = generator.prepare(X, PASSAGES)
+    prepared = generator.prepare(X, singles(PASSAGES))
     log_p, state = generator.start(prepared)
     prefixes = [[[]], [[]]]
     questions = [0, 1]
@@ -127,7 +127,7 @@ def test_decoding_steps_equal_gold_scores_while_beams_move(generator) -> None:
             for k in range(3):
                 for m, prefix in enumerate(prefixes[row]):
                     for token in (5, 20):
-                        expected = slow(generator, X[b], PASSAGES[b][k], [*prefix, token])[-1]
+                        expected = slow(generator, X[b], (PASSAGES[b][k],), [*prefix, token])[-1]
                         torch.testing.assert_close(log_p[row, k, m, token], expected, **TOLERANCE)
         torch.testing.assert_close(log_p.exp().sum(dim=-1), torch.ones(log_p.shape[:-1]), rtol=0, atol=1e-5)
         if parents is None:
@@ -144,7 +144,7 @@ def test_decoding_steps_equal_gold_scores_while_beams_move(generator) -> None:
 @pytest.mark.usefixtures("in_parts")
 @torch.no_grad()
 def test_prepared_rows_and_single_passages(generator) -> None:
-    prepared, targets = generator.prepare(X, PASSAGES), generator.targets(Y)
+    prepared, targets = generator.prepare(X, singles(PASSAGES)), generator.targets(Y)
     whole = generator.log_p_theta(prepared, targets)
     index = torch.tensor([1, 0, 1])
     again = generator.log_p_theta(prepared.rows(index), Targets(targets.ids[index], targets.mask[index]))
@@ -162,11 +162,11 @@ def test_gradients_equal_those_of_the_models_own_loss(generator, monkeypatch) ->
     """The chunked, recomputed output layer against plain cross-entropy over all logits."""
     monkeypatch.setattr("latentrag.generator.gold.CHUNK_ELEMENTS", 3 * tiny.VOCABULARY)
     targets = generator.targets(Y[1:])
-    generator.log_p_theta(generator.prepare(X[1:], [PASSAGES[1][:1]]), targets).sum().backward()
+    generator.log_p_theta(generator.prepare(X[1:], singles([PASSAGES[1][:1]])), targets).sum().backward()
     found = {name: p.grad.clone() for name, p in generator.model.named_parameters() if p.grad is not None}
     generator.model.zero_grad()
     use_own_logits(generator, monkeypatch)
-    generator.log_p_theta(generator.prepare(X[1:], [PASSAGES[1][:1]]), targets).sum().backward()
+    generator.log_p_theta(generator.prepare(X[1:], singles([PASSAGES[1][:1]])), targets).sum().backward()
     expected = {name: p.grad for name, p in generator.model.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -186,7 +186,7 @@ def test_scores_do_not_need_the_whole_vocabulary_at_once(generator, monkeypatch)
     num_rows = 3 * int(targets.mask.sum())
     monkeypatch.setattr(fused_gold, "BLOCK_ELEMENTS", 10 * num_rows)
     monkeypatch.setattr(fused_gold._Layer, "logits", watched)
-    generator.log_p_theta(generator.prepare(X, PASSAGES), targets)
+    generator.log_p_theta(generator.prepare(X, singles(PASSAGES)), targets)
     assert max(sizes) <= 10 * num_rows
     assert sum(sizes) == num_rows * tiny.VOCABULARY
 
@@ -204,7 +204,7 @@ def test_nor_all_positions_without_gradients(generator, monkeypatch) -> None:
     targets = generator.targets(Y)
     monkeypatch.setattr(gold, "PACKED_CHUNK_ELEMENTS", 2 * tiny.VOCABULARY)
     monkeypatch.setattr(OutputHead, "_packed_piece", watched)
-    generator.log_p_theta(generator.prepare(X, PASSAGES), targets)
+    generator.log_p_theta(generator.prepare(X, singles(PASSAGES)), targets)
     assert max(num_rows) <= 2
     assert sum(num_rows) == 3 * int(targets.mask.sum())
 
@@ -212,9 +212,11 @@ def test_nor_all_positions_without_gradients(generator, monkeypatch) -> None:
 @torch.no_grad()
 def test_fallback_without_a_known_output_layer_gives_the_same(generator, monkeypatch) -> None:
     targets = generator.targets(Y)
-    expected = generator.log_p_theta(generator.prepare(X, PASSAGES), targets)
+    expected = generator.log_p_theta(generator.prepare(X, singles(PASSAGES)), targets)
     use_own_logits(generator, monkeypatch)
-    torch.testing.assert_close(generator.log_p_theta(generator.prepare(X, PASSAGES), targets), expected, **TOLERANCE)
+    torch.testing.assert_close(
+        generator.log_p_theta(generator.prepare(X, singles(PASSAGES)), targets), expected, **TOLERANCE
+    )
 
 
 def test_an_unknown_output_layer_is_noticed(generator, monkeypatch) -> None:
@@ -253,7 +255,7 @@ def test_save_and_load_restore_everything(generator, tmp_path) -> None:
     assert again.decoding_defaults == {"num_beams": 3, "no_repeat_ngram_size": 2}
     with torch.no_grad():
         targets = generator.targets(Y)
-        one, two = (g.log_p_theta(g.prepare(X, PASSAGES), targets) for g in (generator, again))
+        one, two = (g.log_p_theta(g.prepare(X, singles(PASSAGES)), targets) for g in (generator, again))
     torch.testing.assert_close(one, two, rtol=0, atol=0)
     assert not list(folder.glob("*.bin"))
 
@@ -261,13 +263,13 @@ def test_save_and_load_restore_everything(generator, tmp_path) -> None:
 def test_a_long_passage_gives_way_to_the_question(generator) -> None:
     words = "paris is the capital city of france . " * 30
     generator.max_input_tokens = 40
-    prepared = generator.prepare(X[:1], [[Passage("z", words, "france")]])
+    prepared = generator.prepare(X[:1], singles([[Passage("z", words, "france")]]))
     if isinstance(generator, CausalGenerator):
         ids = prepared.prompts.passages[0] + prepared.prompts.questions[0]
     else:
         from latentrag.generator.inputs import input_ids
 
-        rendered = generator.template.render(X[0], Passage("z", words, "france"))
+        rendered = generator.template.render(X[0], (Passage("z", words, "france"),))
         (ids,) = input_ids(generator.tokenizer, [rendered], limit=40)
     assert 36 <= len(ids) <= 40
     text = generator.tokenizer.decode(ids, skip_special_tokens=True)
@@ -278,7 +280,7 @@ def test_a_long_passage_gives_way_to_the_question(generator) -> None:
 def test_a_question_that_is_too_long_is_refused(generator) -> None:
     generator.max_input_tokens = 40
     with pytest.raises(InputError, match="the generator reads 40; shorten the question"):
-        generator.prepare(["the moon " * 40], [PASSAGES[0][:1]])
+        generator.prepare(["the moon " * 40], singles([PASSAGES[0][:1]]))
 
 
 def test_a_target_beyond_the_models_positions_is_refused_and_the_longest_before_is_not(generator) -> None:
@@ -290,7 +292,7 @@ def test_a_target_beyond_the_models_positions_is_refused_and_the_longest_before_
     passage = Passage("z", "paris is the capital city of france . " * 30, "france")
     targets = generator.targets(["moon " * (limit - 1)])
     with torch.no_grad():
-        prepared = generator.prepare(X[:1], [[passage]])
+        prepared = generator.prepare(X[:1], singles([[passage]]))
         assert torch.isfinite(generator.log_p_theta(prepared, targets)).all()
         log_p, state = generator.start(prepared)
         for token in targets.ids[0, :-1]:
@@ -304,7 +306,7 @@ def test_a_target_beyond_the_models_positions_is_refused_and_the_longest_before_
 )
 def test_bad_questions_and_passages(x, passages, tmp_path) -> None:
     with pytest.raises(InputError, match="needed"):
-        make("bart", tmp_path).prepare(x, passages)
+        make("bart", tmp_path).prepare(x, singles(passages))
 
 
 def test_bart_begins_as_it_was_trained_and_t5_with_its_start_token(tmp_path) -> None:
@@ -355,15 +357,15 @@ def test_damaged_folders_are_refused_in_one_line(damage: str, tmp_path) -> None:
 
 def test_braces_in_passages_and_questions_are_text() -> None:
     template = PromptTemplate()
-    rendered = str(template.render("is {text} a {title}?", Passage("z", "a {question}\n\nQuestion: b", "t {text}")))
+    rendered = str(template.render("is {text} a {title}?", (Passage("z", "a {question}\n\nQuestion: b", "t {text}"),)))
     assert rendered == "t {text}: a {question} Question: b\nQuestion: is {text} a {title}?\nAnswer:"
-    assert str(template.render("q", Passage("z", "text"))) == "text\nQuestion: q\nAnswer:"
+    assert str(template.render("q", (Passage("z", "text"),))) == "text\nQuestion: q\nAnswer:"
 
 
 def test_the_seq2seq_input_is_that_of_hugging_faces_rag() -> None:
-    rendered = InputTemplate(prefix="p: ").render("Who?", Passage("z", "some text", '"A Title"'))
+    rendered = InputTemplate(prefix="p: ").render("Who?", (Passage("z", "some text", '"A Title"'),))
     assert str(rendered) == "p: A Title / some text // Who?"
-    assert str(InputTemplate(prefix="p: ").render("Who?", None)) == "p: Who?"
+    assert str(InputTemplate(prefix="p: ").render("Who?", ())) == "p: Who?"
 
 
 @pytest.mark.parametrize("bad", [{"passage": "no field"}, {"question": "Q:"}, {"untitled": "{text}{text}"}])

@@ -16,7 +16,7 @@ from latentrag.generator.int8 import Int8Linear, quantised
 from latentrag.generator.loading import save_generator
 from latentrag.generator.lora import Lora
 from latentrag.memory import Memory
-from latentrag.types import Passage
+from latentrag.types import Passage, singles
 from tests import tiny
 from tests.encoder.tiny import write_sentence_encoder
 
@@ -92,10 +92,10 @@ def test_a_generator_stays_close_and_its_ways_agree(kind, tmp_path) -> None:
     exact, rounded = load_generator(folder), load_generator(folder, int8=True)
     assert not any(type(module) is nn.Linear for module in rounded.model.modules())
     targets = rounded.targets(Y)
-    expected, found = (g.log_p_theta(g.prepare(X, PASSAGES), targets) for g in (exact, rounded))
+    expected, found = (g.log_p_theta(g.prepare(X, singles(PASSAGES)), targets) for g in (exact, rounded))
     apart = (found - expected).abs()[targets.mask[:, None].expand_as(found)]
     assert 0 < apart.mean() < 0.2  # of weights this large; 1 or more if a scale is wrong
-    log_p, state = rounded.start(rounded.prepare(X, PASSAGES))
+    log_p, state = rounded.start(rounded.prepare(X, singles(PASSAGES)))
     first = targets.ids[:, 0]
     torch.testing.assert_close(
         log_p[:, :, 0].gather(2, first[:, None, None].expand(-1, 2, 1))[..., 0], found[:, :, 0], rtol=0, atol=0.05
@@ -116,7 +116,7 @@ def test_an_adapter_stays_as_it_is(tmp_path) -> None:
     save_generator(adapted, tmp_path / "adapted")
     rounded = load_generator(tmp_path / "adapted", int8=True)
     targets = adapted.targets(Y)
-    expected, found = (g.log_p_theta(g.prepare(X, PASSAGES), targets) for g in (adapted, rounded))
+    expected, found = (g.log_p_theta(g.prepare(X, singles(PASSAGES)), targets) for g in (adapted, rounded))
     assert 0 < (found - expected).abs()[targets.mask[:, None].expand_as(found)].mean() < 0.2
 
 

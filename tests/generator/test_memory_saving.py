@@ -13,6 +13,7 @@ from latentrag.generator.loading import save_generator
 from latentrag.generator.lora import Lora
 from latentrag.generator.memory_saving import _layers, fixed, recompute_activations
 from latentrag.generator.passage_cache import PassageCache
+from latentrag.types import singles
 from tests import tiny
 from tests.generator.test_generators import PASSAGES, X, Y, make
 
@@ -44,7 +45,7 @@ def with_lora(generator, scope: str) -> CausalGenerator | Seq2SeqGenerator:
 
 
 def scored(generator) -> torch.Tensor:
-    return generator.log_p_theta(generator.prepare(X, PASSAGES), generator.targets(Y))
+    return generator.log_p_theta(generator.prepare(X, singles(PASSAGES)), generator.targets(Y))
 
 
 def gradients(generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -151,7 +152,7 @@ def test_mixed_precision(generator, tmp_path) -> None:
 def decoded(generator) -> torch.Tensor:
     """Log-probabilities of two targets, step by step with a cache, (2, 3, T)."""
     targets = generator.targets(["paris", "rome"])
-    log_p, state = generator.start(generator.prepare(X, PASSAGES))
+    log_p, state = generator.start(generator.prepare(X, singles(PASSAGES)))
     found = []
     for i in range(targets.ids.shape[1]):
         gold = targets.ids[:, i]

@@ -12,7 +12,7 @@ from latentrag.errors import InputError, ModelError
 from latentrag.generator import Seq2SeqGenerator, load_generator
 from latentrag.generator.gold import OutputHead
 from latentrag.generator.new_seq2seq import new_seq2seq, save_new
-from latentrag.types import Passage
+from latentrag.types import Passage, no_passages, singles
 from tests.encoder.tiny import write_dpr, write_sentence_encoder
 
 PAD, BEGIN, END = 0, 2, 3
@@ -43,7 +43,7 @@ def generator(encoder, tmp_path) -> Seq2SeqGenerator:
 @torch.no_grad()
 def slow(generator: Seq2SeqGenerator, b: int, k: int | None, ids: list[int]) -> torch.Tensor:
     """(T,) log p of ids from the model's own logits, one (x, z) without batch, padding or cache."""
-    rendered = generator.template.render(X[b], None if k is None else PASSAGES[b][k])
+    rendered = generator.template.render(X[b], () if k is None else (PASSAGES[b][k],))
     inputs = torch.tensor([generator.tokenizer(str(rendered))["input_ids"]])
     decoder = torch.tensor([[BEGIN, *ids[:-1]]])
     log_p = generator.model(input_ids=inputs, decoder_input_ids=decoder).logits[0].log_softmax(dim=1)
@@ -135,8 +135,8 @@ def test_gold_tokens_equal_the_models_own_logits(generator, gradients) -> None:
     assert isinstance(generator._head, OutputHead)  # the output layer is known: no (B, K, T, V)
     targets = generator.targets(Y)
     with torch.set_grad_enabled(gradients):
-        log_p = generator.log_p_theta(generator.prepare(X, PASSAGES), targets).detach()
-        closed = generator.log_p_theta(generator.prepare(X, None), targets).detach()
+        log_p = generator.log_p_theta(generator.prepare(X, singles(PASSAGES)), targets).detach()
+        closed = generator.log_p_theta(generator.prepare(X, no_passages(len(X))), targets).detach()
     for b in range(2):
         ids = targets.ids[b][targets.mask[b]].tolist()
         for k in range(2):
@@ -147,7 +147,7 @@ def test_gold_tokens_equal_the_models_own_logits(generator, gradients) -> None:
 
 @torch.no_grad()
 def test_decoding_steps_equal_gold_scores_while_beams_move(generator) -> None:
-    log_p, state = generator.start(generator.prepare(X, PASSAGES))
+    log_p, state = generator.start(generator.prepare(X, singles(PASSAGES)))
     prefixes, questions = [[[]], [[]]], [0, 1]
     moves = [
         ([[0, 0], [1, 1]], [[6, 7], [8, 9]], [0, 1]),
@@ -173,7 +173,7 @@ def test_decoding_steps_equal_gold_scores_while_beams_move(generator) -> None:
 
 
 def test_every_weight_learns_but_those_of_the_unused_pooler(generator) -> None:
-    generator.log_p_theta(generator.prepare(X, PASSAGES), generator.targets(Y)).sum().backward()
+    generator.log_p_theta(generator.prepare(X, singles(PASSAGES)), generator.targets(Y)).sum().backward()
     idle = {name for name, weight in generator.model.named_parameters() if weight.grad is None}
     assert idle == {"encoder.pooler.dense.weight", "encoder.pooler.dense.bias"}
 
@@ -182,7 +182,7 @@ def test_the_longest_target_is_scored_and_a_longer_one_refused(generator) -> Non
     assert generator.max_target_tokens == 24
     targets = generator.targets(["a " * 23])
     with torch.no_grad():
-        assert torch.isfinite(generator.log_p_theta(generator.prepare(X[:1], PASSAGES[:1]), targets)).all()
+        assert torch.isfinite(generator.log_p_theta(generator.prepare(X[:1], singles(PASSAGES[:1])), targets)).all()
     with pytest.raises(InputError, match="25 tokens, this generator writes 24 at most"):
         generator.targets(["a " * 24])
 

@@ -12,6 +12,7 @@ from latentrag.generator.loading import load_generator, save_generator
 from latentrag.generator.lora import Lora
 from latentrag.generator.own_logits import OwnLogits
 from latentrag.marginal import log_prior, marginal_weights
+from latentrag.types import singles
 from tests.generator.test_generators import PASSAGES, SEQ2SEQ, TOLERANCE, X, Y, make
 
 
@@ -36,7 +37,7 @@ def test_smoothing_equals_the_naive_computation(generator, variant: str, own_log
     weigh = partial(marginal_weights, log_p_eta, mask=targets.mask, variant=variant)
     parameters = [scores, *generator.model.parameters()]
 
-    prepared = generator.prepare(X, PASSAGES)
+    prepared = generator.prepare(X, singles(PASSAGES))
     rows = targets.ids.repeat_interleave(3, dim=0)
     prefix = torch.tensor([generator.decoder_prefix]).expand(6, -1)
     output = generator.model(
@@ -51,7 +52,7 @@ def test_smoothing_equals_the_naive_computation(generator, variant: str, own_log
 
     if own_logits:
         monkeypatch.setattr(generator, "_head", OwnLogits(generator.model))
-    log_p_theta, mean = generator.log_p_theta_and_mean(generator.prepare(X, PASSAGES), targets, weigh)
+    log_p_theta, mean = generator.log_p_theta_and_mean(generator.prepare(X, singles(PASSAGES)), targets, weigh)
     torch.testing.assert_close(log_p_theta, generator.log_p_theta(prepared, targets), **TOLERANCE)
     torch.testing.assert_close(mean, expected, **TOLERANCE)
     found = torch.autograd.grad(mean.sum(), parameters, allow_unused=True, retain_graph=True)
@@ -68,25 +69,25 @@ def test_smoothing_equals_the_naive_computation(generator, variant: str, own_log
 def test_one_passage_read_together_is_read_as_always(generator) -> None:
     targets = generator.targets(Y)
     first = [of_one[:1] for of_one in PASSAGES]
-    together = generator.log_p_theta(generator.prepare_together(X, first), targets)
-    apart = generator.log_p_theta(generator.prepare(X, first), targets)
+    together = generator.log_p_theta(generator.prepare_together(X, singles(first)), targets)
+    apart = generator.log_p_theta(generator.prepare(X, singles(first)), targets)
     torch.testing.assert_close(together, apart, rtol=0, atol=0)
 
 
 @torch.no_grad()
 def test_passages_read_together_have_no_order(generator) -> None:
     targets = generator.targets(Y)
-    prepared = generator.prepare_together(X, PASSAGES)
+    prepared = generator.prepare_together(X, singles(PASSAGES))
     assert (prepared.num_questions, prepared.num_passages) == (2, 1)
-    assert int(prepared.mask.sum()) == int(generator.prepare(X, PASSAGES).mask.sum())
+    assert int(prepared.mask.sum()) == int(generator.prepare(X, singles(PASSAGES)).mask.sum())
     log_p = generator.log_p_theta(prepared, targets)
     assert log_p.shape == (2, 1, targets.ids.shape[1])
     turned = [[of_one[2], of_one[0], of_one[1]] for of_one in PASSAGES]
     torch.testing.assert_close(
-        generator.log_p_theta(generator.prepare_together(X, turned), targets), log_p, **TOLERANCE
+        generator.log_p_theta(generator.prepare_together(X, singles(turned)), targets), log_p, **TOLERANCE
     )
     fewer = [of_one[:2] for of_one in PASSAGES]
-    other = generator.log_p_theta(generator.prepare_together(X, fewer), targets)
+    other = generator.log_p_theta(generator.prepare_together(X, singles(fewer)), targets)
     assert ((other - log_p).abs()[:, 0][targets.mask] > 1e-3).any()  # every passage is read
 
 
@@ -94,11 +95,11 @@ def test_passages_read_together_have_no_order(generator) -> None:
 def test_passages_read_together_equal_one_row_by_hand(generator) -> None:
     """The decoder over the concatenation of unpadded encodings, one question at a time."""
     targets = generator.targets(Y)
-    log_p = generator.log_p_theta(generator.prepare_together(X, PASSAGES), targets)
+    log_p = generator.log_p_theta(generator.prepare_together(X, singles(PASSAGES)), targets)
     for b, question in enumerate(X):
         encodings = []
         for passage in PASSAGES[b]:
-            ids = generator.tokenizer(str(generator.template.render(question, passage)), return_tensors="pt")
+            ids = generator.tokenizer(str(generator.template.render(question, (passage,))), return_tensors="pt")
             encodings.append(generator.model.get_encoder()(input_ids=ids["input_ids"]).last_hidden_state)
         gold = targets.ids[b][targets.mask[b]]
         decoder = torch.tensor([[*generator.decoder_prefix, *gold[:-1].tolist()]])
@@ -111,7 +112,7 @@ def test_passages_read_together_equal_one_row_by_hand(generator) -> None:
 @torch.no_grad()
 def test_passages_read_together_decode_step_by_step(generator) -> None:
     targets = generator.targets(Y[1:])
-    prepared = generator.prepare_together(X[1:], PASSAGES[1:])
+    prepared = generator.prepare_together(X[1:], singles(PASSAGES[1:]))
     expected = generator.log_p_theta(prepared, targets)[0, 0]
     log_p, state = generator.start(prepared)
     for i, token in enumerate(targets.ids[0]):
@@ -122,7 +123,7 @@ def test_passages_read_together_decode_step_by_step(generator) -> None:
 
 def test_gradients_reach_every_passages_encoding(generator) -> None:
     targets = generator.targets(Y)
-    prepared = generator.prepare_together(X, PASSAGES)
+    prepared = generator.prepare_together(X, singles(PASSAGES))
     prepared.states.retain_grad()
     generator.log_p_theta(prepared, targets).sum().backward()
     assert (prepared.states.grad[prepared.mask] != 0).any(dim=1).all()
@@ -130,15 +131,15 @@ def test_gradients_reach_every_passages_encoding(generator) -> None:
 
 def test_reading_nothing_together_is_refused(generator) -> None:
     with pytest.raises(InputError, match="at least one"):
-        generator.prepare_together(X, [[], []])
+        generator.prepare_together(X, singles([[], []]))
 
 
 def test_an_adapter_learns_alone_and_is_saved(generator, tmp_path) -> None:
     targets = generator.targets(Y)
     with torch.no_grad():
-        before = generator.log_p_theta(generator.prepare(X, PASSAGES), targets)
+        before = generator.log_p_theta(generator.prepare(X, singles(PASSAGES)), targets)
     adapted = Seq2SeqGenerator(generator.model, generator.tokenizer, lora=Lora(rank=2, scope="all"))
-    log_p = adapted.log_p_theta(adapted.prepare(X, PASSAGES), targets)
+    log_p = adapted.log_p_theta(adapted.prepare(X, singles(PASSAGES)), targets)
     torch.testing.assert_close(log_p, before, **TOLERANCE)
     log_p.sum().backward()
     learning = {name: parameter for name, parameter in adapted.named_parameters() if parameter.grad is not None}
@@ -148,14 +149,14 @@ def test_an_adapter_learns_alone_and_is_saved(generator, tmp_path) -> None:
     with torch.no_grad():
         for parameter in learning.values():
             parameter.add_(0.1)
-        changed = adapted.log_p_theta(adapted.prepare(X, PASSAGES), targets)
+        changed = adapted.log_p_theta(adapted.prepare(X, singles(PASSAGES)), targets)
         assert (changed - before).abs().max() > 0.01
         folder = tmp_path / "adapted"
         folder.mkdir()
         save_generator(adapted, folder)
         again = load_generator(folder)
         assert again.lora == adapted.lora
-        loaded = again.log_p_theta(again.prepare(X, PASSAGES), targets)
+        loaded = again.log_p_theta(again.prepare(X, singles(PASSAGES)), targets)
     torch.testing.assert_close(loaded, changed, rtol=0, atol=0)
 
 

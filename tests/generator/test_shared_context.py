@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from latentrag.generator import load_generator, shared_context
 from latentrag.generator.beam_cache import BeamLayer
-from latentrag.types import Passage
+from latentrag.types import Passage, singles
 from tests import tiny
 
 SHARING = {"bart": tiny.save_bart, "t5": tiny.save_t5, "llama": tiny.save_llama, "gpt2": tiny.save_gpt2}
@@ -46,7 +46,7 @@ WAYS = [
 def test_steps_are_those_of_copied_contexts(pair, way) -> None:
     states = []
     for generator in pair:
-        log_p, state = generator.start(generator.prepare(X, PASSAGES))
+        log_p, state = generator.start(generator.prepare(X, singles(PASSAGES)))
         states.append(state)
         steps = [log_p]
         for number, grid in enumerate(way):
@@ -63,7 +63,7 @@ def test_steps_are_those_of_copied_contexts(pair, way) -> None:
 def test_a_second_search_begins_from_what_was_read(pair) -> None:
     """Steps leave what was read of the prompts as it was."""
     generator, _ = pair
-    prepared = generator.prepare(X, PASSAGES)
+    prepared = generator.prepare(X, singles(PASSAGES))
     found = []
     for _ in range(2):
         _, state = generator.start(prepared)

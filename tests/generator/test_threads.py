@@ -8,7 +8,7 @@ import torch
 from latentrag.generator import CausalGenerator, load_generator
 from latentrag.generator.lora import Lora
 from latentrag.generator.passage_cache import PassageCache
-from latentrag.types import Passage
+from latentrag.types import Passage, singles
 from tests import tiny
 
 X = ["what is the capital", "which moon is red", "who wrote it in rome", "who is she"]
@@ -33,7 +33,7 @@ def generator_of(kind: str, folder):
 
 @torch.no_grad()
 def found(generator, number: int):
-    prepared = generator.prepare([X[number]], [PASSAGES])
+    prepared = generator.prepare([X[number]], singles([PASSAGES]))
     log_p, state = generator.start(prepared)
     steps = [log_p]
     for _ in range(3):

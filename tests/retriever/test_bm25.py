@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from latentrag.errors import InputError, MemoryStoreError, ModelError
 from latentrag.protocols import TrainableRetriever
 from latentrag.retriever import BM25Retriever
-from latentrag.types import Passage
+from latentrag.types import Passage, SearchResult
 
 STOP_WORDS = set(
     """a an and are as at be but by for if in into is it no not of on or such that the their then there these they
@@ -48,6 +48,15 @@ class FakeMemory:
     def get(self, ids: Sequence[str]) -> list[Passage]:
         return [self.kept[key] for key in ids]
 
+    def search(self, q: object, k: int) -> SearchResult:
+        raise AssertionError("BM25 searches no vectors")
+
+    def check(self, query_encoder: object) -> None:
+        raise AssertionError("BM25 has no encoder")
+
+    def snapshot(self) -> "FakeMemory":
+        return self
+
 
 def words(text: str) -> list[str]:
     return [word for word in re.findall(r"\w\w+", text.lower()) if word not in STOP_WORDS]
@@ -71,7 +80,7 @@ def bm25(question: str, passages: Sequence[Passage]) -> list[float]:
 
 def found(retriever: BM25Retriever, x: str, k: int) -> tuple[list[str], list[float]]:
     retrieved = retriever.retrieve([x], k)
-    return [passage.id for passage in retrieved.passages[0]], retrieved.scores[0].tolist()
+    return [passage.id for passage in retrieved.passages[0]], retrieved.logits[0].tolist()
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])
@@ -104,9 +113,9 @@ def test_any_memory_gives_the_scores_of_a_plain_bm25_in_order(texts, x, k):
 def test_what_is_returned():
     retrieved = BM25Retriever(FakeMemory()).retrieve(["capital of Italy", "river"], 2)
     assert retrieved.version == 3
-    assert retrieved.scores.shape == (2, 2)
-    assert retrieved.scores.dtype == torch.float32
-    assert not retrieved.scores.requires_grad
+    assert retrieved.logits.shape == (2, 2)
+    assert retrieved.logits.dtype == torch.float32
+    assert not retrieved.logits.requires_grad
     assert [[z.id for z in of_question] for of_question in retrieved.passages] == [
         ["rome", "paris"],
         ["seine", "paris"],
@@ -136,7 +145,7 @@ def test_a_question_finds_the_same_alone_and_in_any_batch():
     for b, question in enumerate(x):
         alone = BM25Retriever(FakeMemory()).retrieve([question], 4)
         assert alone.passages[0] == together.passages[b]
-        assert torch.equal(alone.scores[0], together.scores[b])
+        assert torch.equal(alone.logits[0], together.logits[b])
 
 
 def test_hindsight_proposes_with_y_and_scores_with_x():
@@ -147,8 +156,8 @@ def test_hindsight_proposes_with_y_and_scores_with_x():
     ids = [[z.id for z in of_question] for of_question in retrieved.passages]
     assert ids == [["rome", "hamlet", "paris"], ["seine", "paris", "rome"]]
     for b in range(2):
-        scores = {z.id: score for z, score in zip(of_x.passages[b], of_x.scores[b].tolist(), strict=True)}
-        assert retrieved.scores[b].tolist() == [scores[key] for key in ids[b]]
+        scores = {z.id: score for z, score in zip(of_x.passages[b], of_x.logits[b].tolist(), strict=True)}
+        assert retrieved.logits[b].tolist() == [scores[key] for key in ids[b]]
     assert retriever.retrieve_in_hindsight(x, y, 2, 0).passages == retriever.retrieve(x, 2).passages
 
 
@@ -179,7 +188,8 @@ def test_the_index_is_built_on_the_first_retrieval_and_once_for_all_threads():
     assert memory.num_readings == 1
 
 
-def test_progress_is_shown_when_asked_and_on_standard_error(capfd):
+def test_progress_is_shown_when_asked_and_on_standard_error(capfd, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     found(BM25Retriever(FakeMemory()), "river", 1)
     assert capfd.readouterr() == ("", "")
     found(BM25Retriever(FakeMemory(), progress=True), "river", 1)

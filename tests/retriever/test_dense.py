@@ -62,17 +62,17 @@ def test_scores_are_the_scaled_scores_of_the_search():
     retrieved = DenseRetriever(encoder, memory).retrieve(["2", "0", "2"], 4)
     assert retrieved.passages == memory.found.passages
     assert retrieved.version == 3
-    assert retrieved.scores.shape == (3, 4)
-    assert retrieved.scores.dtype == torch.float32
+    assert retrieved.logits.shape == (3, 4)
+    assert retrieved.logits.dtype == torch.float32
     # Two float32 sums of six products in different orders: a few last bits of scores up to about 100.
     expected = torch.from_numpy(20.0 * memory.found.scores)
-    torch.testing.assert_close(retrieved.scores.detach(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(retrieved.logits.detach(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_gradient_reaches_q_and_is_the_scaled_sum_of_the_passages():
     """∂/∂q_b Σ_k g_bk s d_bk·q_b = s Σ_k g_bk d_bk."""
     encoder, memory = FakeQueryEncoder(), FakeMemory()
-    scores = DenseRetriever(encoder, memory).retrieve(["1", "3"], 5).scores
+    scores = DenseRetriever(encoder, memory).retrieve(["1", "3"], 5).logits
     upstream = torch.randn(2, 5, generator=torch.Generator().manual_seed(1))
     scores.backward(upstream)
     d = torch.from_numpy(memory.found.vectors)
@@ -85,16 +85,16 @@ def test_the_gradient_reaches_q_and_is_the_scaled_sum_of_the_passages():
 
 def test_no_gradient_is_kept_in_no_grad_mode():
     with torch.no_grad():
-        scores = DenseRetriever(FakeQueryEncoder(), FakeMemory()).retrieve(["1"], 2).scores
+        scores = DenseRetriever(FakeQueryEncoder(), FakeMemory()).retrieve(["1"], 2).logits
     assert not scores.requires_grad
 
 
 def test_mixed_precision_does_not_round_the_scores():
     encoder, memory = FakeQueryEncoder(), FakeMemory()
     retriever = DenseRetriever(encoder, memory)
-    plain = retriever.retrieve(["0", "1"], 3).scores
+    plain = retriever.retrieve(["0", "1"], 3).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = retriever.retrieve(["0", "1"], 3).scores
+        mixed = retriever.retrieve(["0", "1"], 3).logits
     assert mixed.dtype == torch.float32
     assert torch.equal(mixed, plain)
 
@@ -102,9 +102,9 @@ def test_mixed_precision_does_not_round_the_scores():
 def test_the_scale_is_read_at_each_call():
     encoder = FakeQueryEncoder()
     retriever = DenseRetriever(encoder, FakeMemory())
-    before = retriever.retrieve(["0"], 3).scores
+    before = retriever.retrieve(["0"], 3).logits
     encoder.scale = 10.0
-    torch.testing.assert_close(retriever.retrieve(["0"], 3).scores, before / 2)
+    torch.testing.assert_close(retriever.retrieve(["0"], 3).logits, before / 2)
 
 
 def test_a_query_encoder_that_does_not_fit_is_refused_at_once():

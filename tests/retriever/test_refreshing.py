@@ -74,10 +74,10 @@ def test_scores_and_gradients_are_those_of_the_encoder_as_it_is_now(retriever) -
     learn(retriever.passage_encoder)
     found = retriever.retrieve(X, 3)
     expected = fresh_scores(retriever, X, found.passages)
-    torch.testing.assert_close(found.scores, expected, **ROUNDING)
+    torch.testing.assert_close(found.logits, expected, **ROUNDING)
     upstream = torch.randn(2, 3)
     parameters = [parameter for _, parameter in retriever.named_parameters()]
-    ours = torch.autograd.grad(found.scores, parameters, upstream)
+    ours = torch.autograd.grad(found.logits, parameters, upstream)
     theirs = torch.autograd.grad(expected, parameters, upstream)
     for one, two in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-3)
@@ -91,14 +91,14 @@ def test_the_search_goes_over_the_memory_as_it_was_encoded(encoders, memory) -> 
     found = retriever.retrieve(X, 5)
     assert found.passages == before.passages
     assert found.version == memory.version == 2
-    assert (found.scores - before.scores).abs().max() > 0.1
+    assert (found.logits - before.logits).abs().max() > 0.1
 
 
 def test_without_gradients_the_scores_are_those_of_the_search(encoders, memory) -> None:
     plain, retriever = DenseRetriever(encoders[0], memory), RefreshingRetriever(*encoders, memory)
     learn(encoders[1])
     with torch.no_grad():
-        assert torch.equal(retriever.retrieve(X, 3).scores, plain.retrieve(X, 3).scores)
+        assert torch.equal(retriever.retrieve(X, 3).logits, plain.retrieve(X, 3).logits)
 
 
 def test_every_passage_is_encoded_once(retriever, monkeypatch) -> None:
@@ -113,7 +113,7 @@ def test_every_passage_is_encoded_once(retriever, monkeypatch) -> None:
     found = retriever.retrieve([X[0], X[1], X[0]], 4)
     (ids,) = calls
     assert sorted(ids) == sorted({passage.id for of_one in found.passages for passage in of_one})
-    assert torch.equal(found.scores[0], found.scores[2])
+    assert torch.equal(found.logits[0], found.logits[2])
 
 
 def test_hindsight_has_fresh_scores_too(retriever) -> None:
@@ -121,7 +121,7 @@ def test_hindsight_has_fresh_scores_too(retriever) -> None:
     found = retriever.retrieve_in_hindsight(X, Y, 2, 2)
     assert [len({passage.id for passage in of_one}) for of_one in found.passages] == [4, 4]
     assert [of_one[:2] for of_one in found.passages] == retriever.retrieve(X, 2).passages
-    torch.testing.assert_close(found.scores, fresh_scores(retriever, X, found.passages), **ROUNDING)
+    torch.testing.assert_close(found.logits, fresh_scores(retriever, X, found.passages), **ROUNDING)
 
 
 def test_parameters_are_both_encoders_and_none_is_shared(retriever) -> None:
@@ -151,7 +151,7 @@ def test_refresh_brings_the_memory_up_to_the_encoder(retriever, memory) -> None:
     assert found.version == 3
     with torch.no_grad():
         as_stored = retriever.retrieve(X, 5)
-    torch.testing.assert_close(found.scores.detach(), as_stored.scores, **STORED)
+    torch.testing.assert_close(found.logits.detach(), as_stored.logits, **STORED)
 
     again = Memory.open(memory.path, version=2)
     assert again.manifest.fingerprint == memory.manifest.fingerprint
@@ -225,7 +225,7 @@ def test_learning_the_scores_moves_both_encoders_and_survives_a_refresh(retrieve
     def log_p() -> torch.Tensor:
         found = retriever.retrieve(X[:1], 5)
         place = [passage.id for passage in found.passages[0]].index(wanted)
-        return torch.log_softmax(found.scores[0], dim=0)[place]
+        return torch.log_softmax(found.logits[0], dim=0)[place]
 
     first = log_p().item()
     for step in range(20):

@@ -10,7 +10,7 @@ from latentrag.training.data import Example
 from latentrag.training.log import read_log
 from latentrag.training.loop import Trainer
 from latentrag.training.options import TrainingOptions
-from latentrag.types import Passage, Retrieved
+from latentrag.types import Asked, Passage, Question, Retrieved, singles
 from tests.training.test_health import Reader, letter, passage
 
 N, D = 60, 12
@@ -33,11 +33,12 @@ class LinearRetriever:
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.q.named_parameters()
 
-    def retrieve(self, x: Sequence[str], k: int) -> Retrieved:
-        scores: Tensor = self.q(torch.stack([self.of_question[each] for each in x])) @ self.d.T
+    def retrieve(self, x: Sequence[Asked], k: int) -> Retrieved:
+        texts = [Question.of(question).text for question in x]
+        scores: Tensor = self.q(torch.stack([self.of_question[text] for text in texts])) @ self.d.T
         best, index = scores.topk(k, dim=1)
         found: list[list[Passage]] = [[self.passages[i] for i in row] for row in index.tolist()]
-        return Retrieved(found, best, 1)
+        return Retrieved(singles(found), {"dense": best}, 1)
 
     def retrieve_in_hindsight(self, x: Sequence[str], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
         raise AssertionError("not asked for")

@@ -12,7 +12,7 @@ from torch import Tensor
 from latentrag.errors import InputError
 from latentrag.model import JointModel
 from latentrag.training.health import Health, alarms, measure
-from latentrag.types import Passage, Retrieved
+from latentrag.types import Asked, Passage, Question, Retrieved, singles
 from tests.toy import ToyGenerator
 
 TOLERANCE = 1e-5  # float32 sums of a few terms of size one
@@ -24,9 +24,10 @@ class TableRetriever:
 
     table: dict[str, tuple[list[Passage], list[float]]]
 
-    def retrieve(self, x: Sequence[str], k: int) -> Retrieved:
-        rows = [self.table[question] for question in x]
-        return Retrieved([of_one[:k] for of_one, _ in rows], torch.tensor([scores[:k] for _, scores in rows]), 1)
+    def retrieve(self, x: Sequence[Asked], k: int) -> Retrieved:
+        rows = [self.table[Question.of(question).text] for question in x]
+        scores = torch.tensor([scores[:k] for _, scores in rows])
+        return Retrieved(singles([of_one[:k] for of_one, _ in rows]), {"dense": scores}, 1)
 
 
 class Reader(ToyGenerator):

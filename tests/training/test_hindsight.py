@@ -9,6 +9,7 @@ from latentrag.marginal import log_prior, nll
 from latentrag.packed import PackedLinear
 from latentrag.training.options import TrainingOptions
 from latentrag.training.step import losses
+from latentrag.types import singles
 from tests.training.test_loop import OPTIONS, PAIRS, made, parts  # noqa: F401  (a fixture)
 
 X, Y = (list(side) for side in zip(*PAIRS[:4], strict=True))
@@ -61,8 +62,8 @@ def test_the_loss_is_of_all_and_nll_of_what_will_be_retrieved(parts) -> None:  #
     with torch.no_grad():
         targets = generator.targets(Y)
         retrieved = retriever.retrieve_in_hindsight(X, Y, 2, 3)
-        scored = generator.log_p_theta(generator.prepare(X, retrieved.passages), targets)
-        expected = nll(log_prior(retrieved.scores), scored, targets.mask, variant="sequence")
+        scored = generator.log_p_theta(generator.prepare(X, singles(retrieved.passages)), targets)
+        expected = nll(log_prior(retrieved.logits), scored, targets.mask, variant="sequence")
     torch.testing.assert_close(found.loss.detach(), expected, rtol=1e-4, atol=1e-5)
     plain = losses(retriever, generator, X, Y, options=PLAIN)
     torch.testing.assert_close(found.nll, plain.nll, rtol=1e-4, atol=1e-5)

@@ -33,17 +33,17 @@ def test_scores_are_the_generators_and_each_is_asked_once(parts, kind) -> None: 
     counting, memo = Counting(generator), ScoreMemo()
     x, y = ["capital of france ?", "who wrote opera ?"], ["paris", "beethoven wrote it"]
     for k, num_rows in ((2, 4), (3, 6), (3, 6)):
-        passages = retriever.retrieve(x, k).passages
+        latents = retriever.retrieve(x, k).latents
         targets = generator.targets(y)
-        found = memo.log_p_theta(counting, x, y, passages, targets)
-        expected = generator.log_p_theta(generator.prepare(x, passages), targets)
+        found = memo.log_p_theta(counting, x, y, latents, targets)
+        expected = generator.log_p_theta(generator.prepare(x, latents), targets)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
         assert counting.num_rows == num_rows == len(memo)
-    other = memo.log_p_theta(counting, x, y[::-1], passages, generator.targets(y[::-1]))
+    other = memo.log_p_theta(counting, x, y[::-1], latents, generator.targets(y[::-1]))
     assert counting.num_rows == 12
     again = ScoreMemo()
     again.restore(memo.tensors())
-    assert torch.equal(again.log_p_theta(counting, x, y[::-1], passages, generator.targets(y[::-1])), other)
+    assert torch.equal(again.log_p_theta(counting, x, y[::-1], latents, generator.targets(y[::-1])), other)
     assert counting.num_rows == 12
 
 

@@ -84,7 +84,7 @@ def sides(folder: Path, variant: Variant) -> tuple[Side, Side]:
     tokenizer = generator.tokenizer  # the question encoder has the same
 
     def our_loss(x: list[str], y: list[str]) -> Tensor:
-        return -joint.log_likelihood(x, y, k=K, variant=variant).sum()
+        return -joint.evidence(x, y, k=K).log_likelihood(variant).sum()
 
     def their_loss(x: list[str], y: list[str]) -> Tensor:
         questions = tokenizer(x, padding=True, return_tensors="pt")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latentrag.decoding.candidates import Continuations, best_continuations
 from latentrag.decoding.decoded import Decoded, rank
-from latentrag.decoding.step import Beams, forbid, stopped
+from latentrag.decoding.step import Beams, forbid, is_end, stopped
 from latentrag.decoding.watch import Watcher, num_decided
 from latentrag.errors import InputError
 from latentrag.options import DecodingOptions
@@ -89,9 +89,9 @@ def marginal_beam(
     beams = Beams.initial(log_p_eta)
     log_p, state = generator.start(prepared)
     for length in range(1, options.max_tokens + 1):
-        scores, beam, token = _candidates(beams, log_p, variant, options, generator.end_id)
+        scores, beam, token = _candidates(beams, log_p, variant, options, generator.end_ids)
         candidates = beams.extended(beam, token, scores, log_p)
-        ended = token == generator.end_id
+        ended = is_end(token, generator.end_ids)
         cut = stopped(candidates, options, generator.text) & ~ended
         if length == options.max_tokens:
             cut = ~ended
@@ -118,15 +118,17 @@ def marginal_beam(
     return [[hypothesis for _, hypothesis in pool.entries[: options.num_best]] for pool in pools]
 
 
-def _candidates(beams: Beams, log_p: Tensor, variant: Variant, options: DecodingOptions, end_id: int) -> Continuations:
+def _candidates(
+    beams: Beams, log_p: Tensor, variant: Variant, options: DecodingOptions, end_ids: Sequence[int]
+) -> Continuations:
     """Score, beam and token (B', C) of the best continuations, best first.
 
-    C is 2M: each beam has one end token, so at least M of them go on.
+    C is M for each end token and M more: whichever beams end, M of them can go on.
     """
-    count = min(2 * options.num_beams, log_p[0, 0].numel())
+    count = min((1 + len(end_ids)) * options.num_beams, log_p[0, 0].numel())
 
     def allowed(step: Tensor) -> Tensor:
-        return forbid(step, beams, options, end_id)
+        return forbid(step, beams, options, end_ids)
 
     return best_continuations(beams, log_p, variant, allowed, count)
 

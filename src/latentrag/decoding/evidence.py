@@ -2,33 +2,32 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from latentrag.decoding.decoded import Decoded
 from latentrag.decoding.rescore import as_targets
-from latentrag.model import Evidence
-from latentrag.protocols import Generator
-from latentrag.types import Retrieved, Token, Variant
+from latentrag.model import Evidence, Read
+from latentrag.protocols import Scores
+from latentrag.types import Token, Variant
 
 
-def evidence_of(hypothesis: Decoded, retrieved: Retrieved, b: int, log_p_eta: Tensor) -> Evidence:
-    """What is known of one hypothesis for question ``b`` of a batch, as a batch of one. log_p_eta: (B, K) nats."""
+def evidence_of(hypothesis: Decoded, read: Read[Scores], b: int) -> Evidence:
+    """What is known of one hypothesis for question ``b``, as a batch of one."""
     return Evidence(
-        passages=[retrieved.passages[b]],
-        log_p_eta=log_p_eta[b : b + 1],
+        latents=[read.retrieved.latents[b]],
+        log_p_eta=read.log_p_eta[b : b + 1],
         log_p_theta=hypothesis.log_p_theta[None],
-        targets=as_targets([hypothesis.ids], device=log_p_eta.device),
-        version=retrieved.version,
+        targets=as_targets([hypothesis.ids], device=read.log_p_eta.device),
+        version=read.retrieved.version,
     )
 
 
 def tokens_of(
-    generator: Generator, evidence: Evidence, b: int, variant: Variant, *, finished: bool = True
+    generator: Scores, evidence: Evidence, b: int, variant: Variant, *, finished: bool = True
 ) -> tuple[Token, ...]:
     """The tokens of y without the end token, whose posterior is in the sources."""
     length = int(evidence.targets.mask[b].sum())
     ids = evidence.targets.ids[b, :length].tolist()
-    posterior = evidence.posterior_of_tokens(variant)[b].T.tolist()  # (T, K)
+    _, of_passages = evidence.of_passages(b, evidence.posterior_of_tokens(variant)[b])  # (P, T)
+    posterior = of_passages.T.tolist()
     log_p = evidence.log_p_of_tokens(variant)[b].tolist()
     texts = generator.token_texts(ids)
     shown = length - 1 if finished else length

@@ -13,8 +13,8 @@ from latentrag.types import Passage, Token, Variant
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from latentrag.protocols import Generator
-    from latentrag.types import Retrieved
+    from latentrag.model import Read
+    from latentrag.protocols import Scores
 
 
 class Onlooker(Protocol):
@@ -40,24 +40,14 @@ class Telling:
     more follows may answer with other white space there than was told.
     """
 
-    def __init__(
-        self,
-        generator: Generator,
-        onlooker: Onlooker,
-        retrieved: Retrieved,
-        log_p_eta: Tensor,
-        *,
-        variant: Variant,
-        stop: Sequence[str],
-    ) -> None:
-        self._generator, self._onlooker = generator, onlooker
-        self._retrieved, self._log_p_eta = retrieved, log_p_eta
+    def __init__(self, onlooker: Onlooker, read: Read[Scores], *, variant: Variant, stop: Sequence[str]) -> None:
+        self._onlooker, self._read = onlooker, read
         self._variant, self._stop = variant, stop
-        self._num_ids = [0] * len(log_p_eta)
-        self._num_told = [0] * len(log_p_eta)
-        priors = log_p_eta.exp().tolist()
-        for b, passages in enumerate(retrieved.passages):
-            onlooker.retrieved(b, tuple(zip(passages, priors[b], strict=True)), retrieved.version)
+        self._num_ids = [0] * len(read.questions)
+        self._num_told = [0] * len(read.questions)
+        for b in range(len(read.questions)):
+            passages, priors = read.of_passages(b)
+            onlooker.retrieved(b, tuple(zip(passages, priors, strict=True)), read.retrieved.version)
 
     def is_wanted(self, question: int) -> bool:
         """As the onlooker says."""
@@ -68,10 +58,10 @@ class Telling:
         if len(ids) == self._num_ids[question]:
             return
         self._num_ids[question] = len(ids)
-        ended = ids[-1] == self._generator.end_id
+        ended = ids[-1] in self._read.generator.end_ids
         begun = Decoded(ids, 0.0, log_p_theta, finished=ended)
-        evidence = evidence_of(begun, self._retrieved, question, self._log_p_eta)
-        tokens = tokens_of(self._generator, evidence, 0, self._variant, finished=ended)
+        evidence = evidence_of(begun, self._read, question)
+        tokens = tokens_of(self._read.generator, evidence, 0, self._variant, finished=ended)
         if not ended:
             tokens = tokens[: num_settled([token.text for token in tokens], self._stop)]
         if len(tokens) > self._num_told[question]:

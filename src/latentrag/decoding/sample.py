@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from latentrag.decoding.decoded import Decoded
-from latentrag.decoding.step import Beams, forbid, marginal_step, stopped
+from latentrag.decoding.step import Beams, forbid, is_end, marginal_step, stopped
 from latentrag.decoding.watch import Watcher
 from latentrag.options import DecodingOptions
 from latentrag.protocols import Generator
@@ -45,11 +45,11 @@ def marginal_sample(
     beams = Beams.initial(log_p_eta[every])  # each sample is a question of its own, with one beam
     log_p, state = generator.start(prepared.rows(every))
     for length in range(1, options.max_tokens + 1):
-        step = forbid(marginal_step(beams, log_p, variant), beams, options, generator.end_id)[:, 0]  # (R, V)
+        step = forbid(marginal_step(beams, log_p, variant), beams, options, generator.end_ids)[:, 0]  # (R, V)
         token = torch.multinomial(shaped(step, options), 1, generator=random)  # (R, 1)
         scores = beams.scores + step.gather(1, token)
         beams = beams.extended(torch.zeros_like(token), token, scores, log_p)
-        ended = token == generator.end_id
+        ended = is_end(token, generator.end_ids)
         done = ended | stopped(beams, options, generator.text) | (length == options.max_tokens)
         for row in done[:, 0].nonzero()[:, 0].tolist():
             sample = Decoded(

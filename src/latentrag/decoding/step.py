@@ -100,17 +100,17 @@ def marginal_step(beams: Beams, log_p: Tensor, variant: Variant) -> Tensor:
 def in_blocks(log_p: Tensor) -> Iterator[slice]:
     """The vocabulary, a block at a time that stays in the processor's cache from the first operation to the last."""
     vocabulary = log_p.shape[3]
-    size = vocabulary if log_p.is_cuda else max(1, _BLOCK_ELEMENTS // log_p[..., 0].numel())
+    size = vocabulary if log_p.device.type != "cpu" else max(1, _BLOCK_ELEMENTS // log_p[..., 0].numel())
     for start in range(0, vocabulary, size):
         yield slice(start, start + size)
 
 
-def forbid(step: Tensor, beams: Beams, options: DecodingOptions, end_id: int) -> Tensor:
+def forbid(step: Tensor, beams: Beams, options: DecodingOptions, end_ids: Sequence[int]) -> Tensor:
     """``step`` (B', M, V) with −inf for tokens that the options rule out. Probabilities are not renormalised."""
     position = beams.tokens.shape[2]
     if position < options.min_tokens:
         step = step.clone()
-        step[:, :, end_id] = float("-inf")
+        step[:, :, list(end_ids)] = float("-inf")
     size = options.no_repeat_ngram_size
     if 0 < size <= position:
         step = step.clone()
@@ -139,3 +139,8 @@ def stopped(beams: Beams, options: DecodingOptions, text_of: TextOf) -> Tensor:
                 text = text_of(tokens)
                 found[b, m] = any(stop in text for stop in options.stop)
     return found
+
+
+def is_end(token: Tensor, end_ids: Sequence[int]) -> Tensor:
+    """True where a token ends y."""
+    return torch.isin(token, token.new_tensor(end_ids)) if len(end_ids) > 1 else token == end_ids[0]

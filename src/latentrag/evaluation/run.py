@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
@@ -17,25 +17,14 @@ from latentrag.errors import DataError, InputError, ModelError
 from latentrag.evaluation import files
 from latentrag.evaluation.metrics import contains_answer, contains_match, exact_match, regex_match, token_f1
 from latentrag.evaluation.report import RECALL_AT, Report, Row, report
-from latentrag.marginal import log_likelihood, log_prior
-from latentrag.model import checked
+from latentrag.model import Read, checked, checked_questions, closed_book
 from latentrag.options import DecodingOptions
-from latentrag.protocols import Memory
-from latentrag.rag import Rag, check_decoding, check_questions
+from latentrag.protocols import Generator
+from latentrag.rag import Rag, check_decoding
 from latentrag.training.data import Example
 from latentrag.types import Decoding, Passage, Retrieved, Variant
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 FORMAT = 1
-
-
-@runtime_checkable
-class _OverMemory(Protocol):
-    """A retriever that shows its memory."""
-
-    memory: Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,17 +126,15 @@ def _plan(
     if k < 1:
         raise InputError(f"k={k}; needed 1 or more, or closed_book")
     deepest = max(recall_at)
-    if isinstance(rag.retriever, _OverMemory):
-        size = len(rag.retriever.memory)
-        if k > size:
-            raise InputError(f"k={k} exceeds the memory's {size} passages; lower k or add passages")
-        deepest = min(deepest, size)
-    return _Plan(variant, decoding, options, k, max(k, deepest))
+    size = len(rag.retriever.memory)
+    if k > size:
+        raise InputError(f"k={k} exceeds the memory's {size} passages; lower k or add passages")
+    return _Plan(variant, decoding, options, k, max(k, min(deepest, size)))
 
 
 def _settings(rag: Rag, plan: _Plan, about: Mapping[str, Any]) -> dict[str, Any]:
     """What makes rows comparable. The batch size does not belong here: it changes the last bits only."""
-    version = rag.retriever.memory.version if plan.k and isinstance(rag.retriever, _OverMemory) else None
+    version = rag.retriever.memory.version if plan.k else None
     settings = {
         "format": FORMAT,
         **about,
@@ -181,15 +168,10 @@ def _rows(rag: Rag, plan: _Plan, batch: Sequence[Example]) -> list[Row]:
 @torch.no_grad()
 def _measured(rag: Rag, plan: _Plan, batch: Sequence[Example]) -> list[Row]:
     x = [example.x for example in batch]
-    check_questions(x)
-    retrieved, prepared, log_p_eta = _prepared(rag, plan, x)
-    best = [
-        hypotheses[0]
-        for hypotheses in rag.decode(
-            prepared, log_p_eta, variant=plan.variant, decoding=plan.decoding, options=plan.options
-        )
-    ]
-    gold = _gold(rag, plan, batch, prepared, log_p_eta)
+    retrieved, read = _read(rag, plan, x)
+    decoded = rag.decode(read, variant=plan.variant, decoding=plan.decoding, options=plan.options)
+    best = [hypotheses[0] for hypotheses in decoded]
+    gold = _gold(plan, batch, read)
     rows = []
     for b, example in enumerate(batch):
         text = before_stop(rag.generator.text(best[b].ids), plan.options.stop).strip()
@@ -217,28 +199,22 @@ def _measured(rag: Rag, plan: _Plan, batch: Sequence[Example]) -> list[Row]:
     return rows
 
 
-def _prepared(rag: Rag, plan: _Plan, x: Sequence[str]) -> tuple[Retrieved | None, Any, Tensor]:
-    """What was found, the questions with the passages that are read, and their log p_η(z|x), (B, K)."""
-    # Targets lie where the generator is.
-    device = rag.generator.targets([""]).ids.device
+def _read(rag: Rag, plan: _Plan, x: Sequence[str]) -> tuple[Retrieved | None, Read[Generator]]:
+    """What was found, closed book nothing, and the questions with the first K of it, which the generator reads."""
     if plan.k is None or plan.depth is None:
-        return None, rag.generator.prepare(x, None), torch.zeros(len(x), 1, device=device)
-    retrieved = rag.retriever.retrieve(x, plan.depth)
-    read = [of_one[: plan.k] for of_one in retrieved.passages]
-    return retrieved, rag.generator.prepare(x, read), log_prior(retrieved.scores[:, : plan.k]).to(device)
+        return None, closed_book(rag.generator, x)
+    questions = checked_questions(x)
+    retrieved = rag.retriever.retrieve(questions, plan.depth)
+    return retrieved, rag.model.read_of(questions, retrieved.between(0, plan.k))
 
 
-def _gold(
-    rag: Rag, plan: _Plan, batch: Sequence[Example], prepared: Any, log_p_eta: Tensor
-) -> dict[int, tuple[float, int]]:
+def _gold(plan: _Plan, batch: Sequence[Example], read: Read[Generator]) -> dict[int, tuple[float, int]]:
     """log p(y|x) of the first answer and its number of tokens, for the places of the batch that have an answer."""
     places = [b for b, example in enumerate(batch) if example.answers and not example.pattern]
     if not places:
         return {}
-    targets = rag.generator.targets([batch[b].answers[0] for b in places])
-    index = torch.tensor(places, device=log_p_eta.device)
-    log_p_theta = rag.generator.log_p_theta(prepared.rows(index), targets)
-    log_p = log_likelihood(log_p_eta[index], log_p_theta, targets.mask, variant=plan.variant)
+    targets = read.generator.targets([batch[b].answers[0] for b in places])
+    log_p = read.rows(places).evidence(targets).log_likelihood(plan.variant)
     return dict(zip(places, zip(log_p.tolist(), targets.mask.sum(dim=1).tolist(), strict=True), strict=True))
 
 

@@ -25,7 +25,8 @@ from latentrag.generator.scoring import GoldScorer, one_at_a_time
 from latentrag.generator.shared_context import share_context
 from latentrag.generator.text import pieces
 from latentrag.packed import pack
-from latentrag.types import PassageLists, Targets
+from latentrag.protocols import Capabilities
+from latentrag.types import Asked, Latent, LatentLists, Targets
 
 _TARGET_ROOM = 256
 """Positions kept free for y where the model's window is the only limit."""
@@ -103,6 +104,7 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
     """
 
     kind = "causal"
+    capabilities = Capabilities(keeps_prefixes=True)
 
     def __init__(
         self,
@@ -122,6 +124,7 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         self.max_input_tokens = max_input_tokens or _input_limit(model)
         self._cue: list[int] = tokenizer(self.template.cue, add_special_tokens=False)["input_ids"]
         self.end_id = self._end_token()
+        self.end_ids = (self.end_id,)
         self._pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
         self._prompts = PromptTokens(tokenizer, self.template)
         self.lora = lora
@@ -157,45 +160,21 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         window = _window(self.model)
         return None if window is None else window - self.max_input_tokens + 1
 
-    def prepare(self, x: Sequence[str], passages: PassageLists | None) -> PreparedPrompts:
-        rows, num_passages = pairs(x, passages)
-        questions = self._questions(x, num_passages, closed_book=passages is None)
-        limit = self.max_input_tokens
-        if passages is None:
-            alone = self.template.read(None)
-            first = [self._prompts.cut(alone, ids, limit=limit) if str(alone) else [] for ids in questions]
-        else:
-            each = [passage for _, passage in rows if passage is not None]
-            first = self._prompts.passages(each, questions, limit=limit)
-        return self._prepared(first, questions, num_passages)
+    def prepare(self, x: Sequence[Asked], latents: LatentLists) -> PreparedPrompts:
+        rows, num_latents = pairs(x, latents)
+        return self._prepared(rows, num_latents)
 
-    def prepare_together(self, x: Sequence[str], passages: PassageLists) -> PreparedPrompts:
+    def prepare_together(self, x: Sequence[Asked], latents: LatentLists) -> PreparedPrompts:
         """Worst passage first, so that the best stands next to the question."""
-        pairs(x, passages)
-        questions = self._questions(x, 1, closed_book=False)
-        first = [
-            self._prompts.cut(self.template.read_together(of_one[::-1]), ids, limit=self.max_input_tokens)
-            for of_one, ids in zip(passages, questions, strict=True)
-        ]
-        return self._prepared(first, questions, 1, recurring=False)
-
-    def _questions(self, x: Sequence[str], num_passages: int, *, closed_book: bool) -> list[list[int]]:
-        """The prompts' second parts, one for each row. Raises: InputError for one that is too long."""
-        questions = self._prompts.questions(x, closed_book=closed_book)
-        longest = max(map(len, questions))
-        if longest > self.max_input_tokens:
-            raise InputError(
-                f"the question and its prompt are {longest} tokens, the generator reads {self.max_input_tokens}; "
-                "shorten the question"
-            )
-        return [ids for ids in questions for _ in range(num_passages)]
+        rows, _ = pairs(x, [[tuple(passage for z in of_question[::-1] for passage in z)] for of_question in latents])
+        return self._prepared(rows, 1, recurring=False)
 
     def _prepared(
-        self, first: list[list[int]], questions: list[list[int]], num_passages: int, *, recurring: bool = True
+        self, rows: Sequence[tuple[str, Latent]], num_latents: int, *, recurring: bool = True
     ) -> PreparedPrompts:
-        index = torch.arange(len(first), device=self.device)
-        prompts = _Prompts(first, questions, recurring)
-        return PreparedPrompts(prompts, index, len(first) // num_passages, num_passages)
+        first, questions = self._prompts.parts(rows, limit=self.max_input_tokens, keep=recurring)
+        index = torch.arange(len(rows), device=self.device)
+        return PreparedPrompts(_Prompts(first, questions, recurring), index, len(rows) // num_latents, num_latents)
 
     def targets(self, y: Sequence[str]) -> Targets:
         rows = [[*self._after_cue(" " + text.strip() if text.strip() else ""), self.end_id] for text in y]

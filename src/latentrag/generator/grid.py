@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from latentrag.errors import InputError
-from latentrag.types import Passage, PassageLists
+from latentrag.types import Asked, Latent, LatentLists, Question
 
 
 def rows_of_questions(index: Tensor, num_passages: int) -> Tensor:
@@ -30,27 +30,25 @@ def are_all(rows: Tensor, number: int) -> bool:
     return len(rows) == number and torch.equal(rows, torch.arange(number, device=rows.device))
 
 
-def pairs(x: Sequence[str], passages: PassageLists | None) -> tuple[list[tuple[str, Passage | None]], int]:
-    """Every (x, z), question by question, and K. Without passages: every x alone, K = 1.
+def pairs(x: Sequence[Asked], latents: LatentLists) -> tuple[list[tuple[str, Latent]], int]:
+    """Every (x, z), question by question, and K.
 
-    Raises: InputError for an empty question, for no question, or if the questions' numbers of passages differ.
+    Raises: InputError for an empty question, for no question, or if the questions' numbers of latent values differ.
     """
     if not x:
         raise InputError("got no question; needed at least one")
-    for number, question in enumerate(x):
-        if not question.strip():
+    texts = [Question.of(question).text for question in x]
+    for number, text in enumerate(texts):
+        if not text.strip():
             raise InputError(f"question {number + 1} is empty; needed some text")
-    if passages is None:
-        return [(question, None) for question in x], 1
-    counts = {len(of_one) for of_one in passages}
-    if len(passages) != len(x) or len(counts) != 1 or 0 in counts:
+    counts = {len(of_question) for of_question in latents}
+    if len(latents) != len(x) or len(counts) != 1 or 0 in counts:
         raise InputError(
-            f"got {len(x)} questions with {[len(of_one) for of_one in passages]} passages; "
+            f"got {len(x)} questions with {[len(of_question) for of_question in latents]} passages; "
             "needed the same number, at least one, for every question"
         )
-    return [
-        (question, passage) for question, of_one in zip(x, passages, strict=True) for passage in of_one
-    ], counts.pop()
+    rows = [(text, z) for text, of_question in zip(texts, latents, strict=True) for z in of_question]
+    return rows, counts.pop()
 
 
 def check_lengths(rows: Sequence[Sequence[int]], limit: int | None) -> None:

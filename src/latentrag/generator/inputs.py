@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from latentrag.errors import InputError
-from latentrag.types import Passage
+from latentrag.types import Latent, Passage
 
 _FIELD = re.compile(r"\{(title|text|question)\}")
 
@@ -41,16 +41,20 @@ class InputTemplate:
     title_sep: str = " / "
     passage_sep: str = " // "
 
-    def render(self, question: str, passage: Passage | None) -> Rendered:
+    def render(self, question: str, z: Latent) -> Rendered:
         """The input for x and z; without a passage (closed book) it is prefix + question."""
-        if passage is None:
+        if not z:
             return Rendered("", "", _single_spaced(self.prefix + question))
-        title = passage.title.removeprefix('"').removesuffix('"')
+        *others, last = z
+        before = self.prefix + "".join(self._titled(passage) + passage.text + self.passage_sep for passage in others)
         return Rendered(
-            _single_spaced(self.prefix + title + self.title_sep),
-            _single_spaced(passage.text),
+            _single_spaced(before + self._titled(last)),
+            _single_spaced(last.text),
             _single_spaced(self.passage_sep + question),
         )
+
+    def _titled(self, passage: Passage) -> str:
+        return passage.title.removeprefix('"').removesuffix('"') + self.title_sep
 
 
 def _single_spaced(text: str) -> str:
@@ -86,18 +90,17 @@ class PromptTemplate:
             if text.count(field) != 1:
                 raise InputError(f"prompt template {name}={text!r} needs {field} exactly once")
 
-    def render(self, question: str, passage: Passage | None) -> Rendered:
+    def render(self, question: str, z: Latent) -> Rendered:
         """The prompt for x and z, or for x alone (closed book)."""
-        read, asked = self.read(passage), self.ask(question)
+        read, asked = self.read(z), self.ask(question)
         return Rendered(read.before, read.text, read.after + asked)
 
-    def read(self, passage: Passage | None) -> Rendered:
-        """The prompt's first part, which does not depend on the question."""
-        return Rendered(self.closed_book_preamble, "", "") if passage is None else self.read_together([passage])
-
-    def read_together(self, passages: Sequence[Passage]) -> Rendered:
-        """As ``read``, with several passages one after the other; the last one's words are those that may go."""
-        *others, last = [self._shown(passage) for passage in passages]
+    def read(self, z: Latent) -> Rendered:
+        """The prompt's first part, which does not depend on the question: z's passages one after the other. If the
+        prompt is too long, the last passage loses words."""
+        if not z:
+            return Rendered(self.closed_book_preamble, "", "")
+        *others, last = [self._shown(passage) for passage in z]
         return Rendered(self.preamble + "".join(map(str, others)) + last.before, last.text, last.after)
 
     def ask(self, question: str) -> str:

@@ -1,6 +1,7 @@
 """Prompts of a causal model as tokens, in two parts: the passage's, tokenised once and kept, and the question's."""
 
 import hashlib
+import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 from latentrag.errors import InputError
 from latentrag.generator.inputs import PromptTemplate, Rendered, shortened
-from latentrag.types import Passage
+from latentrag.types import Latent, Passage
 
 KEPT_PASSAGES = 1 << 17
 """Passages whose tokens are kept: about 60 MB at 100 words each."""
@@ -25,36 +26,65 @@ class PromptTokens:
         self.tokenizer = tokenizer
         self.template = template
         self._kept: OrderedDict[bytes, array[int]] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def questions(self, x: Sequence[str], *, closed_book: bool) -> list[list[int]]:
+    def parts(
+        self, pairs: Sequence[tuple[str, Latent]], *, limit: int, keep: bool
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """The first and the second part of the prompt of every (x, z); together at most ``limit`` tokens.
+
+        A passage's last words give way, the question never does.
+
+        Args:
+            keep: keep the first parts' tokens for the next call.
+        Raises: InputError if there is not even room for the template, the title and the question.
+        """
+        second_of = {
+            closed_book: self._questions([x for x, z in pairs if bool(z) != closed_book], closed_book=closed_book)
+            for closed_book in {not z for _, z in pairs}
+        }
+        second = [second_of[not z][x] for x, z in pairs]
+        longest = max(map(len, second))
+        if longest > limit:
+            raise InputError(
+                f"the question and its prompt are {longest} tokens, the generator reads {limit}; shorten the question"
+            )
+        first = self._latents([z for _, z in pairs], keep=keep)
+        fitted = [
+            ids if len(ids) + len(question) <= limit else self.cut(self.template.read(z), question, limit=limit)
+            for ids, (_, z), question in zip(first, pairs, second, strict=True)
+        ]
+        return fitted, second
+
+    def _questions(self, x: Sequence[str], *, closed_book: bool) -> dict[str, list[int]]:
         """The second part of every question's prompt, as tokenised after the character before it."""
-        asked = [self.template.ask(question) for question in x]
-        before = str(self.template.read(None if closed_book else Passage("", "")))[-1:]
+        texts = list(dict.fromkeys(x))
+        asked = [self.template.ask(text) for text in texts]
+        before = str(self.template.read(() if closed_book else (Passage("", ""),)))[-1:]
         if not before:
-            return self._encode(asked, special=True)
+            return dict(zip(texts, self._encode(asked, special=True), strict=True))
         lead = self._encode([before])[0]
         both = self._encode([before + text for text in asked])
         if all(ids[: len(lead)] == lead for ids in both):
-            return [ids[len(lead) :] for ids in both]
-        return self._encode(asked)
+            return {text: ids[len(lead) :] for text, ids in zip(texts, both, strict=True)}
+        return dict(zip(texts, self._encode(asked), strict=True))
 
-    def passages(self, each: Sequence[Passage], questions: Sequence[Sequence[int]], *, limit: int) -> list[list[int]]:
-        """The first part of the prompt for every passage, so that with its question it has at most ``limit`` tokens.
-
-        The passage's last words give way, the question never does.
-
-        Raises: InputError if there is not even room for the template and the title.
-        """
-        keys = [_key(passage) for passage in each]
-        unknown = {key: passage for key, passage in zip(keys, each, strict=True) if key not in self._kept}
-        found = self._encode([str(self.template.read(passage)) for passage in unknown.values()], special=True)
-        fresh = dict(zip(unknown, found, strict=True))
-        rows = [fresh[key] if key in fresh else list(self._kept[key]) for key in keys]
-        self._keep(fresh)
-        return [
-            ids if len(ids) + len(question) <= limit else self.cut(self.template.read(passage), question, limit=limit)
-            for ids, passage, question in zip(rows, each, questions, strict=True)
-        ]
+    def _latents(self, latents: Sequence[Latent], *, keep: bool) -> list[list[int]]:
+        """The first part of the prompt of every z; what was not met before is tokenised."""
+        keys = [_key(z) for z in latents]
+        with self._lock:
+            known = {key: list(ids) for key in keys if (ids := self._kept.get(key)) is not None}
+        unknown = {key: z for key, z in zip(keys, latents, strict=True) if key not in known}
+        shown = [str(self.template.read(z)) for z in unknown.values()]
+        encoded = iter(self._encode([text for text in shown if text], special=True))
+        fresh = {key: next(encoded) if text else [] for key, text in zip(unknown, shown, strict=True)}
+        with self._lock:
+            for key, tokens in fresh.items() if keep else ():
+                self._kept[key] = array("i", tokens)
+            while len(self._kept) > KEPT_PASSAGES:
+                self._kept.popitem(last=False)
+        known |= fresh
+        return [list(known[key]) for key in keys]
 
     def cut(self, rendered: Rendered, question: Sequence[int], *, limit: int) -> list[int]:
         """A first part without as many of the passage's last words as are too many. Raises: as ``passages``."""
@@ -80,12 +110,7 @@ class PromptTokens:
         """Without the end-of-sequence token with which some tokenizers close every text."""
         return ids[:-1] if ids[-1:] == [self.tokenizer.eos_token_id] else ids
 
-    def _keep(self, fresh: dict[bytes, list[int]]) -> None:
-        for key, ids in fresh.items():
-            self._kept[key] = array("i", ids)
-        while len(self._kept) > KEPT_PASSAGES:
-            self._kept.popitem(last=False)
 
-
-def _key(passage: Passage) -> bytes:
-    return hashlib.blake2b(f"{passage.title}\0{passage.text}".encode(errors="replace"), digest_size=16).digest()
+def _key(z: Latent) -> bytes:
+    texts = "\0".join(f"{passage.title}\0{passage.text}" for passage in z)
+    return hashlib.blake2b(f"{len(z)}\0{texts}".encode(errors="replace"), digest_size=16).digest()

@@ -19,7 +19,8 @@ from latentrag.generator.scoring import GoldScorer, one_at_a_time
 from latentrag.generator.shared_context import share_context
 from latentrag.generator.text import pieces
 from latentrag.packed import pack
-from latentrag.types import PassageLists, Targets
+from latentrag.protocols import Capabilities
+from latentrag.types import Asked, LatentLists, Targets
 
 _UNBOUNDED_LIMIT = 512
 """Input tokens for models with relative positions, which name no limit of their own."""
@@ -70,6 +71,7 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
     """
 
     kind = "seq2seq"
+    capabilities = Capabilities()
 
     def __init__(
         self,
@@ -91,6 +93,7 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
         if end is None:
             raise ModelError("the generator's tokenizer has no end-of-sequence token; needed one to end y; set it")
         self.end_id: int = end
+        self.end_ids = (end,)
         self._pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
         self.decoder_prefix: tuple[int, ...] = tuple(
             _decoder_prefix(model, tokenizer) if decoder_prefix is None else decoder_prefix
@@ -118,22 +121,22 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
         return None if positions is None else positions - len(self.decoder_prefix) + 1
 
     @one_at_a_time
-    def prepare(self, x: Sequence[str], passages: PassageLists | None) -> PreparedContexts:
-        rows, num_passages = pairs(x, passages)
-        rendered = [self.template.render(question, passage) for question, passage in rows]
+    def prepare(self, x: Sequence[Asked], latents: LatentLists) -> PreparedContexts:
+        rows, num_passages = pairs(x, latents)
+        rendered = [self.template.render(question, z) for question, z in rows]
         ids, mask = padded(input_ids(self.tokenizer, rendered, limit=self.max_input_tokens), pad=self._pad_id)
         ids, mask = ids.to(self.device), mask.to(self.device)
         encoder = self.model.get_encoder()
         states = encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # (B·K, S, H)
         return PreparedContexts(states, mask, len(x), num_passages)
 
-    def prepare_together(self, x: Sequence[str], passages: PassageLists) -> PreparedContexts:
+    def prepare_together(self, x: Sequence[Asked], latents: LatentLists) -> PreparedContexts:
         """B × 1 rows that read all K passages: Fusion-in-Decoder (Izacard & Grave 2021).
 
         Every passage is encoded with its question, apart from the others; the decoder attends to all K encodings,
         laid side by side. Nothing but their content tells them apart, so their order does not matter.
         """
-        apart = self.prepare(x, passages)
+        apart = self.prepare(x, latents)
         states = apart.states.reshape(len(x), -1, apart.states.shape[2])  # (B, K·S, H)
         return PreparedContexts(states, apart.mask.reshape(len(x), -1), len(x), 1)
 

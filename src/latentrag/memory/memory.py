@@ -136,6 +136,10 @@ class Memory:
 
     # Searching
 
+    def snapshot(self) -> Memory:
+        """This memory, which never changes."""
+        return self
+
     def check(self, query_encoder: QueryEncoder) -> None:
         """Refuse a query encoder whose vectors do not live in the space of this memory's; warn if unknown.
 

@@ -5,37 +5,20 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 
+from latentrag import io
 from latentrag.errors import InputError, MemoryStoreError, ModelError
-from latentrag.retriever.snapshot import snapshot
-from latentrag.types import Passage, Retrieved
+from latentrag.protocols import Memory
+from latentrag.types import Asked, Passage, Question, Retrieved, singles
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import nn
-
-
-class ReadableMemory(Protocol):
-    """A memory at one version whose passages can be read one after the other and by id."""
-
-    @property
-    def version(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-    def passages(self) -> Iterator[Passage]:
-        """Every passage, in the table's order."""
-        ...
-
-    def get(self, ids: Sequence[str]) -> list[Passage]:
-        """The passages with these ids, in this order."""
-        ...
 
 
 class BM25Retriever:
@@ -51,9 +34,7 @@ class BM25Retriever:
     stored; of a memory that is exchanged, anew after each exchange. Safe to call from several threads.
     """
 
-    def __init__(
-        self, memory: ReadableMemory, *, scale: float = 1.0, device: str = "cpu", progress: bool = False
-    ) -> None:
+    def __init__(self, memory: Memory, *, scale: float = 1.0, device: str = "cpu", progress: bool = False) -> None:
         """
         Args:
             scale: s, above 0.
@@ -68,14 +49,14 @@ class BM25Retriever:
         self.scale = scale
         self._device = device
         self._progress = progress
-        self._index: tuple[ReadableMemory, _WordIndex] | None = None
+        self._index: tuple[Memory, _WordIndex] | None = None
         self._index_lock = threading.Lock()
 
-    def over(self, memory: ReadableMemory) -> Self:
+    def over(self, memory: Memory) -> Self:
         """The same retriever over another memory."""
         return type(self)(memory, scale=self.scale, device=self._device, progress=self._progress)
 
-    def retrieve(self, x: Sequence[str], k: int) -> Retrieved:
+    def retrieve(self, x: Sequence[Asked], k: int) -> Retrieved:
         """Passages and logits, best first, equal ones in the table's order, for B questions.
 
         A question without any word of the memory gets the first K passages, all with the score 0: p_η is uniform.
@@ -84,13 +65,13 @@ class BM25Retriever:
         Returns: scores (B, K) float32, without gradient.
         Raises: InputError for no question, an empty one, k < 1 or k > len(memory); MemoryStoreError if it is empty.
         """
-        memory = snapshot(self.memory)
-        _check(memory, x, k)
+        memory, questions = self.memory.snapshot(), _texts(x)
+        _check(memory, k)
         index = self._built_index(memory)
-        logits = [self._logits(index, question) for question in x]
+        logits = [self._logits(index, question) for question in questions]
         return self._retrieved(memory, index, logits, [_best_first(each)[:k] for each in logits])
 
-    def retrieve_in_hindsight(self, x: Sequence[str], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
+    def retrieve_in_hindsight(self, x: Sequence[Asked], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
         """The top K of x, then the ``num_hindsight`` best of x and y together that are not among them.
 
         The scores are those of x alone for all of them; y only proposes.
@@ -100,12 +81,12 @@ class BM25Retriever:
         """
         if num_hindsight < 0:
             raise InputError(f"num_hindsight={num_hindsight} passages cannot be added; choose 0 or more")
-        memory = snapshot(self.memory)
-        _check(memory, x, k)
-        _check(memory, x, k + num_hindsight)
+        memory, questions = self.memory.snapshot(), _texts(x)
+        _check(memory, k)
+        _check(memory, k + num_hindsight)
         index = self._built_index(memory)
         logits, rows = [], []
-        for question, target in zip(x, y, strict=True):
+        for question, target in zip(questions, y, strict=True):
             of_x = self._logits(index, question)
             top = _best_first(of_x)[:k]
             proposed = _best_first(self._logits(index, f"{question} {target}"))
@@ -123,7 +104,7 @@ class BM25Retriever:
 
     def _retrieved(
         self,
-        memory: ReadableMemory,
+        memory: Memory,
         index: _WordIndex,
         logits: Sequence[npt.NDArray[np.float32]],
         rows: Sequence[npt.NDArray[np.intp]],
@@ -133,17 +114,14 @@ class BM25Retriever:
         scores = np.stack([of_question[row] for of_question, row in zip(logits, chosen, strict=True)])  # (B, K)
         distinct = np.unique(chosen).tolist()
         by_row = dict(zip(distinct, memory.get([index.ids[row] for row in distinct]), strict=True))
-        return Retrieved(
-            passages=[[by_row[row] for row in of_question] for of_question in chosen.tolist()],
-            scores=torch.from_numpy(scores).to(self._device),
-            version=memory.version,
-        )
+        passages = [[by_row[row] for row in of_question] for of_question in chosen.tolist()]
+        return Retrieved(singles(passages), {"bm25": torch.from_numpy(scores).to(self._device)}, memory.version)
 
-    def _built_index(self, memory: ReadableMemory) -> _WordIndex:
+    def _built_index(self, memory: Memory) -> _WordIndex:
         with self._index_lock:
             if self._index is None or self._index[0] is not memory:
-                with _progress_bar(memory, self._progress) as passages:
-                    self._index = memory, _WordIndex.build(passages)
+                with io.progress("indexing words", len(memory), wanted=self._progress) as bar:
+                    self._index = memory, _WordIndex.build(memory.passages(), bar)
             return self._index[1]
 
 
@@ -162,13 +140,14 @@ class _WordIndex:
     parts: Any | None
 
     @classmethod
-    def build(cls, passages: Iterable[Passage]) -> _WordIndex:
+    def build(cls, passages: Iterable[Passage], bar: io.Progress) -> _WordIndex:
         bm25s = _bm25s()
         ids: list[str] = []
 
         def texts() -> Iterator[str]:
             for passage in passages:
                 ids.append(passage.id)
+                bar.advance()
                 yield f"{passage.title} {passage.text}"
 
         tokenizer = bm25s.tokenization.Tokenizer(lower=True, stopwords="english", stemmer=None)
@@ -204,25 +183,26 @@ def _best_first(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
     return np.argsort(-logits, kind="stable")
 
 
-def _check_questions(x: Sequence[str]) -> None:
+def _texts(x: Sequence[Asked]) -> list[str]:
     """Raises: InputError if there is no question, or for one that is empty or not valid text."""
     if isinstance(x, str):
         raise InputError("retrieve got one text, needed a list of texts; write [question]")
     if not x:
         raise InputError("got no question; needed at least one")
-    for i, question in enumerate(x):
-        if not question.strip():
+    texts = [Question.of(question).text for question in x]
+    for i, text in enumerate(texts):
+        if not text.strip():
             raise InputError(f"question {i + 1} of {len(x)} is empty; write at least one word")
         try:
-            question.encode()
+            text.encode()
         except UnicodeEncodeError:
             raise InputError(
                 f"question {i + 1} of {len(x)} is not valid Unicode text; remove its lone surrogates"
             ) from None
+    return texts
 
 
-def _check(memory: ReadableMemory, x: Sequence[str], k: int) -> None:
-    _check_questions(x)
+def _check(memory: Memory, k: int) -> None:
     if k < 1:
         raise InputError(f"k={k} passages cannot be retrieved; choose 1 or more")
     num_passages = len(memory)
@@ -230,16 +210,3 @@ def _check(memory: ReadableMemory, x: Sequence[str], k: int) -> None:
         raise MemoryStoreError(f"the memory has no passages at version {memory.version}; add some")
     if k > num_passages:
         raise InputError(f"k={k} exceeds the memory's {num_passages} passages; lower k or add passages")
-
-
-@contextmanager
-def _progress_bar(memory: ReadableMemory, progress: bool) -> Iterator[Iterable[Passage]]:
-    """The memory's passages, counted by a bar on stderr if asked."""
-    if not progress:
-        yield memory.passages()
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        yield bar.track(memory.passages(), total=len(memory), description="indexing words")

@@ -10,8 +10,7 @@ import torch
 
 from latentrag.errors import InputError
 from latentrag.protocols import Memory, QueryEncoder
-from latentrag.retriever.snapshot import snapshot
-from latentrag.types import Passage, Retrieved
+from latentrag.types import Asked, Passage, Question, Retrieved, singles
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,14 +23,6 @@ class TrainableQueryEncoder(QueryEncoder, Protocol):
     def module(self) -> nn.Module: ...
 
 
-class CheckedMemory(Memory, Protocol):
-    """A memory that knows which query encoders its vectors can be compared with."""
-
-    def check(self, query_encoder: QueryEncoder) -> None:
-        """EncoderMismatchError for one that does not fit."""
-        ...
-
-
 class DenseRetriever:
     """The top-K of p_η(z|x) ∝ exp(s·d(z)·q(x)) (Lewis et al. 2020, §2.2).
 
@@ -42,7 +33,7 @@ class DenseRetriever:
     def __init__(
         self,
         query_encoder: TrainableQueryEncoder,
-        memory: CheckedMemory,
+        memory: Memory,
         *,
         fresh: Callable[[list[list[Passage]]], Tensor] | None = None,
     ) -> None:
@@ -57,11 +48,11 @@ class DenseRetriever:
         self.memory = memory
         self._fresh = fresh
 
-    def over(self, memory: CheckedMemory) -> Self:
+    def over(self, memory: Memory) -> Self:
         """The same retriever over another memory. Raises: EncoderMismatchError if it does not fit."""
         return type(self)(self.query_encoder, memory, fresh=self._fresh)
 
-    def retrieve(self, x: Sequence[str], k: int) -> Retrieved:
+    def retrieve(self, x: Sequence[Asked], k: int) -> Retrieved:
         """Passages and logits, best first, for B questions.
 
             scores[b, k] = s · Σ_i q(x_b)_i d(z_bk)_i
@@ -73,7 +64,7 @@ class DenseRetriever:
         found = self.memory.search(_searched(q), k)
         return self._scored(q, found.passages, found.vectors, found.version)
 
-    def retrieve_in_hindsight(self, x: Sequence[str], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
+    def retrieve_in_hindsight(self, x: Sequence[Asked], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
         """The top K of x, then ``num_hindsight`` others that x and y find together: candidates for training, where
         y is known (Hindsight, Paranjape et al. 2022; VOD, Liévin et al. 2023).
 
@@ -83,7 +74,7 @@ class DenseRetriever:
         Returns: B × (K + num_hindsight), no passage twice.
         Raises: as ``retrieve``; InputError if the memory has fewer passages than that.
         """
-        memory = snapshot(self.memory)
+        memory = self.memory.snapshot()
         more = memory.search(_searched(self._q_of_both(x, y)), k + num_hindsight)
         q = self._q(x)  # last: a call that takes gradients lets packed weights go
         found = memory.search(_searched(q), k)
@@ -99,13 +90,13 @@ class DenseRetriever:
         """η: the query encoder's weights."""
         return self.query_encoder.module.named_parameters()
 
-    def _q(self, x: Sequence[str]) -> Tensor:
-        return self.query_encoder.encode_queries(x).float()  # (B, D)
+    def _q(self, x: Sequence[Asked]) -> Tensor:
+        return self.query_encoder.encode_queries([Question.of(question).text for question in x]).float()  # (B, D)
 
     @torch.no_grad()
-    def _q_of_both(self, x: Sequence[str], y: Sequence[str]) -> Tensor:
+    def _q_of_both(self, x: Sequence[Asked], y: Sequence[str]) -> Tensor:
         """(B, D) of x and y as one text; of x alone where that is too long for the encoder."""
-        both = [f"{question} {answer}" for question, answer in zip(x, y, strict=True)]
+        both = [f"{Question.of(question).text} {answer}" for question, answer in zip(x, y, strict=True)]
         try:
             return self._q(both)
         except InputError:
@@ -121,7 +112,7 @@ class DenseRetriever:
         # Mixed precision would round the logits to a step of 0.5 at DPR's usual scores of about 80.
         with torch.autocast(q.device.type, enabled=False):
             scores = self.query_encoder.scale * torch.einsum("bd,bkd->bk", q, d)
-        return Retrieved(passages=passages, scores=scores, version=version)
+        return Retrieved(singles(passages), {"dense": scores}, version)
 
 
 def _searched(q: Tensor) -> np.ndarray:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 
-from latentrag.protocols import PassageEncoder
-from latentrag.retriever.dense import CheckedMemory, DenseRetriever, TrainableQueryEncoder
-from latentrag.types import Passage, Retrieved
+from latentrag.protocols import Memory, PassageEncoder
+from latentrag.retriever.dense import DenseRetriever, TrainableQueryEncoder
+from latentrag.types import Asked, Passage, Retrieved
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Manifest(Protocol):
         ...
 
 
-class RefreshableMemory(CheckedMemory, Protocol):
+class RefreshableMemory(Memory, Protocol):
     """A memory with versions, each of which may have a passage encoder of its own."""
 
     @property
@@ -91,13 +91,17 @@ class RefreshingRetriever:
         """The memory's version that is searched."""
         return self.memory.version
 
-    def retrieve(self, x: Sequence[str], k: int) -> Retrieved:
+    def retrieve(self, x: Sequence[Asked], k: int) -> Retrieved:
         """As ``DenseRetriever.retrieve``; the order is that of the search."""
         return self._dense.retrieve(x, k)
 
-    def retrieve_in_hindsight(self, x: Sequence[str], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
+    def retrieve_in_hindsight(self, x: Sequence[Asked], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
         """As ``DenseRetriever.retrieve_in_hindsight``; the order is that of the searches."""
         return self._dense.retrieve_in_hindsight(x, y, k, num_hindsight)
+
+    def over(self, memory: Memory) -> DenseRetriever:
+        """The same encoders over another memory. Raises: EncoderMismatchError if it does not fit."""
+        return self._dense.over(memory)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """η: the weights of both encoders."""

@@ -10,8 +10,8 @@ import torch
 
 from latentrag.errors import InputError
 from latentrag.marginal import log_prior
-from latentrag.model import checked
-from latentrag.rag import check_decoding, check_questions
+from latentrag.model import checked, checked_questions
+from latentrag.rag import check_decoding
 from latentrag.serving.batching import Batcher, Job, together
 from latentrag.serving.metrics import SECONDS, SIZES, Metrics
 from latentrag.serving.places import all_placed, placed
@@ -101,7 +101,7 @@ class Engine:
         """
         chosen, wanted, k = checked(variant or rag.variant), rag.options(**options), k or rag.k
         check_decoding(chosen, decoding, wanted)
-        check_questions([question])
+        checked_questions([question])
         request = _Answering(rag, question, k, chosen, decoding, wanted, without)
         key: Hashable = ("answer", id(rag), k, chosen, decoding, wanted)
         if without or (wanted.sample and wanted.seed is not None):
@@ -113,7 +113,7 @@ class Engine:
     def score(self, rag: Rag, x: str, y: str, *, k: int | None, variant: Variant | None) -> Job:
         """A ``Score``. Raises: InputError; Refused."""
         chosen, k = checked(variant or rag.variant), k or rag.k
-        check_questions([x])
+        checked_questions([x])
         return self._submit(("score", id(rag), k, chosen), k, _Scoring(rag, x, y, k, chosen), same=(x, y))
 
     def classify(
@@ -121,14 +121,14 @@ class Engine:
     ) -> Job:
         """A ``Classification``. Raises: InputError; Refused."""
         chosen, k = checked(variant or rag.variant), k or rag.k
-        check_questions([question])
+        checked_questions([question])
         request = _Classifying(rag, question, tuple(labels), k, chosen)
         return self._submit(object(), k * len(labels), request)
 
     def search(self, rag: Rag, question: str, *, k: int | None) -> Job:
         """``Found``. Raises: InputError; Refused."""
         k = k or rag.k
-        check_questions([question])
+        checked_questions([question])
         return self._submit(("search", id(rag), k), 1, _Searching(rag, question, k), same=question)
 
     def _submit(
@@ -196,9 +196,8 @@ def _classification(request: _Classifying) -> Classification:
 
 def found_together(rag: Rag, x: Sequence[str], k: int) -> list[Found]:
     """The passages of several questions at once."""
-    check_questions(x)
-    retrieved = rag.retriever.retrieve(x, k)
-    scores, priors = retrieved.scores.tolist(), log_prior(retrieved.scores).exp().tolist()
+    retrieved = rag.retriever.retrieve(checked_questions(x), k)
+    scores, priors = retrieved.logits.tolist(), log_prior(retrieved.logits).exp().tolist()
     return [
         Found(question, retrieved.version, tuple(zip(map(placed, passages), scores[b], priors[b], strict=True)))
         for b, (question, passages) in enumerate(zip(x, retrieved.passages, strict=True))

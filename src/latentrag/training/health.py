@@ -6,16 +6,16 @@ learns nothing and drifts. A falling loss does not show this; the measures here 
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from latentrag.errors import InputError
-from latentrag.marginal import log_prior
 from latentrag.model import Evidence, JointModel
-from latentrag.types import Passage, Retrieved, Targets, Variant
+from latentrag.protocols import Scores
+from latentrag.types import Latent, LatentLists, Retrieved, Variant
 
 MIN_EXAMPLES = 20
 """With fewer, chance alone makes shares and means as extreme as a collapse does."""
@@ -64,7 +64,7 @@ class Health:
 
 @torch.no_grad()
 def measure(
-    model: JointModel,
+    model: JointModel[Scores],
     x: Sequence[str],
     y: Sequence[str],
     *,
@@ -96,21 +96,21 @@ def measure(
         raise InputError(f"batch_size={batch_size} holds no example; needed 1 or more")
     batches = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
     retrieved = [model.retriever.retrieve(x[batch], k) for batch in batches]
-    own = [passages for each in retrieved for passages in each.passages]
+    own = [latents for of_batch in retrieved for latents in of_batch.latents]
     half = len(own) // 2
     others = own[half:] + own[:half] if half else None
 
     columns: dict[str, list[float]] = {}
-    top: dict[str, int] = {}
+    top: dict[Latent, int] = {}
     for batch, found in zip(batches, retrieved, strict=True):
         exchanged = others[batch] if others else None
         evidence, values = _measure_batch(model, x[batch], y[batch], found, exchanged, variant)
         for name, column in values.items():
             columns.setdefault(name, []).extend(column.tolist())
-        for passages, best in zip(evidence.passages, evidence.log_p_eta.argmax(dim=1).tolist(), strict=True):
-            top[passages[best].id] = top.get(passages[best].id, 0) + 1
+        for latents, best in zip(evidence.latents, evidence.log_p_eta.argmax(dim=1).tolist(), strict=True):
+            top[latents[best]] = top.get(latents[best], 0) + 1
         if on_batch is not None:
-            on_batch(len(evidence.passages))
+            on_batch(len(evidence.latents))
     return _summary(columns, top, num_passages=k)
 
 
@@ -130,17 +130,17 @@ def alarms(health: Health, *, first: Health | None = None) -> list[str]:
 
 
 def _measure_batch(
-    model: JointModel,
+    model: JointModel[Scores],
     x: Sequence[str],
     y: Sequence[str],
     retrieved: Retrieved,
-    others: Sequence[list[Passage]] | None,
+    others: LatentLists | None,
     variant: Variant,
 ) -> tuple[Evidence, dict[str, Tensor]]:
     """The evidence with the questions' own passages, and one value for each example under each name."""
     targets = model.generator.targets(y)
-    log_p_eta = log_prior(retrieved.scores.to(targets.ids.device))
-    evidence = _evidence(model, x, targets, retrieved.passages, log_p_eta, retrieved.version)
+    read = model.read_of(x, retrieved)
+    evidence, log_p_eta = read.evidence(targets), read.log_p_eta
     log_p = evidence.log_likelihood(variant).double()  # (B,)
     prior = log_p_eta.double().exp()  # (B, K)
     posterior = evidence.posterior(variant).double()  # (B, K)
@@ -156,35 +156,22 @@ def _measure_batch(
         "agreement": (prior.argmax(dim=1) == posterior.argmax(dim=1)).double(),
     }
     if others is not None:
-        exchanged = _evidence(model, x, targets, others, log_p_eta, retrieved.version)
+        exchanged = model.read_of(x, replace(retrieved, latents=others)).evidence(targets)
         values["gap"] = log_p - exchanged.log_likelihood(variant).double()
-        values["overlap"] = _overlap(prior, retrieved.passages, others)
+        values["overlap"] = _overlap(prior, retrieved.latents, others)
     return evidence, values
 
 
-def _evidence(
-    model: JointModel,
-    x: Sequence[str],
-    targets: Targets,
-    passages: Sequence[list[Passage]],
-    log_p_eta: Tensor,
-    version: int,
-) -> Evidence:
-    log_p_theta = model.generator.log_p_theta(model.generator.prepare(x, passages), targets)
-    return Evidence(list(passages), log_p_eta, log_p_theta, targets, version)
-
-
-def _overlap(prior: Tensor, own: Sequence[list[Passage]], others: Sequence[list[Passage]]) -> Tensor:
+def _overlap(prior: Tensor, own: LatentLists, others: LatentLists) -> Tensor:
     """(B,) Σ_z min(p(z), p'(z)), p' being the same prior values laid over the other passages."""
     shared = []
     for values, mine, theirs in zip(prior.tolist(), own, others, strict=True):
-        of_mine = {passage.id: value for passage, value in zip(mine, values, strict=True)}
-        pairs = zip(theirs, values, strict=True)
-        shared.append(sum(min(value, of_mine.get(passage.id, 0.0)) for passage, value in pairs))
+        of_mine = dict(zip(mine, values, strict=True))
+        shared.append(sum(min(value, of_mine.get(z, 0.0)) for z, value in zip(theirs, values, strict=True)))
     return torch.tensor(shared)
 
 
-def _summary(columns: dict[str, list[float]], top: dict[str, int], *, num_passages: int) -> Health:
+def _summary(columns: dict[str, list[float]], top: Mapping[Latent, int], *, num_passages: int) -> Health:
     num_examples = len(columns["nll"])
 
     def mean(name: str) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from latentrag.protocols import TrainableGenerator
-from latentrag.types import Passage, PassageLists, Targets
+from latentrag.types import Latent, LatentLists, Targets
 
 _KEY_BYTES = 16
 
@@ -31,17 +31,17 @@ class ScoreMemo:
         generator: TrainableGenerator,
         x: Sequence[str],
         y: Sequence[str],
-        passages: PassageLists,
+        latents: LatentLists,
         targets: Targets,
     ) -> Tensor:
         """(B, K, T) as the generator gives it, without gradient; it is asked for what it was not asked before."""
-        keys = [[_key(x[b], y[b], z) for z in of_one] for b, of_one in enumerate(passages)]
+        keys = [[_key(x[b], y[b], z) for z in of_one] for b, of_one in enumerate(latents)]
         wanted = {key: (b, k) for b, row in enumerate(keys) for k, key in enumerate(row) if key not in self._scores}
         lengths = targets.mask.sum(dim=1).tolist()
         if wanted:
             questions = torch.tensor([b for b, _ in wanted.values()], device=targets.ids.device)
             prepared = generator.prepare(
-                [x[b] for b, _ in wanted.values()], [[passages[b][k]] for b, k in wanted.values()]
+                [x[b] for b, _ in wanted.values()], [[latents[b][k]] for b, k in wanted.values()]
             )
             asked = Targets(targets.ids[questions], targets.mask[questions])
             found = generator.log_p_theta(prepared, asked)[:, 0].float().cpu().numpy()  # (n, T)
@@ -70,9 +70,9 @@ class ScoreMemo:
         }
 
 
-def _key(x: str, y: str, z: Passage) -> bytes:
+def _key(x: str, y: str, z: Latent) -> bytes:
     digest = hashlib.blake2b(digest_size=_KEY_BYTES)
-    for text in (x, y, z.id, z.title, z.text):
+    for text in (x, y, *(part for passage in z for part in (passage.id, passage.title, passage.text))):
         encoded = text.encode()
         digest.update(len(encoded).to_bytes(8, "little"))
         digest.update(encoded)

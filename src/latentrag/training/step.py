@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from latentrag.marginal import emdr2, log_prior, loop, marginal_weights, nll, pdist, smoothed_nll
+from latentrag.model import closed_book
 from latentrag.protocols import TrainableGenerator, TrainableRetriever
 from latentrag.training.memo import ScoreMemo
 from latentrag.training.options import TrainingOptions
-from latentrag.types import PassageLists, Retrieved, Targets
+from latentrag.types import LatentLists, Retrieved, Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +56,16 @@ def losses(
     mixed = torch.autocast(device.type, torch.bfloat16) if options.autocast else nullcontext()
     if retriever is None:
         with mixed:
-            log_p_theta = generator.log_p_theta(generator.prepare(x, None), targets)
-        alone = nll(torch.zeros(len(x), 1, device=device), log_p_theta, targets.mask, variant="sequence")
+            evidence = closed_book(generator, x).evidence(targets)
+        alone = nll(evidence.log_p_eta, evidence.log_p_theta, targets.mask, variant="sequence")
         return Losses(alone, alone.detach(), int(targets.mask.sum()))
     with nullcontext() if retriever_learns else torch.no_grad():
         retrieved = _retrieved(retriever, x, y, options, learns=retriever_learns)
-        scores = retrieved.scores.to(device)
-        log_p_eta = log_prior(scores)
+        logits = retrieved.logits.to(device)
+        log_p_eta = log_prior(logits)
     if memo is not None and not options.label_smoothing:
         with mixed:
-            log_p_theta = memo.log_p_theta(generator, x, y, retrieved.passages, targets)
+            log_p_theta = memo.log_p_theta(generator, x, y, retrieved.latents, targets)
         loss = _of_scores(log_p_eta, log_p_theta, targets, options)
     else:
         loss, log_p_theta = _objective(
@@ -72,7 +73,7 @@ def losses(
         )
     with torch.no_grad():
         asked = slice(0, options.k)  # the others will not be found without y
-        plain = nll(log_prior(scores[:, asked]), log_p_theta[:, asked], targets.mask, variant=options.variant)
+        plain = nll(log_prior(logits[:, asked]), log_p_theta[:, asked], targets.mask, variant=options.variant)
     return Losses(loss, plain, int(targets.mask.sum()))
 
 
@@ -100,34 +101,34 @@ def _objective(
     What was found with y teaches the retriever alone: a generator that learned from it, too, answered worse
     (docs/experiments/jeopardy.md).
     """
-    read = [passages[: options.k] for passages in retrieved.passages]
+    read = retrieved.between(0, options.k).latents
     with mixed:
-        if not learns or len(read[0]) == len(retrieved.passages[0]):
-            return _of_passages(generator, x, retrieved.passages, targets, log_p_eta, options=options, learns=learns)
+        if not learns or log_p_eta.shape[1] == options.k:
+            return _of_latents(generator, x, retrieved.latents, targets, log_p_eta, options=options, learns=learns)
         with torch.no_grad():  # before gradients are taken, which drop the packed weights again
-            prepared = generator.prepare(x, [passages[options.k :] for passages in retrieved.passages])
+            prepared = generator.prepare(x, retrieved.between(options.k).latents)
             of_others = generator.log_p_theta(prepared, targets)
         torch.clear_autocast_cache()  # of weights cast above, without a gradient
         prior = log_prior(log_p_eta[:, : options.k].detach())
-        reader_loss, of_read = _of_passages(generator, x, read, targets, prior, options=options, learns=True)
+        reader_loss, of_read = _of_latents(generator, x, read, targets, prior, options=options, learns=True)
     log_p_theta = torch.cat([of_read.detach(), of_others], dim=1)
     retriever_loss = _of_scores(log_p_eta, log_p_theta, targets, options)
     return retriever_loss + (reader_loss - reader_loss.detach()), log_p_theta
 
 
-def _of_passages(
+def _of_latents(
     generator: TrainableGenerator,
     x: Sequence[str],
-    passages: PassageLists,
+    latents: LatentLists,
     targets: Targets,
     log_p_eta: Tensor,
     *,
     options: TrainingOptions,
     learns: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss (B,) and log_p_theta (B, K, T) of passages that both sides learn from."""
+    """The loss (B,) and log_p_theta (B, K, T) of latent values that both sides learn from."""
     variant, mask = options.variant, targets.mask
-    prepared = generator.prepare(x, passages)
+    prepared = generator.prepare(x, latents)
     if options.label_smoothing:
         log_p_theta, mean = generator.log_p_theta_and_mean(
             prepared, targets, lambda found: marginal_weights(log_p_eta, found, mask, variant=variant)
@@ -139,7 +140,7 @@ def _of_passages(
         log_p_theta = generator.log_p_theta(prepared, targets)
     if options.objective == "emdr2" and learns:
         torch.clear_autocast_cache()  # of weights cast above, without a gradient
-        together = generator.log_p_theta(generator.prepare_together(x, passages), targets)[:, 0]
+        together = generator.log_p_theta(generator.prepare_together(x, latents), targets)[:, 0]
         return emdr2(log_p_eta, log_p_theta, mask, together, variant=variant), log_p_theta
     return _of_scores(log_p_eta, log_p_theta, targets, options), log_p_theta
 
