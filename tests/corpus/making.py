@@ -97,3 +97,24 @@ def page(number: int, title: str, *texts: str, ns: int = 0, redirect: bool = Fal
 def dump(*pages: str) -> bytes:
     root = '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="de">'
     return f"{root}{SITE}\n{''.join(pages)}</mediawiki>".encode()
+
+
+def endless_pdf(levels: int = 9) -> bytes:
+    """A small, well-formed PDF of one page: a form that shows a form ten times, which shows another ten times, …"""
+    bodies = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Resources << /XObject << /Inner 5 0 R >> >> "
+        b"/Contents 4 0 R >>",
+        _pdf_stream(b"/Inner Do", ""),
+    ]
+    for i in range(levels):
+        inner = f"/Subtype /Form /BBox [0 0 612 792] /Resources << /XObject << /Inner {6 + i} 0 R >> >>"
+        bodies.append(_pdf_stream(b"/Inner Do\n" * 10, inner))
+    font = "/Resources << /Font << /F << /Type /Font /Subtype /Type1 /BaseFont /Courier >> >> >>"
+    bodies.append(_pdf_stream(b"BT /F 9 Tf 9 9 Td (again) Tj ET", f"/Subtype /Form /BBox [0 0 612 792] {font}"))
+    return _pdf_file(bodies, "")
+
+
+def _pdf_stream(content: bytes, entries: str) -> bytes:
+    return f"<< {entries} /Length {len(content)} >>\nstream\n".encode() + content + b"\nendstream"

@@ -10,13 +10,14 @@ from hypothesis import given
 from latentrag.corpus import docx as docx_module
 from latentrag.corpus import read, split
 from latentrag.corpus.docx import docx
+from latentrag.corpus.readers import Ledger, UnreadableError
 from latentrag.errors import DataError
 from latentrag.types import Document
 from tests.corpus import making
 
 
 def of(body: str, title: str = "") -> Document:
-    (document,) = docx(io.BytesIO(making.docx(body, title)), "sub/letter.docx", "letter.docx")
+    (document,) = docx(io.BytesIO(making.docx(body, title)), "sub/letter.docx", Ledger("letter.docx"))
     return document
 
 
@@ -105,8 +106,8 @@ def test_a_part_that_unpacks_to_too_much_is_refused(monkeypatch):
     monkeypatch.setattr(docx_module, "_MAX_PART_BYTES", 1 << 20)
     raw = making.docx(making.paragraph("a" * (1 << 21)))
     assert len(raw) < 1 << 14
-    with pytest.raises(docx_module.UnreadableError, match="would unpack to 2 MiB; split the document"):
-        list(docx(io.BytesIO(raw), "a.docx", "a.docx"))
+    with pytest.raises(UnreadableError, match="would unpack to 2 MiB; split the document"):
+        list(docx(io.BytesIO(raw), "a.docx", Ledger("a.docx")))
 
 
 def test_parts_are_found_where_the_package_says():
@@ -118,7 +119,7 @@ def test_parts_are_found_where_the_package_says():
         .replace("word/document.xml", "/word/document2.xml")
         for info in zipfile.ZipFile(raw).infolist()
     }
-    (document,) = docx(io.BytesIO(making.archive(moved)), "a.docx", "a.docx")
+    (document,) = docx(io.BytesIO(making.archive(moved)), "a.docx", Ledger("a.docx"))
     assert document.text == "text"
 
 

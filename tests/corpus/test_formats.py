@@ -1,259 +1,70 @@
-"""What each format yields, and what it says of rows that are wrong."""
+"""Which format a name stands for, and what is said where its library is not installed."""
 
-import csv
-import gzip
-import io
-import json
-import re
-import tracemalloc
-from collections import deque
-from pathlib import Path
+import sys
 
-import hypothesis.strategies as st
 import pytest
-from hypothesis import given
 
-from latentrag.corpus import read, split
-from latentrag.corpus.formats import tsv
+from latentrag.corpus import passages, read
+from latentrag.corpus.readers import READERS, Formats
 from latentrag.errors import DataError
-from latentrag.types import Document
-
-
-def write(path: Path, *rows: dict[str, object]) -> Path:
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def test_text_is_the_files_own_to_the_character(tmp_path):
-    path = tmp_path / "Élan.v2.txt"
-    path.write_bytes("première\r\nligne\r\n\n fin\n".encode())
-    (document,) = read(path)
-    assert document == Document(path.name, "première\r\nligne\r\n\n fin\n", "Élan.v2", str(path))
-    (passage,) = split(document)
-    assert path.read_bytes().decode()[passage.start : passage.end] == passage.text
-
-
-def test_a_byte_order_mark_is_no_text(tmp_path):
-    (tmp_path / "a.md").write_text("\ufeff# Title\n", encoding="utf-8")
-    (tmp_path / "b.jsonl").write_text('\ufeff{"id": "b", "text": "t"}', encoding="utf-8")
-    (tmp_path / "c.tsv").write_text("\ufeffid\ttext\ttitle\n1\tt\tT\n", encoding="utf-8")
-    assert [(d.id, d.text, d.title) for d in read(tmp_path)] == [
-        ("a.md", "# Title\n", "Title"),
-        ("b", "t", ""),
-        ("1", "t", "T"),
-    ]
+from tests.corpus import making
 
 
 @pytest.mark.parametrize(
-    ("text", "title"),
+    ("name", "reader"),
     [
-        ("intro\n\n# First\n# Second\n", "First"),
-        ("#  Padded  ##\n", "Padded"),
-        ("# About C#\r\ntext\n", "About C#"),
-        ("## Smaller\n#hashtag\n# \n", "notes"),
-        ("```sh\n# a comment\n```\n# After\n", "After"),
-        ("", "notes"),
+        ("a.txt", "plain_text"),
+        ("a.b.MD", "markdown"),
+        ("a.HTML", "html"),
+        ("a.htm", "html"),
+        ("a.xhtml", "html"),
+        ("a.pdf", "pdf"),
+        ("a.docx", "docx"),
+        ("a.jsonl", "json_lines"),
+        ("a.jsonl.gz", "json_lines"),
+        ("a.jsonl.bz2", "json_lines"),
+        ("psgs_w100.tsv.gz", "tsv"),
+        ("simplewiki-latest-pages-articles.xml", "dump"),
+        ("enwiki-20260101-pages-articles-multistream1.xml-p1p41242.bz2", "dump"),
+        ("enwiki-20260101-pages-articles1.xml-p1p41242", "dump"),
+        ("wiki_00", "extracted"),
+        ("wiki_99.bz2", "extracted"),
     ],
 )
-def test_markdown_title(tmp_path, text, title):
-    (tmp_path / "notes.md").write_text(text, newline="")
-    (document,) = read(tmp_path / "notes.md")
-    assert (document.title, document.text) == (title, text)
-
-
-def test_plain_text_has_no_headings(tmp_path):
-    (tmp_path / "notes.txt").write_text("# comment\n")
-    assert [document.title for document in read(tmp_path / "notes.txt")] == ["notes"]
+def test_names_of_files_that_are_read(name, reader):
+    known = Formats().of(name)
+    assert known is not None
+    assert READERS[known].read.__name__ == reader
 
 
 @pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        # DPR
-        ({"id": "7", "text": "t", "title": "T"}, ("7", "t", "T")),
-        # KILT
-        ({"_id": "12", "wikipedia_id": 12, "wikipedia_title": "T", "text": ["T\n", "u"]}, ("12", "T\nu", "T")),
-        ({"wikipedia_id": 12, "wikipedia_title": "T", "text": ["t"], "history": {}}, ("12", "t", "T")),
-        # BEIR
-        ({"_id": "d1", "title": "T", "text": "t", "metadata": {}}, ("d1", "t", "T")),
-        # FlashRAG
-        ({"id": "0", "contents": '"T"\nt\nu'}, ("0", "t\nu", "T")),
-        ({"id": 0, "contents": "T\nt"}, ("0", "t", "T")),
-        ({"id": "0", "contents": "no title"}, ("0", "no title", "")),
-        ({"id": "0", "title": "T", "contents": '"T"\nt'}, ("0", "t", "T")),
-        ({"id": "0", "title": "T", "contents": "t\nu"}, ("0", "t\nu", "T")),
-        ({"id": "0", "title": "T", "text": "t", "contents": '"T"\nt'}, ("0", "t", "T")),
-        # plain
-        ({"text": "t"}, ("rows.jsonl:1", "t", "")),
-        ({"id": None, "title": None, "text": "t"}, ("rows.jsonl:1", "t", "")),
-        ({"id": "e", "text": ""}, ("e", "", "")),
-    ],
+    "name", ["a", "a.txt.gz", "a.pdf.bz2", "a.doc", "my_wiki_00", "wiki_0", "wiki_x", "a.jsonl.zip", ".gz", "a.xml-p1"]
 )
-def test_json_fields(tmp_path, row, expected):
-    (document,) = read(write(tmp_path / "rows.jsonl", row))
-    assert (document.id, document.text, document.title) == expected
-    assert document.source == str(tmp_path / "rows.jsonl")
-    assert not document.whole
+def test_names_of_files_that_are_not(name):
+    assert Formats().of(name) is None
 
 
-def test_json_rows_may_differ_name_a_source_and_leave_lines_blank(tmp_path):
-    path = tmp_path / "rows.jsonl.gz"
-    rows = '{"text": "a", "source": "s.pdf"}\r\n\n{"contents": "T\\nb"}\n   \n{"text": "line\u2028separator"}'
-    path.write_bytes(gzip.compress(rows.encode()))
-    assert list(read(path)) == [
-        Document("rows.jsonl.gz:1", "a", source="s.pdf"),
-        Document("rows.jsonl.gz:3", "b", title="T", source=str(path)),
-        Document("rows.jsonl.gz:5", "line\u2028separator", source=str(path)),
-    ]
+LIBRARIES = {"a.pdf": "pypdfium2", "a.html": "selectolax", "a.xml.bz2": "mwparserfromhell"}
 
 
-@pytest.mark.parametrize(
-    ("line", "problem"),
-    [
-        ('{"text": "cut', r"not valid JSON \(Unterminated string starting at, column 10\)"),
-        ("{'text': 't'}", r"not valid JSON \("),
-        ('{"text": "t"} {}', r"not valid JSON \(Extra data"),
-        ("[" * 100_000, r"not JSON that can be read \("),
-        ('{"text": ' + "9" * 5000 + "}", r"not JSON that can be read \("),
-        ('["text"]', r"\['text'\] is not an object, needed one with a text"),
-        ('{"id": "7", "body": "t"}', r"no text among its fields \['id', 'body'\], needed text or contents"),
-        ('{"text": null}', r"no text among its fields \['text'\]"),
-        ('{"text": 42}', "text is 42, needed a string"),
-        ('{"text": ["one", null]}', "a paragraph of text is None, needed a string"),
-        ('{"contents": {}}', "contents is {}, needed a string"),
-        ('{"text": "t", "title": 1984}', "title is 1984, needed a string"),
-        ('{"text": "t", "id": 1.5}', "id is 1.5, needed a string"),
-        ('{"text": "t", "_id": true}', "_id is True, needed a string"),
-        ('{"text": "t", "source": {}}', "source is {}, needed a string"),
-        ('{"text": "\\ud83d"}', r"text has half a character \(\\ud83d alone\)"),
-    ],
-)
-def test_a_wrong_json_line_is_named(tmp_path, line, problem):
-    path = tmp_path / "docs.jsonl"
-    path.write_text(f'{{"id": "a", "text": "t"}}\n\n{line}\n')
-    documents = read(path)
-    assert next(documents).id == "a"
-    with pytest.raises(DataError, match=rf"docs\.jsonl line 3: {problem}.*; fix or remove the line$") as raised:
-        next(documents)
-    assert "\n" not in str(raised.value)
+@pytest.fixture
+def without_libraries(monkeypatch):
+    for library in LIBRARIES.values():
+        monkeypatch.setitem(sys.modules, library, None)
 
 
-@pytest.mark.parametrize(
-    ("name", "good_line", "place"),
-    [
-        ("a.jsonl", b'{"text": "t"}\n', " line 2: not UTF-8 text (byte 0xe9 at offset 3)"),
-        ("a.tsv", b"1\tt\tT\n", " line 2: not UTF-8 text (byte 0xe9 at offset 3)"),
-        ("a.txt", b"t\n", ": not UTF-8 text (byte 0xe9 at offset 5)"),
-        ("a.md", b"t\n", ": not UTF-8 text (byte 0xe9 at offset 5)"),
-    ],
-)
-def test_text_that_is_not_utf8_is_named(tmp_path, name, good_line, place):
-    (tmp_path / name).write_bytes(good_line + b"caf\xe9\n")
-    with pytest.raises(DataError, match=re.escape(f"{name}{place}; save it as UTF-8")):
-        list(read(tmp_path / name))
-
-
-DPR_HEADER = "id\ttext\ttitle\n"
-DPR_ROWS = '''1\t"Aaron ( or ; ""Ahärôn"") is a prophet, high priest"\tAaron
-2\t"""A"" is a letter"\t"""A"" (letter)"
-'''
-
-
-@pytest.mark.parametrize("name", ["psgs_w100.tsv", "psgs_w100.tsv.gz"])
-@pytest.mark.parametrize("header", ["", DPR_HEADER])
-def test_dpr_passages(tmp_path, name, header):
-    raw = (header + DPR_ROWS).encode()
-    path = tmp_path / name
-    path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
-    assert list(read(path)) == [
-        Document("1", 'Aaron ( or ; "Ahärôn") is a prophet, high priest', "Aaron", str(path), whole=True),
-        Document("2", '"A" is a letter', '"A" (letter)', str(path), whole=True),
-    ]
-
-
-def tsv_rows(text: str) -> list[tuple[str, str, str]]:
-    return [(d.id, d.text, d.title) for d in tsv(io.BytesIO(text.encode()), "x.tsv", "x.tsv")]
-
-
-@pytest.mark.parametrize(
-    ("text", "rows"),
-    [
-        pytest.param("ID\tTitle\tText\r\n1\tT\tt\r\n", [("1", "t", "T")], id="header-in-another-order"),
-        pytest.param("1\tt\tT\n\n\tu\t", [("1", "t", "T"), ("x.tsv:3", "u", "")], id="blank-line-and-no-id"),
-        pytest.param('1\tsix 6" nails\tT', [("1", 'six 6" nails', "T")], id="quote-inside"),
-        pytest.param('1\t"Foo" is a song\tT', [("1", '"Foo" is a song', "T")], id="quoted-word-first"),
-        pytest.param('1\t""\t"T"', [("1", "", "T")], id="quoted-empty"),
-        pytest.param('1\t"a\tb"\tT', [("1", "a\tb", "T")], id="tab-in-quotes"),
-        pytest.param('1\t"a\n\nb"\tT\n2\tc\tU', [("1", "a\n\nb", "T"), ("2", "c", "U")], id="lines-in-quotes"),
-        pytest.param("1\ta\u2028b\tT", [("1", "a\u2028b", "T")], id="line-separator"),
-    ],
-)
-def test_tsv_rows(text, rows):
-    assert tsv_rows(text) == rows
-
-
-@given(st.lists(st.tuples(st.integers(0).map(str), st.text(), st.text()), max_size=5), st.booleans())
-def test_tsv_reads_what_csv_writes(rows, quote_all):
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL)
-    writer.writerows([("id", "text", "title"), *rows])
-    assert tsv_rows(file.getvalue()) == rows
-
-
-def test_tsv_fields_have_no_limit(tmp_path):
-    text = "w " * csv.field_size_limit()
-    limit = csv.field_size_limit()
-    (tmp_path / "a.tsv").write_text(f'1\t"{text}"\tT\n2\t{text}\tT\n')
-    assert [document.text for document in read(tmp_path / "a.tsv")] == [text, text]
-    assert csv.field_size_limit() == limit
-
-
-UNCLOSED = "a quote opens a field and is not closed"
-
-
-@pytest.mark.parametrize(
-    ("rows", "problem"),
-    [
-        pytest.param("2\tu\n", "2 tab-separated columns, needed id, text, title", id="too-few"),
-        pytest.param("2\tu\tU\t\n", "4 tab-separated columns", id="too-many"),
-        pytest.param('2\t"u\tU\n3\tv\tV\n', UNCLOSED, id="to-the-end"),
-        pytest.param('2\t"u\tU\n3\t"v"\tV\n', UNCLOSED, id="to-another-quote"),
-        pytest.param('2\t"u\tU\n' + "3\tv\tV\n" * 2000, UNCLOSED, id="on-and-on"),
-    ],
-)
-def test_a_wrong_tsv_row_is_named(tmp_path, rows, problem):
-    (tmp_path / "a.tsv").write_text(f"1\tt\tT\n{rows}")
-    documents = read(tmp_path / "a.tsv")
-    assert next(documents).id == "1"
-    with pytest.raises(DataError, match=rf"a\.tsv line 2: {problem}"):
-        next(documents)
-
-
-def test_an_unclosed_quote_costs_bounded_memory(tmp_path):
-    path = tmp_path / "a.tsv"
-    with path.open("w") as file:
-        file.write('1\t"open\tT\n')
-        file.writelines(f"{i}\t{'w ' * 100}\tT\n" for i in range(100_000))
-    tracemalloc.start()
-    with pytest.raises(DataError, match=f"line 1: {UNCLOSED}"):
-        list(read(path))
-    _, peak_bytes = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak_bytes < 4e6  # of 21 MB; a thousand lines, joined and with a copy, are under 1 MB
-
-
-@pytest.mark.parametrize(
-    ("name", "row"),
-    [("rows.tsv", '%d\t"%s"\tTitle\n'), ("rows.jsonl", '{"id": %d, "text": "%s", "title": "Title"}\n')],
-)
-def test_large_files_are_read_in_constant_memory(tmp_path, name, row):
-    path = tmp_path / name
-    with path.open("w") as file:
-        file.writelines(row % (i, f"word {'x' * 2600}") for i in range(20_000))
-    assert path.stat().st_size > 50e6
-    tracemalloc.start()
-    (last,) = deque((z for document in read(path) for z in split(document)), maxlen=1)
-    _, peak_bytes = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert last.id.startswith("19999")
-    assert peak_bytes < 1e6  # a few rows of 2.5 kB and the file's buffer, measured at about a tenth of this
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_library_that_is_not_installed_is_named_at_the_call(without_libraries, tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataError) as raised:
+        read(tmp_path / name)
+    remedy = f"reading it needs {LIBRARIES[name]}; run pip install 'latentrag[documents]'"
+    assert str(raised.value) == f"{tmp_path / name}: {remedy}"
+    with pytest.raises(DataError, match="run pip install"):
+        passages(tmp_path)
+    skipped = []
+    (tmp_path / "b.txt").write_text("text")
+    (tmp_path / "c.docx").write_bytes(making.docx(making.paragraph("text")))
+    found = read(tmp_path, on_skip=lambda file, reason: skipped.append((file.name, reason)))
+    assert skipped == [(name, remedy)]
+    assert [document.id for document in found] == ["b.txt", "c.docx"]

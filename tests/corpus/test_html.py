@@ -9,6 +9,7 @@ from hypothesis import example, given
 
 from latentrag.corpus import passages, read, split
 from latentrag.corpus.html import html
+from latentrag.corpus.readers import Ledger
 from latentrag.errors import DataError
 from latentrag.types import Document
 
@@ -18,7 +19,7 @@ OTHER = "In winter the boat comes once a month, if the sea allows, and brings le
 
 def of(source: str | bytes, name: str = "page.html") -> Document:
     raw = source.encode() if isinstance(source, str) else source
-    (document,) = html(io.BytesIO(raw), name, name)
+    (document,) = html(io.BytesIO(raw), name, Ledger(name))
     return document
 
 

@@ -1,182 +1,225 @@
-"""Which files are read, in which order and under which ids, and what happens to the others."""
+"""The seams: a reader of another package, ledgers, and a splitter that is given a counter."""
 
-import gzip
-import os
-import subprocess
-import sys
+import bz2
+import io
+import zipfile
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
-import latentrag.corpus
-from latentrag.corpus import read
-from latentrag.errors import DataError
+from latentrag.corpus import READERS, Ledger, Reader, passages, read, split
+from latentrag.corpus.readers import Formats
+from latentrag.errors import DataError, InputError
+from latentrag.types import Document, Passage
+from tests.corpus import making
+
+SUBTITLES = '''
+from latentrag.corpus import Reader, UnreadableError
+from latentrag.types import Document
+
+def read(file, name, ledger):
+    """Lines that are spoken; times and numbers are left out."""
+    ledger.encoding = "latin-1"
+    lines = file.read().decode("latin-1").splitlines()
+    if not lines:
+        raise UnreadableError("no line in it; fetch it again")
+    spoken = [line for line in lines if line and not line[0].isdigit()]
+    ledger.leave_out("line of numbers", len(lines) - len(spoken))
+    yield Document(name, "\\n".join(spoken), source=ledger.file)
+
+SRT = Reader(read, suffixes=(".srt",), mime_types=("application/x-subrip",), magic=(b"1\\n00:",), one_document=True)
+'''
+SPOKEN = "1\n00:00:01 --> 00:00:02\nQu\xe9?\n2\n00:00:03 --> 00:00:04\nNada.\n".encode("latin-1")
 
 
-def read_reporting(path: Path) -> tuple[list[str], dict[str, str]]:
-    """Ids of the documents, and the files left out with their reasons."""
+@pytest.fixture
+def subtitles(tmp_path, monkeypatch) -> None:
+    """Another package that adds a reader."""
+    packages = tmp_path / "packages"
+    info = packages / "subtitles-1.0.dist-info"
+    info.mkdir(parents=True)
+    (packages / "subtitles.py").write_text(SUBTITLES)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: subtitles\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[latentrag.readers]\nsubtitles = subtitles:SRT\n")
+    monkeypatch.syspath_prepend(str(packages))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_another_package_adds_a_format(subtitles, tmp_path, workers):
+    folder = tmp_path / "films"
+    folder.mkdir()
+    (folder / "a.srt").write_bytes(SPOKEN)
+    (folder / "b").write_bytes(SPOKEN)  # by its first bytes
+    (folder / "c.srt").write_bytes(b"")
+    (folder / "d").write_bytes(b"no subtitles")
+    (folder / "e.txt").write_bytes(b"text")
     skipped: dict[str, str] = {}
-
-    def on_skip(left_out: Path, reason: str) -> None:
-        assert isinstance(left_out, Path)
-        skipped[left_out.relative_to(path).as_posix()] = reason
-
-    return [document.id for document in read(path, on_skip=on_skip)], skipped
-
-
-def test_public_names():
-    assert latentrag.corpus.__all__ == ["passages", "read", "split"]
-
-
-def test_a_folder_is_read_sorted_with_its_subfolders_and_without_hidden_files(tmp_path):
-    names = ["b.TXT", "a.md", "sub/c.txt", "sub/deep/d.txt", ".hidden.txt", ".git/e.txt", "sub/.f.txt"]
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("text")
-    assert read_reporting(tmp_path) == (["a.md", "b.TXT", "sub/c.txt", "sub/deep/d.txt"], {})
-    assert [document.source for document in read(tmp_path)][2] == str(tmp_path / "sub" / "c.txt")
+    ledgers: list[Ledger] = []
+    documents = read(
+        folder, on_skip=lambda path, why: skipped.update({path.name: why}), on_ledger=ledgers.append, workers=workers
+    )
+    assert [(d.id, d.text) for d in documents] == [("a.srt", "Qué?\nNada."), ("b", "Qué?\nNada."), ("e.txt", "text")]
+    assert skipped["c.srt"] == "no line in it; fetch it again"
+    assert skipped["d"].endswith("convert it to one of .txt, .md, .html, .pdf, .docx, .jsonl, .tsv, .xml, .srt")
+    assert ledgers == [
+        Ledger(str(folder / "a.srt"), 10, [("line of numbers", 4)], "latin-1"),
+        Ledger(str(folder / "b"), 10, [("line of numbers", 4)], "latin-1"),
+        Ledger(str(folder / "c.srt"), 0, [("no line in it; fetch it again", 1)], "latin-1"),
+        Ledger(str(folder / "e.txt"), 4, [], "utf-8"),
+    ]
 
 
-def test_ids_are_the_same_at_every_reading_and_for_every_way_to_the_folder(tmp_path, monkeypatch):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "a.txt").write_text("text")
-    (tmp_path / "sub" / "b.jsonl").write_text('{"text": "t"}\n{"id": "own", "text": "t"}\n')
-    expected = ["sub/a.txt", "sub/b.jsonl:1", "own"]
-    monkeypatch.chdir(tmp_path)
-    assert [[document.id for document in read(path)] for path in (tmp_path, str(tmp_path), ".")] == [expected] * 3
-    assert [document.id for document in read("sub/b.jsonl")] == ["b.jsonl:1", "own"]
+def test_a_name_is_asked_first_then_a_type_then_the_first_bytes(subtitles):
+    formats = Formats()
+    assert formats.of("a.SRT") == "subtitles"
+    assert formats.of("a.txt", mime_type="application/x-subrip", start=SPOKEN) == "text"
+    assert formats.of("a", mime_type="text/html", start=SPOKEN) == "html"
+    assert formats.of("a", mime_type="image/png", start=SPOKEN) == "subtitles"
+    assert formats.of("a", mime_type="image/png", start=b"1") is None
 
 
-def test_other_formats_in_a_folder_are_reported_and_do_not_raise(tmp_path):
-    for name in ("a.txt", "photo.PNG", "LICENSE", "old.pkl", "rows.json"):
-        (tmp_path / name).write_text("text")
-    ids, skipped = read_reporting(tmp_path)
-    assert ids == ["a.txt"]
-    assert set(skipped) == {"photo.PNG", "LICENSE", "old.pkl", "rows.json"}
-    assert ".png is not a format that is read; convert it to one of .txt, .md" in skipped["photo.PNG"]
-    assert "no extension" in skipped["LICENSE"]
-    assert "pickle files are never read" in skipped["old.pkl"]
-    assert "name it .jsonl" in skipped["rows.json"]
-    assert [document.id for document in read(tmp_path)] == ["a.txt"]
+def test_own_readers_come_first(tmp_path):
+    def shout(file, name, ledger):
+        yield Document(name, file.read().decode().upper())
+
+    READERS.add("shout", Reader(shout, suffixes=(".txt", ".shout")))
+    try:
+        for suffix in ("txt", "shout"):
+            (tmp_path / f"a.{suffix}").write_text("text")
+        assert [(d.id, d.text) for d in read(tmp_path)] == [("a.shout", "TEXT"), ("a.txt", "text")]
+    finally:
+        READERS.remove("shout")
 
 
-def test_a_wrong_file_in_a_folder_keeps_its_rows_so_far_and_is_reported(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"id": "a1", "text": "t"}\nno\n{"id": "a3", "text": "t"}\n')
-    (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
-    (tmp_path / "c.tsv.gz").write_bytes(gzip.compress(b"c1\tt\tT\n" * 10_000)[:-20])
-    (tmp_path / "d.jsonl.gz").write_text("plain")
-    (tmp_path / "e.txt").write_text("text")
-    ids, skipped = read_reporting(tmp_path)
-    assert (ids[0], ids[-1], set(ids)) == ("a1", "e.txt", {"a1", "c1", "e.txt"})
-    assert skipped["a.jsonl"] == ("from line 2 on: not valid JSON (Expecting value, column 1); fix or remove the line")
-    assert skipped["b.txt"].startswith("not UTF-8 text")
-    assert skipped["c.tsv.gz"].startswith("not a whole gzip file")
-    assert skipped["d.jsonl.gz"].startswith("not a whole gzip file")
-    with pytest.raises(DataError, match=r"a\.jsonl line 2: not valid JSON"):
-        list(read(tmp_path))
+PROSE = "The keeper of the lighthouse writes down every evening what ships have passed, and which way the wind blew. "
+HIDDEN = f"<p hidden>{'ab' * 40}</p>"
+WORD = making.docx(making.paragraph("kept") + "<w:p><w:del><w:r><w:t>old</w:t></w:r></w:del></w:p>")
+FILES = {
+    "text.txt": ("\ufeffñ\n".encode(), 2, [], "utf-8"),
+    "rows.jsonl": (
+        b'{"text": "abc"}\n{"text": "de"}\nno\n',
+        5,
+        [("from line 3 on: not valid JSON (Expecting value, column 1); fix or remove the line", 1)],
+        "utf-8",
+    ),
+    "latin.html": (
+        b"<meta charset=iso-8859-2><p>caf\xe9" + HIDDEN.encode() + f"<p>{PROSE * 3}".encode(),
+        len("café\n" + PROSE * 3) - 1,
+        [("character in menus, banners, hidden elements and the like", 80)],
+        "iso8859-2",
+    ),
+    "wrong.html": (b"<meta charset=utf-8><p>a\xffb", 3, [("character that is not utf-8", 1)], "utf-8"),
+    "scan.pdf": (making.pdf([["one"], [], ["three"], []]), len("one\n\nthree\n"), [("page without text", 2)], ""),
+    "letter.docx": (WORD, 4, [("element that is not shown: del", 1)], ""),
+    "wiki.xml.bz2": (
+        bz2.compress(making.dump(making.page(1, "A", "text"), making.page(2, "Talk", "no", ns=1))),
+        4,
+        [("page that is a redirect or of another namespace than articles", 1)],
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ledgers_of_our_own_readers(tmp_path, name, workers):
+    raw, characters, left_out, encoding = FILES[name]
+    (tmp_path / name).write_bytes(raw)
+    ledgers: list[Ledger] = []
+    documents = list(read(tmp_path, on_skip=lambda *_: None, on_ledger=ledgers.append, workers=workers))
+    assert ledgers == [Ledger(str(tmp_path / name), characters, left_out, encoding)]
+    assert characters == sum(len(document.text) for document in documents)
+
+
+def test_parts_of_a_word_document_that_are_not_read_are_told(tmp_path):
+    raw = io.BytesIO(making.docx(making.paragraph("kept")))
+    with zipfile.ZipFile(raw, "a") as archive:
+        for part in ("footnotes", "header1", "header2"):
+            archive.writestr(f"word/{part}.xml", "<x/>")
+    (tmp_path / "a.docx").write_bytes(raw.getvalue())
+    ledgers: list[Ledger] = []
+    list(read(tmp_path / "a.docx", on_ledger=ledgers.append))
+    assert ledgers[0].left_out == [("part of the document: footnotes", 1), ("part of the document: header", 2)]
+
+
+# The splitter's counter
+
+
+def count_tokens(title: str, text: str) -> int:
+    """A tokenizer that knows pieces of three characters, and adds two of its own."""
+    return 2 + sum(-(-len(word) // 3) for word in f"{title} {text}".split())
+
+
+@given(st.text(st.sampled_from("ab \n\u3042")), st.text("ab ", max_size=8), st.integers(1, 5), st.booleans())
+def test_passages_are_bounded_in_tokens_and_characters_and_lose_nothing(text, title, words, whole):
+    document = Document("d", text, title=title, whole=whole)
+    room = count_tokens(title, "")
+    found = list(split(document, words=words, count_tokens=count_tokens, max_tokens=room + 3, max_chars=7))
+    assert "".join("".join(z.text.split()) for z in found) == "".join(text.split())
+    for z in found:
+        assert z.text == text[z.start : z.end]
+        assert count_tokens(title, z.text) <= room + 3
+        assert len(z.text) <= 7
+        assert whole or len(z.text.split()) <= words
+
+
+@given(st.text(), st.integers(1, 4), st.booleans())
+def test_bounds_that_are_wide_enough_change_nothing(text, words, whole):
+    document = Document("d", text, whole=whole)
+    bounded = split(document, words=words, count_tokens=count_tokens, max_tokens=10_000, max_chars=10_000)
+    assert list(bounded) == list(split(document, words=words))
+
+
+def test_a_passage_is_as_long_as_the_bounds_allow():
+    text = "one three seventeen a b"
+    assert [z.text for z in split(Document("d", text), count_tokens=count_tokens, max_tokens=5)] == [
+        "one three",
+        "seventeen",
+        "a b",
+    ]
+    assert [z.text for z in split(Document("d", text), max_chars=6)] == ["one", "three", "sevent", "een a", "b"]
+
+
+def test_a_word_without_end_is_counted_in_small_parts():
+    counted = []
+
+    def count(title: str, text: str) -> int:
+        counted.append(len(text))
+        return len(text)
+
+    found = list(split(Document("d", "short " + "x" * 100_000), count_tokens=count, max_tokens=100))
+    assert len(found) == 1_001
+    assert sum(counted) < 2_000_000
+
+
+def test_a_title_that_leaves_no_room_is_an_error():
+    passages_of_it = split(Document("d", "text", title="long " * 9), count_tokens=count_tokens, max_tokens=20)
+    with pytest.raises(DataError, match="the title of 'd' .* takes all tokens of a passage"):
+        next(passages_of_it)
 
 
 @pytest.mark.parametrize(
-    ("name", "raw", "problem"),
+    ("bounds", "problem"),
     [
-        ("a.jsonl.gz", b"plain", "not a whole gzip file"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "t"}', mtime=0)[:-4], "not a whole gzip file"),
-        ("a.tsv.gz", gzip.compress(b"x", mtime=0)[:10] + b"\xff" * 20, "not a whole gzip file"),
-        ("a.csv", b"", r"\.csv is not a format that is read"),
-        ("a", b"", "no extension is not a format"),
-        ("a.json", b"", r"only JSON lines are read, one object a line; name it \.jsonl"),
-        *((f"a{suffix}", b"\x80\x04].", "pickle files are never read") for suffix in (".pkl", ".pickle")),
-        *((f"a{suffix}", b"", r"pickle files are never read.*\.jsonl") for suffix in (".pt", ".bin", ".tsv.PKL")),
+        ({"max_tokens": 3}, "got one of count_tokens and max_tokens"),
+        ({"count_tokens": count_tokens}, "got one of count_tokens and max_tokens"),
+        ({"count_tokens": count_tokens, "max_tokens": 0}, "max_tokens=0 leaves nothing"),
+        ({"max_chars": 0}, "max_chars=0 leaves nothing"),
     ],
 )
-def test_a_given_file_that_cannot_be_read_raises_even_with_on_skip(tmp_path, name, raw, problem):
-    (tmp_path / name).write_bytes(raw)
-    with pytest.raises(DataError, match=problem) as raised:
-        list(read(tmp_path / name, on_skip=lambda *_: pytest.fail("reported instead of raised")))
-    assert str(raised.value).startswith(str(tmp_path / name))
-    assert "\n" not in str(raised.value)
+def test_bounds_that_make_no_sense(tmp_path: Path, bounds, problem):
+    with pytest.raises(InputError, match=problem):
+        split(Document("d", "text"), **bounds)
+    with pytest.raises(InputError, match=problem):
+        passages(tmp_path, **bounds)
 
 
-def test_a_missing_path_raises_at_the_call(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere: cannot be read \(No such file or directory\); check the path"):
-        read(tmp_path / "nowhere")
-
-
-def test_links_and_pipes(tmp_path):
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "outside" / "x.txt").write_text("text")
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "file.txt").symlink_to(tmp_path / "outside" / "x.txt")
-    (folder / "broken.txt").symlink_to(tmp_path / "nowhere")
-    (folder / "linked").symlink_to(tmp_path / "outside")
-    (folder / "loop").symlink_to(folder)
-    os.mkfifo(folder / "pipe.txt")
-    ids, skipped = read_reporting(folder)
-    assert ids == ["file.txt"]
-    assert set(skipped) == {"broken.txt", "linked", "loop", "pipe.txt"}
-    assert "not a file" in skipped["pipe.txt"]
-    assert "a link to a folder" in skipped["linked"]
-
-
-def test_what_the_system_refuses_in_a_folder_is_reported_and_raises_otherwise(tmp_path, monkeypatch):
-    (tmp_path / "a.txt").write_text("text")
-    (tmp_path / "closed.txt").write_text("text")
-    (tmp_path / "sealed").mkdir()
-    allowed_open, allowed_scan = Path.open, os.scandir
-
-    def refused(path: str | Path, name: str) -> bool:
-        if Path(path).name == name:
-            raise PermissionError(13, "Permission denied", str(path))
-        return False
-
-    # Simulated, for the tests may run as a user whom no permission stops.
-    monkeypatch.setattr(Path, "open", lambda path, mode: refused(path, "closed.txt") or allowed_open(path, mode))
-    monkeypatch.setattr(os, "scandir", lambda path: refused(path, "sealed") or allowed_scan(path))
-    ids, skipped = read_reporting(tmp_path)
-    assert ids == ["a.txt"]
-    assert set(skipped) == {"closed.txt", "sealed"}
-    assert all("Permission denied" in reason for reason in skipped.values())
-    with pytest.raises(DataError, match=r"sealed: cannot be read \(Permission denied\)"):
-        read(tmp_path)
-    with pytest.raises(DataError, match=r"closed\.txt: cannot be read \(Permission denied\)"):
-        list(read(tmp_path / "closed.txt"))
-    with pytest.raises(DataError, match="sealed"):
-        read(tmp_path / "sealed", on_skip=lambda *_: pytest.fail("reported instead of raised"))
-
-
-def test_a_name_that_is_not_utf8_is_left_out(tmp_path):
-    try:
-        Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt")).write_text("text")
-    except OSError:
-        pytest.skip("this file system keeps names in UTF-8")
-    ids, skipped = read_reporting(tmp_path)
-    assert ids == []
-    assert [reason.partition(",")[0] for reason in skipped.values()] == ["its name is not UTF-8"]
-
-
-def test_files_are_read_as_the_documents_are_asked_for(tmp_path):
-    rows = tmp_path / "a.jsonl"
-    rows.write_text('{"id": "1", "text": "t"}\nno\n')
-    documents = read(rows)
-    assert next(documents).id == "1"
-    rows.unlink()
-    (tmp_path / "a.txt").write_text("first")
-    (tmp_path / "b.txt").write_text("first")
-    documents = read(tmp_path)
-    assert next(documents).text == "first"
-    (tmp_path / "b.txt").write_text("second")
-    assert next(documents).text == "second"
-
-
-def test_importing_the_room_and_reading_text_imports_nothing_heavy(tmp_path):
-    (tmp_path / "a.txt").write_text("text")
-    heavy = {"torch", "numpy", "transformers", "faiss", "lance", "pyarrow"}
-    heavy |= {"pypdfium2", "selectolax", "mwparserfromhell", "zipfile"}
-    code = (
-        "import sys, latentrag.corpus as corpus; assert list(corpus.read(sys.argv[1]));"
-        f"sys.exit(', '.join({heavy!r} & set(sys.modules)))"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.stderr.strip() == ""
+def test_passages_of_files_are_bounded_too(tmp_path):
+    (tmp_path / "a.txt").write_text("一二三四五")
+    found = list(passages(tmp_path, count_tokens=lambda _, text: len(text), max_tokens=2))
+    assert found == [
+        Passage(f"a.txt#{i}", text, "a", str(tmp_path / "a.txt"), 2 * i, 2 * i + len(text))
+        for i, text in enumerate(["一二", "三四", "五"])
+    ]

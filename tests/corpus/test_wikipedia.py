@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from latentrag.corpus import read, split
-from latentrag.corpus.wikitext import plain
+from latentrag.corpus.wikipedia import plain
 from latentrag.errors import DataError
 from tests.corpus.making import dump, page
 

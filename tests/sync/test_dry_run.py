@@ -49,7 +49,7 @@ def test_a_dry_run_says_exactly_what_a_sync_does(steps):
         synced = Synced(Path(place))
         for rows, texts, delete, broken, fail_after in steps:
             lay_out(synced.folder, rows, texts, broken)
-            options = {"words": 10, "passages_per_commit": 4, "delete_missing": delete}
+            options = {"words": 10, "passages_per_commit": 4, "delete_missing": delete, "workers": 0}
             interrupt(synced, fail_after, options)
             before = everything(Path(place))
             expected = synced.sync(**options, dry_run=True)
@@ -92,5 +92,5 @@ def check(synced: Synced, *, delete: bool, broken: bool) -> None:
         assert own_ids.items() <= found.items()
         if delete:
             assert found == own_ids
-        assert synced.sync(delete_missing=delete).version == synced.memory.version
-        assert synced.sync(delete_missing=delete).files.changed == 0
+        assert synced.sync(delete_missing=delete, workers=0).version == synced.memory.version
+        assert synced.sync(delete_missing=delete, workers=0).files.changed == 0

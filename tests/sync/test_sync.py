@@ -55,8 +55,8 @@ def test_a_second_sync_reads_no_file_and_commits_nothing(synced: Synced, monkeyp
         os.utime(old, (1_000_000, 1_000_000))
     synced.sync()
     before = sorted(synced.path.rglob("*"))
-    monkeypatch.setattr("latentrag.sync.run.read", lambda *_, **__: pytest.fail("read again"))
-    monkeypatch.setattr("latentrag.sync.plan.sha256_of", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr("latentrag.sync.folder._contents", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr("latentrag.sync.folder.sha256_of", lambda *_: pytest.fail("hashed again"))
     monkeypatch.setattr("latentrag.memory.origins.held", lambda *_: pytest.fail("the table was read"))
     report = synced.sync()
     assert (files(report), report.version) == ((0, 0, 0, 0, 5, 0), 2)
@@ -69,9 +69,9 @@ def test_a_file_that_was_only_touched_is_hashed_and_not_read(synced: Synced, mon
     file = synced.write("a.txt", "text")
     synced.sync()
     os.utime(file, (1_000_000, 1_000_000))
-    monkeypatch.setattr("latentrag.sync.run.read", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr("latentrag.sync.folder._contents", lambda *_, **__: pytest.fail("read again"))
     assert files(synced.sync()) == (0, 0, 0, 0, 1, 0)
-    monkeypatch.setattr("latentrag.sync.plan.sha256_of", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr("latentrag.sync.folder.sha256_of", lambda *_: pytest.fail("hashed again"))
     assert files(synced.sync()) == (0, 0, 0, 0, 1, 0)  # the new time was noted
 
 
@@ -320,29 +320,29 @@ def test_what_lies_behind_a_closed_door_is_not_gone(synced: Synced, monkeypatch)
 
 
 def test_a_file_that_changes_or_vanishes_while_it_is_read(synced: Synced, monkeypatch):
-    from latentrag.sync import files as module
+    from latentrag.sync import folder as module
 
     for name in ("a", "b", "c"):
         synced.write(f"{name}.txt", f"first of {name}")
     synced.sync()
     for name in ("a", "b", "c"):
         synced.write(f"{name}.txt", f"second of {name}")
-    documents = module.documents
+    contents = module._contents
 
-    def meddling(file, on_skip):
-        yield from documents(file, on_skip)
-        if file.path.name == "a.txt":
+    def meddling(reading, *args):
+        if reading.file.path.name == "a.txt":
             synced.write("a.txt", "third of a, longer")
-        if file.path.name == "b.txt":
-            file.path.unlink()
+        if reading.file.path.name == "b.txt":
+            reading.file.path.unlink()
+        return contents(reading, *args)
 
-    monkeypatch.setattr(module, "documents", meddling)
+    monkeypatch.setattr(module, "_contents", meddling)
     report = synced.sync(delete_missing=True)
     assert [(path.name, reason.split(";")[0]) for path, reason in report.skipped] == [
         ("a.txt", "it changed while it was read"),
         ("b.txt", "cannot be read (No such file or directory)"),
     ]
-    monkeypatch.setattr(module, "documents", documents)
+    monkeypatch.setattr(module, "_contents", contents)
     assert synced.texts() == {"notes/a.txt": "first of a", "notes/b.txt": "first of b", "notes/c.txt": "second of c"}
     report = synced.sync(delete_missing=True)
     assert (files(report), set(synced.texts().values())) == ((0, 1, 1, 0, 1, 0), {"third of a, longer", "second of c"})
@@ -389,17 +389,16 @@ def test_a_large_file_that_changes_between_its_two_readings(synced: Synced, monk
     from latentrag.sync import run as module
 
     synced.write("rows.jsonl", rows(*((str(i), f"text {i}") for i in range(25))))
-    read = module.read
+    read_again = module.read_again
 
-    def then_changed(file, **options):
-        contents = read(file, **options)
+    def changed_meanwhile(*args):
         synced.write("rows.jsonl", rows(*((str(i), f"text {i if i < 15 else -i}") for i in range(25))))
-        return contents
+        return read_again(*args)
 
-    monkeypatch.setattr(module, "read", then_changed)
+    monkeypatch.setattr(module, "read_again", changed_meanwhile)
     report = synced.sync(passages_per_commit=10)
     assert report.skipped[0][1] == "it changed while it was read; sync again"
-    monkeypatch.setattr(module, "read", read)
+    monkeypatch.setattr(module, "read_again", read_again)
     synced.sync(passages_per_commit=10)
     assert synced.texts() == {str(i): f"text {i if i < 15 else -i}" for i in range(25)}
     assert synced.sync().files.unchanged == 1

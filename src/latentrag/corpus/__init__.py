@@ -1,6 +1,7 @@
 """Files → documents → passages, as a stream: a 10 GB file is read in constant memory."""
 
-from latentrag.corpus.passages import passages, split
-from latentrag.corpus.reading import read
+from latentrag.corpus.readers import READERS, Ledger, Reader, UnreadableError
+from latentrag.corpus.reading import passages, read
+from latentrag.corpus.splitting import split
 
-__all__ = ["passages", "read", "split"]
+__all__ = ["READERS", "Ledger", "Reader", "UnreadableError", "passages", "read", "split"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import TYPE_CHECKING, BinaryIO
 
-from latentrag.corpus.formats import UnreadableError
-from latentrag.corpus.xml_events import End, Start, Text, events
+from latentrag.corpus.readers import Ledger, Reader, UnreadableError
+from latentrag.corpus.text import End, Start, Text, xml_events
 from latentrag.types import Document
 
 if TYPE_CHECKING:
@@ -19,10 +20,11 @@ _MAX_PART_BYTES = 1 << 29
 _OLE = b"\xd0\xcf\x11\xe0"
 # Deleted and moved text, and the older form of a text box that is there in a newer form too.
 _NOT_SHOWN = frozenset(("del", "moveFrom", "Fallback"))
+_OTHER_PARTS = re.compile(r"word/(comments|endnotes|footer|footnotes|header)\d*\.xml")
 _CHARACTERS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 
 
-def docx(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
+def docx(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
     """One document: the text of its body with tables and text boxes, a line for each paragraph and each row of a
     table; without headers, footers, notes, comments and deleted text. Title: the one in the file's properties, else
     the file's stem."""
@@ -34,11 +36,22 @@ def docx(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
         file.seek(0)
         with zipfile.ZipFile(file) as archive:
             title = _title(archive)
-            text = _body(archive, _target(archive, "officeDocument") or "word/document.xml")
+            text = _body(archive, _target(archive, "officeDocument") or "word/document.xml", ledger)
+            for part in archive.namelist():
+                if kind := _OTHER_PARTS.fullmatch(part):
+                    ledger.leave_out(f"part of the document: {kind[1]}")
     # zipfile raises the last two for methods of compression and encryption that it does not know.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UnreadableError(f"not a whole .docx file ({error}); fetch or save it again") from error
-    yield Document(id=name, text=text, title=title or PurePath(name).stem, source=source)
+    yield Document(id=name, text=text, title=title or PurePath(name).stem, source=ledger.file)
+
+
+DOCX = Reader(
+    docx,
+    suffixes=(".docx",),
+    mime_types=("application/vnd.openxmlformats-officedocument.wordprocessingml.document",),
+    one_document=True,
+)
 
 
 def _events(archive: ZipFile, part: str) -> Iterator[Start | Text | End]:
@@ -49,7 +62,7 @@ def _events(archive: ZipFile, part: str) -> Iterator[Start | Text | End]:
     if info.file_size > _MAX_PART_BYTES:
         raise UnreadableError(f"{part} would unpack to {info.file_size >> 20} MiB; split the document")
     with archive.open(info) as stream:
-        yield from events(stream)
+        yield from xml_events(stream)
 
 
 def _target(archive: ZipFile, kind: str) -> str:
@@ -75,13 +88,15 @@ def _title(archive: ZipFile) -> str:
     return " ".join(title.split())
 
 
-def _body(archive: ZipFile, part: str) -> str:
+def _body(archive: ZipFile, part: str, ledger: Ledger) -> str:
     pieces: list[str] = []
     opened: list[str] = []
     hidden = 0
     for event in _events(archive, part):
         if isinstance(event, Start):
-            hidden += event.tag in _NOT_SHOWN
+            if event.tag in _NOT_SHOWN:
+                hidden += 1
+                ledger.leave_out(f"element that is not shown: {event.tag}")
             # A tab outside of a run is a tab stop.
             if not hidden and opened[-1:] == ["r"]:
                 pieces.append(_CHARACTERS.get(event.tag, ""))

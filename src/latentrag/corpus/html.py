@@ -14,7 +14,8 @@ from itertools import accumulate
 from pathlib import PurePath
 from typing import TYPE_CHECKING, BinaryIO
 
-from latentrag.corpus.formats import UnreadableError, decode
+from latentrag.corpus.readers import Ledger, Reader, UnreadableError
+from latentrag.corpus.text import decode
 from latentrag.types import Document
 
 if TYPE_CHECKING:
@@ -74,19 +75,31 @@ _CHARSETS = frozenset(
 )
 
 
-def html(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
+def html(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
     """One document: the page's main text, a line for each block. Title: the page's, else its first h1's, else the
     file's stem."""
     from selectolax.lexbor import LexborHTMLParser
 
-    page = LexborHTMLParser(_decoded(file.read()))
+    page = LexborHTMLParser(_decoded(file.read(), ledger))
     blocks, elements = _cut(page.body)
-    text = _joined(_main_blocks(blocks, elements))
+    main = _main_blocks(blocks, elements)
+    text = _joined(main)
+    num_outside = sum(len(block.text) for block in blocks) - sum(len(block.text) for block in main)
+    ledger.leave_out("character in menus, banners, hidden elements and the like", num_outside)
     if not text:
         raise UnreadableError("no text in the page; if scripts fill it, save it from a browser as it is shown")
     titles = (" ".join((found.text() or "").split()) for found in page.css("head > title, h1"))
     title = next(filter(None, titles), PurePath(name).stem)
-    yield Document(id=name, text=text, title=title, source=source)
+    yield Document(id=name, text=text, title=title, source=ledger.file)
+
+
+HTML = Reader(
+    html,
+    suffixes=(".html", ".htm", ".xhtml"),
+    mime_types=("text/html", "application/xhtml+xml"),
+    one_document=True,
+    library="selectolax",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,19 +258,28 @@ def _joined(blocks: list[_Block]) -> str:
     return "".join(("\t" if block.after_cell else "\n") + block.text for block in blocks)[1:]
 
 
-def _decoded(raw: bytes) -> str:
+def _decoded(raw: bytes, ledger: Ledger) -> str:
     """As browsers do where the page names its encoding; a page that names none must be UTF-8."""
+    charset = _charset(raw)
+    if not charset:
+        return decode(raw, ledger)
+    text = raw.decode(charset, "replace").removeprefix("\ufeff")
+    ledger.encoding = charset
+    ledger.leave_out(f"character that is not {charset}", text.count("\ufffd"))
+    return text
+
+
+def _charset(raw: bytes) -> str:
+    """The encoding that the page names, by its Python name; empty if it names none that browsers know."""
     for mark, charset in ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
         if raw.startswith(mark):
-            return raw.decode(charset, "replace").removeprefix("\ufeff")
+            return charset
     named = _META_CHARSET.search(raw[:_META_BYTES])
     if named is None:
-        return decode(raw)
+        return ""
     try:
         charset = codecs.lookup(named[1].decode("ascii")).name
     except LookupError:
-        charset = ""
+        return ""
     charset = _AS_BROWSERS.get(charset, charset)
-    if charset not in _CHARSETS:
-        return decode(raw)
-    return raw.decode(charset, "replace")
+    return charset if charset in _CHARSETS else ""

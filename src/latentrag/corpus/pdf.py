@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import TYPE_CHECKING, BinaryIO
 
-from latentrag.corpus.formats import UnreadableError
+from latentrag.corpus.readers import Ledger, Reader, UnreadableError
 from latentrag.types import Document
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _PASSWORD_ERRORS = (4, 5)  # FPDF_ERR_PASSWORD, FPDF_ERR_SECURITY
 _NO_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
 
 
-def pdf(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
+def pdf(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
     """One document: the text of its pages, each on a new line. Title: the one in the file's properties, else the
     file's stem. A page without text is an empty one; a file without any is an error."""
     from pypdfium2 import PdfDocument, PdfiumError
@@ -31,15 +31,19 @@ def pdf(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
         if error.err_code in _PASSWORD_ERRORS:
             raise UnreadableError("encrypted; save it without a password") from error
         raise UnreadableError(f"not a whole PDF: {_reason(error)}; fetch or export it again") from error
+    ledger.leave_out("page without text", sum(not page.strip() for page in pages))
     if not any(page.strip() for page in pages):
         raise UnreadableError(f"no text on its {len(pages)} pages, which may be scans; run OCR over it")
     yield Document(
         id=name,
         text="\n".join(pages),
         title=title or PurePath(name).stem,
-        source=source,
+        source=ledger.file,
         page_starts=_starts(pages),
     )
+
+
+PDF = Reader(pdf, suffixes=(".pdf",), mime_types=("application/pdf",), one_document=True, library="pypdfium2")
 
 
 def _page_text(opened: PdfDocument, i: int) -> str:

@@ -1,27 +1,144 @@
-"""Which files are read, and what happens to those that cannot be."""
+"""What reads a file: one table of readers, the ledger that each of them keeps, and a file that one of them reads.
+
+A format is added by one module of another package, with a reader in it, and an entry point that names it:
+
+    [project.entry-points."latentrag.readers"]
+    subtitles = "my_package:SUBTITLES"
+"""
 
 from __future__ import annotations
 
 import bz2
 import gzip
-import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from stat import S_ISDIR
 from typing import BinaryIO, TypeAlias, cast
 
-from latentrag.corpus.formats import UnreadableError
-from latentrag.corpus.kinds import READABLE, Kind, kind_of
-from latentrag.errors import DataError
+from latentrag.registry import Table
 from latentrag.types import Document
 
-StrPath: TypeAlias = str | os.PathLike[str]
-OnSkip: TypeAlias = Callable[[Path, str], None]
-"""Called with a file that is left out, wholly or from some row on, and the reason."""
+_PACKED = (".gz", ".bz2")
 
-_PICKLES = (".pkl", ".pickle", ".pt", ".bin")
+
+class UnreadableError(Exception):
+    """What is wrong with a file, or with one line of it (counted from 1), and the remedy."""
+
+    def __init__(self, problem: str, line: int | None = None) -> None:
+        super().__init__(problem, line)
+        self.problem = problem
+        self.line = line
+
+    def __str__(self) -> str:
+        return self.problem if self.line is None else f"from line {self.line} on: {self.problem}"
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What became of a file. It is complete when the file's documents have ended.
+
+    Attributes:
+        file: its path, which is the source of its documents.
+        characters: of the documents' texts together.
+        left_out: (reason, count) of what is in no document. The reason names what is counted: "page without text".
+        encoding: what the bytes were taken for; empty where the format itself says how text is stored.
+    """
+
+    file: str
+    characters: int = 0
+    left_out: list[tuple[str, int]] = field(default_factory=list)
+    encoding: str = ""
+
+    def leave_out(self, reason: str, count: int = 1) -> None:
+        """Note that so much more was left out for this reason. A count of 0 notes nothing."""
+        if count:
+            counts = dict(self.left_out)
+            counts[reason] = counts.get(reason, 0) + count
+            self.left_out = list(counts.items())
+
+
+Read: TypeAlias = Callable[[BinaryIO, str, Ledger], Iterator[Document]]
+"""(the open file, its name for ids, its ledger) → documents. Raises: UnreadableError, after the documents so far.
+
+The file can be read piece by piece, as a stream, and unless it is packed it can seek. ``ledger.file`` is the documents'
+source. The reader notes what it leaves out and the encoding; the characters are counted by the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A format. A file has it if its name ends with one of ``suffixes`` or matches ``pattern``; where no reader knows
+    the name, if its MIME type is one of ``mime_types``; else if its first bytes are one of ``magic``.
+
+    Attributes:
+        suffixes: in lower case, with the dot; the first is the one that messages name.
+        pattern: a regular expression for whole names in lower case.
+        one_document: a file is one document, known by its name alone.
+        library: the module that it needs, of the extra ``documents``; empty: none.
+        packed: read with .gz or .bz2 at the end of its name too.
+    """
+
+    read: Read
+    suffixes: tuple[str, ...] = ()
+    pattern: str = r"(?!)"
+    mime_types: tuple[str, ...] = ()
+    magic: tuple[bytes, ...] = ()
+    one_document: bool = False
+    library: str = ""
+    packed: bool = False
+
+    @property
+    def missing(self) -> str:
+        """What to do before this reader can be used; empty if nothing is missing. Imports nothing."""
+        if not self.library or find_spec(self.library) is not None:
+            return ""
+        return f"reading it needs {self.library}; run pip install 'latentrag[documents]'"
+
+
+READERS: Table[Reader] = Table(
+    "reader",
+    {
+        "text": "latentrag.corpus.text:TEXT",
+        "markdown": "latentrag.corpus.text:MARKDOWN",
+        "html": "latentrag.corpus.html:HTML",
+        "pdf": "latentrag.corpus.pdf:PDF",
+        "docx": "latentrag.corpus.docx:DOCX",
+        "jsonl": "latentrag.corpus.text:JSON_LINES",
+        "tsv": "latentrag.corpus.text:TSV",
+        "wikipedia": "latentrag.corpus.wikipedia:DUMP",
+        "wikiextractor": "latentrag.corpus.wikipedia:EXTRACTED",
+    },
+    group="latentrag.readers",
+)
+"""Where two know a file, the earlier one reads it; readers of other packages come after our own."""
+
+
+class Formats:
+    """The table of readers as it is now, to look up many files in."""
+
+    def __init__(self) -> None:
+        self._readers = [(name, READERS[name]) for name in READERS]
+        self.num_magic_bytes = max(len(magic) for _, reader in self._readers for magic in (b"", *reader.magic))
+
+    @property
+    def readable(self) -> str:
+        """The formats, for messages."""
+        return ", ".join(reader.suffixes[0] for _, reader in self._readers if reader.suffixes)
+
+    def of(self, file_name: str, *, mime_type: str = "", start: bytes = b"") -> str | None:
+        """The name of the reader that reads a file of this name, type or first bytes; None if there is none."""
+        file_name = file_name.lower()
+        packed = file_name.endswith(_PACKED)
+        if packed:
+            file_name = file_name.rpartition(".")[0]
+        for name, reader in self._readers:
+            if file_name.endswith(reader.suffixes) or re.fullmatch(reader.pattern, file_name):
+                return name if reader.packed or not packed else None
+        by_type = (name for name, reader in self._readers if mime_type in reader.mime_types)
+        by_start = (name for name, reader in self._readers if reader.magic and start.startswith(reader.magic))
+        return next(by_type, None) or next(by_start, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,39 +148,32 @@ class File:
     Attributes:
         path: where it is, as the user gave it.
         name: what ids are made of: its path relative to the given folder; its own name if it was given itself.
-        kind: its format.
+        format: its reader's name in the table.
         in_folder: found in a folder, so that it is left out if it cannot be read; otherwise that is an error.
     """
 
     path: Path
     name: str
-    kind: Kind
+    format: str
     in_folder: bool
 
     @property
-    def one_document(self) -> bool:
-        return self.kind.one_document
+    def reader(self) -> Reader:
+        return READERS[self.format]
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self, ledger: Ledger) -> Iterator[Document]:
         """What is in it. Raises: UnreadableError."""
         packing = "bzip2" if self.path.suffix.lower() == ".bz2" else "gzip"
         try:
             self._check()
             with _open(self.path) as stream:
-                yield from self.kind.read(stream, self.name, str(self.path))
+                yield from self.reader.read(stream, self.name, ledger)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UnreadableError(f"not a whole {packing} file ({error}); fetch it again") from error
         except OSError as error:
             if error.errno is None and packing == "bzip2":
                 raise UnreadableError(f"not a whole bzip2 file ({error}); fetch it again") from error
-            raise UnreadableError(_refusal(error)) from error
-
-    def refuse(self, error: UnreadableError, on_skip: OnSkip | None) -> None:
-        """Tells ``on_skip`` that the file, or the rest of it, is left out, if it was found in a folder.
-
-        Raises: DataError if it was given directly, or if there is nobody to tell.
-        """
-        _refuse(self.path, error, on_skip if self.in_folder else None)
+            raise UnreadableError(refusal(error)) from error
 
     def _check(self) -> None:
         try:
@@ -74,59 +184,28 @@ class File:
             raise UnreadableError("a broken link, a pipe or a device, not a file; remove it or pass what it stands for")
 
 
-def find_files(path: StrPath, on_skip: OnSkip | None = None) -> list[File]:
-    """The files that ``read`` reads, sorted by name. Arguments and errors are those of ``read``."""
-    path = Path(path)
-    try:
-        is_folder = S_ISDIR(path.stat().st_mode)
-    except OSError as error:
-        raise DataError(f"{path}: {_refusal(error)}") from error
-    if is_folder:
-        return sorted(_walk(path, on_skip), key=lambda file: file.name)
-    kind = kind_of(path.name)
-    if kind is None:
-        raise DataError(f"{path}: {_unknown(path)}")
-    if kind.missing:
-        raise DataError(f"{path}: {kind.missing}")
-    return [File(path, path.name, kind, in_folder=False)]
+@dataclass(slots=True)
+class Reading:
+    """A file's documents while it is read; its ledger is complete when they have ended."""
+
+    file: File
+    documents: Iterator[Document]
+    ledger: Ledger
+
+    def __iter__(self) -> Iterator[Document]:
+        """Raises: UnreadableError, after the documents so far."""
+        try:
+            for document in self.documents:
+                self.ledger.characters += len(document.text)
+                yield document
+        except UnreadableError as error:
+            self.ledger.leave_out(str(error))
+            raise
 
 
-def documents(file: File, on_skip: OnSkip | None = None) -> Iterator[Document]:
-    """The documents of one file, read by this process; ``on_skip`` and errors as in ``read``."""
-    try:
-        yield from file.documents()
-    except UnreadableError as error:
-        file.refuse(error, on_skip)
-
-
-def _walk(root: Path, on_skip: OnSkip | None) -> Iterator[File]:
-    def refuse_folder(error: OSError) -> None:
-        folder = Path(error.filename)
-        _refuse(folder, UnreadableError(_refusal(error)), None if folder == root else on_skip)
-
-    for folder, subfolders, names in os.walk(root, onerror=refuse_folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for path in (Path(folder, name) for name in subfolders):
-            if path.is_symlink() and on_skip is not None:
-                on_skip(path, "a link to a folder, which is not followed; pass that folder as well")
-        for path in (Path(folder, name) for name in names if not name.startswith(".")):
-            kind = kind_of(path.name)
-            if kind is None:
-                if on_skip is not None:
-                    on_skip(path, _unknown(path))
-            elif kind.missing:
-                _refuse(path, UnreadableError(kind.missing), on_skip)
-            else:
-                yield File(path, path.relative_to(root).as_posix(), kind, in_folder=True)
-
-
-def _unknown(path: Path) -> str:
-    extension = path.suffix.lower()
-    if extension in _PICKLES:
-        return f"pickle files are never read, since that can run any code; convert it to one of {READABLE}"
-    if extension == ".json":
-        return f"only JSON lines are read, one object a line; name it .jsonl if it is that (read: {READABLE})"
-    return f"{extension or 'no extension'} is not a format that is read; convert it to one of {READABLE}"
+def refusal(error: OSError) -> str:
+    """What the operating system said, for messages."""
+    return f"cannot be read ({error.strerror or error}); check the path and its permissions"
 
 
 def _open(path: Path) -> BinaryIO:
@@ -136,15 +215,3 @@ def _open(path: Path) -> BinaryIO:
     if suffix == ".bz2":
         return cast("BinaryIO", bz2.open(path, "rb"))
     return path.open("rb")
-
-
-def _refusal(error: OSError) -> str:
-    return f"cannot be read ({error.strerror or error}); check the path and its permissions"
-
-
-def _refuse(path: Path, error: UnreadableError, on_skip: OnSkip | None) -> None:
-    if on_skip is None:
-        place = f" line {error.line}" if error.line else ""
-        raise DataError(f"{path}{place}: {error.problem}") from error
-    place = f"from line {error.line} on: " if error.line else ""
-    on_skip(path, f"{place}{error.problem}")

@@ -6,33 +6,35 @@ with by the next one: whatever was committed is found there, equal to the files,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latentrag.corpus.processes import TIME_LIMIT_S
 from latentrag.corpus.readers import File
+from latentrag.corpus.reading import check_workers
+from latentrag.corpus.splitting import check_bounds
 from latentrag.errors import InputError
 from latentrag.memory import origins
 from latentrag.memory.building import is_free
 from latentrag.memory.origins import Held
 from latentrag.memory.table import Table
-from latentrag.sync.files import (
-    CHANGED,
+from latentrag.sync.folder import (
     Contents,
+    Plan,
     SkippedError,
+    Splitting,
     folder_name,
     list_files,
-    passages_of,
-    read,
-    settings,
+    make_plan,
+    read_again,
+    read_contents,
 )
 from latentrag.sync.journal import Journal
-from latentrag.sync.plan import Plan, make_plan
 from latentrag.sync.report import Counts, Progress, Report
 from latentrag.sync.writer import Writer
-from latentrag.types import Passage
 
 if TYPE_CHECKING:
     from latentrag.protocols import PassageEncoder
@@ -51,8 +53,11 @@ class SyncOptions:
         delete_missing: remove the passages of files that are gone.
         dry_run: change nothing, encode nothing, report what a sync would do.
         checksum: hash every file, also those whose size and time are as they were.
-        passages_per_commit: at most; each commit is a version, and what a kill costs. By default two minutes' work
-            of a small encoder on a CPU.
+        passages_per_commit: at most. Each commit is a version; an interrupted sync loses at most this many encoded
+            passages. By default two minutes' work of a small encoder on a CPU.
+        workers: processes that read the files, so that a file which crashes or occupies its reader is skipped like
+            other broken ones. 0: this process reads.
+        time_limit_s: with workers, how long one document may take.
     Raises: InputError.
     """
 
@@ -62,10 +67,13 @@ class SyncOptions:
     dry_run: bool = False
     checksum: bool = False
     passages_per_commit: int = 8_192
+    workers: int = 1
+    time_limit_s: float = TIME_LIMIT_S
 
     def __post_init__(self) -> None:
-        if self.words is not None and self.words < 1:
-            raise InputError(f"words={self.words} is less than one word a passage; pass 1 or more (the paper has 100)")
+        if self.words is not None:
+            check_bounds(self.words)
+        check_workers(self.workers, self.time_limit_s)
         if self.passages_per_commit < 1:
             raise InputError(f"{self.passages_per_commit} passages in a commit are too few; pass 1 or more")
 
@@ -99,6 +107,7 @@ def sync(
         _check_place(journal, folder, memory, name)
     noted = (journal.folder, journal.words, journal.version_key)
     journal.folder, journal.words = str(folder.resolve()), options.words or journal.words or WORDS
+    splitting = Splitting(journal.words, options.workers, options.time_limit_s)
     _see_memory(journal, base, name)
     skipped: list[tuple[Path, str]] = []
     files = list_files(folder, name, memory=memory, on_skip=lambda path, reason: skipped.append((path, reason)))
@@ -108,12 +117,12 @@ def sync(
         folder=folder,
         name=name,
         journal=journal,
-        settings=settings(journal.words),
+        splitting=splitting,
         checksum=options.checksum,
     )
     if options.delete_missing and not files:
         _check_empty(folder, plan)
-    run = _Run(memory, base, plan, journal, encoder, name=name, options=options, on_progress=on_progress)
+    run = _Run(memory, base, plan, journal, encoder, splitting, name=name, options=options, on_progress=on_progress)
     missing = run.go()
     if not options.dry_run and run.writer.version is not None:
         journal.version_key = run.writer.version_key()
@@ -170,6 +179,7 @@ class _Run:
         plan: Plan,
         journal: Journal,
         encoder: Callable[[], PassageEncoder],
+        splitting: Splitting,
         *,
         name: str,
         options: SyncOptions,
@@ -193,8 +203,7 @@ class _Run:
         self._plan = plan
         self._journal = journal
         self._options = options
-        self._words = journal.words or WORDS
-        self._settings = settings(self._words)
+        self._splitting = splitting
         self._on_progress = on_progress
         self._num_ready = 0
         self._num_done = len(plan.unchanged)
@@ -210,13 +219,16 @@ class _Run:
         if plan.to_read and self._base is not None and not self._options.dry_run:
             # Where nothing can be written the first commit says so, and where only this cannot, its notes do.
             self._journal.rewrite(self._journal.facts, warn=False)
-        for files in _groups(plan.to_read, _FILES_PER_LOOKUP):
-            known = [file.name for file in files if file.name in self._journal.held]
-            digests = {} if self._base is None else origins.digests(self._base, known)
-            for file in files:
+        limit = self._options.passages_per_commit
+        with closing(read_contents(plan.to_read, self._splitting, limit=limit)) as all_contents:
+            for i, (file, contents) in enumerate(zip(plan.to_read, all_contents, strict=True)):
+                if i % _FILES_PER_LOOKUP == 0:
+                    digests = self._digests(plan.to_read[i : i + _FILES_PER_LOOKUP])
                 self._losable.discard(file.name)
                 try:
-                    self._sync_file(file, digests.get(file.name, {}))
+                    if isinstance(contents, SkippedError):
+                        raise contents
+                    self._sync_file(file, contents, digests.get(file.name, {}))
                 except SkippedError as error:
                     plan.skipped.append((file.path, str(error)))
                 self._num_done += 1
@@ -224,10 +236,13 @@ class _Run:
         self.writer.flush()
         return self._settle_missing()
 
-    def _sync_file(self, file: File, old: dict[str, int]) -> None:
+    def _digests(self, files: list[File]) -> dict[str, dict[str, int]]:
+        """What the memory has of these files: name → id → digest."""
+        known = [file.name for file in files if file.name in self._journal.held]
+        return {} if self._base is None else origins.digests(self._base, known)
+
+    def _sync_file(self, file: File, contents: Contents, old: dict[str, int]) -> None:
         """Args: old: id → digest of what the memory has of it. Raises: SkippedError."""
-        limit = self._options.passages_per_commit
-        contents = read(file, words=self._words, settings=self._settings, limit=limit)
         held = self._journal.held.get(file.name, Held())
         if contents.fact.held == held and self.writer.is_sure_of(file.name):
             self.counts.files.unchanged += 1
@@ -236,7 +251,7 @@ class _Run:
             return
         self.writer.claim(file.name, contents.ids, from_files=self._losable)
         passages = contents.passages
-        self.writer.put(file.name, old, _again(file, contents, words=self._words) if passages is None else passages)
+        self.writer.put(file.name, old, read_again(file, contents, self._splitting) if passages is None else passages)
         self.writer.finish(file.name, old, contents)
         if held.num_passages:
             self.counts.files.changed += 1
@@ -266,23 +281,3 @@ class _Run:
         if self._on_progress is not None:
             num_files = len(self._plan.unchanged) + len(self._plan.to_read)
             self._on_progress(Progress(self._num_done, num_files, self._num_ready))
-
-
-def _again(file: File, contents: Contents, *, words: int) -> Iterator[Passage]:
-    """The passages of a file that has too many to keep, read once more. Raises: SkippedError if they are others now."""
-    expected = set(contents.ids)
-    held = Held()
-    for passage in passages_of(file, words=words):
-        if passage.id not in expected:
-            raise SkippedError(CHANGED)
-        expected.discard(passage.id)
-        held = held.with_digest(origins.digest(passage))
-        yield passage
-    if held != contents.fact.held:
-        raise SkippedError(CHANGED)
-
-
-def _groups(files: Sequence[File], size: int) -> Iterator[list[File]]:
-    stream = iter(files)
-    while group := list(islice(stream, size)):
-        yield group

@@ -13,7 +13,7 @@ from latentrag.memory import Memory, damage, durable, origins
 from latentrag.memory.building import create
 from latentrag.memory.memory import fp16_vectors
 from latentrag.memory.table import Table
-from latentrag.sync.files import Contents, SkippedError
+from latentrag.sync.folder import Contents, SkippedError
 from latentrag.sync.journal import Fact, Journal
 from latentrag.sync.report import Counts
 from latentrag.types import Passage

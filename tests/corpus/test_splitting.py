@@ -1,6 +1,8 @@
 """split and passages: the paper's 100-word passages, their offsets and their ids."""
 
-from itertools import pairwise
+import re
+from bisect import bisect_right
+from itertools import islice, pairwise
 
 import hypothesis.strategies as st
 import pytest
@@ -25,6 +27,37 @@ def test_passages_hold_the_words_of_the_document_in_slices_of_it(text, words):
         assert z.text == text[z.start : z.end]
         assert z.text == z.text.strip()
     assert all(before.end < after.start for before, after in pairwise(result))
+
+
+def earlier_split(document: Document, words: int) -> list[Passage]:
+    """What splits documents in the memories that there are (commit 5cbb646): the oracle of what must not change."""
+    text = document.text
+    if document.whole:
+        start, end = len(text) - len(text.lstrip()), len(text.rstrip())
+        spans = [(start, end)] if start < end else []
+    else:
+        spans = []
+        found = re.finditer(r"\S+", text)
+        while group := list(islice(found, words)):
+            spans.append((group[0].start(), group[-1].end()))
+    return [
+        Passage(
+            id=document.id if len(spans) == 1 else f"{document.id}#{i}",
+            text=text[start:end],
+            title=document.title,
+            source=document.source,
+            start=start,
+            end=end,
+            page=bisect_right(document.page_starts, start) or None,
+        )
+        for i, (start, end) in enumerate(spans)
+    ]
+
+
+@given(texts, st.integers(1, 5), st.booleans(), st.lists(st.integers(0, 30)).map(sorted))
+def test_passages_are_those_of_earlier_memories(text, words, whole, page_starts):
+    document = Document("d", text, "T", "s", page_starts=tuple(page_starts), whole=whole)
+    assert list(split(document, words=words)) == earlier_split(document, words)
 
 
 def test_fields_are_carried_and_ids_numbered():

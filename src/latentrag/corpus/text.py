@@ -1,18 +1,16 @@
-"""Text, Markdown, JSON lines and TSV: bytes → documents, one function for each format."""
+"""Text, Markdown, JSON lines and TSV, and what other formats that are made of text need too: UTF-8, XML as a stream."""
 
 from __future__ import annotations
 
 import json
 import re
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import PurePath
-from typing import Any, BinaryIO, TypeAlias
+from typing import IO, Any, BinaryIO, NamedTuple
 
+from latentrag.corpus.readers import Ledger, Reader, UnreadableError
 from latentrag.types import Document
-
-Format: TypeAlias = Callable[[BinaryIO, str, str], Iterator[Document]]
-"""(the open file, its name for ids, its path as source) → documents, or UnreadableError."""
 
 _BOM = "\ufeff"
 _ID_FIELDS = ("id", "_id", "wikipedia_id")
@@ -25,28 +23,19 @@ _QUOTED_FIELD = re.compile(r'"((?:[^"]+|"")*+)"\t')
 _UNCLOSED_FIELD = re.compile(r'"(?:[^"]+|"")*+\Z')
 
 
-class UnreadableError(Exception):
-    """What is wrong with a file, or with one line of it (counted from 1), and the remedy."""
-
-    def __init__(self, problem: str, line: int | None = None) -> None:
-        super().__init__(problem, line)
-        self.problem = problem
-        self.line = line
-
-
-def plain_text(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
+def plain_text(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
     """One document: the file's text to the character, line ends included. Title: the file's stem."""
-    text = decode(file.read()).removeprefix(_BOM)
-    yield Document(id=name, text=text, title=PurePath(name).stem, source=source)
+    text = decode(file.read(), ledger).removeprefix(_BOM)
+    yield Document(id=name, text=text, title=PurePath(name).stem, source=ledger.file)
 
 
-def markdown(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
+def markdown(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
     """As plain text, marks and all. Title: the first ``# `` heading if there is one, else the file's stem."""
-    text = decode(file.read()).removeprefix(_BOM)
-    yield Document(id=name, text=text, title=_first_heading(text) or PurePath(name).stem, source=source)
+    text = decode(file.read(), ledger).removeprefix(_BOM)
+    yield Document(id=name, text=text, title=_first_heading(text) or PurePath(name).stem, source=ledger.file)
 
 
-def json_lines(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
+def json_lines(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
     """A document for each line that is not blank, under whichever of the known field names the row has.
 
     | | id | title | text |
@@ -58,21 +47,21 @@ def json_lines(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
 
     A row may name its ``source``. Null counts as absent, other fields are ignored.
     """
-    for number, line in _lines(file):
+    for number, line in _lines(file, ledger):
         if not line.strip():
             continue
         try:
-            document = _row_document(_json_object(line.rstrip()), f"{name}:{number}", source)
+            document = _row_document(_json_object(line.rstrip()), f"{name}:{number}", ledger.file)
         except UnreadableError as error:
             raise UnreadableError(f"{error.problem}; fix or remove the line", number) from error
         yield document
 
 
-def tsv(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
+def tsv(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
     """A passage for each row of id, text, title, as in DPR's psgs_w100.tsv; a header may give another order."""
     columns: tuple[str, ...] = _TSV_COLUMNS
     first = True
-    for number, fields in _tsv_rows(file):
+    for number, fields in _tsv_rows(file, ledger):
         names = tuple(field.strip().lower() for field in fields) if first else ()
         first = False
         if sorted(names) == sorted(_TSV_COLUMNS):
@@ -83,11 +72,18 @@ def tsv(file: BinaryIO, name: str, source: str) -> Iterator[Document]:
                 f"{len(fields)} tab-separated columns, needed {', '.join(columns)}; fix the row", number
             )
         row = dict(zip(columns, fields, strict=True))
-        yield Document(row["id"] or f"{name}:{number}", row["text"], title=row["title"], source=source, whole=True)
+        yield Document(row["id"] or f"{name}:{number}", row["text"], title=row["title"], source=ledger.file, whole=True)
 
 
-def decode(raw: bytes, line: int | None = None) -> str:
+TEXT = Reader(plain_text, suffixes=(".txt",), mime_types=("text/plain",), one_document=True)
+MARKDOWN = Reader(markdown, suffixes=(".md",), mime_types=("text/markdown",), one_document=True)
+JSON_LINES = Reader(json_lines, suffixes=(".jsonl",), mime_types=("application/jsonl",), packed=True)
+TSV = Reader(tsv, suffixes=(".tsv",), mime_types=("text/tab-separated-values",), packed=True)
+
+
+def decode(raw: bytes, ledger: Ledger, line: int | None = None) -> str:
     """UTF-8. Raises: UnreadableError."""
+    ledger.encoding = "utf-8"
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -95,10 +91,10 @@ def decode(raw: bytes, line: int | None = None) -> str:
         raise UnreadableError(problem, line) from error
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
+def _lines(file: BinaryIO, ledger: Ledger) -> Iterator[tuple[int, str]]:
     """Lines, their ends kept, with their numbers. Decoded one by one, so that a wrong byte has a line."""
     for number, raw in enumerate(file, start=1):
-        line = decode(raw, number)
+        line = decode(raw, ledger, number)
         yield number, line.removeprefix(_BOM) if number == 1 else line
 
 
@@ -183,13 +179,13 @@ def _checked(value: object, field: str) -> str:
     return value
 
 
-def _tsv_rows(file: BinaryIO) -> Iterator[tuple[int, list[str]]]:
+def _tsv_rows(file: BinaryIO, ledger: Ledger) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not blank, with the number of their first line.
 
     Not the csv module: its limit on a field's length is global to the process, and one stray quote makes it
     swallow the rest of the file.
     """
-    lines = _lines(file)
+    lines = _lines(file, ledger)
     for number, line in lines:
         if not line.strip():
             continue
@@ -234,3 +230,63 @@ def _unclosed(number: int) -> UnreadableError:
     return UnreadableError(
         "a quote opens a field and is not closed; close it, and double the quotes inside the field", number
     )
+
+
+# XML: files that may be hostile, so no entities of their own, and nothing is fetched
+
+_CHUNK_BYTES = 1 << 16
+
+
+class Start(NamedTuple):
+    """``<tag …>``; tags and the names of attributes without their namespace."""
+
+    tag: str
+    attributes: dict[str, str]
+
+
+class Text(NamedTuple):
+    """A piece of the text between two tags, which may come in several."""
+
+    text: str
+
+
+class End(NamedTuple):
+    """``</tag>``"""
+
+    tag: str
+
+
+def xml_events(file: IO[bytes]) -> Iterator[Start | Text | End]:
+    """What is in an XML file, in constant memory. Raises: UnreadableError, with the line."""
+    from xml.parsers import expat
+
+    parsed: list[Start | Text | End] = []
+    parser = expat.ParserCreate(namespace_separator=" ")
+    parser.buffer_text = True
+
+    def refuse(*_declared: Any) -> None:
+        # Entities are declared here: they can grow without bound, or name files.
+        raise UnreadableError("has a DOCTYPE, which is refused; remove it", parser.CurrentLineNumber)
+
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler = lambda tag, attributes: parsed.append(
+        Start(_local(tag), {_local(key): value for key, value in attributes.items()})
+    )
+    parser.CharacterDataHandler = lambda text: parsed.append(Text(text))
+    parser.EndElementHandler = lambda tag: parsed.append(End(_local(tag)))
+    at_end = False
+    while not at_end:
+        chunk = file.read(_CHUNK_BYTES)
+        at_end = not chunk
+        try:
+            parser.Parse(chunk, at_end)
+        except expat.ExpatError as error:
+            yield from parsed
+            problem = f"not well-formed XML ({expat.ErrorString(error.code)}); fetch or write it again"
+            raise UnreadableError(problem, error.lineno) from error
+        yield from parsed
+        parsed.clear()
+
+
+def _local(name: str) -> str:
+    return name.rpartition(" ")[2]

@@ -1,0 +1,232 @@
+"""Files read by other processes, which a hostile file may crash or keep busy for ever.
+
+Each process is handed files by name on its standard input and writes documents as lines of JSON to its standard output;
+what it is ahead of the caller fits into that pipe. The files go round the processes, so that their documents are taken
+in the files' order without a thread or a lock. JSON and not pickles: a process that was taken over cannot take over
+this one. docs/adr/0010-readers.md says why no library does this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from itertools import cycle
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from latentrag.corpus.readers import File, Ledger, Reading, UnreadableError
+from latentrag.errors import DataError
+from latentrag.types import Document
+
+TIME_LIMIT_S = 300.0
+"""For one document; thousands of pages take seconds."""
+_FILES_AHEAD = 4
+"""For each process, how many files are handed out before their turn."""
+_READY = b'"ready"\n'
+# -P: a json.py in the current folder is none of ours.
+_START = (
+    "-P",
+    "-c",
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from latentrag.corpus.processes import serve; serve()",
+)
+_DOCUMENT_FIELDS = tuple(field.name for field in fields(Document))
+
+
+def read_in_processes(files: Iterable[File], *, workers: int, time_limit_s: float) -> Generator[Reading]:
+    """As ``read_each``. The processes start with the first file and end with the last, or with ``close``.
+
+    Raises: DataError if a process cannot be started.
+    """
+    pool = [_Worker(time_limit_s) for _ in range(workers)]
+    turns = cycle(pool)
+    over = threading.Event()
+    watch = threading.Thread(target=_watch, args=(pool, over, min(1.0, time_limit_s / 4)), daemon=True)
+    watch.start()
+    upcoming = iter(files)
+    handed_out: deque[tuple[File, _Worker]] = deque()
+    try:
+        while True:
+            while len(handed_out) < workers * _FILES_AHEAD and (file := next(upcoming, None)) is not None:
+                worker = next(turns)
+                worker.hand(file)
+                handed_out.append((file, worker))
+            if not handed_out:
+                return
+            file, worker = handed_out.popleft()
+            ledger = Ledger(str(file.path))
+            documents = worker.documents(ledger)
+            yield Reading(file, documents, ledger)
+            with contextlib.suppress(UnreadableError):
+                deque(documents, maxlen=0)  # what the caller did not want
+    finally:
+        over.set()
+        watch.join()
+        for worker in pool:
+            worker.end()
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A process, the files that it was handed and has not finished, and since when their reader has waited for it."""
+
+    time_limit_s: float
+    tasks: deque[bytes] = field(default_factory=deque)
+    process: subprocess.Popen[bytes] | None = None
+    is_ready: bool = False
+    waiting_since: float | None = None
+    is_overdue: bool = False
+
+    def hand(self, file: File) -> None:
+        task = json.dumps([str(file.path), file.name, file.format, file.in_folder]).encode() + b"\n"
+        self.tasks.append(task)
+        if self.process is None:
+            self._start()
+        self._send([task])
+
+    def documents(self, ledger: Ledger) -> Iterator[Document]:
+        """Those of the oldest file, whose ledger is completed. Raises: UnreadableError; DataError."""
+        num_documents = 0
+        while (line := self._next_line()).endswith(b"\n"):
+            kind, content = json.loads(line)
+            if kind == "document":
+                num_documents += 1
+                yield Document(**{**content, "page_starts": tuple(content["page_starts"])})
+                continue
+            self.tasks.popleft()
+            ledger.encoding, ledger.left_out = content["encoding"], [(why, count) for why, count in content["left_out"]]
+            if content["problem"] is not None:
+                raise UnreadableError(content["problem"], content["line"])
+            return
+        self.tasks.popleft()
+        problem = self._death(num_documents)
+        if self.tasks:
+            self._start()
+            self._send(self.tasks)
+        raise UnreadableError(problem)
+
+    def kill_if_overdue(self) -> None:
+        since, process = self.waiting_since, self.process
+        if since is not None and process is not None and time.monotonic() - since > self.time_limit_s:
+            self.is_overdue = True
+            process.kill()
+
+    def end(self) -> None:
+        """End the process, whatever it is doing, and wait for it."""
+        if self.process is not None:
+            self.process.kill()
+            with self.process:
+                pass
+            self.process = None
+
+    def _start(self) -> None:
+        try:
+            self.process = subprocess.Popen(  # noqa: S603  the arguments are ours
+                [sys.executable, *_START, json.dumps([str(place) for place in sys.path])],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                # Ctrl-C at the terminal is for this process, which then ends the others.
+                process_group=0,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            )
+        except OSError as error:
+            raise DataError(_not_started(str(error))) from error
+        self.is_ready = self.is_overdue = False
+
+    def _send(self, tasks: Iterable[bytes]) -> None:
+        assert self.process is not None
+        assert self.process.stdin is not None
+        # If it has died, reading will say so. No buffer: what is left in one would come up again when it is closed.
+        with contextlib.suppress(OSError):
+            for task in tasks:
+                os.write(self.process.stdin.fileno(), task)
+
+    def _next_line(self) -> bytes:
+        """What it writes next; no whole line if it has died."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        self.waiting_since = time.monotonic()
+        try:
+            if not self.is_ready:
+                if self.process.stdout.readline() != _READY:
+                    self.process.kill()
+                    raise DataError(_not_started(f"it ended with code {self.process.wait()}"))
+                self.is_ready = True
+            return self.process.stdout.readline()
+        finally:
+            self.waiting_since = None
+
+    def _death(self, num_documents: int) -> str:
+        """Why there will be no more from this process."""
+        assert self.process is not None
+        code = self.process.wait()
+        self.end()
+        kept = f" after {num_documents} documents" if num_documents else ""
+        if self.is_overdue:
+            return f"given up{kept}: a document took more than {self.time_limit_s:g} s; remove or repair the file"
+        name = signal.Signals(-code).name if code < 0 else f"code {code}"
+        memory = ", perhaps out of memory" if name == "SIGKILL" else ""
+        return f"the process that read it ended{kept} ({name}{memory}); remove or repair the file"
+
+
+def _watch(pool: Iterable[_Worker], over: threading.Event, period_s: float) -> None:
+    """End processes that are waited for too long. Not an alarm within them: a loop in C would not heed it."""
+    while not over.wait(period_s):
+        for worker in pool:
+            worker.kill_if_overdue()
+
+
+def _not_started(problem: str) -> str:
+    return f"a process that reads files did not start ({problem}); read with workers=0"
+
+
+# In the processes
+
+
+def serve() -> None:
+    """Read the files that standard input names, until it ends."""
+    # What libraries print must not come between the messages.
+    messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    tasks: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_receive, args=(tasks,), daemon=True).start()
+    try:
+        messages.write(_READY)
+        messages.flush()
+        while True:
+            for message in _messages(tasks.get()):
+                messages.write(json.dumps(message).encode() + b"\n")
+                messages.flush()
+    except BrokenPipeError:
+        os._exit(0)
+
+
+def _receive(tasks: SimpleQueue[bytes]) -> None:
+    """End this process as soon as the one that started it is gone, even in the middle of a file."""
+    # Unbuffered: Python cannot end a process in which another thread waits in a buffered read.
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as lines:
+        for line in lines:
+            tasks.put(line)
+    os._exit(0)
+
+
+def _messages(task: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each document, and how the reading ended."""
+    path, name, format_name, in_folder = json.loads(task)
+    file, ledger = File(Path(path), name, format_name, in_folder=in_folder), Ledger(path)
+    problem, line = None, None
+    try:
+        for document in file.documents(ledger):
+            yield "document", {name: getattr(document, name) for name in _DOCUMENT_FIELDS}
+    except UnreadableError as error:
+        problem, line = error.problem, error.line
+    yield "end", {"encoding": ledger.encoding, "left_out": ledger.left_out, "problem": problem, "line": line}

@@ -1,0 +1,184 @@
+"""Which files are read, in which order and under which ids, and what happens to the others."""
+
+import gzip
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import latentrag.corpus
+from latentrag.corpus import read
+from latentrag.errors import DataError
+
+
+def read_reporting(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Ids of the documents, and the files left out with their reasons."""
+    skipped: dict[str, str] = {}
+
+    def on_skip(left_out: Path, reason: str) -> None:
+        assert isinstance(left_out, Path)
+        skipped[left_out.relative_to(path).as_posix()] = reason
+
+    return [document.id for document in read(path, on_skip=on_skip)], skipped
+
+
+def test_public_names():
+    assert latentrag.corpus.__all__ == ["READERS", "Ledger", "Reader", "UnreadableError", "passages", "read", "split"]
+
+
+def test_a_folder_is_read_sorted_with_its_subfolders_and_without_hidden_files(tmp_path):
+    names = ["b.TXT", "a.md", "sub/c.txt", "sub/deep/d.txt", ".hidden.txt", ".git/e.txt", "sub/.f.txt"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    assert read_reporting(tmp_path) == (["a.md", "b.TXT", "sub/c.txt", "sub/deep/d.txt"], {})
+    assert [document.source for document in read(tmp_path)][2] == str(tmp_path / "sub" / "c.txt")
+
+
+def test_ids_are_the_same_at_every_reading_and_for_every_way_to_the_folder(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.txt").write_text("text")
+    (tmp_path / "sub" / "b.jsonl").write_text('{"text": "t"}\n{"id": "own", "text": "t"}\n')
+    expected = ["sub/a.txt", "sub/b.jsonl:1", "own"]
+    monkeypatch.chdir(tmp_path)
+    assert [[document.id for document in read(path)] for path in (tmp_path, str(tmp_path), ".")] == [expected] * 3
+    assert [document.id for document in read("sub/b.jsonl")] == ["b.jsonl:1", "own"]
+
+
+def test_other_formats_in_a_folder_are_reported_and_do_not_raise(tmp_path):
+    for name in ("a.txt", "photo.PNG", "LICENSE", "old.pkl", "rows.json"):
+        (tmp_path / name).write_text("text")
+    ids, skipped = read_reporting(tmp_path)
+    assert ids == ["a.txt"]
+    assert set(skipped) == {"photo.PNG", "LICENSE", "old.pkl", "rows.json"}
+    assert ".png is not a format that is read; convert it to one of .txt, .md" in skipped["photo.PNG"]
+    assert "no extension" in skipped["LICENSE"]
+    assert "pickle files are never read" in skipped["old.pkl"]
+    assert "name it .jsonl" in skipped["rows.json"]
+    assert [document.id for document in read(tmp_path)] == ["a.txt"]
+
+
+def test_a_wrong_file_in_a_folder_keeps_its_rows_so_far_and_is_reported(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": "a1", "text": "t"}\nno\n{"id": "a3", "text": "t"}\n')
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "c.tsv.gz").write_bytes(gzip.compress(b"c1\tt\tT\n" * 10_000)[:-20])
+    (tmp_path / "d.jsonl.gz").write_text("plain")
+    (tmp_path / "e.txt").write_text("text")
+    ids, skipped = read_reporting(tmp_path)
+    assert (ids[0], ids[-1], set(ids)) == ("a1", "e.txt", {"a1", "c1", "e.txt"})
+    assert skipped["a.jsonl"] == ("from line 2 on: not valid JSON (Expecting value, column 1); fix or remove the line")
+    assert skipped["b.txt"].startswith("not UTF-8 text")
+    assert skipped["c.tsv.gz"].startswith("not a whole gzip file")
+    assert skipped["d.jsonl.gz"].startswith("not a whole gzip file")
+    with pytest.raises(DataError, match=r"a\.jsonl line 2: not valid JSON"):
+        list(read(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "problem"),
+    [
+        ("a.jsonl.gz", b"plain", "not a whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "t"}', mtime=0)[:-4], "not a whole gzip file"),
+        ("a.tsv.gz", gzip.compress(b"x", mtime=0)[:10] + b"\xff" * 20, "not a whole gzip file"),
+        ("a.csv", b"", r"\.csv is not a format that is read"),
+        ("a", b"", "no extension is not a format"),
+        ("a.json", b"", r"only JSON lines are read, one object a line; name it \.jsonl"),
+        *((f"a{suffix}", b"\x80\x04].", "pickle files are never read") for suffix in (".pkl", ".pickle")),
+        *((f"a{suffix}", b"", r"pickle files are never read.*\.jsonl") for suffix in (".pt", ".bin", ".tsv.PKL")),
+    ],
+)
+def test_a_given_file_that_cannot_be_read_raises_even_with_on_skip(tmp_path, name, raw, problem):
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(DataError, match=problem) as raised:
+        list(read(tmp_path / name, on_skip=lambda *_: pytest.fail("reported instead of raised")))
+    assert str(raised.value).startswith(str(tmp_path / name))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_path_raises_at_the_call(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: cannot be read \(No such file or directory\); check the path"):
+        read(tmp_path / "nowhere")
+
+
+def test_links_and_pipes(tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "x.txt").write_text("text")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file.txt").symlink_to(tmp_path / "outside" / "x.txt")
+    (folder / "broken.txt").symlink_to(tmp_path / "nowhere")
+    (folder / "linked").symlink_to(tmp_path / "outside")
+    (folder / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe.txt")
+    ids, skipped = read_reporting(folder)
+    assert ids == ["file.txt"]
+    assert set(skipped) == {"broken.txt", "linked", "loop", "pipe.txt"}
+    assert "not a file" in skipped["pipe.txt"]
+    assert "a link to a folder" in skipped["linked"]
+
+
+def test_what_the_system_refuses_in_a_folder_is_reported_and_raises_otherwise(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "closed.txt").write_text("text")
+    (tmp_path / "sealed").mkdir()
+    allowed_open, allowed_scan = Path.open, os.scandir
+
+    def refused(path: str | Path, name: str) -> bool:
+        if Path(path).name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return False
+
+    # Simulated, for the tests may run as a user whom no permission stops.
+    monkeypatch.setattr(
+        Path, "open", lambda path, *args, **options: refused(path, "closed.txt") or allowed_open(path, *args, **options)
+    )
+    monkeypatch.setattr(os, "scandir", lambda path: refused(path, "sealed") or allowed_scan(path))
+    ids, skipped = read_reporting(tmp_path)
+    assert ids == ["a.txt"]
+    assert set(skipped) == {"closed.txt", "sealed"}
+    assert all("Permission denied" in reason for reason in skipped.values())
+    with pytest.raises(DataError, match=r"sealed: cannot be read \(Permission denied\)"):
+        read(tmp_path)
+    with pytest.raises(DataError, match=r"closed\.txt: cannot be read \(Permission denied\)"):
+        list(read(tmp_path / "closed.txt"))
+    with pytest.raises(DataError, match="sealed"):
+        read(tmp_path / "sealed", on_skip=lambda *_: pytest.fail("reported instead of raised"))
+
+
+def test_a_name_that_is_not_utf8_is_left_out(tmp_path):
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt")).write_text("text")
+    except OSError:
+        pytest.skip("this file system keeps names in UTF-8")
+    ids, skipped = read_reporting(tmp_path)
+    assert ids == []
+    assert [reason.partition(",")[0] for reason in skipped.values()] == ["its name is not UTF-8"]
+
+
+def test_files_are_read_as_the_documents_are_asked_for(tmp_path):
+    rows = tmp_path / "a.jsonl"
+    rows.write_text('{"id": "1", "text": "t"}\nno\n')
+    documents = read(rows)
+    assert next(documents).id == "1"
+    rows.unlink()
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "b.txt").write_text("first")
+    documents = read(tmp_path)
+    assert next(documents).text == "first"
+    (tmp_path / "b.txt").write_text("second")
+    assert next(documents).text == "second"
+
+
+def test_importing_the_room_and_reading_text_imports_nothing_heavy(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    heavy = {"torch", "numpy", "transformers", "faiss", "lance", "pyarrow"}
+    heavy |= {"pypdfium2", "selectolax", "mwparserfromhell"}
+    code = (
+        "import sys, latentrag.corpus as corpus; assert list(corpus.read(sys.argv[1]));"
+        f"sys.exit(', '.join({heavy!r} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.stderr.strip() == ""
