@@ -104,8 +104,7 @@ def endless_pdf(levels: int = 9) -> bytes:
     bodies = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Resources << /XObject << /Inner 5 0 R >> >> "
-        b"/Contents 4 0 R >>",
+        b"<< /Type /Page /Parent 2 0 R /Contents 4 0 R /Resources << /XObject << /Inner 5 0 R >> >> >>",
         _pdf_stream(b"/Inner Do", ""),
     ]
     for i in range(levels):
