@@ -27,7 +27,7 @@ def read(file, name, ledger):
         raise UnreadableError("no line in it; fetch it again")
     spoken = [line for line in lines if line and not line[0].isdigit()]
     ledger.leave_out("line of numbers", len(lines) - len(spoken))
-    yield Document(name, "\\n".join(spoken), source=ledger.file)
+    yield Document(name, "\\n".join(spoken), source=ledger.file, fields={"language": "es", "lines": 4, "clean": True})
 
 SRT = Reader(read, suffixes=(".srt",), mime_types=("application/x-subrip",), magic=(b"1\\n00:",), one_document=True)
 '''
@@ -69,6 +69,14 @@ def test_another_package_adds_a_format(subtitles, tmp_path, workers):
         Ledger(str(folder / "c.srt"), 0, [("no line in it; fetch it again", 1)], "latin-1"),
         Ledger(str(folder / "e.txt"), 4, [], "utf-8"),
     ]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_fields_that_a_reader_finds_go_to_every_passage(subtitles, tmp_path, workers):
+    (tmp_path / "a.srt").write_bytes(SPOKEN)
+    found = list(passages(tmp_path / "a.srt", words=1, workers=workers))
+    assert [z.text for z in found] == ["Qué?", "Nada."]
+    assert [z.fields for z in found] == [{"language": "es", "lines": 4, "clean": True}] * 2
 
 
 def test_a_name_is_asked_first_then_a_type_then_the_first_bytes(subtitles):

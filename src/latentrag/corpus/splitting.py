@@ -88,6 +88,7 @@ def _passages(document: Document, words: int, fits: Fits | None) -> Iterator[Pas
             start=start,
             end=end,
             page=bisect_right(document.page_starts, start) or None,
+            fields=document.fields,
         )
 
 
