@@ -20,7 +20,7 @@ from benchmarks.memory_vectors import NUM_QUERIES, Vectors, make_table
 from benchmarks.turns import peak_bytes
 
 FAISS_WAYS = ["faiss-flat", "faiss-ivf-flat", "faiss-hnsw"]
-MEMORY_WAYS = ["ivf-rabitq", "sq8", "hnsw", "flat"]
+MEMORY_WAYS = ["ivf-rabitq", "flat"]
 NUM_PROBES = 128
 BREADTH = 128
 NUM_EDITED = 1_000
@@ -113,7 +113,7 @@ def build_memory(work: Path, kind: str, max_memory: int | None) -> dict[str, flo
 
     for built in (work / "memory.lance" / "_indexes").glob(f"{kind}-*"):
         shutil.rmtree(built)  # of a run that was ended before it had the figures
-    made = Memory.open(work / "memory.lance").build_index(kind, max_memory=max_memory)  # type: ignore[arg-type]
+    made = Memory.open(work / "memory.lance").build_index(kind, max_memory=max_memory)
     return {
         "build_s": made.wall_s,
         "build_peak_bytes": peak_bytes(),
@@ -189,7 +189,7 @@ def measure_memory(work: Path, kind: str) -> dict[str, float]:
 
     libraries = resident_bytes()
     queries = np.load(work / "queries.npy")
-    memory = Memory.open(work / "memory.lance", index=kind)  # type: ignore[arg-type]
+    memory = Memory.open(work / "memory.lance", index=kind)
     memory.search(queries[:1], 5)
     figures = {"cold_s": time.perf_counter() - started}
     truth = np.load(work / "truth.npy")
@@ -226,7 +226,7 @@ def measure_edits(work: Path, kind: str) -> dict[str, float]:
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(work / "memory.lance", copy, copy_function=copied)
     vectors, truth = Vectors.read(work), np.load(work / "truth.npy")
-    memory = Memory.open(copy, index=kind)  # type: ignore[arg-type]
+    memory = Memory.open(copy, index=kind)
     figures = {"recall_before@5": recall(np.array(places(memory, vectors.queries, 5)), truth[:, :5])}
     gone = best_answers(truth, NUM_EDITED)
     started = time.perf_counter()

@@ -192,11 +192,15 @@ def pread(handle: int, size_bytes: int, offset: int) -> bytes:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[bool]:
+def exclusive(path: Path, *, wait: bool = False) -> Iterator[bool]:
     """True if this process got the exclusive lock on a file or folder, which must exist.
 
     The lock ends with the block or with its process, however that ends. Where a system has no locks on files the answer
-    is True for everybody. Raises: OSError.
+    is True for everybody.
+
+    Args:
+        wait: until whoever has the lock lets it go, rather than answer False.
+    Raises: OSError.
     """
     try:
         import fcntl
@@ -206,7 +210,7 @@ def exclusive(path: Path) -> Iterator[bool]:
     handle = os.open(path, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             taken = True
         except BlockingIOError:
             taken = False

@@ -38,14 +38,6 @@ Objective = Literal["nll", "emdr2", "pdist", "loop"]
 the generator in another way (EMDR²; perplexity distillation; leave-one-out perplexity distillation)."""
 
 
-IndexKind = Literal["flat", "sq8", "ivf-rabitq", "hnsw"]
-"""How a memory is searched: every vector in RAM; eight bits a number in RAM; one bit a number in RAM, of which a part
-is looked at; a graph in RAM, as the paper had it (§2.2). All but the first rescore from the fp16 vectors on disk."""
-
-IndexChoice = Literal["auto", "flat", "sq8", "ivf-rabitq", "hnsw"]
-"""auto: the index that was built for the memory; where none was, flat or ivf-rabitq, by size."""
-
-
 Scalar = str | int | float | bool
 """The value of a passage's field."""
 

@@ -178,16 +178,16 @@ def test_verify_and_repair(own) -> None:
 
 
 def test_verify_measures_indexes(own) -> None:
-    assert cli("index", "build", own, "--index", "sq8").code == 0
+    assert cli("index", "build", own, "--index", "ivf-rabitq").code == 0
     done = cli("index", "verify", own, "--sample", 3, "--seed", 7)
     assert done.code == 0
     line = done.stdout.splitlines()[0]
-    assert line.startswith("the index sq8-4-")
+    assert line.startswith("the index ivf-rabitq-4-")
     assert line.endswith(" finds 100.0% (±0.0%) of the 4 best passages, over 3 questions")
     (index,) = cli("index", "verify", own, "--json").json["indexes"]
-    assert (index["kind"], index["built_version"], index["version"], index["faults"]) == ("sq8", 4, 4, [])
+    assert (index["kind"], index["built_version"], index["version"], index["faults"]) == ("ivf-rabitq", 4, 4, [])
     (recall,) = index["recall"]
-    assert recall == {"k": 4, "share": 1.0, "standard_error": 0.0, "num_questions": 4, "needed": 0.95}
+    assert recall == {"k": 4, "share": 1.0, "standard_error": 0.0, "num_questions": 4, "needed": 0.98}
     (own / "_indexes" / index["folder"] / "index.faiss").write_bytes(b"")
     done = cli("index", "verify", own)
     assert done.code == 1

@@ -1,7 +1,7 @@
 """A passage encoder without a model: the vector is drawn at random from a seed that is the passage's text."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latentrag.memory import Memory, recovery
-from latentrag.memory.indexes import effort
+from latentrag.memory.indexes import INDEX_KINDS, building
 from latentrag.memory.lock import WriterLock
 from latentrag.types import Passage
 
@@ -34,7 +34,15 @@ class FakePassageEncoder:
 @pytest.fixture(autouse=True)
 def few_questions(monkeypatch):
     """That recall is measured with while an index is built."""
-    monkeypatch.setattr(effort, "NUM_QUESTIONS", 20)
+    monkeypatch.setattr(building, "NUM_QUESTIONS", 20)
+
+
+@pytest.fixture
+def hnsw() -> Iterator[str]:
+    """The name of a second kind of index that is stored, for as long as a test lasts."""
+    INDEX_KINDS.add("hnsw", "tests.memory.hnsw_index:HNSW")
+    yield "hnsw"
+    INDEX_KINDS.remove("hnsw")
 
 
 @pytest.fixture

@@ -1,18 +1,23 @@
 """Indexes and memories for the tests of indexes, and the oracle of all searches."""
 
+import hashlib
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from latentrag.memory import Memory
-from latentrag.memory.indexes.building import build, opened, plan
-from latentrag.memory.indexes.protocol import Rows
+from latentrag.memory.indexes import IndexFolder, building
+from latentrag.memory.indexes.building import opened, plan
+from latentrag.memory.indexes.folder import DESCRIPTION, Published, _canonical
+from latentrag.memory.indexes.index import Index, LiveRows, Progress, Proposer, Rows, exact_best, recalls
 from latentrag.memory.indexes.stored import StoredIndex
 from latentrag.memory.manifest import Manifest
 from latentrag.memory.table import Table
 from latentrag.types import Passage
 
-STORED_KINDS = ["sq8", "ivf-rabitq", "hnsw"]
+STORED_KINDS = ["ivf-rabitq"]
 
 
 def oracle(rows: Rows, q: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,9 +63,30 @@ def rows_of(table: Table) -> Rows:
     return Rows(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def built(table: Table, kind: str) -> StoredIndex:
+def build(table: Table, kind: str, *, folder: Path | None = None, progress: Progress = lambda *_: None) -> Published:
+    """An index in the memory, or in a folder elsewhere."""
     planned = plan(kind, len(table), table.manifest.dimension)
-    return opened(build(table, planned, progress=lambda *_: None))
+    place = IndexFolder.of(table.path) if folder is None else IndexFolder(folder)
+    return building.build(table, kind, planned, folder=place, progress=progress)
+
+
+def built(table: Table, kind: str) -> StoredIndex:
+    return opened(build(table, kind))
+
+
+def forge(folder: Path, *, without: str = "", **changes: object) -> None:
+    """Change the description of an index and sign it again. without: a file that is to be missing from it."""
+    record = json.loads((folder / DESCRIPTION).read_bytes())
+    del record["checksum"]
+    record["files"].pop(without, None)
+    record.update(changes)
+    record["checksum"] = hashlib.sha256(_canonical(record)).hexdigest()
+    (folder / DESCRIPTION).write_bytes(_canonical(record))
+
+
+def recall_at(index: Index, rows: Iterable[Rows], q: np.ndarray, k: int) -> float:
+    """The share of the K best that is found, over all queries."""
+    return float(recalls(index, exact_best(rows, q, k), q, [k])[k].mean())
 
 
 def thorough(memory: Memory) -> Memory:
@@ -80,15 +106,11 @@ def look_everywhere(index: StoredIndex) -> StoredIndex:
 class _Everything:
     """A proposer that is asked for every row."""
 
-    def __init__(self, proposer) -> None:
+    def __init__(self, proposer: Proposer) -> None:
         self.proposer = getattr(proposer, "proposer", proposer)
-
-    @property
-    def kind(self) -> str:
-        return self.proposer.kind
 
     def num_rescored(self, k: int) -> int:
         return 1 << 40
 
-    def propose(self, q, num, live):
+    def propose(self, q: np.ndarray, num: int, live: LiveRows | None) -> np.ndarray:
         return self.proposer.propose(q, num, live)

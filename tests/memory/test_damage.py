@@ -16,7 +16,7 @@ QUERY = np.ones((1, 8), np.float32)
 ACTIONS: dict[str, Callable[[Path, object], object]] = {
     "search": lambda path, _: Memory.open(path).search(QUERY, 3),
     "passages": lambda path, _: list(Memory.open(path).passages()),
-    "build": lambda path, _: Memory.open(path).build_index("sq8"),
+    "build": lambda path, _: Memory.open(path).build_index("ivf-rabitq"),
     "delete": lambda path, _: Memory.open(path).delete(["p0"]),
     "compact": lambda path, _: upkeep.compact(path),
     "reencode": lambda path, encoder: Memory.open(path).reencode(encoder),

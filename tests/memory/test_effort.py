@@ -7,11 +7,10 @@ import pytest
 
 from latentrag.errors import IndexDamagedError
 from latentrag.memory import Memory
-from latentrag.memory.indexes import effort, files, ivf_rabitq
-from latentrag.memory.indexes.building import build, opened, plan
-from latentrag.memory.indexes.effort import EFFORT, EFFORTS, NEEDED
-from latentrag.memory.indexes.recall import recalls_at
-from tests.memory.indexing import built, drawn, make_table, rows_of
+from latentrag.memory.indexes import building, ivf_rabitq
+from latentrag.memory.indexes.building import EFFORTS, NEEDED, opened, read_effort
+from latentrag.memory.indexes.folder import EFFORT
+from tests.memory.indexing import build, built, drawn, forge, make_table, recall_at, rows_of
 
 NUM_ROWS, DIMENSION, USUAL_PROBES = 3_000, 64, 30
 
@@ -20,16 +19,16 @@ NUM_ROWS, DIMENSION, USUAL_PROBES = 3_000, 64, 30
 def table(tmp_path, monkeypatch):
     """Of vectors without any order, few of whose lists are usually looked at."""
     monkeypatch.setattr(ivf_rabitq, "default_probes", lambda *_: USUAL_PROBES)
-    monkeypatch.setattr(effort, "NUM_QUESTIONS", 40)
-    monkeypatch.setattr(effort, "NEEDED", {5: 0.9, 100: 0.9})
+    monkeypatch.setattr(building, "NUM_QUESTIONS", 40)
+    monkeypatch.setattr(building, "NEEDED", {5: 0.9, 100: 0.9})
     vectors = np.random.default_rng(0).standard_normal((NUM_ROWS, DIMENSION))
     return make_table(tmp_path / "m.lance", vectors.astype(np.float16))
 
 
 def shares(index, table) -> dict[int, float]:
     rows = rows_of(table)
-    q = rows.vectors[np.unique(np.linspace(0, NUM_ROWS - 1, effort.NUM_QUESTIONS).astype(np.int64))]
-    return {k: of_k.mean() for k, of_k in recalls_at(index, [rows], q.astype(np.float32), list(NEEDED)).items()}
+    q = rows.vectors[np.unique(np.linspace(0, NUM_ROWS - 1, building.NUM_QUESTIONS).astype(np.int64))]
+    return {k: recall_at(index, [rows], q.astype(np.float32), k) for k in NEEDED}
 
 
 def test_vectors_that_are_easy_to_find_need_no_effort(tmp_path):
@@ -38,7 +37,7 @@ def test_vectors_that_are_easy_to_find_need_no_effort(tmp_path):
 
 @pytest.mark.parametrize("needed", [{5: 0.82, 100: 0.5}, {5: 0.5, 100: 0.98}, {5: 0.95, 100: 0.6}])
 def test_the_least_effort_that_finds_what_is_needed(table, monkeypatch, needed):
-    monkeypatch.setattr(effort, "NEEDED", needed)
+    monkeypatch.setattr(building, "NEEDED", needed)
     index = built(table, "ivf-rabitq")
     chosen = index.proposer.effort
     found = {}
@@ -50,7 +49,7 @@ def test_the_least_effort_that_finds_what_is_needed(table, monkeypatch, needed):
 
 
 def test_where_nothing_is_enough_it_is_the_greatest_and_is_said(table, monkeypatch):
-    monkeypatch.setattr(effort, "NEEDED", {5: 1.1, 100: 0.1})
+    monkeypatch.setattr(building, "NEEDED", {5: 1.1, 100: 0.1})
     with pytest.warns(UserWarning, match=r"finds \d+\.\d% of the 5 best and .* meant to find 110\.0% and 10\.0%; the"):
         assert built(table, "ivf-rabitq").proposer.effort == EFFORTS[-1]
 
@@ -73,32 +72,22 @@ def test_it_multiplies_lists_and_candidates(table, monkeypatch, factor):
 
 
 def test_it_is_kept_with_the_index(table):
-    planned = plan("ivf-rabitq", NUM_ROWS, DIMENSION)
-    published = build(table, planned, progress=lambda *_: None)
+    published = build(table, "ivf-rabitq")
     kept = json.loads((published.folder / EFFORT).read_text())
     index = opened(published)
     assert index.proposer.effort == kept["effort"] > 1
     assert kept["recall"] == {str(k): pytest.approx(share) for k, share in shares(index, table).items()}
-    assert build(table, planned, progress=lambda *_: None) == published  # nothing is made twice
+    assert build(table, "ivf-rabitq") == published  # nothing is made twice
 
 
-def without_effort(published) -> None:
-    """As indexes were before."""
-    description = published.folder / files.DESCRIPTION
-    record = json.loads(description.read_bytes())
-    del record["checksum"], record["files"][EFFORT]
-    record["checksum"] = files.hashlib.sha256(files._canonical(record)).hexdigest()
-    description.write_bytes(files._canonical(record))
+def test_an_index_without_it_is_thrown_away_and_built_anew(table):
+    """As builds made them before effort was measured."""
+    published = build(table, "ivf-rabitq")
+    forge(published.folder, without=EFFORT)
     (published.folder / EFFORT).unlink()
-
-
-def test_older_indexes_are_searched_as_they_were_until_they_are_built_anew(table):
-    planned = plan("ivf-rabitq", NUM_ROWS, DIMENSION)
-    without_effort(build(table, planned, progress=lambda *_: None))
-    (older,) = files.find(table.path)[0]
-    assert opened(older).proposer.effort == 1
-    newer = build(table, planned, progress=lambda *_: None)
-    assert opened(newer).proposer.effort > 1
+    with pytest.warns(UserWarning, match=r"effort\.json is missing; this index is thrown away"):
+        index = Memory.open(table.path, index="ivf-rabitq").index
+    assert index.proposer.effort > 1
 
 
 WITHOUT_RECALL = ["", "[]", "{}", '{"effort": 1}', '{"effort": 1, "recall": [1]}', '{"effort": 1, "recall": {"x": 1}}']
@@ -110,7 +99,7 @@ WITHOUT_RECALL = ["", "[]", "{}", '{"effort": 1}', '{"effort": 1, "recall": [1]}
 def test_what_is_no_effort_is_damage(tmp_path, content):
     (tmp_path / EFFORT).write_text(content)
     with pytest.raises(IndexDamagedError, match=r"effort\.json"):
-        effort.read_effort(tmp_path)
+        read_effort(tmp_path)
 
 
 def test_one_passage(tmp_path):

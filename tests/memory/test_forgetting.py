@@ -9,10 +9,10 @@ from latentrag.memory import Memory, files, forgetting, tags
 from latentrag.memory import table as table_module
 from latentrag.memory.data_files import passages_of_file
 from latentrag.memory.forgetting import forget
-from latentrag.memory.indexes.building import build, plan
 from latentrag.memory.repairing import repair
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
+from tests.memory.indexing import build
 
 SECRET = "Ada's number is 555-0199, and it was nobody's business."
 
@@ -76,18 +76,17 @@ def test_an_index_that_is_being_built_does_not_survive(path, filled, stage):
             forgotten.append(forget(path, ["p0"]))
 
     forgotten = []
-    planned = plan("ivf-rabitq", 12, 8)
     for _ in range(2):
         with pytest.raises(MemoryStoreError):
-            build(filled._table, planned, progress=progress)
+            build(filled._table, "ivf-rabitq", progress=progress)
     assert not [file for file in path.rglob("*") if file.name in ("vectors.f16", "passages.json")]
     assert len(forgotten) == 1
-    assert Memory.open(path).build_index("sq8").num_passages == 11
+    assert Memory.open(path).build_index("ivf-rabitq").num_passages == 11
 
 
 def test_an_index_that_is_built_meanwhile_does_not_survive(monkeypatch, path, filled):
     without = forgetting._without
-    monkeypatch.setattr(forgetting, "_without", lambda *given: filled.build_index("sq8") and without(*given))
+    monkeypatch.setattr(forgetting, "_without", lambda *given: filled.build_index("ivf-rabitq") and without(*given))
     forget(path, ["p0"])
     assert not (path / files.INDEXES).exists()
 

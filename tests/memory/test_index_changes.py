@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from latentrag.errors import IndexDamagedError
 from latentrag.memory import Memory
-from latentrag.memory.indexes import changes, files, supply
+from latentrag.memory.indexes import changes, supply
 from latentrag.memory.indexes.changes import difference, fragments, rows_with
-from latentrag.memory.indexes.protocol import Rows
+from latentrag.memory.indexes.folder import FOLDER
+from latentrag.memory.indexes.index import Rows
 from latentrag.memory.table import Table
 from latentrag.types import Passage
 from tests.memory.indexing import STORED_KINDS, append, assert_found, built, drawn, make_table, rows_of, thorough
@@ -139,14 +140,14 @@ def test_what_did_not_change_is_not_read(tmp_path, monkeypatch):
     table = make_table(tmp_path / "m.lance", drawn(50, 6))
     before, row_ids = fragments(table), rows_of(table).row_ids
     grown = append(table, drawn(5, 6, seed=1), prefix="q")
-    read, original = [], changes.row_ids_of
+    read, original = [], Table.row_ids
 
     def counted(table, chosen):
         found = original(table, chosen)
         read.append(len(found))
         return found
 
-    monkeypatch.setattr(changes, "row_ids_of", counted)
+    monkeypatch.setattr(Table, "row_ids", counted)
     assert len(difference(grown, before, row_ids).added) == 5
     assert sum(read) == 5
 
@@ -165,77 +166,60 @@ def test_a_thousand_queries_never_bring_back_what_was_deleted(tmp_path, make_enc
 
 
 def names(path) -> list[str]:
-    return sorted(folder.name for folder in (path / files.FOLDER).glob("*-*-*/"))
+    return sorted(folder.name for folder in (path / FOLDER).glob("*-*-*/"))
 
 
 def test_one_index_serves_every_version_near_it(tmp_path, make_encoder, monkeypatch):
     encoder = make_encoder(6)
     memory = Memory.create(tmp_path / "m.lance", encoder)
     memory = memory.add([Passage(f"p{i}", f"text {i}") for i in range(100)], encoder)
-    memory.build_index("sq8")
+    memory.build_index("ivf-rabitq")
     published = names(memory.path)
     loads, original = [], supply.opened
     monkeypatch.setattr(supply, "opened", lambda each: loads.append(1) or original(each))
     memory = Memory.open(memory.path)  # auto takes what was built
     for i in range(4):
         memory = memory.add([Passage(f"q{i}", f"more {i}")], encoder)
-        assert memory.index.kind == "sq8"
+        assert memory.index.kind == "ivf-rabitq"
         assert memory.search(encoder.vector(f"more {i}")[None], 1).version == memory.version
     assert len(loads) == 1
     assert names(memory.path) == published
-    assert Memory.open(memory.path, version=3).index.kind == "sq8"
+    assert Memory.open(memory.path, version=3).index.kind == "ivf-rabitq"
 
 
 def test_an_index_that_has_drifted_is_said_once_and_refused_when_it_is_of_no_use(tmp_path, make_encoder):
     encoder = make_encoder(6)
     memory = Memory.create(tmp_path / "m.lance", encoder)
     memory = memory.add([Passage(f"p{i}", f"text {i}") for i in range(100)], encoder)
-    memory.build_index("sq8")
+    memory.build_index("ivf-rabitq")
     memory = Memory.open(memory.path).delete([f"p{i}" for i in range(20)])
     with pytest.warns(
         UserWarning, match=r"^20% of .* changed since its index was built at version 2; `latentrag index"
     ):
-        assert memory.index.kind == "sq8"
+        assert memory.index.kind == "ivf-rabitq"
     memory = memory.delete(["p20"])
-    assert memory.index.kind == "sq8"  # said already
+    assert memory.index.kind == "ivf-rabitq"  # said already
     memory = memory.delete([f"p{i}" for i in range(21, 60)])
     assert memory.index.kind == "flat"
     assert Memory.open(memory.path).index.kind == "flat"
-    memory.build_index("sq8")
-    assert Memory.open(memory.path).index.kind == "sq8"
+    memory.build_index("ivf-rabitq")
+    assert Memory.open(memory.path).index.kind == "ivf-rabitq"
     assert len(names(memory.path)) == 1
-
-
-def test_an_index_is_renewed_in_the_background(tmp_path, make_encoder):
-    encoder = make_encoder(6)
-    memory = Memory.create(tmp_path / "m.lance", encoder)
-    memory = memory.add([Passage(f"p{i}", f"text {i}") for i in range(100)], encoder)
-    memory.build_index("sq8")
-    memory = Memory.open(memory.path, renew_index=True).delete([f"p{i}" for i in range(20)])
-    (before,) = names(memory.path)
-    assert len(memory.search(Q, 3).passages) == 3  # by the old index
-    memory._indexes.renewal.wait()
-    (after,) = names(memory.path)
-    assert before.startswith("sq8-2-")
-    assert after.startswith("sq8-3-")
-    newer = memory.delete(["p99"])
-    assert len(newer.index.row_ids) == 80
-    assert_found(newer.index, rows_of(newer._table), Q, 5)
 
 
 def test_another_encoder_needs_another_index(tmp_path, make_encoder):
     encoder = make_encoder(6)
     memory = Memory.create(tmp_path / "m.lance", encoder)
     memory = memory.add([Passage(f"p{i}", f"text {i}") for i in range(30)], encoder)
-    memory.build_index("sq8")
+    memory.build_index("ivf-rabitq")
     memory = Memory.open(memory.path)
-    assert memory.index.kind == "sq8"
+    assert memory.index.kind == "ivf-rabitq"
     other = make_encoder(6, "f2")
     other.vector = lambda text: -encoder.vector(text)
     after = memory.reencode(other)
     assert after.index.kind == "flat"
     assert_found(after.index, rows_of(after._table), Q, 5)
-    assert Memory.open(memory.path, version=2).index.kind == "sq8"
+    assert Memory.open(memory.path, version=2).index.kind == "ivf-rabitq"
 
 
 @pytest.mark.parametrize("alike", [True, False])
@@ -248,8 +232,8 @@ def test_the_index_of_another_memory_is_noticed(tmp_path, make_encoder, alike):
     for name, words in (("a", texts), ("b", others)):
         memory = Memory.create(tmp_path / name, encoder)
         memories.append(memory.add([Passage(f"p{i}", word) for i, word in enumerate(words)], encoder))
-    memories[0].build_index("sq8")
-    (tmp_path / "a" / files.FOLDER).rename(tmp_path / "b" / files.FOLDER)
+    memories[0].build_index("ivf-rabitq")
+    (tmp_path / "a" / FOLDER).rename(tmp_path / "b" / FOLDER)
     foreign = Memory.open(tmp_path / "b")
     with pytest.warns(UserWarning, match="belongs to another memory; this index is thrown away"):
         assert foreign.index.kind == "flat"

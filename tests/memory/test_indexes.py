@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 from latentrag.errors import IndexDamagedError
 from latentrag.memory.indexes import ivf_rabitq
 from latentrag.memory.indexes.building import plan
-from latentrag.memory.indexes.flat import FlatIndex
+from latentrag.memory.indexes.flat import FlatIndex, revised
+from latentrag.memory.indexes.index import Rows
 from latentrag.memory.indexes.ivf_rabitq import promises
-from latentrag.memory.indexes.protocol import Rows
-from latentrag.memory.indexes.recall import recall_at
-from latentrag.memory.indexes.revised import revised
-from latentrag.memory.indexes.vector_file import VectorFile, VectorFileWriter, record_bytes
+from latentrag.memory.indexes.stored import VectorFile, vector_bytes, vector_records
 from tests.memory.indexing import (
     STORED_KINDS,
     append,
@@ -28,6 +26,7 @@ from tests.memory.indexing import (
     look_everywhere,
     make_table,
     oracle,
+    recall_at,
     rows_of,
 )
 
@@ -142,7 +141,7 @@ def test_everything_removed_and_something_added(made):
     assert_found(revised(index, rows.row_ids, added), added, queries(2, 40), 7)
 
 
-def test_unreachable_rows_of_a_graph_are_found_by_reading_all(made, monkeypatch):
+def test_where_too_few_rows_are_proposed_all_are_read(made, monkeypatch):
     index, rows = made
     monkeypatch.setattr(type(index.proposer), "propose", lambda *_: np.arange(3))
     assert_found(index, rows, queries(2, 40), 9)
@@ -240,20 +239,24 @@ def test_what_is_planned():
 
 
 def written(path, rows: Rows) -> VectorFile:
-    with VectorFileWriter(path, rows.vectors.shape[1]) as writer:
-        for start in range(0, len(rows.row_ids), 3):
-            writer.append(rows.row_ids[start : start + 3], rows.vectors[start : start + 3])
-    return VectorFile.open(path, dimension=rows.vectors.shape[1], row_ids=rows.row_ids)
+    starts = range(0, len(rows.row_ids), 3)
+    parts = [Rows(rows.row_ids[start : start + 3], rows.vectors[start : start + 3]) for start in starts]
+    records = [
+        vector_records(part.vectors, part.row_ids, first_position=start)
+        for start, part in zip(starts, parts, strict=True)
+    ]
+    path.write_bytes(b"".join(records))
+    return VectorFile(path, dimension=rows.vectors.shape[1], row_ids=rows.row_ids)
 
 
 @pytest.mark.parametrize("dimension", [1, 3, 4, 5, 384])
 def test_vectors_come_back_from_the_file(tmp_path, monkeypatch, dimension):
     rows = Rows(np.arange(11) * 7, np.random.default_rng(0).standard_normal((11, dimension)).astype(np.float16))
     file = written(tmp_path / "v", rows)
-    assert (tmp_path / "v").stat().st_size == 11 * record_bytes(dimension)
+    assert (tmp_path / "v").stat().st_size == 11 * vector_bytes(dimension)
     positions = np.array([10, 0, 3, 3])
     assert np.array_equal(file.read(positions), rows.vectors[positions].astype(np.float32))
-    monkeypatch.setattr("latentrag.memory.indexes.vector_file.BLOCK_BYTES", 4 * record_bytes(dimension))
+    monkeypatch.setattr("latentrag.memory.indexes.stored.BLOCK_BYTES", 4 * vector_bytes(dimension))
     blocks = list(file.blocks())
     assert [len(block.row_ids) for block in blocks] == [4, 4, 3]
     assert np.array_equal(np.concatenate([block.vectors for block in blocks]), rows.vectors)
@@ -268,7 +271,7 @@ def test_any_wrong_byte_is_noticed_when_its_row_is_read_and_only_then(tmp_path_f
     data = bytearray(path.read_bytes())
     data[place] ^= change
     path.write_bytes(bytes(data))
-    row = place // record_bytes(7)
+    row = place // vector_bytes(7)
     others = np.delete(np.arange(12), row)
     assert np.array_equal(file.read(others), rows.vectors[others].astype(np.float32))
     with pytest.raises(IndexDamagedError, match=f"damaged in row {row}$"):
@@ -280,7 +283,7 @@ def test_any_wrong_byte_is_noticed_when_its_row_is_read_and_only_then(tmp_path_f
 def test_rows_in_each_others_place_are_noticed(tmp_path):
     rows = Rows(np.arange(4), np.random.default_rng(0).standard_normal((4, 8)).astype(np.float16))
     file = written(tmp_path / "v", rows)
-    data, size = (tmp_path / "v").read_bytes(), record_bytes(8)
+    data, size = (tmp_path / "v").read_bytes(), vector_bytes(8)
     (tmp_path / "v").write_bytes(data[size : 2 * size] + data[:size] + data[2 * size :])
     with pytest.raises(IndexDamagedError):
         file.read(np.array([0]))
@@ -294,11 +297,11 @@ def test_rows_in_each_others_place_are_noticed(tmp_path):
 def test_a_file_of_the_wrong_size_is_noticed(tmp_path):
     rows = Rows(np.arange(4), np.ones((4, 8), np.float16))
     file = written(tmp_path / "v", rows)
-    os.truncate(tmp_path / "v", 3 * record_bytes(8) + 5)
+    os.truncate(tmp_path / "v", 3 * vector_bytes(8) + 5)
     with pytest.raises(IndexDamagedError, match="ends early"):
         file.read(np.array([3]))
     with pytest.raises(IndexDamagedError, match="has 77 bytes, needed 96"):
-        VectorFile.open(tmp_path / "v", dimension=8, row_ids=rows.row_ids)
+        VectorFile(tmp_path / "v", dimension=8, row_ids=rows.row_ids)
 
 
 def test_a_file_that_was_removed_stays_readable(tmp_path):
@@ -320,5 +323,5 @@ def test_recall_counts_what_is_found():
 def test_rows_are_known_after_more_were_added(tmp_path):
     table = make_table(tmp_path / "m.lance", drawn(50, 8))
     more = append(table, drawn(50, 8, seed=1), prefix="q")
-    assert len(built(table, "sq8")) == 50
-    assert len(built(more, "sq8")) == 100
+    assert len(built(table, "ivf-rabitq")) == 50
+    assert len(built(more, "ivf-rabitq")) == 100

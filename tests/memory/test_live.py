@@ -74,12 +74,12 @@ def test_use_and_back(path, live, queries):
 def test_another_version_is_searched_as_the_first_was(monkeypatch, path, live, queries):
     loads, original = [], supply.opened
     monkeypatch.setattr(supply, "opened", lambda published: loads.append(1) or original(published))
-    chosen = LiveMemory(Memory.open(path, version=2, index="hnsw"))
+    chosen = LiveMemory(Memory.open(path, version=2, index="ivf-rabitq"))
     chosen.search(queries, 3)
     chosen.use(2)
-    assert chosen.snapshot().index.kind == "hnsw"
+    assert chosen.snapshot().index.kind == "ivf-rabitq"
     assert len(loads) == 1  # shared
-    assert open_memory(chosen, version=3)._indexes.choice == "hnsw"
+    assert open_memory(chosen, version=3)._indexes.choice == "ivf-rabitq"
 
 
 def test_a_memory_that_was_built_anew_in_the_place_of_the_old_one(path, encoder, live, queries):

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from latentrag.errors import IndexDamagedError
+from latentrag.errors import IndexDamagedError, MemoryStoreError
 from latentrag.memory import Memory
-from latentrag.memory.indexes import files
-from latentrag.memory.indexes.building import build, plan
-from latentrag.memory.indexes.passage_file import PassageFile, PassageFileWriter
+from latentrag.memory.indexes import building
+from latentrag.memory.indexes.building import plan
+from latentrag.memory.indexes.folder import FOLDER, IndexFolder
+from latentrag.memory.indexes.stored import PassageFile, passage_records
 from latentrag.memory.table import Table
+from latentrag.memory.verify import verify
 from latentrag.types import Passage
-from tests.memory.indexing import STORED_KINDS, built, drawn, make_table
+from tests.memory.indexing import STORED_KINDS, build, built, drawn, make_table
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 places = st.integers(-(2**63), 2**63 - 1)
@@ -25,12 +27,13 @@ passages = st.builds(
 
 def written(folder, rows: list[tuple[int, Passage]], batches: int = 1) -> PassageFile:
     path, ends = folder / "passages", folder / "ends"
-    path.unlink(missing_ok=True)
-    ends.unlink(missing_ok=True)
-    with PassageFileWriter(path, ends) as writer:
-        for part in np.array_split(np.arange(len(rows)), batches):
-            writer.append(np.array([rows[i][0] for i in part], np.int64), [rows[i][1] for i in part])
-    return PassageFile.open(path, ends, num_rows=len(rows))
+    records: list[bytes] = []
+    for part in np.array_split(np.arange(len(rows)), batches):
+        row_ids = np.array([rows[i][0] for i in part], np.int64)
+        records += passage_records([rows[i][1] for i in part], row_ids, first_position=len(records))
+    path.write_bytes(b"".join(records))
+    ends.write_bytes(np.cumsum([len(record) for record in records]).astype("<i8").tobytes())
+    return PassageFile(path, ends, num_rows=len(rows))
 
 
 @given(st.lists(passages, min_size=1, max_size=8), st.integers(1, 4), st.data())
@@ -52,7 +55,7 @@ def test_every_wrong_bit_place_and_name_is_noticed(tmp_path):
         wrong[bit // 8] ^= 1 << bit % 8
         file.path.write_bytes(bytes(wrong))
         for positions in (everything, everything[::2]):
-            row = int(np.searchsorted(file.ends, bit // 8, side="right"))
+            row = int(np.searchsorted(file._ends, bit // 8, side="right"))
             if row in positions:
                 with pytest.raises(IndexDamagedError, match=f"is damaged in row {row}"):
                     file.read(positions, positions)
@@ -64,12 +67,12 @@ def test_every_wrong_bit_place_and_name_is_noticed(tmp_path):
     with pytest.raises(IndexDamagedError, match="in row 0"):
         file.read(np.array([0]), np.array([1]))
     file.path.write_bytes(content[:-1])
-    with pytest.raises(IndexDamagedError, match="in row 2"):
+    with pytest.raises(IndexDamagedError, match="ends early"):
         file.read(everything, everything)
     with pytest.raises(IndexDamagedError, match=f"has {len(content) - 1} bytes, needed {len(content)}"):
-        PassageFile.open(file.path, tmp_path / "ends", num_rows=3)
+        PassageFile(file.path, tmp_path / "ends", num_rows=3)
     with pytest.raises(IndexDamagedError, match="ends has 24 bytes, needed 32"):
-        PassageFile.open(file.path, tmp_path / "ends", num_rows=4)
+        PassageFile(file.path, tmp_path / "ends", num_rows=4)
 
 
 # In a memory
@@ -95,7 +98,7 @@ def test_a_search_needs_nothing_of_the_table(memory, kind, monkeypatch):
 
 
 def test_what_came_later_is_the_tables(memory, encoder, monkeypatch):
-    memory.build_index("sq8")
+    memory.build_index("ivf-rabitq")
     newer = Memory.open(memory.path).upsert([Passage("p1", "text 1, corrected"), Passage("q", "new")], encoder)
     newer = newer.delete(["p2"])
     asked = []
@@ -103,27 +106,6 @@ def test_what_came_later_is_the_tables(memory, encoder, monkeypatch):
     (found,) = newer.search(Q[:1], 60).passages
     assert len(asked) == 2
     assert {z.text for z in found} == {*(f"text {i}" for i in range(60) if i not in (1, 2)), "text 1, corrected", "new"}
-
-
-def test_an_index_without_them_is_of_use(memory, monkeypatch):
-    memory.build_index("sq8")
-    expected = Memory.open(memory.path).search(Q, 60).passages
-    finish = files._finish
-
-    def older(scratch, description):
-        for name in (files.PASSAGES, files.PASSAGE_ENDS):
-            (scratch / name).unlink()
-        finish(scratch, description)
-
-    monkeypatch.setattr(files, "_finish", older)
-    files.discard_all(memory.path)
-    assert built(memory._table, "sq8").texts is None
-    opened = Memory.open(memory.path)
-    assert opened.index.kind == "sq8"
-    assert opened.search(Q, 60).passages == expected
-    monkeypatch.undo()
-    assert built(memory._table, "sq8").texts is not None  # asked for again it is made anew
-    assert opened.search(Q, 60).passages == expected
 
 
 def test_those_of_another_memory_with_the_same_vectors_are_not_served(tmp_path):
@@ -135,17 +117,14 @@ def test_those_of_another_memory_with_the_same_vectors_are_not_served(tmp_path):
     ours = ours.replace_all(
         ours.stage([ours.record_batch([Passage(f"p{i}", "own") for i in range(40)], vectors)]), change="own"
     )
-    built(theirs, "sq8")
-    shutil.copytree(theirs.path / files.FOLDER, ours.path / files.FOLDER)
+    built(theirs, "ivf-rabitq")
+    shutil.copytree(theirs.path / FOLDER, ours.path / FOLDER)
     with pytest.warns(UserWarning, match="belongs to another memory; this index is thrown away"):
         (found,) = Memory.open(ours.path).search(Q[:1], 40).passages
     assert {z.text for z in found} == {"own"}
 
 
-def test_they_are_compared_with_the_table(memory, monkeypatch):
-    from latentrag.memory.indexes import building
-    from latentrag.memory.verify import verify
-
+def test_some_are_compared_with_the_table(memory, monkeypatch):
     right = building.stream_with_passages
 
     def wrong(table):
@@ -153,20 +132,17 @@ def test_they_are_compared_with_the_table(memory, monkeypatch):
             yield rows, [found[0], *found[:-1]]
 
     monkeypatch.setattr(building, "stream_with_passages", wrong)
-    build(memory._table, plan("sq8", 60, 8), progress=lambda *_: None)
+    build(memory._table, "ivf-rabitq")
     (problem,) = verify(memory.path).problems
-    assert "holds other texts than the table for 59 passages" in str(problem)
+    assert "belongs to another memory" in str(problem)
 
 
 def test_their_room_on_the_disk_is_reckoned(memory, monkeypatch):
-    from latentrag.errors import MemoryStoreError
-    from latentrag.memory.indexes import building
-
-    made = memory.build_index("sq8")
-    without = building.plan("sq8", 60, 8).disk_bytes
-    reckoned = without + building._bytes_of_passages(memory._table)
+    made = memory.build_index("ivf-rabitq")
+    without = plan("ivf-rabitq", 60, 8).disk_bytes
+    reckoned = without + building.bytes_of_passages(memory._table)
     assert made.disk_bytes < reckoned < without + made.disk_bytes
-    files.discard_all(memory.path)
+    IndexFolder.of(memory.path).discard_all()
     monkeypatch.setattr(building.shutil, "disk_usage", lambda _: type("", (), {"free": reckoned - 1}))
-    with pytest.raises(MemoryStoreError, match="the index sq8 needs"):
-        memory.build_index("sq8")
+    with pytest.raises(MemoryStoreError, match="the index ivf-rabitq needs"):
+        memory.build_index("ivf-rabitq")

@@ -11,7 +11,7 @@ import pytest
 
 from latentrag import io as disk_module
 from latentrag.memory import Memory, forgetting, tags, upkeep
-from latentrag.memory.indexes import files as index_files
+from latentrag.memory.indexes import IndexFolder
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
 from tests.memory.power_failure import Disk
@@ -81,22 +81,22 @@ def test_what_was_acknowledged_survives(monkeypatch, tmp_path, path, encoder, ch
     assert any("cannot be read" in str(each.message) for each in warned)  # some manifests were torn
 
 
-def test_an_index_is_there_whole_or_not_at_all(monkeypatch, tmp_path, path, encoder, queries):
+def test_an_index_is_there_whole_or_not_at_all(monkeypatch, tmp_path, path, encoder, queries, hnsw):
     """At each fsync of a build the power fails; what is found then, and is not known to be damaged, is searched."""
     disk, rng, found = Disk(path), random.Random(0), []
     memory = Memory.create(path, encoder).add([Passage(f"p{i}", f"text {i}") for i in range(20)], encoder)
     exact = memory.search(queries, 20)
-    memory.build_index("hnsw")
+    memory.build_index(hnsw)
     disk.sync_everything()
 
     def fail() -> None:
         for worst in (True, False):
             copy = tmp_path / "copy.lance"
             disk.after_power_failure(copy, rng, worst=worst)
-            published, damaged = index_files.find(copy)
+            published, damaged = IndexFolder.of(copy).indexes()
             assert not damaged
             for each in published:
-                index_files.verify(each)
+                each.verify()
             found.append(sorted(each.description.kind for each in published))
             assert np.array_equal(Memory.open(copy).search(queries, 20).scores, exact.scores)
             assert verify(copy).problems == []
@@ -105,11 +105,11 @@ def test_an_index_is_there_whole_or_not_at_all(monkeypatch, tmp_path, path, enco
     monkeypatch.setattr(disk_module, "sync_handle", disk.fsync)
     monkeypatch.setattr(os, "fsync", disk.fsync)
     disk.before_sync = fail
-    memory.build_index("sq8")
+    memory.build_index("ivf-rabitq")
     fail()  # acknowledged
     assert len(found) > 10
-    assert found[0] == ["hnsw"]
-    assert found[-2:] == [["hnsw", "sq8"]] * 2
+    assert found[0] == [hnsw]
+    assert found[-2:] == [[hnsw, "ivf-rabitq"]] * 2
 
 
 def names_after(change: str, before: dict[str, int]) -> dict[str, int]:

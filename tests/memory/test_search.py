@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from latentrag.errors import InputError, MemoryStoreError, ShapeError
 from latentrag.memory import Memory
 from latentrag.memory.indexes.flat import SPARE_CANDIDATES, FlatIndex
+from latentrag.memory.indexes.index import Rows
 from latentrag.types import Passage
 
 
@@ -25,7 +26,7 @@ def build(vectors: np.ndarray, rows_per_batch: int = 7) -> FlatIndex:
     """An index whose row ids are 10 × the row, filled in several batches."""
     ids = 10 * np.arange(len(vectors))
     starts = range(0, len(vectors), rows_per_batch)
-    batches = ((ids[s : s + rows_per_batch], vectors[s : s + rows_per_batch]) for s in starts)
+    batches = (Rows(ids[s : s + rows_per_batch], vectors[s : s + rows_per_batch]) for s in starts)
     return FlatIndex.build(batches, vectors.shape[1])
 
 

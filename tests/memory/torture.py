@@ -27,7 +27,7 @@ import numpy as np
 from latentrag.memory import Memory, files, forgetting, upkeep
 from latentrag.memory import memory as memory_module
 from latentrag.memory import table as table_module
-from latentrag.memory.indexes import files as index_files
+from latentrag.memory.indexes import folder as index_folder
 from latentrag.memory.verify import verify
 from latentrag.sync import SyncOptions, sync
 from latentrag.types import Passage
@@ -39,7 +39,7 @@ CHANGES = ("add", "upsert", "upsert", "delete", "compact", "prune", "forget", "s
 FOLDER = "notes"
 """Synced, beside the memory; each file is one passage."""
 NUM_NOTES = 12
-KINDS = ("sq8", "ivf-rabitq", "hnsw")
+KIND = "ivf-rabitq"
 OPTIONS = SyncOptions(delete_missing=True)
 LONGEST_S = 60.0
 """A writer that has said nothing for so long is stuck."""
@@ -67,7 +67,7 @@ def write(path: str, log: str, seed: int) -> None:
                 sync(memory.path, memory.path.parent / FOLDER, FakePassageEncoder, options=OPTIONS)
             elif name == "index" and state:
                 say(begin=name, state=state)
-                memory.build_index(rng.choice(KINDS))
+                memory.build_index(KIND)
             else:
                 name, ids, after = _next(rng, name, state)
                 say(begin=name, state=after)
@@ -183,9 +183,9 @@ def _left_whole(path: Path, log: Path, before: State) -> tuple[State, str]:
     found["last"] = f"after {killed_in}"
     Memory.open(path).upsert([Passage("last", found["last"])], FakePassageEncoder())
     if killed_in == "index":
-        Memory.open(path).build_index("sq8")
-        left = [each.name for each in (path / index_files.FOLDER).iterdir()]
-        assert not any(name.startswith(index_files.SCRATCH) for name in left), left
+        Memory.open(path).build_index(KIND)
+        left = [each.name for each in (path / index_folder.FOLDER).iterdir()]
+        assert not any(name.startswith(index_folder.SCRATCH) for name in left), left
     report = verify(path, num_questions=5)
     assert report.problems == [], report.problems
     assert report.num_unrecorded == 0

@@ -498,7 +498,7 @@ def test_a_memory_from_before_sync(synced: Synced, monkeypatch):
     assert next(Memory.open(synced.path, version=3).passages()).origin == ""
 
 
-@pytest.mark.parametrize("kind", ["flat", "sq8"])
+@pytest.mark.parametrize("kind", ["flat", "ivf-rabitq"])
 def test_a_memory_from_before_sync_is_compacted_and_indexed(synced: Synced, monkeypatch, kind):
     """Files without the column beside files with it, in one."""
     from latentrag.memory import table as module

@@ -14,7 +14,6 @@ from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, print_line, say
 from latentrag.config import DEMO, resolve_memory
 from latentrag.errors import InputError
-from latentrag.types import IndexChoice
 
 if TYPE_CHECKING:
     from latentrag.memory import Memory
@@ -132,10 +131,11 @@ def delete(
 def build(
     memory: MemoryPath,
     kind: Annotated[
-        IndexChoice,
+        str,
         typer.Option(
             "--index",
-            help="flat: exact, in memory; sq8: 8 bits a number; ivf-rabitq: 1 bit; hnsw: a graph; auto: by size.",
+            metavar="KIND",
+            help="flat: exact, all vectors in RAM; ivf-rabitq: 1 bit a number in RAM; auto: by the number of passages.",
         ),
     ] = "auto",
     max_memory: Annotated[

@@ -175,8 +175,8 @@ def verify(
 ) -> None:
     """Check that a memory is as it was written: every file, every version, the newest passages, the indexes.
 
-    An index must hold every passage of the version that is asked once and nothing else, and find 95 % of the five best
-    and 90 % of the hundred best of a sample, give or take two standard errors.
+    An index must hold every passage of the version that is asked once and nothing else, and find 98 % of the five best
+    and 95 % of the hundred best of a sample, give or take two standard errors.
 
     Exits with 1 if something is wrong, and says what to do.
     """

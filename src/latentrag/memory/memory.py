@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from latentrag.memory.log import Version
 from latentrag.memory.manifest import Manifest
 from latentrag.memory.table import Table
 from latentrag.memory.versions import resolve
-from latentrag.types import IndexChoice, Passage, SearchResult
+from latentrag.types import Passage, SearchResult
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -42,7 +42,7 @@ class Memory:
     def __init__(self, table: Table, indexes: IndexSupply | None = None) -> None:
         self._table = table
         self._num_passages = len(table)
-        self._indexes = IndexSupply("auto") if indexes is None else indexes
+        self._indexes = IndexSupply() if indexes is None else indexes
         self._index: Index | None = None
         self._index_lock = threading.Lock()
 
@@ -60,8 +60,8 @@ class Memory:
         path: str | Path,
         *,
         version: int | str | None = None,
-        index: IndexChoice = "auto",
-        renew_index: bool = False,
+        index: str = "auto",
+        index_folder: str | Path | None = None,
     ) -> Memory:
         """The memory at ``version``, or at its newest.
 
@@ -73,15 +73,13 @@ class Memory:
             index: how it is searched. "auto": by the index that was built for it; where none was, "flat" (exactly, in
                 RAM, 4·N·D bytes) up to 200,000 passages, else "ivf-rabitq". What is not there is built on the first
                 search: see ``build_index``.
-            renew_index: build the index anew in the background when much has changed since it was built; otherwise a
-                warning says so.
+            index_folder: where its indexes lie, if not in the memory: a folder that no other memory uses, on a faster
+                disk, say. `forget` does not reach it: remove it yourself afterwards.
         Raises: MemoryStoreError if there is none, if it is something else, or if it has no such version; InputError
             for an index that does not exist.
         """
-        if index not in get_args(IndexChoice):
-            raise InputError(f"index={index!r} is unknown; needed {' or '.join(get_args(IndexChoice))}")
-        table = Table.open(Path(path), resolve(Path(path), version))
-        return cls(table, IndexSupply(index, renew=renew_index))
+        indexes = IndexSupply(index, None if index_folder is None else Path(index_folder))
+        return cls(Table.open(Path(path), resolve(Path(path), version)), indexes)
 
     def at(self, version: int | str | None) -> Memory:
         """Another version of this memory, searched in the same way; the two share an index where that serves both.
@@ -225,9 +223,7 @@ class Memory:
                 self._index = self._indexes.index_for(self._table)
             return self._index
 
-    def build_index(
-        self, kind: IndexChoice = "auto", *, max_memory: int | None = None, progress: bool = False
-    ) -> BuiltIndex:
+    def build_index(self, kind: str = "auto", *, max_memory: int | None = None, progress: bool = False) -> BuiltIndex:
         """Build an index of this version and publish it for all who open the memory.
 
         Everything is streamed; one that is there already is not built again. "flat" needs no files, and removes those
@@ -238,7 +234,8 @@ class Memory:
         Raises: InputError if the bound cannot be kept; MemoryStoreError if there are no passages, or no room on the
             disk, or no right to write. After any exception the indexes are as before.
         """
-        return build_index(self._table, kind, max_memory=max_memory, progress=progress)
+        folder = self._indexes.folder(self._table)
+        return build_index(self._table, kind, folder=folder, max_memory=max_memory, progress=progress)
 
     # Changing
 

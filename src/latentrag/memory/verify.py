@@ -10,10 +10,8 @@ import numpy as np
 
 from latentrag.errors import DamagedVersionError, IndexDamagedError, InputError, MemoryStoreError
 from latentrag.memory import damage, durable, files, lock
-from latentrag.memory.indexes import checking
-from latentrag.memory.indexes import files as index_files
-from latentrag.memory.indexes.checking import CheckedIndex
-from latentrag.memory.indexes.files import Published
+from latentrag.memory.indexes.checking import CheckedIndex, check
+from latentrag.memory.indexes.folder import IndexFolder, Published
 from latentrag.memory.table import Table
 from latentrag.memory.tags import SERVED, tags
 
@@ -55,17 +53,20 @@ class Report:
     notes: list[str]
 
 
-def verify(folder: Path, *, num_questions: int = NUM_QUESTIONS, seed: int = 0) -> Report:
+def verify(
+    folder: Path, *, num_questions: int = NUM_QUESTIONS, seed: int = 0, index_folder: Path | None = None
+) -> Report:
     """Read every file of a memory and check what can be checked. Nothing is changed.
 
     Every version: that it opens, and that its files have the checksums of their commit. The newest: that it has as many
     passages as it says, each with an id of its own and a finite vector. Every index, against the version that is asked
-    (the served one, or the newest): that it holds each passage once, with the table's vector, and nothing else, and
-    finds what exact search finds.
+    (the served one, or the newest): that it holds each passage once and nothing else, that its records are as they were
+    written, and that it finds what exact search finds.
 
     Args:
         num_questions: passages whose vectors are searched for to measure an index's recall; 0: it is not measured.
         seed: by which they are drawn.
+        index_folder: where the indexes lie, if not in the memory.
     Raises: MemoryStoreError if this is no memory; InputError if ``num_questions`` is negative.
     """
     if num_questions < 0:
@@ -76,11 +77,12 @@ def verify(folder: Path, *, num_questions: int = NUM_QUESTIONS, seed: int = 0) -
     newest = max(needed, default=None)
     table = None if newest is None else Table.open(folder, newest)
     of_files = [*_changed(folder, known, needed), *([] if table is None else _of_rows(table))]
-    found, unreadable = index_files.find(folder)
+    of_indexes = IndexFolder.of(folder) if index_folder is None else IndexFolder(index_folder)
+    found, unreadable = of_indexes.indexes()
     # Damaged passages are no measure of an index.
     asked = None if of_files else _asked(folder, table)
     indexes = [] if asked is None else _checked(found, asked, num_questions=num_questions, seed=seed)
-    problems += [*of_files, *_of_indexes(folder, indexes, unreadable), *_of_tags(folder, numbers)]
+    problems += [*of_files, *_of_indexes(folder, of_indexes, indexes, unreadable), *_of_tags(folder, numbers)]
     orphans = present - files.needed(folder) if len(needed) == len(numbers) else set()
     writer = lock.owner(folder)
     if orphans and writer is None:
@@ -158,7 +160,7 @@ def _checked(found: Iterable[Published], asked: Table, *, num_questions: int, se
     checked = []
     for published in found if len(asked) else ():
         try:
-            checked.append(checking.check(published, asked, num_questions=num_questions, seed=seed))
+            checked.append(check(published, asked, num_questions=num_questions, seed=seed))
         except FileNotFoundError:
             continue  # thrown away at this moment
     return checked
@@ -174,12 +176,12 @@ def _asked(folder: Path, newest: Table | None) -> Table | None:
 
 
 def _of_indexes(
-    folder: Path, indexes: Iterable[CheckedIndex], unreadable: Iterable[IndexDamagedError]
+    folder: Path, index_folder: IndexFolder, indexes: Iterable[CheckedIndex], unreadable: Iterable[IndexDamagedError]
 ) -> Iterator[Problem]:
     for error in unreadable:
         yield Problem(str(error), f"delete {error.file.parent}, the passages are all there without it")
     for index in indexes:
-        place = folder / index_files.FOLDER / index.folder
+        place = index_folder.path / index.folder
         again = f"delete {place} and build it again with `latentrag index build {folder} --index {index.kind}`"
         for fault in index.faults:
             yield Problem(f"the index {index.folder} {fault}", again)
@@ -188,7 +190,7 @@ def _of_indexes(
                 yield Problem(
                     f"the index {index.folder} finds {recall.share:.1%} (±{recall.standard_error:.1%}) of the "
                     f"{recall.k} best passages, needed {recall.needed:.0%}",
-                    f"{again}; if it stays so, choose another kind, hnsw or flat",
+                    f"{again}; if it stays so, use the index flat",
                 )
 
 

@@ -1,15 +1,19 @@
-"""Indexes over a memory's vectors: exact, compressed, or a graph, all behind ``Index``. They can be thrown away.
+"""Indexes over a memory's vectors, all behind ``Index``. They are made from the table and can be thrown away.
 
-protocol        what an index is            flat, ivf_rabitq, proposers (sq8, hnsw)   the kinds
-scoring         the scores that count       stored, vector_file     candidates in RAM, vectors on disk
-changes         two versions compared       revised                 an index that serves another version
-building        from a table to files       files                   published, verified, thrown away
-supply          which index serves          made, recall, renewal   built on request, measured, built again
+index        what an index and a kind of index are; scores; recall
+flat         exact search in RAM; an index that serves another version
+ivf_rabitq   one bit a number in RAM, the most promising lists searched
+stored       vectors and passages on disk, from which what a kind proposes is rescored
+changes      what an index needs of the table: streams of rows, the difference of two versions
+folder       how indexes are published, listed and thrown away
+building     the table of kinds; from a table to a published index
+supply       which index serves a version
+checking     whether an index is what it should be
 """
 
-from latentrag.memory.indexes.flat import FlatIndex
-from latentrag.memory.indexes.made import BuiltIndex, build_index
-from latentrag.memory.indexes.protocol import Hits, Index
+from latentrag.memory.indexes.building import INDEX_KINDS, BuiltIndex, build_index
+from latentrag.memory.indexes.folder import IndexFolder
+from latentrag.memory.indexes.index import Hits, Index
 from latentrag.memory.indexes.supply import IndexSupply
 
-__all__ = ["BuiltIndex", "FlatIndex", "Hits", "Index", "IndexSupply", "build_index"]
+__all__ = ["INDEX_KINDS", "BuiltIndex", "Hits", "Index", "IndexFolder", "IndexSupply", "build_index"]

@@ -1,16 +1,29 @@
-"""Exact maximum inner product search in RAM."""
+"""Exact search over vectors in RAM, and with it an index of one version that serves another."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import faiss
 import numpy as np
 
-from latentrag.memory.indexes.protocol import Hits, LiveRows, Places
-from latentrag.memory.indexes.scoring import best, exact_scores, stacked
-from latentrag.types import IndexKind, Passage
+from latentrag.memory.indexes.index import (
+    BaseIndex,
+    Hits,
+    Index,
+    Kind,
+    LiveRows,
+    Places,
+    Plan,
+    Rows,
+    best,
+    exact_scores,
+    merged,
+    stacked,
+)
+from latentrag.types import Passage
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -28,27 +41,23 @@ class FlatIndex:
     to float32, so that a question finds the same passages with the same scores alone and in any batch.
     """
 
-    kind: ClassVar[IndexKind] = "flat"
+    kind: ClassVar[str] = "flat"
 
-    flat: Any
+    flat: faiss.IndexFlatIP
     row_ids: npt.NDArray[np.int64]
     largest_norm: float
     live: LiveRows | None = None
 
     @classmethod
-    def build(
-        cls, batches: Iterable[tuple[npt.NDArray[np.int64], npt.NDArray[np.float16]]], dimension: int
-    ) -> FlatIndex:
-        """Index a stream of (row ids (n,), vectors (n, D)); no row id comes twice."""
-        import faiss
-
+    def build(cls, batches: Iterable[Rows], dimension: int) -> FlatIndex:
+        """Index a stream of rows; no row id comes twice."""
         flat = faiss.IndexFlatIP(dimension)
         row_ids = [np.empty(0, np.int64)]
         largest_norm = 0.0
-        for ids, vectors in batches:
-            block = np.ascontiguousarray(vectors, dtype=np.float32)
+        for rows in batches:
+            block = np.ascontiguousarray(rows.vectors, dtype=np.float32)
             flat.add(block)
-            row_ids.append(ids)
+            row_ids.append(rows.row_ids)
             largest_norm = max(largest_norm, float(np.linalg.norm(block, axis=1).max(initial=0.0)))
         return cls(flat, np.concatenate(row_ids), largest_norm)
 
@@ -65,31 +74,75 @@ class FlatIndex:
     def search(self, q: npt.NDArray[np.float32], k: int) -> Hits:
         """The K rows of largest d·q, exactly. q: (B, D) float32, B ≥ 1; 1 ≤ k ≤ len(self)."""
         q = np.ascontiguousarray(q, dtype=np.float32)
-        rough, rows = self._propose(q, k + SPARE_CANDIDATES)
-        return stacked([self._settle(q[b], k, rough[b], rows[b]) for b in range(len(q))])
+        rough, positions = self._propose(q, k + SPARE_CANDIDATES)
+        return stacked([self._rescored(q[b], k, rough[b], positions[b]) for b in range(len(q))])
 
     def passages(self, row_ids: npt.NDArray[np.int64]) -> dict[int, Passage]:  # noqa: ARG002
-        """None: it holds vectors alone."""
+        """None: only vectors are in RAM."""
         return {}
 
     def _propose(self, q: npt.NDArray[np.float32], num: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """faiss's scores and positions of the best ``num``, or of all."""
-        import faiss
+        live = None if self.live is None else faiss.SearchParameters(sel=self.live.selector)
+        rough, positions = self.flat.search(q, min(num, len(self)), params=live)
+        return rough, positions
 
-        wanted = None if self.live is None else faiss.SearchParameters(sel=self.live.selector)
-        rough, rows = self.flat.search(q, min(num, len(self)), params=wanted)
-        return rough, rows
-
-    def _settle(
-        self, q: npt.NDArray[np.float32], k: int, rough: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]
+    def _rescored(
+        self, q: npt.NDArray[np.float32], k: int, rough: npt.NDArray[np.float32], positions: npt.NDArray[np.int64]
     ) -> Hits:
-        """Of one query's candidates, best first with faiss's scores: the K that are truly best."""
+        """The K that are truly best, of one query's candidates, which come best first with faiss's scores."""
         # A float32 sum of D products errs by at most D·ε/2·|d|·|q|. A row that faiss puts further than twice
         # that below place K cannot belong above it; the rest of the margin is for rounding the exact scores.
         largest = float(np.linalg.norm(q.astype(np.float64))) * self.largest_norm
         margin = 2 * (self.flat.d + 1) * np.finfo(np.float32).eps * largest
-        while len(rows) < len(self) and rough[-1] >= rough[k - 1] - margin:
-            wider = self._propose(q[None], 4 * len(rows))
-            rough, rows = wider[0][0], wider[1][0]
-        vectors = self.flat.reconstruct_batch(rows)  # (candidates, D)
-        return best(self.row_ids[rows], vectors, exact_scores(vectors, q), k)
+        while len(positions) < len(self) and rough[-1] >= rough[k - 1] - margin:
+            more_scores, more_positions = self._propose(q[None], 4 * len(positions))
+            rough, positions = more_scores[0], more_positions[0]
+        vectors = self.flat.reconstruct_batch(positions)  # (candidates, D)
+        return best(self.row_ids[positions], vectors, exact_scores(vectors, q), k)
+
+
+def plan(num_rows: int, dimension: int, room_bytes: int) -> Plan:  # noqa: ARG001
+    """What it takes to hold all vectors."""
+    return Plan(ram_bytes=4 * num_rows * dimension)
+
+
+FLAT = Kind(plan, in_ram=FlatIndex.build)
+
+
+@dataclass(frozen=True, slots=True)
+class RevisedIndex:
+    """An index of an earlier or later version with the rows it lacks. Scores of both are exact and can be merged."""
+
+    kept: Index
+    added: FlatIndex
+
+    @property
+    def kind(self) -> str:
+        return self.kept.kind
+
+    @property
+    def num_bytes(self) -> int:
+        return self.kept.num_bytes + self.added.num_bytes
+
+    def __len__(self) -> int:
+        return len(self.kept) + len(self.added)
+
+    def search(self, q: npt.NDArray[np.float32], k: int) -> Hits:
+        parts = [part.search(q, min(k, len(part))) for part in (self.kept, self.added) if len(part)]
+        return merged(parts, k)
+
+    def passages(self, row_ids: npt.NDArray[np.int64]) -> dict[int, Passage]:
+        return self.kept.passages(row_ids)
+
+
+def revised(base: BaseIndex, removed: npt.NDArray[np.int64], added: Rows) -> Index:
+    """``base`` without the rows ``removed`` (row ids) and with those ``added``, which are searched exactly in RAM.
+
+    Args:
+        added: ascending row ids, none of which is in ``base``.
+    """
+    kept = base.without(removed) if len(removed) else base
+    if not len(added.row_ids):
+        return kept
+    return RevisedIndex(kept, FlatIndex.build([added], added.vectors.shape[1]))

@@ -7,21 +7,24 @@ which d·q is estimated without bias: D/8 + 16 bytes a row with its position.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
+import faiss
 import numpy as np
 
 from latentrag.errors import IndexDamagedError
-from latentrag.memory.indexes.proposers import FAISS, Statistics, read_faiss, real_positions, write_faiss
-from latentrag.memory.indexes.protocol import LiveRows
-from latentrag.types import IndexKind
+from latentrag.memory.indexes.index import Kind, LiveRows, Plan, Progress
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from latentrag.memory.indexes.stored import VectorFile
+
+FAISS = "index.faiss"
 
 BONUSES = "bonuses.f32"
 MOST_LISTS = 8_192
@@ -41,7 +44,9 @@ COMPARED = 1_000
 """Rows from which that deviation is learnt."""
 USUAL_DIMENSION = 768
 """Where 2·K + 40 candidates hold almost all that is to be found in the lists looked at."""
-SEED = 0
+SEED, SAMPLE_SEED = 0, 1
+GROWTH = 1.6
+"""Lists grow by doubling: on average half as much again is reserved while they are built."""
 ROWS_PER_ADD = 16_384
 IN_A_REGISTER = 16
 """Numbers; faiss multiplies vectors whose dimension is no multiple of it one by one."""
@@ -59,6 +64,19 @@ def default_probes(num_rows: int, num_lists: int) -> int:
     return min(num_lists, max(64, round(128 * math.sqrt(math.sqrt(num_rows / 1e6)))))
 
 
+def plan(num_rows: int, dimension: int, room_bytes: int) -> Plan:
+    """What a build needs; where RAM is short it samples fewer rows."""
+    num_lists = default_lists(num_rows)
+    parameters = {"num_lists": num_lists, "num_probes": default_probes(num_rows, num_lists)}
+    centroid_bytes, row_bytes = 8 * num_lists * dimension, 4 * dimension
+    affordable = max(0, room_bytes - centroid_bytes) // row_bytes
+    least = min(num_rows, LEAST_SAMPLE_PER_LIST * num_lists)
+    num_sampled = min(num_rows, max(least, min(SAMPLE_PER_LIST * num_lists, affordable)))
+    code_bytes = int(GROWTH * num_rows * (dimension / 8 + 16)) + centroid_bytes
+    ram_bytes = centroid_bytes + max(row_bytes * num_sampled, code_bytes)
+    return Plan(ram_bytes, code_bytes, parameters, num_sampled)
+
+
 @dataclass(slots=True)
 class IvfRabitq:
     """A faiss ``IndexIVFRaBitQ`` behind a rotation.
@@ -70,96 +88,61 @@ class IvfRabitq:
         d·q ≈ c·q ± σ ρ |q|,  σ² = mean cos² between residuals and vectors,
 
     and lists are taken in the order of c·q + 2σρ|q|. Against c·q alone this loses up to half as many of the best.
+
+    Attributes:
+        centroids: (lists, D), rotated.
+        bonuses: (lists,) 2σρ.
+        coarse: finds the lists that promise most; see ``promises``.
+        effort: multiplies the lists looked at and the candidates.
     """
 
-    kind: ClassVar[IndexKind] = "ivf-rabitq"
-
-    rotation: Any
-    lists: Any
+    rotation: faiss.VectorTransform
+    lists: faiss.IndexIVFRaBitQ
     centroids: npt.NDArray[np.float32]
-    """(lists, D), rotated."""
     bonuses: npt.NDArray[np.float32]
-    """(lists,) 2σρ; while rows are added 2σ."""
     num_probes: int
+    coarse: faiss.IndexScalarQuantizer
     effort: float = 1.0
-    """Multiplies the lists looked at and the candidates; see effort.py."""
-    coarse: Any = None
-    """The lists by their promise, once there are rows; see ``promises``."""
-    nearest: Any = None
-    """The centroids as an L2 index, while rows are added."""
-    squares: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    """(lists,) Σ |d − c|², while rows are added."""
 
     @classmethod
-    def train(
-        cls, statistics: Statistics, *, num_lists: int, num_probes: int, each_iteration: Callable[[], None]
-    ) -> Self:
-        """Args: each_iteration: called ITERATIONS times. statistics.sample is rotated in place."""
-        import faiss
-
-        dimension, sample = statistics.dimension, statistics.sample
-        rotation = faiss.RandomRotationMatrix(dimension, dimension)
-        rotation.init(SEED)
-        for start in range(0, len(sample), ROWS_PER_ADD):
-            sample[start : start + ROWS_PER_ADD] = rotation.apply(sample[start : start + ROWS_PER_ADD])
-        centroids = _k_means(sample, num_lists, each_iteration)
-        nearest, quantizer = faiss.IndexFlatL2(dimension), faiss.IndexFlatIP(dimension)
-        nearest.add(centroids)
-        quantizer.add(centroids)
-        lists = faiss.IndexIVFRaBitQ(quantizer, dimension, num_lists, faiss.METRIC_INNER_PRODUCT)
-        lists.train(sample[:1])  # the centroids are there; of a bit there is nothing to learn
-        bonuses = np.full(num_lists, DEVIATIONS * _spread(sample, centroids, nearest), np.float32)
-        return cls(rotation, lists, centroids, bonuses, num_probes, nearest=nearest, squares=np.zeros(num_lists))
+    def build(cls, vectors: VectorFile, plan: Plan, folder: Path, progress: Progress) -> None:
+        """Train on a sample, add all vectors, write."""
+        trained = _train(vectors, plan, progress)
+        lists, num_lists = trained.lists, trained.lists.nlist
+        squares = np.zeros(num_lists)  # Σ |d − c|²
+        for block in vectors.blocks():
+            for start in range(0, len(block.vectors), ROWS_PER_ADD):
+                turned = trained.rotation.apply(block.vectors[start : start + ROWS_PER_ADD].astype(np.float32))
+                distances, chosen = (np.ascontiguousarray(part[:, 0]) for part in trained.nearest.search(turned, 1))
+                positions = np.arange(lists.ntotal, lists.ntotal + len(turned))
+                lists.add_core(len(turned), *map(faiss.swig_ptr, (turned, positions, chosen)))
+                squares += np.bincount(chosen, distances, minlength=num_lists)
+            progress("adding vectors", lists.ntotal, len(vectors))
+        whole = faiss.IndexPreTransform(trained.rotation, lists)
+        whole.ntotal = lists.ntotal
+        write_faiss(whole, folder / FAISS)
+        sizes = [lists.get_list_size(number) for number in range(num_lists)]
+        deviations = np.sqrt(np.maximum(0.0, squares) / np.maximum(1, sizes))  # (lists,) ρ
+        (folder / BONUSES).write_bytes((trained.deviations * deviations).astype("<f4").tobytes())
 
     @classmethod
-    def read(cls, folder: Path, *, num_rows: int, dimension: int, num_lists: int, num_probes: int) -> Self:
+    def read(cls, folder: Path, *, num_rows: int, dimension: int, parameters: Mapping[str, int]) -> Self:
         """An index to search. Raises: IndexDamagedError."""
-        import faiss
-
-        file = folder / FAISS
+        if set(parameters) != {"num_lists", "num_probes"}:
+            raise IndexDamagedError(folder / FAISS, f"has parameters {dict(parameters)}")
+        file, num_lists = folder / FAISS, parameters["num_lists"]
         whole = read_faiss(file, faiss.IndexPreTransform, num_rows=num_rows, dimension=dimension)
         lists = faiss.downcast_index(whole.index)
         if not isinstance(lists, faiss.IndexIVFRaBitQ) or whole.chain.size() != 1 or lists.nlist != num_lists:
             raise IndexDamagedError(file, f"holds {type(lists).__name__}, needed {num_lists} lists behind a rotation")
         rotation = faiss.downcast_VectorTransform(whole.chain.at(0))
         rotation.whole = whole  # which owns both
-        held = faiss.downcast_index(lists.quantizer).get_xb()  # seen, not copied
-        centroids = faiss.rev_swig_ptr(held, num_lists * dimension).reshape(num_lists, dimension)
+        stored = faiss.downcast_index(lists.quantizer).get_xb()  # seen, not copied
+        centroids = faiss.rev_swig_ptr(stored, num_lists * dimension).reshape(num_lists, dimension)
         bonuses = np.fromfile(folder / BONUSES, "<f4").astype(np.float32)
         if bonuses.shape != (num_lists,):
             raise IndexDamagedError(folder / BONUSES, f"holds {len(bonuses)} numbers, needed {num_lists}")
-        return cls(rotation, lists, centroids, bonuses, num_probes, coarse=promises(centroids, bonuses))
-
-    def add(self, vectors: npt.NDArray[np.float16]) -> None:
-        import faiss
-
-        for start in range(0, len(vectors), ROWS_PER_ADD):
-            turned = self.rotation.apply(vectors[start : start + ROWS_PER_ADD].astype(np.float32))
-            squares, chosen = (np.ascontiguousarray(found[:, 0]) for found in self.nearest.search(turned, 1))
-            positions = np.arange(self.lists.ntotal, self.lists.ntotal + len(turned))
-            self.lists.add_core(len(turned), *map(faiss.swig_ptr, (turned, positions, chosen)))
-            self.squares += np.bincount(chosen, squares, minlength=len(self.centroids))
-
-    def write(self, folder: Path) -> None:
-        import faiss
-
-        whole = faiss.IndexPreTransform(self.rotation, self.lists)
-        whole.ntotal = self.lists.ntotal
-        write_faiss(whole, folder / FAISS)
-        sizes = [self.lists.get_list_size(number) for number in range(len(self.centroids))]
-        deviations = np.sqrt(np.maximum(0.0, self.squares) / np.maximum(1, sizes))  # (lists,) ρ
-        (folder / BONUSES).write_bytes((self.bonuses * deviations).astype("<f4").tobytes())
-
-    def positions(self) -> npt.NDArray[np.int64]:
-        import faiss
-
-        stored = self.lists.invlists
-        each = [
-            faiss.rev_swig_ptr(stored.get_ids(number), stored.list_size(number)).copy()
-            for number in range(self.lists.nlist)
-            if stored.list_size(number)
-        ]
-        return np.concatenate([np.empty(0, np.int64), *each])
+        return cls(rotation, lists, centroids, bonuses, parameters["num_probes"], promises(centroids, bonuses))
 
     def num_rescored(self, k: int) -> int:
         # An estimate's error falls as 1/√D.
@@ -171,11 +154,11 @@ class IvfRabitq:
         asked[0, : len(q)], asked[0, len(q)] = turned[0], norm
         probes = min(round(self.effort * self.num_probes), len(self.centroids))
         while True:
-            promise, chosen = (found[0] for found in self.coarse.search(asked, probes))
+            promise, chosen = (part[0] for part in self.coarse.search(asked, probes))
             at_most = promise + MORE_DEVIATIONS / DEVIATIONS * norm * self.bonuses[chosen]
-            found = self._candidates(partial(self._scan, turned, num, live), num, chosen, at_most)
-            if len(found) == num or probes >= len(self.centroids):
-                return found
+            positions = self._candidates(partial(self._scan, turned, num, live), num, chosen, at_most)
+            if len(positions) == num or probes >= len(self.centroids):
+                return positions
             probes = min(4 * probes, len(self.centroids))
 
     def _candidates(
@@ -190,7 +173,8 @@ class IvfRabitq:
         if len(worth):
             others = scan(chosen[worth])
             estimates, positions = np.append(estimates, others[0]), np.append(positions, others[1])
-        return real_positions(positions[np.argsort(-estimates, kind="stable")[:num]])
+        ranked = positions[np.argsort(-estimates, kind="stable")[:num]]
+        return ranked[ranked >= 0]  # faiss fills up with −1
 
     def _scan(
         self, turned: npt.NDArray[np.float32], num: int, live: LiveRows | None, chosen: npt.NDArray[np.int64]
@@ -199,8 +183,6 @@ class IvfRabitq:
 
         turned: (1, D); chosen: (lists,).
         """
-        import faiss
-
         wanted = faiss.IVFRaBitQSearchParameters(nprobe=len(chosen), qb=QUERY_BITS)
         if live is not None:
             wanted.sel = live.selector
@@ -212,14 +194,12 @@ class IvfRabitq:
         return estimates, positions
 
 
-def promises(centroids: npt.NDArray[np.float32], bonuses: npt.NDArray[np.float32]) -> Any:
+def promises(centroids: npt.NDArray[np.float32], bonuses: npt.NDArray[np.float32]) -> faiss.IndexScalarQuantizer:
     """A faiss index of (c, its bonus), whose inner products with (q, |q|) are what lists promise.
 
     In bfloat16: half of the bytes, all of which are read for every query, and as good for choosing 128 of 3,000.
     centroids: (lists, D); bonuses: (lists,).
     """
-    import faiss
-
     num_lists, dimension = centroids.shape
     rows = np.zeros((num_lists, -(-(dimension + 1) // IN_A_REGISTER) * IN_A_REGISTER), np.float32)
     rows[:, :dimension], rows[:, dimension] = centroids, bonuses
@@ -228,26 +208,56 @@ def promises(centroids: npt.NDArray[np.float32], bonuses: npt.NDArray[np.float32
     return index
 
 
-def _k_means(
-    sample: npt.NDArray[np.float32], num_lists: int, each_iteration: Callable[[], None]
-) -> npt.NDArray[np.float32]:
-    """L2 centroids (num_lists, D). An iteration at a time, so that the caller can show progress, or stop."""
-    import faiss
+class _Trained(NamedTuple):
+    """What rows are added to. nearest: the centroids as an L2 index; deviations: (lists,) 2σ."""
 
+    rotation: faiss.VectorTransform
+    lists: faiss.IndexIVFRaBitQ
+    nearest: faiss.IndexFlatL2
+    deviations: npt.NDArray[np.float32]
+
+
+def _train(vectors: VectorFile, plan: Plan, progress: Progress) -> _Trained:
+    dimension, num_lists = vectors.dimension, plan.parameters["num_lists"]
+    rotation = faiss.RandomRotationMatrix(dimension, dimension)
+    rotation.init(SEED)
+    chosen = _sampled(len(vectors), plan.num_sampled)
+    sample = np.empty((len(chosen), dimension), np.float32)
+    for start in range(0, len(chosen), ROWS_PER_ADD):
+        sample[start : start + ROWS_PER_ADD] = rotation.apply(vectors.read(chosen[start : start + ROWS_PER_ADD]))
+    centroids = _k_means(sample, num_lists, progress)
+    nearest, quantizer = faiss.IndexFlatL2(dimension), faiss.IndexFlatIP(dimension)
+    nearest.add(centroids)
+    quantizer.add(centroids)
+    lists = faiss.IndexIVFRaBitQ(quantizer, dimension, num_lists, faiss.METRIC_INNER_PRODUCT)
+    lists.train(sample[:1])  # the centroids are there; of a bit there is nothing to learn
+    deviations = np.full(num_lists, DEVIATIONS * _spread(sample, centroids, nearest), np.float32)
+    return _Trained(rotation, lists, nearest, deviations)
+
+
+def _sampled(num_rows: int, num: int) -> npt.NDArray[np.int64]:
+    """Positions, ascending, one at random from each of ``num`` equal parts."""
+    within = np.random.default_rng(SAMPLE_SEED).random(num)
+    return ((np.arange(num) + within) * (num_rows / max(1, num))).astype(np.int64).clip(max=num_rows - 1)
+
+
+def _k_means(sample: npt.NDArray[np.float32], num_lists: int, progress: Progress) -> npt.NDArray[np.float32]:
+    """L2 centroids (num_lists, D). An iteration at a time, so that the caller can show progress, or stop."""
+    progress("training", 0, ITERATIONS)
     dimension = sample.shape[1]
     centroids = sample[np.linspace(0, len(sample) - 1, num_lists).astype(np.int64)]  # they come in the table's order
-    for _ in range(ITERATIONS):
+    for number in range(ITERATIONS):
         clustering = faiss.Clustering(dimension, num_lists)
         clustering.niter, clustering.seed = 1, SEED
         clustering.min_points_per_centroid, clustering.max_points_per_centroid = 1, len(sample)
         faiss.copy_array_to_vector(centroids.ravel(), clustering.centroids)
         clustering.train(sample, faiss.IndexFlatL2(dimension))
         centroids = faiss.vector_to_array(clustering.centroids).reshape(num_lists, dimension)
-        each_iteration()
+        progress("training", number + 1, ITERATIONS)
     return centroids
 
 
-def _spread(sample: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32], nearest: Any) -> float:
+def _spread(sample: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32], nearest: faiss.IndexFlatL2) -> float:
     """σ: root mean square of the cosine between residuals of some rows and other rows, in place of queries."""
     rows = sample[np.linspace(0, len(sample) - 1, min(COMPARED, len(sample))).astype(np.int64)]
     residuals = rows - centroids[nearest.search(rows, 1)[1][:, 0]]
@@ -259,3 +269,31 @@ def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     scaled: npt.NDArray[np.float32] = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
     return scaled
+
+
+def write_faiss(index: faiss.Index, path: Path) -> None:
+    """Raises: OSError."""
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be written by faiss") from error
+
+
+def read_faiss(path: Path, kind: type[faiss.Index], *, num_rows: int, dimension: int) -> faiss.Index:
+    """The index of a class of faiss in a file whose checksum has been verified. Raises: IndexDamagedError."""
+    try:
+        index = faiss.read_index(str(path))
+    except RuntimeError as error:
+        if not path.exists():
+            raise FileNotFoundError(path) from error
+        raise IndexDamagedError(path, "cannot be read by faiss") from error
+    if not isinstance(index, kind) or (index.ntotal, index.d) != (num_rows, dimension):
+        raise IndexDamagedError(
+            path,
+            f"holds {index.ntotal} rows of {index.d} in {type(index).__name__}, "
+            f"needed {num_rows} of {dimension} in {kind.__name__}",
+        )
+    return index
+
+
+IVF_RABITQ = Kind(plan, IvfRabitq)

@@ -1,17 +1,26 @@
-"""Which index serves a version: the one in hand, one from the disk, or one built now."""
+"""Which index serves a version: the one that is loaded, one from the disk, or one built now."""
 
 from __future__ import annotations
 
 import threading
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from latentrag.errors import IndexDamagedError
-from latentrag.memory.indexes import files
-from latentrag.memory.indexes.building import build, kind_by_size, opened, plan, shown
+from latentrag.memory.indexes.building import (
+    AUTO,
+    INDEX_KINDS,
+    build,
+    is_stored,
+    kind_by_size,
+    opened,
+    plan,
+    require_choice,
+)
 from latentrag.memory.indexes.changes import (
     Difference,
     Fragment,
@@ -22,13 +31,9 @@ from latentrag.memory.indexes.changes import (
     some_of,
     stream,
 )
-from latentrag.memory.indexes.files import Published
-from latentrag.memory.indexes.flat import FlatIndex
-from latentrag.memory.indexes.protocol import BaseIndex, Index, Rows
-from latentrag.memory.indexes.renewal import Renewal
-from latentrag.memory.indexes.revised import revised
-from latentrag.memory.indexes.stored import StoredIndex
-from latentrag.types import IndexChoice
+from latentrag.memory.indexes.folder import ROW_IDS, IndexFolder, Published, discard
+from latentrag.memory.indexes.index import BaseIndex, Index, Rows
+from latentrag.memory.indexes.stored import StoredIndex, mapped_numbers
 
 if TYPE_CHECKING:
     from latentrag.memory.table import Table
@@ -37,12 +42,12 @@ DRIFT_TO_RENEW = 0.1
 """Share of an index's rows that may have changed before it should be built anew: what was added since is searched
 exactly in RAM, and what was deleted is still scanned."""
 DRIFT_TO_REFUSE = 0.5
-"""Beyond this it is as if there were none."""
+"""Share of changed rows above which an index is not used."""
 
 
 @dataclass(frozen=True, slots=True)
-class _InHand:
-    """An index that is loaded, and what it was made of. name: of its folder; "" for one that has none."""
+class _Loaded:
+    """An index in RAM, and what it was made from. name: of its folder; "" if it has none."""
 
     index: BaseIndex
     fingerprint: str
@@ -51,7 +56,7 @@ class _InHand:
 
 
 class _Candidate(NamedTuple):
-    """A published index, how much has changed since, and as a share."""
+    """A published index, what has changed since it was built, and as a share."""
 
     published: Published
     changes: Difference
@@ -61,88 +66,99 @@ class _Candidate(NamedTuple):
 class IndexSupply:
     """Indexes for the versions of one memory; safe to call from several threads.
 
-    Whatever was loaded last is kept and serves the versions near it, so that a commit costs what it changed.
+    The index loaded last is kept and serves the versions near it, so that a commit costs what it changed.
 
     Args:
-        renew: build in the background an index that has drifted, where otherwise a warning says so.
+        choice: a kind of index, or "auto".
+        folder: where the memory's indexes lie; None: in the memory. No other memory may use it.
+    Raises: InputError for a kind that does not exist.
     """
 
-    def __init__(self, choice: IndexChoice, *, renew: bool = False) -> None:
+    def __init__(self, choice: str = AUTO, folder: Path | None = None) -> None:
+        require_choice(choice)
         self.choice = choice
-        self.renewal = Renewal() if renew else None
-        self._in_hand: _InHand | None = None
-        self._said: set[str] = set()
+        self._path = folder
+        self._loaded: _Loaded | None = None
+        self._warned: set[str] = set()
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
     def anew(self) -> IndexSupply:
-        """One with the same choices and nothing in hand."""
-        return IndexSupply(self.choice, renew=self.renewal is not None)
+        """One with the same choices and nothing loaded."""
+        return IndexSupply(self.choice, self._path)
+
+    def folder(self, table: Table) -> IndexFolder:
+        """Where the indexes of the memory with this table lie."""
+        return IndexFolder.of(table.path) if self._path is None else IndexFolder(self._path)
 
     def index_for(self, table: Table) -> Index:
         """The index of this version; ``table`` is not empty.
 
-        A file that is damaged is said in a warning, thrown away, and done without.
+        A damaged index is reported in a warning, thrown away and replaced by another one.
 
         Raises: InputError if there is not enough memory for it; MemoryStoreError if it cannot be built.
         """
         with self._lock:
-            return self._from_hand(table) or self._from_disk(table) or self._built(table)
+            return self._from_loaded(table) or self._from_disk(table) or self._built(table)
 
     def throw_away(self, error: IndexDamagedError) -> None:
-        """Do without an index that was found damaged while it was searched."""
+        """Do without an index that turned out to be damaged while it was searched."""
         with self._lock:
-            self._in_hand = None
+            self._loaded = None
             self._discard(error)
 
-    def _from_hand(self, table: Table) -> Index | None:
-        held = self._in_hand
-        if held is None or held.fingerprint != table.manifest.fingerprint:
+    def _from_loaded(self, table: Table) -> Index | None:
+        loaded = self._loaded
+        if loaded is None or loaded.fingerprint != table.manifest.fingerprint:
             return None
-        changes = difference(table, held.fragments, held.index.row_ids)
-        if changes.share(len(held.index.row_ids)) > DRIFT_TO_RENEW:
+        changes = difference(table, loaded.fragments, loaded.index.row_ids)
+        if changes.share(len(loaded.index.row_ids)) > DRIFT_TO_RENEW:
             return None
         try:
-            return serving(held.index, changes, table)
+            return serving(loaded.index, changes, table)
         except IndexDamagedError as error:
-            self._in_hand = None
+            self._loaded = None
             self._discard(error)
             return None
 
     def _from_disk(self, table: Table) -> Index | None:
-        """The published index that has drifted least, if any will do."""
-        for found in sorted(self._candidates(table), key=lambda each: each.share):
+        """The usable published index that has drifted least."""
+        for candidate in sorted(self._candidates(table), key=lambda candidate: candidate.share):
+            of = candidate.published.description
             try:
-                index = self._loaded(found.published)
-                served = serving(index, found.changes, table)
+                index = self._opened(candidate.published)
+                served = serving(index, candidate.changes, table)
             except FileNotFoundError:
                 continue  # thrown away at this moment for a newer one
             except IndexDamagedError as error:
                 self._discard(error)
                 continue
-            of = found.published.description
-            self._in_hand = _InHand(index, of.fingerprint, of.fragments, of.name)
-            if found.share > DRIFT_TO_RENEW:
-                self._drifted(table, found)
+            self._loaded = _Loaded(index, of.fingerprint, of.fragments, of.name)
+            if candidate.share > DRIFT_TO_RENEW:
+                self._warn_once(
+                    of.name,
+                    f"{candidate.share:.0%} of {table.path} has changed since its index was built at version "
+                    f"{of.version}; `latentrag index build {table.path}` makes searches as fast again as they were",
+                )
             return served
         return None
 
     def _candidates(self, table: Table) -> list[_Candidate]:
-        """Of the kind chosen, of the table's encoder, and not too far from the version."""
-        if self.choice == "flat":
+        """Published indexes of the chosen kind and the table's encoder that are not too far from the version."""
+        if self.choice != AUTO and not is_stored(self.choice):
             return []
-        found, damaged = files.find(table.path)
+        indexes, damaged = self.folder(table).indexes()
         for error in damaged:
             self._discard(error)
         usable: list[_Candidate] = []
-        for published in found:
+        for published in indexes:
             of = published.description
-            if self.choice not in {"auto", of.kind} or of.fingerprint != table.manifest.fingerprint:
+            if self.choice not in {AUTO, of.kind} or not is_stored(of.kind) or of.name in self._refused:
                 continue
-            if of.name in self._refused:
+            if of.fingerprint != table.manifest.fingerprint:
                 continue
             try:
-                changes = difference(table, of.fragments, files.row_ids(published))
+                changes = difference(table, of.fragments, mapped_numbers(published.folder / ROW_IDS, of.num_rows))
             except FileNotFoundError:
                 continue
             except IndexDamagedError as error:
@@ -154,54 +170,62 @@ class IndexSupply:
         return usable
 
     def _discard(self, error: IndexDamagedError) -> None:
-        """Say it in one line, once, and throw it away, or at least do without it."""
+        """Report it in one line, once, and throw it away, or at least do without it."""
         folder = error.file.parent
         if folder.name in self._refused:
             return
         warnings.warn(f"{error}; this index is thrown away", stacklevel=2)
-        files.discard(folder)
+        discard(folder)
         if folder.exists():  # it may not be removed
             self._refused.add(folder.name)
 
-    def _loaded(self, published: Published) -> BaseIndex:
-        if self._in_hand is not None and self._in_hand.name == published.description.name:
-            return self._in_hand.index
-        return opened(published)
+    def _warn_once(self, about: str, text: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(text, stacklevel=2)
 
-    def _drifted(self, table: Table, found: _Candidate) -> None:
-        of = found.published.description
-        if self.renewal is not None:
-            self.renewal.start(table, of.kind)
-        elif of.name not in self._said:
-            self._said.add(of.name)
-            warnings.warn(
-                f"{found.share:.0%} of {table.path} has changed since its index was built at version {of.version}; "
-                f"`latentrag index build {table.path}` makes searches as fast again as they were",
-                stacklevel=2,
-            )
+    def _opened(self, published: Published) -> BaseIndex:
+        if self._loaded is not None and self._loaded.name == published.description.name:
+            return self._loaded.index
+        return opened(published)
 
     def _built(self, table: Table) -> Index:
         kind = kind_by_size(self.choice, len(table))
         planned = plan(kind, len(table), table.manifest.dimension)
-        if kind == "flat":
-            flat = FlatIndex.build(stream(table), table.manifest.dimension)
-            self._in_hand = _InHand(flat, table.manifest.fingerprint, fragments(table))
-            return flat
-        if self.choice == "auto":
+        in_ram = INDEX_KINDS[kind].in_ram
+        if in_ram is not None:
+            self._warn_of_unknown_kinds(table, kind)
+            index = in_ram(stream(table), table.manifest.dimension)
+            self._loaded = _Loaded(index, table.manifest.fingerprint, fragments(table))
+            return index
+        if self.choice == AUTO:
             warnings.warn(
                 f"{table.path} has {len(table)} passages and no index of use: {kind} is built now, once; "
                 f"`latentrag index build {table.path}` does it beforehand",
                 stacklevel=2,
             )
-        with shown(False) as progress:
-            published = build(table, planned, progress=progress)
-        index, of = opened(published), published.description
-        self._in_hand = _InHand(index, of.fingerprint, of.fragments, of.name)
-        return index
+        published = build(table, kind, planned, folder=self.folder(table), progress=lambda *_: None)
+        stored, of = opened(published), published.description
+        self._loaded = _Loaded(stored, of.fingerprint, of.fragments, of.name)
+        return stored
+
+    def _warn_of_unknown_kinds(self, table: Table, used: str) -> None:
+        """Indexes of kinds that earlier versions of the library had are not used."""
+        if self.choice != AUTO:
+            return
+        kinds = sorted({published.description.kind for published in self.folder(table).indexes()[0]})
+        if unknown := ", ".join(kind for kind in kinds if kind not in INDEX_KINDS):
+            self._warn_once(
+                unknown,
+                f"{table.path} has an index of a kind that is no longer supported ({unknown}); {used} is used instead; "
+                f"build an index again with `latentrag index build {table.path}`, which removes the old one",
+            )
 
 
 def serving(index: BaseIndex, changes: Difference, table: Table) -> Index:
     """An index of one version as that of another. Raises: IndexDamagedError if it is another memory's."""
+    from latentrag.memory.indexes.flat import revised
+
     if len(changes.moved) and isinstance(index, StoredIndex):
         some = some_of(changes.moved)
         require_same_rows(table, index.rows(some), index.passages(some), file=index.vectors.path)
