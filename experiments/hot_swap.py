@@ -28,12 +28,12 @@ from rich.progress import track
 from running import read_lines, run
 
 import latentrag
+from latentrag import decoding, model
 from latentrag.assemble import computes_bfloat16, load_passage_encoder, open_memory
 from latentrag.evaluation import exact_match
 from latentrag.generator.passage_cache import PassageCache
 from latentrag.memory import LiveMemory, Memory
 from latentrag.rag import Rag
-from latentrag.types import no_passages
 
 DECODING = {"num_beams": 1, "max_tokens": 16}
 QUESTIONS_PER_SWAP = 6
@@ -99,9 +99,9 @@ def measured(rag: Rag, live: LiveMemory, facts: Sequence[Fact], memory: Memory, 
 @torch.no_grad()
 def closed_book(rag: Rag, questions: Sequence[str]) -> list[str]:
     """What the generator answers without a passage."""
-    alone, options = rag.generator.prepare(questions, no_passages(len(questions))), rag.options(**DECODING)
-    found = rag.decode(alone, torch.zeros(len(questions), 1), variant="sequence", decoding="exact", options=options)
-    return [rag.generator.text(of_one[0].ids) for of_one in found]
+    read = model.closed_book(rag.generator, questions)
+    search = rag.search(read, variant="sequence", decoding="exact", options=rag.options(**DECODING))
+    return [rag.generator.text(hypotheses[0].ids) for hypotheses in decoding.run(search)]
 
 
 def todo(facts: Sequence[Fact], done: Sequence[Row]) -> Iterator[tuple[list[Fact], int]]:

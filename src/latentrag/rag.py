@@ -1,22 +1,12 @@
 """What a user holds: questions in, answers out, each with its probability and the share of every passage."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from latentrag.decoding import (
-    Decoded,
-    Watcher,
-    fast,
-    label_log_likelihoods,
-    marginal_beam,
-    marginal_sample,
-    thorough,
-)
-from latentrag.decoding.evidence import before_stop, cut_at_stop, evidence_of, tokens_of
-from latentrag.decoding.onlooker import Onlooker, Telling
-from latentrag.decoding.rescore import as_targets
+from latentrag.decoding import SEARCHES, Answered, Answering, Search, label_log_likelihoods
+from latentrag.decoding.answering import sources_of, tokens_of
 from latentrag.errors import InputError
 from latentrag.model import Evidence, JointModel, Read, checked
 from latentrag.options import DecodingOptions, Defaults, decoding_options
@@ -26,12 +16,10 @@ from latentrag.types import (
     Asked,
     Classification,
     Decoding,
-    Hypothesis,
     Label,
     Passage,
     Question,
     Score,
-    Source,
     Targets,
     Variant,
 )
@@ -119,72 +107,42 @@ class Rag:
         **options: Any,
     ) -> list[Answer]:
         """``answer`` for several questions at once; the answers do not depend on each other."""
-        answers = self.answer_watched(x, None, k=k, variant=variant, decoding=decoding, without=without, **options)
-        return [answer for answer in answers if answer is not None]
+        answering = self.answering(x, k=k, variant=variant, decoding=decoding, without=without, **options)
+        answers: dict[int, Answer] = {}
+        while answering.live:
+            answers |= {event.question: event.answer for event in answering.step() if isinstance(event, Answered)}
+        return [answers[b] for b in range(len(x))]
 
     @torch.no_grad()
-    def answer_watched(
+    def answering(
         self,
         x: Sequence[Asked],
-        onlooker: Onlooker | None,
         *,
         k: int | None = None,
         variant: Variant | None = None,
         decoding: Decoding = "exact",
         without: Sequence[str] = (),
         **options: Any,
-    ) -> list[Answer | None]:
-        """``answer_batch``, with somebody who looks on: who is told what is certain of each answer as soon as it is,
-        and asked after each token which of them are still wanted.
-
-        Thorough and Fast Decoding choose when all is decoded; of theirs nothing is certain before the end.
-
-        Returns: the same answers as ``answer_batch``; None for those that were not wanted any more.
-        """
+    ) -> Answering:
+        """``answer_batch`` a step at a time: what is certain of each answer is said as soon as it is, and questions
+        that nobody wants any more can be dropped."""
         chosen = checked(variant or self.variant)
         wanted = self.options(**options)
         check_decoding(chosen, decoding, wanted)
         read = self.model.read(x, k=self._k(k), without=without)
-        watcher = None
-        if onlooker is not None:
-            watcher = Telling(onlooker, read, variant=chosen, stop=wanted.stop)
-        found = self.decode(read, variant=chosen, decoding=decoding, options=wanted, watcher=watcher)
-        asked_for = [b for b in range(len(x)) if onlooker is None or onlooker.is_wanted(b)]
-        answers: list[Answer | None] = [None] * len(x)
-        if not asked_for:
-            return answers
-        if not all(found[b] for b in asked_for):
-            raise InputError("every answer is ruled out by the options; lower min_tokens or no_repeat_ngram_size")
-        best = as_targets([found[b][0].ids for b in asked_for], device=read.log_p_eta.device)
-        closed_book = self.model.closed_book_log_p([x[b] for b in asked_for], best).tolist()
-        for b, alone in zip(asked_for, closed_book, strict=True):
-            answers[b] = self._answer(read, b, found[b], alone, chosen, decoding, wanted.stop)
-        return answers
+        search = self.search(read, variant=chosen, decoding=decoding, options=wanted)
+        return Answering(read, search, variant=chosen, decoding=decoding, stop=wanted.stop)
 
-    def decode(
-        self,
-        read: Read[Generator],
-        *,
-        variant: Variant,
-        decoding: Decoding,
-        options: DecodingOptions,
-        watcher: Watcher | None = None,
-    ) -> list[list[Decoded]]:
-        """What ``answer_batch`` decodes, for questions that have been read already (§2.5).
+    def search(
+        self, read: Read[Generator], *, variant: Variant, decoding: Decoding, options: DecodingOptions
+    ) -> Search:
+        """What decodes questions that have been read (§2.5). ``run`` takes it to its end.
 
         Args:
             decoding, options: as ``check_decoding`` lets them pass.
-            watcher: who looks on; not heard by Thorough and Fast Decoding.
-        Returns: for each question its hypotheses, best first.
         """
-        generator, prepared, log_p_eta = read.generator, read.prepared, read.log_p_eta
-        if options.sample:
-            return marginal_sample(generator, prepared, log_p_eta, variant=variant, options=options, watcher=watcher)
-        if decoding == "thorough":
-            return thorough(generator, prepared, log_p_eta, options=options)
-        if decoding == "fast":
-            return fast(generator, prepared, log_p_eta, options=options)
-        return marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options, watcher=watcher)
+        kind = SEARCHES["sample" if options.sample else decoding]
+        return kind(read.generator, read.prepared, read.log_p_eta, variant=variant, options=options)
 
     def score(self, x: Asked, y: str, *, k: int | None = None, variant: Variant | None = None) -> Score:
         """log p(y|x) of a given y, with posteriors and counterfactuals.
@@ -214,7 +172,7 @@ class Rag:
                 num_tokens=int(evidence.targets.mask[b].sum()),
                 variant=chosen,
                 memory_version=evidence.version,
-                sources=_sources(evidence, b, chosen),
+                sources=sources_of(evidence, b, chosen),
                 tokens=tokens_of(self.generator, evidence, b, chosen),
                 without_passage=of_one,
             )
@@ -260,47 +218,16 @@ class Rag:
             labels=tuple(Label(labels[i], probabilities[i], log_p[0, i].item()) for i in order),
             variant=chosen,
             memory_version=retrieved.version,
-            sources=_sources(evidence, 0, chosen),
+            sources=sources_of(evidence, 0, chosen),
         )
 
     def _k(self, k: int | None) -> int:
         return self.k if k is None else k
 
-    def _answer(
-        self,
-        read: Read[Generator],
-        b: int,
-        found: Sequence[Decoded],
-        closed_book: float,
-        variant: Variant,
-        decoding: Decoding,
-        stop: Sequence[str],
-    ) -> Answer:
-        best = found[0]
-        evidence = evidence_of(best, read, b)
-        tokens = cut_at_stop(tokens_of(self.generator, evidence, 0, variant, finished=best.finished), stop)
-        return Answer(
-            question=read.questions[b].text,
-            text="".join(token.text for token in tokens),
-            log_prob=best.log_prob,
-            closed_book_log_prob=closed_book,
-            variant=variant,
-            decoding=decoding,
-            memory_version=evidence.version,
-            sources=_sources(evidence, 0, variant),
-            tokens=tokens,
-            hypotheses=tuple(
-                Hypothesis(before_stop(self.generator.text(each.ids), stop), each.log_prob, each.finished)
-                for each in found
-            ),
-            log_p_eta=tuple(evidence.log_p_eta[0].tolist()),
-            log_p_theta=tuple(map(tuple, evidence.log_p_theta[0].tolist())),
-        )
-
 
 def check_decoding(variant: Variant, decoding: str, options: DecodingOptions) -> None:
     """Raises: InputError if there is no such decoding, or none for this variant and these options."""
-    if decoding not in {"exact", "thorough", "fast"}:
+    if decoding not in get_args(Decoding):
         raise InputError(f"decoding={decoding!r} is unknown; needed 'exact', 'thorough' or 'fast'")
     if decoding == "exact":
         return
@@ -308,9 +235,3 @@ def check_decoding(variant: Variant, decoding: str, options: DecodingOptions) ->
         raise InputError(f"decoding={decoding!r} is for RAG-Sequence; RAG-Token has one decoder, 'exact'")
     if options.sample:
         raise InputError(f"decoding={decoding!r} searches; sampling needs decoding='exact'")
-
-
-def _sources(evidence: Evidence, b: int, variant: Variant) -> tuple[Source, ...]:
-    passages, prior = evidence.of_passages(b, evidence.log_p_eta[b].exp())
-    _, posterior = evidence.of_passages(b, evidence.posterior(variant)[b])
-    return tuple(map(Source, passages, prior.tolist(), posterior.tolist()))

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from latentrag.decoding import label_log_likelihoods, marginal_sample
+from latentrag.decoding import Sampling, label_log_likelihoods, run
 from latentrag.decoding.sample import shaped
 from latentrag.errors import InputError
 from latentrag.marginal import log_prior
@@ -25,7 +25,7 @@ def test_samples_follow_the_marginal(variant: str) -> None:
     truth = enumerate_marginal(generator, prepared.rows_of[0], log_p_eta[0], variant=variant, max_tokens=3)
     n = 4000
     options = DecodingOptions(num_beams=n, max_tokens=3, sample=True, seed=1)
-    samples = marginal_sample(generator, prepared, log_p_eta, variant=variant, options=options)[0]
+    samples = run(Sampling(generator, prepared, log_p_eta, variant=variant, options=options))[0]
     counts = Counter(sample.ids for sample in samples)
     assert len(samples) == n
     for ids, log_p in truth.items():
@@ -41,7 +41,7 @@ def test_sampling_is_repeatable_and_its_probability_is_not_tempered() -> None:
     prepared = generator.prepare(["x", "w"], singles([passages(2)] * 2))
     log_p_eta = log_prior(torch.zeros(2, 2))
     options = DecodingOptions(num_beams=3, max_tokens=4, sample=True, seed=5, temperature=0.5, top_k=3, top_p=0.9)
-    one, two = (marginal_sample(generator, prepared, log_p_eta, variant="sequence", options=options) for _ in range(2))
+    one, two = (run(Sampling(generator, prepared, log_p_eta, variant="sequence", options=options)) for _ in range(2))
     assert [[s.ids for s in row] for row in one] == [[s.ids for s in row] for row in two]
     truth = enumerate_marginal(generator, prepared.rows_of[0], log_p_eta[0], variant="sequence", max_tokens=4)
     for sample in one[0]:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from latentrag.decoding.candidates import Continuations, best_continuations
+from latentrag.decoding.decided import num_decided
 from latentrag.decoding.decoded import Decoded, rank
+from latentrag.decoding.loop import Decided, Ended, Event, run
 from latentrag.decoding.step import Beams, forbid, is_end, stopped
-from latentrag.decoding.watch import Watcher, num_decided
 from latentrag.errors import InputError
 from latentrag.options import DecodingOptions
 from latentrag.protocols import Generator
@@ -30,6 +31,7 @@ class _Pool:
         self._length_penalty = options.length_penalty
         self._max_tokens = options.max_tokens
         self._is_certain = options.length_penalty <= 0 and options.early_stopping is not True
+        self._num_best = options.num_best
         self._size = options.num_best if self._is_certain else options.num_beams
 
     def offer(self, hypothesis: Decoded) -> None:
@@ -40,6 +42,11 @@ class _Pool:
     @property
     def best(self) -> Decoded | None:
         return self.entries[0][1] if self.entries else None
+
+    @property
+    def hypotheses(self) -> list[Decoded]:
+        """Those that are wanted, best first."""
+        return [hypothesis for _, hypothesis in self.entries[: self._num_best]]
 
     def num_open(self, live: Sequence[float], num_tokens: int) -> int:
         """How many live hypotheses have to be continued. live: their log-probabilities, best first."""
@@ -56,16 +63,7 @@ class _Pool:
         return rank(log_prob, num_tokens, self._length_penalty)
 
 
-@torch.no_grad()
-def marginal_beam(
-    generator: Generator,
-    prepared: Any,
-    log_p_eta: Tensor,
-    *,
-    variant: Variant,
-    options: DecodingOptions,
-    watcher: Watcher | None = None,
-) -> list[list[Decoded]]:
+class BeamSearch:
     """Beam search over the marginal p(y_i|x,y_<i) (Lewis et al. 2020, §2.5).
 
         p(y_i|x,y_<i) = Σ_z w_z p_θ(y_i|x,z,y_<i)
@@ -76,46 +74,102 @@ def marginal_beam(
     are wanted. What can be none of them is not continued either: it would not change them.
 
     Args:
-        prepared: B questions × K passages, from ``generator.prepare``.
+        prepared: B questions × K latent values, from ``generator.prepare``.
         log_p_eta: (B, K) nats, normalised over K.
         variant: "sequence" or "token".
-        watcher: who looks on. It changes no answer; a question that it does not want any more ends there.
-    Returns: for each question up to ``options.num_best`` hypotheses, best first.
-    Raises: InputError where ``options.sample`` is set (``marginal_sample`` draws samples).
+    Raises: InputError where ``options.sample`` is set (``Sampling`` draws samples).
     """
-    if options.sample:
-        raise InputError("a beam search does not sample; needed sample=False, or marginal_sample")
-    pools = [_Pool(options) for _ in range(len(log_p_eta))]
-    beams = Beams.initial(log_p_eta)
-    log_p, state = generator.start(prepared)
-    for length in range(1, options.max_tokens + 1):
-        scores, beam, token = _candidates(beams, log_p, variant, options, generator.end_ids)
-        candidates = beams.extended(beam, token, scores, log_p)
-        ended = is_end(token, generator.end_ids)
-        cut = stopped(candidates, options, generator.text) & ~ended
-        if length == options.max_tokens:
+
+    def __init__(
+        self, generator: Generator, prepared: Any, log_p_eta: Tensor, *, variant: Variant, options: DecodingOptions
+    ) -> None:
+        if options.sample:
+            raise InputError("a beam search does not sample; needed sample=False, or Sampling")
+        self._generator, self._prepared = generator, prepared
+        self._variant, self._options = variant, options
+        self._pools = [_Pool(options) for _ in range(len(log_p_eta))]
+        self._live = list(range(len(log_p_eta)))
+        self._beams = Beams.initial(log_p_eta)
+        self._parents = torch.empty(0)
+        self._num_open: list[int] = []
+        self._state: Any = None
+        self._length = 0
+
+    @property
+    def live(self) -> Sequence[int]:
+        """The questions that are not done."""
+        return self._live
+
+    def drop(self, question: int) -> None:
+        """Do not go on with this question."""
+        self._live.remove(question)
+
+    @torch.no_grad()
+    def step(self) -> list[Event]:
+        """One more token for every live question."""
+        options, end_ids = self._options, self._generator.end_ids
+        log_p = self._advance()
+        self._length += 1
+        scores, beam, token = _candidates(self._beams, log_p, self._variant, options, end_ids)
+        candidates = self._beams.extended(beam, token, scores, log_p)
+        ended = is_end(token, end_ids)
+        cut = stopped(candidates, options, self._generator.text) & ~ended
+        if self._length == options.max_tokens:
             cut = ~ended
-        _collect(pools, candidates, ended, cut, options.num_beams)
+        _collect(self._pools, candidates, ended, cut, options.num_beams)
         live = _best_live(candidates, ended | cut, options.num_beams)
         row = torch.arange(len(live), device=live.device)[:, None]
-        beams, parents = _at(candidates, row, live), beam[row, live]
-        num_open = [
-            pools[question].num_open(scores, length)
-            for question, scores in zip(beams.question.tolist(), beams.scores.tolist(), strict=True)
+        # Beams of this step, counted through the whole batch, as ``generator.step`` wants them.
+        self._beams, self._parents = _at(candidates, row, live), row * log_p.shape[2] + beam[row, live]
+        return self._events()
+
+    def _advance(self) -> Tensor:
+        """(B', K, M', V) log-probabilities of the next token, after the beams that go on."""
+        if self._state is None:
+            log_p, self._state = self._generator.start(self._prepared)
+            return log_p
+        questions, wanted = self._beams.question.tolist(), set(self._live)
+        rows = [row for row, question in enumerate(questions) if question in wanted]
+        keep = torch.tensor(rows, device=self._parents.device)
+        width = max(self._num_open[row] for row in rows)
+        self._beams = self._beams.kept(keep, width)
+        parents = self._parents[keep][:, :width]
+        log_p, self._state = self._generator.step(self._state, parents, self._beams.tokens[:, :, -1])
+        return log_p
+
+    def _events(self) -> list[Event]:
+        """What is certain now, and which questions are done."""
+        events: list[Event] = []
+        questions, scores = self._beams.question.tolist(), self._beams.scores.tolist()
+        self._num_open = [
+            self._pools[question].num_open(of_question, self._length)
+            for question, of_question in zip(questions, scores, strict=True)
         ]
-        going = [row for row, number in enumerate(num_open) if number]
-        if watcher is not None:
-            going = [row for row in going if watcher.is_wanted(int(beams.question[row]))]
-            _report(watcher, pools, beams, going, options)
-        if not going:
-            break
-        keep = torch.tensor(going, device=live.device)
-        # Beams of the step before, counted through the whole batch, as ``generator.step`` wants them.
-        parents = (row * log_p.shape[2] + parents)[keep]
-        width = max(num_open[row] for row in going)
-        beams, parents = beams.kept(keep, width), parents[:, :width]
-        log_p, state = generator.step(state, parents, beams.tokens[:, :, -1])
-    return [[hypothesis for _, hypothesis in pool.entries[: options.num_best]] for pool in pools]
+        for row, (question, num_open) in enumerate(zip(questions, self._num_open, strict=True)):
+            if question not in self._live:
+                continue  # dropped before the first step
+            if num_open:
+                events += self._decided(row, question, scores[row])
+            else:
+                self._live.remove(question)
+                events.append(Ended(question, self._pools[question].hypotheses))
+        return events
+
+    def _decided(self, row: int, question: int, scores: Sequence[float]) -> list[Event]:
+        best, tokens = self._pools[question].best, self._beams.tokens[row].tolist()
+        size = num_decided(tokens, scores, best, length_penalty=self._options.length_penalty)
+        if not size:
+            return []
+        if best is not None:
+            return [Decided(question, best.ids[:size], best.log_p_theta[:, :size])]
+        return [Decided(question, tuple(tokens[0][:size]), self._beams.history[row, 0, :, :size])]
+
+
+def marginal_beam(
+    generator: Generator, prepared: Any, log_p_eta: Tensor, *, variant: Variant, options: DecodingOptions
+) -> list[list[Decoded]]:
+    """``BeamSearch`` to its end. Returns: for each question up to ``options.num_best`` hypotheses, best first."""
+    return run(BeamSearch(generator, prepared, log_p_eta, variant=variant, options=options))
 
 
 def _candidates(
@@ -164,17 +218,3 @@ def _at(candidates: Beams, row: Tensor, position: Tensor) -> Beams:
         candidates.tokens[row, position],
         candidates.history[row, position],
     )
-
-
-def _report(
-    watcher: Watcher, pools: Sequence[_Pool], beams: Beams, rows: Sequence[int], options: DecodingOptions
-) -> None:
-    """Tells the watcher what is certain of the answers that are still being decoded."""
-    for row in rows:
-        question = int(beams.question[row])
-        best, scores, live = pools[question].best, beams.scores[row].tolist(), beams.tokens[row].tolist()
-        size = num_decided(live, scores, best, length_penalty=options.length_penalty)
-        if size and best is not None:
-            watcher.decided(question, best.ids[:size], best.log_p_theta[:, :size])
-        elif size:
-            watcher.decided(question, tuple(live[0][:size]), beams.history[row, 0, :, :size])

@@ -1,7 +1,8 @@
 """The paper's two decoders for RAG-Sequence: a beam for each passage, then the marginal of what they found (§2.5)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,14 +10,55 @@ from torch import Tensor
 
 from latentrag.decoding.beam import marginal_beam
 from latentrag.decoding.decoded import Decoded
+from latentrag.decoding.loop import Ended, Event
 from latentrag.decoding.trie import Candidates, score
+from latentrag.errors import InputError
 from latentrag.marginal import sequence_log_likelihood
 from latentrag.options import DecodingOptions
 from latentrag.protocols import Generator
-from latentrag.types import Targets
+from latentrag.types import Targets, Variant
 
 _ROWS_AT_ONCE = 256
 """Rows (question × prefix × passage) of one scoring step, if more than one question has them."""
+
+
+class Rescoring:
+    """Thorough or Fast Decoding of B questions, in one step."""
+
+    def __init__(
+        self,
+        decode: Callable[..., list[list[Decoded]]],
+        generator: Generator,
+        prepared: Any,
+        log_p_eta: Tensor,
+        *,
+        variant: Variant,
+        options: DecodingOptions,
+    ) -> None:
+        """
+        Args:
+            decode: ``thorough`` or ``fast``.
+        Raises: InputError for RAG-Token, whose one decoder is the exact beam.
+        """
+        if variant != "sequence":
+            raise InputError("Thorough and Fast Decoding are for RAG-Sequence; RAG-Token has one decoder, 'exact'")
+        self._decode = partial(decode, generator, prepared, log_p_eta, options=options)
+        self._live = list(range(len(log_p_eta)))
+
+    @property
+    def live(self) -> Sequence[int]:
+        """The questions that are not done."""
+        return self._live
+
+    def drop(self, question: int) -> None:
+        """Say nothing of this question."""
+        self._live.remove(question)
+
+    def step(self) -> list[Event]:
+        """All of it."""
+        live, self._live = self._live, []
+        hypotheses = self._decode()
+        return [Ended(question, hypotheses[question]) for question in live]
 
 
 def thorough(

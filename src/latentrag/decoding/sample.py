@@ -1,82 +1,102 @@
 """Samples from the marginal p(y|x), token by token."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentrag.decoding.decoded import Decoded
+from latentrag.decoding.loop import Decided, Ended, Event
 from latentrag.decoding.step import Beams, forbid, is_end, marginal_step, stopped
-from latentrag.decoding.watch import Watcher
 from latentrag.options import DecodingOptions
 from latentrag.protocols import Generator
 from latentrag.types import Variant
 
 
-@torch.no_grad()
-def marginal_sample(
-    generator: Generator,
-    prepared: Any,
-    log_p_eta: Tensor,
-    *,
-    variant: Variant,
-    options: DecodingOptions,
-    watcher: Watcher | None = None,
-) -> list[list[Decoded]]:
-    """``num_beams`` independent samples for each question, most probable first.
+class Sampling:
+    """``num_beams`` independent samples for each question.
 
     With temperature 1 and no top-k or top-p the samples are drawn from p(y|x) itself, for both variants:
-    RAG-Sequence because the weights follow the prefix. ``log_prob`` is always that of the marginal.
+    RAG-Sequence because the weights follow the prefix. ``log_prob`` is always that of the marginal. What is drawn is
+    certain at once where there is one sample, otherwise at the end.
 
     Args:
-        prepared: B questions × K passages, from ``generator.prepare``.
+        prepared: B questions × K latent values, from ``generator.prepare``.
         log_p_eta: (B, K) nats, normalised over K.
         variant: "sequence" or "token".
-        watcher: who looks on. What is drawn is certain at once where there is one sample, otherwise at the end.
     """
-    random = torch.Generator(device=log_p_eta.device)
-    if options.seed is None:
-        random.seed()
-    else:
-        random.manual_seed(options.seed)
-    num_samples = options.num_beams
-    every = torch.arange(len(log_p_eta), device=log_p_eta.device).repeat_interleave(num_samples)
-    drawn: list[list[Decoded]] = [[] for _ in range(len(log_p_eta))]
-    beams = Beams.initial(log_p_eta[every])  # each sample is a question of its own, with one beam
-    log_p, state = generator.start(prepared.rows(every))
-    for length in range(1, options.max_tokens + 1):
-        step = forbid(marginal_step(beams, log_p, variant), beams, options, generator.end_ids)[:, 0]  # (R, V)
-        token = torch.multinomial(shaped(step, options), 1, generator=random)  # (R, 1)
+
+    def __init__(
+        self, generator: Generator, prepared: Any, log_p_eta: Tensor, *, variant: Variant, options: DecodingOptions
+    ) -> None:
+        self._generator, self._variant, self._options = generator, variant, options
+        self._random = torch.Generator(device=log_p_eta.device)
+        if options.seed is None:
+            self._random.seed()
+        else:
+            self._random.manual_seed(options.seed)
+        every = torch.arange(len(log_p_eta), device=log_p_eta.device).repeat_interleave(options.num_beams)
+        self._live = list(range(len(log_p_eta)))
+        self._drawn: list[list[Decoded]] = [[] for _ in self._live]
+        self._beams = Beams.initial(log_p_eta[every])  # each sample is a question of its own, with one beam
+        self._prepared = prepared.rows(every)
+        self._keep: list[int] = []
+        self._state: Any = None
+        self._length = 0
+
+    @property
+    def live(self) -> Sequence[int]:
+        """The questions that are not done."""
+        return self._live
+
+    def drop(self, question: int) -> None:
+        """Do not go on with this question."""
+        self._live.remove(question)
+
+    @torch.no_grad()
+    def step(self) -> list[Event]:
+        """One more token for every sample that has not ended."""
+        generator, options = self._generator, self._options
+        log_p = self._advance()
+        self._length += 1
+        beams = self._beams
+        step = forbid(marginal_step(beams, log_p, self._variant), beams, options, generator.end_ids)[:, 0]  # (R, V)
+        token = torch.multinomial(shaped(step, options), 1, generator=self._random)  # (R, 1)
         scores = beams.scores + step.gather(1, token)
-        beams = beams.extended(torch.zeros_like(token), token, scores, log_p)
-        ended = is_end(token, generator.end_ids)
-        done = ended | stopped(beams, options, generator.text) | (length == options.max_tokens)
-        for row in done[:, 0].nonzero()[:, 0].tolist():
-            sample = Decoded(
-                tuple(beams.tokens[row, 0].tolist()),
-                beams.scores[row, 0].item(),
-                beams.history[row, 0].clone(),
-                finished=bool(ended[row, 0]),
-            )
-            drawn[int(beams.question[row]) // num_samples].append(sample)
-        keep = (~done[:, 0]).nonzero()[:, 0]
-        if watcher is not None:
-            keep = _watched(watcher, beams, keep, num_samples)
-        if not len(keep):
-            break
-        beams = beams.kept(keep)
-        log_p, state = generator.step(state, keep[:, None], beams.tokens[:, :, -1])
-    return [sorted(of_question, key=lambda sample: -sample.log_prob) for of_question in drawn]
+        self._beams = beams = beams.extended(torch.zeros_like(token), token, scores, log_p)
+        ended = is_end(token, generator.end_ids)[:, 0]
+        done = ended | stopped(beams, options, generator.text)[:, 0] | (self._length == options.max_tokens)
+        for row in done.nonzero()[:, 0].tolist():
+            ids, log_prob = tuple(beams.tokens[row, 0].tolist()), beams.scores[row, 0].item()
+            sample = Decoded(ids, log_prob, beams.history[row, 0].clone(), finished=bool(ended[row]))
+            self._drawn[self._question_of(row)].append(sample)
+        self._keep = (~done).nonzero()[:, 0].tolist()
+        return self._events()
 
+    def _question_of(self, row: int) -> int:
+        return int(self._beams.question[row]) // self._options.num_beams
 
-def _watched(watcher: Watcher, beams: Beams, rows: Tensor, num_samples: int) -> Tensor:
-    """The rows that are still wanted, of which the watcher has been told what is certain."""
-    question = beams.question // num_samples
-    wanted = [row for row in rows.tolist() if watcher.is_wanted(int(question[row]))]
-    if num_samples == 1:
-        for row in wanted:
-            watcher.decided(int(question[row]), tuple(beams.tokens[row, 0].tolist()), beams.history[row, 0])
-    return rows.new_tensor(wanted)
+    def _advance(self) -> Tensor:
+        if self._state is None:
+            log_p, self._state = self._generator.start(self._prepared)
+            return log_p
+        rows = [row for row in self._keep if self._question_of(row) in self._live]
+        keep = torch.tensor(rows, device=self._beams.scores.device)
+        self._beams = self._beams.kept(keep)
+        log_p, self._state = self._generator.step(self._state, keep[:, None], self._beams.tokens[:, :, -1])
+        return log_p
+
+    def _events(self) -> list[Event]:
+        events: list[Event] = []
+        if self._options.num_beams == 1:
+            for row in [row for row in self._keep if self._question_of(row) in self._live]:
+                ids = tuple(self._beams.tokens[row, 0].tolist())
+                events.append(Decided(self._question_of(row), ids, self._beams.history[row, 0]))
+        for question in [question for question in self._live if len(self._drawn[question]) == self._options.num_beams]:
+            self._live.remove(question)
+            events.append(Ended(question, sorted(self._drawn[question], key=lambda sample: -sample.log_prob)))
+        return events
 
 
 def shaped(log_p: Tensor, options: DecodingOptions) -> Tensor:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from latentrag.decoding.evidence import before_stop
+from latentrag.decoding import run
+from latentrag.decoding.answering import before_stop
 from latentrag.errors import DataError, InputError, ModelError
 from latentrag.evaluation import files
 from latentrag.evaluation.metrics import contains_answer, contains_match, exact_match, regex_match, token_f1
@@ -169,8 +170,8 @@ def _rows(rag: Rag, plan: _Plan, batch: Sequence[Example]) -> list[Row]:
 def _measured(rag: Rag, plan: _Plan, batch: Sequence[Example]) -> list[Row]:
     x = [example.x for example in batch]
     retrieved, read = _read(rag, plan, x)
-    decoded = rag.decode(read, variant=plan.variant, decoding=plan.decoding, options=plan.options)
-    best = [hypotheses[0] for hypotheses in decoded]
+    search = rag.search(read, variant=plan.variant, decoding=plan.decoding, options=plan.options)
+    best = [hypotheses[0] for hypotheses in run(search)]
     gold = _gold(plan, batch, read)
     rows = []
     for b, example in enumerate(batch):

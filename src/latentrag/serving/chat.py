@@ -20,7 +20,7 @@ from latentrag.serving.schemas import AnswerOptions, Asked, Seed, Stop, Stops
 from latentrag.types import Answer, Passage, Token
 
 if TYPE_CHECKING:
-    from latentrag.serving.engine import Sources
+    from latentrag.decoding import Sources
 
 
 class TextPart(Asked):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from latentrag.decoding import Answered, Begun, Sources
 from latentrag.errors import InputError
 from latentrag.marginal import log_prior
 from latentrag.model import checked, checked_questions
@@ -15,20 +16,12 @@ from latentrag.rag import check_decoding
 from latentrag.serving.batching import Batcher, Job, together
 from latentrag.serving.metrics import SECONDS, SIZES, Metrics
 from latentrag.serving.places import all_placed, placed
-from latentrag.types import Answer, Classification, Decoding, Passage, Score, Token, Variant
+from latentrag.types import Answer, Classification, Decoding, Passage, Score, Variant
 
 if TYPE_CHECKING:
     from latentrag.options import DecodingOptions
     from latentrag.rag import Rag
     from latentrag.serving.options import ServeOptions
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """Told first: the passages with their priors, best first, and the memory's version."""
-
-    passages: tuple[tuple[Passage, float], ...]
-    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +88,7 @@ class Engine:
         without: tuple[str, ...] = (),
         tell: Callable[[Any], None] | None = None,
     ) -> Job:
-        """An ``Answer``, about which ``tell`` gets ``Sources`` and then tuples of ``Token``, each longer than the last.
+        """An ``Answer``, about which ``tell`` gets ``Sources`` and then ``Begun``, each with more tokens than the last.
 
         Raises: InputError for what cannot be; Refused.
         """
@@ -172,16 +165,34 @@ def _done(groups: Sequence[Sequence[Job]]) -> Sequence[Any]:
 
 
 def _answers(groups: Sequence[Sequence[Job]], first: _Answering) -> list[Answer | None]:
-    answers = first.rag.answer_watched(
+    """The answer to each group's question; None where nobody waits for it any more."""
+    answering = first.rag.answering(
         [jobs[0].request.question for jobs in groups],
-        _Onlooker(groups),
         k=first.k,
         variant=first.variant,
         decoding=first.decoding,
         without=first.without,
         **asdict(first.options),
     )
-    return [None if answer is None else all_placed(answer) for answer in answers]
+    answers: list[Answer | None] = [None] * len(groups)
+    while answering.live:
+        for event in answering.step():
+            if isinstance(event, Answered):
+                answers[event.question] = all_placed(event.answer)
+            else:
+                _tell(groups[event.question], event)
+        for question in answering.live:
+            if not any(job.is_wanted for job in groups[question]):
+                answering.drop(question)
+    return answers
+
+
+def _tell(jobs: Sequence[Job], event: Sources | Begun) -> None:
+    if isinstance(event, Sources):
+        event = replace(event, passages=tuple((placed(passage), prior) for passage, prior in event.passages))
+    for job in jobs:
+        if job.tell is not None:
+            job.tell(event)
 
 
 def _scores(requests: Sequence[_Scoring]) -> list[Score]:
@@ -202,24 +213,3 @@ def found_together(rag: Rag, x: Sequence[str], k: int) -> list[Found]:
         Found(question, retrieved.version, tuple(zip(map(placed, passages), scores[b], priors[b], strict=True)))
         for b, (question, passages) in enumerate(zip(x, retrieved.passages, strict=True))
     ]
-
-
-class _Onlooker:
-    """Tells the jobs of each question what concerns them."""
-
-    def __init__(self, groups: Sequence[Sequence[Job]]) -> None:
-        self._groups = groups
-
-    def is_wanted(self, question: int) -> bool:
-        return any(job.is_wanted for job in self._groups[question])
-
-    def retrieved(self, question: int, sources: tuple[tuple[Passage, float], ...], version: int) -> None:
-        self._tell(question, Sources(tuple((placed(passage), prior) for passage, prior in sources), version))
-
-    def decided(self, question: int, tokens: tuple[Token, ...]) -> None:
-        self._tell(question, tokens)
-
-    def _tell(self, question: int, what: Sources | tuple[Token, ...]) -> None:
-        for job in self._groups[question]:
-            if job.tell is not None:
-                job.tell(what)

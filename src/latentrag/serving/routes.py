@@ -8,13 +8,14 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from latentrag.decoding import Sources
 from latentrag.records import Record, answer_record, classification_record, passage_record, score_record, token_record
 from latentrag.serving import schemas
 from latentrag.serving.chat import ChatOut, ChatRequest, Completion
-from latentrag.serving.engine import Found, Sources
+from latentrag.serving.engine import Found
 from latentrag.serving.failures import Refused
 from latentrag.serving.service import ERRORS, EVENTS, Service, as_json, check_streamed, json_response, responses
-from latentrag.serving.waiting import EventStream, Told
+from latentrag.serving.waiting import EventStream, StreamState
 from latentrag.types import Answer, Token
 
 
@@ -35,10 +36,10 @@ def answers(service: Service) -> APIRouter:
         A token is certain once no hypothesis that can still win has another in its place.
         """
         check_streamed(asked)
-        told = Told()
-        job = await service.answering(asked.question, asked, told)
-        sources = await service.begun(told, job, request)
-        return EventStream(service.whole_stream(_events(sources, told.rest()), b"event: error\n"), job)
+        stream = StreamState()
+        job = await service.answering(asked.question, asked, stream)
+        sources = await service.begun(stream, job, request)
+        return EventStream(service.whole_stream(_events(sources, stream.rest()), b"event: error\n"), job)
 
     return router
 
@@ -97,10 +98,10 @@ def chat(service: Service) -> APIRouter:
             job = await service.answering(question, options)
             return json_response(completion.whole(await service.done(job, request)))
         check_streamed(options)
-        told = Told()
-        job = await service.answering(question, options, told)
-        sources = await service.begun(told, job, request)
-        return EventStream(service.whole_stream(_data(completion.chunks(sources, told.rest())), b""), job)
+        stream = StreamState()
+        job = await service.answering(question, options, stream)
+        sources = await service.begun(stream, job, request)
+        return EventStream(service.whole_stream(_data(completion.chunks(sources, stream.rest())), b""), job)
 
     return router
 
@@ -109,11 +110,11 @@ async def _events(sources: Sources, rest: AsyncIterator[tuple[Token, ...] | Answ
     passages = [{**passage_record(passage), "prior": prior} for passage, prior in sources.passages]
     yield _event("sources", {"memory_version": sources.version, "sources": passages})
     index = 0
-    async for told in rest:
-        if isinstance(told, Answer):
-            yield _event("answer", answer_record(told))
+    async for event in rest:
+        if isinstance(event, Answer):
+            yield _event("answer", answer_record(event))
             return
-        for token in told:
+        for token in event:
             yield _event("token", {"index": index, **token_record(token)})
             index += 1
 

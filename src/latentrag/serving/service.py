@@ -15,14 +15,15 @@ from latentrag.errors import LatentRagError
 from latentrag.records import Record, finite
 from latentrag.serving import schemas
 from latentrag.serving.failures import Gone, Refused, refusal
-from latentrag.serving.waiting import Told, finished
+from latentrag.serving.waiting import StreamState, finished
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from latentrag.decoding import Sources
     from latentrag.rag import Rag
     from latentrag.serving.batching import Job
-    from latentrag.serving.engine import Engine, Sources
+    from latentrag.serving.engine import Engine
     from latentrag.serving.memories import Memories
     from latentrag.serving.metrics import Metrics
     from latentrag.serving.options import ServeOptions
@@ -56,7 +57,7 @@ class Service:
         """The model over that version of the memory; None: the one that is served."""
         return self.memories.rag if as_of is None else await asyncio.to_thread(self.memories.rag_at, as_of)
 
-    async def answering(self, question: str, asked: schemas.AnswerOptions, told: Told | None = None) -> Job:
+    async def answering(self, question: str, asked: schemas.AnswerOptions, stream: StreamState | None = None) -> Job:
         """A job for an answer. Raises: LatentRagError; Refused."""
         return self.engine.answer(
             await self.rag(asked.as_of),
@@ -66,7 +67,7 @@ class Service:
             decoding=asked.decoding,
             options=asked.decoding_options(),
             without=tuple(asked.without),
-            tell=None if told is None else told.tell,
+            tell=None if stream is None else stream.tell,
         )
 
     async def done(self, job: Job, request: Request) -> Any:
@@ -74,10 +75,10 @@ class Service:
         wait_s = self.options.max_wait_s
         return await finished(job, request.receive, batcher=self.engine.batcher, max_wait_s=wait_s)
 
-    async def begun(self, told: Told, job: Job, request: Request) -> Sources:
+    async def begun(self, stream: StreamState, job: Job, request: Request) -> Sources:
         """The first event of a stream. Raises: as ``done``."""
         wait_s = self.options.max_wait_s
-        return await told.begin(job, request.receive, batcher=self.engine.batcher, max_wait_s=wait_s)
+        return await stream.begin(job, request.receive, batcher=self.engine.batcher, max_wait_s=wait_s)
 
     def refusal(self, error: Exception) -> Refused:
         """What a client hears of it."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
-from latentrag.serving.engine import Sources
+from latentrag.decoding import Begun, Sources
 from latentrag.serving.failures import Gone, busy
 from latentrag.types import Answer, Token
 
@@ -56,8 +56,8 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-class Told:
-    """What is told of a job, as it comes: ``Sources``, then tuples of new ``Token``s, then the ``Answer``.
+class StreamState:
+    """What a job says before its end, as it comes: ``Sources``, then ``Begun``, at the end its result.
 
     It is made before the job, in the event loop; ``tell`` may be called from any thread.
     """
@@ -98,10 +98,10 @@ class Told:
             event = await self._events.get()
             if isinstance(event, Sources):
                 continue  # the batch was done again, one by one
-            answer = event.result() if isinstance(event, Future) else None
-            if isinstance(event, Future) and answer is None:
+            answer: Answer | None = None if isinstance(event, Begun) else event.result()
+            if answer is None and not isinstance(event, Begun):
                 raise Gone
-            tokens = event if answer is None else answer.tokens
+            tokens = event.tokens if answer is None else answer.tokens
             if len(tokens) > self._num_tokens:
                 yield tokens[self._num_tokens :]
                 self._num_tokens = len(tokens)

@@ -1,45 +1,54 @@
-"""Looking on: what is told is never taken back, and what nobody wants is not decoded."""
+"""Answering a step at a time: what is said is never taken back, what is dropped is not decoded any further."""
+
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentrag.decoding import Decoded
-from latentrag.decoding.onlooker import num_settled
-from latentrag.decoding.watch import num_decided, settled_length
+from latentrag.decoding import BeamSearch, Begun, Decoded, Ended, Loop, Sources, run
+from latentrag.decoding.answering import before_stop
+from latentrag.decoding.decided import num_decided, num_settled, settled_length
 from latentrag.errors import InputError
+from latentrag.options import DecodingOptions
 from latentrag.rag import Rag
-from latentrag.types import Answer, Token
+from latentrag.types import Answer, Token, singles
 from tests.test_rag import FakeRetriever
 from tests.toy import ToyGenerator, passages
 
 
-class Notes:
-    """Writes down what is told; loses interest in a question after so many tokens."""
+class Observer:
+    """Answers questions a step at a time, writes down what is said; drops a question after so many tokens."""
 
     def __init__(self, patience: dict[int, int] | None = None) -> None:
         self.patience = patience or {}
         self.told: dict[int, list[tuple[Token, ...]]] = {}
-        self.sources: dict[int, tuple] = {}
+        self.sources: dict[int, Sources] = {}
 
-    def is_wanted(self, question: int) -> bool:
-        told = self.told.get(question, [()])
-        return len(told[-1]) < self.patience.get(question, 10**9)
-
-    def retrieved(self, question, sources, version) -> None:
-        assert question not in self.told
-        self.sources[question] = (sources, version)
-
-    def decided(self, question, tokens) -> None:
-        self.told.setdefault(question, []).append(tokens)
+    def answers(self, rag: Rag, x: list[str], **options: Any) -> list[Answer | None]:
+        answers: list[Answer | None] = [None] * len(x)
+        answering = rag.answering(x, **options)
+        while answering.live:
+            for event in answering.step():
+                if isinstance(event, Sources):
+                    assert event.question not in self.told
+                    self.sources[event.question] = event
+                elif isinstance(event, Begun):
+                    self.told.setdefault(event.question, []).append(event.tokens)
+                else:
+                    answers[event.question] = event.answer
+            for question in answering.live:
+                if len(self.told.get(question, [()])[-1]) >= self.patience.get(question, 10**9):
+                    answering.drop(question)
+        return answers
 
 
 def make(seed: int, *, sharpness: float = 2.0, vocabulary: int = 4) -> Rag:
     return Rag(FakeRetriever(passages(3)), ToyGenerator(vocabulary, seed=seed, sharpness=sharpness), k=3)
 
 
-def check_told(notes: Notes, b: int, answer: Answer) -> None:
+def check_told(notes: Observer, b: int, answer: Answer) -> None:
     told = notes.told.get(b, [])
     for before, after in zip([(), *told], told, strict=False):
         assert len(after) > len(before)
@@ -48,10 +57,10 @@ def check_told(notes: Notes, b: int, answer: Answer) -> None:
         for token, final in zip(tokens, answer.tokens, strict=False):
             assert token.log_prob == pytest.approx(final.log_prob, abs=1e-5)
             assert token.posterior == pytest.approx(final.posterior, abs=1e-5)
-    sources, version = notes.sources[b]
-    assert version == answer.memory_version
-    assert [passage for passage, _ in sources] == [source.passage for source in answer.sources]
-    assert [prior for _, prior in sources] == pytest.approx([source.prior for source in answer.sources])
+    sources = notes.sources[b]
+    assert sources.version == answer.memory_version
+    assert [passage for passage, _ in sources.passages] == [source.passage for source in answer.sources]
+    assert [prior for _, prior in sources.passages] == pytest.approx([source.prior for source in answer.sources])
 
 
 @settings(max_examples=40)
@@ -66,10 +75,12 @@ def check_told(notes: Notes, b: int, answer: Answer) -> None:
     sharpness=st.sampled_from([0.5, 4.0]),
 )
 def test_what_is_told_is_what_the_answer_begins_with(seed, variant, sharpness, **options) -> None:
-    rag, notes = make(seed, sharpness=sharpness), Notes()
+    rag, notes = make(seed, sharpness=sharpness), Observer()
     x = ["one?", "another one?"]
-    answers = rag.answer_watched(x, notes, variant=variant, max_tokens=6, **options)
-    assert answers == rag.answer_batch(x, variant=variant, max_tokens=6, **options)  # looking on changes nothing
+    answers = notes.answers(rag, x, variant=variant, max_tokens=6, **options)
+    assert answers == rag.answer_batch(
+        x, variant=variant, max_tokens=6, **options
+    )  # dropping and looking on change nothing
     for b, answer in enumerate(answers):
         check_told(notes, b, answer)
 
@@ -77,9 +88,9 @@ def test_what_is_told_is_what_the_answer_begins_with(seed, variant, sharpness, *
 @settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), num_beams=st.integers(1, 3))
 def test_samples_are_certain_at_once_where_there_is_one(seed, num_beams) -> None:
-    rag, notes = make(seed), Notes()
+    rag, notes = make(seed), Observer()
     options = {"sample": True, "seed": seed, "num_beams": num_beams, "max_tokens": 6}
-    (answer,) = rag.answer_watched(["who?"], notes, **options)
+    (answer,) = notes.answers(rag, ["who?"], **options)
     assert answer == rag.answer("who?", **options)
     check_told(notes, 0, answer)
     if num_beams == 1 and answer.hypotheses[0].finished:
@@ -89,8 +100,8 @@ def test_samples_are_certain_at_once_where_there_is_one(seed, num_beams) -> None
 @pytest.mark.parametrize("decoding", ["exact", "thorough", "fast"])
 def test_the_first_tokens_are_told_long_before_the_end(decoding) -> None:
     """Thorough and Fast Decoding tell none; a greedy search tells each token when it has taken it."""
-    rag, notes = make(3), Notes()
-    (answer,) = rag.answer_watched(["who?"], notes, decoding=decoding, num_beams=1, min_tokens=7, max_tokens=9)
+    rag, notes = make(3), Observer()
+    (answer,) = notes.answers(rag, ["who?"], decoding=decoding, num_beams=1, min_tokens=7, max_tokens=9)
     assert len(answer.tokens) >= 7
     sizes = [len(tokens) for tokens in notes.told.get(0, [])]
     assert sizes == (list(range(1, len(sizes) + 1)) if decoding == "exact" else [])
@@ -102,15 +113,15 @@ def test_what_nobody_wants_is_not_decoded_further(options) -> None:
     x = ["one?", "another one?", "a third?"]
     rag = make(5)
     whole = rag.answer_batch(x, min_tokens=7, max_tokens=9, **{**options, "sample": False})
-    notes = Notes({0: 2, 2: 0})
-    answers = rag.answer_watched(x, notes, min_tokens=7, max_tokens=9, **options)
+    notes = Observer({0: 2, 2: 0})
+    answers = notes.answers(rag, x, min_tokens=7, max_tokens=9, **options)
     assert [answer is None for answer in answers] == [True, False, True]
     assert (len(notes.told[0]), 2 in notes.told) == (2, False)
     if "sample" not in options:
         assert answers[1] == whole[1]
     steps = rag.generator.num_steps
-    assert rag.answer_watched(x[:1], Notes({0: 2}), min_tokens=7, max_tokens=9, **options) == [None]
-    assert rag.generator.num_steps - steps == 2  # the tokens after the first; nothing after the loss of interest
+    assert Observer({0: 2}).answers(rag, x[:1], min_tokens=7, max_tokens=9, **options) == [None]
+    assert rag.generator.num_steps - steps == 1  # the token after the first; nothing after it was dropped
 
 
 def test_options_that_leave_no_answer() -> None:
@@ -163,7 +174,40 @@ def test_a_token_that_adds_nothing_waits_for_what_follows() -> None:
     text=st.text("abc .", max_size=12), stop=st.text("ab ", min_size=1, max_size=4), more=st.text("abc .", max_size=6)
 )
 def test_settled_text_survives_whatever_follows(text, stop, more) -> None:
-    from latentrag.decoding.evidence import before_stop
-
     kept = text[: settled_length(text, [stop])]
     assert before_stop(text + more, [stop]).startswith(kept)
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 10**6),
+    variant=st.sampled_from(["sequence", "token"]),
+    sizes=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    gaps=st.lists(st.integers(0, 3), min_size=3, max_size=3),
+    dropped=st.integers(-1, 3),
+)
+def test_a_question_that_enters_a_running_loop_is_answered_as_alone(seed, variant, sizes, gaps, dropped) -> None:
+    """Questions enter between the steps of others, and one of them may leave: the others' answers do not change."""
+    generator, options = ToyGenerator(4, seed=seed), DecodingOptions(num_beams=3, max_tokens=6)
+    log_p_eta = torch.log_softmax(torch.linspace(1.0, -1.0, 3), dim=0)
+
+    def search(x: list[str]) -> BeamSearch:
+        prepared = generator.prepare(x, singles([passages(3)] * len(x)))
+        return BeamSearch(generator, prepared, log_p_eta.expand(len(x), -1), variant=variant, options=options)
+
+    loop, asked, ended = Loop(), {}, {}
+    for size, gap in zip(sizes, gaps, strict=False):
+        x = [f"question {len(asked) + i}" for i in range(size)]
+        asked |= dict(zip(loop.admit(search(x)), x, strict=True))
+        for _ in range(gap):
+            ended |= {event.question: event.hypotheses for event in loop.step() if isinstance(event, Ended)}
+    if dropped in loop.live:
+        loop.drop(dropped)
+        del asked[dropped]
+    while loop.live:
+        ended |= {event.question: event.hypotheses for event in loop.step() if isinstance(event, Ended)}
+    assert sorted(ended) == sorted(asked)
+    for handle, x in asked.items():
+        (alone,) = run(search([x]))
+        assert [h.ids for h in ended[handle]] == [h.ids for h in alone]
+        assert [h.log_prob for h in ended[handle]] == pytest.approx([h.log_prob for h in alone], abs=1e-5)

@@ -1,4 +1,4 @@
-"""Looking on while answers are decoded: which tokens are certain already, and whether anybody still wants them.
+"""Which tokens of an answer, and which characters, are certain before the search has ended.
 
 A token of the answer is certain once every hypothesis that can still become the best has it in its place. All later
 hypotheses continue those, so what is certain stays certain.
@@ -7,29 +7,8 @@ hypotheses continue those, so what is certain stays certain.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
 
 from latentrag.decoding.decoded import Decoded, rank
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-class Watcher(Protocol):
-    """Who looks on, in the thread that decodes, after every token."""
-
-    def is_wanted(self, question: int) -> bool:
-        """False: this question of the batch need not be decoded any further."""
-        ...
-
-    def decided(self, question: int, ids: tuple[int, ...], log_p_theta: Tensor) -> None:
-        """The answer begins with these tokens, whatever follows; at least one. They may hold the end token already,
-        while the search goes on for the other hypotheses.
-
-        Args:
-            log_p_theta: (K, len(ids)) nats, of these tokens.
-        """
-        ...
 
 
 def num_decided(
@@ -93,3 +72,16 @@ def _possible_start(text: str, stop: str) -> int:
         return found
     starts = range(max(0, len(text) - len(stop) + 1), len(text))
     return next((start for start in starts if stop.startswith(text[start:])), len(text))
+
+
+def num_settled(texts: Sequence[str], stop: Sequence[str]) -> int:
+    """How many tokens have a text that stays what it is. One that adds nothing yet waits for what follows."""
+    room = settled_length("".join(texts), stop)
+    count = 0
+    for number, text in enumerate(texts, start=1):
+        room -= len(text)
+        if room < 0:
+            break
+        if text:
+            count = number
+    return count

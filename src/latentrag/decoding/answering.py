@@ -1,0 +1,210 @@
+"""From decoded tokens to answers: texts, posteriors, and what is certain of them while they are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from latentrag.decoding.decided import num_settled
+from latentrag.decoding.decoded import Decoded
+from latentrag.decoding.loop import Decided, Loop, Search
+from latentrag.decoding.rescore import as_targets
+from latentrag.errors import InputError
+from latentrag.model import Evidence, Read, closed_book
+from latentrag.types import Answer, Decoding, Hypothesis, Passage, Source, Token, Variant
+
+if TYPE_CHECKING:
+    from latentrag.protocols import Generator, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The passages of a question with their priors, best first, and the memory's version: known before decoding."""
+
+    question: int
+    passages: tuple[tuple[Passage, float], ...]
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The answer to a question begins with these tokens, whatever follows: those said before, and at least one more."""
+
+    question: int
+    tokens: tuple[Token, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The answer to a question."""
+
+    question: int
+    answer: Answer
+
+
+AnswerEvent = Sources | Begun | Answered
+
+
+class Answering:
+    """B questions while they are answered, numbered from 0. ``step`` until nothing is ``live``.
+
+    The first step says the ``Sources`` of every question, each later one takes a token more and says what is certain
+    since. A token is said once its text is settled too. A generator whose tokenizer changes text before the last word
+    when more follows may answer with other white space there than was said. Thorough and Fast Decoding choose when all
+    is decoded; of theirs nothing is certain before the end.
+
+    Args:
+        read: the questions with their latent values.
+        search: decodes them.
+        stop: strings that end a text.
+    """
+
+    def __init__(
+        self, read: Read[Generator], search: Search, *, variant: Variant, decoding: Decoding, stop: Sequence[str]
+    ) -> None:
+        self._read, self._variant, self._decoding, self._stop = read, variant, decoding, stop
+        self._loop = Loop()
+        self._questions = self._loop.admit(search)
+        self._decoded: dict[int, list[Decoded]] = {}
+        self._has_begun = False
+        self._num_ids = [0] * len(read.questions)
+        self._num_said = [0] * len(read.questions)
+
+    @property
+    def live(self) -> list[int]:
+        """The questions without an answer that are still wanted."""
+        return sorted([*self._loop.live, *self._decoded])
+
+    def drop(self, question: int) -> None:
+        """Do not go on with this live question."""
+        self._decoded.pop(question, None)
+        self._loop.drop(question)
+
+    @torch.no_grad()
+    def step(self) -> list[AnswerEvent]:
+        """What is known after one more step. Raises: InputError if the options rule every answer out."""
+        if not self._has_begun:
+            self._has_begun = True
+            return [self._sources(question) for question in self.live]
+        events: list[AnswerEvent] = []
+        if self._loop.live:
+            for event in self._loop.step():
+                if isinstance(event, Decided):
+                    events += self._begun(event)
+                else:
+                    self._decoded[event.question] = event.hypotheses
+        if not self._loop.live:
+            events += self._answered()
+        return events
+
+    def _sources(self, question: int) -> Sources:
+        passages, priors = self._read.of_passages(question)
+        return Sources(question, tuple(zip(passages, priors, strict=True)), self._read.retrieved.version)
+
+    def _begun(self, event: Decided) -> list[AnswerEvent]:
+        question, ids, generator = event.question, event.ids, self._read.generator
+        if len(ids) == self._num_ids[question]:
+            return []
+        self._num_ids[question] = len(ids)
+        ended = ids[-1] in generator.end_ids
+        evidence = evidence_of(Decoded(ids, 0.0, event.log_p_theta, finished=ended), self._read, question)
+        tokens = tokens_of(generator, evidence, 0, self._variant, finished=ended)
+        if not ended:
+            tokens = tokens[: num_settled([token.text for token in tokens], self._stop)]
+        if len(tokens) <= self._num_said[question]:
+            return []
+        self._num_said[question] = len(tokens)
+        return [Begun(question, tokens)]
+
+    def _answered(self) -> list[AnswerEvent]:
+        """The answers to all questions that have been decoded and are still wanted."""
+        questions = sorted(self._decoded)
+        if not questions:
+            return []
+        if not all(self._decoded.values()):
+            raise InputError("every answer is ruled out by the options; lower min_tokens or no_repeat_ngram_size")
+        generator, device = self._read.generator, self._read.log_p_eta.device
+        best = as_targets([self._decoded[question][0].ids for question in questions], device=device)
+        alone = closed_book(generator, [self._read.questions[question] for question in questions]).evidence(best)
+        closed_book_log_p = alone.log_likelihood("sequence").tolist()
+        answers: list[AnswerEvent] = [
+            Answered(question, self._answer(question, self._decoded[question], log_p))
+            for question, log_p in zip(questions, closed_book_log_p, strict=True)
+        ]
+        self._decoded = {}
+        return answers
+
+    def _answer(self, question: int, hypotheses: Sequence[Decoded], closed_book_log_p: float) -> Answer:
+        best, generator = hypotheses[0], self._read.generator
+        evidence = evidence_of(best, self._read, question)
+        tokens = cut_at_stop(tokens_of(generator, evidence, 0, self._variant, finished=best.finished), self._stop)
+        return Answer(
+            question=self._read.questions[question].text,
+            text="".join(token.text for token in tokens),
+            log_prob=best.log_prob,
+            closed_book_log_prob=closed_book_log_p,
+            variant=self._variant,
+            decoding=self._decoding,
+            memory_version=evidence.version,
+            sources=sources_of(evidence, 0, self._variant),
+            tokens=tokens,
+            hypotheses=tuple(
+                Hypothesis(before_stop(generator.text(other.ids), self._stop), other.log_prob, other.finished)
+                for other in hypotheses
+            ),
+            log_p_eta=tuple(evidence.log_p_eta[0].tolist()),
+            log_p_theta=tuple(map(tuple, evidence.log_p_theta[0].tolist())),
+        )
+
+
+def evidence_of(hypothesis: Decoded, read: Read[Scores], b: int) -> Evidence:
+    """What is known of one hypothesis for question ``b``, as a batch of one."""
+    return Evidence(
+        latents=[read.retrieved.latents[b]],
+        log_p_eta=read.log_p_eta[b : b + 1],
+        log_p_theta=hypothesis.log_p_theta[None],
+        targets=as_targets([hypothesis.ids], device=read.log_p_eta.device),
+        version=read.retrieved.version,
+    )
+
+
+def tokens_of(
+    generator: Scores, evidence: Evidence, b: int, variant: Variant, *, finished: bool = True
+) -> tuple[Token, ...]:
+    """The tokens of y without the end token, whose posterior is in the sources."""
+    length = int(evidence.targets.mask[b].sum())
+    ids = evidence.targets.ids[b, :length].tolist()
+    _, of_passages = evidence.of_passages(b, evidence.posterior_of_tokens(variant)[b])  # (P, T)
+    posterior = of_passages.T.tolist()
+    log_p = evidence.log_p_of_tokens(variant)[b].tolist()
+    texts = generator.token_texts(ids)
+    shown = length - 1 if finished else length
+    return tuple(Token(texts[i], log_p[i], tuple(posterior[i])) for i in range(shown))
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first stop string."""
+    found = [position for position in (text.find(each) for each in stop) if position >= 0]
+    return text[: min(found)].rstrip() if found else text
+
+
+def cut_at_stop(tokens: tuple[Token, ...], stop: Sequence[str]) -> tuple[Token, ...]:
+    """The tokens whose text lies before the first stop string, the last one shortened where it reaches into it."""
+    room = len(before_stop("".join(token.text for token in tokens), stop))
+    kept = []
+    for token in tokens:
+        if room <= 0 and token.text:
+            break
+        kept.append(Token(token.text[:room], token.log_prob, token.posterior))
+        room -= len(token.text)
+    return tuple(kept)
+
+
+def sources_of(evidence: Evidence, b: int, variant: Variant) -> tuple[Source, ...]:
+    """The passages of question b with prior and posterior."""
+    passages, prior = evidence.of_passages(b, evidence.log_p_eta[b].exp())
+    _, posterior = evidence.of_passages(b, evidence.posterior(variant)[b])
+    return tuple(map(Source, passages, prior.tolist(), posterior.tolist()))
