@@ -182,3 +182,24 @@ def test_importing_the_room_and_reading_text_imports_nothing_heavy(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.stderr.strip() == ""
+
+
+WITHOUT = """
+import os, signal, sys
+sys.modules["fcntl"] = sys.modules["resource"] = None
+for name in ("sysconf", "pread", "mkfifo", "setsid", "geteuid", "fork"):
+    delattr(os, name)
+for name in ("setitimer", "alarm", "SIGALRM"):
+    delattr(signal, name)
+from latentrag.corpus import passages
+for workers in (0, 1):
+    print([passage.id for passage in passages(sys.argv[1], workers=workers)])
+"""
+
+
+def test_files_are_read_where_the_system_has_no_more_than_windows(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.jsonl").write_text('{"text": "row"}\n')
+    command = [sys.executable, "-c", WITHOUT, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == "['a.txt', 'b.jsonl:1']\n" * 2

@@ -6,14 +6,12 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import PurePath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
+from zipfile import BadZipFile, ZipFile
 
 from latentrag.corpus.readers import Ledger, Reader, UnreadableError
 from latentrag.corpus.text import End, Start, Text, xml_events
 from latentrag.types import Document
-
-if TYPE_CHECKING:
-    from zipfile import ZipFile
 
 _MAX_PART_BYTES = 1 << 29
 """Unpacked. A part that says it is larger is a bomb, or no document that one could read."""
@@ -28,20 +26,18 @@ def docx(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
     """One document: the text of its body with tables and text boxes, a line for each paragraph and each row of a
     table; without headers, footers, notes, comments and deleted text. Title: the one in the file's properties, else
     the file's stem."""
-    import zipfile
-
     try:
         if file.read(len(_OLE)) == _OLE:
             raise UnreadableError("encrypted, or the older .doc; save it as .docx without a password")
         file.seek(0)
-        with zipfile.ZipFile(file) as archive:
+        with ZipFile(file) as archive:
             title = _title(archive)
             text = _body(archive, _target(archive, "officeDocument") or "word/document.xml", ledger)
             for part in archive.namelist():
                 if kind := _OTHER_PARTS.fullmatch(part):
                     ledger.leave_out(f"part of the document: {kind[1]}")
     # zipfile raises the last two for methods of compression and encryption that it does not know.
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UnreadableError(f"not a whole .docx file ({error}); fetch or save it again") from error
     yield Document(id=name, text=text, title=title or PurePath(name).stem, source=ledger.file)
 

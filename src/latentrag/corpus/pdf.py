@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import PurePath
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -23,14 +24,22 @@ def pdf(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
     file's stem. A page without text is an empty one; a file without any is an error."""
     from pypdfium2 import PdfDocument, PdfiumError
 
+    pages: list[str] = []
+    number = 0
     try:
         with PdfDocument(file) as opened:
             title = " ".join(opened.get_metadata_value("Title").split())
-            pages = [_page_text(opened, i) for i in range(len(opened))]
+            for number in range(1, len(opened) + 1):
+                pages.append(_page_text(opened, number - 1))
     except PdfiumError as error:
-        if error.err_code in _PASSWORD_ERRORS:
-            raise UnreadableError("encrypted; save it without a password") from error
-        raise UnreadableError(f"not a whole PDF: {_reason(error)}; fetch or export it again") from error
+        reason = str(error).rstrip(".")
+        if number:
+            problem = f"page {number} cannot be read: {reason}; fetch or export the file again"
+        elif error.err_code in _PASSWORD_ERRORS:
+            problem = "encrypted; save it without a password"
+        else:
+            problem = f"not a whole PDF: {reason}; fetch or export it again"
+        raise UnreadableError(problem) from error
     ledger.leave_out("page without text", sum(not page.strip() for page in pages))
     if not any(page.strip() for page in pages):
         raise UnreadableError(f"no text on its {len(pages)} pages, which may be scans; run OCR over it")
@@ -39,7 +48,7 @@ def pdf(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
         text="\n".join(pages),
         title=title or PurePath(name).stem,
         source=ledger.file,
-        page_starts=_starts(pages),
+        page_starts=tuple(accumulate((len(page) + 1 for page in pages[:-1]), initial=0)),
     )
 
 
@@ -47,28 +56,9 @@ PDF = Reader(pdf, suffixes=(".pdf",), mime_types=("application/pdf",), one_docum
 
 
 def _page_text(opened: PdfDocument, i: int) -> str:
-    from pypdfium2 import PdfiumError
-
-    try:
-        page = opened[i]
-        textpage = page.get_textpage()
-        text = textpage.get_text_bounded().replace("\r\n", "\n").replace("\r", "\n")
-        textpage.close()
-        page.close()
-    except PdfiumError as error:
-        raise UnreadableError(
-            f"page {i + 1} cannot be read: {_reason(error)}; fetch or export the file again"
-        ) from error
+    page = opened[i]
+    textpage = page.get_textpage()
+    text = textpage.get_text_bounded().replace("\r\n", "\n").replace("\r", "\n")
+    textpage.close()
+    page.close()
     return _NO_CHARACTERS.sub("", text)
-
-
-def _starts(pages: list[str]) -> tuple[int, ...]:
-    starts, start = [], 0
-    for page in pages:
-        starts.append(start)
-        start += len(page) + 1
-    return tuple(starts)
-
-
-def _reason(error: Exception) -> str:
-    return str(error).rstrip(".")

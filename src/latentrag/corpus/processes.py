@@ -22,7 +22,6 @@ from dataclasses import dataclass, field, fields
 from itertools import cycle
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 from latentrag.corpus.readers import File, Ledger, Reading, UnreadableError
 from latentrag.errors import DataError
@@ -219,7 +218,7 @@ def _receive(tasks: SimpleQueue[bytes]) -> None:
     os._exit(0)
 
 
-def _messages(task: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+def _messages(task: bytes) -> Iterator[tuple[str, dict[str, object]]]:
     """Each document, and how the reading ended."""
     path, name, format_name, in_folder = json.loads(task)
     file, ledger = File(Path(path), name, format_name, in_folder=in_folder), Ledger(path)

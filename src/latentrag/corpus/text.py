@@ -7,7 +7,8 @@ import re
 import reprlib
 from collections.abc import Iterator
 from pathlib import PurePath
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple
+from xml.parsers import expat
 
 from latentrag.corpus.readers import Ledger, Reader, UnreadableError
 from latentrag.types import Document
@@ -108,7 +109,7 @@ def _first_heading(text: str) -> str:
     return ""
 
 
-def _json_object(line: str) -> dict[str, Any]:
+def _json_object(line: str) -> dict[str, object]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -120,7 +121,7 @@ def _json_object(line: str) -> dict[str, Any]:
     return row
 
 
-def _row_document(row: dict[str, Any], fallback_id: str, source: str) -> Document:
+def _row_document(row: dict[str, object], fallback_id: str, source: str) -> Document:
     title = _string(row, *_TITLE_FIELDS)
     if row.get("text") is not None:
         text = _text(row["text"])
@@ -131,17 +132,17 @@ def _row_document(row: dict[str, Any], fallback_id: str, source: str) -> Documen
     return Document(_id(row) or fallback_id, text, title=title, source=_string(row, "source") or source)
 
 
-def _first(row: dict[str, Any], fields: tuple[str, ...]) -> tuple[str, Any]:
+def _first(row: dict[str, object], fields: tuple[str, ...]) -> tuple[str, object]:
     """The first of the fields that is there and not null, with its value."""
     return next(((field, row[field]) for field in fields if row.get(field) is not None), ("", None))
 
 
-def _string(row: dict[str, Any], *fields: str) -> str:
+def _string(row: dict[str, object], *fields: str) -> str:
     field, value = _first(row, fields)
     return "" if value is None else _checked(value, field)
 
 
-def _id(row: dict[str, Any]) -> str:
+def _id(row: dict[str, object]) -> str:
     field, value = _first(row, _ID_FIELDS)
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return str(value) if is_number else _string(row, field)
@@ -258,13 +259,11 @@ class End(NamedTuple):
 
 def xml_events(file: IO[bytes]) -> Iterator[Start | Text | End]:
     """What is in an XML file, in constant memory. Raises: UnreadableError, with the line."""
-    from xml.parsers import expat
-
     parsed: list[Start | Text | End] = []
     parser = expat.ParserCreate(namespace_separator=" ")
     parser.buffer_text = True
 
-    def refuse(*_declared: Any) -> None:
+    def refuse(*_declared: object) -> None:
         # Entities are declared here: they can grow without bound, or name files.
         raise UnreadableError("has a DOCTYPE, which is refused; remove it", parser.CurrentLineNumber)
 

@@ -13,6 +13,7 @@ from latentrag.corpus.text import Start, Text, json_lines, xml_events
 from latentrag.types import Document
 
 if TYPE_CHECKING:
+    from mwparserfromhell.nodes import ExternalLink, Tag, Template, Wikilink
     from mwparserfromhell.wikicode import Wikicode
 
 _MAX_ARTICLE_CHARS = 1 << 26
@@ -177,19 +178,19 @@ class _Shown:
             return ""
         return "".join(self._by_kind[type(node)](node) for node in code.nodes if type(node) in self._by_kind)
 
-    def _link(self, node: Any) -> str:
+    def _link(self, node: Wikilink) -> str:
         target = str(node.title).strip()
         namespace, colon, _ = target.partition(":")
         if colon and namespace.strip().lower() in self._hidden:
             return ""
         return self.of(node.text) if node.text is not None else target.removeprefix(":")
 
-    def _external_link(self, node: Any) -> str:
+    def _external_link(self, node: ExternalLink) -> str:
         if node.title is not None:
             return self.of(node.title)
         return "" if node.brackets else str(node.url)
 
-    def _tag(self, node: Any) -> str:
+    def _tag(self, node: Tag) -> str:
         tag = str(node.tag).strip().lower()
         if tag in _NO_TEXT:
             return ""
@@ -198,17 +199,17 @@ class _Shown:
             return f"\n{text}\n" if text else "\n"
         return text
 
-    def _template(self, node: Any) -> str:
+    def _template(self, node: Template) -> str:
         template = str(node.name).strip().lower()
         if template in _UNITS:
             return self._measure(node)
         shown = _SHOWN_ARGUMENT.get(template)
         return self._argument(node, shown) if shown is not None else ""
 
-    def _measure(self, node: Any) -> str:
+    def _measure(self, node: Template) -> str:
         """{{convert|5|to|6|km}}: 5 to 6 km."""
         num_shown = 4 if self._argument(node, 2) in _RANGES else 2
         return " ".join(filter(None, (self._argument(node, i) for i in range(1, num_shown + 1))))
 
-    def _argument(self, node: Any, i: int) -> str:
+    def _argument(self, node: Template, i: int) -> str:
         return self.of(node.get(i).value).strip() if node.has(i) else ""
