@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentrag.decoding.candidates import Continuations, best_continuations
 from latentrag.decoding.decided import num_decided
 from latentrag.decoding.decoded import Decoded, rank
 from latentrag.decoding.loop import Decided, Ended, Event, run
-from latentrag.decoding.step import Beams, forbid, is_end, stopped
+from latentrag.decoding.step import Beams, forbid, is_end, marginal_step, stopped
 from latentrag.errors import InputError
 from latentrag.options import DecodingOptions
 from latentrag.protocols import Generator
@@ -174,17 +173,18 @@ def marginal_beam(
 
 def _candidates(
     beams: Beams, log_p: Tensor, variant: Variant, options: DecodingOptions, end_ids: Sequence[int]
-) -> Continuations:
-    """Score, beam and token (B', C) of the best continuations, best first.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Score, beam and token (B', C) of the best continuations by log p(y_≤i|x), best first.
 
     C is M for each end token and M more: whichever beams end, M of them can go on.
     """
     count = min((1 + len(end_ids)) * options.num_beams, log_p[0, 0].numel())
-
-    def allowed(step: Tensor) -> Tensor:
-        return forbid(step, beams, options, end_ids)
-
-    return best_continuations(beams, log_p, variant, allowed, count)
+    step = forbid(marginal_step(beams, log_p, variant), beams, options, end_ids)  # (B', M, V)
+    # A beam that holds nothing has no weights either: its step is not a number.
+    nothing = torch.isinf(beams.scores)[:, :, None]
+    total = step.add_(beams.scores[:, :, None]).masked_fill_(nothing, float("-inf"))
+    best, flat = total.flatten(1).topk(count, dim=1)
+    return best, flat // log_p.shape[3], flat % log_p.shape[3]
 
 
 def _collect(pools: Sequence[_Pool], candidates: Beams, ended: Tensor, cut: Tensor, num_beams: int) -> None:
