@@ -13,7 +13,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help test lint test-page torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
-	experiment-precision bench bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
+	experiment-precision bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
 	bench-memory bench-swap bench-sync bench-serving clean
 
 help:  ## List the targets.
@@ -73,6 +73,10 @@ experiment-precision: demo  ## Measure what bfloat16 and int8 do to answers on D
 
 bench: demo $(BENCH)  ## Run every benchmark in turn, hours; reports in build/bench; RUNS=5, QUICK=1 for minutes.
 	@$(BIN)/python -m benchmarks.every --data $(DATA) $(if $(RUNS),--runs $(RUNS)) $(if $(QUICK),--quick)
+
+bench-beside: demo $(BENCH)  ## Time the quick benchmarks and the start of this tree beside another's, in turns; BEFORE=../before, ROUNDS, ONLY=ask.
+	@$(BIN)/python -m benchmarks.beside --before $(BEFORE) --data $(DATA) --json build/bench/beside.json \
+		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
 
 bench-encoding: demo $(BENCH)  ## Measure encoding beside sentence-transformers, 20 minutes; LIMIT=1000 passages, RUNS=5.
 	@$(BIN)/python -m benchmarks.encoding --json build/bench/encoding.json $(if $(LIMIT),--limit $(LIMIT)) $(if $(RUNS),--runs $(RUNS))

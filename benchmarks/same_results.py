@@ -5,7 +5,8 @@
 
 Each part runs under each tree, in a process of its own, with the same interpreter, one thread and the demo of
 LATENTRAG_HOME (`make demo` makes it); see `benchmarks.results_of_tree` for what the parts do. What the tree before gave
-is kept in the reference file and not computed again; delete the file, or name another, to measure it anew.
+is kept in the reference file and not computed again; delete the file, or name another, to measure it anew. With fewer
+questions (8 or more) than the file has, the cases of these are compared.
 
 The table has a row for each kind of value: how many numbers and texts were compared, the largest difference of two
 numbers, and how far numbers may differ: 1e-5 (nats, probabilities, scores, losses), with bfloat16 5e-3. Texts must be
@@ -27,7 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,18 +169,19 @@ class Reference:
     def __init__(self, file: Path, *, tree: Path | None, runner: Runner) -> None:
         self.file, self.tree, self.runner = file, tree, runner
         self.parts: dict[str, Any] = {}
+        self.questions = runner.questions
         if file.exists():
             content = json.loads(file.read_text("utf-8"))
-            if content["questions"] != runner.questions:
-                raise SystemExit(f"error: {file} is of {content['questions']} questions; ask as many, or name another")
-            self.parts = content["parts"]
+            if content["questions"] < runner.questions:
+                raise SystemExit(f"error: {file} is of {content['questions']} questions; ask no more, or name another")
+            self.parts, self.questions = content["parts"], content["questions"]
 
     def results(self, part: str) -> dict[str, Any]:
         if part not in self.parts:
             if self.tree is None:
                 raise SystemExit(f"error: {self.file} has no {part!r}; name the tree before with --before")
-            self.parts[part] = self.runner.results(self.tree, part)
-            content = {"questions": self.runner.questions, "parts": self.parts, **machine()}
+            self.parts[part] = replace(self.runner, questions=self.questions).results(self.tree, part)
+            content = {"questions": self.questions, "parts": self.parts, **machine()}
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.write_text(json.dumps(content) + "\n", "utf-8")
         results: dict[str, Any] = self.parts[part]
@@ -194,8 +196,11 @@ def report(parts: Sequence[str], reference: Reference, runner: Runner, after: Pa
     for part in parts:
         before = reference.results(part)
         started = time.monotonic()
+        now = runner.results(after, part)
+        if runner.questions < reference.questions:
+            before = {case: before[case] for case in now}
         allowed = ALLOWED_BFLOAT16 if part == "bfloat16" else ALLOWED
-        differences = compare(before, runner.results(after, part), allowed=allowed, depth=FIELDS.get(part, 1))
+        differences = compare(before, now, allowed=allowed, depth=FIELDS.get(part, 1))
         reports[part] = differences
         print("\n".join(table(part, differences, allowed=allowed)), flush=True)
         print(f"{part}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
@@ -211,7 +216,7 @@ def main() -> int:
     parser.add_argument("--after", type=Path, default=ROOT, help="another; default: this one")
     parser.add_argument("--reference", type=Path, help="default: reference.json in the work folder")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--questions", type=int, default=50, help="about the demo, 50 at most")
+    parser.add_argument("--questions", type=int, default=50, help="about the demo, 8 to 50")
     parser.add_argument("--python", default=sys.executable, help="the interpreter of both; default: this one")
     parser.add_argument("--work", type=Path, default=Path("build/same-results"))
     parser.add_argument("--json", type=Path, help="a file for the table")

@@ -256,3 +256,40 @@ def test_a_tree_gives_the_same_results_as_itself(tmp_path, part) -> None:
     printed, report = run("same_results", *asked, file=tmp_path / "found.json")
     assert printed.endswith("\nall the same\n")
     assert sum(kind["numbers"] for kind in report["parts"][part].values()) > 500
+
+
+def test_two_trees_beside_each_other(tmp_path, monkeypatch, capsys) -> None:
+    from benchmarks import beside
+
+    report = {
+        "config": {"patience_s": 600},
+        "ways": [{"way": "token", "runs": [{"cpu_s": 2.0, "peak_bytes": 5}]}],
+        "answer_cpu_s": {"search": 0.5},
+        "p50_s@5": 0.25,
+        "load": {"answers_per_s": 4.0},
+    }
+    assert dict(beside.times(report)) == {
+        "ways / token / runs / 0 / cpu_s": 2.0,
+        "answer_cpu_s / search": 0.5,
+        "p50_s@5": 0.25,
+        "load / answers_per_s": 0.25,
+    }
+
+    asked = []
+
+    def figures(self, part, data):
+        asked.append(self.path.name)
+        before = {beside.WHOLE: 1.0, "token": 2.0, "short": 0.001, f"only {self.path.name}": 1.0}
+        return before if self.path.name == "before" else before | {beside.WHOLE: 1.2, "token": len(asked) / 2}
+
+    monkeypatch.setattr(beside.Tree, "figures", figures)
+    arguments = ["--before", tmp_path / "before", "--after", tmp_path / "after", "--data", tmp_path, "--only", "ask"]
+    for more, code in ((["--allowed", "1.3"], 0), ([], 1)):
+        asked.clear()
+        monkeypatch.setattr(sys, "argv", ["beside", *map(str, [*arguments, "--rounds", 2, *more])])
+        assert beside.main() == code
+        assert asked == ["before", "after", "after", "before"]
+        _, _, whole, token, _, last = capsys.readouterr().out.splitlines()
+        assert whole == f"| ask | {beside.WHOLE} | 1 | 1.2 | 1.20 | 1.20 | 1.20 |"
+        assert token == "| ask | token | 2 | 1.25 | 0.62 | 0.50 | 0.75 |"
+        assert last.endswith("none" if code == 0 else ": ask")
