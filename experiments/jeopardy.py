@@ -37,6 +37,7 @@ from latentrag.config import resolve_model
 from latentrag.encoder import load_query_encoder
 from latentrag.evaluation.run import evaluate
 from latentrag.generator.lora import Lora
+from latentrag.place import computes_bfloat16
 from latentrag.rag import Rag
 from latentrag.retriever import BM25Retriever, DenseRetriever
 from latentrag.training import checkpoint
@@ -210,7 +211,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": model,
         "threads": torch.get_num_threads(),
-        "bfloat16": assemble.computes_bfloat16(),
+        "bfloat16": computes_bfloat16(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

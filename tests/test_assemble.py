@@ -103,7 +103,7 @@ def test_a_failed_save_leaves_the_old_model_and_nothing_else(parts, memory, tmp_
         raise OSError("no space left on device")
 
     def renamed(self: Path, target: Path) -> Path:
-        return full() if ".saving-" in self.name else rename(self, target)
+        return full() if self.name.endswith(".new") else rename(self, target)
 
     if fails == "the generator is written":
         monkeypatch.setattr("latentrag.generator.loading.save_generator", full)
@@ -223,15 +223,18 @@ def damaged(folder: Path, damage: str) -> None:
     elif damage == "not JSON":
         settings.write_text("{")
     elif damage == "newer format":
-        settings.write_text(json.dumps({**content, "format": 2}))
+        settings.write_text(json.dumps({**content, "format": 3}))
     elif damage == "no variant":
-        settings.write_text(json.dumps({**content, "variant": "both"}))
+        settings.write_text(json.dumps({**content, "prior": {**content["prior"], "variant": "both"}}))
+    elif damage == "no prior":
+        settings.write_text(json.dumps({**content, "prior": None}))
     else:
         settings.write_text(json.dumps({**content, "decoding": {"num_beams": 0}}))
 
 
 @pytest.mark.parametrize(
-    "damage", ["generator gone", "weights truncated", "not JSON", "newer format", "no variant", "bad option"]
+    "damage",
+    ["generator gone", "weights truncated", "not JSON", "newer format", "no variant", "no prior", "bad option"],
 )
 def test_damaged_models_are_refused_in_one_line(damage, parts, memory, tmp_path) -> None:
     save(load(parts, memory=memory), tmp_path / "saved")
@@ -280,11 +283,12 @@ def test_a_bm25_model_saved_and_loaded_gives_the_same_answers(parts, memory, tmp
     rag.retriever.scale = 0.5
     save(rag, tmp_path / "saved")
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["generator", "latentrag.json"]
-    assert json.loads((tmp_path / "saved" / "latentrag.json").read_text())["retriever"] == "bm25"
+    prior = json.loads((tmp_path / "saved" / "latentrag.json").read_text())["prior"]
+    assert prior == {"variant": "token", "k": 3, "retriever": "bm25", "settings": {"scale": 0.5}}
     again = load(tmp_path / "saved", memory=memory)
     assert isinstance(again.retriever, BM25Retriever)
     assert again.answer(QUESTION, max_tokens=4) == rag.answer(QUESTION, max_tokens=4)
-    with pytest.raises(ModelError, match="saved with BM25 and has no query encoder"):
+    with pytest.raises(ModelError, match="was saved with bm25 and has no query_encoder"):
         load(tmp_path / "saved", memory=memory, retriever="dense")
     with pytest.raises(ModelError, match="holds no encoder"):
         load_passage_encoder(tmp_path / "saved")
@@ -296,10 +300,9 @@ def test_a_bm25_model_saved_and_loaded_gives_the_same_answers(parts, memory, tmp
 def test_a_dense_model_stays_dense_unless_asked(parts, memory, tmp_path) -> None:
     save(load(parts, memory=memory), tmp_path / "saved")
     assert isinstance(load(tmp_path / "saved", memory=memory).retriever, DenseRetriever)
-    settings = tmp_path / "saved" / "latentrag.json"
-    content = json.loads(settings.read_text())
-    assert content.pop("retriever") == "dense"
-    settings.write_text(json.dumps(content))  # as models were saved before there was a choice
+    # As models were saved before there was a choice.
+    content = {"format": 1, "variant": "sequence", "k": 5, "decoding": {}}
+    (tmp_path / "saved" / "latentrag.json").write_text(json.dumps(content))
     assert isinstance(load(tmp_path / "saved", memory=memory).retriever, DenseRetriever)
 
 
@@ -312,15 +315,76 @@ def test_bm25_with_the_layout_of_facebook_rag(tmp_path) -> None:
     assert rag.answer("what is the capital", max_tokens=3).sources[0].passage.id == "paris"
 
 
-@pytest.mark.parametrize("change", [{"retriever": "sparse"}, {"bm25_scale": 0}, {"bm25_scale": "1"}])
-def test_damaged_settings_of_the_retriever_are_refused(change, parts, memory, tmp_path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"retriever": "sparse"},
+        {"settings": {"scale": 0}},
+        {"settings": {"scale": "1"}},
+        {"settings": {"weights": {"bm25": 0.3}}},
+    ],
+)
+def test_settings_of_the_retriever_that_are_unknown_or_damaged_are_refused(change, parts, memory, tmp_path) -> None:
     save(load(parts, memory=memory, retriever="bm25"), tmp_path / "saved")
-    settings = tmp_path / "saved" / "latentrag.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text()), **change}))
-    with pytest.raises(ModelError, match="no usable retriever"):
+    file = tmp_path / "saved" / "latentrag.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "prior": {**content["prior"], **change}}))
+    with pytest.raises(ModelError, match="section 'prior' has no usable retriever") as caught:
         load(tmp_path / "saved", memory=memory)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"calibration": {"bias": 0.5}}, "has a section 'calibration' of a newer version of latentrag; update"),
+        ({"prior": {"retriever": "dense", "readings": [0.5]}}, r"has prior\.readings of a newer version"),
+    ],
+)
+def test_what_a_newer_version_saved_is_refused_by_name(change, message, parts, memory, tmp_path) -> None:
+    save(load(parts, memory=memory), tmp_path / "saved")
+    file = tmp_path / "saved" / "latentrag.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ModelError, match=message) as caught:
+        load(tmp_path / "saved", memory=memory)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_prompt_and_the_adapter_of_a_model_beat_those_in_its_generators_folder(parts, memory, tmp_path) -> None:
+    rag = load(parts, memory=memory)
+    tuned = generator_for_training(rag.generator, lora=Lora(rank=2, scope="question"))
+    save(with_parts(rag, rag.retriever, tuned), tmp_path / "saved")
+    file = tmp_path / "saved" / "latentrag.json"
+    content = json.loads(file.read_text())
+    assert content["adapter"]["rank"] == 2
+    assert load(tmp_path / "saved", memory=memory).generator.lora == tuned.lora
+    content["template"]["preamble"] = "one two three ."
+    file.write_text(json.dumps(content))
+    assert load(tmp_path / "saved", memory=memory).generator.template.preamble == "one two three ."
+
+
+def test_models_of_format_1_open_and_are_saved_as_format_2(parts, memory, tmp_path) -> None:
+    rag = load(parts, memory=memory, retriever="bm25", variant="token", k=3)
+    rag.retriever.scale = 0.5
+    rag.defaults = {"max_tokens": 6, "stop": ["zzz"]}
+    save(rag, tmp_path / "saved")
+    of_format_1 = {
+        "format": 1,
+        "variant": "token",
+        "k": 3,
+        "retriever": "bm25",
+        "bm25_scale": 0.5,
+        "decoding": {"max_tokens": 6, "stop": ["zzz"]},
+    }
+    file = tmp_path / "saved" / "latentrag.json"
+    of_format_2 = json.loads(file.read_text())
+    file.write_text(json.dumps(of_format_1))
+    again = load(tmp_path / "saved", memory=memory)
+    assert again.answer(QUESTION) == rag.answer(QUESTION)
+    save(again, tmp_path / "saved")
+    assert json.loads(file.read_text()) == of_format_2
 
 
 def test_an_unknown_retriever(parts, memory) -> None:
-    with pytest.raises(InputError, match="retriever='sparse' is unknown; needed dense or bm25"):
+    with pytest.raises(InputError, match="retriever 'sparse' is unknown; needed one of dense, bm25"):
         load(parts, memory=memory, retriever="sparse")

@@ -104,5 +104,5 @@ def test_bm25_has_nothing_to_refresh(spec, path) -> None:
     memory = open_memory(path)
     rag = load(spec, memory=memory, retriever="bm25")
     assert retriever_for_training(rag, spec, memory, False, device="cpu") is rag.retriever
-    with pytest.raises(InputError, match="BM25 has no passage encoder"):
+    with pytest.raises(InputError, match="bm25 retrieval has no passage encoder"):
         retriever_for_training(rag, spec, memory, True, device="cpu")

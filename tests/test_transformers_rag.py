@@ -28,8 +28,9 @@ def checkpoint(folder: Path, seed: int, *, variant: str = "Sequence") -> tuple[A
     """A tiny checkpoint in the layout of facebook/rag-*, as both sides load it."""
     from transformers import DPRConfig, DPRQuestionEncoder, RagConfig, RagSequenceForGeneration, RagTokenForGeneration
 
-    from latentrag import rag_layout
-    from latentrag.pretrained import quiet, read_object
+    from latentrag.assemble.rag_layout import RagCheckpoint
+    from latentrag.place import Place
+    from latentrag.pretrained import quiet
 
     torch.manual_seed(seed)
     question_encoder = DPRQuestionEncoder(
@@ -63,7 +64,7 @@ def checkpoint(folder: Path, seed: int, *, variant: str = "Sequence") -> tuple[A
         tiny.save_tokenizer(folder / "generator_tokenizer")
         theirs = their_class.from_pretrained(folder).eval()
     theirs.generator.generation_config.decoder_start_token_id = tiny.BEGIN
-    _, ours = rag_layout.load(folder, read_object(folder / "config.json"), name="tiny", dtype=torch.float32)
+    ours = RagCheckpoint(folder, name="tiny").generator(Place())
     assert isinstance(ours, Seq2SeqGenerator)
     return theirs, ours
 
@@ -247,8 +248,8 @@ def test_fault_token_ignores_its_token_limit(tmp_path) -> None:
 @torch.no_grad()
 def test_fault_saved_generation_settings_are_lost(tmp_path) -> None:
     """Settings saved with their RAG-Sequence do not reach its generator; ours uses them."""
-    from latentrag import rag_layout
-    from latentrag.pretrained import read_object
+    from latentrag.assemble.rag_layout import RagCheckpoint
+    from latentrag.place import Place
     from latentrag.rag import Rag
     from latentrag.types import Retrieved
 
@@ -257,7 +258,7 @@ def test_fault_saved_generation_settings_are_lost(tmp_path) -> None:
 
     GenerationConfig(num_beams=3, max_length=6, decoder_start_token_id=tiny.BEGIN).save_pretrained(tmp_path)
     theirs = type(theirs).from_pretrained(tmp_path).eval()
-    _, ours = rag_layout.load(tmp_path, read_object(tmp_path / "config.json"), name="tiny", dtype=torch.float32)
+    ours = RagCheckpoint(tmp_path, name="tiny").generator(Place())
     x, passages, scores = problem(5, equal_lengths=True)
     generated = theirs.generate(**their_inputs(ours, x, passages), doc_scores=scores, min_length=8)
     assert generated.shape[1] > 6

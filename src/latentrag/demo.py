@@ -166,11 +166,12 @@ def _name_encoder(folder: Path) -> None:
 
 def _write_settings(folder: Path) -> None:
     """The model's own settings and the prompt, which may change with the version of latentrag."""
-    from latentrag import assemble
+    from latentrag.assemble import FILE_NAME, ModelFile
     from latentrag.generator.loading import SETTINGS_FILE
 
-    model = {"format": assemble.FORMAT, "variant": "sequence", "k": 5, "decoding": {"max_tokens": 32}}
-    _write_json(folder / assemble.SETTINGS_FILE, model)
+    model = ModelFile({name: name for name in ("query_encoder", "generator")}, decoding={"max_tokens": 32})
+    if not (folder / FILE_NAME).exists() or ModelFile.read(folder / FILE_NAME) != model:
+        model.write(folder / FILE_NAME)
     _write_json(folder / "generator" / SETTINGS_FILE, {"kind": "causal", "template": asdict(DEMO_TEMPLATE)})
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentrag import io
 from latentrag.errors import ModelError
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ def replacing(folder: Path) -> Iterator[Path]:
         for path in sorted(p for p in Path(scratch).rglob("*") if p.is_file()):
             target = folder / path.relative_to(scratch)
             target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
+            with io.replacing_file(target) as new:
+                path.replace(new)
 
 
 def read_config(folder: Path) -> PretrainedConfig:

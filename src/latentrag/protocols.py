@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from latentrag.types import Asked, LatentLists, Passage, Retrieved, SearchResult, Targets
@@ -98,6 +99,30 @@ class Retriever(Protocol):
 
     def over(self, memory: Memory) -> Retriever:
         """The same retriever over another memory. EncoderMismatchError if it does not fit."""
+        ...
+
+
+class SavablePart(Protocol):
+    """A part of a model that is saved as a folder of its own."""
+
+    def save(self, folder: Path) -> None: ...
+
+
+@runtime_checkable
+class SavableRetriever(Retriever, Protocol):
+    """A retriever that can be saved with its model: ``RETRIEVERS[kind](…, **settings())`` makes it again."""
+
+    @property
+    def kind(self) -> str:
+        """Its name in the table of retrievers."""
+        ...
+
+    def settings(self) -> Mapping[str, Any]:
+        """JSON values by name."""
+        ...
+
+    def parts(self) -> Mapping[str, SavablePart]:
+        """What else it is made of, by the name of the folder that each is saved as."""
         ...
 
 

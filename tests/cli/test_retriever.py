@@ -52,6 +52,6 @@ def test_doctor(model, memory, of_words, home) -> None:
 def test_mistakes(ask, memory, of_words, monkeypatch) -> None:
     assert ask(QUESTION, "--retriever", "sparse").code == 2
     dense = cli("ask", QUESTION, "-m", of_words, "-i", memory, "--retriever", "dense")
-    assert "has no query encoder" in dense.error()
+    assert "has no query_encoder" in dense.error()
     monkeypatch.setitem(sys.modules, "bm25s", None)
     assert re.search(r"install latentrag\[bm25\]$", ask(QUESTION, "--retriever", "bm25").error())

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from latentrag.encoder import load_passage_encoder, load_query_encoder
-from latentrag.encoder.batching import length_sorted_batches
+from latentrag.encoder.tokens import length_sorted_batches
 from latentrag.errors import InputError
 from latentrag.types import Passage
 from tests.encoder.tiny import write_sentence_encoder
@@ -98,7 +98,8 @@ def test_models_are_loaded_in_eval_mode(encoder, query_folder, passage_folder):
         assert not any(child.training for child in module.modules())
 
 
-def test_progress_is_shown_on_stderr_and_only_when_asked(encoder, capfd):
+def test_progress_is_shown_on_stderr_and_only_when_asked(encoder, capfd, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if standard error were a terminal
     passages = [Passage("1", "paris"), Passage("2", "rome")]
     encoder.encode_passages(passages)
     assert capfd.readouterr() == ("", "")
@@ -147,8 +148,8 @@ class TestQuestions:
 
 
 def test_batches_on_a_processor_are_small_unless_told_otherwise(encoder, monkeypatch):
-    monkeypatch.setattr("latentrag.encoder.batching.PROCESSOR_BATCH_TOKENS", 12)
-    monkeypatch.setattr("latentrag.encoder.batching.BATCH_TOKENS", 1)
+    monkeypatch.setattr("latentrag.encoder.tokens.PROCESSOR_BATCH_TOKENS", 12)
+    monkeypatch.setattr("latentrag.encoder.tokens.BATCH_TOKENS", 1)
     sizes = []
     forward = encoder.module.forward
 

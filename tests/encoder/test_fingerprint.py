@@ -87,7 +87,7 @@ def test_settings_that_passages_do_not_depend_on_leave_it(sentence_folder, file,
 
 
 def test_it_is_computed_when_asked_for_and_then_kept(passage_folder, monkeypatch):
-    from latentrag.encoder.fingerprint import Fingerprint
+    from latentrag.encoder.identity import Fingerprint
 
     calls = []
     compute = Fingerprint._compute
@@ -107,8 +107,8 @@ def test_it_follows_training(folder):
 
 def step(encoder):
     """One step of an optimiser, on made-up gradients."""
-    optimiser = torch.optim.SGD(encoder.parameters(), lr=0.1)
-    for p in encoder.parameters():
+    optimiser = torch.optim.SGD(encoder.module.parameters(), lr=0.1)
+    for p in encoder.module.parameters():
         p.grad = torch.ones_like(p)
     optimiser.step()
 

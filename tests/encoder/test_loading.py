@@ -12,6 +12,7 @@ from transformers import AutoModel, BertModel, DPRQuestionEncoder
 
 from latentrag.encoder import load_passage_encoder, load_query_encoder
 from latentrag.errors import ModelError
+from latentrag.place import Place
 from latentrag.types import Passage
 from tests.encoder.tiny import write_dpr, write_json, write_sentence_encoder
 
@@ -189,29 +190,30 @@ class TestSaving:
         again = load_query_encoder(tmp_path / "saved")
         assert torch.equal(encoder.encode_queries(QUESTIONS), again.encode_queries(QUESTIONS))
 
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_the_dtype_is_kept(self, folder, tmp_path, dtype):
-        encoder = load_query_encoder(folder, dtype=dtype)
-        assert {p.dtype for p in encoder.parameters()} == {dtype}
+    @pytest.mark.parametrize("number_format", ["bfloat16", "float16"])
+    def test_the_dtype_is_kept(self, folder, tmp_path, number_format):
+        dtype = getattr(torch, number_format)
+        encoder = load_query_encoder(folder, place=Place("cpu", number_format))
+        assert {p.dtype for p in encoder.module.parameters()} == {dtype}
         encoder.save(tmp_path / "saved")
         again = load_query_encoder(tmp_path / "saved")
         vectors = again.encode_queries(QUESTIONS)
         assert vectors.dtype == torch.float32
         assert torch.equal(vectors, encoder.encode_queries(QUESTIONS))
-        widened = load_query_encoder(tmp_path / "saved", dtype=torch.float32)
-        assert {p.dtype for p in widened.parameters()} == {torch.float32}
+        widened = load_query_encoder(tmp_path / "saved", place=Place("cpu", "float32"))
+        assert {p.dtype for p in widened.module.parameters()} == {torch.float32}
 
     def test_half_precision_files_are_computed_in_float32(self, query_folder):
         weights = {key: value.half() for key, value in load_file(query_folder / "model.safetensors").items()}
         save_file(weights, query_folder / "model.safetensors", metadata={"format": "pt"})
-        assert {p.dtype for p in load_query_encoder(query_folder).parameters()} == {torch.float32}
+        assert {p.dtype for p in load_query_encoder(query_folder).module.parameters()} == {torch.float32}
 
     def test_training_leaves_the_files_alone_until_they_are_saved_over(self, folder):
         """Loaded weights are mapped from the file: neither may a step write to it nor saving destroy them."""
         on_disk = (folder / "model.safetensors").read_bytes()
         encoder = load_query_encoder(folder)
         with torch.no_grad():
-            for p in encoder.parameters():
+            for p in encoder.module.parameters():
                 p.add_(0.125)
         assert (folder / "model.safetensors").read_bytes() == on_disk
         trained = encoder.encode_queries(QUESTIONS)

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from latentrag.encoder import SentenceEncoder, load_passage_encoder, load_query_encoder
-from latentrag.encoder.pooling import POOLERS
+from latentrag.encoder.sentence_module import POOLERS
 from latentrag.errors import InputError, ModelError
+from latentrag.place import Place
 from latentrag.protocols import PassageEncoder, QueryEncoder
 from latentrag.types import Passage
 from tests.encoder.tiny import sizes, vocabulary, write_dense, write_json, write_sentence_encoder, write_tokenizer
@@ -60,7 +61,7 @@ def close(a, b):
 def checked_shapes(monkeypatch):
     """The poolers' jaxtyping annotations, checked at run time."""
     checked = {mode: jaxtyped(typechecker=beartype)(pooler) for mode, pooler in POOLERS.items()}
-    monkeypatch.setattr("latentrag.encoder.pooling.POOLERS", checked)
+    monkeypatch.setattr("latentrag.encoder.sentence_module.POOLERS", checked)
 
 
 @pytest.mark.parametrize("mode", list(POOLERS))
@@ -189,7 +190,7 @@ def test_the_transformer_may_have_a_folder_of_its_own(tmp_path):
 
 def test_vectors_are_normalised_in_float32_whatever_the_transformers_dtype(tmp_path):
     folder = write_sentence_encoder(tmp_path / "m", head=["Dense", "Normalize"])
-    norms = load_query_encoder(folder, dtype=torch.bfloat16).encode_queries(QUESTIONS).norm(dim=1)
+    norms = load_query_encoder(folder, place=Place("cpu", "bfloat16")).encode_queries(QUESTIONS).norm(dim=1)
     # float32 rounds at 6e-8, bfloat16 at 4e-3.
     assert torch.allclose(norms, torch.ones(3), rtol=0, atol=1e-6)
 
@@ -225,7 +226,7 @@ def test_gradients_reach_the_whole_model_by_way_of_the_queries(tmp_path):
     d = encoder.encode_passages(PASSAGES)
     assert not d.requires_grad
     (encoder.encode_queries(QUESTIONS) @ d.T).logsumexp(1).sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.module.parameters())
 
 
 def test_no_prompt_may_fill_the_whole_window(tmp_path):
@@ -291,7 +292,7 @@ def test_passage_vectors_are_those_of_the_memory_with_a_gradient(sentence_folder
     assert torch.equal(vectors, encoder.encode_passages(PASSAGES))
     assert vectors.dtype == torch.float32
     vectors[1, 0].backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.module.parameters())
     with torch.no_grad():
         assert not encoder.passage_vectors(PASSAGES).requires_grad
     assert not encoder.encode_passages(PASSAGES).requires_grad

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentrag import rag_layout
+from latentrag.assemble.rag_layout import RagCheckpoint
 from latentrag.model import JointModel
-from latentrag.pretrained import read_object
+from latentrag.place import Place
 from latentrag.retriever import DenseRetriever
 from latentrag.types import Passage, SearchResult, Variant
 from tests.test_transformers_rag import K, checkpoint, labels_of, their_inputs
@@ -77,7 +77,8 @@ class Side:
 def sides(folder: Path, variant: Variant) -> tuple[Side, Side]:
     """Ours and theirs, from the same files. No dropout: both are in eval mode."""
     theirs, _ = checkpoint(folder, 3, variant=VARIANTS[variant])
-    encoder, generator = rag_layout.load(folder, read_object(folder / "config.json"), name="tiny", dtype=torch.float32)
+    halves = RagCheckpoint(folder, name="tiny")
+    encoder, generator = halves.query_encoder(Place()), halves.generator(Place())
     d = torch.randn(K, encoder.dimension, generator=torch.Generator().manual_seed(7))
     joint = JointModel(DenseRetriever(encoder, WholeMemory(d)), generator)
     assert not any(module.training for module in (encoder.module, generator.model, theirs))

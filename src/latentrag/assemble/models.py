@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from latentrag import io
 from latentrag.assemble.memories import open_memory
-from latentrag.assemble.parts import FORMAT, SETTINGS_FILE, ModelSpec, Parts, Source, load_parts
+from latentrag.assemble.model_file import FILE_NAME, ModelFile
+from latentrag.assemble.parts import ModelSpec, Parts, Source, open_parts
 from latentrag.assemble.passages import keep_passages
-from latentrag.config import RetrieverKind
 from latentrag.errors import InputError, ModelError
-from latentrag.options import DecodingOptions, chosen_options
+from latentrag.options import chosen_options
+from latentrag.place import Places
+from latentrag.protocols import SavableRetriever
 
 if TYPE_CHECKING:
     import torch
 
-    from latentrag.assemble.parts import Generator
     from latentrag.memory import LiveMemory, Memory
-    from latentrag.protocols import PassageEncoder, Retriever
+    from latentrag.protocols import Generator, Retriever, SavablePart
     from latentrag.rag import Rag
     from latentrag.types import Variant
 
@@ -35,8 +33,9 @@ def load(
     version: int | str | None = None,
     variant: Variant | None = None,
     k: int | None = None,
-    retriever: RetrieverKind | None = None,
+    retriever: str | None = None,
     device: str = "cpu",
+    encoder_device: str | None = None,
     dtype: torch.dtype | str = "auto",
     passage_cache_bytes: int = 1 << 30,
     passage_cache_folder: Source | None = None,
@@ -51,9 +50,11 @@ def load(
             newest.
         variant: "sequence" or "token"; None: as the model says, else "sequence".
         k: passages retrieved for a question; None: as the model says, else 5.
-        retriever: "dense", or "bm25", which needs no query encoder and fits any memory; None: as the model says,
-            else "dense".
-        dtype: of the generator: "auto" (as its files have it, float32 where this machine does not compute in
+        retriever: "dense"; "bm25", which needs no query encoder and fits any memory; or one that another package
+            adds. None: as the model says, else "dense".
+        device: where the model computes, as torch names it; "auto": the best that this machine has.
+        encoder_device: where the query encoder computes; None: on ``device``.
+        dtype: of the generator: "auto" (as its files have it, float32 where its device does not compute in
             that), "float32", "bfloat16", "float16" or a torch dtype; or "int8", for answering on a processor only:
             linear layers in eight bits, the rest in float32.
         passage_cache_bytes: RAM in which a causal generator keeps what it has read of passages for the next
@@ -62,59 +63,60 @@ def load(
     Raises: ModelError or MemoryStoreError for what cannot be opened; EncoderMismatchError if they do not fit;
         InputError for options that cannot be.
     """
-    from latentrag.generator import CausalGenerator
     from latentrag.rag import Rag
+    from latentrag.retriever import RETRIEVERS
 
-    if retriever is not None and retriever not in get_args(RetrieverKind):
-        raise InputError(f"retriever={retriever!r} is unknown; needed {' or '.join(get_args(RetrieverKind))}")
+    if retriever is not None:
+        RETRIEVERS[retriever]  # refused before anything is opened
+    places = Places.of(device, encoder_device=encoder_device, number_format=dtype)
     opened = open_memory(memory, version=version)
-    parts = load_parts(source, retriever=retriever, device=device, dtype=dtype)
-    defaults = chosen_options(parts.decoding)
-    try:
-        DecodingOptions(**defaults)
-    except (TypeError, InputError) as error:
-        raise ModelError(f"{source}: the decoding options in {SETTINGS_FILE} cannot be used ({error})") from error
-    if isinstance(parts.generator, CausalGenerator):
-        keep_passages(parts.generator, passage_cache_bytes, passage_cache_folder)
+    parts = open_parts(source, places)
+    made = _retriever(parts, opened, places, name=retriever or parts.file.retriever)
+    generator: Any = parts.generator()
+    if generator.capabilities.keeps_prefixes:
+        keep_passages(generator, passage_cache_bytes, passage_cache_folder)
     return Rag(
-        _retriever(parts, opened, device=device),
-        parts.generator,
-        variant=variant or parts.variant,
-        k=parts.k if k is None else k,
-        defaults=defaults,
+        made,
+        generator,
+        variant=variant or parts.file.variant,
+        k=parts.file.k if k is None else k,
+        defaults=chosen_options(parts.file.decoding),
     )
 
 
-def save(rag: Rag, folder: str | os.PathLike[str], *, passage_encoder: PassageEncoder | None = None) -> None:
+def save(rag: Rag, folder: Source, *, passage_encoder: SavablePart | None = None) -> None:
     """Write a model as a folder that ``load`` opens: safetensors and JSON, whole or not at all.
 
     Args:
         passage_encoder: saved too, where passages have an encoder of their own, so that the folder can also
             fill memories.
-    Raises: InputError if the folder exists and is not a model that latentrag saved.
+    Raises: InputError if the folder exists and is not a model that latentrag saved, or for a retriever that cannot be
+        saved.
     """
     from latentrag.generator.loading import save_generator
-    from latentrag.retriever import BM25Retriever
 
-    retriever: Any = rag.retriever
-    of_words = isinstance(retriever, BM25Retriever)
-    settings = {
-        "format": FORMAT,
-        "variant": rag.variant,
-        "k": rag.k,
-        "retriever": "bm25" if of_words else "dense",
-        **({"bm25_scale": retriever.scale} if of_words else {}),
-        "decoding": chosen_options(rag.defaults),
-    }
+    retriever = rag.retriever
     generator: Any = rag.generator
-    encoder: Any = passage_encoder
+    if not isinstance(retriever, SavableRetriever):
+        raise InputError(f"a {type(retriever).__name__} cannot be saved; it has no kind, settings() and parts()")
+    parts = dict(retriever.parts())
+    if passage_encoder is not None:
+        parts["passage_encoder"] = passage_encoder
+    settings = generator.settings()
+    file = ModelFile(
+        {name: name for name in (*parts, "generator")},
+        variant=rag.variant,
+        k=rag.k,
+        retriever=retriever.kind,
+        settings=retriever.settings(),
+        decoding=chosen_options(rag.defaults),
+        generator={name: settings[name] for name in ("template", "lora") if name in settings},
+    )
     with _published(Path(folder)) as scratch:
-        if not of_words:
-            retriever.query_encoder.save(scratch / "query_encoder")
-        if encoder is not None:
-            encoder.save(scratch / "passage_encoder")
+        for name, part in parts.items():
+            part.save(scratch / name)
         save_generator(generator, scratch / "generator")
-        (scratch / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+        file.write(scratch / FILE_NAME)
 
 
 def with_parts(rag: Rag, retriever: Retriever, generator: Generator) -> Rag:
@@ -126,40 +128,29 @@ def with_parts(rag: Rag, retriever: Retriever, generator: Generator) -> Rag:
 
 def with_memory(rag: Rag, memory: Memory | LiveMemory) -> Rag:
     """The same model over another memory. Raises: EncoderMismatchError if it does not fit."""
-    retriever: Any = rag.retriever
-    generator: Any = rag.generator
-    return with_parts(rag, retriever.over(memory), generator)
+    return with_parts(rag, rag.retriever.over(memory), rag.generator)
 
 
-def _retriever(parts: Parts, memory: Memory | LiveMemory, *, device: str) -> Retriever:
-    from latentrag.retriever import BM25Retriever, DenseRetriever
+def _retriever(parts: Parts, memory: Memory | LiveMemory, places: Places, *, name: str) -> Retriever:
+    """Raises: ModelError for a name or settings that were saved and cannot be used here."""
+    from latentrag.retriever import RETRIEVERS
 
-    if parts.query_encoder is None:
-        return BM25Retriever(memory, scale=parts.bm25_scale, device=device)
-    return DenseRetriever(parts.query_encoder, memory)
+    settings = parts.file.settings if name == parts.file.retriever else {}
+    try:
+        return RETRIEVERS[name](parts, memory, places, **settings)
+    except (InputError, TypeError) as error:
+        if name != parts.file.retriever:
+            raise
+        raise ModelError(f"{parts.name}: its section 'prior' has no usable retriever ({error})") from error
 
 
 @contextmanager
 def _published(folder: Path) -> Iterator[Path]:
-    """A scratch folder beside ``folder`` that takes its place at the end, or vanishes."""
-    if folder.exists() and not (folder / SETTINGS_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+    """A scratch folder that takes the place of a model, which it must be if there is anything."""
+    if folder.exists() and not (folder / FILE_NAME).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is no model that latentrag saved; name a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f".{folder.name}.saving-{os.getpid()}")
-    aside = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
     try:
-        scratch.mkdir()
-        yield scratch
-        io.sync_all(scratch, [str(file.relative_to(scratch)) for file in scratch.rglob("*") if file.is_file()])
-        if folder.exists():
-            folder.rename(aside)
-        scratch.rename(folder)
-        io.sync_folder(folder.parent)
+        with io.replacing_folder(folder) as scratch:
+            yield scratch
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error}); choose another place or make room") from error
-    finally:
-        if aside.exists() and not folder.exists():
-            aside.rename(folder)
-        for leftover in (scratch, aside):
-            if leftover.exists():
-                shutil.rmtree(leftover)

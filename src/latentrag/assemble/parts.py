@@ -1,31 +1,26 @@
-"""What every kind of source of a model gives: encoder, generator, settings."""
+"""What every kind of source of a model gives: its parts, each opened when it is asked for, and its settings."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from latentrag.config import RetrieverKind, resolve_model
-from latentrag.errors import InputError, ModelError
+from latentrag.assemble.model_file import FILE_NAME, ModelFile
+from latentrag.config import resolve_model
+from latentrag.errors import ModelError
+from latentrag.place import Place, Places
 
 if TYPE_CHECKING:
-    import torch
-
-    from latentrag.encoder import DprQueryEncoder, SentenceEncoder
+    from latentrag.encoder import DprPassageEncoder, DprQueryEncoder, SentenceEncoder
     from latentrag.generator import CausalGenerator, Seq2SeqGenerator
-    from latentrag.protocols import PassageEncoder
-    from latentrag.types import Variant
 
     Generator = CausalGenerator | Seq2SeqGenerator
     QueryEncoder = DprQueryEncoder | SentenceEncoder
-
-SETTINGS_FILE = "latentrag.json"
-FORMAT = 1
-INT8 = "int8"
-"""A generator's linear layers in eight bits, everything else in float32."""
+    PassageEncoder = DprPassageEncoder | SentenceEncoder
 
 Source = str | os.PathLike[str]
 
@@ -47,187 +42,129 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What every kind of source gives. Without a query encoder the retriever is BM25."""
+    """The parts of a model, as ``retriever.table.ModelParts``: what is not asked for is not opened.
 
-    query_encoder: QueryEncoder | None
-    generator: Generator
-    variant: Variant = "sequence"
-    k: int = 5
-    decoding: Mapping[str, Any] | None = None
-    bm25_scale: float = 1.0
-
-
-def load_passage_encoder(
-    source: Source | ModelSpec, *, device: str = "cpu", dtype: torch.dtype | None = None
-) -> PassageEncoder:
-    """d(z) of a model (as for ``load``), or from an encoder's own folder or hub id.
-
-    Raises: ModelError if the model has none, as ``facebook/rag-*``, which ship without their passage encoder.
+    Attributes:
+        name: for messages.
+        file: its settings.
+        root: the folder in which its parts were saved; None: they were not saved together.
     """
-    from latentrag import encoder
 
-    if isinstance(source, ModelSpec):
-        source = source.passage_encoder or source.encoder
-    place = resolve_model(source)
-    folder = Path(place)
-    if (folder / SETTINGS_FILE).is_file():
-        for own in (folder / "passage_encoder", folder / "query_encoder"):
-            if own.is_dir():
-                return encoder.load_passage_encoder(own, device=device, dtype=dtype)
-        raise ModelError(f"{source} holds no encoder; name the one whose vectors the memory has or is to have")
-    if _model_type(folder) == "rag":
-        raise ModelError(
-            f"{source} holds no passage encoder; name the one it was trained with, "
-            "for instance facebook/dpr-ctx_encoder-multiset-base"
-        )
-    return encoder.load_passage_encoder(place, device=device, dtype=dtype)
+    name: str
+    query_encoder: Callable[[], QueryEncoder]
+    generator: Callable[[], Generator]
+    file: ModelFile = field(default_factory=ModelFile)
+    root: Path | None = None
+
+    def folder(self, name: str) -> Path:
+        """Where a part was saved. Raises: ModelError if the model has none of this name."""
+        folder = None if self.root is None else self.root / self.file.parts.get(name, name)
+        if folder is None or name not in self.file.parts or not folder.is_dir():
+            raise ModelError(f"{self.name} was saved with {self.file.retriever} and has no {name}; leave retriever out")
+        return folder
 
 
-def load_parts(
-    source: Source | ModelSpec | tuple[Source, Source],
-    *,
-    retriever: RetrieverKind | None,
-    device: str,
-    dtype: torch.dtype | str,
-) -> Parts:
+def open_parts(source: Source | ModelSpec | tuple[Source, Source], places: Places) -> Parts:
+    """Raises: ModelError for a source that is no model."""
     if isinstance(source, tuple):
         source = ModelSpec(*source)
     if isinstance(source, ModelSpec):
-        return _load_pair(source, retriever=retriever, device=device, dtype=dtype)
+        generator = partial(_generator, resolve_model(source.generator), places.generator)
+        return Parts(str(source.encoder), partial(_query_encoder_of, source, places.encoder), generator)
     place = resolve_model(source)
     folder = Path(place)
-    if folder.is_dir():
-        if (folder / SETTINGS_FILE).is_file():
-            return _load_own(folder, retriever=retriever, device=device, dtype=dtype)
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"{source} holds neither {SETTINGS_FILE} nor config.json; needed a model folder")
-    else:
+    if (folder / FILE_NAME).is_file():
+        return _open_own(folder, places)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(f"{source} holds neither {FILE_NAME} nor config.json; needed a model folder")
+    if not folder.is_dir():
         from latentrag.pretrained import resolve
 
         folder = resolve(str(place))
     if _model_type(folder) == "rag":
-        return _of_rag_layout(folder, name=str(source), retriever=retriever, device=device, dtype=dtype)
+        return _open_rag_layout(folder, str(source), places)
     raise ModelError(
         f"{source} is one model; needed a folder that latentrag saved, one in the layout of facebook/rag-*, "
         "or a pair of encoder and generator"
     )
 
 
-def _load_own(folder: Path, *, retriever: RetrieverKind | None, device: str, dtype: torch.dtype | str) -> Parts:
-    from latentrag.pretrained import read_object
+def load_passage_encoder(source: Source | ModelSpec, *, place: Place | None = None) -> PassageEncoder:
+    """d(z) of a model (as for ``load``), or from an encoder's own folder or hub id.
 
-    settings = read_object(folder / SETTINGS_FILE)
-    variant, k, decoding = settings.get("variant"), settings.get("k"), settings.get("decoding")
-    if settings.get("format") != FORMAT:
-        raise ModelError(
-            f"{folder / SETTINGS_FILE} has format={settings.get('format')!r}; this version reads {FORMAT}; "
-            "save the model again or update latentrag"
-        )
-    if variant not in {"sequence", "token"} or not isinstance(k, int) or k < 1 or not isinstance(decoding, dict):
-        raise ModelError(f"{folder / SETTINGS_FILE} has no usable variant, k and decoding; save the model again")
-    saved, scale = settings.get("retriever", "dense"), settings.get("bm25_scale", 1.0)
-    if saved not in get_args(RetrieverKind) or not isinstance(scale, int | float) or not scale > 0:
-        raise ModelError(f"{folder / SETTINGS_FILE} has no usable retriever or bm25_scale; save the model again")
-    return Parts(
-        _own_query_encoder(folder, saved=saved, wanted=retriever or saved, device=device),
-        _generator(folder / "generator", device=device, dtype=dtype),
-        variant,
-        k,
-        decoding,
-        scale,
-    )
-
-
-def _own_query_encoder(
-    folder: Path, *, saved: RetrieverKind, wanted: RetrieverKind, device: str
-) -> QueryEncoder | None:
-    from latentrag.encoder import load_query_encoder
-
-    if wanted == "bm25":
-        return None
-    if saved == "bm25":
-        raise ModelError(f"{folder} was saved with BM25 and has no query encoder; leave retriever='dense' out")
-    return load_query_encoder(folder / "query_encoder", device=device)
-
-
-def _load_pair(spec: ModelSpec, *, retriever: RetrieverKind | None, device: str, dtype: torch.dtype | str) -> Parts:
+    Args:
+        place: None: the processor.
+    Raises: ModelError if the model has none, as ``facebook/rag-*``, which ship without their passage encoder.
+    """
     from latentrag import encoder
 
-    if retriever == "bm25":
-        return Parts(None, _generator(resolve_model(spec.generator), device=device, dtype=dtype))
+    if isinstance(source, ModelSpec):
+        source = source.passage_encoder or source.encoder
+    folder = resolve_model(source)
+    if (Path(folder) / FILE_NAME).is_file():
+        own = [Path(folder) / name for name in ("passage_encoder", "query_encoder")]
+        folder = next((path for path in own if path.is_dir()), folder)
+        if folder not in own:
+            raise ModelError(f"{source} holds no encoder; name the one whose vectors the memory has or is to have")
+    elif _model_type(Path(folder)) == "rag":
+        raise ModelError(
+            f"{source} holds no passage encoder; name the one it was trained with, "
+            "for instance facebook/dpr-ctx_encoder-multiset-base"
+        )
+    return encoder.load_passage_encoder(folder, place=place or Place())
+
+
+def _open_own(folder: Path, places: Places) -> Parts:
+    from latentrag.encoder import load_query_encoder
+
+    file = ModelFile.read(folder / FILE_NAME)
+
+    def query_encoder() -> QueryEncoder:
+        return load_query_encoder(parts.folder("query_encoder"), place=places.encoder)
+
+    def generator() -> Generator:
+        return _generator(parts.folder("generator"), places.generator, file.generator)
+
+    parts = Parts(str(folder), query_encoder, generator, file, folder)
+    return parts
+
+
+def _query_encoder_of(spec: ModelSpec, place: Place) -> QueryEncoder:
+    from latentrag import encoder
+
     fingerprint = None
     if spec.passage_encoder is not None:
         fingerprint = encoder.load_passage_encoder(resolve_model(spec.passage_encoder)).fingerprint
-    query_encoder = encoder.load_query_encoder(
-        resolve_model(spec.encoder), passage_fingerprint=fingerprint, device=device
+    return encoder.load_query_encoder(resolve_model(spec.encoder), passage_fingerprint=fingerprint, place=place)
+
+
+def _open_rag_layout(folder: Path, name: str, places: Places) -> Parts:
+    from latentrag.assemble.rag_layout import RagCheckpoint
+
+    checkpoint = RagCheckpoint(folder, name=name)
+    file = ModelFile(
+        variant="token" if "RagToken" in str(checkpoint.config.get("architectures")) else "sequence",
+        k=int(checkpoint.config.get("n_docs", 5)),
     )
-    return Parts(query_encoder, _generator(resolve_model(spec.generator), device=device, dtype=dtype))
-
-
-def _of_rag_layout(
-    folder: Path, *, name: str, retriever: RetrieverKind | None, device: str, dtype: torch.dtype | str
-) -> Parts:
-    """facebook/rag-*: both models in one file, their tokenizers in folders of their own."""
-    from latentrag import rag_layout
-    from latentrag.pretrained import read_object
-
-    content = read_object(folder / "config.json")
-    query_encoder, generator = rag_layout.load(
-        folder, content, name=name, dtype=_dtype(dtype, content), int8=_is_int8(dtype, device)
-    )
-    query_encoder.module.to(device)
-    generator.model.to(device)
-    architecture = str(content.get("architectures"))
+    # Both halves lie in one file and in one number format.
+    of_encoder = Place(places.encoder.device, places.generator.number_format)
     return Parts(
-        None if retriever == "bm25" else query_encoder,
-        generator,
-        "token" if "RagToken" in architecture else "sequence",
-        int(content.get("n_docs", 5)),
+        name, partial(checkpoint.query_encoder, of_encoder), partial(checkpoint.generator, places.generator), file
     )
 
 
-def _generator(source: Source, *, device: str, dtype: torch.dtype | str) -> Generator:
-    from latentrag.generator import load_generator
+def _generator(source: Source, place: Place, settings: Mapping[str, Any] | None = None) -> Generator:
+    """Settings take the place of those in the generator's own folder."""
+    from latentrag.generator.loading import SETTINGS_FILE, load_generator
     from latentrag.pretrained import read_object, resolve
 
     folder = resolve(source)
-    computed = _dtype(dtype, read_object(folder / "config.json"))
-    return load_generator(folder, device=device, dtype=computed, int8=_is_int8(dtype, device))
-
-
-def _dtype(wanted: torch.dtype | str, config: Mapping[str, Any]) -> torch.dtype:
-    """The dtype to compute in. Raises: InputError for an unknown name."""
-    import torch
-
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if wanted == INT8:
-        return torch.float32
-    if isinstance(wanted, torch.dtype):
-        return wanted
-    if wanted in names:
-        return names[wanted]
-    if wanted != "auto":
-        raise InputError(f"dtype={wanted!r} is unknown; needed auto, {', '.join(names)} or {INT8}")
-    saved = names.get(str(config.get("dtype", config.get("torch_dtype"))), torch.float32)
-    if saved is torch.float32 or torch.cuda.is_available():
-        return saved
-    return saved if saved is torch.bfloat16 and computes_bfloat16() else torch.float32
-
-
-def _is_int8(wanted: torch.dtype | str, device: str) -> bool:
-    """Raises: InputError where int8 is asked for on an accelerator."""
-    if wanted == INT8 and device.partition(":")[0] != "cpu":
-        raise InputError(f"dtype={INT8!r} is for processors, device={device!r} is none; use bfloat16 there")
-    return wanted == INT8
-
-
-def computes_bfloat16() -> bool:
-    """Whether this machine's CPU has instructions for bfloat16; without them float32 is faster and better."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text("utf-8")
-    except OSError:
-        return False
-    return any(f" {flag}" in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+    config = read_object(folder / "config.json")
+    dtype = place.dtype(config.get("dtype", config.get("torch_dtype")))
+    if settings:
+        own = folder / SETTINGS_FILE
+        settings = {**(read_object(own) if own.is_file() else {}), **settings}
+    return load_generator(folder, settings=settings or None, device=place.device, dtype=dtype, int8=place.is_int8)
 
 
 def _model_type(folder: Path) -> str | None:

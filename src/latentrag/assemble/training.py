@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from latentrag.assemble.parts import ModelSpec, Source, load_passage_encoder
 from latentrag.assemble.passages import keep_passages
 from latentrag.errors import InputError
+from latentrag.place import Place
 
 if TYPE_CHECKING:
     from latentrag.assemble.parts import Generator
@@ -91,12 +92,15 @@ def retriever_for_training(
     Raises: InputError for BM25, which has no encoders; ModelError if the model has no passage encoder;
         EncoderMismatchError if it is not that of the memory.
     """
-    from latentrag.retriever import BM25Retriever, RefreshingRetriever
+    from latentrag.retriever import RefreshingRetriever
 
+    retriever: Any = rag.retriever
     if not refresh:
         return rag.retriever
-    retriever: Any = rag.retriever
-    if isinstance(retriever, BM25Retriever):
-        raise InputError("BM25 has no passage encoder to refresh; leave refresh_every out or retrieve with vectors")
-    passage_encoder: Any = load_passage_encoder(source, device=device)
+    if retriever.kind != "dense":
+        raise InputError(
+            f"{retriever.kind} retrieval has no passage encoder to refresh; leave refresh_every out or retrieve with "
+            "vectors (dense)"
+        )
+    passage_encoder = load_passage_encoder(source, place=Place(device))
     return RefreshingRetriever(retriever.query_encoder, passage_encoder, memory)

@@ -67,7 +67,7 @@ def _versions() -> Facts:
 
 
 def _machine() -> Facts:
-    from latentrag.assemble import computes_bfloat16
+    from latentrag.place import computes_bfloat16
 
     return {
         "system": platform.platform(),

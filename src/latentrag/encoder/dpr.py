@@ -5,14 +5,20 @@ Both are BERT; the vector is the last hidden state of [CLS], through a projectio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentrag.encoder.batching import TokenBatch, encode_rows, frozen
-from latentrag.encoder.fingerprint import Fingerprint
-from latentrag.encoder.saved import Role, Saved, check_scale, dtype_name
-from latentrag.encoder.tokens import TextTokenizer, check_questions, load_tokenizer
+from latentrag.encoder.identity import Fingerprint, Role, Saved, check_scale, dtype_name
+from latentrag.encoder.tokens import (
+    TextTokenizer,
+    TokenBatch,
+    TokenRow,
+    check_questions,
+    encode_rows,
+    frozen,
+    load_tokenizer,
+)
 from latentrag.errors import ModelError
 from latentrag.packed import pack
 from latentrag.pretrained import build, quiet, replacing
@@ -20,15 +26,62 @@ from latentrag.pretrained import build, quiet, replacing
 if TYPE_CHECKING:
     import torch
     from jaxtyping import Float
-    from torch import Tensor, nn
-    from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder, PretrainedConfig
+    from torch import Tensor
+    from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder, PretrainedConfig, PreTrainedModel
 
     from latentrag.types import Passage
 
 SCALE = 1.0
 
 
-class DprQueryEncoder:
+class _DprEncoder:
+    """What both have: a module with its tokenizer, name and scale."""
+
+    role: Role
+    passage_fingerprint: str | None = None
+
+    def __init__(
+        self,
+        module: PreTrainedModel,
+        tokenizer: TextTokenizer,
+        *,
+        name: str,
+        scale: float = SCALE,
+        batch_tokens: int | None = None,
+    ) -> None:
+        pack(module)
+        self.module, self.name, self.scale = module, name, check_scale(scale)
+        self.dimension = int(module.config.projection_dim or module.config.hidden_size)
+        self.max_tokens = tokenizer.max_tokens
+        self.batch_tokens = batch_tokens
+        self._tokenizer = tokenizer
+
+    def save(self, folder: str | Path) -> None:
+        """transformers' layout, and latentrag_encoder.json for the scale and the pairing."""
+        dtype = dtype_name(self.module)
+        saved = Saved("dpr", self.role, self.name, self.scale, self.passage_fingerprint, dtype)
+        with replacing(Path(folder)) as scratch, quiet():
+            self.module.save_pretrained(scratch)
+            self._tokenizer.save(scratch)
+            saved.write(scratch)
+
+    def _encode(self, rows: Sequence[TokenRow], *, progress: bool = False) -> Tensor:
+        return encode_rows(
+            rows,
+            self._forward,
+            module=self.module,
+            dimension=self.dimension,
+            batch_tokens=self.batch_tokens,
+            progress=progress,
+        )
+
+    def _forward(self, batch: TokenBatch) -> Tensor:
+        output = self.module(input_ids=batch.ids, attention_mask=batch.mask.long(), token_type_ids=batch.type_ids)
+        vectors: Tensor = output.pooler_output  # (B, D)
+        return vectors
+
+
+class DprQueryEncoder(_DprEncoder):
     """q(x) by DPR's question encoder.
 
     Args:
@@ -37,6 +90,8 @@ class DprQueryEncoder:
         passage_fingerprint: of the passage encoder it was trained with; None where nothing says.
         batch_tokens: tokens in a forward pass, padding included; None: as many as suit the device.
     """
+
+    role = "query"
 
     def __init__(
         self,
@@ -48,34 +103,8 @@ class DprQueryEncoder:
         passage_fingerprint: str | None = None,
         batch_tokens: int | None = None,
     ) -> None:
-        pack(module)
-        self.module = module
-        self.name = name
-        self.batch_tokens = batch_tokens
-        self._tokenizer = tokenizer
-        self._scale = check_scale(scale)
-        self._passage_fingerprint = passage_fingerprint
-
-    @property
-    def dimension(self) -> int:
-        return int(self.module.question_encoder.embeddings_size)
-
-    @property
-    def scale(self) -> float:
-        return self._scale
-
-    @property
-    def passage_fingerprint(self) -> str | None:
-        return self._passage_fingerprint
-
-    @property
-    def max_tokens(self) -> int:
-        """The longest question it reads, special tokens included."""
-        return self._tokenizer.max_tokens
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        parameters: Iterator[nn.Parameter] = self.module.parameters()
-        return parameters
+        super().__init__(module, tokenizer, name=name, scale=scale, batch_tokens=batch_tokens)
+        self.passage_fingerprint = passage_fingerprint
 
     def encode_queries(self, x: Sequence[str]) -> Float[Tensor, "B D"]:
         """q(x), float32, differentiable unless grad mode is off.
@@ -83,39 +112,20 @@ class DprQueryEncoder:
         Raises: InputError for a question that is empty or longer than ``max_tokens``.
         """
         check_questions(x)
-        return encode_rows(
-            self._tokenizer.question_rows(x),
-            self._forward,
-            module=self.module,
-            dimension=self.dimension,
-            batch_tokens=self.batch_tokens,
-        )
+        return self._encode(self._tokenizer.question_rows(x))
 
     def pair_with(self, passage_fingerprint: str) -> None:
         """From now on its queries belong to the vectors of the passage encoder with this fingerprint."""
-        self._passage_fingerprint = passage_fingerprint
-
-    def save(self, folder: str | Path) -> None:
-        """transformers' layout, and latentrag_encoder.json for the scale and the pairing."""
-        saved = Saved(
-            kind="dpr",
-            role="query",
-            name=self.name,
-            scale=self.scale,
-            passage_fingerprint=self.passage_fingerprint,
-            dtype=dtype_name(self.module),
-        )
-        _save(self.module, self._tokenizer, saved=saved, folder=Path(folder))
-
-    def _forward(self, batch: TokenBatch) -> Tensor:
-        return _cls_vectors(self.module, batch)
+        self.passage_fingerprint = passage_fingerprint
 
 
-class DprPassageEncoder:
+class DprPassageEncoder(_DprEncoder):
     """d(z) by DPR's context encoder, from the pair (title, text); from the text alone where there is no title.
 
     Args: as those of ``DprQueryEncoder``.
     """
+
+    role = "passage"
 
     def __init__(
         self,
@@ -126,39 +136,14 @@ class DprPassageEncoder:
         scale: float = SCALE,
         batch_tokens: int | None = None,
     ) -> None:
-        pack(module)
-        self.module = module
-        self.batch_tokens = batch_tokens
-        self._name = name
-        self._tokenizer = tokenizer
-        self._scale = check_scale(scale)
+        super().__init__(module, tokenizer, name=name, scale=scale, batch_tokens=batch_tokens)
         settings = {"kind": "dpr", "title": "pair", "max_tokens": tokenizer.max_tokens}
         self._fingerprint = Fingerprint(module, module.config, tokenizer=tokenizer, settings=settings)
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
     def fingerprint(self) -> str:
+        """Of its weights as they are now."""
         return self._fingerprint.value
-
-    @property
-    def dimension(self) -> int:
-        return int(self.module.ctx_encoder.embeddings_size)
-
-    @property
-    def max_tokens(self) -> int:
-        """How much of a passage it reads, title and special tokens included."""
-        return self._tokenizer.max_tokens
-
-    @property
-    def scale(self) -> float:
-        return self._scale
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        parameters: Iterator[nn.Parameter] = self.module.parameters()
-        return parameters
 
     def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> Float[Tensor, "N D"]:
         """d(z), float32, on the CPU and without gradient; what lies beyond ``max_tokens`` is cut."""
@@ -168,65 +153,18 @@ class DprPassageEncoder:
     def passage_vectors(self, passages: Sequence[Passage], *, progress: bool = False) -> Float[Tensor, "N D"]:
         """d(z) as ``encode_passages`` gives it, but on the module's device, in the module's mode (train or eval), and
         differentiable unless grad mode is off."""
-        return encode_rows(
-            self._tokenizer.rows([(z.title, z.text) if z.title else z.text for z in passages]),
-            self._forward,
-            module=self.module,
-            dimension=self.dimension,
-            batch_tokens=self.batch_tokens,
-            progress=progress,
-        )
-
-    def save(self, folder: str | Path) -> None:
-        """transformers' layout, and latentrag_encoder.json for the scale."""
-        saved = Saved(
-            kind="dpr",
-            role="passage",
-            name=self.name,
-            scale=self.scale,
-            passage_fingerprint=None,
-            dtype=dtype_name(self.module),
-        )
-        _save(self.module, self._tokenizer, saved=saved, folder=Path(folder))
-
-    def _forward(self, batch: TokenBatch) -> Tensor:
-        return _cls_vectors(self.module, batch)
+        rows = self._tokenizer.rows([(z.title, z.text) if z.title else z.text for z in passages])
+        return self._encode(rows, progress=progress)
 
 
-def _cls_vectors(module: DPRQuestionEncoder | DPRContextEncoder, batch: TokenBatch) -> Tensor:
-    output = module(input_ids=batch.ids, attention_mask=batch.mask.long(), token_type_ids=batch.type_ids)
-    vectors: Tensor = output.pooler_output  # (B, D)
-    return vectors
+def load_module(
+    folder: Path, config: PretrainedConfig, weights: Mapping[str, Tensor], *, role: Role, dtype: torch.dtype
+) -> tuple[PreTrainedModel, TextTokenizer]:
+    """The encoder of a role, and its tokenizer. Raises: ModelError if the folder does not hold it whole."""
+    import transformers
 
-
-def _save(
-    module: DPRQuestionEncoder | DPRContextEncoder, tokenizer: TextTokenizer, *, saved: Saved, folder: Path
-) -> None:
-    with replacing(folder) as scratch, quiet():
-        module.save_pretrained(scratch)
-        tokenizer.save(scratch)
-        saved.write(scratch)
-
-
-def load_query_module(
-    folder: Path, config: PretrainedConfig, weights: Mapping[str, Tensor], *, dtype: torch.dtype
-) -> tuple[DPRQuestionEncoder, TextTokenizer]:
-    """Raises: ModelError if the folder holds no whole question encoder."""
-    from transformers import DPRQuestionEncoder
-
-    config, weights = _one_encoder(folder, config, weights, role="query")
-    module = build(DPRQuestionEncoder, config, weights, folder=folder, dtype=dtype)
-    return module, load_tokenizer(folder, module)
-
-
-def load_passage_module(
-    folder: Path, config: PretrainedConfig, weights: Mapping[str, Tensor], *, dtype: torch.dtype
-) -> tuple[DPRContextEncoder, TextTokenizer]:
-    """Raises: ModelError if the folder holds no whole context encoder."""
-    from transformers import DPRContextEncoder
-
-    config, weights = _one_encoder(folder, config, weights, role="passage")
-    module = build(DPRContextEncoder, config, weights, folder=folder, dtype=dtype)
+    config, weights = _one_encoder(folder, config, weights, role=role)
+    module = build(getattr(transformers, _NAMES[role][2]), config, weights, folder=folder, dtype=dtype)
     return module, load_tokenizer(folder, module)
 
 

@@ -7,21 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from latentrag.encoder import dpr
 from latentrag.encoder.dpr import DprPassageEncoder, DprQueryEncoder
-from latentrag.encoder.saved import DTYPES, FILE_NAME, Role, Saved
-from latentrag.encoder.sentence import SentenceEncoder
-from latentrag.encoder.sentence_folder import MODULES, load_sentence_module
+from latentrag.encoder.identity import DTYPES, FILE_NAME, Role, Saved
+from latentrag.encoder.sentence import MODULES, SentenceEncoder, load_sentence_module
 from latentrag.errors import ModelError
+from latentrag.place import Place
 from latentrag.pretrained import read_config, read_weights, resolve
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PretrainedConfig
 
 Source = str | os.PathLike[str]
+
+
+CPU = Place()
 
 
 def load_query_encoder(
@@ -30,8 +32,7 @@ def load_query_encoder(
     scale: float | None = None,
     passage_fingerprint: str | None = None,
     name: str | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    place: Place = CPU,
 ) -> DprQueryEncoder | SentenceEncoder:
     """q(x): DPR's question encoder, a sentence encoder, or any transformers encoder with mean pooling.
 
@@ -43,55 +44,47 @@ def load_query_encoder(
         passage_fingerprint: of the passage encoder it is paired with. None: as saved; else itself for a
             sentence encoder, unknown for DPR.
         name: what messages call it. None: as saved; else the folder's name or the hub id.
-        dtype: of the transformer's weights. None: as saved; else float32. Vectors are float32 in any case.
+        place: its device, and the number format of the transformer's weights. "auto": as saved; else float32. Vectors
+            are float32 in any case.
     Raises: ModelError if the source is missing, incomplete, corrupt or not supported. InputError for a scale
         that is not positive.
     """
-    found = _find(source, role="query", name=name, scale=scale, dtype=dtype)
-    if passage_fingerprint is None and found.saved is not None:
-        passage_fingerprint = found.saved.passage_fingerprint
-    files = _dpr_files(found)
+    opened = _opened(source, role="query", name=name, scale=scale, place=place)
+    if passage_fingerprint is None and opened.saved is not None:
+        passage_fingerprint = opened.saved.passage_fingerprint
+    files = _dpr_files(opened)
     if files is None:
-        return _sentence_encoder(found, device=device, passage_fingerprint=passage_fingerprint)
-    module, tokenizer = dpr.load_query_module(found.folder, *files, dtype=found.dtype)
+        return _sentence_encoder(opened, place=place, passage_fingerprint=passage_fingerprint)
+    module, tokenizer = dpr.load_module(opened.folder, *files, role="query", dtype=opened.dtype)
     return DprQueryEncoder(
-        module.to(device),
+        module.to(place.device),
         tokenizer,
-        name=found.name,
-        scale=dpr.SCALE if found.scale is None else found.scale,
+        name=opened.name,
+        scale=dpr.SCALE if opened.scale is None else opened.scale,
         passage_fingerprint=passage_fingerprint,
     )
 
 
 def load_passage_encoder(
-    source: Source,
-    *,
-    scale: float | None = None,
-    name: str | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    source: Source, *, scale: float | None = None, name: str | None = None, place: Place = CPU
 ) -> DprPassageEncoder | SentenceEncoder:
     """d(z): DPR's context encoder, a sentence encoder, or any transformers encoder with mean pooling.
 
     Args: as those of ``load_query_encoder``.
     Raises: as ``load_query_encoder``.
     """
-    found = _find(source, role="passage", name=name, scale=scale, dtype=dtype)
-    files = _dpr_files(found)
+    opened = _opened(source, role="passage", name=name, scale=scale, place=place)
+    files = _dpr_files(opened)
     if files is None:
-        saved_pair = None if found.saved is None else found.saved.passage_fingerprint
-        return _sentence_encoder(found, device=device, passage_fingerprint=saved_pair)
-    module, tokenizer = dpr.load_passage_module(found.folder, *files, dtype=found.dtype)
-    return DprPassageEncoder(
-        module.to(device),
-        tokenizer,
-        name=found.name,
-        scale=dpr.SCALE if found.scale is None else found.scale,
-    )
+        paired = None if opened.saved is None else opened.saved.passage_fingerprint
+        return _sentence_encoder(opened, place=place, passage_fingerprint=paired)
+    module, tokenizer = dpr.load_module(opened.folder, *files, role="passage", dtype=opened.dtype)
+    scale = dpr.SCALE if opened.scale is None else opened.scale
+    return DprPassageEncoder(module.to(place.device), tokenizer, name=opened.name, scale=scale)
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _Opened:
     """A model's folder, and its settings: from the arguments, else latentrag_encoder.json, else a default."""
 
     folder: Path
@@ -101,45 +94,39 @@ class _Found:
     dtype: torch.dtype
 
 
-def _find(source: Source, *, role: Role, name: str | None, scale: float | None, dtype: torch.dtype | None) -> _Found:
+def _opened(source: Source, *, role: Role, name: str | None, scale: float | None, place: Place) -> _Opened:
     folder = resolve(source)
     saved = Saved.read(folder)
     if saved is None:
-        is_path = Path(source).expanduser().is_dir()
-        return _Found(
-            folder,
-            saved,
-            name=name or (folder.resolve().name if is_path else str(source)),
-            scale=scale,
-            dtype=dtype or torch.float32,
-        )
+        called = folder.resolve().name if Path(source).expanduser().is_dir() else str(source)
+        return _Opened(folder, saved, name or called, scale, _dtype(place, "float32"))
     if saved.role not in (role, "both"):
         raise ModelError(f"{folder / FILE_NAME} is of a {saved.role} encoder, needed a {role} encoder; name its folder")
-    return _Found(
-        folder,
-        saved,
-        name=name or saved.name,
-        scale=saved.scale if scale is None else scale,
-        dtype=dtype or DTYPES[saved.dtype],
-    )
+    scale = saved.scale if scale is None else scale
+    return _Opened(folder, saved, name or saved.name, scale, _dtype(place, saved.dtype))
 
 
-def _dpr_files(found: _Found) -> tuple[PretrainedConfig, dict[str, Tensor]] | None:
+def _dtype(place: Place, saved: str) -> torch.dtype:
+    """An encoder keeps the number format that it was saved in, on every device."""
+    return DTYPES[saved] if place.number_format == "auto" else place.dtype()
+
+
+def _dpr_files(opened: _Opened) -> tuple[PretrainedConfig, dict[str, Tensor]] | None:
     """Configuration and weights of a folder that holds DPR, under its original names or transformers'."""
-    is_sentence = (found.folder / MODULES).exists() if found.saved is None else found.saved.kind == "sentence"
+    is_sentence = (opened.folder / MODULES).exists() if opened.saved is None else opened.saved.kind == "sentence"
     if is_sentence:
         return None
-    config, weights = read_config(found.folder), read_weights(found.folder)
+    config, weights = read_config(opened.folder), read_weights(opened.folder)
     return (config, weights) if config.model_type == "dpr" or dpr.has_original_names(weights) else None
 
 
-def _sentence_encoder(found: _Found, *, device: torch.device | str, passage_fingerprint: str | None) -> SentenceEncoder:
-    module, tokenizer, settings = load_sentence_module(found.folder, dtype=found.dtype)
+def _sentence_encoder(opened: _Opened, *, place: Place, passage_fingerprint: str | None) -> SentenceEncoder:
+    module, tokenizer, settings = load_sentence_module(opened.folder, dtype=opened.dtype)
     return SentenceEncoder(
-        module.to(device),
+        module.to(place.device),
         tokenizer,
-        name=found.name,
+        name=opened.name,
         settings=settings,
-        scale=found.scale,
+        scale=opened.scale,
         passage_fingerprint=passage_fingerprint,
     )

@@ -226,7 +226,8 @@ def log_probabilities(logits: Tensor, room: Room) -> Tensor:
     """log softmax over the vocabulary, float32, in that room. logits: (R, V), any dtype. A few rows at a time, which
     stay in the processor's caches between the passes, and one at least for each thread, as torch divides them."""
     log_p = room.like(logits)
-    size = len(logits) if logits.is_cuda else max(torch.get_num_threads(), _BLOCK_ELEMENTS // logits.shape[1])
+    in_blocks = logits.device.type == "cpu"
+    size = max(torch.get_num_threads(), _BLOCK_ELEMENTS // logits.shape[1]) if in_blocks else len(logits)
     for start in range(0, len(logits), size):
         rows = slice(start, start + size)
         torch.log_softmax(logits[rows].float(), dim=-1, out=log_p[rows])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,12 +13,15 @@ import torch
 
 from latentrag import io
 from latentrag.errors import InputError, MemoryStoreError, ModelError
-from latentrag.protocols import Memory
+from latentrag.place import Places
+from latentrag.protocols import Memory, SavablePart
 from latentrag.types import Asked, Passage, Question, Retrieved, singles
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import nn
+
+    from latentrag.retriever.table import ModelParts
 
 
 class BM25Retriever:
@@ -33,6 +36,8 @@ class BM25Retriever:
     The index is built in RAM on the first retrieval, about 12 bytes for each word of each passage, and is not
     stored; of a memory that is exchanged, anew after each exchange. Safe to call from several threads.
     """
+
+    kind = "bm25"
 
     def __init__(self, memory: Memory, *, scale: float = 1.0, device: str = "cpu", progress: bool = False) -> None:
         """
@@ -94,6 +99,14 @@ class BM25Retriever:
             rows.append(np.concatenate([top, proposed[~np.isin(proposed, top)][:num_hindsight]]))
         return self._retrieved(memory, index, logits, rows)
 
+    def settings(self) -> Mapping[str, float]:
+        """The scale."""
+        return {"scale": self.scale}
+
+    def parts(self) -> Mapping[str, SavablePart]:
+        """None: words need no encoder."""
+        return {}
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """η: BM25 has none."""
         return iter(())
@@ -123,6 +136,11 @@ class BM25Retriever:
                 with io.progress("indexing words", len(memory), wanted=self._progress) as bar:
                     self._index = memory, _WordIndex.build(memory.passages(), bar)
             return self._index[1]
+
+
+def bm25(parts: ModelParts, memory: Memory, places: Places, *, scale: float = 1.0) -> BM25Retriever:  # noqa: ARG001
+    """A row of the table of retrievers."""
+    return BM25Retriever(memory, scale=scale, device=places.memory.device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import torch
 
 from latentrag.errors import InputError
-from latentrag.protocols import Memory, QueryEncoder
+from latentrag.place import Places
+from latentrag.protocols import Memory, QueryEncoder, SavablePart
 from latentrag.types import Asked, Passage, Question, Retrieved, singles
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from latentrag.retriever.table import ModelParts
 
-class TrainableQueryEncoder(QueryEncoder, Protocol):
+
+class TrainableQueryEncoder(QueryEncoder, SavablePart, Protocol):
     """A query encoder that is a module."""
 
     @property
@@ -29,6 +32,8 @@ class DenseRetriever:
     The search sees q(x) without its gradient, since which passages are the top K is not differentiable; their
     scores are computed again with it. d(z) is constant, as in §2.4, unless ``fresh`` gives it.
     """
+
+    kind = "dense"
 
     def __init__(
         self,
@@ -86,6 +91,14 @@ class DenseRetriever:
             vectors.append(np.concatenate([found.vectors[b], more.vectors[b][others]]))
         return self._scored(q, passages, np.stack(vectors), found.version)
 
+    def settings(self) -> Mapping[str, object]:
+        """None: its scale is the encoder's."""
+        return {}
+
+    def parts(self) -> Mapping[str, SavablePart]:
+        """The query encoder."""
+        return {"query_encoder": self.query_encoder}
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """η: the query encoder's weights."""
         return self.query_encoder.module.named_parameters()
@@ -113,6 +126,11 @@ class DenseRetriever:
         with torch.autocast(q.device.type, enabled=False):
             scores = self.query_encoder.scale * torch.einsum("bd,bkd->bk", q, d)
         return Retrieved(singles(passages), {"dense": scores}, version)
+
+
+def dense(parts: ModelParts, memory: Memory, places: Places) -> DenseRetriever:  # noqa: ARG001
+    """A row of the table of retrievers."""
+    return DenseRetriever(parts.query_encoder(), memory)
 
 
 def _searched(q: Tensor) -> np.ndarray:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 
-from latentrag.protocols import Memory, PassageEncoder
+from latentrag.protocols import Memory, PassageEncoder, SavablePart
 from latentrag.retriever.dense import DenseRetriever, TrainableQueryEncoder
 from latentrag.types import Asked, Passage, Retrieved
 
@@ -24,7 +24,7 @@ class PairedQueryEncoder(TrainableQueryEncoder, Protocol):
         ...
 
 
-class TrainablePassageEncoder(PassageEncoder, Protocol):
+class TrainablePassageEncoder(PassageEncoder, SavablePart, Protocol):
     """A passage encoder that is a module."""
 
     @property
@@ -73,6 +73,8 @@ class RefreshingRetriever:
     with d(z) by the encoder as it is now and with its gradient, and with the memory's vectors where grad mode is off.
     """
 
+    kind = "dense"
+
     def __init__(
         self,
         query_encoder: PairedQueryEncoder,
@@ -102,6 +104,14 @@ class RefreshingRetriever:
     def over(self, memory: Memory) -> DenseRetriever:
         """The same encoders over another memory. Raises: EncoderMismatchError if it does not fit."""
         return self._dense.over(memory)
+
+    def settings(self) -> Mapping[str, object]:
+        """None."""
+        return {}
+
+    def parts(self) -> Mapping[str, SavablePart]:
+        """Both encoders."""
+        return {"query_encoder": self.query_encoder, "passage_encoder": self.passage_encoder}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """η: the weights of both encoders."""

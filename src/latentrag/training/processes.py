@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrag.errors import TrainingError
+from latentrag.place import best_device
 
 _Item = TypeVar("_Item")
 
@@ -36,7 +37,7 @@ class Processes:
         """
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
         if alone:
-            chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+            chosen = best_device() if device == "auto" else device
             return cls(device=torch.device(chosen))
         try:
             from accelerate import PartialState

@@ -1,0 +1,90 @@
+"""Checkpoints in the layout of facebook/rag-*: question encoder and generator in one file.
+
+rag.question_encoder.question_encoder.bert_model.*     DPR's question encoder
+rag.generator.model.*, rag.generator.final_logits_bias  BART (or T5)
+question_encoder_tokenizer/, generator_tokenizer/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentrag.encoder.dpr import DprQueryEncoder, load_module
+from latentrag.errors import ModelError
+from latentrag.generator.loading import build_generator, model_class, take_generation_settings
+from latentrag.place import Place
+from latentrag.pretrained import build, config_of, load_tokenizer, read_object, read_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from latentrag.generator import CausalGenerator, Seq2SeqGenerator
+
+
+class RagCheckpoint:
+    """Both halves of a checkpoint, each built when asked for; the weights are read once.
+
+    Args:
+        name: for messages.
+    Raises: ModelError if its configuration lacks either half.
+    """
+
+    def __init__(self, folder: Path, *, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.config = read_object(folder / "config.json")
+        for key in ("question_encoder", "generator"):
+            if not isinstance(self.config.get(key), dict):
+                raise ModelError(
+                    f"{folder / 'config.json'} has no {key}; needed a checkpoint of RAG with both its models"
+                )
+
+    def query_encoder(self, place: Place) -> DprQueryEncoder:
+        """Raises: ModelError if this half is missing or broken."""
+        config = config_of({"model_type": "dpr", **self.config["question_encoder"]}, self.folder / "config.json")
+        folder, weights = self.folder / "question_encoder_tokenizer", self._weights_of("question_encoder.")
+        module, tokenizer = load_module(folder, config, weights, role="query", dtype=self._dtype(place))
+        return DprQueryEncoder(module.to(place.device), tokenizer, name=self.name)
+
+    def generator(self, place: Place) -> Seq2SeqGenerator | CausalGenerator:
+        """Its decoder prefix is the begin token alone, since such models are trained with ``decoder_input_ids =
+        labels``.
+
+        Differs: Hugging Face's RAG starts generating from another token than it was trained on
+        (decoder_start_token_id); ours scores and decodes from the same one.
+
+        Raises: ModelError if this half is missing or broken.
+        """
+        half: dict[str, Any] = self.config["generator"]
+        config = config_of({"model_type": "bart", **half}, self.folder / "config.json")
+        weights, dtype = self._weights_of("generator."), self._dtype(place)
+        model = build(model_class(config), config, weights, folder=self.folder, dtype=dtype)
+        take_generation_settings(model, self.folder, half)
+        tokenizer = load_tokenizer(self.folder / "generator_tokenizer", what="generator")
+        settings = self._settings(half, tokenizer)
+        return build_generator(model.to(place.device), tokenizer, settings, int8=place.is_int8)
+
+    @cached_property
+    def _weights(self) -> Mapping[str, torch.Tensor]:
+        return {key.removeprefix("rag."): tensor for key, tensor in read_weights(self.folder).items()}
+
+    def _weights_of(self, half: str) -> dict[str, torch.Tensor]:
+        return {key.removeprefix(half): tensor for key, tensor in self._weights.items() if key.startswith(half)}
+
+    def _dtype(self, place: Place) -> torch.dtype:
+        return place.dtype(self.config.get("dtype", self.config.get("torch_dtype")))
+
+    def _settings(self, half: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+        begin = tokenizer.bos_token_id
+        begins = begin is not None and tokenizer(text_target="a")["input_ids"][0] == begin
+        return {
+            "template": {
+                "prefix": half.get("prefix") or "",
+                "title_sep": self.config.get("title_sep", " / "),
+                "passage_sep": self.config.get("doc_sep", " // "),
+            },
+            "max_input_tokens": self.config.get("max_combined_length", 300),
+            "decoder_prefix": [begin] if begins else None,
+        }

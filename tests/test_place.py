@@ -1,0 +1,121 @@
+"""Where parts compute, and in which number format: one value, which follows the device that is used."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from latentrag import place as place_module
+from latentrag.assemble import load
+from latentrag.errors import InputError
+from latentrag.place import Place, Places
+from tests.test_assemble import memory, parts  # noqa: F401  fixtures
+
+SOURCE = Path(__file__).parent.parent / "src" / "latentrag"
+
+
+@pytest.mark.parametrize(
+    ("place", "saved", "expected"),
+    [
+        (Place("cpu"), None, torch.float32),
+        (Place("cpu"), "float16", torch.float32),
+        (Place("cpu"), "bfloat16", torch.float32),
+        (Place("cuda:1"), "bfloat16", torch.bfloat16),
+        (Place("cuda"), "torch.float16", torch.float16),
+        (Place("cuda"), None, torch.float32),
+        (Place("cpu", "bfloat16"), "float32", torch.bfloat16),
+        (Place("cpu", "int8"), "bfloat16", torch.float32),
+    ],
+)
+def test_the_number_format_follows_the_device_that_is_used(place, saved, expected, monkeypatch) -> None:
+    monkeypatch.setattr(place_module, "computes_bfloat16", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert place.dtype(saved) == expected
+
+
+def test_a_processor_that_computes_in_bfloat16_does(monkeypatch) -> None:
+    monkeypatch.setattr(place_module, "computes_bfloat16", lambda: True)
+    assert Place().dtype("bfloat16") == torch.bfloat16
+    assert Place().dtype("float16") == torch.float32
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_a_gpu_that_is_not_used_changes_nothing(has_gpu, parts, memory, monkeypatch) -> None:  # noqa: F811
+    """A checkpoint in half precision was computed in it on the CPU of a machine that has a GPU."""
+    import json
+
+    config = parts[1] / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float16"}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert load(parts, memory=memory).generator.model.dtype == torch.float32
+
+
+def test_places_from_options(monkeypatch) -> None:
+    assert Places.of() == Places()
+    assert Places.of("cuda:1", number_format=torch.bfloat16) == Places(Place("cuda:1"), Place("cuda:1", "bfloat16"))
+    assert Places.of("cuda", encoder_device="cpu") == Places(Place("cpu"), Place("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Places.of("auto").generator == Place("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Places.of("auto", encoder_device="auto") == Places()
+    with pytest.raises(InputError, match="dtype='int4' is unknown; needed auto, .*float16 or int8"):
+        Places.of(number_format="int4")
+    with pytest.raises(InputError, match="device='cuda' is none; use bfloat16"):
+        Places.of("cuda", number_format="int8")
+
+
+def test_each_part_gets_its_own_place(parts, memory, monkeypatch) -> None:  # noqa: F811
+    """A second device and another number format: meta tensors, which have shapes and no values."""
+    moved: list[tuple[str, str, torch.dtype]] = []
+    to = torch.nn.Module.to
+
+    def watched(self: torch.nn.Module, device: Any) -> torch.nn.Module:
+        moved.append((type(self).__name__, str(device), next(self.parameters()).dtype))
+        return self  # the test's own machine has one device
+
+    monkeypatch.setattr(torch.nn.Module, "to", watched)
+    load(parts, memory=memory, device="second:0", encoder_device="third", dtype="bfloat16")
+    assert moved == [("SentenceModule", "third", torch.float32), ("LlamaForCausalLM", "second:0", torch.bfloat16)]
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    bm25: Any = load(parts, memory=memory, retriever="bm25", device="cpu").retriever
+    assert bm25.retrieve(["paris"], 2).logits.device == torch.device("cpu")
+
+
+def test_encoder_and_generator_on_different_devices_answer(parts, memory) -> None:  # noqa: F811
+    """log p_η goes where the generator is, whatever way asks."""
+    rag = load(parts, memory=memory, k=3)
+    expected = [rag.answer("paris ?", max_tokens=3), rag.score("paris ?", "rome"), rag.classify("paris ?", ["a", "b"])]
+
+    class Elsewhere:
+        """Logits on another device: tensors that can do nothing but be moved."""
+
+        def __init__(self, retriever: Any) -> None:
+            self.retriever = retriever
+
+        def retrieve(self, x: Any, k: int) -> Any:
+            retrieved = self.retriever.retrieve(x, k)
+            return type(retrieved)(retrieved.latents, {"dense": Distant(retrieved.logits)}, retrieved.version)
+
+    class Distant:
+        def __init__(self, values: torch.Tensor) -> None:
+            self.values = values
+
+        def to(self, device: Any) -> torch.Tensor:
+            assert device == rag.generator.device
+            return self.values
+
+    apart: Any = type(rag)(Elsewhere(rag.retriever), rag.generator, k=3)
+    found = [
+        apart.answer("paris ?", max_tokens=3),
+        apart.score("paris ?", "rome"),
+        apart.classify("paris ?", ["a", "b"]),
+    ]
+    assert found == expected
+
+
+def test_nobody_else_asks_what_the_machine_has() -> None:
+    asks = re.compile(r"torch\.(cuda|mps|xpu|accelerator)\b|\.is_cuda|/proc/cpuinfo")
+    files = [path for path in sorted(SOURCE.rglob("*.py")) if asks.search(path.read_text("utf-8"))]
+    assert [path.name for path in files] == ["place.py"]
