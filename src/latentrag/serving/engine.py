@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,40 +34,16 @@ class Found:
     passages: tuple[tuple[Passage, float, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Answering:
-    rag: Rag
-    question: str
-    k: int
-    variant: Variant
-    decoding: Decoding
-    options: DecodingOptions
-    without: tuple[str, ...]
+Groups = Sequence[Sequence[Job]]
+"""Jobs that are done together, those that want the same result side by side."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Scoring:
-    rag: Rag
-    x: str
-    y: str
-    k: int
-    variant: Variant
+class _Request:
+    """What a job asks. ``work`` does a batch of jobs with the same key: a result for each group, in order."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Classifying:
-    rag: Rag
-    question: str
-    labels: tuple[str, ...]
-    k: int
-    variant: Variant
-
-
-@dataclass(frozen=True, slots=True)
-class _Searching:
-    rag: Rag
-    question: str
-    k: int
+    asked: Any
+    work: Callable[[Groups], Sequence[Any]]
 
 
 class Engine:
@@ -95,19 +72,20 @@ class Engine:
         chosen, wanted, k = checked(variant or rag.variant), rag.options(**options), k or rag.k
         check_decoding(chosen, decoding, wanted)
         checked_questions([question])
-        request = _Answering(rag, question, k, chosen, decoding, wanted, without)
+        work = partial(_answers, rag, k=k, variant=chosen, decoding=decoding, without=without, options=wanted)
         key: Hashable = ("answer", id(rag), k, chosen, decoding, wanted)
         if without or (wanted.sample and wanted.seed is not None):
             # Other questions have other passages; other samples in the batch would shift the random numbers.
             key = object()
         same = None if wanted.sample else question
-        return self._submit(key, k * wanted.num_beams, request, same=same, tell=tell)
+        return self._submit(key, k * wanted.num_beams, _Request(question, work), same=same, tell=tell)
 
     def score(self, rag: Rag, x: str, y: str, *, k: int | None, variant: Variant | None) -> Job:
         """A ``Score``. Raises: InputError; Refused."""
         chosen, k = checked(variant or rag.variant), k or rag.k
         checked_questions([x])
-        return self._submit(("score", id(rag), k, chosen), k, _Scoring(rag, x, y, k, chosen), same=(x, y))
+        request = _Request((x, y), partial(_scores, rag, k=k, variant=chosen))
+        return self._submit(("score", id(rag), k, chosen), k, request, same=(x, y))
 
     def classify(
         self, rag: Rag, question: str, labels: Sequence[str], *, k: int | None, variant: Variant | None
@@ -115,20 +93,20 @@ class Engine:
         """A ``Classification``. Raises: InputError; Refused."""
         chosen, k = checked(variant or rag.variant), k or rag.k
         checked_questions([question])
-        request = _Classifying(rag, question, tuple(labels), k, chosen)
+        request = _Request(question, partial(_classifications, rag, labels=labels, k=k, variant=chosen))
         return self._submit(object(), k * len(labels), request)
 
     def search(self, rag: Rag, question: str, *, k: int | None) -> Job:
         """``Found``. Raises: InputError; Refused."""
         k = k or rag.k
         checked_questions([question])
-        return self._submit(("search", id(rag), k), 1, _Searching(rag, question, k), same=question)
+        return self._submit(("search", id(rag), k), 1, _Request(question, partial(_found, rag, k=k)), same=question)
 
     def _submit(
         self,
         key: Hashable,
         rows: int,
-        request: Any,
+        request: _Request,
         *,
         same: Hashable | None = None,
         tell: Callable[[Any], None] | None = None,
@@ -148,31 +126,28 @@ class Engine:
 @torch.no_grad()
 def _work(batch: Sequence[Job]) -> Sequence[Any]:
     groups = together(batch)
-    of_job = {id(job): result for jobs, result in zip(groups, _done(groups), strict=True) for job in jobs}
+    results = batch[0].request.work(groups)
+    of_job = {id(job): result for jobs, result in zip(groups, results, strict=True) for job in jobs}
     return [of_job[id(job)] for job in batch]
 
 
-def _done(groups: Sequence[Sequence[Job]]) -> Sequence[Any]:
-    requests = [jobs[0].request for jobs in groups]
-    first = requests[0]
-    if isinstance(first, _Answering):
-        return _answers(groups, first)
-    if isinstance(first, _Scoring):
-        return _scores(requests)
-    if isinstance(first, _Classifying):
-        return [_classification(request) for request in requests]
-    return found_together(first.rag, [request.question for request in requests], first.k)
+def _asked(groups: Groups) -> list[Any]:
+    return [jobs[0].request.asked for jobs in groups]
 
 
-def _answers(groups: Sequence[Sequence[Job]], first: _Answering) -> list[Answer | None]:
+def _answers(
+    rag: Rag,
+    groups: Groups,
+    *,
+    k: int,
+    variant: Variant,
+    decoding: Decoding,
+    without: Sequence[str],
+    options: DecodingOptions,
+) -> list[Answer | None]:
     """The answer to each group's question; None where nobody waits for it any more."""
-    answering = first.rag.answering(
-        [jobs[0].request.question for jobs in groups],
-        k=first.k,
-        variant=first.variant,
-        decoding=first.decoding,
-        without=first.without,
-        **asdict(first.options),
+    answering = rag.answering(
+        _asked(groups), k=k, variant=variant, decoding=decoding, without=without, **asdict(options)
     )
     answers: list[Answer | None] = [None] * len(groups)
     while answering.live:
@@ -195,14 +170,19 @@ def _tell(jobs: Sequence[Job], event: Sources | Begun) -> None:
             job.tell(event)
 
 
-def _scores(requests: Sequence[_Scoring]) -> list[Score]:
-    first = requests[0]
-    return first.rag.score_batch([r.x for r in requests], [r.y for r in requests], k=first.k, variant=first.variant)
+def _scores(rag: Rag, groups: Groups, *, k: int, variant: Variant) -> list[Score]:
+    x, y = zip(*_asked(groups), strict=True)
+    return rag.score_batch(x, y, k=k, variant=variant)
 
 
-def _classification(request: _Classifying) -> Classification:
-    found = request.rag.classify(request.question, request.labels, k=request.k, variant=request.variant)
-    return all_placed(found)
+def _classifications(
+    rag: Rag, groups: Groups, *, labels: Sequence[str], k: int, variant: Variant
+) -> list[Classification]:
+    return [all_placed(rag.classify(question, labels, k=k, variant=variant)) for question in _asked(groups)]
+
+
+def _found(rag: Rag, groups: Groups, *, k: int) -> list[Found]:
+    return found_together(rag, _asked(groups), k)
 
 
 def found_together(rag: Rag, x: Sequence[str], k: int) -> list[Found]:
