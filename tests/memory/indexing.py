@@ -27,7 +27,7 @@ def oracle(rows: Rows, q: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return rows.row_ids[order], np.take_along_axis(scores, order, axis=1)
 
 
-def assert_found(index, rows: Rows, q: np.ndarray, k: int) -> None:
+def assert_found(index: Index, rows: Rows, q: np.ndarray, k: int) -> None:
     """The index finds what the oracle finds, with the same scores to the last bit, and brings the right vectors."""
     row_ids, scores = oracle(rows, q, k)
     hits = index.search(q, k)

@@ -20,8 +20,10 @@ from tests.memory.indexing import STORED_KINDS, build, built, drawn, make_table
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 places = st.integers(-(2**63), 2**63 - 1)
+pages = st.none() | st.integers(-(2**31), 2**31 - 1)
+scalars = texts | places | st.booleans() | st.floats(allow_nan=False)
 passages = st.builds(
-    Passage, texts, texts, texts, texts, places, places, st.none() | st.integers(-(2**31), 2**31 - 1), texts
+    Passage, texts, texts, texts, texts, places, places, pages, texts, st.dictionaries(texts, scalars, max_size=2)
 )
 
 
@@ -43,6 +45,13 @@ def test_any_rows_are_read_as_they_were_written(tmp_path_factory, some, batches,
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), unique=True))
     ids = np.array([rows[i][0] for i in chosen], np.int64)
     assert file.read(np.array(chosen, np.int64), ids) == {rows[i][0]: rows[i][1] for i in chosen}
+
+
+def test_what_has_no_fields_is_written_as_it_always_was():
+    (record,) = passage_records(
+        [Passage("p", "text", "title", "file", 1, 5, None, "o")], np.array([7]), first_position=3
+    )
+    assert record == b'4\xe6\xa1 ["p","text","title","file",1,5,null,"o"]'
 
 
 def test_every_wrong_bit_place_and_name_is_noticed(tmp_path):

@@ -154,15 +154,19 @@ def _blocks(num_rows: int, record_bytes: int) -> Iterator[npt.NDArray[np.int64]]
 # Passages
 
 _CRC_BYTES = 4
-_FIELDS = [field.name for field in fields(Passage)]
+_ATTRIBUTES = [field.name for field in fields(Passage)]
 TYPICAL_PASSAGE_BYTES = 1_024
 
 
 def passage_records(passages: Sequence[Passage], row_ids: npt.NDArray[np.int64], *, first_position: int) -> list[bytes]:
-    """The records of the passages of these rows (n,): a CRC-32, then the passage's fields as a JSON array."""
+    """The records of the passages of these rows (n,): a CRC-32, then the passage's attributes as a JSON array.
+
+    ``fields``, the last of them, is left out where a passage has none, as it is in older files.
+    """
     records = []
     for position, (passage, row_id) in enumerate(zip(passages, row_ids.tolist(), strict=True), first_position):
-        values = [getattr(passage, name) for name in _FIELDS]
+        names = _ATTRIBUTES if passage.fields else _ATTRIBUTES[:-1]
+        values = [getattr(passage, name) for name in names]
         content = json.dumps(values, ensure_ascii=False, separators=(",", ":"), default=dict).encode()
         records.append(_crc(content, position, row_id) + content)
     return records
