@@ -221,3 +221,26 @@ def test_an_empty_folder_is_a_free_place(tmp_path, encoder, files) -> None:
     (tmp_path / "m.lance").mkdir()
     assert cli("index", "add", tmp_path / "m.lance", files, "--encoder", encoder).code == 0
     assert len(Memory.open(tmp_path / "m.lance")) == 4
+
+
+@pytest.mark.parametrize("command", ["add", "sync"])
+def test_a_file_that_never_ends_is_skipped(command, tmp_path, encoder) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "a.txt").write_text("before")
+    (folder / "endless.pdf").write_bytes(making.endless_pdf())
+    (folder / "z.txt").write_text("after")
+    path = tmp_path / "m.lance"
+    done = cli("index", command, path, folder, "--encoder", encoder, "--time-limit", 3, "--json")
+    assert (done.code, len(Memory.open(path))) == (0, 2)
+    assert done.stderr == (
+        f"skipped {folder}/endless.pdf: given up: a document took more than 3 s; remove or repair the file\n"
+    )
+    assert [skipped["file"] for skipped in done.json["skipped"]] == [str(folder / "endless.pdf")]
+
+
+@pytest.mark.parametrize("command", ["add", "sync"])
+@pytest.mark.parametrize("limit", [0, -1, "nan"])
+def test_a_time_limit_that_nothing_meets(command, limit, tmp_path, encoder, files) -> None:
+    done = cli("index", command, tmp_path / "m.lance", files, "--encoder", encoder, "--time-limit", limit)
+    assert "is too short; pass more than 0" in done.error()

@@ -13,6 +13,7 @@ import typer
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, print_line, say
 from latentrag.config import DEMO, resolve_memory
+from latentrag.corpus import TIME_LIMIT_S
 from latentrag.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from latentrag.types import Passage
 
 MemoryPath = Annotated[str, typer.Argument(metavar="MEMORY", help="Path of the memory, or demo.")]
+Workers = Annotated[int, typer.Option(help="Processes that read the files. 0: read in this process, without a limit.")]
+TimeLimit = Annotated[
+    float,
+    typer.Option(metavar="SECONDS", help="Longest time for reading one document; a file with a longer one is skipped."),
+]
 
 
 def add(
@@ -34,7 +40,8 @@ def add(
     ] = None,
     words: Annotated[int, typer.Option(help="Length of a passage.")] = 100,
     upsert: Annotated[bool, typer.Option("--upsert", help="Replace passages whose id is there already.")] = False,
-    workers: Annotated[int, typer.Option(help="Processes that read the files; 0: this one does.")] = 1,
+    workers: Workers = 1,
+    time_limit: TimeLimit = TIME_LIMIT_S,
     as_json: arg.AsJson = False,
 ) -> None:
     """Split files into passages, encode them, and commit them as one version, all or nothing.
@@ -49,7 +56,13 @@ def add(
     path = resolve_memory(memory)
     skipped: list[tuple[Path, str]] = []
     # The files are looked up here, so that a misspelt name is found before a model is loaded.
-    found = passages(files, words=words, on_skip=lambda file, reason: skipped.append((file, reason)), workers=workers)
+    found = passages(
+        files,
+        words=words,
+        on_skip=lambda file, reason: skipped.append((file, reason)),
+        workers=workers,
+        time_limit_s=time_limit,
+    )
     counted = _Counted(found)
     try:
         before, after = _commit(path, counted, encoder=encoder or model or DEMO, upsert=upsert)
