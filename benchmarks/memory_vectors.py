@@ -171,13 +171,13 @@ def make_table(path: Path, blocks: Iterable[np.ndarray], *, first_id: int = 0, t
 
     blocks: (n, D) fp16 each, or one array of rows. table: add to this one.
     """
-    from latentrag.memory.manifest import Manifest
+    from latentrag.memory import EncoderCard
     from latentrag.memory.table import Table
 
     stream = iter([blocks] if isinstance(blocks, np.ndarray) else blocks)
     first = next(stream)
     if table is None:
-        table = Table.create(path, Manifest("made", "benchmark", first.shape[1], max_tokens=256, scale=1.0))
+        table = Table.create(path, EncoderCard("made", "benchmark", first.shape[1], max_tokens=256, scale=1.0))
     rng = np.random.default_rng((SEED, 4))
 
     def batches() -> Iterator[object]:

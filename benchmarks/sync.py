@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from latentrag.memory import Memory
-from latentrag.memory.files import version_numbers
+from latentrag.memory.version_files import version_numbers
 from tests.corpus import making
 from tests.encoder.tiny import write_sentence_encoder
 

@@ -15,7 +15,7 @@ from latentrag.assemble import load
 from latentrag.config import Settings
 from latentrag.errors import FetchError
 from latentrag.fetch import Wheel
-from latentrag.memory import Memory
+from latentrag.memory import Memory, Writer
 from tests import tiny
 from tests.cli.conftest import cli
 from tests.encoder.tiny import write_sentence_encoder
@@ -105,7 +105,7 @@ def test_it_is_made_once_and_answers(shop, settings, capsys) -> None:
     assert shop.served == ["corpus", "minilm", "gemma", "gemma-part1"]
     said = capsys.readouterr()
     assert said.out == ""
-    assert "encoding passages 1 to 5 of 5" in said.err
+    assert "encoding 5 passages" in said.err
     memory = Memory.open(demo.memory_path(settings))
     assert [(z.id, z.title, z.source) for z in memory.passages()] == [
         ("Emma", "Emma", "Wikipedia"),
@@ -114,8 +114,8 @@ def test_it_is_made_once_and_answers(shop, settings, capsys) -> None:
         ("Moon", "Moon", "Wikipedia"),
         ("Paris", "Paris", "Wikipedia"),
     ]
-    assert memory.manifest.encoder == "all-MiniLM-L6-v2"
-    assert (memory.manifest.scale, memory.manifest.max_tokens) == (20.0, 24)
+    assert memory.card.encoder == "all-MiniLM-L6-v2"
+    assert (memory.card.scale, memory.card.max_tokens) == (20.0, 24)
     rag = load("demo", memory="demo")
     assert rag.generator.template == demo.DEMO_TEMPLATE
     assert rag.answer("who wrote emma ?").sources
@@ -139,7 +139,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(stage, shop, settings, monk
 
     with monkeypatch.context() as patch:
         if stage == "memory":
-            patch.setattr(Memory, "add", interrupted)
+            patch.setattr(Writer, "put", interrupted)
         else:
             patch.setattr(fetch, stage, interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -158,21 +158,20 @@ def test_an_interrupted_run_goes_on_where_it_stopped(stage, shop, settings, monk
 
 def test_a_memory_goes_on_with_the_passage_after_the_last_commit(shop, settings, monkeypatch) -> None:
     monkeypatch.setattr(demo, "PART", 2)
-    add = Memory.add
+    put = Writer.put
     added: list[list[str]] = []
 
-    def counted(self, passages, encoder, *, progress=False):
-        if len(added) == 2:
-            added.append([])
-            raise KeyboardInterrupt
+    def counted(self, passages):
         added.append([passage.id for passage in passages])
-        return add(self, passages, encoder, progress=progress)
+        if len(added) == 3:
+            raise KeyboardInterrupt
+        put(self, passages)
 
-    monkeypatch.setattr(Memory, "add", counted)
+    monkeypatch.setattr(Writer, "put", counted)
     with pytest.raises(KeyboardInterrupt):
         demo.prepare(settings, pip=shop)
     demo.prepare(settings, pip=shop)
-    assert added == [["Emma", "Fidelio#0"], ["Fidelio#1", "Moon"], [], ["Paris"]]
+    assert added == [["Emma", "Fidelio#0"], ["Fidelio#1", "Moon"], ["Paris"], [], [], ["Paris"]]
     assert len(Memory.open(demo.memory_path(settings))) == 5
 
 

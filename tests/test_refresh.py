@@ -77,7 +77,7 @@ def test_the_saved_model_fits_the_refreshed_memory(spec, path, tmp_path) -> None
     assert answer.memory_version == 3
     assert answer == rag.answer(QUESTION, max_tokens=5)
     encoder = load_passage_encoder(tmp_path / "model")
-    assert encoder.fingerprint == open_memory(path).manifest.fingerprint
+    assert encoder.fingerprint == open_memory(path).card.fingerprint
     open_memory(path).add([Passage("moon", "the moon is red")], encoder)
     with pytest.raises(EncoderMismatchError):
         load(tmp_path / "model", memory=path, version=2)

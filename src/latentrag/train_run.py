@@ -253,7 +253,7 @@ def _record(setup: Setup, options: TrainingOptions, lora: Any, memory: Any) -> d
         "data": {"name": setup.data.name, "sha256": io.sha256_of_file(setup.data)},
         "dev": None if setup.dev is None else {"name": setup.dev.name, "sha256": io.sha256_of_file(setup.dev)},
         "dev_limit": setup.dev_limit,
-        "memory": {"path": str(memory.path), "version": memory.version, "encoder": memory.manifest.fingerprint},
+        "memory": {"path": memory.name, "version": memory.version, "encoder": memory.card.fingerprint},
         "model": str(setup.model),
         "retriever": setup.retriever,
         "keep_preamble": setup.keep_preamble,

@@ -222,11 +222,11 @@ def test_a_version_that_does_not_exist(own, command) -> None:
 
 @pytest.mark.parametrize("command", [name for name in FULL if "new" not in name and name not in {"reindex", "push"}])
 def test_a_second_writer_gets_one_line_from_every_command(own, more, encoder, files, command) -> None:
-    from latentrag.memory.lock import writer_lock
+    from latentrag.memory import LocalDisk
 
     shutil.copytree(files, more.parent / "notes")
     before = contents(own)
-    with writer_lock(own) as held:
+    with LocalDisk(own).lock() as held:
         error = cli("index", *FULL[command](own, more, encoder)).error()
         held.done()
     assert f"{own} is being changed by process {os.getpid()} on " in error

@@ -20,7 +20,7 @@ def test_a_model_and_a_memory_that_fit(model, memory, home) -> None:
     assert {"latentrag", "torch", "transformers", "faiss-cpu", "pylance"} <= set(facts["versions"])
     assert facts["machine"]["cores"] >= 1
     assert facts["home"] == {"path": str(home), "models_bytes": 1000, "memories_bytes": 0, "wheels_bytes": 0}
-    manifest = Memory.open(memory).manifest
+    manifest = Memory.open(memory).card
     assert facts["memory"] == {
         "path": str(memory),
         "version": 2,
@@ -54,7 +54,7 @@ def test_a_model_and_a_memory_that_fit(model, memory, home) -> None:
 
 def test_nothing_is_set_up(home) -> None:
     done = cli("doctor", "--json")
-    assert done.code == 2
+    assert done.code == 1
     assert (done.json["model"], done.json["memory"]) == (None, None)
     assert len(done.json["problems"]) == 2
     assert all("run `latentrag demo`" in problem for problem in done.json["problems"])
@@ -65,7 +65,7 @@ def test_nothing_is_set_up(home) -> None:
 def test_an_encoder_that_does_not_match(generator, memory, tmp_path) -> None:
     other = write_sentence_encoder(tmp_path / "other", head=["Normalize"], seed=9)
     done = cli("doctor", "--encoder", other, "--generator", generator, "-i", memory, "--json")
-    assert done.code == 2
+    assert done.code == 1
     assert done.json["model"]["encoder"]["name"] == "other"
     (problem,) = done.json["problems"]
     assert "use the query encoder that belongs to encoder" in problem
@@ -77,7 +77,7 @@ def test_one_broken_part_does_not_hide_the_other(broken, model, memory, tmp_path
     done = cli(
         "doctor", "-m", none if broken == "model" else model, "-i", none if broken == "memory" else memory, "--json"
     )
-    assert done.code == 2
+    assert done.code == 1
     assert len(done.json["problems"]) == 1
     assert done.json[broken] is None
     assert done.json["memory" if broken == "model" else "model"] is not None
@@ -88,5 +88,5 @@ def test_an_empty_memory(model, encoder, tmp_path) -> None:
 
     Memory.create(tmp_path / "empty.lance", load_passage_encoder(encoder))
     done = cli("doctor", "-m", model, "-i", tmp_path / "empty.lance", "--json")
-    assert done.code == 2
+    assert done.code == 1
     assert "has no passages" in done.json["problems"][0]

@@ -131,9 +131,9 @@ def test_the_passage_encoder_is_trained_too(train, memory, tmp_path) -> None:
     assert done.code == 0, done.stderr
     after = Memory.open(copy)
     assert after.version > before.version
-    assert after.manifest.fingerprint != before.manifest.fingerprint
+    assert after.card.fingerprint != before.card.fingerprint
     latentrag.load(tmp_path / "run" / "model", memory=copy).answer(QUESTION)
-    assert Memory.open(copy, version=before.version).manifest.fingerprint == before.manifest.fingerprint
+    assert Memory.open(copy, version=before.version).card.fingerprint == before.card.fingerprint
 
 
 def test_a_run_that_was_stopped_goes_on_by_the_line_it_prints(data, model, memory, tmp_path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from latentrag.memory import Memory, files, lock
+from latentrag.memory import Memory, storage, version_files
 from tests.cli.conftest import DOCUMENTS, QUESTION, cli
 
 
@@ -152,7 +152,7 @@ def test_verify_and_repair(own) -> None:
     assert (done.code, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{own} version 4: whole; 4 passages, 4 versions, ")
     assert cli("index", "verify", own, "--json").json["whole"] is True
-    (own / files.manifest_name(4)).write_bytes(b"")
+    (own / version_files.manifest_name(4)).write_bytes(b"")
 
     done = cli("index", "verify", own)
     assert done.code == 1
@@ -168,7 +168,7 @@ def test_verify_and_repair(own) -> None:
     assert "; opened version 3, the newest that can" in warning
     assert error.startswith("error: version 4 ")
     why, missing, lost, done = cli("index", "repair", own).stdout.splitlines()
-    assert why == f"version 4: {files.manifest_name(4)} is not as it was written"
+    assert why == f"version 4: {version_files.manifest_name(4)} is not as it was written"
     assert missing == "missing, an older passage of that id is in version 3: rome.txt"
     assert lost == "lost: moon.txt"
     assert done == f"{own} version 3: set aside version 4"
@@ -195,7 +195,7 @@ def test_verify_measures_indexes(own) -> None:
 
 
 def test_a_second_writer_gets_one_line(own) -> None:
-    with lock.writer_lock(own) as held:
+    with storage.LocalDisk(own).lock() as held:
         error = cli("index", "delete", own, "paris.txt").error()
         assert "is being changed by process" in error
         assert "try again when that is done" in error

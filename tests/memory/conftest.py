@@ -2,15 +2,16 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
 import torch
 
-from latentrag.memory import Memory, recovery
+from latentrag import io
+from latentrag.memory import Memory
 from latentrag.memory.indexes import INDEX_KINDS, building
-from latentrag.memory.lock import WriterLock
+from latentrag.memory.storage import LocalDisk, WriterLock
 from latentrag.types import Passage
 
 
@@ -75,5 +76,19 @@ def queries():
 @pytest.fixture
 def no_locks(monkeypatch):
     """As on a network drive whose locks do not reach the other machines."""
-    monkeypatch.setattr(WriterLock, "done", lambda lock: None)
-    monkeypatch.setattr(recovery, "writer_lock", lambda folder: nullcontext(WriterLock(0, None)))
+    monkeypatch.setattr(LocalDisk, "lock", lambda disk: nullcontext(WriterLock(None, lambda: None)))
+
+
+@pytest.fixture
+def shown_progress(monkeypatch):
+    """What bars were told: description, total, whether it was to be shown, how many more are done."""
+    told, plain = [], io.progress
+
+    @contextmanager
+    def noting(description, total, *, wanted):
+        with plain(description, total, wanted=False) as bar:
+            bar.advance = lambda number=1: told.append((description, total, wanted, number))
+            yield bar
+
+    monkeypatch.setattr(io, "progress", noting)
+    return told

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from latentrag.memory import Memory
+from latentrag.memory import EncoderCard, Memory
 from latentrag.memory.indexes import IndexFolder, building
 from latentrag.memory.indexes.building import opened, plan
 from latentrag.memory.indexes.folder import DESCRIPTION, Published, _canonical
 from latentrag.memory.indexes.index import Index, LiveRows, Progress, Proposer, Rows, exact_best, recalls
 from latentrag.memory.indexes.stored import StoredIndex
-from latentrag.memory.manifest import Manifest
 from latentrag.memory.table import Table
 from latentrag.types import Passage
 
@@ -53,19 +52,19 @@ def append(table: Table, vectors: np.ndarray, prefix: str = "p") -> Table:
 
 def make_table(path: Path, vectors: np.ndarray) -> Table:
     dimension = vectors.shape[1]
-    table = Table.create(path, Manifest("fake", "f1", dimension=dimension, max_tokens=8, scale=1.0))
+    table = Table.create(path, EncoderCard("fake", "f1", dimension=dimension, max_tokens=8, scale=1.0))
     return append(table, vectors) if len(vectors) else table
 
 
 def rows_of(table: Table) -> Rows:
     """Every row of the version."""
-    parts = [Rows(np.empty(0, np.int64), np.empty((0, table.manifest.dimension), np.float16)), *table.vectors()]
+    parts = [Rows(np.empty(0, np.int64), np.empty((0, table.card.dimension), np.float16)), *table.vectors()]
     return Rows(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 def build(table: Table, kind: str, *, folder: Path | None = None, progress: Progress = lambda *_: None) -> Published:
     """An index in the memory, or in a folder elsewhere."""
-    planned = plan(kind, len(table), table.manifest.dimension)
+    planned = plan(kind, len(table), table.card.dimension)
     place = IndexFolder.of(table.path) if folder is None else IndexFolder(folder)
     return building.build(table, kind, planned, folder=place, progress=progress)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from latentrag.errors import LatentRagError
-from latentrag.memory import Memory, forgetting, upkeep
-from latentrag.memory.files import version_numbers
+from latentrag.memory import Memory, upkeep
 from latentrag.memory.verify import verify
+from latentrag.memory.version_files import version_numbers
 
 QUERY = np.ones((1, 8), np.float32)
 ACTIONS: dict[str, Callable[[Path, object], object]] = {
@@ -20,7 +20,7 @@ ACTIONS: dict[str, Callable[[Path, object], object]] = {
     "delete": lambda path, _: Memory.open(path).delete(["p0"]),
     "compact": lambda path, _: upkeep.compact(path),
     "reencode": lambda path, encoder: Memory.open(path).reencode(encoder),
-    "forget": lambda path, _: forgetting.forget(path, ["p5"]),
+    "forget": lambda path, _: upkeep.forget(path, ["p5"]),
     "prune": lambda path, _: upkeep.prune(path, keep=1),
 }
 

@@ -14,8 +14,7 @@ import pytest
 
 from latentrag import io
 from latentrag.errors import DamagedVersionError, MemoryStoreError
-from latentrag.memory import Memory, durable, files, lock, repairing, upkeep
-from latentrag.memory.building import build
+from latentrag.memory import Memory, repair, storage, upkeep, version_files
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
 
@@ -25,7 +24,7 @@ def ids(memory: Memory) -> set[str]:
 
 
 def manifest(path: Path, version: int) -> Path:
-    return path / files.manifest_name(version)
+    return path / version_files.manifest_name(version)
 
 
 def damage(file: Path, how: str) -> None:
@@ -40,7 +39,8 @@ def damage(file: Path, how: str) -> None:
 
 def forget_record(path: Path, file: Path) -> None:
     """As if the writer had died before it acknowledged this file."""
-    durable.keep_records(path, durable.recorded(path).keys() - {file.relative_to(path).as_posix()})
+    disk = storage.LocalDisk(path)
+    disk.keep_checksums(disk.checksums().keys() - {file.relative_to(path).as_posix()})
 
 
 # Damage
@@ -60,9 +60,9 @@ def test_open_falls_back_to_the_newest_version_that_is_whole(path, encoder, fill
 
 @pytest.mark.parametrize("how", ["gone", "half"])
 def test_a_version_without_its_passages_is_not_opened(path, encoder, filled, how):
-    data = set(files.present(path))
+    data = set(version_files.present(path))
     filled.add([Passage("new", "t")], encoder)
-    (name,) = (name for name in files.present(path) - data if name.startswith("data/"))
+    (name,) = (name for name in version_files.present(path) - data if name.startswith("data/"))
     damage(path / name, how)
     with pytest.warns(UserWarning, match=f"version 3 .*{name}.*; opened version 2"):
         assert len(Memory.open(path)) == 12
@@ -70,7 +70,7 @@ def test_a_version_without_its_passages_is_not_opened(path, encoder, filled, how
 
 def test_versions_that_vanish_while_the_memory_is_opened_are_no_damage(monkeypatch, path, encoder, filled):
     """A prune between looking and opening: an older version is not what should be fallen back to."""
-    version_numbers, calls = files.version_numbers, []
+    version_numbers, calls = version_files.version_numbers, []
 
     def stale(folder):
         found = version_numbers(folder)
@@ -81,7 +81,7 @@ def test_versions_that_vanish_while_the_memory_is_opened_are_no_damage(monkeypat
             manifest(path, 2).unlink()
         return found
 
-    monkeypatch.setattr(files, "version_numbers", stale)
+    monkeypatch.setattr(version_files, "version_numbers", stale)
     assert Memory.open(path).version == 3
 
 
@@ -109,22 +109,22 @@ def test_writers_do_not_build_on_an_older_version_unasked(path, encoder, filled)
     damage(manifest(path, 3), "half")
     with pytest.warns(UserWarning, match="opened version 2"):
         memory = Memory.open(path)
-    before = files.present(path)
+    before = version_files.present(path)
     with pytest.raises(
         MemoryStoreError, match="version 3 .* cannot be read .*; .*go on from .*`latentrag index repair"
     ):
         memory.add([Passage("other", "t")], encoder)
-    assert files.present(path) == before
+    assert version_files.present(path) == before
 
-    done = repairing.repair(path)
+    done = repair.repair(path)
     assert (done.set_aside, done.newest) == ([3], 2)
-    assert (path / files.DAMAGED / files.manifest_name(3)).exists()
-    assert sum(1 for _ in (path / files.DAMAGED / "data").iterdir()) == 1  # what only version 3 had
+    assert (path / version_files.DAMAGED / version_files.manifest_name(3)).exists()
+    assert sum(1 for _ in (path / version_files.DAMAGED / "data").iterdir()) == 1  # what only version 3 had
     assert ids(Memory.open(path).add([Passage("other", "t")], encoder)) == ids(memory) | {"other"}
     report = verify(path)
     assert report.problems == []
     assert any("_damaged" in note for note in report.notes)
-    assert repairing.repair(path).set_aside == []
+    assert repair.repair(path).set_aside == []
 
 
 def test_a_version_that_was_never_acknowledged_and_is_damaged_is_set_aside(path, encoder, filled):
@@ -136,7 +136,7 @@ def test_a_version_that_was_never_acknowledged_and_is_damaged_is_set_aside(path,
     with pytest.warns(UserWarning, match="version 3 .* cannot be read .*; it was never acknowledged and is now in"):
         after = memory.add([Passage("other", "t")], encoder)
     assert (after.version, ids(after)) == (3, ids(memory) | {"other"})
-    assert (path / files.DAMAGED / files.manifest_name(3)).exists()
+    assert (path / version_files.DAMAGED / version_files.manifest_name(3)).exists()
     assert verify(path).problems == []
 
 
@@ -152,14 +152,14 @@ def test_what_is_damaged_twice_is_set_aside_twice(path, encoder, filled):
     for text in ("one", "two"):
         Memory.open(path).add([Passage("new", text)], encoder)
         damage(manifest(path, 3), "half")
-        assert repairing.repair(path).set_aside == [3]
-    assert len(list((path / files.DAMAGED / "_versions").iterdir())) == 2
+        assert repair.repair(path).set_aside == [3]
+    assert len(list((path / version_files.DAMAGED / "_versions").iterdir())) == 2
 
 
 def test_a_memory_without_a_version_is_refused_by_writers(path, filled):
     for version in (1, 2):
         manifest(path, version).unlink()
-    for change in (lambda: upkeep.prune(path, keep=1), lambda: repairing.repair(path), lambda: filled.delete(["p0"])):
+    for change in (lambda: upkeep.prune(path, keep=1), lambda: repair.repair(path), lambda: filled.delete(["p0"])):
         with pytest.raises(MemoryStoreError, match="no version"):
             change()
 
@@ -168,8 +168,8 @@ def test_repair_refuses_to_give_up_everything(path, filled):
     for version in (1, 2):
         damage(manifest(path, version), "half")
     with pytest.raises(MemoryStoreError, match="no version of the memory .* can be read"):
-        repairing.repair(path)
-    assert not (path / files.DAMAGED).exists()
+        repair.repair(path)
+    assert not (path / version_files.DAMAGED).exists()
 
 
 def test_repair_keeps_what_another_version_needs(path, encoder, filled):
@@ -179,7 +179,7 @@ def test_repair_keeps_what_another_version_needs(path, encoder, filled):
         assert [version.number for version in Memory.open(path).log()] == [1, 2, 4]
     with pytest.raises(MemoryStoreError, match="an older version .* cannot be read .*; set it aside with .*repair"):
         upkeep.prune(path, keep=1)
-    assert repairing.repair(path).set_aside == [3]
+    assert repair.repair(path).set_aside == [3]
     assert ids(Memory.open(path)) == {f"p{i}" for i in range(1, 12)} | {"new"}
     assert [version.number for version in Memory.open(path).log()] == [1, 2, 4]
 
@@ -232,7 +232,7 @@ def test_of_many_writers_at_once_one_wins(path, filled):
 
 
 def leave_lock(path: Path, **fields: object) -> None:
-    (path / lock.LOCK_FILE).write_text(json.dumps(asdict(lock.Owner.this_process()) | fields))
+    (path / storage.LOCK_FILE).write_text(json.dumps(asdict(storage.Owner.this_process()) | fields))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"host": 1}', None])
@@ -248,16 +248,16 @@ def test_a_lock_whose_writer_died_is_taken_over_and_its_files_removed(path, fill
         (path / name).write_bytes(b"half a file")
     leave_lock(path, pid=2**22 + 1)
     if content is not None:
-        (path / lock.LOCK_FILE).write_text(content)  # torn by a power failure; empty: nobody died
+        (path / storage.LOCK_FILE).write_text(content)  # torn by a power failure; empty: nobody died
     assert len(filled.delete(["p0"])) == 11
     left = [name for name in orphans if (path / name).exists()]
     assert left == (orphans if content == "" else [])
-    assert (path / lock.LOCK_FILE).read_bytes() == b""
+    assert (path / storage.LOCK_FILE).read_bytes() == b""
     if left:
         (problem,) = verify(path).problems
         assert "4 files belong to no version" in problem.what
         assert f"`latentrag index repair {path}` removes them" in problem.remedy
-        repairing.repair(path)
+        repair.repair(path)
         assert verify(path).problems == []
         assert not any((path / name).exists() for name in orphans)
 
@@ -266,35 +266,38 @@ def test_the_lock_of_another_machine_is_respected(path, filled):
     leave_lock(path, host="elsewhere", pid=7)
     with pytest.raises(MemoryStoreError, match="by process 7 on elsewhere .*; wait, or delete .*_writer.lock if"):
         filled.delete(["p0"])
-    (path / lock.LOCK_FILE).unlink()
+    (path / storage.LOCK_FILE).unlink()
     assert len(filled.delete(["p0"])) == 11
 
 
-def test_a_writer_whose_lock_file_was_deleted_before_it_had_it_takes_the_new_one(monkeypatch, path, filled):
-    is_at, calls = lock._is_at, []
+def test_a_lock_file_that_is_deleted_while_it_is_taken_locks_nobody_out(monkeypatch, path, filled):
+    """What was locked is no longer there: the next attempt takes the new file."""
+    fcntl = pytest.importorskip("fcntl")
+    flock, calls = fcntl.flock, []
 
-    def deleted_once(handle, file):
+    def deleted_once(handle, how):
         calls.append(handle)
         if len(calls) == 1:
-            file.unlink()
-        return is_at(handle, file)
+            (path / storage.LOCK_FILE).unlink()
+        return flock(handle, how)
 
-    monkeypatch.setattr(lock, "_is_at", deleted_once)
+    monkeypatch.setattr(fcntl, "flock", deleted_once)
+    with pytest.raises(MemoryStoreError, match="is being changed by another process; try again"):
+        filled.delete(["p0"])
     assert len(filled.delete(["p0"])) == 11
     assert len(calls) == 2
 
 
-def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path, path, encoder):
-    names = {"dead": ".memory.lance-dead", "living": ".memory.lance-live", "mine": ".memory.lance-mine"}
-    dead, living, mine = (tmp_path / name for name in names.values())
-    for scratch in (dead, living, mine):
-        Memory.create(scratch / "memory.lance", encoder)
-        leave_lock(scratch)
-    (mine / "thesis.txt").write_text("years of work")
-    with lock.writer_lock(living):
-        build(path, [Passage("a", "t")], encoder)
-    assert sorted(each.name for each in tmp_path.iterdir()) == sorted([names["living"], names["mine"], path.name])
-    assert len(Memory.open(path)) == 1
+def test_a_creation_that_fails_leaves_nothing(monkeypatch, tmp_path, path, encoder):
+    def fails(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lance, "write_dataset", fails)
+        with pytest.raises(MemoryStoreError, match="cannot be written .*No space left"):
+            Memory.create(path, encoder)
+    assert list(tmp_path.iterdir()) == []
+    assert len(Memory.create(path, encoder)) == 0
 
 
 # Disks that fail
@@ -319,7 +322,7 @@ def test_a_full_disk_leaves_the_memory_as_it_was(path, encoder, filled, small_fi
     """100 bytes: the first file fails. 1,000 bytes: files with rows fail, smaller ones do not."""
     many = [Passage(f"q{i}", f"text {i}") for i in range(100)]
     memory = filled.delete(["p3"]).add([Passage("one", "t")], encoder)
-    before, records = files.present(path), (path / durable.CHECKSUMS_FILE).read_bytes()
+    before, records = version_files.present(path), (path / storage.CHECKSUMS_FILE).read_bytes()
     changes = {
         "add": lambda: memory.add(many, encoder),
         "upsert": lambda: memory.upsert(many, encoder),
@@ -332,19 +335,19 @@ def test_a_full_disk_leaves_the_memory_as_it_was(path, encoder, filled, small_fi
         changes[change]()
     assert "\n" not in str(caught.value)
     small_files(-1)
-    assert files.present(path) == before
-    assert (path / durable.CHECKSUMS_FILE).read_bytes() == records
+    assert version_files.present(path) == before
+    assert (path / storage.CHECKSUMS_FILE).read_bytes() == records
     assert ids(Memory.open(path)) == ids(memory)
     changes[change]()
     assert verify(path).problems == []
 
 
 def test_a_disk_that_fails_after_the_commit_is_reported(monkeypatch, path, filled):
-    def full(folder, names):
+    def full(disk, checksums):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(durable, "record", full)
+        patched.setattr(storage.LocalDisk, "record", full)
         with pytest.raises(
             MemoryStoreError, match="version 3 .* is committed, but a power failure may take it .*No space"
         ):
@@ -357,12 +360,12 @@ def test_files_that_cannot_be_forced_to_the_disk_are_not_committed(monkeypatch, 
     def fails(file):
         raise OSError(5, "Input/output error")
 
-    before = files.present(path)
+    before = version_files.present(path)
     monkeypatch.setattr(io, "sync_file", fails)
     with pytest.raises(MemoryStoreError, match="cannot be written .*Input/output error"):
         filled.add([Passage("q", "t")], encoder)
     assert Memory.open(path).version == 2
-    assert files.present(path) == before
+    assert version_files.present(path) == before
 
 
 def test_a_lock_that_cannot_be_forced_to_the_disk_is_not_taken(monkeypatch, path, filled):
@@ -401,12 +404,12 @@ def test_a_whole_memory(path, encoder, filled):
     report = verify(path)
     assert (report.problems, report.notes, report.num_unrecorded) == ([], [], 0)
     assert (report.version, report.num_passages, report.num_versions) == (4, 11, 4)
-    assert report.num_files == len(files.present(path))
+    assert report.num_files == len(version_files.present(path))
     assert report.size_bytes > 2_000
 
 
 def test_a_changed_file_is_found(path, encoder, filled):
-    (name,) = (name for name in files.present(path) if name.startswith("data/"))
+    (name,) = (name for name in version_files.present(path) if name.startswith("data/"))
     filled.add([Passage("new", "t")], encoder)
     content = bytearray((path / name).read_bytes())
     content[10] ^= 1
@@ -445,17 +448,17 @@ def test_bad_rows_are_found(path, filled, key, value, found):
 
 
 def test_a_line_that_a_power_failure_cut_off_does_not_spoil_the_next(path, filled):
-    with (path / durable.CHECKSUMS_FILE).open("ab") as stream:
+    with (path / storage.CHECKSUMS_FILE).open("ab") as stream:
         stream.write(b'{"file": "_versions/1844674407370')
     filled.delete(["p0"])
     assert verify(path).num_unrecorded == 0
-    assert durable.recorded_of(path, files.manifest_name(3)) is not None
+    assert storage.LocalDisk(path).checksum(version_files.manifest_name(3)) is not None
 
 
 def test_a_memory_from_before_the_checksums(path, encoder, filled):
     """Nothing is recorded of it until it is changed, and nothing is taken for a dead writer's."""
-    (path / durable.CHECKSUMS_FILE).unlink()
-    (path / lock.LOCK_FILE).unlink()
+    (path / storage.CHECKSUMS_FILE).unlink()
+    (path / storage.LOCK_FILE).unlink()
     report = verify(path)
     assert (report.problems, report.num_unrecorded) == ([], 3)
     after = Memory.open(path).add([Passage("new", "t")], encoder)
@@ -473,8 +476,8 @@ def test_what_is_no_memory_is_left_alone(tmp_path, what):
     if what == "table":
         lance.write_dataset(pa.table({"id": ["a"]}), str(place))
     before = sorted(place.rglob("*"))
-    for check in (verify, upkeep.compact, repairing.repair):
-        if what == "folder" or check is not repairing.repair:
+    for check in (verify, upkeep.compact, repair.repair):
+        if what == "folder" or check is not repair.repair:
             with pytest.raises(MemoryStoreError):
                 check(place)
-    assert [file for file in sorted(place.rglob("*")) if file.name != lock.LOCK_FILE] == before
+    assert [file for file in sorted(place.rglob("*")) if file.name != storage.LOCK_FILE] == before

@@ -14,16 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from latentrag.errors import FetchError, InputError, MemoryStoreError
-from latentrag.memory import Memory
-from latentrag.memory.exchange import LISTING, Listing, pull, push, rows
+from latentrag.memory import Memory, exchange
+from latentrag.memory.exchange import Listing, pull, push
+from latentrag.memory.schema import LATER_COLUMNS
+from latentrag.memory.stores import LISTING
 from latentrag.types import Passage
 
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch):
     """Several files from a few passages."""
-    monkeypatch.setattr(rows, "ROWS_PER_FILE", 8)
-    monkeypatch.setattr(rows, "ROWS_PER_BATCH", 4)
+    monkeypatch.setattr(exchange, "ROWS_PER_FILE", 8)
+    monkeypatch.setattr(exchange, "ROWS_PER_BATCH", 4)
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def test_what_is_pulled_is_what_was_pushed(memory, pushed, tmp_path, queries):
     pulled = pull(str(pushed), tmp_path / "in.lance")
     assert list(pulled.passages()) == list(memory.passages())
     assert np.array_equal(vectors(pulled), vectors(memory))
-    assert pulled.manifest == memory.manifest
+    assert pulled.card == memory.card
     assert np.array_equal(pulled.search(queries, 5).scores, memory.search(queries, 5).scores)
     assert [v.change for v in pulled.log()] == ["created", f"pulled from {pushed}, version 3 there"]
     assert listing(tmp_path) == ["in.lance", "memory.lance", "out"]
@@ -419,9 +421,9 @@ def test_a_memory_without_origins_can_be_pushed(path, encoder, tmp_path, monkeyp
 
     new = module.schema
 
-    def old(manifest):
-        columns = new(manifest)
-        return pa.schema([field for field in columns if field.name != "origin"], metadata=columns.metadata)
+    def old(card):
+        columns = new(card)
+        return pa.schema([field for field in columns if field.name not in LATER_COLUMNS], metadata=columns.metadata)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "schema", old)

@@ -5,12 +5,12 @@ import shutil
 import pytest
 
 from latentrag.errors import DataError, MemoryStoreError
-from latentrag.memory import Memory, files, forgetting, tags
+from latentrag.memory import Memory, history, upkeep, version_files
 from latentrag.memory import table as table_module
-from latentrag.memory.data_files import passages_of_file
-from latentrag.memory.forgetting import forget
-from latentrag.memory.repairing import repair
+from latentrag.memory.repair import repair
+from latentrag.memory.upkeep import forget
 from latentrag.memory.verify import verify
+from latentrag.memory.version_files import passages_of_file
 from latentrag.types import Passage
 from tests.memory.indexing import build
 
@@ -28,16 +28,18 @@ def secret(monkeypatch, path, encoder, filled):
 
 def everywhere(path):
     """Every text in every file, deleted or not: files are compressed, so that their bytes say little."""
-    return {z.text for name in files.present(path) if name.startswith("data/") for z in passages_of_file(path, name)}
+    return {
+        z.text for name in version_files.present(path) if name.startswith("data/") for z in passages_of_file(path, name)
+    }
 
 
 def test_forgotten_passages_are_in_no_file(path, secret):
     assert SECRET in everywhere(path)
-    tags.tag(path, "a", 4)
-    tags.tag(path, "b", 2)
-    tags.serve(path, 5)
-    (path / files.INDEXES).mkdir()
-    (path / files.INDEXES / "7.index").write_text("vectors")
+    history.tag(path, "a", 4)
+    history.tag(path, "b", 2)
+    history.serve(path, 5)
+    (path / version_files.INDEXES).mkdir()
+    (path / version_files.INDEXES / "7.index").write_text("vectors")
     state = {z.id for z in secret.passages()}
 
     done = forget(path, ["ada"])
@@ -45,8 +47,8 @@ def test_forgotten_passages_are_in_no_file(path, secret):
     assert [z.text for z in done.passages] == [SECRET, "Ada's number is secret."]
     assert everywhere(path).isdisjoint(z.text for z in done.passages)
     assert (done.dropped, done.tags, done.left, done.same_text) == ([3, 4, 5, 6], ["a", "served"], [], {})
-    assert tags.tags(path) == {"b": 2}
-    assert not (path / files.INDEXES).exists()
+    assert history.tags(path) == {"b": 2}
+    assert not (path / version_files.INDEXES).exists()
     memory = Memory.open(path)
     assert {z.id for z in memory.passages()} == state
     assert [(v.number, v.change) for v in memory.log()] == [(1, "created"), (2, "added 12"), (7, "forgot 1")]
@@ -85,10 +87,10 @@ def test_an_index_that_is_being_built_does_not_survive(path, filled, stage):
 
 
 def test_an_index_that_is_built_meanwhile_does_not_survive(monkeypatch, path, filled):
-    without = forgetting._without
-    monkeypatch.setattr(forgetting, "_without", lambda *given: filled.build_index("ivf-rabitq") and without(*given))
+    without = upkeep._without
+    monkeypatch.setattr(upkeep, "_without", lambda *given: filled.build_index("ivf-rabitq") and without(*given))
     forget(path, ["p0"])
-    assert not (path / files.INDEXES).exists()
+    assert not (path / version_files.INDEXES).exists()
 
 
 def test_all_can_be_forgotten(path, filled):
@@ -98,14 +100,14 @@ def test_all_can_be_forgotten(path, filled):
 
 
 def test_what_was_set_aside_is_removed_too(path, encoder, secret):
-    manifest = path / files.manifest_name(4)
+    manifest = path / version_files.manifest_name(4)
     manifest.write_bytes(b"")
     with pytest.raises(MemoryStoreError, match="index repair"):
         forget(path, ["ada"])
     repair(path)
-    shutil.copy(next((path / "data").iterdir()), path / files.DAMAGED / "copy.lance")
+    shutil.copy(next((path / "data").iterdir()), path / version_files.DAMAGED / "copy.lance")
     assert forget(path, ["ada"]).left == []
-    assert not (path / files.DAMAGED).exists()
+    assert not (path / version_files.DAMAGED).exists()
 
 
 def test_the_same_text_elsewhere_is_said(path, encoder, filled):
@@ -122,7 +124,7 @@ def test_a_file_that_still_holds_a_text_is_named(path, encoder, filled):
 
 
 def test_a_killed_forgetting_can_be_repeated(monkeypatch, path, secret):
-    monkeypatch.setattr(forgetting, "drop", lambda folder, versions: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(upkeep, "_drop", lambda storage, versions: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         forget(path, ["ada"])
     assert SECRET in everywhere(path)
@@ -133,7 +135,7 @@ def test_a_killed_forgetting_can_be_repeated(monkeypatch, path, secret):
 
 @pytest.mark.parametrize(("ids", "message"), [([], "no ids to forget"), (["p0", "x"], "'x'; leave them out")])
 def test_nothing_happens_to_a_memory_without_these_ids(path, filled, ids, message):
-    before = files.present(path)
+    before = version_files.present(path)
     with pytest.raises(DataError, match=message):
         forget(path, ids)
-    assert files.present(path) == before
+    assert version_files.present(path) == before

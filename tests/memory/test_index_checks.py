@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from latentrag.errors import InputError
-from latentrag.memory import Memory, tags
-from latentrag.memory import files as memory_files
+from latentrag.memory import Memory, history
+from latentrag.memory import version_files as memory_files
 from latentrag.memory.indexes import building, changes
 from latentrag.memory.indexes.checking import ACCEPTED, Recall
 from latentrag.memory.indexes.index import Rows, exact_best, recalls
@@ -175,7 +175,7 @@ def test_the_served_version_is_the_one_that_counts(path, table, encoder):
     (note,) = report.notes
     assert "is of version 2, from which too much has changed; version 3 does without" in note
     assert (report.problems, report.indexes[0].recall) == ([], [])
-    tags.serve(path, 2)
+    history.serve(path, 2)
     report = verify(path)
     assert (report.version, report.indexes[0].version, report.notes) == (newer.version, 2, [])
     assert len(report.indexes[0].recall) == 2

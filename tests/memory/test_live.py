@@ -50,7 +50,7 @@ def check(passages: list[Passage], version: int) -> None:
 
 def test_it_is_the_memory_that_it_holds(path, live, queries):
     memory = Memory.open(path, version=2)
-    assert (live.version, len(live), live.path, live.manifest) == (2, 6, path, memory.manifest)
+    assert (live.version, len(live), live.name, live.card) == (2, 6, str(path), memory.card)
     assert live.search(queries, 3).passages == memory.search(queries, 3).passages
     assert list(live.passages()) == list(memory.passages())
     assert live.get(["p3"]) == memory.get(["p3"])
@@ -97,7 +97,7 @@ def test_a_memory_that_was_built_anew_in_the_place_of_the_old_one(path, encoder,
 def test_another_memory_altogether(tmp_path, live, encoder, queries):
     other = Memory.create(tmp_path / "other.lance", encoder).add([Passage("other", "t")], encoder)
     live.use(other)
-    assert (live.path, len(live)) == (tmp_path / "other.lance", 1)
+    assert (live.name, len(live)) == (str(tmp_path / "other.lance"), 1)
     assert live.search(queries, 1).passages[0][0].id == "other"
 
 

@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from latentrag.errors import DataError, EncoderMismatchError, MemoryStoreError, ModelError, ShapeError
-from latentrag.memory import Manifest, Memory
-from latentrag.memory import memory as memory_module
+from latentrag.memory import EncoderCard, Memory
 from latentrag.memory import table as table_module
+from latentrag.memory import writer as writer_module
 from latentrag.types import Passage
 
 
@@ -48,9 +48,9 @@ def test_passages_come_back_as_they_were(path, encoder):
     assert len(memory) == len(reopened) == 3
 
 
-def test_the_manifest_says_what_encoded_the_memory(path, encoder):
+def test_the_card_says_what_encoded_the_memory(path, encoder):
     Memory.create(path, encoder)
-    assert Memory.open(path).manifest == Manifest("fake", "f1", dimension=8, max_tokens=256, scale=2.0)
+    assert Memory.open(path).card == EncoderCard("fake", "f1", dimension=8, max_tokens=256, scale=2.0)
 
 
 def test_the_table_has_stable_row_ids_and_fp16_vectors(path, filled):
@@ -138,7 +138,7 @@ def test_the_log_says_what_happened(path, encoder, filled):
 
 @pytest.mark.parametrize("method", ["add", "upsert"])
 def test_an_encoder_that_fails_midway_leaves_everything_as_it_was(monkeypatch, path, encoder, filled, method):
-    monkeypatch.setattr(memory_module, "PASSAGES_PER_ENCODING", 4)
+    monkeypatch.setattr(writer_module, "PASSAGES_PER_ENCODING", 4)
     monkeypatch.setattr(table_module, "ROWS_PER_FRAGMENT", 4)
     before = files(path)
     working = encoder.encode_passages
@@ -170,7 +170,7 @@ def test_an_encoder_that_fails_midway_leaves_everything_as_it_was(monkeypatch, p
 def test_a_bad_passage_late_in_the_stream_leaves_everything_as_it_was(
     monkeypatch, path, encoder, filled, late, message
 ):
-    monkeypatch.setattr(memory_module, "PASSAGES_PER_ENCODING", 4)
+    monkeypatch.setattr(writer_module, "PASSAGES_PER_ENCODING", 4)
     monkeypatch.setattr(table_module, "ROWS_PER_FRAGMENT", 4)
     before = files(path)
     stream = chain((Passage(f"q{i}", f"t{i}") for i in range(8)), [late])
@@ -245,7 +245,7 @@ def test_a_commit_of_someone_else_during_the_encoding_is_noticed(path, encoder, 
 
 def test_passages_are_streamed(monkeypatch, path, encoder):
     """Never more than one encoding batch and the passage just made are alive."""
-    monkeypatch.setattr(memory_module, "PASSAGES_PER_ENCODING", 50)
+    monkeypatch.setattr(writer_module, "PASSAGES_PER_ENCODING", 50)
     monkeypatch.setattr(table_module, "ROWS_PER_FRAGMENT", 200)
 
     class TracedPassage(Passage):  # without __slots__, so that it can be watched
@@ -269,13 +269,10 @@ def test_passages_are_streamed(monkeypatch, path, encoder):
     assert ids(memory) == [f"p{i}" for i in range(1_000)]
 
 
-def test_progress_goes_to_stderr_and_only_if_asked(capsys, path, encoder):
+def test_progress_is_shown_only_if_asked(shown_progress, path, encoder):
     memory = Memory.create(path, encoder).add([Passage("a", "t")], encoder)
-    assert capsys.readouterr() == ("", "")
-    memory.add([Passage("b", "t")], encoder, progress=True)
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "encoding passages" in err
+    memory.add(iter([Passage("b", "t"), Passage("c", "t")]), encoder, progress=True)
+    assert shown_progress == [("encoding passages", 1, False, 1), ("encoding passages", None, True, 2)]
 
 
 def test_create_does_not_overwrite(path, tmp_path, encoder, filled):
@@ -332,21 +329,21 @@ def test_a_damaged_memory_is_refused_in_one_line(path, filled):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "manifest cannot be read"),
-        ("[]", "manifest cannot be read"),
-        (json.dumps({"format_version": 1, "encoder": "e"}), "manifest cannot be read"),
+        ("{", "card of the memory's encoder cannot be read"),
+        ("[]", "card of the memory's encoder cannot be read"),
+        (json.dumps({"format_version": 1, "encoder": "e"}), "card of the memory's encoder cannot be read"),
         (json.dumps({"format_version": 2, "new": 0}), "has format 2, this latentrag reads format 1; install"),
     ],
 )
-def test_manifests_of_other_kinds_are_refused(text, message):
+def test_cards_of_other_kinds_are_refused(text, message):
     with pytest.raises(MemoryStoreError, match=message):
-        Manifest.from_json(text)
+        EncoderCard.from_json(text)
 
 
-def test_a_manifest_survives_json():
-    manifest = Manifest("modèle", "abc", dimension=384, max_tokens=256, scale=20.0)
-    assert Manifest.from_json(manifest.to_json()) == manifest
-    assert Manifest.from_json(replace(manifest, scale=0.1).to_json()) != manifest
+def test_a_card_survives_json():
+    card = EncoderCard("modèle", "abc", dimension=384, max_tokens=256, scale=20.0)
+    assert EncoderCard.from_json(card.to_json()) == card
+    assert EncoderCard.from_json(replace(card, scale=0.1).to_json()) != card
 
 
 class FakeQueryEncoder:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from latentrag import io as disk_module
-from latentrag.memory import Memory, forgetting, tags, upkeep
+from latentrag.memory import Memory, history, upkeep
 from latentrag.memory.indexes import IndexFolder
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
@@ -30,14 +30,14 @@ def changes(encoder) -> list[tuple[str, Callable[[Memory], object]]]:
     return [
         ("add", lambda memory: memory.add([Passage(f"q{i}", f"new text {i}") for i in range(3)], encoder)),
         ("upsert", lambda memory: memory.upsert([Passage("p0", "changed"), Passage("r", "r")], encoder)),
-        ("tag", lambda memory: tags.tag(memory.path, "good", 3)),
-        ("serve", lambda memory: tags.serve(memory.path, 4)),
+        ("tag", lambda memory: history.tag(memory.path, "good", 3)),
+        ("serve", lambda memory: history.serve(memory.path, 4)),
         ("delete", lambda memory: memory.delete(["p1", "q0"])),
         ("compact", lambda memory: upkeep.compact(memory.path)),
-        ("serve", lambda memory: tags.serve(memory.path, 5)),
+        ("serve", lambda memory: history.serve(memory.path, 5)),
         ("prune", lambda memory: upkeep.prune(memory.path, keep=1)),
-        ("untag", lambda memory: tags.untag(memory.path, "good")),
-        ("forget", lambda memory: forgetting.forget(memory.path, ["p2"])),
+        ("untag", lambda memory: history.untag(memory.path, "good")),
+        ("forget", lambda memory: upkeep.forget(memory.path, ["p2"])),
         ("reencode", lambda memory: memory.reencode(encoder)),
     ]
 
@@ -59,7 +59,7 @@ def test_what_was_acknowledged_survives(monkeypatch, tmp_path, path, encoder, ch
             with warnings.catch_warnings(record=True) as found:
                 warnings.simplefilter("always")
                 assert state_of(Memory.open(copy)) in expected
-                assert tags.tags(copy) in expected_tags
+                assert history.tags(copy) in expected_tags
             warned.extend(found)
             shutil.rmtree(copy)
 
@@ -69,7 +69,7 @@ def test_what_was_acknowledged_survives(monkeypatch, tmp_path, path, encoder, ch
         memory = Memory.open(path)
         before = state_of(memory)
         after = state_after(name, before)
-        names = tags.tags(path)
+        names = history.tags(path)
         expected, expected_tags = (before, after), (names, names_after(name, names))
         disk.before_sync = fail
         change(memory)

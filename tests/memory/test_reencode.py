@@ -13,8 +13,8 @@ import torch
 
 from latentrag.errors import EncoderMismatchError, MemoryStoreError, ModelError
 from latentrag.memory import Memory
-from latentrag.memory import memory as memory_module
 from latentrag.memory import table as table_module
+from latentrag.memory import writer as writer_module
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
 from tests.memory.conftest import FakePassageEncoder
@@ -42,7 +42,7 @@ def other():
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Several encodings and several files for a dozen passages."""
-    monkeypatch.setattr(memory_module, "PASSAGES_PER_ENCODING", 4)
+    monkeypatch.setattr(writer_module, "PASSAGES_PER_ENCODING", 4)
     monkeypatch.setattr(table_module, "ROWS_PER_FRAGMENT", 4)
 
 
@@ -71,8 +71,8 @@ def test_new_vectors_old_texts_one_version(path, encoder, filled, other, small_p
         assert list(memory.passages()) == list(before.passages())
         assert memory.get(["z"]) == [whole]
         assert vectors_by_id(memory) == expected(other, memory)
-        assert (memory.manifest.encoder, memory.manifest.fingerprint) == ("other", "f2")
-        assert (memory.manifest.max_tokens, memory.manifest.scale) == (128, 3.0)
+        assert (memory.card.encoder, memory.card.fingerprint) == ("other", "f2")
+        assert (memory.card.max_tokens, memory.card.scale) == (128, 3.0)
     assert after.log()[-1].change == "re-encoded 11 passages with other"
     dataset = lance.dataset(str(path))
     assert dataset.has_stable_row_ids
@@ -87,7 +87,7 @@ def test_an_older_version_keeps_its_vectors_and_its_encoder(path, encoder, fille
         again = old.search(queries, 3)
         assert again.passages == before.passages
         assert np.array_equal(again.scores, before.scores)
-        assert old.manifest.fingerprint == "f1"
+        assert old.card.fingerprint == "f1"
         assert vectors_by_id(old) == expected(encoder, old)
 
 
@@ -159,7 +159,7 @@ def test_a_failure_midway_leaves_everything_as_it_was(path, filled, other, small
     with pytest.raises((RuntimeError, ModelError), match=failure):
         filled.reencode(other)
     assert files(path) == before
-    assert Memory.open(path).manifest.fingerprint == "f1"
+    assert Memory.open(path).card.fingerprint == "f1"
 
 
 def test_only_the_newest_version_can_be_reencoded(path, filled, other):
@@ -225,10 +225,10 @@ def test_of_two_commits_at_the_same_moment_one_is_refused(monkeypatch, path, enc
 KILLED = """
 import sys
 from pathlib import Path
-from latentrag.memory import Memory, memory, table
+from latentrag.memory import Memory, table, writer
 from tests.memory.test_reencode import OtherEncoder
 
-memory.PASSAGES_PER_ENCODING = table.ROWS_PER_FRAGMENT = 4
+writer.PASSAGES_PER_ENCODING = table.ROWS_PER_FRAGMENT = 4
 
 class Slow(OtherEncoder):
     calls = 0
@@ -261,7 +261,7 @@ def test_a_killed_reencoding_leaves_the_old_version(path, encoder, filled, other
     assert process.returncode == -signal.SIGKILL
 
     memory = Memory.open(path)
-    assert (memory.version, memory.manifest.fingerprint) == (2, "f1")
+    assert (memory.version, memory.card.fingerprint) == (2, "f1")
     assert vectors_by_id(memory) == expected(encoder, memory)
     assert len(list((path / "data").iterdir())) == 3  # two of them are the killed writer's
     assert vectors_by_id(memory.delete(["p0"]).reencode(other)) == expected(other, Memory.open(path))
@@ -269,7 +269,7 @@ def test_a_killed_reencoding_leaves_the_old_version(path, encoder, filled, other
 
 
 def test_passages_are_streamed(monkeypatch, path, encoder, other):
-    monkeypatch.setattr(memory_module, "PASSAGES_PER_ENCODING", 50)
+    monkeypatch.setattr(writer_module, "PASSAGES_PER_ENCODING", 50)
     monkeypatch.setattr(table_module, "ROWS_PER_FRAGMENT", 200)
     monkeypatch.setattr(table_module, "ROWS_PER_READ", 50)
     memory = Memory.create(path, encoder).add((Passage(f"p{i}", f"text {i}") for i in range(1_000)), encoder)
@@ -293,11 +293,6 @@ def test_passages_are_streamed(monkeypatch, path, encoder, other):
     assert [p.id for p in after.passages()] == [f"p{i}" for i in range(1_000)]
 
 
-def test_progress_goes_to_stderr_and_only_if_asked(capsys, filled, other):
-    after = filled.reencode(other)
-    assert capsys.readouterr() == ("", "")
-    after.reencode(other, progress=True)
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "encoding passages" in err
-    assert "100%" in err
+def test_progress_is_shown_only_if_asked(filled, shown_progress, other):
+    filled.reencode(other).reencode(other, progress=True)
+    assert shown_progress == [("encoding passages", 12, False, 12), ("encoding passages", 12, True, 12)]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from latentrag.errors import MemoryStoreError
-from latentrag.memory import Memory, durable, files, upkeep
+from latentrag.memory import Memory, storage, upkeep, version_files
 from latentrag.memory import table as table_module
-from latentrag.memory.repairing import repair
+from latentrag.memory.repair import repair
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
 from tests.memory.test_damage import places
@@ -39,9 +39,9 @@ def assert_searched(memory: Memory, encoder) -> None:
 
 def added(path: Path, change) -> str:
     """The data or deletion file that a change makes."""
-    before = files.present(path)
+    before = version_files.present(path)
     change()
-    (name,) = (n for n in files.present(path) - before if n.startswith(("data/", "_deletions/")))
+    (name,) = (n for n in version_files.present(path) - before if n.startswith(("data/", "_deletions/")))
     return name
 
 
@@ -59,13 +59,13 @@ def rot(file: Path, encoder, text: str) -> None:
 
 
 def only_data_file(path: Path) -> str:
-    (name,) = (n for n in files.present(path) if n.startswith("data/"))
+    (name,) = (n for n in version_files.present(path) if n.startswith("data/"))
     return name
 
 
 def contents(path: Path) -> Counter[str]:
     """How often each content of a file of the table is there, set aside or not."""
-    folders = [place / name for place in (path, path / files.DAMAGED) for name in files.TABLE_FOLDERS]
+    folders = [place / name for place in (path, path / version_files.DAMAGED) for name in version_files.TABLE_FOLDERS]
     return Counter(
         hashlib.sha256(file.read_bytes()).hexdigest()
         for folder in folders
@@ -90,7 +90,7 @@ def test_newer_passages_are_kept_where_an_older_file_is_rotten(path, encoder, fi
     assert (sorted(done.lost), done.older, done.num_unnamed, done.num_returned) == (sorted(TWELVE), {}, 0, 0)
     assert held(Memory.open(path)) == {f"q{i}": f"text q{i}" for i in range(3)}
     assert_searched(Memory.open(path), encoder)
-    assert (path / files.DAMAGED / rotten).exists()
+    assert (path / version_files.DAMAGED / rotten).exists()
     assert before - contents(path) == Counter()
     assert verify(path).problems == []
     assert held(Memory.open(path).add([Passage("p0", "again")], encoder))["p0"] == "again"
@@ -123,9 +123,9 @@ def test_rows_of_a_rotten_file_are_taken_from_the_files_that_it_was_compacted_fr
 
 
 def test_an_older_passage_of_a_missing_id_is_named(path, encoder, filled):
-    before = files.present(path)
+    before = version_files.present(path)
     replaced = filled.upsert([Passage("p0", "new"), Passage("r", "t")], encoder)
-    (name,) = (n for n in files.present(path) - before if n.startswith("data/"))
+    (name,) = (n for n in version_files.present(path) - before if n.startswith("data/"))
     replaced.add(many(0, 3), encoder)
     rot(path / name, encoder, "new")
     done = repair(path)
@@ -134,9 +134,9 @@ def test_an_older_passage_of_a_missing_id_is_named(path, encoder, filled):
 
 
 def test_a_replaced_passage_that_is_back_is_counted(path, encoder, filled):
-    before = files.present(path)
+    before = version_files.present(path)
     filled.upsert([Passage("p0", "new")], encoder)
-    (name,) = (n for n in files.present(path) - before if n.startswith("data/"))
+    (name,) = (n for n in version_files.present(path) - before if n.startswith("data/"))
     rot(path / name, encoder, "new")
     done = repair(path)
     assert (done.newest, done.older, done.lost, done.num_returned) == (2, {"p0": 2}, [], 1)
@@ -162,7 +162,7 @@ def test_deletions_that_cannot_be_trusted(path, encoder, filled, more):
 @pytest.mark.parametrize("how", ["gone", "cut", "rotten"])
 def test_what_is_intact_is_kept_where_no_version_is_whole(monkeypatch, path, encoder, how):
     monkeypatch.setattr(table_module, "ROWS_PER_FRAGMENT", 4)
-    monkeypatch.setattr("latentrag.memory.memory.PASSAGES_PER_ENCODING", 4)
+    monkeypatch.setattr("latentrag.memory.writer.PASSAGES_PER_ENCODING", 4)
     Memory.create(path, encoder).add(many(0, 12), encoder)
     upkeep.prune(path, keep=1)
     table = Memory.open(path)._table
@@ -188,15 +188,15 @@ def test_nothing_is_moved_where_nothing_is_left(path, encoder, filled):
     with pytest.raises(MemoryStoreError, match="no version of the memory .* can be read; restore it from a copy"):
         repair(path)
     assert contents(path) == before
-    assert not (path / files.DAMAGED).exists()
+    assert not (path / version_files.DAMAGED).exists()
 
 
 def test_half_of_a_commit_that_was_never_acknowledged_is_not_kept(monkeypatch, path, encoder, filled):
     monkeypatch.setattr(table_module, "ROWS_PER_FRAGMENT", 4)
-    monkeypatch.setattr("latentrag.memory.memory.PASSAGES_PER_ENCODING", 4)
-    known = durable.recorded(path).keys()
+    monkeypatch.setattr("latentrag.memory.writer.PASSAGES_PER_ENCODING", 4)
+    known = storage.LocalDisk(path).checksums().keys()
     newer = filled.add(many(0, 8), encoder)
-    durable.keep_records(path, known)
+    storage.LocalDisk(path).keep_checksums(known)
     (path / list(newer._table.fragments())[2][0]).write_bytes(b"")
     done = repair(path)
     assert (done.set_aside, done.newest, done.lost) == ([3], 2, [])
@@ -205,14 +205,14 @@ def test_half_of_a_commit_that_was_never_acknowledged_is_not_kept(monkeypatch, p
 
 def test_passages_of_a_manifest_that_cannot_be_read_are_named(path, encoder, filled):
     filled.upsert([Passage("p1", "changed"), Passage("q", "t")], encoder)
-    (path / files.manifest_name(3)).write_bytes(b"")
+    (path / version_files.manifest_name(3)).write_bytes(b"")
     done = repair(path)
     assert (done.newest, done.older, done.lost) == (2, {"p1": 2}, ["q"])
 
 
 def test_a_wrong_bit_anywhere_in_any_file_is_set_aside(tmp_path, path, encoder, filled):
     filled.delete(["p3", "p4"]).add(many(0, 30), encoder)
-    names = [n for n in files.present(path) if n.startswith(("data/", "_deletions/", "_versions/1"))]
+    names = [n for n in version_files.present(path) if n.startswith(("data/", "_deletions/", "_versions/1"))]
     assert len(names) == 7
     for name in names:
         for place in places((path / name).stat().st_size)[::3]:
@@ -223,7 +223,7 @@ def test_a_wrong_bit_anywhere_in_any_file_is_set_aside(tmp_path, path, encoder, 
             assert all(name in what for what in done.why.values())
             assert done.set_aside
             assert verify(other).problems == []
-            assert (other / files.DAMAGED / name).exists()
+            assert (other / version_files.DAMAGED / name).exists()
             assert before - contents(other) == Counter()
             held(Memory.open(other))
             shutil.rmtree(other)
@@ -240,7 +240,7 @@ def test_a_repair_that_is_killed_can_be_repeated_and_nothing_is_gone(
     rotten = only_data_file(path)
     filled.add(many(0, 3), encoder).delete(["q0"])
     Memory.open(path).add([Passage("z", "last")], encoder)
-    (path / files.manifest_name(5)).write_bytes(b"")
+    (path / version_files.manifest_name(5)).write_bytes(b"")
     rot(path / rotten, encoder, "text 0")
     before = contents(path)
     whole_run = shutil.copytree(path, tmp_path / "whole.lance")
@@ -258,7 +258,7 @@ def test_a_repair_that_is_killed_can_be_repeated_and_nothing_is_gone(
             return shutil.move(*names)
 
         with monkeypatch.context() as patched:
-            patched.setattr(files, "shutil", type("Shutil", (), {"move": staticmethod(move)}))
+            patched.setattr(version_files, "shutil", type("Shutil", (), {"move": staticmethod(move)}))
             try:
                 repair(other)
                 killed = False

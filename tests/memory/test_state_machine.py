@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from latentrag.errors import MemoryStoreError
-from latentrag.memory import Memory, forgetting, lock, tags, upkeep
-from latentrag.memory.diff import diff
-from latentrag.memory.repairing import repair
+from latentrag.memory import Memory, history, storage, upkeep
+from latentrag.memory.history import diff
+from latentrag.memory.repair import repair
 from latentrag.memory.table import Table
 from latentrag.memory.verify import verify
 from latentrag.sync import SyncOptions, sync
@@ -152,12 +152,12 @@ class Machine(RuleBasedStateMachine):
     def give_a_name(self, name: str, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(sorted(self.versions)))
         if name == "served":
-            tags.serve(self.path, number)
+            history.serve(self.path, number)
         elif name in self.tags:
-            assert tags.untag(self.path, name) == self.tags[name]
-            tags.tag(self.path, name, number)
+            assert history.untag(self.path, name) == self.tags[name]
+            history.tag(self.path, name, number)
         else:
-            tags.tag(self.path, name, number)
+            history.tag(self.path, name, number)
         self.tags[name] = number
         assert Memory.open(self.path, version=name).version == number
 
@@ -174,13 +174,13 @@ class Machine(RuleBasedStateMachine):
         if not ids <= ever:
             return
         state = {key: text for key, text in self.state.items() if key not in ids}
-        done = forgetting.forget(self.path, ids)
+        done = upkeep.forget(self.path, ids)
         assert done.left == []
         dropped = {number for number, held in self.versions.items() if held.keys() & ids}
         assert dropped <= set(done.dropped)
         self.versions = {number: held for number, held in self.versions.items() if number not in done.dropped}
         self.tags = {name: number for name, number in self.tags.items() if number not in done.dropped}
-        assert tags.tags(self.path) == self.tags
+        assert history.tags(self.path) == self.tags
         self.memory = Memory.open(self.path)
         self.versions[self.memory.version] = state
 
@@ -188,7 +188,7 @@ class Machine(RuleBasedStateMachine):
     def a_writer_dies(self, name: str) -> None:
         (self.path / name).parent.mkdir(exist_ok=True)
         (self.path / name).write_bytes(b"half a file")
-        (self.path / lock.LOCK_FILE).write_text(json.dumps(asdict(lock.Owner.this_process())))
+        (self.path / storage.LOCK_FILE).write_text(json.dumps(asdict(storage.Owner.this_process())))
         self.upsert([Passage("p0", "after")])
         assert not (self.path / name).exists()
 
@@ -213,7 +213,7 @@ def check(memory: Memory, state: State) -> None:
     if state:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* has changed since its index was built")
-            found = memory.search(np.ones((1, memory.manifest.dimension), np.float32), len(state))
+            found = memory.search(np.ones((1, memory.card.dimension), np.float32), len(state))
         expected = {key: FakePassageEncoder().vector(text).astype(np.float16) for key, text in state.items()}
         assert {z.id for z in found.passages[0]} == state.keys()
         for z, vector in zip(found.passages[0], found.vectors[0], strict=True):

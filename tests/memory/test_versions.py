@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 
 from latentrag.errors import InputError, MemoryStoreError
-from latentrag.memory import Memory, files, tags, upkeep
+from latentrag.memory import Memory, history, upkeep, version_files
 from latentrag.memory import table as table_module
-from latentrag.memory.diff import diff, num_read, titles
-from latentrag.memory.log import Version
+from latentrag.memory.history import Version, diff, num_compared, number_of, titles
 from latentrag.memory.table import Table
 from latentrag.memory.verify import verify
-from latentrag.memory.versions import resolve
 from latentrag.types import Passage
 from tests.memory.conftest import FakePassageEncoder
 
@@ -27,24 +25,24 @@ def numbers(path: Path) -> list[int]:
 
 
 def test_a_version_by_its_tag(path, filled):
-    tags.tag(path, "before-the-move", 2)
+    history.tag(path, "before-the-move", 2)
     filled.delete(["p0"])
     assert Memory.open(path, version="before-the-move").version == 2
-    assert tags.tags(path) == {"before-the-move": 2}
+    assert history.tags(path) == {"before-the-move": 2}
     assert lance.dataset(str(path)).tags.list()["before-the-move"]["version"] == 2  # Lance knows it, too
-    assert tags.untag(path, "before-the-move") == 2
-    assert tags.tags(path) == {}
+    assert history.untag(path, "before-the-move") == 2
+    assert history.tags(path) == {}
 
 
 def test_a_name_is_one_version_s(path, filled):
-    tags.tag(path, "a", 1)
+    history.tag(path, "a", 1)
     with pytest.raises(MemoryStoreError, match="the tag 'a' names version 1 already; remove it first"):
-        tags.tag(path, "a", 2)
+        history.tag(path, "a", 2)
     with pytest.raises(MemoryStoreError, match="has no tag 'b'; choose one of a$"):
-        tags.untag(path, "b")
+        history.untag(path, "b")
     with pytest.raises(MemoryStoreError, match="version 7 .* cannot be read"):
-        tags.tag(path, "b", 7)
-    assert tags.tags(path) == {"a": 1}
+        history.tag(path, "b", 7)
+    assert history.tags(path) == {"a": 1}
 
 
 @pytest.mark.parametrize(
@@ -52,18 +50,18 @@ def test_a_name_is_one_version_s(path, filled):
 )
 def test_names_that_cannot_be(path, filled, name):
     with pytest.raises(InputError, match="cannot be a tag; begin with a letter"):
-        tags.tag(path, name, 1)
+        history.tag(path, name, 1)
     assert not (path / "_refs").exists()
 
 
 @pytest.mark.parametrize("name", ["served", "newest", "latentrag-unfinished"])
 def test_names_with_a_meaning(path, filled, name):
     with pytest.raises(InputError, match="has a meaning of its own"):
-        tags.tag(path, name, 1)
+        history.tag(path, name, 1)
 
 
 def test_a_tag_that_cannot_be_read(path, filled):
-    tags.tag(path, "a", 1)
+    history.tag(path, "a", 1)
     (path / "_refs" / "tags" / "a.json").write_text('{"version": "x"}')
     with pytest.raises(MemoryStoreError, match=r"the tag .*a.json cannot be read .*; delete that file"):
         Memory.open(path, version="served")
@@ -71,18 +69,18 @@ def test_a_tag_that_cannot_be_read(path, filled):
 
 def test_served_and_newest(path, encoder, filled):
     filled.delete(["p0"]).delete(["p1"])
-    assert resolve(path, "served") is None
-    tags.serve(path, 2)
+    assert number_of(path, "served") is None
+    history.serve(path, 2)
     assert Memory.open(path, version="served").version == 2
-    tags.serve(path, 3)
+    history.serve(path, 3)
     assert Memory.open(path, version="served").version == 3
     assert {Memory.open(path).version, Memory.open(path, version="newest").version} == {4}
     Memory.open(path).add([Passage("new", "t")], encoder)  # writers go on from the newest
-    tags.serve(path, None)
+    history.serve(path, None)
     assert Memory.open(path, version="served").version == 5
-    tags.serve(path, None)
+    history.serve(path, None)
     with pytest.raises(MemoryStoreError, match="version 9 .* cannot be read"):
-        tags.serve(path, 9)
+        history.serve(path, 9)
 
 
 @pytest.fixture
@@ -90,10 +88,10 @@ def dated(monkeypatch, path, filled):
     """Version n was committed on day n of 2026, at noon."""
     filled.delete(["p0"])
 
-    def log(table: Table) -> list[Version]:
-        return [Version(n, datetime(2026, 1, n, 12, tzinfo=UTC), 0, "") for n in (1, 2, 3)]
+    def logged(table: Table, number: int) -> Version:
+        return Version(number, datetime(2026, 1, number, 12, tzinfo=UTC), 0, "")
 
-    monkeypatch.setattr(Table, "log", log)
+    monkeypatch.setattr(history, "logged", logged)
     return path
 
 
@@ -111,7 +109,7 @@ def dated(monkeypatch, path, filled):
     ],
 )
 def test_a_version_by_its_date(dated, text, version):
-    assert resolve(dated, text) == version
+    assert number_of(dated, text) == version
     assert Memory.open(dated, version=text).version == version
 
 
@@ -119,12 +117,12 @@ def test_versions_that_are_not(dated, tmp_path):
     with pytest.raises(
         MemoryStoreError, match="no version as old as 2025-12-31; its oldest, 1, is of 2026-01-01 12:00"
     ):
-        resolve(dated, "2025-12-31")
+        number_of(dated, "2025-12-31")
     with pytest.raises(MemoryStoreError, match="has no version 'yesterday'; give a number or a date"):
-        resolve(dated, "yesterday")
-    tags.tag(dated, "a", 1)
+        number_of(dated, "yesterday")
+    history.tag(dated, "a", 1)
     with pytest.raises(MemoryStoreError, match=r"give a number or a tag \(a\) or a date"):
-        resolve(dated, "b")
+        number_of(dated, "b")
     with pytest.raises(MemoryStoreError, match="has no version 9; choose one of 1, 2, 3$"):
         Memory.open(dated, version="9")
     with pytest.raises(MemoryStoreError, match="there is no memory at"):
@@ -133,9 +131,18 @@ def test_versions_that_are_not(dated, tmp_path):
 
 def test_dates_are_those_of_the_log(path, filled):
     first, second = (version.time for version in Memory.open(path).log())
-    assert resolve(path, first.isoformat()) == 1
-    assert resolve(path, second.isoformat()) == 2
-    assert resolve(path, str(datetime.now(UTC).date())) == 2
+    assert number_of(path, first.isoformat()) == 1
+    assert number_of(path, second.isoformat()) == 2
+    assert number_of(path, str(datetime.now(UTC).date())) == 2
+
+
+def test_a_version_that_cannot_be_read_is_passed_over_by_a_date(path, filled):
+    newest = filled.delete(["p0"]).delete(["p1"])
+    times = {version.number: version.time.isoformat() for version in newest.log()}
+    (path / version_files.manifest_name(3)).write_bytes(b"")
+    with pytest.warns(UserWarning, match="version 3 of .* cannot be read"):
+        found = [number_of(path, times[number]) for number in (1, 2, 3, 4)]
+    assert found == [1, 2, 2, 4]
 
 
 # What differs
@@ -166,7 +173,7 @@ def test_diff_reads_only_what_differs(monkeypatch, path, encoder, filled):
     read, convert = [], table_module.to_passages
     monkeypatch.setattr(table_module, "to_passages", lambda rows: read.append(len(rows)) or convert(rows))
     assert diff(Table.open(path, 2), Table.open(path, 3)).added == ["new"]
-    assert sum(read) == num_read(Table.open(path, 2), Table.open(path, 3)) == 1
+    assert sum(read) == num_compared(Table.open(path, 2), Table.open(path, 3)) == 1
 
 
 def test_titles_of_what_differs(monkeypatch, path, encoder, filled):
@@ -176,7 +183,7 @@ def test_titles_of_what_differs(monkeypatch, path, encoder, filled):
     assert titles(old, new, {"p0", "p1"}) == {passage.id: passage.title for passage in filled.get(["p0", "p1"])}
     monkeypatch.setattr(table_module, "to_passages", None)
     assert titles(new, old, ()) == {}
-    assert num_read(new, new) == 0
+    assert num_compared(new, new) == 0
 
 
 # Getting rid of versions
@@ -192,14 +199,14 @@ def many(path, encoder, filled):
 
 
 def test_prune_keeps_the_newest_and_those_with_a_name(path, many, queries):
-    tags.tag(path, "good", 2)
-    tags.serve(path, 4)
-    before = sum((path / name).stat().st_size for name in files.present(path))
+    history.tag(path, "good", 2)
+    history.serve(path, 4)
+    before = sum((path / name).stat().st_size for name in version_files.present(path))
     found = Memory.open(path).search(queries, 5)
     done = upkeep.prune(path, keep=2)
     assert (done.removed, done.kept) == ([1, 3, 5], [2, 4])
     assert numbers(path) == [2, 4, 6, 7]
-    assert before - sum((path / name).stat().st_size for name in files.present(path)) == done.freed_bytes > 0
+    assert before - sum((path / name).stat().st_size for name in version_files.present(path)) == done.freed_bytes > 0
     assert Memory.open(path, version="good").get(["p0"])[0].text == "text 0"
     assert np.array_equal(Memory.open(path).search(queries, 5).scores, found.scores)
     assert verify(path).problems == []
@@ -210,18 +217,18 @@ def test_prune_keeps_the_newest_and_those_with_a_name(path, many, queries):
 
 def test_prune_removes_files_that_only_old_versions_need(path, encoder, many):
     many.reencode(encoder)
-    assert sum(name.startswith("data/") for name in files.present(path)) == 7
+    assert sum(name.startswith("data/") for name in version_files.present(path)) == 7
     upkeep.prune(path, keep=1)
-    assert sum(name.startswith("data/") for name in files.present(path)) == 1
+    assert sum(name.startswith("data/") for name in version_files.present(path)) == 1
     assert len(Memory.open(path)) == 17
 
 
 def test_prune_by_age(monkeypatch, path, many):
     now = datetime.now(UTC)
     log = [Version(n, now - timedelta(days=10 * (7 - n)), 0, "") for n in range(1, 8)]
-    monkeypatch.setattr(Table, "log", lambda table: log)
+    monkeypatch.setattr(history, "log", lambda table: log)
     assert upkeep.prune(path, older_than_days=35).removed == [1, 2, 3]
-    monkeypatch.setattr(Table, "log", lambda table: log[3:])
+    monkeypatch.setattr(history, "log", lambda table: log[3:])
     assert upkeep.prune(path, older_than_days=0).removed == [4, 5, 6]
     monkeypatch.undo()
     assert numbers(path) == [7]

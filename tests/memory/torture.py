@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from latentrag.memory import Memory, files, forgetting, upkeep
-from latentrag.memory import memory as memory_module
+from latentrag.memory import Memory, upkeep, version_files
 from latentrag.memory import table as table_module
+from latentrag.memory import writer as writer_module
 from latentrag.memory.indexes import folder as index_folder
 from latentrag.memory.verify import verify
 from latentrag.sync import SyncOptions, sync
@@ -47,7 +47,7 @@ LONGEST_S = 60.0
 
 def write(path: str, log: str, seed: int) -> None:
     """Change the memory for ever; say in the log what comes next, and what is acknowledged."""
-    memory_module.PASSAGES_PER_ENCODING = table_module.ROWS_PER_FRAGMENT = 8  # several files for a change
+    writer_module.PASSAGES_PER_ENCODING = table_module.ROWS_PER_FRAGMENT = 8  # several files for a change
     warnings.simplefilter("ignore")
     rng = random.Random(seed)
     with Path(log).open("a", encoding="utf-8") as out:
@@ -122,7 +122,7 @@ def _change(memory: Memory, name: str, ids: list[str], after: State) -> None:
     elif name == "delete":
         memory.delete(ids)
     elif name == "forget":
-        forgetting.forget(memory.path, ids)
+        upkeep.forget(memory.path, ids)
     elif name == "compact":
         upkeep.compact(memory.path)
     else:
@@ -177,7 +177,7 @@ def _left_whole(path: Path, log: Path, before: State) -> tuple[State, str]:
     assert len(passages) == len(found) == len(memory), "a passage comes twice"
     assert found in (acknowledged, between, in_flight), (killed_in, acknowledged, between, in_flight, found)
     _search(memory)
-    for version in files.version_numbers(path):
+    for version in version_files.version_numbers(path):
         assert len(list(Memory.open(path, version=version).passages())) >= 0
 
     found["last"] = f"after {killed_in}"

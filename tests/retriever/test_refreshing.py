@@ -141,7 +141,7 @@ def test_refresh_brings_the_memory_up_to_the_encoder(retriever, memory) -> None:
     learn(passage)
     learn(query, seed=1)
     assert retriever.refresh() == retriever.version == retriever.memory.version == 3
-    assert query.passage_fingerprint == passage.fingerprint == retriever.memory.manifest.fingerprint
+    assert query.passage_fingerprint == passage.fingerprint == retriever.memory.card.fingerprint
     expected = passage.encode_passages(PASSAGES).half().float()
     for each, vector in zip(PASSAGES, expected, strict=True):
         assert torch.equal(torch.from_numpy(stored(retriever.memory)[each.id]), vector)
@@ -154,7 +154,7 @@ def test_refresh_brings_the_memory_up_to_the_encoder(retriever, memory) -> None:
     torch.testing.assert_close(found.logits.detach(), as_stored.logits, **STORED)
 
     again = Memory.open(memory.path, version=2)
-    assert again.manifest.fingerprint == memory.manifest.fingerprint
+    assert again.card.fingerprint == memory.card.fingerprint
     with pytest.raises(EncoderMismatchError):
         DenseRetriever(query, again)
     DenseRetriever(query, Memory.open(memory.path))
@@ -177,7 +177,7 @@ def test_refresh_takes_the_newest_version_whatever_was_searched(retriever, memor
 
 
 def test_use_goes_to_a_version_and_its_encoder(retriever, memory) -> None:
-    fingerprint = memory.manifest.fingerprint
+    fingerprint = memory.card.fingerprint
     before = retriever.retrieve(X, 3)
     learn(retriever.passage_encoder)
     retriever.refresh()

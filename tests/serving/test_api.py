@@ -329,14 +329,14 @@ def test_no_more_is_read_than_allowed(served, monkeypatch) -> None:
 
 def test_what_cannot_be_used_leaves_what_is_served(changing, monkeypatch) -> None:
     from latentrag.errors import MemoryStoreError
-    from latentrag.memory import tags
+    from latentrag.memory import history
 
     served, _ = changing
 
     def locked(*_: object) -> None:
         raise MemoryStoreError("somebody else is writing; try again")
 
-    monkeypatch.setattr(tags, "serve", locked)
+    monkeypatch.setattr(history, "serve", locked)
     response = served.post("/v1/memory", {"action": "use", "version": 2})
     assert (response.status_code, response.json()["error"]["message"]) == (409, "somebody else is writing; try again")
     assert served.get("/v1/memory").json()["version"] == 3

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from latentrag.assemble import live_memory, load_passage_encoder
-from latentrag.memory import Memory, tags
+from latentrag.memory import Memory, history
 from latentrag.types import Passage
 from tests.cli.conftest import QUESTION, cli
 from tests.serving.conftest import PATIENCE_S
@@ -67,7 +67,7 @@ def test_a_server_that_is_killed_while_it_exchanges_its_memory_loses_nothing(
     assert len(Memory.open(path, version="newest").log()) == 3
     served = live_memory(path)
     assert served.version in before
-    tags.serve(path, 2)  # no lock is left that holds anybody up
+    history.serve(path, 2)  # no lock is left that holds anybody up
     assert live_memory(path).version == 2
 
 

@@ -490,7 +490,7 @@ def test_a_memory_from_before_sync(synced: Synced, monkeypatch):
     assert synced.memory.version == dry.version == 3
     report = synced.sync()
     assert [v.change for v in synced.memory.log()[3:]] == [
-        "made ready to be synced",
+        "made ready for origin",
         "synced notes: added 1, changed 0, removed 0",
     ]
     assert (report.version, synced.texts()) == (5, {"h": "by hand", "i": "too", "notes/a.txt": "text"})
@@ -503,7 +503,7 @@ def test_a_memory_from_before_sync_is_compacted_and_indexed(synced: Synced, monk
     """Files without the column beside files with it, in one."""
     from latentrag.memory import table as module
     from latentrag.memory import upkeep
-    from latentrag.memory.forgetting import forget
+    from latentrag.memory.upkeep import forget
     from latentrag.memory.verify import verify
 
     with monkeypatch.context() as patch:
@@ -596,22 +596,38 @@ def test_notes_that_are_lost_or_damaged_cost_time_only(synced: Synced, damage):
     assert set(synced.texts().values()) == {"text 0", "text 1", "text 2"}
 
 
-def test_someone_else_s_commit_meanwhile_ends_the_sync_and_loses_nothing(synced: Synced):
+def test_other_writers_are_refused_from_the_first_commit_of_a_sync_to_its_end(synced: Synced):
     for i in range(4):
         synced.write(f"{i}.txt", f"text {i}")
     working = synced.encoder.encode_passages
 
     def meddling(passages, **options):
-        if passages[0].text == "text 2":
+        with pytest.raises(MemoryStoreError, match="is being changed by .*; try again when that is done"):
             Memory.open(synced.path).add([Passage("h", "by hand")], CountingEncoder())
         return working(passages, **options)
 
     synced.encoder.encode_passages = meddling
-    with pytest.raises(MemoryStoreError, match="open it without a version and try again"):
-        synced.sync(passages_per_commit=1)
-    synced.encoder.encode_passages = working
-    assert files(synced.sync()) == (2, 0, 0, 0, 2, 0)
+    assert files(synced.sync(passages_per_commit=1)) == (4, 0, 0, 0, 0, 0)
+    synced.memory.add([Passage("h", "by hand")], CountingEncoder())
     assert set(synced.texts().values()) == {"text 0", "text 1", "text 2", "text 3", "by hand"}
+
+
+def test_a_commit_between_reading_the_memory_and_the_first_of_a_sync_is_noticed(synced: Synced, monkeypatch):
+    synced.write("0.txt", "text 0")
+    synced.sync()
+    synced.write("1.txt", "text 1")
+    opened, writing = Memory.open(synced.path), Memory.writing
+
+    def late(memory, encoder, **options):
+        monkeypatch.undo()
+        opened.add([Passage("h", "by hand")], CountingEncoder())
+        return writing(memory, encoder, **options)
+
+    monkeypatch.setattr(Memory, "writing", late)
+    with pytest.raises(MemoryStoreError, match="open it without a version and try again"):
+        synced.sync()
+    assert files(synced.sync()) == (1, 0, 0, 0, 1, 0)
+    assert set(synced.texts().values()) == {"text 0", "text 1", "by hand"}
 
 
 def test_passages_keep_pages_and_offsets(synced: Synced):

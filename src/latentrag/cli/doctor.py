@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from latentrag.cli import arguments as arg
-from latentrag.cli.output import print_json
+from latentrag.cli.output import EXIT_PROBLEMS, print_json
 from latentrag.config import DEMO, RetrieverKind, settings
 from latentrag.errors import EncoderMismatchError, LatentRagError, ModelError
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 Facts = dict[str, Any]
 
-EXIT_PROBLEMS = 2
 _LIBRARIES = ("torch", "transformers", "faiss-cpu", "pylance", "pyarrow")
 
 
@@ -39,7 +38,7 @@ def doctor(
 ) -> None:
     """Check the installation, a model and a memory.
 
-    Exits with 2 if something is wrong, for instance if they do not belong together.
+    Exits with 1 if something is wrong, for instance if they do not belong together.
     """
     source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
     problems: list[str] = []
@@ -108,21 +107,21 @@ def _open_memory(name: str, problems: list[str]) -> Memory | None:
         problems.append(str(error))
         return None
     if not len(opened):
-        problems.append(f"{opened.path} has no passages; add some with `latentrag index add {opened.path} FILES…`")
+        problems.append(f"{opened.name} has no passages; add some with `latentrag index add {opened.name} FILES…`")
     return opened
 
 
 def _memory(opened: Memory) -> Facts:
-    manifest = opened.manifest
+    card = opened.card
     return {
-        "path": str(opened.path),
+        "path": opened.name,
         "version": opened.version,
         "passages": len(opened),
-        "encoder": manifest.encoder,
-        "dimension": manifest.dimension,
-        "scale": manifest.scale,
-        "max_tokens": manifest.max_tokens,
-        "fingerprint": manifest.fingerprint,
+        "encoder": card.encoder,
+        "dimension": card.dimension,
+        "scale": card.scale,
+        "max_tokens": card.max_tokens,
+        "fingerprint": card.fingerprint,
     }
 
 

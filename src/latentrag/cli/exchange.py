@@ -26,8 +26,8 @@ def push(
 
     A repository that is made on the hub is private; make it public there if that is what you want.
     """
-    from latentrag.memory.exchange import LISTING
     from latentrag.memory.exchange import push as run
+    from latentrag.memory.stores import LISTING
 
     path = resolve_memory(memory)
     with _shown_progress("writing passages") as on_passages:
@@ -58,12 +58,12 @@ def pull(
     with _shown_progress("checking passages") as on_passages:
         pulled = run(source, path, on_passages=on_passages)
     if as_json:
-        record = {"version": pulled.version, "passages": len(pulled), "encoder": pulled.manifest.encoder}
+        record = {"version": pulled.version, "passages": len(pulled), "encoder": pulled.card.encoder}
         print_json({"memory": str(path), "source": source, **record})
         return
     print_line(
         f"{path} version {pulled.version}: pulled {len(pulled)} passages from {source}, "
-        f"encoded by {pulled.manifest.encoder}"
+        f"encoded by {pulled.card.encoder}"
     )
 
 

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from latentrag.cli import arguments as arg
-from latentrag.cli.output import print_json, print_line, say
+from latentrag.cli.output import EXIT_INTERRUPTED, print_json, print_line, say
 from latentrag.config import DEMO, resolve_memory
-from latentrag.corpus import TIME_LIMIT_S
-from latentrag.errors import InputError
-
-if TYPE_CHECKING:
-    from latentrag.memory import Memory
-    from latentrag.types import Passage
+from latentrag.errors import InputError, LatentRagError
 
 MemoryPath = Annotated[str, typer.Argument(metavar="MEMORY", help="Path of the memory, or demo.")]
-Workers = Annotated[int, typer.Option(help="Processes that read the files. 0: read in this process, without a limit.")]
-TimeLimit = Annotated[
-    float,
-    typer.Option(metavar="SECONDS", help="Longest time for reading one document; a file with a longer one is skipped."),
-]
 
 
 def add(
@@ -40,62 +29,78 @@ def add(
     ] = None,
     words: Annotated[int, typer.Option(help="Length of a passage.")] = 100,
     upsert: Annotated[bool, typer.Option("--upsert", help="Replace passages whose id is there already.")] = False,
-    workers: Workers = 1,
-    time_limit: TimeLimit = TIME_LIMIT_S,
+    workers: Annotated[int, typer.Option(help="Processes that read the files; 0: this one does.")] = 1,
+    commit_every: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="PASSAGES", help="Passages per commit; an interrupted add loses at most this many."
+        ),
+    ] = 8_192,
     as_json: arg.AsJson = False,
 ) -> None:
-    """Split files into passages, encode them, and commit them as one version, all or nothing.
+    """Split files into passages, encode them, and commit them to a memory, which is made if it is not there.
 
-    The memory is made if it is not there. A memory keeps to the encoder that it began with. Files in a folder
-    that cannot be read are skipped and listed at the end.
+    Every --commit-every passages become a version. Interrupted or killed, the same command goes on after its last
+    commit: passages that the memory has already, word for word, are not encoded again. A memory keeps to the encoder
+    that it began with. Files in a folder that cannot be read are skipped and listed at the end.
     """
+    from latentrag.assemble import load_passage_encoder
     from latentrag.corpus import passages
+    from latentrag.memory import add as add_to
 
     if model is not None and encoder is not None:
         raise InputError("got both -m and --encoder; give one of them")
     path = resolve_memory(memory)
     skipped: list[tuple[Path, str]] = []
     # The files are looked up here, so that a misspelt name is found before a model is loaded.
-    found = passages(
-        files,
-        words=words,
-        on_skip=lambda file, reason: skipped.append((file, reason)),
-        workers=workers,
-        time_limit_s=time_limit,
-    )
-    counted = _Counted(found)
+    found = passages(files, words=words, on_skip=lambda file, reason: skipped.append((file, reason)), workers=workers)
     try:
-        before, after = _commit(path, counted, encoder=encoder or model or DEMO, upsert=upsert)
+        done = add_to(
+            path,
+            found,
+            lambda: load_passage_encoder(encoder or model or DEMO),
+            upsert=upsert,
+            passages_per_commit=commit_every,
+            progress=sys.stderr.isatty(),
+        )
+    except KeyboardInterrupt:
+        say("interrupted; what was committed stays, run the same command again to go on")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except LatentRagError as error:
+        for note in getattr(error, "__notes__", ()):
+            say(note)
+        raise
     finally:
         found.close()  # ends the processes that read
         for file, reason in skipped:
             say(f"skipped {file}: {reason}")
-    added = len(after) - before
+    after = done.memory
     if as_json:
         print_json(
             {
                 "memory": str(path),
                 "version": after.version,
-                "added": added,
-                "replaced": counted.total - added,
+                "added": done.added,
+                "replaced": done.replaced,
+                "unchanged": done.unchanged,
                 "passages": len(after),
                 "skipped": [{"file": str(file), "reason": reason} for file, reason in skipped],
             }
         )
         return
-    replaced = f", replaced {counted.total - added}" if upsert else ""
-    print_line(f"{path} version {after.version}: added {added}{replaced}; {len(after)} passages in all")
+    replaced = f", replaced {done.replaced}" if upsert else ""
+    unchanged = f", {done.unchanged} were there already" if done.unchanged else ""
+    print_line(f"{path} version {after.version}: added {done.added}{replaced}{unchanged}; {len(after)} passages in all")
 
 
 def log(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
     """Every version of a memory, oldest first. Ask an earlier one with `latentrag ask --as-of VERSION`."""
     from latentrag.assemble import open_memory
-    from latentrag.memory.tags import SERVED, tags
 
     newest = open_memory(memory, version="newest")
-    path, versions = newest.path, newest.log()
-    named = tags(path)
-    served = named.pop(SERVED, versions[-1].number)
+    path, versions = newest.name, newest.log()
+    named = newest.tags()
+    served = named.pop("served", versions[-1].number)
     of_version = {v.number: [name for name in named if named[name] == v.number] for v in versions}
     if as_json:
         rows = [
@@ -109,7 +114,7 @@ def log(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
             }
             for v in versions
         ]
-        print_json({"memory": str(path), "versions": rows})
+        print_json({"memory": path, "versions": rows})
         return
     from latentrag.cli.render import show_rows, terminal
 
@@ -136,9 +141,9 @@ def delete(
     deleted = len(before) - len(after)
     if as_json:
         record = {"version": after.version, "deleted": deleted, "passages": len(after)}
-        print_json({"memory": str(after.path), **record})
+        print_json({"memory": after.name, **record})
         return
-    print_line(f"{after.path} version {after.version}: deleted {deleted}; {len(after)} passages left")
+    print_line(f"{after.name} version {after.version}: deleted {deleted}; {len(after)} passages left")
 
 
 def build(
@@ -169,38 +174,11 @@ def build(
     opened = open_memory(memory)
     made = opened.build_index(kind, max_memory=bound, progress=sys.stderr.isatty())
     if as_json:
-        print_json({"memory": str(opened.path), **asdict(made)})
+        print_json({"memory": opened.name, **asdict(made)})
         return
     print_line(
-        f"{opened.path} version {made.version}: {made.kind} of {made.num_passages} passages in {made.wall_s:.1f} s; "
+        f"{opened.name} version {made.version}: {made.kind} of {made.num_passages} passages in {made.wall_s:.1f} s; "
         f"{made.ram_bytes / 1e6:.1f} MB in memory, {made.disk_bytes / 1e6:.1f} MB on disk; "
         f"finds {made.recall:.1%} of the five best"
         + (f", searched {made.effort:g} times as far as usual" if made.effort > 1 else "")
     )
-
-
-class _Counted:
-    """Passages, counted as they pass."""
-
-    def __init__(self, passages: Iterable[Passage]) -> None:
-        self.total = 0
-        self._passages = passages
-
-    def __iter__(self) -> Iterator[Passage]:
-        for passage in self._passages:
-            self.total += 1
-            yield passage
-
-
-def _commit(path: Path, passages: Iterable[Passage], *, encoder: str, upsert: bool) -> tuple[int, Memory]:
-    """How many passages there were, and the memory as it is then."""
-    from latentrag.assemble import load_passage_encoder
-    from latentrag.memory import Memory
-    from latentrag.memory.building import build, is_free
-
-    progress = sys.stderr.isatty()
-    if is_free(path):
-        return 0, build(path, passages, load_passage_encoder(encoder), progress=progress)
-    before = Memory.open(path)
-    change = before.upsert if upsert else before.add
-    return len(before), change(passages, load_passage_encoder(encoder), progress=progress)

@@ -18,8 +18,6 @@ from typer.core import TyperGroup
 from latentrag.cli import output
 from latentrag.errors import LatentRagError
 
-EXIT_USER = 2
-EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 
@@ -85,10 +83,10 @@ class _Commands(TyperGroup):
                 return result
         except LatentRagError as error:
             output.say(f"error: {error}")
-            raise typer.Exit(EXIT_USER) from error
+            raise typer.Exit(output.EXIT_USER) from error
         except KeyboardInterrupt:
             output.say("interrupted")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+            raise typer.Exit(output.EXIT_INTERRUPTED) from None
         except BrokenPipeError:
             output.silence()
             raise typer.Exit(EXIT_BROKEN_PIPE) from None

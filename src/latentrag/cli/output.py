@@ -16,6 +16,12 @@ from typing import Any
 
 from latentrag.records import finite
 
+EXIT_PROBLEMS = 1
+"""A check found something wrong; also a bug, which keeps its traceback."""
+EXIT_USER = 2
+"""The user can mend it."""
+EXIT_INTERRUPTED = 130
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Direction marks, overrides and isolates, separators of lines, invisible tags, halves of surrogate pairs.
 _DECEPTIVE = re.compile(

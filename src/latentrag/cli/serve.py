@@ -86,7 +86,7 @@ def serve(
         app = create_app(rag, live, name=name, load=load, options=limited(options, host), access=access)
         _log(quiet=quiet)
         listening.listen()  # whoever reads the next line can connect
-        say(f"serving {name} over {live.path.name} version {live.version} at {address(listening)}")
+        say(f"serving {name} over {Path(live.name).name} version {live.version} at {address(listening)}")
         run(app, listening, options)
 
 

@@ -13,17 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentrag.cli import arguments as arg
-from latentrag.cli.index import MemoryPath, TimeLimit, Workers
-from latentrag.cli.output import print_json, print_line, say
+from latentrag.cli.index import MemoryPath
+from latentrag.cli.output import EXIT_INTERRUPTED, print_json, print_line, say
 from latentrag.config import DEMO, resolve_memory
-from latentrag.corpus import TIME_LIMIT_S
 from latentrag.errors import InputError
-from latentrag.io import progress
 
 if TYPE_CHECKING:
     from latentrag.sync import Progress, Report
-
-EXIT_INTERRUPTED = 130
 
 
 def sync(
@@ -49,8 +45,6 @@ def sync(
     commit_every: Annotated[
         int, typer.Option(metavar="PASSAGES", help="What a kill costs at most; each commit is a version.")
     ] = 8_192,
-    workers: Workers = 1,
-    time_limit: TimeLimit = TIME_LIMIT_S,
     as_json: arg.AsJson = False,
 ) -> None:
     """Make a memory hold what the files of a folder hold now: add, update, encode only what is new.
@@ -74,8 +68,6 @@ def sync(
         dry_run=dry_run,
         checksum=checksum,
         passages_per_commit=commit_every,
-        workers=workers,
-        time_limit_s=time_limit,
     )
     path = resolve_memory(memory)
     try:
@@ -135,12 +127,18 @@ def _shown_progress(wanted: bool) -> Iterator[Callable[[Progress], None] | None]
     if not wanted:
         yield None
         return
-    start_s = time.monotonic()
-    with progress("files", None) as bar:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bars
 
-        def show(done: Progress) -> None:
-            rate = done.num_passages / max(time.monotonic() - start_s, 1e-9)
-            passages = f", {done.num_passages} passages, {rate:.0f}/s" if done.num_passages else ""
-            bar.update(completed=done.num_files_done, total=done.num_files, description=f"files{passages}")
+    columns = (TextColumn("files"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[passages]}"))
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("files", total=None, passages="")
+        start_s = time.monotonic()
+
+        def show(progress: Progress) -> None:
+            rate = progress.num_passages / max(time.monotonic() - start_s, 1e-9)
+            passages = f"{progress.num_passages} passages, {rate:.0f}/s" if progress.num_passages else ""
+            bars.update(bar, completed=progress.num_files_done, total=progress.num_files, passages=passages)
 
         yield show

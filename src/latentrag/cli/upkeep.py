@@ -11,17 +11,16 @@ import typer
 
 from latentrag.cli import arguments as arg
 from latentrag.cli.index import MemoryPath
-from latentrag.cli.output import print_json, print_line, say
+from latentrag.cli.output import EXIT_PROBLEMS, print_json, print_line, say
 from latentrag.config import resolve_memory
 from latentrag.errors import InputError
 
 if TYPE_CHECKING:
-    from latentrag.memory.repairing import Repaired
+    from latentrag.memory.repair import Repaired
     from latentrag.memory.verify import Report
     from latentrag.rag import Rag
     from latentrag.types import Passage
 
-EXIT_PROBLEMS = 1
 SHOWN_IDS = 20
 WORDS_SCORED = 32
 """So many of a passage's words are asked of the generator without the passage."""
@@ -84,7 +83,7 @@ def forget(
     by `index sync` comes back with the next one unless its file goes too; such files are named.
     """
     from latentrag.memory import Memory
-    from latentrag.memory.forgetting import forget as forget_ids
+    from latentrag.memory.upkeep import forget as forget_ids
 
     for each in ids:
         arg.check_text(each, "id")
@@ -221,7 +220,7 @@ def repair(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
     is intact than the newest whole version has, that becomes a version of its own. Passages that are missing then
     are listed.
     """
-    from latentrag.memory.repairing import repair as repair_folder
+    from latentrag.memory.repair import repair as repair_folder
 
     path = resolve_memory(memory)
     done = repair_folder(path)

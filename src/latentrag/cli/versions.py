@@ -22,14 +22,12 @@ def diff(
     as_json: arg.AsJson = False,
 ) -> None:
     """What leads from version A to version B: ids of added, changed and removed passages."""
-    from latentrag.memory.diff import diff as compare
-    from latentrag.memory.table import Table
-    from latentrag.memory.versions import resolve
+    from latentrag.memory import Memory
 
     path = resolve_memory(memory)
-    a, b = (Table.open(path, resolve(path, name)) for name in (before, after))
-    found = compare(a, b)
-    encoders = {"from": a.manifest.encoder, "to": b.manifest.encoder}
+    a, b = (Memory.open(path, version=name) for name in (before, after))
+    found = a.diff(b)
+    encoders = {"from": a.card.encoder, "to": b.card.encoder}
     if as_json:
         changes = {"added": found.added, "changed": found.changed, "removed": found.removed}
         print_json(
@@ -53,26 +51,24 @@ def tag(
     as_json: arg.AsJson = False,
 ) -> None:
     """Give a version a name, list the names, or take one away. A version with a name is never pruned."""
-    from latentrag.memory import tags
-    from latentrag.memory.table import Table
-    from latentrag.memory.versions import resolve
+    from latentrag.memory import Memory
 
     path = resolve_memory(memory)
-    newest = Table.open(path)
+    newest = Memory.open(path)
     if remove and (name is None or version is not None):
         raise InputError("--remove takes one name and no version; give the name")
     if name is None:
-        named = tags.tags(path)
+        named = newest.tags()
         if as_json:
             print_json({"memory": str(path), "tags": named})
         for each, number in () if as_json else named.items():
             print_line(f"{each} {number}")
         return
     if remove:
-        number = tags.untag(path, name)
+        number = newest.untag(name)
     else:
-        number = newest.version if version is None else Table.open(path, resolve(path, version)).version
-        tags.tag(path, name, number)
+        number = newest.at(version).version
+        newest.tag(name, number)
     if as_json:
         print_json({"memory": str(path), "tag": name, "version": number, "removed": remove})
         return
@@ -85,16 +81,14 @@ def use(memory: MemoryPath, version: VersionName, as_json: arg.AsJson = False) -
     The choice is kept in the memory as the tag `served`. It changes no passage: `index add` and the like go on from the
     newest version.
     """
-    from latentrag.memory import tags
-    from latentrag.memory.table import Table
-    from latentrag.memory.versions import resolve
+    from latentrag.memory import Memory
 
     path = resolve_memory(memory)
-    number = resolve(path, version)
-    table = Table.open(path, number)
-    tags.serve(path, number)
+    chosen = Memory.open(path, version=version)
+    number = chosen.number_of(version)
+    chosen.serve(number)
     if as_json:
-        print_json({"memory": str(path), "served": table.version, "follows_newest": number is None})
+        print_json({"memory": str(path), "served": chosen.version, "follows_newest": number is None})
         return
     follows = ", the newest, as every later one will be" if number is None else ""
-    print_line(f"{path} version {table.version} is served{follows}; {len(table)} passages")
+    print_line(f"{path} version {chosen.version} is served{follows}; {len(chosen)} passages")

@@ -1,8 +1,7 @@
 """Files → documents → passages, as a stream: a 10 GB file is read in constant memory."""
 
-from latentrag.corpus.processes import TIME_LIMIT_S
 from latentrag.corpus.readers import READERS, Ledger, Reader, UnreadableError
 from latentrag.corpus.reading import passages, read
 from latentrag.corpus.splitting import split
 
-__all__ = ["READERS", "TIME_LIMIT_S", "Ledger", "Reader", "UnreadableError", "passages", "read", "split"]
+__all__ = ["READERS", "Ledger", "Reader", "UnreadableError", "passages", "read", "split"]

@@ -1,8 +1,22 @@
 """The non-parametric memory: passages and their vectors in a versioned table, and indexes to search it."""
 
+from latentrag.memory.history import Diff, Version
 from latentrag.memory.live import LiveMemory
-from latentrag.memory.log import Version
-from latentrag.memory.manifest import Manifest
-from latentrag.memory.memory import Memory
+from latentrag.memory.memory import Memory, add
+from latentrag.memory.schema import EncoderCard
+from latentrag.memory.storage import LocalDisk, Storage
+from latentrag.memory.writer import PASSAGES_PER_COMMIT, Added, Writer
 
-__all__ = ["LiveMemory", "Manifest", "Memory", "Version"]
+__all__ = [
+    "PASSAGES_PER_COMMIT",
+    "Added",
+    "Diff",
+    "EncoderCard",
+    "LiveMemory",
+    "LocalDisk",
+    "Memory",
+    "Storage",
+    "Version",
+    "Writer",
+    "add",
+]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentrag.memory.memory import Memory
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from latentrag.memory.manifest import Manifest
+    from latentrag.memory.schema import EncoderCard
     from latentrag.protocols import QueryEncoder
     from latentrag.types import Passage, SearchResult
 
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
 class LiveMemory:
     """A place that holds one ``Memory`` at a time: what a server gives its retriever, to serve another version later.
 
-    Each call goes to the memory that is there when it begins and never sees another. Who needs several calls from one
-    version takes a ``snapshot`` first, as the retrievers do for every question: an answer comes from one version
-    whole, however many searches it takes. Memories themselves never change, so nobody waits for anybody.
+    Each call goes to the memory that is there when it begins and never sees another. Callers that need several reads of
+    one version should take a ``snapshot`` first, as the retrievers do for every question: an answer comes from one
+    version, however many searches it takes. Memories themselves never change, so nobody waits for anybody.
     """
 
     def __init__(self, memory: Memory) -> None:
@@ -70,8 +69,9 @@ class LiveMemory:
     # As a memory
 
     @property
-    def path(self) -> Path:
-        return self._memory.path
+    def name(self) -> str:
+        """As ``Memory.name``."""
+        return self._memory.name
 
     @property
     def version(self) -> int:
@@ -79,9 +79,9 @@ class LiveMemory:
         return self._memory.version
 
     @property
-    def manifest(self) -> Manifest:
+    def card(self) -> EncoderCard:
         """What encoded the passages that are there now."""
-        return self._memory.manifest
+        return self._memory.card
 
     def __len__(self) -> int:
         return len(self._memory)

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latentrag.errors import DataError, IndexDamagedError, InputError, MemoryStoreError, ModelError, ShapeError
+from latentrag import io
+from latentrag.errors import DataError, IndexDamagedError, InputError, MemoryStoreError, ShapeError
+from latentrag.memory import history, version_files
+from latentrag.memory.history import Diff, Version
 from latentrag.memory.indexes import BuiltIndex, Hits, Index, IndexSupply, build_index
-from latentrag.memory.log import Version
-from latentrag.memory.manifest import Manifest
-from latentrag.memory.table import Table
-from latentrag.memory.versions import resolve
+from latentrag.memory.schema import EncoderCard
+from latentrag.memory.storage import Place, storage_of
+from latentrag.memory.table import RowsById, Table
+from latentrag.memory.writer import Added, Writer, add_passages, batches
 from latentrag.types import Passage, SearchResult
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    import pyarrow as pa
-    from lance.fragment import FragmentMetadata
 
     from latentrag.protocols import PassageEncoder, QueryEncoder
-
-PASSAGES_PER_ENCODING = 1_024
-"""How many passages the encoder gets at a time: enough to sort by length, few enough to stream."""
 
 
 class Memory:
@@ -45,19 +44,21 @@ class Memory:
         self._indexes = IndexSupply() if indexes is None else indexes
         self._index: Index | None = None
         self._index_lock = threading.Lock()
+        self._rows_by_id: RowsById | None = None
+        self._rows_lock = threading.Lock()
 
     @classmethod
-    def create(cls, path: str | Path, encoder: PassageEncoder) -> Memory:
-        """An empty memory in a new folder, for the vectors of ``encoder``.
+    def create(cls, path: Place, encoder: PassageEncoder) -> Memory:
+        """An empty memory in a new folder, for the vectors of ``encoder``; there whole or not at all.
 
-        Raises: MemoryStoreError if something is at ``path`` already.
+        Raises: MemoryStoreError if something is at ``path`` already or it cannot be written.
         """
-        return cls(Table.create(Path(path), Manifest.of(encoder)))
+        return cls(Table.create(path, EncoderCard.of(encoder)))
 
     @classmethod
     def open(
         cls,
-        path: str | Path,
+        path: Place,
         *,
         version: int | str | None = None,
         index: str = "auto",
@@ -79,7 +80,8 @@ class Memory:
             for an index that does not exist.
         """
         indexes = IndexSupply(index, None if index_folder is None else Path(index_folder))
-        return cls(Table.open(Path(path), resolve(Path(path), version)), indexes)
+        storage = storage_of(path)
+        return cls(Table.open(storage, history.number_of(storage, version)), indexes)
 
     def at(self, version: int | str | None) -> Memory:
         """Another version of this memory, searched in the same way; the two share an index where that serves both.
@@ -87,20 +89,34 @@ class Memory:
         Args: version: as for ``open``.
         Raises: as ``open``.
         """
-        table = Table.open(self.path, resolve(self.path, version))
+        table = Table.open(self._table.storage, self.number_of(version))
         return Memory(table, self._indexes if self._is_there() else self._indexes.anew())
 
     def _is_there(self) -> bool:
         """Whether the path still holds this version, and not that of another memory in its place."""
         try:
-            now = Table.open(self.path, self.version)
+            now = Table.open(self._table.storage, self.version)
         except MemoryStoreError:
             return False
         return len(self) > 0 and now.fragments().keys() == self._table.fragments().keys()
 
+    def snapshot(self) -> Memory:
+        """This memory, which never changes. See ``LiveMemory``."""
+        return self
+
+    @property
+    def table(self) -> Table:
+        """The table of this version: for what belongs to ``latentrag.memory``, nobody else."""
+        return self._table
+
     @property
     def path(self) -> Path:
         return self._table.path
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.path)
 
     @property
     def version(self) -> int:
@@ -108,19 +124,15 @@ class Memory:
         return self._table.version
 
     @property
-    def manifest(self) -> Manifest:
+    def card(self) -> EncoderCard:
         """What encoded the passages."""
-        return self._table.manifest
+        return self._table.card
 
     def __len__(self) -> int:
         return self._num_passages
 
     def __repr__(self) -> str:
-        return f"Memory({str(self.path)!r}, version={self.version}, passages={len(self)})"
-
-    def log(self) -> list[Version]:
-        """Every version up to this one, oldest first."""
-        return self._table.log()
+        return f"Memory({self.name!r}, version={self.version}, passages={len(self)})"
 
     def passages(self) -> Iterator[Passage]:
         """Every passage in the order of the table, streamed."""
@@ -128,22 +140,85 @@ class Memory:
 
     def get(self, ids: Sequence[str]) -> list[Passage]:
         """The passages with these ids, in this order. Raises: DataError for ids that are not there."""
-        found = self._table.find(set(ids))
-        _require_known(ids, found, self.path)
-        return [found[key] for key in ids]
+        by_id = self.find(ids)
+        self._require_known(ids, by_id)
+        return [by_id[key] for key in ids]
+
+    def find(self, ids: Sequence[str]) -> dict[str, Passage]:
+        """The passages with these ids, by id; those that are not there are left out.
+
+        The first call reads all ids, after that 16 bytes of RAM a passage lead to the rows.
+        """
+        with self._rows_lock:
+            if self._rows_by_id is None:
+                self._rows_by_id = RowsById.of(self._table)
+        rows = self._table.take(self._rows_by_id.candidates(ids)).values()
+        wanted = set(ids)
+        return {passage.id: passage for passage in rows if passage.id in wanted}
+
+    def _require_known(self, wanted: Iterable[str], known: Collection[str]) -> None:
+        unknown = [key for key in wanted if key not in known]
+        if unknown:
+            shown = ", ".join(map(repr, unknown[:3])) + (", …" if len(unknown) > 3 else "")
+            raise DataError(f"{len(unknown)} ids are not in {self.path}: {shown}; leave them out")
+
+    # Versions
+
+    def number_of(self, which: int | str | None) -> int | None:
+        """The number of a version of this memory; None: the newest.
+
+        Args: which: as for ``open``.
+        Raises: as ``open``.
+        """
+        return history.number_of(self._table.storage, which)
+
+    def log(self) -> list[Version]:
+        """Every version up to this one, oldest first."""
+        return history.log(self._table)
+
+    def diff(self, after: Memory) -> Diff:
+        """What leads from this version to another, which may be the older one.
+
+        Only files that one of them has and the other has not are read. About 200 bytes of RAM for each of their
+        passages.
+        """
+        return history.diff(self._table, after.table)
+
+    def num_compared(self, after: Memory) -> int:
+        """How many passages ``diff`` reads."""
+        return history.num_compared(self._table, after.table)
+
+    def titles(self, ids: Collection[str], *, against: Memory) -> dict[str, str]:
+        """Titles of passages that this version has and ``against`` has not, or otherwise, by id."""
+        return history.titles(self._table, against.table, ids)
+
+    def tags(self) -> dict[str, int]:
+        """Every name of a version, ``served`` among them. Raises: MemoryStoreError for one that cannot be read."""
+        return history.tags(self.path)
+
+    def tag(self, name: str, version: int) -> None:
+        """Give a version a name, which keeps it from being pruned.
+
+        Raises: InputError for a name that cannot be one; MemoryStoreError if it is another version's.
+        """
+        history.tag(self._table.storage, name, version)
+
+    def untag(self, name: str) -> int:
+        """Take a name away. Returns: the version that had it. Raises: MemoryStoreError if there is no such tag."""
+        return history.untag(self._table.storage, name)
+
+    def serve(self, version: int | None) -> None:
+        """Let a version be the one that is asked where nobody says which; None: the newest, whichever that is then."""
+        history.serve(self._table.storage, version)
 
     # Searching
-
-    def snapshot(self) -> Memory:
-        """This memory, which never changes."""
-        return self
 
     def check(self, query_encoder: QueryEncoder) -> None:
         """Refuse a query encoder whose vectors do not live in the space of this memory's; warn if unknown.
 
         Raises: EncoderMismatchError.
         """
-        self.manifest.check_query_encoder(query_encoder)
+        self.card.check_query_encoder(query_encoder)
 
     def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
         """The K passages with the largest inner products d(z)·q; equal scores as they were added.
@@ -163,16 +238,22 @@ class Memory:
         passages = [[by_row[row] for row in rows] for rows in row_ids.tolist()]
         return SearchResult(passages=passages, vectors=vectors, scores=scores, version=self.version)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a search can begin at once. Otherwise the first one loads or builds the index; see ``warm_up``."""
+        return self._index is not None or not len(self)
+
     def warm_up(self) -> None:
-        """Have the index ready now rather than at the first search."""
+        """Have the index ready now rather than at the first search. Opening reads no passage and no index, so servers
+        open a version at once, call this in a thread, and search when it has returned."""
         if len(self):
             _ = self.index
 
     def _check_query(self, q: npt.NDArray[np.float32], k: int) -> None:
-        if q.ndim != 2 or not len(q) or q.shape[1] != self.manifest.dimension:
+        if q.ndim != 2 or not len(q) or q.shape[1] != self.card.dimension:
             raise ShapeError(
-                f"q has shape {q.shape}, needed (B, {self.manifest.dimension}) with B of 1 or more; "
-                f"encode the questions with the query encoder that belongs to {self.manifest.encoder}"
+                f"q has shape {q.shape}, needed (B, {self.card.dimension}) with B of 1 or more; "
+                f"encode the questions with the query encoder that belongs to {self.card.encoder}"
             )
         if not np.isfinite(q).all():
             raise InputError("q holds values that are not finite; check the query encoder's weights and its input")
@@ -239,167 +320,106 @@ class Memory:
 
     # Changing
 
-    def add(self, passages: Iterable[Passage], encoder: PassageEncoder, *, progress: bool = False) -> Memory:
-        """Encode new passages and commit them as one version. They are streamed: a generator is fine.
+    def add(
+        self,
+        passages: Iterable[Passage],
+        encoder: PassageEncoder,
+        *,
+        passages_per_commit: int | None = None,
+        progress: bool = False,
+    ) -> Memory:
+        """Encode new passages and commit them. They are streamed: a generator is fine.
 
-        The ids of all passages are held in RAM meanwhile, about 100 bytes each.
-
+        Args:
+            passages_per_commit: as for ``add_passages``; None: one version, and after any exception the memory is as
+                before.
         Raises: DataError if there are none or an id is there already or comes twice; EncoderMismatchError;
-            MemoryStoreError if this is not the newest version. After any exception the memory is as before.
+            MemoryStoreError if this is not the newest version.
         """
-        self.manifest.check_passage_encoder(encoder)
-        with self._table.writing():
-            taken = set(self._table.ids())
-            new: set[str] = set()
-            staged = self._stage(passages, encoder, taken=taken, new=new, progress=progress)
-            return self._with(self._table.commit(staged, removed_ids=(), change=f"added {len(new)}"))
+        self.card.check_passage_encoder(encoder)
+        return add_passages(
+            self, passages, lambda: encoder, passages_per_commit=passages_per_commit, progress=progress
+        ).memory
 
     def upsert(self, passages: Iterable[Passage], encoder: PassageEncoder, *, progress: bool = False) -> Memory:
-        """As ``add``, but a passage whose id is there already replaces the old one, in the same commit.
+        """As ``add``, in one version, but a passage whose id is there already replaces the old one.
 
         Raises: as ``add``; an id that comes twice in the input is refused here too.
         """
-        self.manifest.check_passage_encoder(encoder)
-        with self._table.writing():
-            new: set[str] = set()
-            staged = self._stage(passages, encoder, taken=frozenset(), new=new, progress=progress)
-            replaced = [key for key in self._table.ids() if key in new]
-            change = f"added {len(new) - len(replaced)}, replaced {len(replaced)}"
-            return self._with(self._table.commit(staged, removed_ids=replaced, change=change))
+        self.card.check_passage_encoder(encoder)
+        return add_passages(self, passages, lambda: encoder, upsert=True, progress=progress).memory
 
     def delete(self, ids: Iterable[str]) -> Memory:
         """A version without these passages. Raises: DataError if an id is not there or none is given."""
-        unwanted = dict.fromkeys(ids)
+        unwanted = list(dict.fromkeys(ids))
         if not unwanted:
             raise DataError("no ids to delete; give at least one")
         with self._table.writing():
-            _require_known(unwanted, {key for key in self._table.ids() if key in unwanted}, self.path)
-            return self._with(self._table.commit([], removed_ids=unwanted, change=f"deleted {len(unwanted)}"))
+            self._require_known(unwanted, self.find(unwanted))
+            return self.with_table(self._table.commit(removed_ids=unwanted, change=f"deleted {len(unwanted)}"))
 
-    def revise(
-        self,
-        passages: Sequence[Passage],
-        vectors: npt.NDArray[np.float16],
-        *,
-        removed_ids: Collection[str],
-        change: str,
-    ) -> Memory:
-        """A version without ``removed_ids``, then with these passages and the vectors that they have already.
+    @contextmanager
+    def writing(
+        self, encoder: Callable[[], PassageEncoder], *, on_passages: Callable[[int], None] | None = None
+    ) -> Iterator[Writer]:
+        """Be the only writer, on top of this version; what was committed when the block ends stays. See ``Writer``.
 
-        For who keeps a memory equal to something else: ids to be replaced have to be among ``removed_ids``, and the
-        vectors, (n, D), to come from the memory's encoder. Neither is checked.
-
-        Raises: MemoryStoreError if this is not the newest version. After any exception the memory is as before.
+        Raises: MemoryStoreError if somebody else writes or this is not the newest version.
         """
         with self._table.writing():
-            batches = [self._table.record_batch(passages, vectors)] if passages else []
-            staged = self._table.stage(batches)
-            return self._with(self._table.commit(staged, removed_ids=removed_ids, change=change))
+            yield Writer(self._table, encoder, on_passages=on_passages)
+
+    def with_table(self, table: Table) -> Memory:
+        """The memory at another version of its table, with the same indexes."""
+        return Memory(table, self._indexes)
 
     def reencode(self, encoder: PassageEncoder, *, progress: bool = False) -> Memory:
         """A version in which every passage has the vector d(z) of ``encoder``: the refresh of REALM (Guu et al. 2020).
 
-        The one change that may bring in another encoder: the new version's manifest names it, older versions keep
-        their vectors and theirs. Texts, ids and order stay. Passages are streamed, and everything is written anew
-        beside the old version, which stays readable whatever happens.
+        The one change that may bring in another encoder: the new version's card names it, older versions keep their
+        vectors and theirs. Texts, ids and order stay. Passages are streamed, and everything is written anew beside the
+        old version, which stays readable whatever happens.
 
         Raises: EncoderMismatchError if the dimension differs; MemoryStoreError if there are no passages, this is not
             the newest version or a file is not as it was written; ModelError or ShapeError for vectors that cannot be
             kept. After any exception the memory is as before.
         """
-        self.manifest.check_dimension(encoder)
+        self.card.check_dimension(encoder)
         if not len(self):
             raise MemoryStoreError(f"{self.path} has no passages to re-encode; add some or build a new memory")
-        table = replace(self._table, manifest=Manifest.of(encoder))
-        with table.writing():
-            with _progress_bar(self._table.passages_to_copy(), progress, total=len(self)) as shown:
-                staged = table.stage(
-                    table.record_batch(batch, fp16_vectors(batch, encoder))
-                    for batch in _batches(shown, PASSAGES_PER_ENCODING)
-                )
-            return self._with(table.replace_all(staged, change=f"re-encoded {len(self)} passages with {encoder.name}"))
-
-    def _with(self, table: Table) -> Memory:
-        return Memory(table, self._indexes)
-
-    def _stage(
-        self,
-        passages: Iterable[Passage],
-        encoder: PassageEncoder,
-        *,
-        taken: Collection[str],
-        new: set[str],
-        progress: bool,
-    ) -> list[FragmentMetadata]:
-        """Write passages and vectors, not yet part of a version; their ids go into ``new``."""
-
-        def encoded(shown: Iterable[Passage]) -> Iterator[pa.RecordBatch]:
-            for batch in _batches(shown, PASSAGES_PER_ENCODING):
-                _claim_ids(batch, taken=taken, new=new)
-                yield self._table.record_batch(batch, fp16_vectors(batch, encoder))
-
-        with _progress_bar(passages, progress) as shown:
-            staged = self._table.stage(encoded(shown))
-        if not staged:
-            raise DataError("no passages in the input; give at least one document that has text")
-        return staged
+        table = replace(self._table, card=EncoderCard.of(encoder))
+        with table.writing(), io.progress("encoding passages", len(self), wanted=progress) as bar:
+            writer = Writer(table, lambda: encoder, on_passages=bar.advance)
+            for batch in batches(self._table.passages_to_copy()):
+                writer.put(batch)
+            writer.replace_all(change=f"re-encoded {len(self)} passages with {encoder.name}")
+        return self.with_table(writer.table)
 
 
-def _require_known(wanted: Iterable[str], known: Collection[str], path: Path) -> None:
-    unknown = [key for key in wanted if key not in known]
-    if unknown:
-        shown = ", ".join(map(repr, unknown[:3])) + (", …" if len(unknown) > 3 else "")
-        raise DataError(f"{len(unknown)} ids are not in {path}: {shown}; leave them out")
+def add(
+    path: Place,
+    passages: Iterable[Passage],
+    encoder: Callable[[], PassageEncoder],
+    *,
+    upsert: bool = False,
+    passages_per_commit: int | None = None,
+    progress: bool = False,
+) -> Added:
+    """``add_passages`` to the memory at a path, which is made if it is not there; if nothing is committed, it is gone
+    again.
 
-
-def _claim_ids(batch: Sequence[Passage], *, taken: Collection[str], new: set[str]) -> None:
-    for passage in batch:
-        if not passage.id:
-            raise DataError(f"a passage of {passage.source or 'the input'} has no id; give each passage one")
-        if passage.id in taken:
-            raise DataError(f"passage {passage.id!r} is in the memory already; use upsert to replace it")
-        if passage.id in new:
-            raise DataError(f"passage {passage.id!r} comes twice in the input; give each passage its own id")
-        new.add(passage.id)
-
-
-def fp16_vectors(batch: Sequence[Passage], encoder: PassageEncoder) -> npt.NDArray[np.float16]:
-    """d(z) as the table keeps it, (n, D)."""
-    vectors = np.asarray(encoder.encode_passages(batch).detach().cpu(), dtype=np.float32)
-    if vectors.shape != (len(batch), encoder.dimension):
-        raise ShapeError(
-            f"{encoder.name} gave vectors of shape {vectors.shape} for {len(batch)} passages, "
-            f"needed ({len(batch)}, {encoder.dimension}); correct the encoder"
+    Raises: as ``add_passages`` and ``Memory.open``.
+    """
+    storage = storage_of(path)
+    is_new = version_files.is_free(storage.folder)
+    memory = Memory.create(storage, encoder()) if is_new else Memory.open(storage)
+    try:
+        return add_passages(
+            memory, passages, encoder, upsert=upsert, passages_per_commit=passages_per_commit, progress=progress
         )
-    with np.errstate(over="ignore"):  # an overflow is reported below, with the passage's id
-        kept = vectors.astype(np.float16)
-    bad = ~np.isfinite(kept).all(axis=1)
-    if bad.any():
-        raise ModelError(
-            f"{encoder.name} gave passage {batch[int(bad.argmax())].id!r} a vector that is not finite in fp16; "
-            "check the encoder's weights or let it normalise its vectors"
-        )
-    return kept
-
-
-def _batches(passages: Iterable[Passage], size: int) -> Iterator[list[Passage]]:
-    stream = iter(passages)
-    while batch := list(islice(stream, size)):
-        yield batch
-
-
-@contextmanager
-def _progress_bar(
-    passages: Iterable[Passage], progress: bool, *, total: int | None = None
-) -> Iterator[Iterable[Passage]]:
-    """The same passages, counted by a bar on stderr if asked."""
-    if not progress:
-        yield passages
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        if total is None and isinstance(passages, Sized):
-            total = len(passages)
-        yield bar.track(passages, total=total, description="encoding passages")
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(MemoryStoreError), storage.lock():
+                if version_files.newest_version(storage.folder) == memory.version:
+                    shutil.rmtree(storage.folder)
+        raise

@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latentrag.memory.table import Table
+from latentrag.memory import history
+from latentrag.memory.memory import Memory
+from latentrag.memory.schema import fields_to_json
 from latentrag.types import Passage
 
 if TYPE_CHECKING:
@@ -38,8 +40,9 @@ class Held:
 
 def digest(passage: Passage) -> int:
     """128 bits over everything that the table holds of a passage, its origin and its vector left out."""
-    fields = (passage.id, passage.text, passage.title, passage.source, passage.start, passage.end, passage.page)
-    return int.from_bytes(_hash(fields), "big")
+    of_place = (passage.source, passage.start, passage.end, passage.page)
+    of_fields = (fields_to_json(passage.fields),) if passage.fields else ()  # as it was before there were any
+    return int.from_bytes(_hash((passage.id, passage.text, passage.title, *of_place, *of_fields)), "big")
 
 
 def vector_key(passage: Passage) -> bytes:
@@ -47,62 +50,72 @@ def vector_key(passage: Passage) -> bytes:
     return _hash((passage.title, passage.text))
 
 
-def held(table: Table, folder: str) -> dict[str, Held]:
-    """What the table holds of each file synced under the name ``folder``, by origin. Reads all their passages."""
-    found: dict[str, Held] = {}
-    if "origin" not in table.passage_columns:
-        return found
+def held(memory: Memory, folder: str) -> dict[str, Held]:
+    """What the memory holds of each file synced under the name ``folder``, by origin. Reads all their passages."""
+    of_files: dict[str, Held] = {}
+    if "origin" not in memory.table.passage_columns:
+        return of_files
     import pyarrow.compute as pc
 
     # Every origin that begins with "folder/", as a range: "0" follows "/".
     under = (pc.field("origin") >= f"{folder}/") & (pc.field("origin") < f"{folder}0")
-    for passage, _ in table.passages_where(under):
-        found[passage.origin] = found.get(passage.origin, Held()).with_digest(digest(passage))
-    return found
+    for passage, _ in memory.table.passages_where(under):
+        of_files[passage.origin] = of_files.get(passage.origin, Held()).with_digest(digest(passage))
+    return of_files
 
 
-def digests(table: Table, origins: Collection[str]) -> dict[str, dict[str, int]]:
-    """The passages of these origins: origin → id → digest. Origins that the table does not have are left out."""
-    found: dict[str, dict[str, int]] = {}
-    for passage, _ in _of(table, origins):
-        found.setdefault(passage.origin, {})[passage.id] = digest(passage)
-    return found
+def digests(memory: Memory, origins: Collection[str]) -> dict[str, dict[str, int]]:
+    """The passages of these origins: origin → id → digest. Origins that the memory does not have are left out."""
+    of_files: dict[str, dict[str, int]] = {}
+    for passage, _ in _of(memory, origins):
+        of_files.setdefault(passage.origin, {})[passage.id] = digest(passage)
+    return of_files
 
 
-def vector_rows(table: Table, origins: Collection[str]) -> dict[bytes, int]:
+def vector_rows(memory: Memory, origins: Collection[str]) -> dict[bytes, int]:
     """Row ids of the passages of these origins by the key of their vectors, about 150 bytes each."""
-    return {vector_key(passage): row_id for passage, row_id in _of(table, origins)}
+    return {vector_key(passage): row_id for passage, row_id in _of(memory, origins)}
 
 
-def _of(table: Table, origins: Collection[str]) -> Iterator[tuple[Passage, int]]:
+def _of(memory: Memory, origins: Collection[str]) -> Iterator[tuple[Passage, int]]:
     import pyarrow.compute as pc
 
-    if origins and "origin" in table.passage_columns:
-        yield from table.passages_where(pc.field("origin").isin(list(origins)))
+    if origins and "origin" in memory.table.passage_columns:
+        yield from memory.table.passages_where(pc.field("origin").isin(list(origins)))
 
 
-def owners(table: Table) -> dict[str, str]:
-    """The origin of every passage of the table by its id, about 120 bytes each; "" for one added by hand."""
+def owners(memory: Memory) -> dict[str, str]:
+    """The origin of every passage of the memory by its id, about 120 bytes each; "" for one added by hand."""
     shared: dict[str, str] = {}
-    return {key: shared.setdefault(origin, origin) for key, origin in table.origins()}
+    return {key: shared.setdefault(origin, origin) for key, origin in memory.table.origins()}
 
 
-def vectors(table: Table, row_ids: Sequence[int]) -> npt.NDArray[np.float16]:
-    """The vectors with these row ids, in this order, repeats allowed: (n, D)."""
-    distinct, place = np.unique(np.asarray(row_ids, np.int64), return_inverse=True)
-    reads = [
-        table.vectors_of(distinct[start : start + _ROWS_PER_READ].tolist())
-        for start in range(0, len(distinct), _ROWS_PER_READ)
-    ]
-    nothing = np.empty((0, table.manifest.dimension), np.float16)
-    return cast("npt.NDArray[np.float16]", np.concatenate([nothing, *reads])[place])
+class KnownVectors:
+    """Vectors of a memory that are written to it once more, so that they need not be computed again."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._table = memory.table
+        self._intact: set[tuple[str, ...]] = set()
+
+    def of(self, row_ids: Sequence[int]) -> npt.NDArray[np.float16]:
+        """The vectors with these row ids, in this order, repeats allowed: (n, D).
+
+        Raises: MemoryStoreError at a file with one of them that is not as it was written.
+        """
+        self._intact.update(self._table.require_as_written(row_ids, besides=self._intact))
+        distinct, place = np.unique(np.asarray(row_ids, np.int64), return_inverse=True)
+        reads = [
+            self._table.vectors_of(distinct[start : start + _ROWS_PER_READ].tolist())
+            for start in range(0, len(distinct), _ROWS_PER_READ)
+        ]
+        vectors: npt.NDArray[np.float16] = np.concatenate(reads)[place]
+        return vectors
 
 
-def version_key(table: Table) -> str | None:
+def version_key(memory: Memory) -> str | None:
     """Names the version and, unlike its number, no other one, be it of a copy that has gone another way."""
-    transaction = table.dataset.read_transaction(table.version)
-    return f"{table.version}-{transaction.uuid}" if transaction else None
+    return history.version_key(memory.table)
 
 
-def _hash(fields: tuple[object, ...]) -> bytes:
-    return hashlib.blake2b(json.dumps(fields).encode(), digest_size=_DIGEST_BYTES).digest()
+def _hash(parts: tuple[object, ...]) -> bytes:
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=_DIGEST_BYTES).digest()

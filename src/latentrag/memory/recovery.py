@@ -1,4 +1,4 @@
-"""Writing to a memory: alone, on top of what a killed writer left, and all or nothing."""
+"""Changing a memory: alone, on top of what a killed writer left, and all or nothing."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from contextlib import contextmanager
 from errno import EACCES, EPERM, EROFS
 from pathlib import Path
 
-from latentrag import io
 from latentrag.errors import DamagedVersionError, LatentRagError, MemoryStoreError
-from latentrag.memory import durable, files
-from latentrag.memory.lock import writer_lock
+from latentrag.memory import version_files
+from latentrag.memory.storage import Checksum, Storage
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(storage: Storage) -> Iterator[None]:
     """Be the only writer. If the body fails, the files that it made and that no version needs are removed.
 
     Raises: MemoryStoreError if somebody else writes, the folder cannot be written, or the newest version is damaged.
     """
-    files.require_table(folder)
-    with writer_lock(folder) as lock:
-        recover(folder, killed=lock.died is not None)
-        before = files.present(folder)
+    folder = storage.folder
+    version_files.require_table(folder)
+    with storage.lock() as lock:
+        recover(storage, killed=lock.died is not None)
+        before = version_files.present(folder)
         try:
             yield
         except BaseException:
-            remove_orphans(folder, among=files.present(folder) - before)
+            remove_orphans(storage, among=version_files.present(folder) - before)
             lock.done()
             raise
         lock.done()
 
 
-def recover(folder: Path, *, killed: bool) -> None:
+def recover(storage: Storage, *, killed: bool) -> None:
     """Finish or undo what the last writer did not: under the lock only.
 
     A version that was published but not yet acknowledged is kept if it is whole and set aside if it is not. Files that
@@ -43,57 +43,58 @@ def recover(folder: Path, *, killed: bool) -> None:
     Raises: MemoryStoreError if the newest version had been acknowledged and is damaged: nobody may build on an older
         one, or move its files, without having been asked.
     """
-    for version in unacknowledged(folder):
-        _keep_or_set_aside(folder, version)
-    newest = files.newest_version(folder)
+    for version in unacknowledged(storage):
+        _keep_or_set_aside(storage, version)
+    folder = storage.folder
     try:
-        files.open_whole(folder, newest)
+        version_files.open_whole(storage, version_files.newest_version(folder))
     except DamagedVersionError as error:
         raise MemoryStoreError(
             f"{str(error).split('; ')[0]}; restore it from a copy, "
             f"or give it up and go on from an older one with `latentrag index repair {folder}`"
         ) from error
     if killed:
-        remove_orphans(folder)
+        remove_orphans(storage)
 
 
-def remove_orphans(folder: Path, *, among: set[str] | None = None) -> int:
+def remove_orphans(storage: Storage, *, among: set[str] | None = None) -> int:
     """Remove files of the table that no version needs: under the lock only, since they look like a writer's.
 
     Args:
         among: only these.
     Returns: the bytes that this frees.
     """
-    names = files.present(folder) if among is None else among
-    return files.remove(folder, names - files.needed(folder)) if names else 0
+    names = version_files.present(storage.folder) if among is None else among
+    return version_files.remove(storage.folder, names - version_files.needed(storage)) if names else 0
 
 
-def unacknowledged(folder: Path) -> list[int]:
+def unacknowledged(storage: Storage) -> list[int]:
     """Versions newer than the newest that was acknowledged, ascending. Of a memory without records none is known."""
-    found: list[int] = []
-    if not durable.has_records(folder):
-        return found
-    for version in reversed(files.version_numbers(folder)):
-        if durable.recorded_of(folder, files.manifest_name(version)) is not None:
-            break
-        found.insert(0, version)
-    return found
+    numbers = version_files.version_numbers(storage.folder)
+    if storage.checksums() is None:
+        return []
+    newest = next((n for n in reversed(numbers) if storage.checksum(version_files.manifest_name(n)) is not None), 0)
+    return [number for number in numbers if number > newest]
 
 
-def _keep_or_set_aside(folder: Path, version: int) -> None:
+def _keep_or_set_aside(storage: Storage, version: int) -> None:
+    folder = storage.folder
     try:
-        dataset = files.open_whole(folder, version)
+        dataset = version_files.open_whole(storage, version)
     except DamagedVersionError as error:
-        files.set_aside(folder, [version])
+        version_files.set_aside(storage, [version])
         warnings.warn(
-            f"{str(error).split('; ')[0]}; it was never acknowledged and is now in {folder / files.DAMAGED}",
+            f"{str(error).split('; ')[0]}; it was never acknowledged and is now in {folder / version_files.DAMAGED}",
             stacklevel=2,
         )
         return
-    known = durable.recorded(folder)
-    names = [name for name in files.sizes(dataset) if name not in known]
-    io.sync_all(folder, [*names, files.manifest_name(version)])
-    durable.record(folder, [*names, files.manifest_name(version)])
+    recorded = storage.checksums() or {}
+    names = [
+        *(name for name in version_files.sizes(dataset) if name not in recorded),
+        version_files.manifest_name(version),
+    ]
+    storage.force(names)
+    storage.record({name: Checksum.of(folder / name) for name in names})
 
 
 @contextmanager
@@ -102,10 +103,10 @@ def changing(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, LatentRagError) or not files.is_lances(error):
+        if isinstance(error, LatentRagError) or not version_files.is_lances(error):
             raise
         raise MemoryStoreError(
-            f"{folder} cannot be written ({files.reason(error)}); {_remedy(folder, error)}"
+            f"{folder} cannot be written ({version_files.reason(error)}); {_remedy(folder, error)}"
         ) from error
 
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from latentrag import io
 from latentrag.errors import MemoryStoreError, UnknownVersionError
-from latentrag.memory import damage, durable, files, recovery
-from latentrag.memory.log import Version, log
-from latentrag.memory.manifest import Manifest
-from latentrag.memory.rows import MANIFEST_KEY, PASSAGE_COLUMNS, gathered, schema, to_passages, to_record_batch
+from latentrag.memory import recovery, version_files
+from latentrag.memory.schema import (
+    CARD_KEY,
+    LATER_COLUMNS,
+    PASSAGE_COLUMNS,
+    EncoderCard,
+    schema,
+    to_passages,
+    to_record_batch,
+    to_vectors,
+)
+from latentrag.memory.storage import Checksum, Place, Storage, storage_of
+from latentrag.memory.version_files import ROWS_PER_READ
 from latentrag.types import Passage
 
 if TYPE_CHECKING:
@@ -29,61 +38,84 @@ if TYPE_CHECKING:
 
 ROWS_PER_FRAGMENT = 65_536
 """Rows gathered in RAM before they are written: about 150 MB at 768 dimensions and 100 words."""
-ROWS_PER_READ = 8_192
 SHOWN_VERSIONS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """One version of the table at ``path``: later commits do not change it. Safe for concurrent reads."""
+class Staged:
+    """Rows that are written and on the disk for sure, and no version's yet. Any process may have written them."""
 
-    path: Path
+    fragments: list[FragmentMetadata] = field(default_factory=list)
+    checksums: dict[str, Checksum] = field(default_factory=dict)
+
+    def __add__(self, other: Staged) -> Staged:
+        return Staged([*self.fragments, *other.fragments], self.checksums | other.checksums)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One version of the table in ``storage``: later commits do not change it. Safe for concurrent reads."""
+
+    storage: Storage
     dataset: lance.LanceDataset
-    manifest: Manifest
+    card: EncoderCard
 
     @classmethod
-    def create(cls, path: Path, manifest: Manifest) -> Table:
-        """An empty table in a new folder. Raises: MemoryStoreError if something is at ``path`` already."""
+    def create(cls, place: Place, card: EncoderCard) -> Table:
+        """An empty table in a new folder, which is there whole or not at all.
+
+        Raises: MemoryStoreError if something is there already or the place cannot be written.
+        """
         import lance
 
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        storage = storage_of(place)
+        path = storage.folder
+        if not version_files.is_free(path):
             raise MemoryStoreError(f"{path} exists already; open it, or choose a path that is free")
-        empty = schema(manifest).empty_table()
-        with recovery.changing(path):
+        with recovery.changing(path), io.replacing_folder(path) as scratch:
             # Row ids that survive compaction: reading by position slows 400-fold after scattered deletes.
-            dataset = lance.write_dataset(empty, str(path), enable_stable_row_ids=True, commit_message="created")
-            io.sync_all(path, files.present(path))
-            durable.record(path, [files.manifest_name(1)])
-            io.sync_folder(path.parent)
-        return cls(path, dataset, manifest)
+            lance.write_dataset(
+                schema(card).empty_table(), str(scratch), enable_stable_row_ids=True, commit_message="created"
+            )
+        manifest = version_files.manifest_name(1)
+        with recovery.changing(path):
+            storage.record({manifest: Checksum.of(path / manifest)})
+        return cls.open(storage)
 
     @classmethod
-    def open(cls, path: Path, version: int | None = None) -> Table:
+    def open(cls, place: Place, version: int | None = None) -> Table:
         """The table at that version or at the newest that is whole. Raises: MemoryStoreError."""
-        files.require_table(path)
+        storage = storage_of(place)
+        path = storage.folder
+        version_files.require_table(path)
         if version is None:
-            dataset = files.open_newest_whole(path)
-        elif files.has_version(path, version):
-            dataset = files.open_whole(path, version)
+            dataset = version_files.open_newest_whole(storage)
+        elif version_files.has_version(path, version):
+            dataset = version_files.open_whole(storage, version)
         else:
             raise UnknownVersionError(f"{path} has no version {version}; choose one of {_shown_versions(path)}")
-        return cls._of(path, dataset)
+        return cls._of(storage, dataset)
 
     @classmethod
-    def open_readable(cls, path: Path, version: int) -> Table:
+    def open_readable(cls, storage: Storage, version: int) -> Table:
         """The table at that version although its files may be damaged: what can be told without them, and what of
         them is intact. Raises: MemoryStoreError if its manifest is damaged."""
-        return cls._of(path, files.open_readable(path, version))
+        return cls._of(storage, version_files.open_readable(storage, version))
 
     @classmethod
-    def _of(cls, path: Path, dataset: lance.LanceDataset) -> Table:
-        if MANIFEST_KEY not in (dataset.schema.metadata or {}):
+    def _of(cls, storage: Storage, dataset: lance.LanceDataset) -> Table:
+        metadata = dataset.schema.metadata or {}
+        if CARD_KEY not in metadata:
             raise MemoryStoreError(
-                f"{path} is a Lance table but not a memory of latentrag; "
+                f"{storage.folder} is a Lance table but not a memory of latentrag; "
                 "make a memory with `latentrag index add PATH FILES…`"
             )
         # Each version has its own: a memory that was re-encoded had another encoder before.
-        return cls(path, dataset, Manifest.from_json(dataset.schema.metadata[MANIFEST_KEY].decode()))
+        return cls(storage, dataset, EncoderCard.from_json(metadata[CARD_KEY].decode()))
+
+    @property
+    def path(self) -> Path:
+        return self.storage.folder
 
     @property
     def version(self) -> int:
@@ -92,13 +124,9 @@ class Table:
     def __len__(self) -> int:
         return int(self.dataset.count_rows())
 
-    def log(self) -> list[Version]:
-        """Every version up to this one, oldest first. Those that cannot be read are left out, with a warning."""
-        return log(self.path, self.dataset)
-
     @property
     def passage_columns(self) -> list[str]:
-        """Those of PASSAGE_COLUMNS that the table has."""
+        """Those of PASSAGE_COLUMNS that the table has: an older one may lack the last."""
         present = set(self.dataset.schema.names)
         return [name for name in PASSAGE_COLUMNS if name in present]
 
@@ -128,29 +156,22 @@ class Table:
 
     def fragments(self) -> dict[tuple[str, ...], LanceFragment]:
         """The parts that the rows are in, by their files' names; other versions with the same have the same rows."""
-        with files.reading(self.path):
-            return {tuple(files.of_fragment(each)): each for each in self.dataset.get_fragments()}
+        with version_files.reading(self.path):
+            return {tuple(version_files.of_fragment(each)): each for each in self.dataset.get_fragments()}
 
     def vectors(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float16]]]:
         """Batches of row ids (n,) and vectors (n, D), in the order of the rows."""
         for batch in self._scan(["vector"], with_row_id=True):
-            flat = batch["vector"].flatten().to_numpy(zero_copy_only=False)
-            yield batch["_rowid"].to_numpy().astype(np.int64), flat.reshape(len(batch), self.manifest.dimension)
+            yield batch["_rowid"].to_numpy().astype(np.int64), to_vectors(batch, self.card.dimension)
 
     def take(self, row_ids: Sequence[int]) -> dict[int, Passage]:
         """The passages with these row ids, by row id; one read."""
-        with files.reading(self.path):
+        if not row_ids:
+            return {}
+        with version_files.reading(self.path):
             # The public ways are a filter, which takes 0.4 ms longer to plan, and positions, which deletes shift.
             rows = self.dataset._take_rows(row_ids, columns=[*self.passage_columns, "_rowid"])  # noqa: SLF001
         return dict(zip(rows["_rowid"].to_pylist(), to_passages(rows), strict=True))
-
-    def find(self, ids: Collection[str]) -> dict[str, Passage]:
-        """The passages with these ids, by id; ids that are not there are left out."""
-        import pyarrow.compute as pc
-
-        with files.reading(self.path):
-            rows = self.dataset.to_table(columns=self.passage_columns, filter=pc.field("id").isin(list(ids)))
-        return {passage.id: passage for passage in to_passages(rows)}
 
     def record_batches(self) -> Iterator[pa.RecordBatch]:
         """Every row with its vector, in the order of the rows. Raises: as ``passages_to_copy``."""
@@ -167,6 +188,11 @@ class Table:
         for batch in self._scan(["id"], with_row_id=True, fragments=fragments):
             yield from zip(batch["id"].to_pylist(), batch["_rowid"].to_pylist(), strict=True)
 
+    def id_batches(self) -> Iterator[tuple[list[str], npt.NDArray[np.int64]]]:
+        """As ``ids``, in batches, each with its row ids, (n,)."""
+        for batch in self._scan(["id"], with_row_id=True):
+            yield batch["id"].to_pylist(), batch["_rowid"].to_numpy().astype(np.int64)
+
     def rows(
         self, fragments: list[LanceFragment], row_ids: npt.NDArray[np.int64]
     ) -> Iterator[tuple[list[Passage], npt.NDArray[np.float16]]]:
@@ -177,8 +203,7 @@ class Table:
         for batch in self._scan(columns, with_row_id=True, fragments=fragments):
             kept = batch.filter(pa.array(np.isin(batch["_rowid"].to_numpy(), row_ids)))
             if len(kept):
-                flat = kept["vector"].flatten().to_numpy(zero_copy_only=False)
-                yield to_passages(kept), flat.reshape(len(kept), self.manifest.dimension)
+                yield to_passages(kept), to_vectors(kept, self.card.dimension)
 
     def origins(self) -> Iterator[tuple[str, str]]:
         """Every passage's id and origin, in the order of the rows."""
@@ -195,12 +220,11 @@ class Table:
     def vectors_of(self, row_ids: Sequence[int]) -> npt.NDArray[np.float16]:
         """The vectors with these row ids, all different, in this order: (n, D). One read."""
         chosen = f"_rowid IN ({', '.join(map(str, row_ids))})"
-        with files.reading(self.path):
+        with version_files.reading(self.path):
             rows = self.dataset.scanner(columns=["vector"], filter=chosen, with_row_id=True).to_table()
-        flat = rows["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        found = flat.reshape(rows.num_rows, self.manifest.dimension)
+        vectors = to_vectors(rows.combine_chunks().to_batches()[0], self.card.dimension)
         place = {row_id: i for i, row_id in enumerate(rows["_rowid"].to_pylist())}
-        return cast("npt.NDArray[np.float16]", found[[place[row_id] for row_id in row_ids]])
+        return vectors[[place[row_id] for row_id in row_ids]]
 
     def _scan(
         self,
@@ -210,7 +234,7 @@ class Table:
         condition: pc.Expression | None = None,
         fragments: list[LanceFragment] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        with files.reading(self.path):
+        with version_files.reading(self.path):
             yield from self.dataset.scanner(
                 columns=columns,
                 with_row_id=with_row_id,
@@ -222,10 +246,30 @@ class Table:
 
     def _scan_to_copy(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """A copy gets a checksum of its own, with which damage would pass for what was written."""
-        known = durable.recorded(self.path)
+        checksums = self.storage.checksums() or {}
         for names, fragment in self.fragments().items():
-            damage.require_as_written(self.path, names, known)  # which leaves them in the system's cache
+            version_files.require_as_written(self.path, names, checksums)  # which leaves them in the system's cache
             yield from self._scan(columns, fragments=[fragment])
+
+    def require_as_written(
+        self, row_ids: Collection[int], *, besides: Collection[tuple[str, ...]] = ()
+    ) -> list[tuple[str, ...]]:
+        """Check the files that hold these rows, before they are copied: a copy gets checksums of its own.
+
+        Args:
+            besides: fragments that are known to be as they were written.
+        Returns: the fragments that were checked.
+        Raises: MemoryStoreError at a file that is not as it was written.
+        """
+        checksums = self.storage.checksums() or {}
+        holders = [
+            names
+            for names, fragment in self.fragments().items()
+            if names not in besides and np.isin(list(row_ids), self.row_ids([fragment])).any()
+        ]
+        for names in holders:
+            version_files.require_as_written(self.path, names, checksums)
+        return holders
 
     # Writing
 
@@ -235,7 +279,7 @@ class Table:
 
         Raises: MemoryStoreError if somebody else writes or has committed since, or if nobody can.
         """
-        with recovery.writing(self.path):
+        with recovery.writing(self.storage):
             self.require_newest()
             yield
 
@@ -253,65 +297,84 @@ class Table:
         return to_record_batch(self._columns(), passages, vectors)
 
     def _columns(self) -> pa.Schema:
-        """The columns in the table's own order, by which Lance numbers them, with this manifest."""
-        return self.dataset.schema.with_metadata(schema(self.manifest).metadata)
+        """The columns in the table's own order, by which Lance numbers them, with this card."""
+        return self.dataset.schema.with_metadata(schema(self.card).metadata)
 
-    def stage(self, batches: Iterable[pa.RecordBatch]) -> list[FragmentMetadata]:
+    def stage(self, batches: Iterable[pa.RecordBatch]) -> Staged:
         """Write rows to files that no version contains yet; ``commit`` makes them part of one.
 
         Within ``writing``, which removes the files if anything fails.
         """
-        staged: list[FragmentMetadata] = []
-        for rows in gathered(batches, ROWS_PER_FRAGMENT):
-            staged += self._write(rows)
-        return staged
+        staged = Staged()
+        pending: list[pa.RecordBatch] = []
+        for batch in batches:
+            pending.append(batch)
+            if sum(map(len, pending)) >= ROWS_PER_FRAGMENT:
+                staged += self._written(pending)
+                pending = []
+        return staged + self._written(pending) if pending else staged
 
-    def _write(self, rows: list[pa.RecordBatch]) -> list[FragmentMetadata]:
+    def _written(self, batches: list[pa.RecordBatch]) -> Staged:
         import pyarrow as pa
         from lance.fragment import write_fragments
 
         with recovery.changing(self.path):
-            return write_fragments(pa.Table.from_batches(rows), self.dataset, mode="append")
+            return self._safe(write_fragments(pa.Table.from_batches(batches), self.dataset, mode="append"))
 
-    def commit(self, staged: list[FragmentMetadata], *, removed_ids: Collection[str], change: str) -> Table:
-        """One new version: without the rows of ``removed_ids``, then with the staged rows at the end.
+    def _safe(self, fragments: list[FragmentMetadata]) -> Staged:
+        """New fragments, forced to the disk and hashed while the system has them in RAM. Raises: OSError."""
+        names = [f"data/{file.path}" for fragment in fragments for file in fragment.files]
+        self.storage.force(names)
+        return Staged(fragments, {name: Checksum.of(self.path / name) for name in names})
+
+    def commit(self, staged: Staged | None = None, *, removed_ids: Collection[str] = (), change: str) -> Table:
+        """One new version: without the rows of ``removed_ids``, then with the staged rows, if any, at the end.
 
         Raises: MemoryStoreError if the disk fails or someone has committed after this version.
         """
         import lance
         import pyarrow as pa
 
-        operation: Any = lance.LanceOperation.Append(staged)
-        before = files.present(self.path)
+        staged = staged or Staged()
+        operation: Any = lance.LanceOperation.Append(staged.fragments)
+        checksums = staged.checksums
         if removed_ids:
             rows = pa.table({"id": pa.array(list(removed_ids), pa.string())})
+            before = version_files.present(self.path)
             with recovery.changing(self.path):
                 transaction, _ = self.dataset.merge_insert("id").when_matched_delete().execute_uncommitted(rows)
+                deletions = version_files.present(self.path) - before
+                self.storage.force(deletions)
+                checksums = checksums | {name: Checksum.of(self.path / name) for name in sorted(deletions)}
             operation = transaction.operation
-            operation.new_fragments = [*operation.new_fragments, *staged]
-        return self._commit(operation, change, new_files=files.present(self.path) - before | _data_files(staged))
+            operation.new_fragments = [*operation.new_fragments, *staged.fragments]
+        return self._commit(operation, change, checksums)
 
-    def with_origins(self) -> Table:
-        """The table with the column ``origin``: a version of its own, which adds the column where it is missing."""
+    def with_columns(self, names: Collection[str]) -> Table:
+        """The table with these of ``LATER_COLUMNS``: where one is missing, a version of its own that adds it.
+
+        Within ``writing``. No file is read or written, since null means that there is nothing.
+        """
         import lance
         import pyarrow as pa
         from lance.schema import LanceSchema
 
-        if "origin" in self.passage_columns:
+        missing = [name for name in LATER_COLUMNS if name in names and name not in self.passage_columns]
+        if not missing:
             return self
+        columns = self.dataset.schema
+        for name in missing:  # fields are numbered in their order, as when the table was made
+            columns = columns.append(pa.field(name, pa.string(), nullable=True))
         fragments = [fragment.metadata for fragment in self.dataset.get_fragments()]
-        # Fields are numbered in their order, as when the table was made.
-        columns = LanceSchema.from_pyarrow(self.dataset.schema.append(pa.field("origin", pa.string(), nullable=True)))
-        operation = lance.LanceOperation.Merge(fragments, columns)
-        with self.writing():
-            return self._commit(operation, "made ready to be synced", new_files=())
+        operation = lance.LanceOperation.Merge(fragments, LanceSchema.from_pyarrow(columns))
+        return self._commit(operation, f"made ready for {' and '.join(missing)}", {})
 
-    def replace_all(self, staged: list[FragmentMetadata], *, change: str) -> Table:
-        """One new version that holds the staged rows only, and this table's manifest. Raises: as ``commit``."""
+    def replace_all(self, staged: Staged, *, change: str) -> Table:
+        """One new version that holds the staged rows only, and this table's card. Raises: as ``commit``."""
         import lance
 
-        operation = lance.LanceOperation.Overwrite(self._columns(), staged)
-        return self._commit(operation, change, new_files=_data_files(staged))
+        operation = lance.LanceOperation.Overwrite(self._columns(), staged.fragments)
+        return self._commit(operation, change, staged.checksums)
 
     def compact(self, *, deleted_share: float = 0.1, keep: Collection[int] = (), change: str | None = None) -> Table:
         """One new version with the same rows under the same row ids, in fewer files.
@@ -349,58 +412,57 @@ class Table:
             new += rewritten
             num_old += len(result.original_fragments)
         operation = lance.LanceOperation.Rewrite(groups, rewritten_indices=[])
-        change = change or f"compacted {num_old} files to {len(new)}"
-        self._commit(operation, change, new_files=_data_files(new))
+        with recovery.changing(self.path):
+            staged = self._safe(new)
+        self._commit(operation, change or f"compacted {num_old} files to {len(new)}", staged.checksums)
         # Opened anew, since what this session has cached of a fragment may be that of an older one with its number.
-        return Table.open(self.path)
+        return Table.open(self.storage)
 
     def _execute(self, task: CompactionTask) -> Any:
         """Check what a task reads, some hundred megabytes, and read it again while the system has it in its cache."""
         by_id = {fragment.fragment_id: names for names, fragment in self.fragments().items()}
-        read = {name for fragment in task.fragments for name in by_id[fragment.id]}
-        damage.require_as_written(self.path, read, durable.recorded(self.path))
+        names = {name for fragment in task.fragments for name in by_id[fragment.id]}
+        version_files.require_as_written(self.path, names, self.storage.checksums() or {})
         with recovery.changing(self.path):
             return task.execute(self.dataset)
 
-    def exchange(self, fragments: list[LanceFragment], staged: list[FragmentMetadata], *, change: str) -> Table:
+    def exchange(self, fragments: list[LanceFragment], staged: Staged, *, change: str) -> Table:
         """One new version without these fragments, then with the staged rows at the end. Raises: as ``commit``."""
         import lance
 
         removed = [fragment.fragment_id for fragment in fragments]
-        operation = lance.LanceOperation.Update(removed_fragment_ids=removed, new_fragments=staged)
-        return self._commit(operation, change, new_files=_data_files(staged))
+        operation = lance.LanceOperation.Update(removed_fragment_ids=removed, new_fragments=staged.fragments)
+        return self._commit(operation, change, staged.checksums)
 
-    def _commit(self, operation: Any, change: str, *, new_files: Collection[str]) -> Table:
+    def _commit(self, operation: Any, change: str, checksums: Mapping[str, Checksum]) -> Table:
         """Publish a version, on the disk when this returns.
 
-        Files go to the disk before the manifest that names them, the manifest before the record that acknowledges it.
+        Its files were forced there before. The manifest comes next, last the record that acknowledges it.
+
+        Args:
+            checksums: of the new files with rows and deletions.
         """
-        import lance
         from lance.commit import CommitConflictError
 
         self.require_newest()
         with recovery.changing(self.path):
-            io.sync_all(self.path, new_files)
             try:
-                # A retry would overwrite a version that somebody else has made meanwhile.
-                dataset = lance.LanceDataset.commit(
-                    self.dataset, operation, read_version=self.version, commit_message=change, max_retries=0
-                )
+                dataset = self.storage.publish(self.dataset, operation, change=change)
             except CommitConflictError as error:
                 raise MemoryStoreError(
                     f"someone else committed to {self.path} after version {self.version}; "
                     "open it without a version and try again"
                 ) from error
-        published = [*self._transaction_files(), files.manifest_name(dataset.version)]
+        published = [*self._transaction_files(), version_files.manifest_name(dataset.version)]
         try:
-            io.sync_all(self.path, published)
-            durable.record(self.path, [*sorted(new_files), *published])
+            self.storage.force(published)
+            self.storage.record({**checksums, **{name: Checksum.of(self.path / name) for name in published}})
         except OSError as error:
             raise MemoryStoreError(
                 f"version {dataset.version} of {self.path} is committed, but a power failure may take it "
                 f"({error.strerror or error}); mend the disk, then run `latentrag index verify {self.path}`"
             ) from error
-        return Table(self.path, dataset, self.manifest)
+        return Table(self.storage, dataset, self.card)
 
     def _transaction_files(self) -> list[str]:
         """Of commits on top of this version."""
@@ -408,11 +470,38 @@ class Table:
         return sorted(f"_transactions/{file.name}" for file in folder.glob(f"{self.version}-*.txn"))
 
 
-def _data_files(fragments: Iterable[FragmentMetadata]) -> set[str]:
-    return {f"data/{file.path}" for fragment in fragments for file in fragment.files}
+@dataclass(frozen=True, slots=True)
+class RowsById:
+    """Where the passages of a version are: row ids, (N,), in the order of the hashes, (N,), of the passages' ids."""
+
+    hashes: npt.NDArray[np.int64]
+    row_ids: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, table: Table) -> RowsById:
+        """Reads all ids of the table."""
+        hashes, row_ids = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for keys, rows in table.id_batches():
+            hashes.append(_hashes(keys))
+            row_ids.append(rows)
+        of_all = np.concatenate(hashes)
+        order = np.argsort(of_all, kind="stable")
+        return cls(of_all[order], np.concatenate(row_ids)[order])
+
+    def candidates(self, ids: Sequence[str]) -> list[int]:
+        """Row ids of all passages with these ids, and perhaps of others, whose ids have the same hash."""
+        wanted = _hashes(ids)
+        first = np.searchsorted(self.hashes, wanted, "left")
+        end = np.searchsorted(self.hashes, wanted, "right")
+        return sorted({int(row) for i, j in zip(first, end, strict=True) if i < j for row in self.row_ids[i:j]})
+
+
+def _hashes(ids: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Python's own, which differ from process to process: for RAM only."""
+    return np.fromiter(map(hash, ids), np.int64, len(ids))
 
 
 def _shown_versions(path: Path) -> str:
-    existing = files.version_numbers(path)
+    existing = version_files.version_numbers(path)
     older = "…, " if len(existing) > SHOWN_VERSIONS else ""
     return older + ", ".join(map(str, existing[-SHOWN_VERSIONS:]))

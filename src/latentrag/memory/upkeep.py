@@ -1,17 +1,24 @@
-"""Room on the disk: versions that nobody needs any more, files that are too small or half deleted."""
+"""What takes room on the disk and is needed no more: old versions, small files, passages that have to go for good."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import mmap
+import shutil
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from latentrag.errors import InputError
-from latentrag.memory import durable, files, tags
-from latentrag.memory.damage import require_as_written
+from latentrag.errors import DataError, InputError, MemoryStoreError
+from latentrag.memory import history, version_files
 from latentrag.memory.recovery import changing, remove_orphans, writing
+from latentrag.memory.storage import Place, Storage, storage_of
 from latentrag.memory.table import Table
+from latentrag.memory.version_files import ids_of_file, passages_of_file, require_as_written
+from latentrag.types import Passage
+
+CHANCE_BYTES = 8
+"""Texts shorter than this are looked for in the passages, not in the raw bytes, where they would turn up by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +30,11 @@ class Pruned:
     freed_bytes: int
 
 
-def prune(folder: Path, *, keep: int | None = None, older_than_days: float | None = None) -> Pruned:
+def prune(place: Place, *, keep: int | None = None, older_than_days: float | None = None) -> Pruned:
     """Remove old versions for good, with the files that no other needs. The newest always stays, and so does every
     version with a tag and the one that is served.
 
-    Somebody who searches one of these versions at this moment gets an error for the passages that he has yet to read.
+    A process that searches one of these versions at this moment gets an error at its next read.
 
     Args:
         keep: so many of the newest.
@@ -41,32 +48,35 @@ def prune(folder: Path, *, keep: int | None = None, older_than_days: float | Non
         raise InputError(f"keep={keep} versions cannot be; the newest always stays, give 1 or more")
     if older_than_days is not None and not 0 <= older_than_days <= 1_000_000:
         raise InputError(f"older_than_days={older_than_days} is no age; give 0 or more days")
-    with writing(folder):
-        files.needed(folder)  # raises before anything is removed
-        newest = Table.open(folder)
-        log = newest.log()
+    storage = storage_of(place)
+    with writing(storage):
+        version_files.needed(storage)  # raises before anything is removed
+        newest = Table.open(storage)
+        log = history.log(newest)
         if keep is not None:
             old = [version.number for version in log[:-keep]]
         else:
             limit = datetime.now(UTC) - timedelta(days=older_than_days or 0)
             old = [version.number for version in log[:-1] if version.time < limit]
-        named = set(tags.tags(folder).values())
-        doomed = [number for number in old if number not in named]
-        if doomed:
-            require_as_written(folder, files.sizes(newest.dataset), durable.recorded(folder))
-        freed = drop(folder, doomed)
-    return Pruned(doomed, [number for number in old if number in named], freed)
+        named = set(history.tags(storage.folder).values())
+        unneeded = [number for number in old if number not in named]
+        if unneeded:
+            sizes = version_files.sizes(newest.dataset)
+            require_as_written(storage.folder, sizes, storage.checksums() or {})
+        freed = _drop(storage, unneeded)
+    return Pruned(unneeded, [number for number in old if number in named], freed)
 
 
-def drop(folder: Path, versions: Collection[int]) -> int:
+def _drop(storage: Storage, versions: Collection[int]) -> int:
     """Remove versions and then what no version needs: under the lock only. Returns: the bytes that this frees.
 
     Killed in between, it leaves files that no version needs, which the next writer removes.
     """
+    folder = storage.folder
     with changing(folder):
-        freed = files.remove(folder, [files.manifest_name(version) for version in versions])
-        freed += remove_orphans(folder)
-        durable.keep_records(folder, files.present(folder))
+        freed = version_files.remove(folder, [version_files.manifest_name(version) for version in versions])
+        freed += remove_orphans(storage)
+        storage.keep_checksums(version_files.present(folder))
     return freed
 
 
@@ -81,13 +91,153 @@ class Compacted:
     files_after: int
 
 
-def compact(folder: Path) -> Compacted:
+def compact(place: Place) -> Compacted:
     """Commit a version with the same passages in fewer files, and without the rows that were deleted.
 
     Older versions keep theirs, so this needs room until they are pruned. Raises: MemoryStoreError, also if a file that
     would be written anew is not as it was written.
     """
-    with writing(folder):
-        before = Table.open(folder)
+    storage = storage_of(place)
+    with writing(storage):
+        before = Table.open(storage)
         after = before.compact()
     return Compacted(after.version, after.version != before.version, len(before.fragments()), len(after.fragments()))
+
+
+# Forgetting
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What is gone, and what is left of it.
+
+    Attributes:
+        passages: each as it was; one that had been replaced comes several times.
+        version: the newest, which has the other passages.
+        dropped: versions that are gone because one of their files held a passage.
+        tags: names of those versions.
+        freed_bytes: on the disk, the versions written instead already subtracted.
+        same_text: of the forgotten ids, the ids of passages that stay and hold the same text.
+        left: files that still hold a text, and no passage that stays explains it.
+    """
+
+    passages: list[Passage]
+    version: int
+    dropped: list[int]
+    tags: list[str]
+    freed_bytes: int
+    same_text: dict[str, list[str]]
+    left: list[str]
+
+
+def forget(place: Place, ids: Iterable[str]) -> Forgotten:
+    """Delete passages from the newest version and remove every older one, and every file, that holds them.
+
+    Passages are found wherever they are: in the newest version, in an older one, or deleted long ago in a file that
+    another passage keeps. What must stay is written anew. Other versions that share a file with a forgotten passage are
+    gone with it, and with them what only they held. The indexes are removed, they are built again from the table, and
+    so is what ``repair`` had set aside. At the end all files are searched for the texts.
+
+    Files are removed, not overwritten: what a disk, its snapshots or a copy still hold is beyond this.
+
+    Raises: DataError if an id is nowhere or none is given; MemoryStoreError. Killed in between, it can be repeated.
+    """
+    unwanted = dict.fromkeys(ids)
+    if not unwanted:
+        raise DataError("no ids to forget; give at least one")
+    storage = storage_of(place)
+    folder = storage.folder
+    with writing(storage):
+        remove_orphans(storage)
+        before = _size_bytes(folder)
+        holders = dict(_holders(folder, unwanted))
+        passages = sorted({z for of_file in holders.values() for z in of_file}, key=lambda z: (z.id, z.text))
+        _require_found(unwanted, passages, folder)
+        for disposable in (version_files.INDEXES, version_files.DAMAGED):
+            with changing(folder):
+                _remove_whole(folder / disposable)
+        newest = _without(Table.open(storage), unwanted, set(holders))
+        dropped = [v for v in version_files.version_numbers(folder) if _shares(storage, v, set(holders))]
+        named = [name for name, version in history.tags(folder).items() if version in dropped]
+        history.remove_tags(folder, named)
+        _drop(storage, dropped)
+        with changing(folder):
+            _remove_whole(folder / version_files.INDEXES)  # one may have been built of a version still there
+        freed = before - _size_bytes(folder)
+        same_text, left = _search(folder, passages)
+    return Forgotten(passages, newest.version, dropped, named, freed, same_text, left)
+
+
+def _remove_whole(place: Path) -> None:
+    """Remove a folder at once for all who look into it: who is building an index there fails, and leaves nothing."""
+    gone = place.with_name(f"{place.name}-gone")
+    if gone.exists():  # a forgetting was killed here
+        shutil.rmtree(gone)
+    if place.exists():
+        place.rename(gone)
+        shutil.rmtree(gone)
+
+
+def _without(table: Table, unwanted: Collection[str], holders: set[str]) -> Table:
+    """Commit a version without the passages and without the files that hold them."""
+    here = [key for key in table.ids() if key in unwanted]
+    change = f"forgot {len(unwanted)}"
+    if here:
+        table = table.commit(removed_ids=here, change=change)
+    fragments = table.fragments()
+    clean = [fragment.fragment_id for names, fragment in fragments.items() if not holders & set(names)]
+    if len(clean) < len(fragments):
+        table = table.compact(deleted_share=0.0, keep=clean, change=change)
+    if any(holders & set(names) for names in table.fragments()):
+        raise MemoryStoreError(f"the files of {table.path} that hold the passages were not written anew; run it again")
+    return table
+
+
+def _holders(folder: Path, ids: Collection[str]) -> Iterator[tuple[str, set[Passage]]]:
+    """Files with rows of these ids, deleted or not, and what the rows say."""
+    for name in sorted(version_files.present(folder)):
+        if name.startswith("data/") and not ids_of_file(folder, name).isdisjoint(ids):
+            yield name, {passage for passage in passages_of_file(folder, name) if passage.id in ids}
+
+
+def _shares(storage: Storage, version: int, holders: set[str]) -> bool:
+    return not holders.isdisjoint(version_files.sizes(version_files.open_whole(storage, version)))
+
+
+def _require_found(ids: Collection[str], passages: Iterable[Passage], folder: Path) -> None:
+    unknown = sorted(set(ids) - {passage.id for passage in passages})
+    if unknown:
+        shown = ", ".join(map(repr, unknown[:3])) + (", …" if len(unknown) > 3 else "")
+        raise DataError(f"{len(unknown)} ids are in no version of {folder}: {shown}; leave them out")
+
+
+def _search(folder: Path, passages: Collection[Passage]) -> tuple[dict[str, list[str]], list[str]]:
+    """Which passages that stay have a forgotten text, and which files hold one that no such passage explains."""
+    same: dict[str, list[str]] = {}
+    left = []
+    texts = {z.text for z in passages if z.text}
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        name = path.relative_to(folder).as_posix()
+        held = {text for text in texts if len(text.encode()) >= CHANCE_BYTES and _holds(path, text.encode())}
+        if name.startswith("data/"):
+            for stays in passages_of_file(folder, name):
+                within = {text for text in texts if text in stays.text}
+                held -= within
+                for key in (z.id for z in passages if z.text in within):
+                    same.setdefault(key, []).append(stays.id)
+        if held:
+            left.append(name)
+    return same, left
+
+
+def _holds(path: Path, text: bytes) -> bool:
+    if not path.stat().st_size:
+        return False
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(text) >= 0
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from latentrag.errors import DamagedVersionError, IndexDamagedError, InputError, MemoryStoreError
-from latentrag.memory import damage, durable, files, lock
+from latentrag.memory import version_files
+from latentrag.memory.history import SERVED, tags
 from latentrag.memory.indexes.checking import CheckedIndex, check
 from latentrag.memory.indexes.folder import IndexFolder, Published
+from latentrag.memory.storage import Checksum, Owner, Place, Storage, storage_of
 from latentrag.memory.table import Table
-from latentrag.memory.tags import SERVED, tags
 
 SHOWN = 3
 NUM_QUESTIONS = 200
@@ -54,7 +56,7 @@ class Report:
 
 
 def verify(
-    folder: Path, *, num_questions: int = NUM_QUESTIONS, seed: int = 0, index_folder: Path | None = None
+    place: Place, *, num_questions: int = NUM_QUESTIONS, seed: int = 0, index_folder: Path | None = None
 ) -> Report:
     """Read every file of a memory and check what can be checked. Nothing is changed.
 
@@ -65,26 +67,29 @@ def verify(
 
     Args:
         num_questions: passages whose vectors are searched for to measure an index's recall; 0: it is not measured.
-        seed: by which they are drawn.
+        seed: random seed of that sample.
         index_folder: where the indexes lie, if not in the memory.
     Raises: MemoryStoreError if this is no memory; InputError if ``num_questions`` is negative.
     """
     if num_questions < 0:
         raise InputError(f"num_questions={num_questions} cannot be asked; give 0 or more")
-    files.require_table(folder)
-    numbers, present, known = files.version_numbers(folder), files.present(folder), durable.recorded(folder)
-    needed, problems = _opened(folder, numbers)
+    storage = storage_of(place)
+    folder = storage.folder
+    version_files.require_table(folder)
+    numbers, present = version_files.version_numbers(folder), version_files.present(folder)
+    checksums = storage.checksums() or {}
+    needed, problems = _opened(storage, numbers)
     newest = max(needed, default=None)
-    table = None if newest is None else Table.open(folder, newest)
-    of_files = [*_changed(folder, known, needed), *([] if table is None else _of_rows(table))]
+    table = None if newest is None else Table.open(storage, newest)
+    of_files = [*_changed(folder, checksums, needed), *([] if table is None else _of_rows(table))]
     of_indexes = IndexFolder.of(folder) if index_folder is None else IndexFolder(index_folder)
-    found, unreadable = of_indexes.indexes()
+    published, unreadable = of_indexes.indexes()
     # Damaged passages are no measure of an index.
-    asked = None if of_files else _asked(folder, table)
-    indexes = [] if asked is None else _checked(found, asked, num_questions=num_questions, seed=seed)
+    asked = None if of_files else _asked(storage, table)
+    indexes = [] if asked is None else _checked(published, asked, num_questions=num_questions, seed=seed)
     problems += [*of_files, *_of_indexes(folder, of_indexes, indexes, unreadable), *_of_tags(folder, numbers)]
-    orphans = present - files.needed(folder) if len(needed) == len(numbers) else set()
-    writer = lock.owner(folder)
+    orphans = present - version_files.needed(storage) if len(needed) == len(numbers) else set()
+    writer = storage.owner()
     if orphans and writer is None:
         problems.append(
             Problem(
@@ -99,35 +104,35 @@ def verify(
         num_versions=len(numbers),
         num_files=len(present),
         size_bytes=sum(_size_bytes(folder / name) for name in present),
-        num_unrecorded=len(everything - known.keys()),
+        num_unrecorded=len(everything - checksums.keys()),
         indexes=indexes,
         problems=problems,
-        notes=[*_index_notes(found, indexes, asked), *_notes(folder, writer)],
+        notes=[*_index_notes(published, indexes, asked), *_notes(folder, writer)],
     )
 
 
-def _opened(folder: Path, numbers: list[int]) -> tuple[dict[int, set[str]], list[Problem]]:
+def _opened(storage: Storage, numbers: list[int]) -> tuple[dict[int, set[str]], list[Problem]]:
     """The files of each version that opens, and a problem for each that does not."""
     needed: dict[int, set[str]] = {}
     problems = []
     for number in numbers:
         try:
-            dataset = files.open_whole(folder, number)
+            dataset = version_files.open_whole(storage, number)
         except DamagedVersionError as error:
             problems.append(
                 Problem(
                     str(error).split("; ")[0],
-                    f"restore it from a copy, or give it up with `latentrag index repair {folder}`",
+                    f"restore it from a copy, or give it up with `latentrag index repair {storage.folder}`",
                 )
             )
             continue
-        needed[number] = {*files.sizes(dataset), files.manifest_name(number)}
+        needed[number] = {*version_files.sizes(dataset), version_files.manifest_name(number)}
     return needed, problems
 
 
-def _changed(folder: Path, known: Mapping[str, durable.Checksum], needed: Mapping[int, set[str]]) -> Iterator[Problem]:
+def _changed(folder: Path, checksums: Mapping[str, Checksum], needed: Mapping[int, set[str]]) -> Iterator[Problem]:
     """Files that are not as they were committed, and which versions suffer."""
-    for name, what in damage.changed(folder, sorted(set().union(*needed.values())), known).items():
+    for name, what in version_files.changed_files(folder, sorted(set().union(*needed.values())), checksums).items():
         suffer = [version for version in needed if name in needed[version]]
         others = [version for version in needed if name not in needed[version]]
         ask = f", ask version {others[-1]}: `latentrag index use {folder} {others[-1]}`," if others else ""
@@ -156,21 +161,19 @@ def _of_rows(table: Table) -> Iterator[Problem]:
         )
 
 
-def _checked(found: Iterable[Published], asked: Table, *, num_questions: int, seed: int) -> list[CheckedIndex]:
-    checked = []
-    for published in found if len(asked) else ():
-        try:
-            checked.append(check(published, asked, num_questions=num_questions, seed=seed))
-        except FileNotFoundError:
-            continue  # thrown away at this moment
-    return checked
+def _checked(published: Iterable[Published], asked: Table, *, num_questions: int, seed: int) -> list[CheckedIndex]:
+    indexes = []
+    for index in published if len(asked) else ():
+        with contextlib.suppress(FileNotFoundError):  # thrown away at this moment
+            indexes.append(check(index, asked, num_questions=num_questions, seed=seed))
+    return indexes
 
 
-def _asked(folder: Path, newest: Table | None) -> Table | None:
+def _asked(storage: Storage, newest: Table | None) -> Table | None:
     """The version that is asked where nobody says which, as far as that can be told."""
     try:
-        number = tags(folder).get(SERVED)
-        return newest if number is None else Table.open(folder, number)
+        number = tags(storage.folder).get(SERVED)
+        return newest if number is None else Table.open(storage, number)
     except MemoryStoreError:  # the tag, or its version, is a problem of its own
         return newest
 
@@ -215,11 +218,11 @@ def _index_notes(found: Sequence[Published], indexes: Iterable[CheckedIndex], as
             yield f"the index {index.folder} {index.unused}; version {index.version} does without"
 
 
-def _notes(folder: Path, writer: lock.Owner | None) -> Iterator[str]:
+def _notes(folder: Path, writer: Owner | None) -> Iterator[str]:
     if writer is not None:
         yield f"the memory is being changed by {writer}, or that writer died; the next one cleans up"
-    if (folder / files.DAMAGED).exists():
-        yield f"{folder / files.DAMAGED} holds versions that were set aside; delete it if nobody can mend them"
+    if (folder / version_files.DAMAGED).exists():
+        yield f"{folder / version_files.DAMAGED} holds versions that were set aside; delete it if nobody can mend them"
 
 
 def _size_bytes(file: Path) -> int:

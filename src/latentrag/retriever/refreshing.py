@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
@@ -35,7 +34,7 @@ class TrainablePassageEncoder(PassageEncoder, SavablePart, Protocol):
         ...
 
 
-class Manifest(Protocol):
+class EncoderCard(Protocol):
     """What encoded a version of a memory."""
 
     @property
@@ -50,12 +49,10 @@ class RefreshableMemory(Memory, Protocol):
     """A memory with versions, each of which may have a passage encoder of its own."""
 
     @property
-    def path(self) -> Path: ...
-    @property
-    def manifest(self) -> Manifest: ...
+    def card(self) -> EncoderCard: ...
 
-    def open(self, path: Path, *, version: int | None = None) -> Self:
-        """The memory at ``path``, at a version or its newest."""
+    def at(self, version: int | str | None) -> Self:
+        """The same memory at another version; None: its newest."""
         ...
 
     def reencode(self, encoder: PassageEncoder) -> Self:
@@ -83,7 +80,7 @@ class RefreshingRetriever:
     ) -> None:
         """Raises: EncoderMismatchError if the memory does not hold the vectors of ``passage_encoder``, or
         ``query_encoder`` does not belong to them."""
-        memory.manifest.check_passage_encoder(passage_encoder)
+        memory.card.check_passage_encoder(passage_encoder)
         self.query_encoder = query_encoder
         self.passage_encoder = passage_encoder
         self._search(memory)
@@ -124,17 +121,17 @@ class RefreshingRetriever:
         Returns: its number.
         Raises: as ``Memory.reencode``; nothing has changed then.
         """
-        return self._paired(self.memory.open(self.memory.path).reencode(self.passage_encoder))
+        return self._paired(self.memory.at(None).reencode(self.passage_encoder))
 
     def use(self, version: int) -> None:
         """Search that version from now on: for a run that is resumed, whose weights are those of then.
 
         Raises: MemoryStoreError if the memory has no such version.
         """
-        self._paired(self.memory.open(self.memory.path, version=version))
+        self._paired(self.memory.at(version))
 
     def _paired(self, memory: RefreshableMemory) -> int:
-        self.query_encoder.pair_with(memory.manifest.fingerprint)
+        self.query_encoder.pair_with(memory.card.fingerprint)
         self._search(memory)
         return memory.version
 

@@ -11,12 +11,8 @@ from urllib.parse import unquote
 
 from latentrag.assemble import open_memory, with_memory
 from latentrag.errors import InputError
-from latentrag.memory import tags
-from latentrag.memory.diff import diff, num_read, titles
-from latentrag.memory.table import Table
-from latentrag.memory.versions import resolve
 from latentrag.serving.options import MAX_COMPARED
-from latentrag.sync.journal import FOLDER, Journal
+from latentrag.sync.journal import Journal, journals_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +45,7 @@ class Memories:
     @property
     def path(self) -> Path:
         """Where it is on this machine."""
-        return self.live.path
+        return self.live.snapshot().path
 
     def rag_at(self, as_of: int | str) -> Rag:
         """The model over a version of the memory.
@@ -57,7 +53,7 @@ class Memories:
         Raises: MemoryStoreError if there is none; EncoderMismatchError if its vectors are another encoder's.
         """
         with self._lock:
-            number = resolve(self.path, as_of)
+            number = self.live.snapshot().number_of(as_of)
             if number == self.live.version:
                 return self.rag
             opened = None
@@ -79,10 +75,10 @@ class Memories:
         Raises: MemoryStoreError or EncoderMismatchError; the version from before is served then.
         """
         with self._changing:
-            number = resolve(self.path, which)
+            number = self.live.snapshot().number_of(which)
             before = self.live.use("newest" if number is None else number)
             try:
-                tags.serve(self.path, number)
+                before.serve(number)
             except BaseException:
                 self.live.use(before)
                 raise
@@ -101,13 +97,13 @@ class Memories:
     def tag(self, name: str, which: int | str | None) -> None:
         """Name a version; None: the newest. Raises: InputError or MemoryStoreError."""
         with self._changing:
-            version = open_memory(self.path, version="newest" if which is None else which).version
-            tags.tag(self.path, name, version)
+            memory = self.live.snapshot()
+            memory.tag(name, memory.at(which).version)
 
     def untag(self, name: str) -> None:
         """Take a name away. Raises: MemoryStoreError if there is no such tag."""
         with self._changing:
-            tags.untag(self.path, name)
+            self.live.snapshot().untag(name)
 
     def difference(self, before: str, after: str, *, limit: int) -> dict[str, Any]:
         """What ``GET /v1/memory/diff`` answers.
@@ -116,16 +112,16 @@ class Memories:
             limit: how many passages are named of each kind.
         Raises: UnknownVersionError; InputError where too many passages would have to be read; MemoryStoreError.
         """
-        old, new = (Table.open(self.path, resolve(self.path, which)) for which in (before, after))
-        reading = num_read(old, new)
+        old, new = (self.live.snapshot().at(which) for which in (before, after))
+        reading = old.num_compared(new)
         if reading > MAX_COMPARED:
             raise InputError(
                 f"versions {old.version} and {new.version} differ in files of {reading} passages; this server compares "
                 f"{MAX_COMPARED} at most; run `latentrag index diff` where the memory is"
             )
-        found = diff(old, new)
-        named = titles(new, old, {*found.added[:limit], *found.changed[:limit]})
-        gone = titles(old, new, set(found.removed[:limit]))
+        found = old.diff(new)
+        named = new.titles({*found.added[:limit], *found.changed[:limit]}, against=old)
+        gone = old.titles(set(found.removed[:limit]), against=new)
         return {
             "from": found.before,
             "to": found.after,
@@ -133,20 +129,20 @@ class Memories:
             "changed": _changes(found.changed, named, limit),
             "removed": _changes(found.removed, gone, limit),
             "reencoded": found.reencoded,
-            "encoders": {"from": old.manifest.encoder, "to": new.manifest.encoder},
+            "encoders": {"from": old.card.encoder, "to": new.card.encoder},
         }
 
     def record(self) -> dict[str, Any]:
         """What ``GET /v1/memory`` answers."""
         serving = self.live.snapshot()
-        log = open_memory(self.path, version="newest").log()
-        named = tags.tags(self.path)
-        chosen = named.pop(tags.SERVED, None)
+        log = serving.at("newest").log()
+        named = serving.tags()
+        chosen = named.pop("served", None)
         return {
             "name": self.path.name,
             "version": serving.version,
             "passages": len(serving),
-            "encoder": serving.manifest.encoder,
+            "encoder": serving.card.encoder,
             "newest": log[-1].number,
             "follows_newest": chosen is None,
             "tags": named,
@@ -160,7 +156,7 @@ class Memories:
                 }
                 for each in log[-_SHOWN_VERSIONS:]
             ],
-            "synced": [self._synced(path) for path in sorted((self.path / FOLDER).glob("*.journal"))],
+            "synced": [self._synced(path) for path in journals_in(self.path)],
         }
 
     def _synced(self, notes: Path) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def server(rag: Rag, live: LiveMemory) -> MCPServer[Any]:
                 record: dict[str, Any] = finite(work())
                 return record
         except LatentRagError as error:
-            raise ToolError(str(error).replace(str(live.path), "the memory")) from error
+            raise ToolError(str(error).replace(live.name, "the memory")) from error
 
     @offered.tool()
     def ask(question: Question, k: Passages = None, variant: Variant | None = None) -> dict[str, Any]:

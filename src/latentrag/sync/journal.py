@@ -140,6 +140,11 @@ class Journal:
         )
 
 
+def journals_in(memory: Path) -> list[Path]:
+    """The notes on every folder that was synced into a memory."""
+    return sorted((memory / FOLDER).glob("*.journal"))
+
+
 def files_of(memory: Path, origins: Iterable[str]) -> dict[str, Path | None]:
     """Where the files lie that these origins name, as the last sync of their folders noted; None where none did."""
     wanted = sorted(set(origins))

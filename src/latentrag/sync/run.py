@@ -17,10 +17,9 @@ from latentrag.corpus.readers import File
 from latentrag.corpus.reading import check_workers
 from latentrag.corpus.splitting import check_bounds
 from latentrag.errors import InputError
-from latentrag.memory import origins
-from latentrag.memory.building import is_free
+from latentrag.memory import Memory, origins
 from latentrag.memory.origins import Held
-from latentrag.memory.table import Table
+from latentrag.memory.version_files import is_free
 from latentrag.sync.folder import (
     Contents,
     Plan,
@@ -101,7 +100,7 @@ def sync(
     """
     options = options or SyncOptions()
     name = folder_name(folder, options.name)
-    base = None if is_free(memory) else Table.open(memory)
+    base = None if is_free(memory) else Memory.open(memory)
     journal = Journal.load(memory, name)
     if options.name is None:
         _check_place(journal, folder, memory, name)
@@ -123,7 +122,8 @@ def sync(
     if options.delete_missing and not files:
         _check_empty(folder, plan)
     run = _Run(memory, base, plan, journal, encoder, splitting, name=name, options=options, on_progress=on_progress)
-    missing = run.go()
+    with run.writer:
+        missing = run.go()
     if not options.dry_run and run.writer.version is not None:
         journal.version_key = run.writer.version_key()
         if plan.to_read or plan.touched or noted != (journal.folder, journal.words, journal.version_key):
@@ -143,7 +143,7 @@ def sync(
     )
 
 
-def _see_memory(journal: Journal, base: Table | None, name: str) -> None:
+def _see_memory(journal: Journal, base: Memory | None, name: str) -> None:
     """Have ``journal.held`` say what the memory has, as noted if the notes are of this very version."""
     version_key = None if base is None else origins.version_key(base)
     if version_key is None or version_key != journal.version_key:
@@ -175,7 +175,7 @@ class _Run:
     def __init__(
         self,
         memory: Path,
-        base: Table | None,
+        base: Memory | None,
         plan: Plan,
         journal: Journal,
         encoder: Callable[[], PassageEncoder],

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Set
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
-import numpy as np
-
-from latentrag.memory import Memory, damage, durable, origins
-from latentrag.memory.building import create
-from latentrag.memory.memory import fp16_vectors
-from latentrag.memory.table import Table
+from latentrag.memory import Memory, origins
+from latentrag.memory.writer import Writer as MemoryWriter
 from latentrag.sync.folder import Contents, SkippedError
 from latentrag.sync.journal import Fact, Journal
 from latentrag.sync.report import Counts
 from latentrag.types import Passage
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from latentrag.protocols import PassageEncoder
-
-PASSAGES_PER_ENCODING = 256
-"""Enough to sort by length, few enough to see that it goes on."""
 
 
 @dataclass(slots=True)
@@ -63,7 +56,7 @@ class Writer:
     def __init__(
         self,
         path: Path,
-        base: Table | None,
+        base: Memory | None,
         *,
         name: str,
         journal: Journal,
@@ -81,20 +74,28 @@ class Writer:
         self._name = name
         self._journal = journal
         self._load_encoder = encoder
-        self._encoder: PassageEncoder | None = None
         self._reusable = reusable
         self._counts = counts
         self._limit = limit
         self._dry_run = dry_run
         self._on_passages = on_passages
-        self._memory: Memory | None = None
+        self._memory: MemoryWriter | None = None
+        self._writing = ExitStack()
         self._owners: dict[str, str] | None = None
         self._vector_rows: dict[bytes, int] | None = None
         # Files of which the memory holds something else than the journal says.
         self._unsure: set[str] = set()
-        # Files of the base, by fragment, that are as they were written.
-        self._intact: set[tuple[str, ...]] = set()
+        self._known_vectors = None if base is None else origins.KnownVectors(base)
         self._chunk = _Chunk()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Others may write from now on."""
+        self._writing.__exit__(kind, error, traceback)
 
     def is_sure_of(self, name: str) -> bool:
         """Whether the journal says what the memory has of a file: not if a part of it is written, or taken over."""
@@ -216,55 +217,32 @@ class Writer:
         chunk.passages.append(passage)
 
     def _commit(self, chunk: _Chunk) -> None:
-        memory = self._writable()
-        vectors = self._vectors(chunk, memory)
+        known = {}
+        if chunk.row_ids and self._known_vectors is not None:
+            known = dict(zip(chunk.row_ids, self._known_vectors.of(list(chunk.row_ids.values())), strict=True))
+        writer = self._started()
+        writer.put(chunk.passages, known)
         change = f"synced {self._name}: added {chunk.added}, changed {chunk.changed}, removed {chunk.removed}"
-        self._memory = memory.revise(chunk.passages, vectors, removed_ids=chunk.removed_ids, change=change)
-        self.version = self._memory.version
+        writer.commit(removed_ids=chunk.removed_ids, change=change)
+        self.version = writer.table.version
 
-    def _writable(self) -> Memory:
-        """The memory, made if it is not there, and made ready to name origins if it is from before them."""
-        if self._memory is not None:
-            return self._memory
-        if self._base is not None:
-            return Memory.open(self._path, version=self._base.with_origins().version)
-        self._encoder = self._load_encoder()
-        return create(self._path, self._encoder)
-
-    def _vectors(self, chunk: _Chunk, memory: Memory) -> npt.NDArray[np.float16]:
-        """(n, D): kept where the memory has them, else computed."""
-        vectors = np.empty((len(chunk.passages), memory.manifest.dimension), np.float16)
-        if chunk.row_ids and self._base is not None:
-            rows = list(chunk.row_ids.values())
-            self._require_as_written(self._base, rows)
-            vectors[list(chunk.row_ids)] = origins.vectors(self._base, rows)
-            self._on_passages(len(chunk.row_ids))
-        places = [i for i in range(len(chunk.passages)) if i not in chunk.row_ids]
-        for start in range(0, len(places), PASSAGES_PER_ENCODING):
-            if self._encoder is None:
-                self._encoder = self._load_encoder()
-            memory.manifest.check_passage_encoder(self._encoder)
-            some = places[start : start + PASSAGES_PER_ENCODING]
-            vectors[some] = fp16_vectors([chunk.passages[i] for i in some], self._encoder)
-            self._on_passages(len(some))
-        return vectors
-
-    def _require_as_written(self, base: Table, row_ids: Sequence[int]) -> None:
-        """A copy of these rows gets checksums of its own, with which damage would pass for what was written.
-
-        Raises: MemoryStoreError at a file with one of them that is not as it was written.
-        """
-        known = durable.recorded(base.path)
-        for names, fragment in base.fragments().items():
-            if names not in self._intact and np.isin(row_ids, base.row_ids([fragment])).any():
-                damage.require_as_written(base.path, names, known)
-                self._intact.add(names)
+    def _started(self) -> MemoryWriter:
+        """What writes to the memory, which is made if it is not there; nobody else writes until this sync ends."""
+        if self._memory is None:
+            encoder = self._load_encoder
+            if self._base is None:
+                loaded = encoder()
+                memory, encoder = Memory.create(self._path, loaded), lambda: loaded
+            else:
+                memory = self._base
+            self._memory = self._writing.enter_context(memory.writing(encoder, on_passages=self._on_passages))
+        return self._memory
 
     def version_key(self) -> str | None:
         """Of the version that the journal's ``held`` describes; None while it does not describe one."""
         if self._unsure or self.version is None:
             return None
-        return origins.version_key(Table.open(self._path, self.version))
+        return origins.version_key(Memory.open(self._path, version=self.version))
 
     def _all_owners(self) -> dict[str, str]:
         if self._owners is None:

@@ -21,7 +21,6 @@ import numpy as np
 
 from latentrag import io
 from latentrag.errors import IndexDamagedError, InputError, MemoryStoreError
-from latentrag.memory.files import has_version
 from latentrag.memory.indexes.changes import fragments, stream_with_passages
 from latentrag.memory.indexes.folder import (
     EFFORT,
@@ -44,6 +43,7 @@ from latentrag.memory.indexes.stored import (
     vector_bytes,
     vector_records,
 )
+from latentrag.memory.version_files import has_version
 from latentrag.registry import Table as Registry
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def build_index(
     if not num_rows:
         raise MemoryStoreError(f"{table.path} has no passages at version {table.version}; add some first")
     kind = kind_by_size(choice, num_rows)
-    planned = plan(kind, num_rows, table.manifest.dimension, max_memory=max_memory)
+    planned = plan(kind, num_rows, table.card.dimension, max_memory=max_memory)
     if INDEX_KINDS[kind].proposer is None:
         folder.discard_all()
         ram_bytes, wall_s = planned.ram_bytes - PROCESS_BYTES, time.perf_counter() - started
@@ -185,8 +185,8 @@ def build(table: Table, kind: str, planned: Plan, *, folder: IndexFolder, progre
     description = Description(
         kind=kind,
         version=table.version,
-        fingerprint=table.manifest.fingerprint,
-        dimension=table.manifest.dimension,
+        fingerprint=table.card.fingerprint,
+        dimension=table.card.dimension,
         num_rows=len(table),
         parameters=dict(planned.parameters),
         fragments=fragments(table),

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from latentrag.errors import IndexDamagedError
-from latentrag.memory.files import reading
 from latentrag.memory.indexes.index import Rows
-from latentrag.memory.rows import to_passages
+from latentrag.memory.schema import to_passages
+from latentrag.memory.version_files import reading
 from latentrag.types import Passage
 
 if TYPE_CHECKING:
@@ -85,16 +85,16 @@ def stream_with_passages(table: Table) -> Iterator[tuple[Rows, list[Passage]]]:
     """The same, with the passages that have these vectors."""
     for fragment in table.dataset.get_fragments():
         for batch in _batches_of(table, fragment, [*table.passage_columns, "vector"]):
-            yield _to_rows(batch, table.manifest.dimension), to_passages(batch)
+            yield _to_rows(batch, table.card.dimension), to_passages(batch)
 
 
 def _rows_of(table: Table, fragment: LanceFragment) -> Iterator[Rows]:
     for batch in _batches_of(table, fragment, ["vector"]):
-        yield _to_rows(batch, table.manifest.dimension)
+        yield _to_rows(batch, table.card.dimension)
 
 
 def _batches_of(table: Table, fragment: LanceFragment, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    dimension = table.manifest.dimension
+    dimension = table.card.dimension
     with reading(table.path):
         scanner = table.dataset.scanner(
             columns=columns,
@@ -135,7 +135,7 @@ def difference(table: Table, before: Sequence[Fragment], row_ids: npt.NDArray[np
 
 def rows_with(table: Table, row_ids: npt.NDArray[np.int64]) -> Rows:
     """The rows with these ids, in ascending order; ids that are not there are left out."""
-    parts = [Rows(np.empty(0, np.int64), np.empty((0, table.manifest.dimension), np.float16))]
+    parts = [Rows(np.empty(0, np.int64), np.empty((0, table.card.dimension), np.float16))]
     for fragment in table.dataset.get_fragments() if len(row_ids) else ():
         wanted = np.intersect1d(table.row_ids([fragment]), row_ids, assume_unique=True)
         if len(wanted) > SCANNED_SHARE * fragment.metadata.num_rows:

@@ -81,7 +81,7 @@ def check(published: Published, table: Table, *, num_questions: int, seed: int) 
     result = CheckedIndex(of.name, of.kind, of.version, table.version)
     if not is_stored(of.kind):
         return replace(result, unused=f"is of the kind {of.kind}, which is no longer supported")
-    if of.fingerprint != table.manifest.fingerprint:
+    if of.fingerprint != table.card.fingerprint:
         return replace(result, unused="has the vectors of another encoder")
     try:
         return _compared(result, published, table, num_questions=num_questions, seed=seed)

@@ -109,7 +109,7 @@ class IndexSupply:
 
     def _from_loaded(self, table: Table) -> Index | None:
         loaded = self._loaded
-        if loaded is None or loaded.fingerprint != table.manifest.fingerprint:
+        if loaded is None or loaded.fingerprint != table.card.fingerprint:
             return None
         changes = difference(table, loaded.fragments, loaded.index.row_ids)
         if changes.share(len(loaded.index.row_ids)) > DRIFT_TO_RENEW:
@@ -155,7 +155,7 @@ class IndexSupply:
             of = published.description
             if self.choice not in {AUTO, of.kind} or not is_stored(of.kind) or of.name in self._refused:
                 continue
-            if of.fingerprint != table.manifest.fingerprint:
+            if of.fingerprint != table.card.fingerprint:
                 continue
             try:
                 changes = difference(table, of.fragments, mapped_numbers(published.folder / ROW_IDS, of.num_rows))
@@ -191,12 +191,12 @@ class IndexSupply:
 
     def _built(self, table: Table) -> Index:
         kind = kind_by_size(self.choice, len(table))
-        planned = plan(kind, len(table), table.manifest.dimension)
+        planned = plan(kind, len(table), table.card.dimension)
         in_ram = INDEX_KINDS[kind].in_ram
         if in_ram is not None:
             self._warn_of_unknown_kinds(table, kind)
-            index = in_ram(stream(table), table.manifest.dimension)
-            self._loaded = _Loaded(index, table.manifest.fingerprint, fragments(table))
+            index = in_ram(stream(table), table.card.dimension)
+            self._loaded = _Loaded(index, table.card.fingerprint, fragments(table))
             return index
         if self.choice == AUTO:
             warnings.warn(
@@ -229,5 +229,5 @@ def serving(index: BaseIndex, changes: Difference, table: Table) -> Index:
     if len(changes.moved) and isinstance(index, StoredIndex):
         some = some_of(changes.moved)
         require_same_rows(table, index.rows(some), index.passages(some), file=index.vectors.path)
-    added = Rows(changes.added, np.empty((0, table.manifest.dimension), np.float16))
+    added = Rows(changes.added, np.empty((0, table.card.dimension), np.float16))
     return revised(index, changes.removed, rows_with(table, changes.added) if len(changes.added) else added)

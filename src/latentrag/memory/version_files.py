@@ -1,8 +1,8 @@
-"""The files of a memory: which versions they make, whether those are whole, and what no version needs.
+"""The files of a memory's versions: which versions they make, whether those are whole, what no version needs.
 
 data/ _deletions/ _transactions/ _versions/   of the table, written by Lance
 _refs/tags/                                   names of versions, in Lance's format
-_checksums.jsonl                              what each committed file held
+_checksums.jsonl                              what each committed file held (see storage.py)
 _writer.lock                                  who writes
 _damaged/                                     versions that are damaged, set aside with their files
 _indexes/ _sync/                              disposable
@@ -14,17 +14,21 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentrag import io
 from latentrag.errors import DamagedVersionError, MemoryStoreError
-from latentrag.memory import durable
+from latentrag.memory.schema import PASSAGE_COLUMNS, to_passages
+from latentrag.memory.storage import Checksum, Storage
+from latentrag.types import Passage
 
 if TYPE_CHECKING:
     import lance
+    import pyarrow as pa
     from lance.fragment import LanceFragment
 
 VERSIONS = "_versions"
@@ -32,6 +36,7 @@ TABLE_FOLDERS = ("data", "_deletions", "_transactions", VERSIONS)
 DAMAGED = "_damaged"
 INDEXES = "_indexes"
 LATEST_HINT = f"{VERSIONS}/latest_version_hint.json"
+ROWS_PER_READ = 8_192
 _HIGHEST = 2**64 - 1
 _MANIFEST = re.compile(r"(\d{20})\.manifest")
 
@@ -51,6 +56,11 @@ def require_table(path: Path) -> None:
             f"{path} is a folder without a Lance table, "
             f"and pickles and foreign indexes in it are never loaded; {remedy}"
         )
+
+
+def is_free(path: Path) -> bool:
+    """Whether a memory can be made there: nothing is, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def manifest_name(version: int) -> str:
@@ -106,51 +116,52 @@ def is_lances(error: BaseException) -> bool:
     return isinstance(error, OSError | ValueError | RuntimeError) or type(error).__name__ == "PanicException"
 
 
-def open_readable(folder: Path, version: int) -> lance.LanceDataset:
+def open_readable(storage: Storage, version: int) -> lance.LanceDataset:
     """The table at a version whose manifest is as it was written, whatever has become of its other files.
 
     Raises: DamagedVersionError.
     """
     import lance
 
-    found = damage_of_manifest(folder, version)
-    if found is None:
+    what = damage_of_manifest(storage, version)
+    if what is None:
         try:
-            dataset = lance.dataset(str(folder), version=version)
+            dataset = lance.dataset(str(storage.folder), version=version)
             sizes(dataset)  # what Lance does not understand shows here
         except BaseException as error:
             if not is_lances(error):
                 raise
-            found = reason(error)
-    if found is not None:
-        raise DamagedVersionError(folder, version, found)
+            what = reason(error)
+    if what is not None:
+        raise DamagedVersionError(storage.folder, version, what)
     return dataset
 
 
-def open_whole(folder: Path, version: int) -> lance.LanceDataset:
+def open_whole(storage: Storage, version: int) -> lance.LanceDataset:
     """The table at a version whose files are all there, as long as they were, and whose manifest is as it was written.
 
     Raises: DamagedVersionError.
     """
-    dataset = open_readable(folder, version)
+    dataset = open_readable(storage, version)
     for name, size in sizes(dataset).items():
-        if found := wrong_length(folder, name, size):
-            raise DamagedVersionError(folder, version, found)
+        if what := wrong_length(storage.folder, name, size):
+            raise DamagedVersionError(storage.folder, version, what)
     return dataset
 
 
-def open_newest_whole(folder: Path) -> lance.LanceDataset:
+def open_newest_whole(storage: Storage) -> lance.LanceDataset:
     """The table at its newest version, or if that is damaged at the newest that is not, with a warning that says so.
 
     Raises: MemoryStoreError if there is none.
     """
+    folder = storage.folder
     first: DamagedVersionError | None = None
     for version in reversed(version_numbers(folder)):
         try:
-            dataset = open_whole(folder, version)
+            dataset = open_whole(storage, version)
         except DamagedVersionError as error:
             if not has_version(folder, version):  # pruned at this moment, and newer ones may be there since
-                return open_newest_whole(folder)
+                return open_newest_whole(storage)
             first = first or error
             continue
         if first is not None:
@@ -160,12 +171,12 @@ def open_newest_whole(folder: Path) -> lance.LanceDataset:
     raise MemoryStoreError(f"the memory at {folder} cannot be read ({why}); restore it from a copy or build it again")
 
 
-def damage_of_manifest(folder: Path, version: int) -> str | None:
+def damage_of_manifest(storage: Storage, version: int) -> str | None:
     """What is wrong with a version's manifest, which Lance itself does not check; None if nothing is known."""
     name = manifest_name(version)
-    committed = durable.recorded_of(folder, name)
+    committed = storage.checksum(name)
     try:
-        same = committed is None or durable.Checksum.of(folder / name) == committed
+        same = committed is None or Checksum.of(storage.folder / name) == committed
     except OSError as error:
         return f"{name}: {error.strerror or error}"
     return None if same else f"{name} is not as it was written"
@@ -173,19 +184,16 @@ def damage_of_manifest(folder: Path, version: int) -> str | None:
 
 def sizes(dataset: lance.LanceDataset) -> dict[str, int | None]:
     """The files with the rows of a version and, where its manifest says so, how long they are."""
-    found: dict[str, int | None] = {}
-    for fragment in dataset.get_fragments():
-        found |= of_fragment(fragment)
-    return found
+    return {name: size for fragment in dataset.get_fragments() for name, size in of_fragment(fragment).items()}
 
 
 def of_fragment(fragment: LanceFragment) -> dict[str, int | None]:
     """As ``sizes``, of one fragment."""
     metadata = fragment.metadata
-    found = {f"data/{file.path}": file.file_size_bytes for file in metadata.files}
+    names: dict[str, int | None] = {f"data/{file.path}": file.file_size_bytes for file in metadata.files}
     if metadata.deletion_file is not None:
-        found[metadata.deletion_file.path(fragment.fragment_id)] = None
-    return found
+        names[metadata.deletion_file.path(fragment.fragment_id)] = None
+    return names
 
 
 def wrong_length(folder: Path, name: str, size: int | None) -> str | None:
@@ -195,6 +203,98 @@ def wrong_length(folder: Path, name: str, size: int | None) -> str | None:
     except OSError as error:
         return f"{name}: {error.strerror or error}"
     return f"{name} has {actual} bytes, it was written with {size}" if size is not None and actual != size else None
+
+
+def ids_of_file(folder: Path, name: str) -> set[str]:
+    """The ids of a data file's rows, whichever version needs it: those of deleted passages too."""
+    return {key for batch in _rows_of_file(folder, name, ["id"]) for key in batch["id"].to_pylist()}
+
+
+def passages_of_file(folder: Path, name: str) -> Iterator[Passage]:
+    """A data file's rows, those of deleted passages too."""
+    for batch in _rows_of_file(folder, name, PASSAGE_COLUMNS):
+        yield from to_passages(batch)
+
+
+def _rows_of_file(folder: Path, name: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    from lance.file import LanceFileReader
+
+    with reading(folder):
+        file = str(folder / name)
+        present = set(LanceFileReader(file).metadata().schema.names)  # an older file has not all columns
+        kept = [name for name in columns if name in present]
+        yield from LanceFileReader(file, columns=kept).read_all(batch_size=ROWS_PER_READ).to_batches()
+
+
+# Damage
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What of a memory cannot be trusted.
+
+    Attributes:
+        manifests: versions that cannot be read at all, and why.
+        files: files with passages or deletions that are missing or not as they were written, and what is wrong.
+        needed: the files with passages and deletions of every version that is not among ``manifests``.
+    """
+
+    manifests: dict[int, str]
+    files: dict[str, str]
+    needed: dict[int, set[str]]
+
+    def of_version(self, version: int) -> str | None:
+        """What is wrong with a version, in words; None: nothing."""
+        if version in self.manifests:
+            return self.manifests[version]
+        return ", ".join(self.files[name] for name in sorted(self.needed[version] & self.files.keys())) or None
+
+
+def find_damage(storage: Storage) -> Damage:
+    """Open every version and read every file that one needs. Files without a recorded checksum: their length only."""
+    manifests: dict[int, str] = {}
+    needed: dict[int, set[str]] = {}
+    lengths: dict[str, int | None] = {}
+    for version in version_numbers(storage.folder):
+        try:
+            of_version = sizes(open_readable(storage, version))
+        except DamagedVersionError as error:
+            manifests[version] = error.what
+            continue
+        needed[version] = set(of_version)
+        lengths |= of_version
+    wrong = {name: what for name in lengths if (what := wrong_length(storage.folder, name, lengths[name]))}
+    wrong |= changed_files(storage.folder, lengths.keys() - wrong.keys(), storage.checksums() or {})
+    return Damage(manifests, wrong, needed)
+
+
+def changed_files(folder: Path, names: Iterable[str], checksums: Mapping[str, Checksum]) -> dict[str, str]:
+    """Those of these files that do not hold what they held when they were committed, each with a line that says so."""
+    return {
+        name: f"{name} is not as it was written"
+        for name in names
+        if not _is_as_written(folder / name, checksums.get(name))
+    }
+
+
+def _is_as_written(file: Path, committed: Checksum | None) -> bool:
+    try:
+        return committed is None or Checksum.of(file) == committed
+    except OSError:
+        return False
+
+
+def require_as_written(folder: Path, names: Iterable[str], checksums: Mapping[str, Checksum]) -> None:
+    """To be called before these files' rows are copied, or others removed that may be all that can be read.
+
+    Raises: MemoryStoreError if one is not as it was written.
+    """
+    if wrong := changed_files(folder, names, checksums):
+        first = next(iter(wrong.values()))
+        raise MemoryStoreError(
+            f"{first}, so nothing of {folder} is copied or removed; restore that file, which `latentrag index verify "
+            f"{folder}` shows, from a copy, or go on with what is intact with `latentrag index repair {folder}`"
+        )
 
 
 # What is there, and what is needed
@@ -210,12 +310,13 @@ def present(folder: Path) -> set[str]:
     return names
 
 
-def needed(folder: Path) -> set[str]:
+def needed(storage: Storage) -> set[str]:
     """Every file of the table that a version needs. Raises: MemoryStoreError if a version's manifest is damaged."""
     import pyarrow.compute as pc
 
+    folder = storage.folder
     names = {LATEST_HINT}
-    newest = open_readable(folder, newest_version(folder))
+    newest = open_readable(storage, newest_version(folder))
     try:
         for batch in newest.tracked_files():
             names.update(pc.unique(batch["path"]).to_pylist())
@@ -240,24 +341,26 @@ def remove(folder: Path, names: Collection[str]) -> int:
     return freed
 
 
-def set_aside(folder: Path, versions: Collection[int]) -> None:
+def set_aside(storage: Storage, versions: Collection[int]) -> None:
     """Move versions out of the table, with the files that no other version needs.
 
-    Nothing is deleted: who can mend a file may put it back. Killed in between, it leaves versions that cannot be
-    opened, and not files that would be taken for a dead writer's.
+    Nothing is deleted, so that a file that somebody can mend may be put back. Killed in between, it leaves versions
+    that cannot be opened, and not files that would be taken for a dead writer's.
 
     Raises: DamagedVersionError if another version's manifest is damaged; nothing is moved then.
     """
+    folder = storage.folder
     kept: set[str] = set()
     for version in version_numbers(folder):
         if version not in versions:
-            kept |= sizes(open_readable(folder, version)).keys()
+            kept |= sizes(open_readable(storage, version)).keys()
     of_commits = tuple(f"_transactions/{version - 1}-" for version in versions)
     _move(folder, [n for n in present(folder) - kept if n.startswith(("data/", "_deletions/", *of_commits))])
     # Their numbers will be used again, for other content.
-    durable.keep_records(folder, durable.recorded(folder).keys() - {manifest_name(version) for version in versions})
-    _move(folder, [manifest_name(version) for version in versions])
-    _move(folder, present(folder) - needed(folder))
+    manifests = {manifest_name(version) for version in versions}
+    storage.keep_checksums((storage.checksums() or {}).keys() - manifests)
+    _move(folder, manifests)
+    _move(folder, present(folder) - needed(storage))
 
 
 def _move(folder: Path, names: Collection[str]) -> None:

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 from latentrag.errors import FetchError, InputError
 from latentrag.io import sync_folder, sync_tree
-from latentrag.memory.exchange.listing import LISTING
 
+LISTING = "memory.json"
+"""Which files make up a pushed memory, with their sizes and hashes, and what encoded its passages."""
 _SCHEME = "hf://"
 _HUB = re.compile(r"hf://datasets/(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w.][\w./-]*))?", re.ASCII)
 _OURS = re.compile(r"passages-\d{5}-of-\d{5}\.parquet")
@@ -131,7 +132,7 @@ class HubStore:
             if isinstance(error.__cause__, RepositoryNotFoundError):
                 return
             raise
-        other = sorted(each for each in names - _HUBS_OWN - {LISTING} if not _OURS.fullmatch(each))
+        other = sorted(name for name in names - _HUBS_OWN - {LISTING} if not _OURS.fullmatch(name))
         if other:
             raise InputError(f"{self.name} holds {other[0]!r}, which is no part of a memory; name a new repository")
 

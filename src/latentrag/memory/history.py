@@ -1,0 +1,291 @@
+"""The versions of a memory: what each commit did, what they are called, and how two of them differ.
+
+Names are Lance's tags, so that Lance's own tools know them and keep their hands off these versions too; a named version
+is never pruned. The tag ``served`` is the version that is asked where nobody says which; without it that is the newest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from bisect import bisect_left
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from latentrag import io
+from latentrag.errors import InputError, MemoryStoreError, UnknownVersionError
+from latentrag.memory import version_files
+from latentrag.memory.recovery import changing, writing
+from latentrag.memory.storage import Place, Storage, storage_of
+from latentrag.memory.table import Table
+
+if TYPE_CHECKING:
+    import lance
+
+    from latentrag.types import Passage
+
+SERVED = "served"
+NEWEST = "newest"
+_FOLDER = "_refs/tags"
+_SCRATCH = "latentrag-unfinished"
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
+
+
+# The log
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One commit of a memory. ``change`` says what it did, in words; ``time`` is UTC."""
+
+    number: int
+    time: datetime
+    num_passages: int
+    change: str
+
+
+def log(table: Table) -> list[Version]:
+    """Every version up to this one, oldest first. Those that cannot be read are left out, with a warning."""
+    numbers = [number for number in version_files.version_numbers(table.path) if number <= table.version]
+    return [version for number in numbers if (version := logged(table, number)) is not None]
+
+
+def logged(table: Table, number: int) -> Version | None:
+    """One version, opened in the session of ``table``; None, with a warning, if it cannot be read."""
+    import lance
+
+    try:
+        dataset = lance.dataset(str(table.path), version=number, session=table.dataset.session())
+        version = dataset.get_version()
+        change = _change(dataset)
+    except BaseException as error:
+        if not version_files.is_lances(error):
+            raise
+        warnings.warn(f"version {number} of {table.path} cannot be read ({version_files.reason(error)})", stacklevel=4)
+        return None
+    return Version(
+        number=number,
+        # Lance gives local time without a zone.
+        time=cast("datetime", version["timestamp"]).astimezone(UTC),
+        num_passages=int(version["metadata"]["total_rows"]),
+        change=change,
+    )
+
+
+def _change(dataset: lance.LanceDataset) -> str:
+    """What a version's commit said that it does."""
+    from lance.dataset import LANCE_COMMIT_MESSAGE_KEY
+
+    transaction = dataset.read_transaction(dataset.version)
+    properties = (transaction.transaction_properties if transaction else None) or {}
+    return properties.get(LANCE_COMMIT_MESSAGE_KEY, "unknown")
+
+
+def version_key(table: Table) -> str | None:
+    """Names the version and, unlike its number, no other one, be it of a copy that has gone another way."""
+    transaction = table.dataset.read_transaction(table.version)
+    return f"{table.version}-{transaction.uuid}" if transaction else None
+
+
+# Names
+
+
+def tags(folder: Path) -> dict[str, int]:
+    """Every name and its version, ``served`` among them. Raises: MemoryStoreError for a tag that cannot be read."""
+    named: dict[str, int] = {}
+    for path in sorted((folder / _FOLDER).glob("*.json")):
+        if path.stem == _SCRATCH:
+            continue
+        try:
+            named[path.stem] = int(json.loads(path.read_bytes())["version"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise MemoryStoreError(f"the tag {path} cannot be read ({error!r}); delete that file") from error
+    return named
+
+
+def tag(place: Place, name: str, version: int) -> None:
+    """Give a version a name.
+
+    Raises: InputError for a name that cannot be one; MemoryStoreError if it is another version's.
+    """
+    if not _NAME.fullmatch(name) or name.endswith((".lock", ".")) or ".." in name:
+        raise InputError(f"{name!r} cannot be a tag; begin with a letter, go on with letters, digits, '.', '-' and '_'")
+    if name in (SERVED, NEWEST, _SCRATCH):
+        raise InputError(f"the tag {name!r} has a meaning of its own; choose another")
+    storage = storage_of(place)
+    with writing(storage):
+        taken = tags(storage.folder).get(name)
+        if taken is not None:
+            raise MemoryStoreError(f"the tag {name!r} names version {taken} already; remove it first")
+        _write_tag(storage, name, version)
+
+
+def untag(place: Place, name: str) -> int:
+    """Take a name away. Returns: the version that had it. Raises: MemoryStoreError if there is no such tag."""
+    storage = storage_of(place)
+    with writing(storage):
+        named = tags(storage.folder)
+        named.pop(SERVED, None)
+        if name not in named:
+            existing = f"choose one of {', '.join(named)}" if named else "it has none"
+            raise MemoryStoreError(f"{storage.folder} has no tag {name!r}; {existing}")
+        remove_tags(storage.folder, [name])
+    return named[name]
+
+
+def serve(place: Place, version: int | None) -> None:
+    """Let a version be the one that is asked where nobody says which; None: the newest, whichever that is then."""
+    storage = storage_of(place)
+    with writing(storage):
+        if version is not None:
+            _write_tag(storage, SERVED, version)
+        elif SERVED in tags(storage.folder):
+            remove_tags(storage.folder, [SERVED])
+
+
+def remove_tags(folder: Path, names: Iterable[str]) -> None:
+    """Take these names away: under the lock only."""
+    for name in names:
+        (folder / _FOLDER / f"{name}.json").unlink()
+    if (folder / _FOLDER).is_dir():
+        io.sync_folder(folder / _FOLDER)
+
+
+def _write_tag(storage: Storage, name: str, version: int) -> None:
+    """Whole or not at all: Lance writes the tag under another name, which is changed once it is on the disk."""
+    scratch = storage.folder / _FOLDER / f"{_SCRATCH}.json"
+    scratch.unlink(missing_ok=True)
+    dataset = version_files.open_whole(storage, version)
+    with changing(storage.folder):
+        dataset.tags.create(_SCRATCH, version)
+        storage.force([f"{_FOLDER}/{_SCRATCH}.json"])
+        scratch.replace(scratch.with_name(f"{name}.json"))
+        io.sync_folder(scratch.parent)
+
+
+def number_of(place: Place, which: int | str | None) -> int | None:
+    """The number of a version; None: the newest.
+
+    Args:
+        which: a number; a tag; ``newest`` (or None); ``served``; or a moment in ISO 8601, for the version that was the
+            newest then. A day without a time means its end, a time without a zone is UTC, as in the log.
+    Raises: UnknownVersionError if the memory has no such version; MemoryStoreError.
+    """
+    storage = storage_of(place)
+    if which is None or which == NEWEST:
+        return None
+    if which == SERVED:
+        return tags(storage.folder).get(SERVED)
+    if isinstance(which, int) or (which.isascii() and which.isdigit()):
+        return int(which)
+    version_files.require_table(storage.folder)
+    named = tags(storage.folder)
+    if which in named:
+        return named[which]
+    moment = _moment(which)
+    if moment is None:
+        names = [name for name in named if name != SERVED]
+        known = f" or a tag ({', '.join(names)})" if names else ""
+        raise UnknownVersionError(
+            f"{storage.folder} has no version {which!r}; give a number{known} or a date such as 2026-01-31; see "
+            "`index log`"
+        )
+    return _newest_at(Table.open(storage), moment, which)
+
+
+def _newest_at(table: Table, moment: datetime, which: str) -> int:
+    """The version that was the newest at a moment, by bisection: each look opens a version, which takes 2 ms."""
+    numbers = [number for number in version_files.version_numbers(table.path) if number <= table.version]
+
+    def is_later(number: int) -> bool:
+        version = logged(table, number)
+        return version is not None and version.time > moment
+
+    before = reversed(numbers[: bisect_left(numbers, True, key=is_later)])
+    newest = next((v for n in before if (v := logged(table, n)) is not None and v.time <= moment), None)
+    if newest is None:
+        first = log(table)[0]
+        raise UnknownVersionError(
+            f"{table.path} has no version as old as {which}; its oldest, {first.number}, is of "
+            f"{first.time:%Y-%m-%d %H:%M:%S} UTC"
+        )
+    return newest.number
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        return datetime.combine(date.fromisoformat(text), time.max, UTC)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+# Differences
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """From one version to another: ids of passages, in the order of the table.
+
+    Attributes:
+        added: not in the first.
+        changed: in both, with another text, title, source, page, place or fields. New vectors alone are no change.
+        removed: not in the second.
+        reencoded: the vectors are another encoder's.
+    """
+
+    before: int
+    after: int
+    added: list[str]
+    changed: list[str]
+    removed: list[str]
+    reencoded: bool
+
+
+def diff(before: Table, after: Table) -> Diff:
+    """What has to be done to ``before`` to get ``after``, which may be the older one.
+
+    Only files that one of them has and the other has not are read. About 200 bytes of RAM for each of their passages.
+    """
+    old, new = _only_in(before, after), _only_in(after, before)
+    return Diff(
+        before=before.version,
+        after=after.version,
+        added=[key for key in new if key not in old],
+        changed=[key for key, content in new.items() if old.get(key, content) != content],
+        removed=[key for key in old if key not in new],
+        reencoded=before.card.fingerprint != after.card.fingerprint,
+    )
+
+
+def num_compared(before: Table, after: Table) -> int:
+    """How many passages ``diff`` reads: those in files that one of them has and the other has not."""
+    return _num_only_in(before, after) + _num_only_in(after, before)
+
+
+def titles(table: Table, other: Table, ids: Collection[str]) -> dict[str, str]:
+    """Titles of these passages, by id. All of them must be in ``table``, and new or changed against ``other``."""
+    passages = table.passages(besides=other.fragments()) if ids else ()
+    return {passage.id: passage.title for passage in passages if passage.id in ids}
+
+
+def _num_only_in(table: Table, other: Table) -> int:
+    shared = other.fragments()
+    return sum(fragment.count_rows() for key, fragment in table.fragments().items() if key not in shared)
+
+
+def _only_in(table: Table, other: Table) -> dict[str, int]:
+    """Hashes of the passages, by id, that are in files the other version has not, or has with other deletions."""
+    return {passage.id: _hash(passage) for passage in table.passages(besides=other.fragments())}
+
+
+def _hash(passage: Passage) -> int:
+    return hash((passage, tuple(sorted(passage.fields.items()))))

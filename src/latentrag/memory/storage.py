@@ -1,0 +1,251 @@
+"""Where a memory lies: who may write, when a file is safe, what each committed file held, how a version is published.
+
+Lance writes files and renames them, and leaves it to the operating system when they reach the disk. Everything that a
+commit consists of is forced there by us before the commit is recorded; the record acknowledges it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from latentrag import io
+from latentrag.errors import MemoryStoreError
+
+if TYPE_CHECKING:
+    import lance
+
+CHECKSUMS_FILE = "_checksums.jsonl"
+"""One line of JSON for each file of the table, in the order of the commits. A version is acknowledged when the line
+of its manifest is on the disk."""
+LOCK_FILE = "_writer.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """What a file held when it was committed."""
+
+    size_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, file: Path) -> Checksum:
+        """Of the file as it is now. Raises: OSError."""
+        return cls(file.stat().st_size, io.sha256_of_file(file))
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The process that writes, or that died while writing. ``since`` is UTC, ISO 8601."""
+
+    host: str
+    pid: int
+    since: str
+
+    @classmethod
+    def this_process(cls) -> Owner:
+        """This process, from now on."""
+        return cls(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def __str__(self) -> str:
+        age = datetime.now(UTC).replace(microsecond=0) - datetime.fromisoformat(self.since)
+        return f"process {self.pid} on {self.host} for {max(age, timedelta(0))}"
+
+
+@dataclass(frozen=True, slots=True)
+class WriterLock:
+    """The exclusive right to change a memory, while it is held.
+
+    Attributes:
+        died: the writer before, if it died while it was writing.
+        done: to be called when nothing is left half-written. Without that the next writer looks for what is to be
+            cleaned up.
+    """
+
+    died: Owner | None
+    done: Callable[[], None]
+
+
+class Storage(Protocol):
+    """What of a memory depends on where it lies. Another implementation serves another kind of place.
+
+    Names of files are relative to ``folder``, with slashes.
+    """
+
+    @property
+    def folder(self) -> Path: ...
+
+    def lock(self) -> AbstractContextManager[WriterLock]:
+        """Be the only writer within the block. Raises: MemoryStoreError if somebody else writes, or nobody can."""
+        ...
+
+    def owner(self) -> Owner | None:
+        """Who writes at this moment, or died while writing; None if nobody does."""
+        ...
+
+    def force(self, names: Iterable[str]) -> None:
+        """These files, and the folders that list them, survive a power failure from now on. Raises: OSError."""
+        ...
+
+    def publish(self, dataset: lance.LanceDataset, operation: Any, *, change: str) -> lance.LanceDataset:
+        """One more version on top of ``dataset``, all or nothing; readers may see it from now on.
+
+        Raises: lance.commit.CommitConflictError if there is a newer version already.
+        """
+        ...
+
+    def record(self, checksums: Mapping[str, Checksum]) -> None:
+        """Note what these files hold, which acknowledges the versions whose manifests are among them. Raises:
+        OSError."""
+        ...
+
+    def checksums(self) -> dict[str, Checksum] | None:
+        """Every recorded file; None if no commit of this memory was recorded: those of the first latentrag were not."""
+        ...
+
+    def checksum(self, name: str) -> Checksum | None:
+        """The newest record of one file, without reading the others'."""
+        ...
+
+    def keep_checksums(self, names: Collection[str]) -> None:
+        """Forget the records of all other files."""
+        ...
+
+
+Place = str | Path | Storage
+
+
+def storage_of(place: Place) -> Storage:
+    """The storage of a memory at a path, or one that is given."""
+    return LocalDisk(Path(place)) if isinstance(place, str | Path) else place
+
+
+@dataclass(frozen=True, slots=True)
+class LocalDisk:
+    """A folder of this machine, or of a network drive that behaves like one."""
+
+    folder: Path
+
+    @contextmanager
+    def lock(self) -> Iterator[WriterLock]:
+        """The operating system's lock on a file decides who writes: it ends with its process, however that ends.
+
+        The file's content says who writes, and stays where a writer died.
+        """
+        path = self.folder / LOCK_FILE
+        _require_locks()
+        with _refused_in_one_line(self.folder):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
+        with io.exclusive(path) as alone:
+            died = self.owner()
+            if not alone:
+                by = died or "another process"
+                raise MemoryStoreError(f"{self.folder} is being changed by {by}; try again when that is done")
+            if died is not None and died.host != socket.gethostname():
+                raise MemoryStoreError(
+                    f"{self.folder} is being changed by {died}, or was left so; wait, or delete {path} if that "
+                    "process is gone"
+                )
+            with _refused_in_one_line(self.folder):
+                _write_owner(path)
+            yield WriterLock(died, lambda: os.truncate(path, 0))
+
+    def owner(self) -> Owner | None:
+        try:
+            content = (self.folder / LOCK_FILE).read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            owner = Owner(**json.loads(content))
+            str(owner)
+        except (ValueError, TypeError):
+            # What cannot be read was being written when the machine stopped.
+            return Owner(socket.gethostname(), 0, datetime.now(UTC).isoformat()) if content else None
+        return owner
+
+    def force(self, names: Iterable[str]) -> None:
+        io.sync_all(self.folder, names)
+
+    def publish(self, dataset: lance.LanceDataset, operation: Any, *, change: str) -> lance.LanceDataset:
+        import lance
+
+        # A retry would overwrite a version that somebody else has made meanwhile.
+        return lance.LanceDataset.commit(
+            dataset, operation, read_version=int(dataset.version), commit_message=change, max_retries=0
+        )
+
+    def record(self, checksums: Mapping[str, Checksum]) -> None:
+        io.append_lines(self.folder / CHECKSUMS_FILE, map(_line, checksums.items()), durable=True)
+        io.sync_folder(self.folder)
+
+    def checksums(self) -> dict[str, Checksum] | None:
+        try:
+            lines = (self.folder / CHECKSUMS_FILE).read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return None
+        # A line that cannot be read is left out, as if its file had not been recorded.
+        return dict(entry for line in lines if (entry := _entry(line)) is not None)
+
+    def checksum(self, name: str) -> Checksum | None:
+        try:
+            content = (self.folder / CHECKSUMS_FILE).read_bytes()
+        except FileNotFoundError:
+            return None
+        start = content.rfind(b'{"file": ' + json.dumps(name).encode() + b",")
+        entry = None if start < 0 else _entry(content[start:].split(b"\n", 1)[0])
+        return None if entry is None else entry[1]
+
+    def keep_checksums(self, names: Collection[str]) -> None:
+        checksums = self.checksums()
+        if checksums is not None:
+            kept = (json.dumps(_line(entry)).encode() + b"\n" for entry in checksums.items() if entry[0] in names)
+            io.write_file(self.folder / CHECKSUMS_FILE, b"".join(kept))
+
+
+def _require_locks() -> None:
+    try:
+        import fcntl  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MemoryStoreError(
+            "this system has no locks on files that latentrag knows; change memories on Linux or macOS"
+        ) from error
+
+
+def _write_owner(path: Path) -> None:
+    content = json.dumps(asdict(Owner.this_process())).encode()
+    with path.open("r+b", buffering=0) as stream:
+        # Cut to length afterwards: where this fails, the file still says that a writer died, if one did.
+        stream.write(content)
+        stream.truncate(len(content))
+        io.sync_handle(stream.fileno())
+
+
+@contextmanager
+def _refused_in_one_line(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MemoryStoreError(
+            f"{folder} cannot be written ({error.strerror or error}); make room, check its permissions or copy it "
+            "elsewhere"
+        ) from error
+
+
+def _line(entry: tuple[str, Checksum]) -> dict[str, Any]:
+    name, checksum = entry
+    return {"file": name, "bytes": checksum.size_bytes, "sha256": checksum.sha256}
+
+
+def _entry(line: bytes) -> tuple[str, Checksum] | None:
+    try:
+        fields = json.loads(line)
+        return fields["file"], Checksum(fields["bytes"], fields["sha256"])
+    except (ValueError, TypeError, KeyError):
+        return None

@@ -1,0 +1,240 @@
+"""The one way by which passages enter a memory: encoded, written to files, committed in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from latentrag import io
+from latentrag.errors import DataError, LatentRagError, ModelError, ShapeError
+from latentrag.memory import table as table_module
+from latentrag.memory.schema import columns_needed
+from latentrag.memory.table import Staged, Table
+from latentrag.types import Passage
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pyarrow as pa
+
+    from latentrag.memory.memory import Memory
+    from latentrag.protocols import PassageEncoder
+
+PASSAGES_PER_ENCODING = 1_024
+"""How many passages the encoder gets at a time: enough to sort by length, few enough to stream."""
+PASSAGES_PER_COMMIT = 8_192
+"""Of a part, where work is committed in parts: two minutes' work of a small encoder on a CPU."""
+
+
+class Writer:
+    """Gathers passages and commits them as versions. Made by ``Memory.writing``: nobody else writes meanwhile.
+
+    Attributes:
+        table: the newest version.
+        num_pending: passages that the next commit adds.
+    """
+
+    def __init__(
+        self, table: Table, encoder: Callable[[], PassageEncoder], *, on_passages: Callable[[int], None] | None = None
+    ) -> None:
+        """
+        Args:
+            encoder: loads the passage encoder; called if something has to be encoded.
+            on_passages: called with the number of passages that got their vectors since the last call.
+        """
+        self.table = table
+        self.num_pending = 0
+        self._load_encoder = encoder
+        self._encoder: PassageEncoder | None = None
+        self._on_passages = on_passages
+        self._rows: list[pa.RecordBatch] = []
+        self._staged = Staged()
+
+    def put(self, passages: Sequence[Passage], vectors: Mapping[int, npt.NDArray[np.float16]] | None = None) -> None:
+        """Encode passages and write them; they are in no version before the next commit.
+
+        Args:
+            vectors: place in ``passages`` → d(z), (D,), of those that need not be encoded.
+        Raises: EncoderMismatchError; ModelError or ShapeError for vectors, DataError for passages that cannot be kept.
+        """
+        if not passages:
+            return
+        known = vectors or {}
+        of_all = np.empty((len(passages), self.table.card.dimension), np.float16)
+        for place, vector in known.items():
+            of_all[place] = vector
+        self._tell(len(known))
+        others = [place for place in range(len(passages)) if place not in known]
+        for start in range(0, len(others), PASSAGES_PER_ENCODING):
+            places = others[start : start + PASSAGES_PER_ENCODING]
+            of_all[places] = fp16_vectors([passages[place] for place in places], self._checked_encoder())
+            self._tell(len(places))
+        table = self.table.with_columns(columns_needed(passages))
+        if table is not self.table:
+            self._stage()  # rows without the new columns
+            self.table = table
+        self.put_rows(self.table.record_batch(passages, of_all))
+
+    def put_rows(self, rows: pa.RecordBatch) -> None:
+        """As ``put``, for rows of the table that have all columns already."""
+        self._rows.append(rows)
+        self.num_pending += len(rows)
+        if sum(map(len, self._rows)) >= table_module.ROWS_PER_FRAGMENT:
+            self._stage()
+
+    def commit(self, *, removed_ids: Collection[str] = (), change: str) -> None:
+        """One new version, all or nothing: without ``removed_ids``, then with all that was put since the last commit.
+
+        Ids to be replaced have to be among ``removed_ids``. Raises: MemoryStoreError.
+        """
+        self._stage()
+        self._committed(self.table.commit(self._staged, removed_ids=removed_ids, change=change))
+
+    def replace_all(self, *, change: str) -> None:
+        """One new version with nothing but what was put since the last commit. Raises: MemoryStoreError."""
+        self._stage()
+        self._committed(self.table.replace_all(self._staged, change=change))
+
+    def _stage(self) -> None:
+        rows, self._rows = self._rows, []
+        self._staged += self.table.stage(rows)
+
+    def _committed(self, table: Table) -> None:
+        self.table, self._staged, self.num_pending = table, Staged(), 0
+
+    def _checked_encoder(self) -> PassageEncoder:
+        if self._encoder is None:
+            encoder = self._load_encoder()
+            self.table.card.check_passage_encoder(encoder)
+            self._encoder = encoder
+        return self._encoder
+
+    def _tell(self, number: int) -> None:
+        if self._on_passages is not None and number:
+            self._on_passages(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What ``add_passages`` did.
+
+    Attributes:
+        memory: at its newest version.
+        unchanged: passages that the memory had already, word for word.
+    """
+
+    memory: Memory
+    added: int
+    replaced: int
+    unchanged: int
+
+
+def add_passages(
+    memory: Memory,
+    passages: Iterable[Passage],
+    encoder: Callable[[], PassageEncoder],
+    *,
+    upsert: bool = False,
+    passages_per_commit: int | None = None,
+    progress: bool = False,
+) -> Added:
+    """Encode passages and commit them. They are streamed; the ids of all are in RAM meanwhile, about 100 bytes each.
+
+    Args:
+        encoder: loads the passage encoder; called if something has to be encoded.
+        upsert: a passage replaces the one that has its id.
+        passages_per_commit: None: one version, all or nothing. Otherwise a version for about so many passages; those
+            that the memory has already, word for word, are left alone, so that a run which was killed can be repeated
+            and goes on after its last commit. What was committed stays if a later passage fails.
+    Raises: DataError if there are none, or an id is there already, is empty or comes twice; EncoderMismatchError;
+        MemoryStoreError if this is not the newest version.
+    """
+    total = len(passages) if isinstance(passages, Sized) else None
+    with memory.writing(encoder) as writer, io.progress("encoding passages", total, wanted=progress) as bar:
+        adding = _Adding(memory, writer, upsert=upsert, resumes=passages_per_commit is not None)
+        try:
+            for batch in batches(passages, at_most=passages_per_commit):
+                adding.put(batch)
+                if passages_per_commit is not None and writer.num_pending >= passages_per_commit:
+                    adding.commit()
+                bar.advance(len(batch))
+            adding.commit()
+        except LatentRagError as error:
+            if adding.added or adding.replaced:
+                error.add_note(f"the first {adding.added + adding.replaced} passages were committed and stay")
+            raise
+        return Added(memory.with_table(writer.table), adding.added, adding.replaced, adding.unchanged)
+
+
+class _Adding:
+    """One call of ``add_passages``: what it has seen, and what the next commit replaces."""
+
+    def __init__(self, memory: Memory, writer: Writer, *, upsert: bool, resumes: bool) -> None:
+        self.added = self.replaced = self.unchanged = 0
+        self._memory = memory
+        self._writer = writer
+        self._upsert = upsert
+        self._resumes = resumes
+        self._seen: set[str] = set()
+        self._replaced_ids: list[str] = []
+
+    def put(self, batch: Sequence[Passage]) -> None:
+        """Raises: DataError for an id that is empty, comes twice or is taken."""
+        for passage in batch:
+            if not passage.id:
+                raise DataError(f"a passage of {passage.source or 'the input'} has no id; give each passage one")
+            if passage.id in self._seen:
+                raise DataError(f"passage {passage.id!r} comes twice in the input; give each passage its own id")
+            self._seen.add(passage.id)
+        present = self._memory.find([passage.id for passage in batch])
+        kept = [passage for passage in batch if not (self._resumes and present.get(passage.id) == passage)]
+        taken = [passage.id for passage in kept if passage.id in present]
+        if taken and not self._upsert:
+            raise DataError(f"passage {taken[0]!r} is in the memory already; use upsert to replace it")
+        self.unchanged += len(batch) - len(kept)
+        self._replaced_ids += taken
+        self._writer.put(kept)
+
+    def commit(self) -> None:
+        """Raises: DataError if there was no passage at all."""
+        if not self._seen:
+            raise DataError("no passages in the input; give at least one document that has text")
+        if not self._writer.num_pending:
+            return
+        replaced = len(self._replaced_ids)
+        added = self._writer.num_pending - replaced
+        change = f"added {added}, replaced {replaced}" if self._upsert else f"added {added}"
+        self._writer.commit(removed_ids=self._replaced_ids, change=change)
+        self.added += added
+        self.replaced += replaced
+        self._replaced_ids = []
+
+
+def fp16_vectors(batch: Sequence[Passage], encoder: PassageEncoder) -> npt.NDArray[np.float16]:
+    """d(z) as the table keeps it, (n, D)."""
+    vectors = np.asarray(encoder.encode_passages(batch).detach().cpu(), dtype=np.float32)
+    if vectors.shape != (len(batch), encoder.dimension):
+        raise ShapeError(
+            f"{encoder.name} gave vectors of shape {vectors.shape} for {len(batch)} passages, "
+            f"needed ({len(batch)}, {encoder.dimension}); correct the encoder"
+        )
+    with np.errstate(over="ignore"):  # an overflow is reported below, with the passage's id
+        kept = vectors.astype(np.float16)
+    bad = ~np.isfinite(kept).all(axis=1)
+    if bad.any():
+        raise ModelError(
+            f"{encoder.name} gave passage {batch[int(bad.argmax())].id!r} a vector that is not finite in fp16; "
+            "check the encoder's weights or let it normalise its vectors"
+        )
+    return kept
+
+
+def batches(passages: Iterable[Passage], *, at_most: int | None = None) -> Iterator[list[Passage]]:
+    """As the encoder gets them; ``at_most`` so many at a time."""
+    size = min(PASSAGES_PER_ENCODING, at_most or PASSAGES_PER_ENCODING)
+    stream = iter(passages)
+    while batch := list(islice(stream, size)):
+        yield batch
