@@ -35,7 +35,11 @@ def loaded_by(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "code", ["import latentrag", "import latentrag.config, latentrag.fetch, latentrag.protocols, latentrag.types"]
+    "code",
+    [
+        "import latentrag",
+        "import latentrag.config, latentrag.place, latentrag.protocols, latentrag.registry, latentrag.types",
+    ],
 )
 def test_importing_the_package_loads_nothing_heavy(code):
     heavy = {"torch", "transformers", "lance", "faiss", "pyarrow", "numpy", "pydantic", "rich", "typer"}

