@@ -6,15 +6,9 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from latentrag.errors import InputError, MemoryStoreError, ModelError
-
-DEMO = "demo"
-"""The name under which `latentrag demo` leaves its model and its memory."""
-
-RetrieverKind = Literal["dense", "bm25"]
-"""What p_η(z|x) comes from: vectors, or BM25 scores as in the paper's ablation (Table 6)."""
+from latentrag.options import DEMO
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 

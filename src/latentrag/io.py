@@ -135,14 +135,18 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 # JSON and JSON lines
 
 
-def finite(value: Any) -> Any:
-    """The same value for JSON, which cannot say −∞ (a probability of zero), ∞ or NaN: they become null."""
+def finite(value: Any, *, strict: bool = False) -> Any:
+    """The same value for JSON, which cannot say −∞ (a probability of zero), ∞ or NaN: they become null.
+
+    Args:
+        strict: only −∞ does; ∞ and NaN, which only a bug makes, stay for ``json.dumps`` to refuse.
+    """
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return None if value == -math.inf or not (strict or math.isfinite(value)) else value
     if isinstance(value, Mapping):
-        return {key: finite(each) for key, each in value.items()}
+        return {key: finite(part, strict=strict) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(each) for each in value]
+        return [finite(part, strict=strict) for part in value]
     return value
 
 

@@ -15,15 +15,18 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from latentrag.errors import InputError
-from latentrag.types import Decoding, RetrieverKind, Variant
+from latentrag.types import Decoding, Variant
 
 T = TypeVar("T")
 
 DEMO = "demo"
 """The name under which `latentrag demo` leaves its model and its memory."""
+
+TIME_LIMIT_S = 300.0
+"""For reading one document; thousands of pages take seconds."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "int8"]
 
@@ -87,19 +90,25 @@ class OptionField:
         return self.option.name or self.field
 
     @property
+    def flags(self) -> tuple[str, ...]:
+        """In commands."""
+        return self.option.flags or (f"--{self.name.replace('_', '-')}",)
+
+    @property
     def choices(self) -> tuple[Any, ...]:
         """The values of a Literal; empty for other types."""
         of_union = get_args(self.type) if get_origin(self.type) in {Union, UnionType} else (self.type,)
         return tuple(value for part in of_union if get_origin(part) is Literal for value in get_args(part))
 
-    def check(self, value: Any) -> None:
-        """Raises: InputError for a value that the option does not take."""
+    def check(self, value: Any, *, called: str = "") -> None:
+        """Raises: InputError, which calls the option ``called``, for a value that it does not take."""
         if value is None:
             return
+        called = called or self.field
         if self.choices and isinstance(value, str) and value not in self.choices:
-            raise InputError(f"{self.field}={value!r} is unknown; needed one of {', '.join(map(str, self.choices))}")
+            raise InputError(f"{called}={value!r} is unknown; needed one of {', '.join(map(str, self.choices))}")
         if isinstance(value, int | float) and not self.option.allows(value):
-            raise InputError(f"{self.field}={value}; needed {self.option.limits or 'a number'}")
+            raise InputError(f"{called}={value}; needed {self.option.limits or 'a number'}")
 
 
 def options_of(options: type) -> Mapping[str, OptionField]:
@@ -126,14 +135,17 @@ def check_options(options: Any) -> None:
 
 
 class Given(dict[str, Any], Generic[T]):
-    """Those options of a dataclass T that the user has given, by field name; for all others a default is to be found.
+    """Those options of a dataclass T that the user has given, by field name.
 
-    Raises: InputError for an unknown name, or a value out of its option's limits.
+    T may say in ``DEFAULT`` what takes the place of the others: words around "{}", the default of the field.
     """
 
     @classmethod
     def of(cls, options: type[T], values: Mapping[str, Any]) -> Given[T]:
-        """Values that are None are not given."""
+        """Values that are None are not given.
+
+        Raises: InputError for an unknown name, or a value out of its option's limits.
+        """
         known = options_of(options)
         unknown = sorted(set(values) - set(known))
         if unknown:
@@ -159,31 +171,19 @@ class ModelOptions:
         str | None, Option("A model: a folder, a hub id, or demo.", flags=("-m", "--model"), default=DEMO)
     ] = None
     encoder: Annotated[
-        str | None, Option("In place of -m: the encoder of the questions (and passages), a folder or hub id.")
+        str | None, Option("In place of -m: the encoder of questions and passages, a folder or hub id.")
     ] = None
     generator: Annotated[
         str | None, Option("With --encoder: any encoder-decoder or causal language model, a folder or hub id.")
     ] = None
     passage_encoder: Annotated[
-        str | None, Option("With --encoder: the encoder of the passages, where it is another one.")
+        str | None, Option("With --encoder: the encoder of the passages, where it is not that of the questions.")
     ] = None
     retriever: Annotated[
-        RetrieverKind | None,
-        Option("How passages are retrieved: by vectors or by words.", default="as the model was saved, else dense"),
-    ] = None
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryOptions:
-    """Which memory, and which version of it."""
-
-    memory: Annotated[str, Option("The memory to ask: a path, or demo.", flags=("-i", "--memory"))] = DEMO
-    as_of: Annotated[
         str | None,
         Option(
-            "The version of the memory to ask, or the newest at a date; see `index log`.",
-            metavar="VERSION|DATE|TAG",
-            default="the one chosen by `index use`, else the newest",
+            "How passages are retrieved: dense (by vectors), bm25 (by words), or by the name that a package adds.",
+            default="as the model was saved, else dense",
         ),
     ] = None
 
@@ -193,6 +193,92 @@ class PlaceOptions:
     """Where and in which number format the model computes."""
 
     dtype: Annotated[Dtype, Option("Number format of the generator.")] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryOptions:
+    """Which memory."""
+
+    memory: Annotated[str, Option("The memory to ask: a path, or demo.", flags=("-i", "--memory"))] = DEMO
+
+
+@dataclass(frozen=True, slots=True)
+class VersionOptions:
+    """Which version of a memory."""
+
+    as_of: Annotated[
+        str | None,
+        Option(
+            "The version of the memory, or the one that was newest at a date; see `index log`.",
+            metavar="VERSION|DATE|TAG",
+            default="the one chosen by `index use`, else the newest",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class PassageEncoderOptions:
+    """What encodes passages."""
+
+    model: Annotated[
+        str | None,
+        Option("A model whose encoder is used: a folder, a hub id, or demo.", flags=("-m", "--model"), default=DEMO),
+    ] = None
+    encoder: Annotated[str | None, Option("In place of -m: the encoder of the passages, a folder or hub id.")] = None
+
+    def __post_init__(self) -> None:
+        if self.model is not None and self.encoder is not None:
+            raise InputError("got both -m and --encoder; give one of them")
+
+    @property
+    def source(self) -> str:
+        """A model, or an encoder."""
+        return self.encoder or self.model or DEMO
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingOptions:
+    """How files are read into a memory."""
+
+    workers: Annotated[
+        int, Option("Processes that read the files; 0: read in this process, without a time limit.", ge=0)
+    ] = 1
+    time_limit_s: Annotated[
+        float,
+        Option(
+            "Longest time for reading one document; a file with a longer one is skipped.",
+            name="time_limit",
+            metavar="SECONDS",
+            gt=0,
+        ),
+    ] = TIME_LIMIT_S
+    passages_per_commit: Annotated[
+        int,
+        Option(
+            "Passages per commit; each commit is a version, and an interrupted run loses at most this many.",
+            name="commit_every",
+            metavar="PASSAGES",
+            ge=1,
+        ),
+    ] = 8_192
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True)
+class SyncOptions(ReadingOptions):
+    """How a folder is synced with a memory."""
+
+    name: Annotated[
+        str | None, Option("Name of the folder, with which ids and sources begin.", default="the folder's own name")
+    ] = None
+    words: Annotated[
+        int | None, Option("Length of a passage, in words.", default="as in the last sync, else 100", ge=1)
+    ] = None
+    delete_missing: Annotated[bool, Option("Remove the passages of files that are gone.")] = False
+    dry_run: Annotated[bool, Option("Show what would be done, and change nothing.")] = False
+    checksum: Annotated[bool, Option("Hash all files, also those whose size and time are unchanged.")] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +301,7 @@ class AskOptions(RetrievalOptions):
     variant: Annotated[
         Variant | None,
         Option(
-            "RAG-Sequence: one passage explains the whole answer; RAG-Token: each token may have its own.",
+            "sequence: one passage explains the whole answer; token: each token may have its own.",
             default="the model's own",
         ),
     ] = None
@@ -223,9 +309,15 @@ class AskOptions(RetrievalOptions):
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions(AskOptions):
-    """How an answer is searched, and from which passages."""
+    """How the most probable answer is searched."""
 
-    decoding: Annotated[Decoding, Option("How to search; thorough and fast are for RAG-Sequence only.")] = "exact"
+    decoding: Annotated[Decoding, Option("How to search; thorough and fast are for sequence only.")] = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class OneAnswerOptions(AnswerOptions):
+    """An answer from some of the passages retrieved."""
+
     without: Annotated[
         tuple[str, ...],
         Option("Answer as if the passage with this id had not been retrieved; may be repeated.", metavar="ID"),
@@ -241,6 +333,8 @@ class DecodingOptions:
 
     Raises: InputError if a value is out of range.
     """
+
+    DEFAULT: ClassVar[str] = "the model's own, else {}"
 
     num_beams: Annotated[
         int, Option("Hypotheses kept alive (1: greedy search), or samples drawn.", name="beams", ge=1)

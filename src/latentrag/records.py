@@ -1,22 +1,124 @@
-"""Answers, scores and classifications as the objects of ``--json`` and of the HTTP API.
+"""Answers, scores and classifications as the objects of ``--json`` and of the HTTP API, and what these objects hold.
 
-Documented in README.md: names here are API.
+Documented in README.md: names here are API. Logarithms are natural; null stands for −∞.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from latentrag.types import Decoding, Variant
+
+if sys.version_info >= (3, 12):
+    from typing import TypedDict
+else:  # pydantic, which makes OpenAPI's schemas of these, reads no others there
+    from typing_extensions import TypedDict
 
 if TYPE_CHECKING:
     from latentrag.types import Answer, Classification, Passage, Score, Source, Token
 
-Record = dict[str, Any]
+
+class PassageRecord(TypedDict):
+    """A passage and where it comes from; offsets in characters."""
+
+    id: str
+    title: str
+    text: str
+    source: str
+    start: int
+    end: int
+    page: int | None
 
 
-def answer_record(answer: Answer) -> Record:
-    """An answer with its probability and its evidence; logarithms in nats."""
+class SourceRecord(PassageRecord):
+    """A passage with its share in the answer."""
+
+    prior: float
+    posterior: float
+
+
+class TokenRecord(TypedDict):
+    """A token, with a posterior for each source."""
+
+    text: str
+    log_prob: float | None
+    posterior: list[float]
+
+
+class HypothesisRecord(TypedDict):
+    """A candidate answer."""
+
+    text: str
+    log_prob: float | None
+    finished: bool
+
+
+class AnswerRecord(TypedDict):
+    """An answer with its probability and its evidence; logarithms in nats, null is −∞.
+
+    ``log_p_eta`` is log p_η(z|x) of each source; ``log_p_theta`` is log p_θ(y_i|x,z,y_<i), for each source each token
+    of log_prob, the end token included.
+    """
+
+    question: str
+    answer: str
+    log_prob: float | None
+    closed_book_log_prob: float | None
+    variant: Variant
+    decoding: Decoding
+    memory_version: int
+    sources: list[SourceRecord]
+    tokens: list[TokenRecord]
+    hypotheses: list[HypothesisRecord]
+    log_p_eta: list[float | None]
+    log_p_theta: list[list[float | None]]
+
+
+class ScoreSourceRecord(TypedDict):
+    """A passage with its share in y."""
+
+    id: str
+    title: str
+    prior: float
+    posterior: float
+
+
+class ScoreRecord(TypedDict):
+    """A given y with its likelihood; ``without_passage`` is empty where there is one passage only."""
+
+    x: str
+    y: str
+    log_likelihood: float | None
+    closed_book_log_likelihood: float | None
+    num_tokens: int
+    posterior: list[float]
+    sources: list[ScoreSourceRecord]
+    without_passage: list[float | None]
+
+
+class LabelRecord(TypedDict):
+    """A label; its probability is among the labels given."""
+
+    text: str
+    probability: float
+    log_likelihood: float | None
+
+
+class ClassificationRecord(TypedDict):
+    """The labels, most probable first."""
+
+    question: str
+    label: str
+    labels: list[LabelRecord]
+    variant: Variant
+    memory_version: int
+    sources: list[SourceRecord]
+
+
+def answer_record(answer: Answer) -> AnswerRecord:
+    """An answer with its probability and its evidence."""
     return {
         "question": answer.question,
         "answer": answer.text,
@@ -28,15 +130,16 @@ def answer_record(answer: Answer) -> Record:
         "sources": _sources(answer.sources),
         "tokens": [token_record(token) for token in answer.tokens],
         "hypotheses": [
-            {"text": each.text, "log_prob": each.log_prob, "finished": each.finished} for each in answer.hypotheses
+            {"text": hypothesis.text, "log_prob": hypothesis.log_prob, "finished": hypothesis.finished}
+            for hypothesis in answer.hypotheses
         ],
         "log_p_eta": list(answer.log_p_eta),
         "log_p_theta": [list(of_passage) for of_passage in answer.log_p_theta],
     }
 
 
-def score_record(score: Score) -> Record:
-    """A given y with its likelihood; ``without_passage`` is empty where there is one passage only."""
+def score_record(score: Score) -> ScoreRecord:
+    """A given y with its likelihood."""
     return {
         "x": score.x,
         "y": score.y,
@@ -57,27 +160,27 @@ def score_record(score: Score) -> Record:
     }
 
 
-def classification_record(found: Classification) -> Record:
-    """The labels, most probable first; ``probability`` is among the labels given."""
+def classification_record(classification: Classification) -> ClassificationRecord:
+    """The labels, most probable first."""
     return {
-        "question": found.x,
-        "label": found.best,
+        "question": classification.x,
+        "label": classification.best,
         "labels": [
             {"text": label.text, "probability": label.probability, "log_likelihood": label.log_likelihood}
-            for label in found.labels
+            for label in classification.labels
         ],
-        "variant": found.variant,
-        "memory_version": found.memory_version,
-        "sources": _sources(found.sources),
+        "variant": classification.variant,
+        "memory_version": classification.memory_version,
+        "sources": _sources(classification.sources),
     }
 
 
-def token_record(token: Token) -> Record:
+def token_record(token: Token) -> TokenRecord:
     """A token with a posterior for each source."""
     return {"text": token.text, "log_prob": token.log_prob, "posterior": list(token.posterior)}
 
 
-def passage_record(passage: Passage) -> Record:
+def passage_record(passage: Passage) -> PassageRecord:
     """A passage and where it comes from."""
     return {
         "id": passage.id,
@@ -90,22 +193,18 @@ def passage_record(passage: Passage) -> Record:
     }
 
 
-def finite(value: Any) -> Any:
-    """The same value for JSON: −∞, a probability of zero, is null there, which has no such number."""
-    if isinstance(value, float) and math.isinf(value) and value < 0:
-        return None
-    if isinstance(value, Mapping):
-        return {key: finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(each) for each in value]
-    return value
-
-
-def _sources(sources: Sequence[Source]) -> list[Record]:
-    return [_source(source) for source in sources]
-
-
-def _source(source: Source) -> Record:
-    passage = passage_record(source.passage)
-    named = {name: passage.pop(name) for name in ("id", "title", "text")}
-    return {**named, "prior": source.prior, "posterior": source.posterior, **passage}
+def _sources(sources: Sequence[Source]) -> list[SourceRecord]:
+    return [
+        {
+            "id": source.passage.id,
+            "title": source.passage.title,
+            "text": source.passage.text,
+            "prior": source.prior,
+            "posterior": source.posterior,
+            "source": source.passage.source,
+            "start": source.passage.start,
+            "end": source.passage.end,
+            "page": source.passage.page,
+        }
+        for source in sources
+    ]

@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from latentrag import assemble, io
+from latentrag.assemble import ModelSpec, Source
 from latentrag.errors import InputError, TrainingError
+from latentrag.training.options import RunOptions, TrainingOptions
 
 if TYPE_CHECKING:
-    from latentrag.assemble import ModelSpec, Source
-    from latentrag.config import RetrieverKind
     from latentrag.rag import Rag
     from latentrag.training.data import Example
     from latentrag.training.loop import Outcome, Trainer
-    from latentrag.training.options import TrainingOptions
     from latentrag.training.processes import Processes
 
 RUN_FILE = "run.json"
@@ -37,53 +36,28 @@ RETRIEVER_FIRST = 200
 """Steps in which the retriever alone learns from a causal generator, at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Setup:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup(RunOptions):
     """What a run needs besides the training options.
 
     Attributes:
         data: examples to train on; see ``read_examples``.
-        dev: examples to evaluate on, or None; the first ``dev_limit`` of them.
         memory: a path or "demo". A run keeps to the version that it began with.
         model: as for ``latentrag.load``.
-        out: the run's folder.
         retriever: "dense", "bm25", or as the model says.
-        lora: rank of the generator's adapter; 0: train all its weights; None: 16 for causal generators of 100
-            million parameters or more, which begin in bfloat16 where the machine computes in it, else 0.
-        lora_scope: "question" leaves passages as they are read without it, "all" does not; None: "question" for
-            causal generators.
-        keep_preamble: keep the worked examples of the model's prompt. Training takes their place otherwise.
-        dtype: of the generator's weights; "auto": float32 if they are trained, else as for ``latentrag.load``.
-        recompute: keep fewer activations and compute them again in the backward pass.
-        passage_cache_bytes: RAM for what the generator has read of passages, where that does not change.
-        passage_cache_folder: keeps that on disk too.
-        choose: options that follow from model and memory, in place of their given values.
+        choose: options chosen automatically from the model and the memory, in place of their given values.
             "warmup": which side of joint training learns alone at the start. A causal model can read before it is
             trained, and says most clearly which passage helps before it is tuned: the retriever learns first, for
             half of the steps or RETRIEVER_FIRST. An encoder–decoder learns to read first, for a fifth of the steps.
             "hindsight": as many candidates found with y as there are found without, where the retriever learns; where
             it learns alone at the start, only there.
-        skip_bad: leave out rows that are no examples.
-        device: "auto", "cpu", "cuda" …
     """
 
     data: Path
     memory: Source
     model: Source | ModelSpec
-    out: Path
-    dev: Path | None = None
-    dev_limit: int = 200
-    retriever: RetrieverKind | None = None
-    lora: int | None = None
-    lora_scope: str | None = None
-    keep_preamble: bool = False
-    dtype: str = "auto"
-    recompute: bool = False
-    passage_cache_bytes: int = 2 << 30
-    passage_cache_folder: Path | None = None
+    retriever: str | None = None
     choose: Collection[Literal["warmup", "hindsight"]] = ()
-    skip_bad: bool = False
-    device: str = "auto"
 
 
 def train(
@@ -220,7 +194,7 @@ def _model(setup: Setup, memory: Any, options: TrainingOptions, *, device: str) 
         keep_preamble=setup.keep_preamble,
         whole=options.trains_generator and lora is None and setup.dtype == "auto",
         recompute=setup.recompute,
-        passage_cache_bytes=setup.passage_cache_bytes,
+        passage_cache_bytes=round(setup.passage_cache * 2**30),
         passage_cache_folder=setup.passage_cache_folder,
         frozen=not options.trains_generator,
     )

@@ -111,7 +111,7 @@ def test_control_c_says_how_to_go_on(measure, tmp_path, monkeypatch) -> None:
     done = measure("--out", out, "--batch-size", 1)
     assert (done.code, done.stdout) == (130, "")
     assert done.stderr.splitlines() == [
-        f"{out} has the rows so far; the same command goes on from there",
+        f"{out} has the rows so far; the same command continues from there",
         "interrupted",
     ]
     assert len(out.read_text().splitlines()) == 2

@@ -132,7 +132,7 @@ def test_documents_of_every_format_are_added(tmp_path, encoder, workers) -> None
 
 def test_an_impossible_number_of_workers(tmp_path, encoder, files) -> None:
     done = cli("index", "add", tmp_path / "m.lance", files, "--encoder", encoder, "--workers", -1)
-    assert "workers=-1 processes cannot read; pass 1 or more" in done.error()
+    assert "--workers=-1; needed 0 or more" in done.error()
     assert listing(tmp_path) == []
 
 
@@ -199,3 +199,26 @@ def test_an_empty_folder_is_a_free_place(tmp_path, encoder, files) -> None:
     (tmp_path / "m.lance").mkdir()
     assert cli("index", "add", tmp_path / "m.lance", files, "--encoder", encoder).code == 0
     assert len(Memory.open(tmp_path / "m.lance")) == 4
+
+
+@pytest.mark.parametrize("command", ["add", "sync"])
+def test_a_file_that_never_ends_is_skipped(command, tmp_path, encoder) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "a.txt").write_text("before")
+    (folder / "endless.pdf").write_bytes(making.endless_pdf())
+    (folder / "z.txt").write_text("after")
+    path = tmp_path / "m.lance"
+    done = cli("index", command, path, folder, "--encoder", encoder, "--time-limit", 3, "--json")
+    assert (done.code, len(Memory.open(path))) == (0, 2)
+    assert done.stderr == (
+        f"skipped {folder}/endless.pdf: given up: a document took more than 3 s; remove or repair the file\n"
+    )
+    assert [skipped["file"] for skipped in done.json["skipped"]] == [str(folder / "endless.pdf")]
+
+
+@pytest.mark.parametrize("command", ["add", "sync"])
+@pytest.mark.parametrize("limit", [0, -1, "nan"])
+def test_a_time_limit_that_nothing_meets(command, limit, tmp_path, encoder, files) -> None:
+    done = cli("index", command, tmp_path / "m.lance", files, "--encoder", encoder, "--time-limit", limit)
+    assert done.error().endswith("needed more than 0")

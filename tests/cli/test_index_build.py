@@ -46,7 +46,7 @@ def test_a_bound_that_cannot_be_kept_is_one_line(own) -> None:
     assert "needs 0.42 GB of memory, it may take 0.10 GB; give it more" in error
     assert not (own / "_indexes").exists()
     assert (
-        "--max-memory 'lots' is no size; give a number with MB or GB"
+        "--max-memory 'lots' is not a size; give a number with MB or GB"
         in cli("index", "build", own, "--max-memory", "lots").error()
     )
     refused = cli("index", "build", own, "--index", "sq8")
@@ -63,5 +63,5 @@ def test_sizes(text, size) -> None:
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "4 gigs", "4GB!", "1e9", "٤GB", "nan"])
 def test_what_is_no_size(text) -> None:
-    with pytest.raises(InputError, match="it .* is no size"):
+    with pytest.raises(InputError, match="it .* is not a size"):
         size_in_bytes(text, "it")

@@ -98,12 +98,12 @@ def test_labels_that_cannot_be_compared(labels, problem, model, memory) -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--beams", 0], "num_beams=0"),
+        (["--beams", 0], "--beams=0"),
         (["--beams", 2, "--best", 3], "num_best=3"),
-        (["--max-tokens", 0], "max_tokens=0"),
+        (["--max-tokens", 0], "--max-tokens=0"),
         (["--min-tokens", 9], "leaves no room"),
-        (["--top-p", 2], "top_p=2.0"),
-        (["--temperature", 0], "temperature=0.0"),
+        (["--top-p", 2], "--top-p=2.0"),
+        (["--temperature", 0], "--temperature=0.0"),
         (["--stop", ""], "stop="),
         (["-k", 0], "k=0"),
         (["--variant", "token", "--decoding", "fast"], "RAG-Token has one decoder"),

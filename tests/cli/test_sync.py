@@ -102,7 +102,7 @@ def test_control_c(tmp_path, folder, encoder, monkeypatch) -> None:
         patch.setattr(SentenceEncoder, "encode_passages", interrupted)
         done = cli(*common)
     assert (done.code, done.stdout) == (130, "")
-    assert done.stderr == "interrupted; what was committed stays, run the same command again to go on\n"
+    assert done.stderr == "interrupted; what was committed stays, run the same command again to continue\n"
     assert len(Memory.open(tmp_path / "m.lance")) == 2
     assert cli(*common, "--json").json["passages"]["encoded"] == 2
 
@@ -110,8 +110,8 @@ def test_control_c(tmp_path, folder, encoder, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--words", 0], "words=0 is less than one word"),
-        (["--commit-every", 0], "0 passages in a commit are too few"),
+        (["--words", 0], "--words=0; needed 1 or more"),
+        (["--commit-every", 0], "--commit-every=0; needed 1 or more"),
         (["--name", "a/b"], "a folder cannot be known as 'a/b'"),
         (["--name", "\udcff"], "not UTF-8"),
         (["-m", "x", "--encoder", "y"], "give one of them"),

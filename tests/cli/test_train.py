@@ -150,7 +150,7 @@ def test_a_run_that_was_stopped_goes_on_by_the_line_it_prints(data, model, memor
     assert process.returncode == 130
     step = log(run, "train")[-1]["step"]
     last = said.splitlines()[-1]
-    assert last.startswith(f"stopped after step {step}; go on with: latentrag train ")
+    assert last.startswith(f"stopped after step {step}; continue with: latentrag train ")
     assert last.endswith(" --resume")
     assert (run / f"step-{step:08d}").is_dir()
     assert not (run / "model").exists()

@@ -3,19 +3,24 @@
 import json
 import re
 import shutil
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 
 from latentrag.assemble import live_memory, load, load_passage_encoder, save
+from latentrag.errors import MemoryStoreError
 from latentrag.memory import Memory
 from latentrag.serving.app import create_app
 from latentrag.types import Passage
 from tests.cli.conftest import QUESTION, cli
 from tests.encoder.tiny import write_sentence_encoder
-from tests.serving.conftest import Served, serving
+from tests.serving.conftest import PATIENCE_S, Served, serving
 
 
 def close(a, b) -> bool:
@@ -243,6 +248,51 @@ def test_another_version_is_served_from_one_request_to_the_next(changing) -> Non
     assert live_memory(path).version == 2  # chosen for whoever opens it next, as by `index use`
     assert client.post("/v1/memory", json={"action": "use", "version": "newest"}).json()["version"] == 3
     assert live_memory(path).version == 3
+
+
+def test_many_who_ask_for_a_version_wait_together_and_nobody_else_does(changing, monkeypatch) -> None:
+    served, _ = changing
+    opened, gate, num_waiting = [], threading.Event(), 40
+    warm_up = Memory.warm_up
+
+    def slow(memory: Memory) -> None:
+        opened.append(memory.version)
+        assert gate.wait(PATIENCE_S)
+        warm_up(memory)
+
+    monkeypatch.setattr(Memory, "warm_up", slow)
+    body = {"question": QUESTION, "k": 4, "as_of": 2}
+    with ThreadPoolExecutor(num_waiting) as clients:
+        try:
+            asking = [clients.submit(httpx.post, f"{served.url}/v1/search", json=body) for _ in range(num_waiting)]
+            while not opened:
+                time.sleep(0.01)
+            time.sleep(1)  # all of them have come
+            assert served.get("/v1/memory", timeout=20).json()["version"] == 3
+            current = served.post("/v1/search", {"question": QUESTION, "k": 4, "as_of": 3}, timeout=20)
+            assert current.json()["memory_version"] == 3
+            assert not any(response.done() for response in asking)
+        finally:
+            gate.set()
+        answers = [response.result(PATIENCE_S).json() for response in asking]
+    assert {answer["memory_version"] for answer in answers} == {2}
+    assert opened == [2]  # once for all
+
+
+def test_a_version_that_does_not_open_is_tried_again(changing, monkeypatch) -> None:
+    served, _ = changing
+    warm_up, failures = Memory.warm_up, [MemoryStoreError("the disk is asleep")]
+
+    def failing(memory: Memory) -> None:
+        if failures:
+            raise failures.pop()
+        warm_up(memory)
+
+    monkeypatch.setattr(Memory, "warm_up", failing)
+    body = {"question": QUESTION, "k": 4, "as_of": 2}
+    refused = served.post("/v1/search", body)
+    assert (refused.status_code, refused.json()["error"]["message"]) == (409, "the disk is asleep")
+    assert served.post("/v1/search", body).json()["memory_version"] == 2
 
 
 def test_names_of_versions(changing) -> None:

@@ -93,12 +93,12 @@ def exchange_until_gone(url: str) -> int:
         (["--api-key-file", "EMPTY"], "holds no API key"),
         (["--api-key-file", "SHORT"], "an API key is shorter than 16 characters"),
         (["--port", "TAKEN"], "choose another --host or --port"),
-        (["--rate", 0], "rate=0.0; needed more than 0"),
-        (["--queue", 0], "max_queue=0; needed 1 or more"),
-        (["--batch", 0], "max_batch=0; needed 1 or more"),
-        (["--wait", 0], "max_wait_s=0.0; needed more than 0"),
-        (["--passage-cache", "much"], "--passage-cache 'much' is no size"),
-        (["-k", 0, "--port", 0], "k=0 passages cannot be retrieved"),
+        (["--rate", 0], "--rate=0.0; needed more than 0"),
+        (["--queue", 0], "--queue=0; needed 1 or more"),
+        (["--batch", 0], "--batch=0; needed 1 or more"),
+        (["--wait", 0], "--wait=0.0; needed more than 0"),
+        (["--passage-cache", "much"], "--passage-cache 'much' is not a size"),
+        (["-k", 0, "--port", 0], "--k=0; needed 1 or more"),
     ],
 )
 def test_what_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, arguments, message) -> None:

@@ -277,7 +277,7 @@ def test_the_length_of_passages_is_remembered(synced: Synced):
     assert (files(report), len(synced.memory)) == ((0, 2, 0, 0, 0, 0), 3)
     assert files(synced.sync(words=50)) == (0, 0, 0, 0, 2, 0)
     for wrong in ({"words": 0}, {"passages_per_commit": 0}):
-        with pytest.raises(InputError, match="pass 1 or more"):
+        with pytest.raises(InputError, match="needed 1 or more"):
             synced.sync(**wrong)
 
 

@@ -1,105 +1,151 @@
-"""Arguments and options that several commands share."""
+"""What commands have in common: their options, made from dataclasses, and how they open a model."""
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from latentrag.cli.heap import uncollected
 from latentrag.cli.output import working
-from latentrag.config import DEMO, RetrieverKind
 from latentrag.errors import InputError
-from latentrag.types import Decoding, Variant
+from latentrag.options import (
+    DEMO,
+    Given,
+    MemoryOptions,
+    ModelOptions,
+    OptionField,
+    PlaceOptions,
+    VersionOptions,
+    options_of,
+)
 
 if TYPE_CHECKING:
     from latentrag.assemble import ModelSpec
     from latentrag.rag import Rag
 
-Dtype = Literal["auto", "float32", "bfloat16", "int8"]
-TrainingDtype = Literal["auto", "float32", "bfloat16"]
-
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
-MemoryName = Annotated[str, typer.Option("-i", "--memory", help="The memory to ask: a path, or demo.")]
-ModelName = Annotated[
-    str | None, typer.Option("-m", "--model", help="A model folder, a hub id, or demo, which is the default.")
-]
-EncoderName = Annotated[
-    str | None, typer.Option("--encoder", help="In place of -m: the encoder of the questions, a folder or hub id.")
-]
-GeneratorName = Annotated[
-    str | None, typer.Option("--generator", help="With --encoder: any encoder-decoder or causal language model.")
-]
-PassageEncoderName = Annotated[
-    str | None, typer.Option("--passage-encoder", help="With --encoder: where passages have an encoder of their own.")
-]
-RetrieverName = Annotated[
-    RetrieverKind | None,
-    typer.Option("--retriever", help="How passages are found: by vectors or by words; default: as the model says."),
-]
-NumPassages = Annotated[
-    int | None, typer.Option("-k", "--k", "--passages", help="Passages to retrieve; default: the model's own number.")
-]
-VariantName = Annotated[
-    Variant | None,
-    typer.Option("--variant", help="One passage explains the whole answer, or each token may lean on another."),
-]
-AsOf = Annotated[
-    str | None,
-    typer.Option(
-        "--as-of",
-        metavar="VERSION|DATE|TAG",
-        help="A version of the memory, or what was the newest then; see `index log`. Default: see `index use`.",
-    ),
-]
 QuestionFile = Annotated[Path, typer.Argument(help="Questions with answers: JSON lines or an array, also gzipped.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out rows without question or answer.")]
-ClosedBook = Annotated[bool, typer.Option("--closed-book", help="No passages: the generator alone.")]
-DecodingName = Annotated[Decoding, typer.Option(help="How to search; thorough and fast are for sequence.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Longest answer.")]
-DtypeName = Annotated[Dtype, typer.Option("--dtype", help="Number format of the generator.")]
-TrainingDtypeName = Annotated[TrainingDtype, typer.Option("--dtype", help="Number format of the generator.")]
 
 
-def model_source(
-    model: str | None, *, encoder: str | None, generator: str | None, passage_encoder: str | None
-) -> str | ModelSpec:
-    """What ``latentrag.load`` takes, from -m or from the parts. Raises: InputError if they do not go together."""
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A function for typer, from one of which some parameters are dataclasses of options (see ``latentrag.options``).
+
+    Each of their fields becomes a flag, with its help, default and limits. A parameter of type ``Given[T]`` gets those
+    options of T that the user has given, by field name. "~" in a path is the user's home folder.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, tuple[type, bool]] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(function).parameters.values():
+        hint = hints[parameter.name]
+        is_given = get_origin(hint) is Given
+        options = get_args(hint)[0] if is_given else hint
+        if is_given or (isinstance(options, type) and hasattr(options, "__dataclass_fields__")):
+            groups[parameter.name] = options, is_given
+            parameters += _flags(options, is_given=is_given)
+        else:
+            parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @wraps(function)
+    def run(**values: Any) -> None:
+        values = {name: value.expanduser() if isinstance(value, Path) else value for name, value in values.items()}
+        options = {name: _taken(values, cls, is_given=is_given) for name, (cls, is_given) in groups.items()}
+        function(**values, **options)
+
+    described: Any = run
+    described.__signature__ = inspect.Signature(parameters)
+    described.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _public(options: type) -> Iterator[OptionField]:
+    return (field for field in options_of(options).values() if field.option.public)
+
+
+def _flags(options: type, *, is_given: bool) -> Iterator[inspect.Parameter]:
+    for field in _public(options):
+        option, default = field.option, field.default
+        type_: Any = list[str] if get_origin(field.type) is tuple else field.type
+        words = option.default or _words(default)
+        if is_given and type_ is not bool:
+            type_, default = type_ | None, None
+            words = getattr(options, "DEFAULT", "{}").format(words)
+        if default == ():
+            default = []
+        limits = option.limits if option.limits != "0 or more" else ""
+        notes = [note for note in (limits, f"default: {words}" if words else "") if note]
+        help_ = f"{option.help} [{'; '.join(notes)}]" if notes else option.help
+        flag = typer.Option(*field.flags, help=help_, metavar=option.metavar, show_default=False)
+        yield inspect.Parameter(
+            field.field,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if default is MISSING else default,
+            annotation=Annotated[type_, flag],
+        )
+
+
+def _words(default: Any) -> str:
+    """A default for the help; empty where nothing is the default."""
+    if default is None or default is MISSING or default is False or default == ():
+        return ""
+    return f"{default:g}" if isinstance(default, float) else f"{default}"
+
+
+def _taken(values: dict[str, Any], options: type, *, is_given: bool) -> Any:
+    """The options of a dataclass, taken out of the values of all flags. Raises: InputError for one out of limits."""
+    taken = {}
+    for field in _public(options):
+        value = values.pop(field.field)
+        if isinstance(value, list):
+            value = tuple(value)
+        if is_given and (value is False or value == ()):
+            value = None
+        called = next((flag for flag in field.flags if flag.startswith("--")), field.field)
+        field.check(value, called=called)
+        taken[field.field] = value
+    return Given.of(options, taken) if is_given else options(**taken)
+
+
+def model_source(options: ModelOptions) -> str | ModelSpec:
+    """What ``latentrag.load`` takes. Raises: InputError if the options do not go together."""
     from latentrag.assemble import ModelSpec
 
-    if encoder is None and generator is None and passage_encoder is None:
+    model, encoder, generator = options.model, options.encoder, options.generator
+    if encoder is None and generator is None and options.passage_encoder is None:
         return DEMO if model is None else model
     if model is not None:
         raise InputError("got both -m and parts of a model; give either -m, or --encoder and --generator")
     if encoder is None or generator is None:
         missing = "--encoder" if encoder is None else "--generator"
         raise InputError(f"got parts of a model without {missing}; give --encoder and --generator, or -m")
-    return ModelSpec(encoder=encoder, generator=generator, passage_encoder=passage_encoder)
+    return ModelSpec(encoder=encoder, generator=generator, passage_encoder=options.passage_encoder)
 
 
 def open_rag(
-    source: str | ModelSpec,
-    *,
-    memory: str,
-    version: str | None = None,
-    retriever: RetrieverKind | None = None,
-    dtype: str = "auto",
+    model: ModelOptions, memory: MemoryOptions, version: VersionOptions, place: PlaceOptions | None = None
 ) -> Rag:
     """The model and its memory. Raises as ``latentrag.load``."""
+    source, place = model_source(model), place or PlaceOptions()
     with working("loading the model and its memory"), uncollected():
         from latentrag.assemble import load
 
-        return load(source, memory=memory, version=version, retriever=retriever, dtype=dtype)
+        return load(source, memory=memory.memory, version=version.as_of, retriever=model.retriever, dtype=place.dtype)
 
 
 def size_in_bytes(text: str, what: str) -> int:
     """A size as people write it: 4GB, 1.5 GiB, 800M. Raises: InputError."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.ASCII | re.IGNORECASE)
-    if found is None:
-        raise InputError(f"{what} {text!r} is no size; give a number with MB or GB, as 4GB")
-    number, prefix, binary = found.groups()
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.ASCII | re.IGNORECASE)
+    if match is None:
+        raise InputError(f"{what} {text!r} is not a size; give a number with MB or GB, as 4GB")
+    number, prefix, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** (" kmgt".index(prefix.lower() or " ")))
 
 
@@ -108,4 +154,4 @@ def check_text(text: str, what: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InputError(f"the {what} holds bytes that are not UTF-8; check the terminal's encoding") from None
+        raise InputError(f"the {what} has bytes that are not UTF-8; check the terminal's encoding") from None

@@ -14,8 +14,9 @@ import typer
 
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import EXIT_PROBLEMS, print_json
-from latentrag.config import DEMO, RetrieverKind, settings
+from latentrag.config import settings
 from latentrag.errors import EncoderMismatchError, LatentRagError, ModelError
+from latentrag.options import MemoryOptions, ModelOptions
 
 if TYPE_CHECKING:
     from latentrag.assemble import ModelSpec
@@ -28,23 +29,19 @@ _LIBRARIES = ("torch", "transformers", "faiss-cpu", "pylance", "pyarrow")
 
 
 def doctor(
-    memory: arg.MemoryName = DEMO,
-    model: arg.ModelName = None,
-    encoder: arg.EncoderName = None,
-    generator: arg.GeneratorName = None,
-    passage_encoder: arg.PassageEncoderName = None,
-    retriever: arg.RetrieverName = None,
+    memory: MemoryOptions,
+    model: ModelOptions,
     as_json: arg.AsJson = False,
 ) -> None:
     """Check the installation, a model and a memory.
 
     Exits with 1 if something is wrong, for instance if they do not belong together.
     """
-    source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
+    source = arg.model_source(model)
     problems: list[str] = []
     facts: Facts = {"versions": _versions(), "machine": _machine(), "home": _home()}
-    opened = _open_memory(memory, problems)
-    facts["model"] = _model(source, opened, problems, retriever=retriever)
+    opened = _open_memory(memory.memory, problems)
+    facts["model"] = _model(source, opened, problems, retriever=model.retriever)
     facts["memory"] = None if opened is None else _memory(opened)
     facts["problems"] = problems
     if as_json:
@@ -126,7 +123,7 @@ def _memory(opened: Memory) -> Facts:
 
 
 def _model(
-    source: str | ModelSpec, memory: Memory | None, problems: list[str], *, retriever: RetrieverKind | None
+    source: str | ModelSpec, memory: Memory | None, problems: list[str], *, retriever: str | None
 ) -> Facts | None:
     try:
         with _loaded(source, memory, retriever=retriever) as rag:
@@ -144,7 +141,7 @@ def _model(
 
 
 @contextmanager
-def _loaded(source: str | ModelSpec, memory: Memory | None, *, retriever: RetrieverKind | None) -> Iterator[Rag]:
+def _loaded(source: str | ModelSpec, memory: Memory | None, *, retriever: str | None) -> Iterator[Rag]:
     """The model over an empty memory of its own, so that it opens whatever the state of the real one.
 
     A model without a passage encoder can make none, and gets the real one.

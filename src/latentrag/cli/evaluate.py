@@ -1,8 +1,9 @@
-"""`latentrag eval`: a model measured on a file of questions."""
+"""`latentrag eval` and `compare`: a model measured on a file of questions, and two of these runs side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +11,17 @@ import typer
 
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
-from latentrag.config import DEMO, resolve_memory, resolve_model
+from latentrag.config import resolve_memory, resolve_model
 from latentrag.errors import InputError
+from latentrag.options import (
+    AnswerOptions,
+    DecodingOptions,
+    Given,
+    MemoryOptions,
+    ModelOptions,
+    PlaceOptions,
+    VersionOptions,
+)
 
 if TYPE_CHECKING:
     from latentrag.assemble import ModelSpec
@@ -24,29 +34,23 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="[MODEL] DATA",
-            help="Questions with answers: JSON lines or an array, also gzipped. Before it, in place of -m, a model.",
+            help="Questions with answers: JSON lines or an array, also gzipped. A model before it replaces -m.",
         ),
     ],
-    memory: arg.MemoryName = DEMO,
-    model: arg.ModelName = None,
-    encoder: arg.EncoderName = None,
-    generator: arg.GeneratorName = None,
-    passage_encoder: arg.PassageEncoderName = None,
-    retriever: arg.RetrieverName = None,
-    k: arg.NumPassages = None,
-    variant: arg.VariantName = None,
-    decoding: arg.DecodingName = "exact",
-    beams: Annotated[int | None, typer.Option(help="Hypotheses kept alive; 1 is greedy.")] = None,
-    max_tokens: arg.MaxTokens = None,
-    closed_book: arg.ClosedBook = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions handled together.")] = 8,
+    memory: MemoryOptions,
+    version: VersionOptions,
+    model: ModelOptions,
+    place: PlaceOptions,
+    how: AnswerOptions,
+    decoding: Given[DecodingOptions],
+    closed_book: Annotated[bool, typer.Option("--closed-book", help="Answer without passages.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions, this many. Default: all.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 8,
     out: Annotated[
-        Path | None, typer.Option(help="RUN.jsonl for a row a question; the same command goes on with it.")
+        Path | None,
+        typer.Option(help="File RUN.jsonl for a row per question; the same command continues an interrupted run."),
     ] = None,
     skip_bad: arg.SkipBad = False,
-    as_of: arg.AsOf = None,
-    dtype: arg.DtypeName = "auto",
     as_json: arg.AsJson = False,
 ) -> None:
     """Measure a model: exact match, F1, recall, likelihood, each with its 95 % interval.
@@ -57,40 +61,65 @@ def evaluate(
     from latentrag.evaluation.run import evaluate as run
 
     data, model = _data_and_model(what, model)
-    source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
+    source = arg.model_source(model)
     examples = _examples(data, skip_bad=skip_bad)[:limit]
-    rag = arg.open_rag(source, memory=memory, version=as_of, retriever=retriever, dtype=dtype)
-    about = {"model": _name(source), "model_files": _stamp(source), "memory": str(resolve_memory(memory))}
+    rag = arg.open_rag(model, memory, version, place)
+    about = {"model": _name(source), "model_files": _stamp(source), "memory": str(resolve_memory(memory.memory))}
     try:
-        found = run(
+        result = run(
             rag,
             examples,
-            None if out is None else out.expanduser(),
-            k=k,
-            variant=variant,
-            decoding=decoding,
-            options=rag.options(num_beams=beams, max_tokens=max_tokens),
+            out,
+            **asdict(how),
+            options=rag.options(**decoding),
             batch_size=batch_size,
             closed_book=closed_book,
-            about={**about, "retriever": type(rag.retriever).__name__, "dtype": dtype},
+            about={**about, "retriever": type(rag.retriever).__name__, "dtype": place.dtype},
             progress=True,
         )
     except KeyboardInterrupt:
         kept = "nothing is kept without --out" if out is None else f"{out} has the rows so far"
-        say(f"{kept}; the same command {'begins anew' if out is None else 'goes on from there'}")
+        say(f"{kept}; the same command {'starts again' if out is None else 'continues from there'}")
         raise
     if as_json:
-        print_json(found.as_record())
+        print_json(result.as_record())
     else:
-        _show(found)
+        _show(result)
 
 
-def _data_and_model(what: Sequence[str], model: str | None) -> tuple[Path, str | None]:
+def compare(
+    ours: Annotated[Path, typer.Argument(metavar="A.jsonl", help="Rows that `latentrag eval --out` wrote.")],
+    theirs: Annotated[Path, typer.Argument(metavar="B.jsonl", help="Rows of the same questions.")],
+    as_json: arg.AsJson = False,
+) -> None:
+    """Whether one evaluation is better than another: paired bootstrap over their questions."""
+    from latentrag.evaluation import compare as compared
+
+    result = compared(ours, theirs)
+    if as_json:
+        print_json(result.as_record())
+        return
+    from latentrag.cli.render import show_rows, terminal
+
+    rows = []
+    for name, measure in result.differences.items():
+        scale, digits = (1, 3) if name.startswith("log_") else (100, 1)
+        values = (measure.ours, measure.theirs)
+        numbers = [f"{scale * value:.{digits}f}" for value in values]
+        signed = [f"{scale * value:+.{digits}f}" for value in (measure.difference, measure.low, measure.high)]
+        p = "<0.001" if measure.p < 0.001 else f"{measure.p:.3f}"
+        rows.append(
+            (*numbers, signed[0], f"[{signed[1]}, {signed[2]}]", p, f"{measure.wins}/{measure.losses}", _words(name))
+        )
+    show_rows(["A", "B", "A − B", "95 % interval", "p", "won/lost", "measure"], rows, terminal())
+
+
+def _data_and_model(what: Sequence[str], model: ModelOptions) -> tuple[Path, ModelOptions]:
     if len(what) > 2:
         raise InputError(f"got {len(what)} names ({' '.join(what)}); needed one file of questions, before it a model")
-    if len(what) == 2 and model is not None:
-        raise InputError(f"got the models {what[0]} and {model}; give one")
-    return Path(what[-1]), what[0] if len(what) == 2 else model
+    if len(what) == 2 and model.model is not None:
+        raise InputError(f"got the models {what[0]} and {model.model}; give one")
+    return Path(what[-1]), replace(model, model=what[0]) if len(what) == 2 else model
 
 
 def _examples(data: Path, *, skip_bad: bool) -> Sequence[Example]:
@@ -131,10 +160,10 @@ def _show(found: Report) -> None:
         scale, digits = (1, 3) if name.startswith("log_") else (100, 1)
         mean, low, high = (f"{scale * each:.{digits}f}" for each in (estimate.mean, estimate.low, estimate.high))
         unit = "nats" if scale == 1 else "%"
-        rows.append((f"{mean} {unit}", f"[{low}, {high}]", f"{estimate.num_examples:,}", words(name)))
+        rows.append((f"{mean} {unit}", f"[{low}, {high}]", f"{estimate.num_examples:,}", _words(name)))
     show_rows(["mean", "95 % interval", "questions", "measure"], rows, terminal())
 
 
-def words(name: str) -> str:
+def _words(name: str) -> str:
     """A measure's name for people."""
     return name.replace("log_likelihood", "log p").replace("_", " ").replace("f1", "F1").replace("@", " at ")

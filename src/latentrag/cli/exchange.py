@@ -14,12 +14,13 @@ from latentrag.cli import arguments as arg
 from latentrag.cli.index import MemoryPath
 from latentrag.cli.output import print_json, print_line
 from latentrag.config import resolve_memory
+from latentrag.options import VersionOptions
 
 
 def push(
     memory: MemoryPath,
     destination: Annotated[str, typer.Argument(help="A new folder, or hf://datasets/USER/NAME.")],
-    as_of: arg.AsOf = None,
+    version: VersionOptions,
     as_json: arg.AsJson = False,
 ) -> None:
     """Write one version of a memory as Parquet files with a list of their hashes, for others to pull.
@@ -31,7 +32,9 @@ def push(
 
     path = resolve_memory(memory)
     with _shown_progress("writing passages") as on_passages:
-        listing = run(path, destination, version="served" if as_of is None else as_of, on_passages=on_passages)
+        listing = run(
+            path, destination, version="served" if version.as_of is None else version.as_of, on_passages=on_passages
+        )
     if as_json:
         files = [{"name": file.name, "size_bytes": file.size_bytes, "sha256": file.sha256} for file in listing.files]
         record = {"version": listing.version, "passages": listing.num_passages, "listing": LISTING, "files": files}

@@ -11,8 +11,9 @@ import typer
 
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import EXIT_INTERRUPTED, print_json, print_line, say
-from latentrag.config import DEMO, resolve_memory
-from latentrag.errors import InputError, LatentRagError
+from latentrag.config import resolve_memory
+from latentrag.errors import LatentRagError
+from latentrag.options import PassageEncoderOptions, ReadingOptions
 
 MemoryPath = Annotated[str, typer.Argument(metavar="MEMORY", help="Path of the memory, or demo.")]
 
@@ -23,19 +24,11 @@ def add(
         list[Path],
         typer.Argument(help="Files and folders: text, Markdown, HTML, PDF, DOCX, JSON lines, TSV, Wikipedia's dumps."),
     ],
-    model: arg.ModelName = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="In place of -m: the encoder of the passages, a folder or hub id.")
-    ] = None,
-    words: Annotated[int, typer.Option(help="Length of a passage.")] = 100,
+    *,
+    encoder: PassageEncoderOptions,
+    reading: ReadingOptions,
+    words: Annotated[int, typer.Option(help="Length of a passage, in words.")] = 100,
     upsert: Annotated[bool, typer.Option("--upsert", help="Replace passages whose id is there already.")] = False,
-    workers: Annotated[int, typer.Option(help="Processes that read the files; 0: this one does.")] = 1,
-    commit_every: Annotated[
-        int,
-        typer.Option(
-            min=1, metavar="PASSAGES", help="Passages per commit; an interrupted add loses at most this many."
-        ),
-    ] = 8_192,
     as_json: arg.AsJson = False,
 ) -> None:
     """Split files into passages, encode them, and commit them to a memory, which is made if it is not there.
@@ -48,23 +41,27 @@ def add(
     from latentrag.corpus import passages
     from latentrag.memory import add as add_to
 
-    if model is not None and encoder is not None:
-        raise InputError("got both -m and --encoder; give one of them")
     path = resolve_memory(memory)
     skipped: list[tuple[Path, str]] = []
     # The files are looked up here, so that a misspelt name is found before a model is loaded.
-    found = passages(files, words=words, on_skip=lambda file, reason: skipped.append((file, reason)), workers=workers)
+    found = passages(
+        files,
+        words=words,
+        on_skip=lambda file, reason: skipped.append((file, reason)),
+        workers=reading.workers,
+        time_limit_s=reading.time_limit_s,
+    )
     try:
         done = add_to(
             path,
             found,
-            lambda: load_passage_encoder(encoder or model or DEMO),
+            lambda: load_passage_encoder(encoder.source),
             upsert=upsert,
-            passages_per_commit=commit_every,
+            passages_per_commit=reading.passages_per_commit,
             progress=sys.stderr.isatty(),
         )
     except KeyboardInterrupt:
-        say("interrupted; what was committed stays, run the same command again to go on")
+        say("interrupted; what was committed stays, run the same command again to continue")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except LatentRagError as error:
         for note in getattr(error, "__notes__", ()):

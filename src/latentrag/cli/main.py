@@ -29,11 +29,10 @@ def run() -> None:
 
 def app() -> typer.Typer:
     """The commands. None of them imports anything heavy before it runs."""
-    from latentrag.cli.ask import ask, classify
-    from latentrag.cli.compare import compare
-    from latentrag.cli.demo import demo
+    from latentrag.cli.arguments import command
+    from latentrag.cli.ask import ask, classify, demo
     from latentrag.cli.doctor import doctor
-    from latentrag.cli.evaluate import evaluate
+    from latentrag.cli.evaluate import compare, evaluate
     from latentrag.cli.exchange import pull, push
     from latentrag.cli.index import add, build, delete, log
     from latentrag.cli.new_generator import new_generator
@@ -54,19 +53,15 @@ def app() -> typer.Typer:
     )
     commands = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False, **options)
     commands.callback()(_top)
-    for command in of_questions:
-        commands.command()(command)
+    for function in of_questions:
+        commands.command()(command(function))
     index = typer.Typer(help="Make memories, change them, go through their versions, keep them whole.", **options)
-    for command in of_memories:
-        index.command()(command)
+    for function in of_memories:
+        index.command()(command(function))
     commands.add_typer(index, name="index")
-    commands.command()(serve)
-    commands.command()(mcp)
-    commands.command()(train)
-    commands.command("eval")(evaluate)
-    commands.command()(compare)
-    commands.command()(new_generator)
-    commands.command()(doctor)
+    commands.command("eval")(command(evaluate))
+    for function in (serve, mcp, train, compare, new_generator, doctor):
+        commands.command()(command(function))
     return commands
 
 

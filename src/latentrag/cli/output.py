@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from latentrag.records import finite
+from latentrag.io import finite
 
 EXIT_PROBLEMS = 1
 """A check found something wrong; also a bug, which keeps its traceback."""
@@ -62,7 +62,7 @@ def print_json(record: Mapping[str, Any]) -> None:
     escapes, which mean the same to a program.
     """
     ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
-    text = json.dumps(finite(record), ensure_ascii=ascii_only, allow_nan=False)
+    text = json.dumps(finite(record, strict=True), ensure_ascii=ascii_only, allow_nan=False)
     for unsafe in (_CONTROL, _DECEPTIVE):
         text = unsafe.sub(lambda match: json.dumps(match[0])[1:-1], text)
     sys.stdout.write(text + "\n")

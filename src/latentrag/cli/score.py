@@ -14,8 +14,8 @@ import typer
 
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
-from latentrag.config import DEMO
 from latentrag.errors import DataError, InputError
+from latentrag.options import AskOptions, MemoryOptions, ModelOptions, PlaceOptions, VersionOptions
 from latentrag.types import Variant
 
 if TYPE_CHECKING:
@@ -35,36 +35,32 @@ class Pair:
 
 
 def score(
-    file: Annotated[str, typer.Argument(help='Lines of {"x": question, "y": answer}; - is standard input.')] = "-",
-    memory: arg.MemoryName = DEMO,
-    model: arg.ModelName = None,
-    encoder: arg.EncoderName = None,
-    generator: arg.GeneratorName = None,
-    passage_encoder: arg.PassageEncoderName = None,
-    retriever: arg.RetrieverName = None,
-    k: arg.NumPassages = None,
-    variant: arg.VariantName = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Lines handled together, and written together.")] = 8,
-    as_of: arg.AsOf = None,
-    dtype: arg.DtypeName = "auto",
+    file: Annotated[
+        str, typer.Argument(help='File with lines of {"x": question, "y": answer}; -: standard input.')
+    ] = "-",
+    *,
+    memory: MemoryOptions,
+    version: VersionOptions,
+    model: ModelOptions,
+    place: PlaceOptions,
+    how: AskOptions,
+    batch_size: Annotated[int, typer.Option(min=1, help="Lines scored and written together.")] = 8,
     as_json: arg.AsJson = False,
 ) -> None:
-    """How probable given answers are, and thanks to which passages.
+    """How probable given answers are, and how much each passage contributes.
 
-    Results appear batch by batch. A line that cannot be scored ends the run; the results of the lines before it
-    have been written then.
+    Results appear batch by batch. A line that cannot be scored ends the run, after the results of the lines before it.
     """
     from rich.console import Console
 
-    source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
     with _opened(file) as lines:
-        rag = arg.open_rag(source, memory=memory, version=as_of, retriever=retriever, dtype=dtype)
+        rag = arg.open_rag(model, memory, version, place)
         name = "standard input" if file == STANDARD_INPUT else file
         num_scored = 0
         # Nobody needs a count who sees the results themselves, and both on one terminal would collide.
         with Console(stderr=True, quiet=sys.stdout.isatty()).status("scoring") as status:
             for batch in batches(pairs(lines, name=name), size=batch_size):
-                for scores in scored(rag, batch, k=k, variant=variant):
+                for scores in scored(rag, batch, k=how.k, variant=how.variant):
                     _write(scores, as_json=as_json, first=num_scored == 0)
                     num_scored += len(scores)
                     status.update(f"{num_scored} scored")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,101 +13,76 @@ import typer
 from latentrag.cli import arguments as arg
 from latentrag.cli.heap import keep_memory, uncollected
 from latentrag.cli.output import say, working
-from latentrag.config import DEMO
-from latentrag.errors import InputError, ModelError
+from latentrag.errors import ModelError
+from latentrag.options import AskOptions, MemoryOptions, ModelOptions, PlaceOptions, VersionOptions
+from latentrag.serving.options import ServeOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from latentrag.assemble import ModelSpec
-    from latentrag.config import RetrieverKind
     from latentrag.memory import LiveMemory
     from latentrag.rag import Rag
 
 
 def serve(
-    memory: arg.MemoryName = DEMO,
-    model: arg.ModelName = None,
-    encoder: arg.EncoderName = None,
-    generator: arg.GeneratorName = None,
-    passage_encoder: arg.PassageEncoderName = None,
-    retriever: arg.RetrieverName = None,
-    k: arg.NumPassages = None,
-    variant: arg.VariantName = None,
-    as_of: arg.AsOf = None,
-    dtype: arg.DtypeName = "auto",
+    memory: MemoryOptions,
+    version: VersionOptions,
+    model: ModelOptions,
+    place: PlaceOptions,
+    how: AskOptions,
+    limits: ServeOptions,
     host: Annotated[str, typer.Option(help="Address to listen at; any but this machine's own needs a key.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0: any that is free.")] = 8000,
     api_key_file: Annotated[
-        Path | None, typer.Option(help="API keys, one a line; or one in the variable LATENTRAG_API_KEY.")
+        Path | None, typer.Option(help="File of API keys, one a line. Default: the variable LATENTRAG_API_KEY.")
     ] = None,
-    rate: Annotated[
-        float | None,
-        typer.Option(help="Requests a second of each client; default: 10 where a key is needed, else no limit."),
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Questions decoded together.")] = 16,
-    queue: Annotated[int, typer.Option(help="Requests that may wait.")] = 256,
-    wait: Annotated[float, typer.Option(metavar="SECONDS", help="How long one may wait.")] = 60,
     passage_cache: Annotated[
         str,
         typer.Option(
             metavar="SIZE",
-            help="What may be kept in memory of passages that the generator has read, 3.5 MB each for the demo's.",
+            help="RAM for passages that the generator has read, 3.5 MB a passage with the demo's model.",
         ),
     ] = "1GiB",
     passage_cache_folder: Annotated[
-        Path | None, typer.Option(help="Keeps all of them on disk, too, for the server's next start.")
+        Path | None, typer.Option(help="Folder that keeps all of them on disk, too, for the server's next start.")
     ] = None,
-    log_questions: Annotated[
-        bool, typer.Option("--log-questions", help="Questions are logged, too, not only that there was one.")
-    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Log no requests.")] = False,
 ) -> None:
-    """Answer over HTTP: a JSON API, streams, and what OpenAI's clients speak. Ends with what it has accepted."""
+    """Answer over HTTP: a JSON API, streams, and the interface of OpenAI's clients.
+
+    Ctrl-C or SIGTERM finishes accepted requests before exiting.
+    """
     keep_memory()
     _require("serve", "fastapi", "uvicorn")
-    from latentrag.serving.options import ServeOptions
     from latentrag.serving.run import access_to, address, bound, limited, run
 
-    options = ServeOptions(max_batch=batch, max_queue=queue, max_wait_s=wait, rate=rate, log_questions=log_questions)
     access = access_to(host, key_file=api_key_file)
-    source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
-    kept = arg.size_in_bytes(passage_cache, "--passage-cache")
-    folder = None if passage_cache_folder is None else passage_cache_folder.expanduser()
+    cache_bytes = arg.size_in_bytes(passage_cache, "--passage-cache")
     with bound(host, port) as listening:
         with uncollected():
-            live, load = _sources(source, memory, version=as_of, retriever=retriever, k=k, variant=variant, dtype=dtype)
-            load = partial(load, passage_cache_bytes=kept, passage_cache_folder=folder)
+            live, load = _sources(model, memory, version, place, how)
+            load = partial(load, passage_cache_bytes=cache_bytes, passage_cache_folder=passage_cache_folder)
             rag = _opened(live, load)
             from latentrag.serving.app import create_app
 
-        name = _name(source)
-        app = create_app(rag, live, name=name, load=load, options=limited(options, host), access=access)
+        name = _name(arg.model_source(model))
+        app = create_app(rag, live, name=name, load=load, options=limited(limits, host), access=access)
         _log(quiet=quiet)
         listening.listen()  # whoever reads the next line can connect
         say(f"serving {name} over {Path(live.name).name} version {live.version} at {address(listening)}")
-        run(app, listening, options)
+        run(app, listening, limits)
 
 
 def mcp(
-    memory: arg.MemoryName = DEMO,
-    model: arg.ModelName = None,
-    encoder: arg.EncoderName = None,
-    generator: arg.GeneratorName = None,
-    passage_encoder: arg.PassageEncoderName = None,
-    retriever: arg.RetrieverName = None,
-    k: arg.NumPassages = None,
-    variant: arg.VariantName = None,
-    as_of: arg.AsOf = None,
-    dtype: arg.DtypeName = "auto",
+    memory: MemoryOptions, version: VersionOptions, model: ModelOptions, place: PlaceOptions, how: AskOptions
 ) -> None:
     """Offer ask and search to a program that speaks the Model Context Protocol, over standard input and output."""
     _require("mcp", "mcp")
-    source = arg.model_source(model, encoder=encoder, generator=generator, passage_encoder=passage_encoder)
     with uncollected():
-        live, load = _sources(source, memory, version=as_of, retriever=retriever, k=k, variant=variant, dtype=dtype)
+        live, load = _sources(model, memory, version, place, how)
         rag = _opened(live, load)
     from latentrag.serving.tools import run
 
@@ -114,24 +90,14 @@ def mcp(
 
 
 def _sources(
-    source: str | ModelSpec,
-    memory: str,
-    *,
-    version: str | None,
-    retriever: RetrieverKind | None,
-    k: int | None,
-    variant: str | None,
-    dtype: str,
+    model: ModelOptions, memory: MemoryOptions, version: VersionOptions, place: PlaceOptions, how: AskOptions
 ) -> tuple[LiveMemory, Callable[..., Rag]]:
     """The memory, and what loads the model over it."""
     from latentrag.assemble import live_memory, load
-    from latentrag.model import checked
 
-    chosen = None if variant is None else checked(variant)
-    if k is not None and k < 1:
-        raise InputError(f"k={k} passages cannot be retrieved; choose 1 or more")
-    live = live_memory(memory, version=version)
-    return live, partial(load, source, memory=live, retriever=retriever, k=k, variant=chosen, dtype=dtype)
+    source = arg.model_source(model)
+    live = live_memory(memory.memory, version=version.as_of)
+    return live, partial(load, source, memory=live, retriever=model.retriever, **asdict(how), **asdict(place))
 
 
 def _opened(live: LiveMemory, load: Callable[[], Rag]) -> Rag:

@@ -15,8 +15,9 @@ import typer
 from latentrag.cli import arguments as arg
 from latentrag.cli.index import MemoryPath
 from latentrag.cli.output import EXIT_INTERRUPTED, print_json, print_line, say
-from latentrag.config import DEMO, resolve_memory
-from latentrag.errors import InputError
+from latentrag.config import resolve_memory
+from latentrag.io import progress
+from latentrag.options import PassageEncoderOptions, SyncOptions
 
 if TYPE_CHECKING:
     from latentrag.sync import Progress, Report
@@ -25,26 +26,9 @@ if TYPE_CHECKING:
 def sync(
     memory: MemoryPath,
     folder: Annotated[Path, typer.Argument(help="A folder, with its subfolders, of files as for `index add`.")],
-    model: arg.ModelName = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="In place of -m: the encoder of the passages, a folder or hub id.")
-    ] = None,
-    delete_missing: Annotated[
-        bool, typer.Option("--delete-missing", help="Remove the passages of files that are gone.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
-    name: Annotated[
-        str | None, typer.Option(help="What ids and sources begin with; default: the folder's own name.")
-    ] = None,
-    words: Annotated[
-        int | None, typer.Option(help="Length of a passage; default: as in the last sync, else 100.")
-    ] = None,
-    checksum: Annotated[
-        bool, typer.Option("--checksum", help="Read all files, also those whose size and time are as they were.")
-    ] = False,
-    commit_every: Annotated[
-        int, typer.Option(metavar="PASSAGES", help="What a kill costs at most; each commit is a version.")
-    ] = 8_192,
+    *,
+    encoder: PassageEncoderOptions,
+    options: SyncOptions,
     as_json: arg.AsJson = False,
 ) -> None:
     """Make a memory hold what the files of a folder hold now: add, update, encode only what is new.
@@ -54,33 +38,22 @@ def sync(
     on where it was.
     """
     from latentrag.assemble import load_passage_encoder
-    from latentrag.sync import SyncOptions
     from latentrag.sync import sync as run
 
-    if model is not None and encoder is not None:
-        raise InputError("got both -m and --encoder; give one of them")
-    if name is not None:
-        arg.check_text(name, "name")
-    options = SyncOptions(
-        name=name,
-        words=words,
-        delete_missing=delete_missing,
-        dry_run=dry_run,
-        checksum=checksum,
-        passages_per_commit=commit_every,
-    )
+    if options.name is not None:
+        arg.check_text(options.name, "name")
     path = resolve_memory(memory)
     try:
         with _shown_progress(sys.stderr.isatty()) as on_progress:
             report = run(
                 path,
                 folder,
-                lambda: load_passage_encoder(encoder or model or DEMO),
+                lambda: load_passage_encoder(encoder.source),
                 options=options,
                 on_progress=on_progress,
             )
     except KeyboardInterrupt:
-        say("interrupted; what was committed stays, run the same command again to go on")
+        say("interrupted; what was committed stays, run the same command again to continue")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     _show(report, as_json=as_json)
 
@@ -127,18 +100,12 @@ def _shown_progress(wanted: bool) -> Iterator[Callable[[Progress], None] | None]
     if not wanted:
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bars
+    start_s = time.monotonic()
+    with progress("files", None) as bar:
 
-    columns = (TextColumn("files"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[passages]}"))
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task("files", total=None, passages="")
-        start_s = time.monotonic()
-
-        def show(progress: Progress) -> None:
-            rate = progress.num_passages / max(time.monotonic() - start_s, 1e-9)
-            passages = f"{progress.num_passages} passages, {rate:.0f}/s" if progress.num_passages else ""
-            bars.update(bar, completed=progress.num_files_done, total=progress.num_files, passages=passages)
+        def show(done: Progress) -> None:
+            rate = done.num_passages / max(time.monotonic() - start_s, 1e-9)
+            passages = f", {done.num_passages} passages, {rate:.0f}/s" if done.num_passages else ""
+            bar.update(completed=done.num_files_done, total=done.num_files, description=f"files{passages}")
 
         yield show

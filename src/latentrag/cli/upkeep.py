@@ -14,6 +14,7 @@ from latentrag.cli.index import MemoryPath
 from latentrag.cli.output import EXIT_PROBLEMS, print_json, print_line, say
 from latentrag.config import resolve_memory
 from latentrag.errors import InputError
+from latentrag.options import MemoryOptions, ModelOptions, VersionOptions
 
 if TYPE_CHECKING:
     from latentrag.memory.repair import Repaired
@@ -89,7 +90,7 @@ def forget(
         arg.check_text(each, "id")
     path = resolve_memory(memory)
     Memory.open(path)
-    rag = None if model is None else arg.open_rag(model, memory=memory, version="newest")
+    rag = None if model is None else arg.open_rag(ModelOptions(model), MemoryOptions(memory), VersionOptions("newest"))
     done = forget_ids(path, ids)
     known = [] if rag is None else _closed_book(rag, done.passages)
     reminder = (

@@ -27,8 +27,6 @@ from latentrag.corpus.readers import File, Ledger, Reading, UnreadableError
 from latentrag.errors import DataError
 from latentrag.types import Document
 
-TIME_LIMIT_S = 300.0
-"""For one document; thousands of pages take seconds."""
 _FILES_AHEAD = 4
 """For each process, how many files are handed out before their turn."""
 _READY = b'"ready"\n'

@@ -9,10 +9,11 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import TypeAlias
 
-from latentrag.corpus.processes import TIME_LIMIT_S, read_in_processes
+from latentrag.corpus.processes import read_in_processes
 from latentrag.corpus.readers import File, Formats, Ledger, Reading, UnreadableError, refusal
 from latentrag.corpus.splitting import CountTokens, check_bounds, split
 from latentrag.errors import DataError, InputError
+from latentrag.options import TIME_LIMIT_S
 from latentrag.types import Document, Passage
 
 StrPath: TypeAlias = str | os.PathLike[str]

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentrag import io
-from latentrag.config import DEMO, Settings, settings
+from latentrag.config import Settings, settings
 from latentrag.demo import wheels
 from latentrag.errors import FetchError, MemoryStoreError
 from latentrag.generator import PromptTemplate
+from latentrag.options import DEMO
 from latentrag.types import Document, Passage
 
 if TYPE_CHECKING:

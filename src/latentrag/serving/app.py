@@ -56,6 +56,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
+        service.memories.close()
         await asyncio.to_thread(service.engine.batcher.close, options.drain_s)
 
     app = FastAPI(
@@ -95,7 +96,7 @@ def _model(service: Service) -> APIRouter:
         loaded = service.memories.loaded.isoformat()
         return json_response({"name": service.name, "variant": rag.variant, "k": rag.k, "loaded": loaded})
 
-    @router.get("/v1/model", responses=responses(schemas.ServedModelOut), response_model=None)
+    @router.get("/v1/model", responses=responses(schemas.ServedModelRecord), response_model=None)
     async def model() -> Response:
         """The model that answers, and since when."""
         return record()
@@ -104,7 +105,7 @@ def _model(service: Service) -> APIRouter:
     if load is None:
         return router
 
-    @router.post("/v1/model", responses=responses(schemas.ServedModelOut), response_model=None)
+    @router.post("/v1/model", responses=responses(schemas.ServedModelRecord), response_model=None)
     async def change(_asked: Annotated[schemas.Reload, Body()]) -> Response:
         """Load the model anew from its files. Requests that came before are answered by the old one, which goes
         then; for some time both are in memory."""
@@ -124,12 +125,12 @@ def _memory(service: Service) -> APIRouter:
     comparing = asyncio.Lock()  # whoever waits here occupies no thread
     router = APIRouter(tags=["memory"])
 
-    @router.get("/v1/memory", responses=responses(schemas.MemoryOut), response_model=None)
+    @router.get("/v1/memory", responses=responses(schemas.MemoryRecord), response_model=None)
     async def memory() -> Response:
         """The version that is served, all versions, their names, and synced folders."""
         return json_response(await asyncio.to_thread(memories.record))
 
-    @router.post("/v1/memory", responses=responses(schemas.MemoryOut), response_model=None)
+    @router.post("/v1/memory", responses=responses(schemas.MemoryRecord), response_model=None)
     async def change(asked: Annotated[schemas.MemoryRequest, Body()]) -> Response:
         """Serve another version, or name versions. Answers under way end with the version that they began with."""
         if isinstance(asked, schemas.Use):
@@ -140,7 +141,7 @@ def _memory(service: Service) -> APIRouter:
             await asyncio.to_thread(memories.untag, asked.name)
         return json_response(await asyncio.to_thread(memories.record))
 
-    @router.get("/v1/memory/diff", responses=responses(schemas.DiffOut), response_model=None)
+    @router.get("/v1/memory/diff", responses=responses(schemas.DiffRecord), response_model=None)
     async def diff(asked: Annotated[schemas.DiffRequest, Query()]) -> Response:
         """What leads from one version to another: passages added, changed and removed. 404 where there is no such."""
         try:
@@ -156,12 +157,12 @@ def _memory(service: Service) -> APIRouter:
 def _status(service: Service) -> APIRouter:
     router = APIRouter(tags=["status"])
 
-    @router.get("/healthz", responses=responses(schemas.StatusOut), response_model=None)
+    @router.get("/healthz", responses=responses(schemas.StatusRecord), response_model=None)
     async def healthz() -> Response:
         """The process is alive."""
         return json_response({"status": "alive"})
 
-    @router.get("/readyz", responses=responses(schemas.StatusOut), response_model=None)
+    @router.get("/readyz", responses=responses(schemas.StatusRecord), response_model=None)
     async def readyz() -> Response:
         """Questions are accepted."""
         if not service.engine.batcher.is_alive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +14,21 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field
 
 from latentrag.errors import InputError
-from latentrag.records import Record, answer_record, finite, passage_record
+from latentrag.records import answer_record, passage_record
 from latentrag.serving import options as limit
 from latentrag.serving.failures import Refused
-from latentrag.serving.schemas import AnswerOptions, Asked, Seed, Stop, Stops
+from latentrag.serving.schemas import Answering, Asked, Seed, Stop, Stops
 from latentrag.types import Answer, Passage, Token
+
+if sys.version_info >= (3, 12):
+    from typing import TypedDict
+else:
+    from typing_extensions import TypedDict
 
 if TYPE_CHECKING:
     from latentrag.decoding import Sources
+
+Record = dict[str, Any]
 
 
 class TextPart(Asked):
@@ -64,7 +72,7 @@ class ChatRequest(Asked):
     seed: Seed | None = None
     logprobs: bool | None = None
     user: Annotated[str, Field(max_length=limit.MAX_NAME)] | None = None
-    latentrag: AnswerOptions = Field(default_factory=AnswerOptions)
+    latentrag: Answering = Field(default_factory=Answering)
 
     def question(self) -> str:
         """The content of the user's last message. Raises: Refused if there is none that can be asked."""
@@ -80,7 +88,7 @@ class ChatRequest(Asked):
             )
         return text
 
-    def options(self) -> AnswerOptions:
+    def answering(self) -> Answering:
         """OpenAI's options and ours together. Raises: InputError for one that is given twice."""
         chosen = self.latentrag.model_dump(exclude_unset=True)
         theirs: dict[str, Any] = {
@@ -96,10 +104,10 @@ class ChatRequest(Asked):
         twice = sorted(set(chosen) & set(theirs))
         if twice:
             raise InputError(f"{twice[0]} is given by latentrag and by another field; leave one of them out")
-        return AnswerOptions(**chosen, **theirs)
+        return Answering(**chosen, **theirs)
 
 
-class UrlCitation(BaseModel):
+class UrlCitation(TypedDict):
     """Which passage is most probably behind characters start_index to end_index of the content."""
 
     start_index: int
@@ -108,14 +116,14 @@ class UrlCitation(BaseModel):
     url: str
 
 
-class Annotation(BaseModel):
+class Annotation(TypedDict):
     """A citation."""
 
     type: Literal["url_citation"]
     url_citation: UrlCitation
 
 
-class ChatMessageOut(BaseModel):
+class ChatMessageRecord(TypedDict):
     """The answer."""
 
     role: Literal["assistant"]
@@ -124,23 +132,23 @@ class ChatMessageOut(BaseModel):
     annotations: list[Annotation]
 
 
-class ChoiceOut(BaseModel):
+class ChoiceRecord(TypedDict):
     """The only choice."""
 
     index: Literal[0]
-    message: ChatMessageOut
+    message: ChatMessageRecord
     finish_reason: Literal["stop", "length"]
     logprobs: dict[str, Any] | None
 
 
-class ChatOut(BaseModel):
+class ChatRecord(TypedDict):
     """As OpenAI's; ``latentrag`` is the object of ``/v1/answer`` and the number of messages that were not read."""
 
     id: str
     object: Literal["chat.completion"]
     created: int
     model: str
-    choices: list[ChoiceOut]
+    choices: list[ChoiceRecord]
     latentrag: dict[str, Any]
 
 
@@ -153,21 +161,28 @@ class Completion:
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, answer: Answer) -> Record:
+    def whole(self, answer: Answer) -> ChatRecord:
         """The response where it is not streamed."""
-        message = {
-            "role": "assistant",
-            "content": answer.text,
-            "refusal": None,
-            "annotations": citations(answer),
+        return {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": self.request.model,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {
+                        "role": "assistant",
+                        "content": answer.text,
+                        "refusal": None,
+                        "annotations": citations(answer),
+                    },
+                    "finish_reason": self._reason(answer),
+                    "logprobs": self._logprobs(answer.tokens),
+                }
+            ],
+            "latentrag": self._ours(answer),
         }
-        choice = {
-            "index": 0,
-            "message": message,
-            "finish_reason": self._reason(answer),
-            "logprobs": self._logprobs(answer.tokens),
-        }
-        return {**self._head("chat.completion"), "choices": [choice], "latentrag": self._ours(answer)}
 
     async def chunks(self, sources: Sources, rest: AsyncIterator[tuple[Token, ...] | Answer]) -> AsyncIterator[Record]:
         """The response as a stream: the sources' priors, each token with its posterior, at the end all of it."""
@@ -186,18 +201,20 @@ class Completion:
                 told = {"log_prob": token.log_prob, "posterior": list(token.posterior)}
                 yield self._chunk({"content": token.text}, told, logprobs=self._logprobs([token]))
 
-    def _head(self, kind: str) -> Record:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.request.model}
-
     def _chunk(self, delta: Record, ours: Record, *, finish_reason: str | None = None, logprobs: Any = None) -> Record:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
-        record: Record = finite({**self._head("chat.completion.chunk"), "choices": [choice], "latentrag": ours})
-        return record
+        return {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.request.model,
+            "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}],
+            "latentrag": ours,
+        }
 
     def _ours(self, answer: Answer) -> Record:
         return {**answer_record(answer), "messages_not_read": len(self.request.messages) - 1}
 
-    def _reason(self, answer: Answer) -> str:
+    def _reason(self, answer: Answer) -> Literal["stop", "length"]:
         cut = not answer.hypotheses[0].finished and len(answer.tokens) >= self.max_tokens
         return "length" if cut else "stop"
 
@@ -218,15 +235,15 @@ class Completion:
         }
 
 
-def citations(answer: Answer) -> list[Record]:
+def citations(answer: Answer) -> list[Annotation]:
     """For each stretch of the answer the passage that is most probably behind it."""
-    found: list[Record] = []
+    found: list[Annotation] = []
     start = 0
     for k, stretch in groupby(answer.tokens, key=_best_passage):
         end = start + sum(len(token.text) for token in stretch)
         if end > start:
             passage = answer.sources[k].passage
-            citation = {"start_index": start, "end_index": end, "title": passage.title, "url": _url(passage)}
+            citation = UrlCitation(start_index=start, end_index=end, title=passage.title, url=_url(passage))
             found.append({"type": "url_citation", "url_citation": citation})
         start = end
     return found

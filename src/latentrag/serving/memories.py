@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from latentrag.assemble import open_memory, with_memory
 from latentrag.errors import InputError
+from latentrag.serving.failures import busy
 from latentrag.serving.options import MAX_COMPARED
+from latentrag.serving.schemas import ChangesRecord, DiffRecord, MemoryRecord, SyncedRecord
 from latentrag.sync.journal import Journal, journals_in
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 _KEPT = 2
 """Other versions that stay open, each with its index."""
+_OPENED_AT_ONCE = 8
+"""Other versions that may be waiting to be opened."""
 _SHOWN_VERSIONS = 100
 
 
@@ -38,7 +43,8 @@ class Memories:
         self.loaded = datetime.now(UTC)
         """When the model was."""
         self.load = load
-        self._others: OrderedDict[int, Rag] = OrderedDict()
+        self._others: OrderedDict[int, Future[Rag]] = OrderedDict()
+        self._opener = ThreadPoolExecutor(1, thread_name_prefix="latentrag-versions")
         self._lock = threading.Lock()
         self._changing = threading.Lock()
 
@@ -47,27 +53,43 @@ class Memories:
         """Where it is on this machine."""
         return self.live.snapshot().path
 
-    def rag_at(self, as_of: int | str) -> Rag:
-        """The model over a version of the memory.
+    def rag_at(self, as_of: int | str) -> Future[Rag]:
+        """The model over a version of the memory, which is opened once for all who ask for it, in a thread of its own.
 
-        Raises: MemoryStoreError if there is none; EncoderMismatchError if its vectors are another encoder's.
+        Raises: MemoryStoreError if there is none; Refused if many others are to be opened first. The future may raise
+            MemoryStoreError, or EncoderMismatchError if the version's vectors are another encoder's.
         """
+        number = self.live.snapshot().number_of(as_of)
+        if number is None:
+            number = open_memory(self.path, version="newest").version
         with self._lock:
-            number = self.live.snapshot().number_of(as_of)
             if number == self.live.version:
-                return self.rag
-            opened = None
-            if number is None:
-                opened = open_memory(self.path, version="newest")
-                number = opened.version
+                current: Future[Rag] = Future()
+                current.set_result(self.rag)
+                return current
+            self._forget_failed()
             if number not in self._others:
-                opened = opened or open_memory(self.path, version=number)
-                opened.warm_up()
-                self._others[number] = with_memory(self.rag, opened)
-                if len(self._others) > _KEPT:
-                    self._others.popitem(last=False)
+                if sum(not future.done() for future in self._others.values()) >= _OPENED_AT_ONCE:
+                    raise busy("other versions of the memory are being opened; ask again later", retry_after_s=10)
+                self._others[number] = self._opener.submit(self._opened, self.rag, number)
             self._others.move_to_end(number)
+            for older in [key for key, future in self._others.items() if future.done()][:-_KEPT]:
+                del self._others[older]
             return self._others[number]
+
+    def _forget_failed(self) -> None:
+        for number, future in list(self._others.items()):
+            if future.done() and (future.cancelled() or future.exception() is not None):
+                del self._others[number]
+
+    def _opened(self, rag: Rag, number: int) -> Rag:
+        memory = open_memory(self.path, version=number)
+        memory.warm_up()
+        return with_memory(rag, memory)
+
+    def close(self) -> None:
+        """Open no more versions."""
+        self._opener.shutdown(wait=False, cancel_futures=True)
 
     def use(self, which: int | str) -> None:
         """Serve a version from now on, and where the memory is opened next; ``newest`` chooses none.
@@ -105,7 +127,7 @@ class Memories:
         with self._changing:
             self.live.snapshot().untag(name)
 
-    def difference(self, before: str, after: str, *, limit: int) -> dict[str, Any]:
+    def difference(self, before: str, after: str, *, limit: int) -> DiffRecord:
         """What ``GET /v1/memory/diff`` answers.
 
         Args:
@@ -132,7 +154,7 @@ class Memories:
             "encoders": {"from": old.card.encoder, "to": new.card.encoder},
         }
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> MemoryRecord:
         """What ``GET /v1/memory`` answers."""
         serving = self.live.snapshot()
         log = serving.at("newest").log()
@@ -159,7 +181,7 @@ class Memories:
             "synced": [self._synced(path) for path in journals_in(self.path)],
         }
 
-    def _synced(self, notes: Path) -> dict[str, Any]:
+    def _synced(self, notes: Path) -> SyncedRecord:
         name = unquote(notes.stem)
         held = Journal.load(self.path, name).held
         return {
@@ -170,5 +192,5 @@ class Memories:
         }
 
 
-def _changes(ids: Sequence[str], titles: Mapping[str, str], limit: int) -> dict[str, Any]:
+def _changes(ids: Sequence[str], titles: Mapping[str, str], limit: int) -> ChangesRecord:
     return {"count": len(ids), "passages": [{"id": key, "title": titles[key]} for key in ids[:limit]]}

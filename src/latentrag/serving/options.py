@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from latentrag.errors import InputError
+from latentrag.options import Option, check_options
 
 MAX_TEXT = 4_000
 """Characters of a question, an answer to score, or a message."""
 MAX_PASSAGES = 100
 MAX_BEAMS = 32
 MAX_TOKENS = 512
+MAX_SEED = 2**63 - 1
 MAX_LABELS = 64
 MAX_LABEL = 200
 MAX_STOPS = 4
@@ -26,45 +28,44 @@ MAX_COMPARED = 100_000
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """How much a server takes on.
+    """How much a server takes on. Raises: InputError for a value that cannot be."""
 
-    Attributes:
-        max_batch: requests decoded together.
-        max_rows: question × passage × beam of a batch, and of each request: what bounds the memory of decoding.
-        gather_s: how long the first request of a batch waits for others.
-        max_queue: requests that wait for the model; more are refused.
-        max_wait_s: how long one waits before it is refused.
-        max_body_bytes: of a request.
-        body_s: how long a request's body may take to arrive, and its head likewise.
-        send_s: how long a client may leave a part of the response unread.
-        max_connections: open at once.
-        rate: requests a second of each client, in bursts of twice as many; None: no limit.
-        drain_s: how long requests under way may take to finish when the server is told to stop.
-        log_questions: whether the log has the questions' texts.
-    Raises: InputError for a value that cannot be.
-    """
-
-    max_batch: int = 16
-    max_rows: int = 320
-    gather_s: float = 0.005
-    max_queue: int = 256
-    max_wait_s: float = 60.0
-    max_body_bytes: int = 256 * 1024
-    body_s: float = 10.0
-    send_s: float = 30.0
-    max_connections: int = 1_024
-    rate: float | None = None
-    drain_s: float = 120.0
-    log_questions: bool = False
+    max_batch: Annotated[int, Option("Questions decoded together.", name="batch", ge=1)] = 16
+    max_queue: Annotated[
+        int, Option("Requests that may wait for the model; more are refused with 429.", name="queue", ge=1)
+    ] = 256
+    max_wait_s: Annotated[
+        float, Option("How long a request may wait; then it is refused with 429.", name="wait", metavar="SECONDS", gt=0)
+    ] = 60.0
+    rate: Annotated[
+        float | None,
+        Option(
+            "Requests a second of each client, in bursts of twice as many.",
+            default="10 where a key is needed, else no limit",
+            gt=0,
+        ),
+    ] = None
+    log_questions: Annotated[bool, Option("Log the text of questions, too.")] = False
+    max_rows: Annotated[
+        int,
+        Option(
+            "Question × passage × beam of a batch, and of each request: bounds the RAM of decoding.", ge=1, public=False
+        ),
+    ] = 320
+    gather_s: Annotated[
+        float, Option("How long the first request of a batch waits for others, in seconds.", ge=0, public=False)
+    ] = 0.005
+    max_body_bytes: Annotated[int, Option("Longest body of a request.", ge=1, public=False)] = 256 * 1024
+    body_s: Annotated[
+        float, Option("How long a request's head may take to arrive, and its body likewise.", gt=0, public=False)
+    ] = 10.0
+    send_s: Annotated[
+        float, Option("How long a client may leave a part of the response unread.", gt=0, public=False)
+    ] = 30.0
+    max_connections: Annotated[int, Option("Connections open at once.", ge=1, public=False)] = 1_024
+    drain_s: Annotated[
+        float, Option("How long requests under way may take to finish when the server stops.", gt=0, public=False)
+    ] = 120.0
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_rows", "max_queue", "max_body_bytes", "max_connections"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}; needed 1 or more")
-        for name in ("max_wait_s", "body_s", "send_s", "drain_s"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}={getattr(self, name)}; needed more than 0")
-        if not self.gather_s >= 0:
-            raise InputError(f"gather_s={self.gather_s}; needed 0 or more")
-        if self.rate is not None and not self.rate > 0:
-            raise InputError(f"rate={self.rate}; needed more than 0, or none")
+        check_options(self)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from latentrag.decoding import Sources
-from latentrag.records import Record, answer_record, classification_record, passage_record, score_record, token_record
+from latentrag.options import AskOptions, DecodingOptions, RetrievalOptions
+from latentrag.records import (
+    AnswerRecord,
+    ClassificationRecord,
+    ScoreRecord,
+    answer_record,
+    classification_record,
+    passage_record,
+    score_record,
+    token_record,
+)
 from latentrag.serving import schemas
-from latentrag.serving.chat import ChatOut, ChatRequest, Completion
+from latentrag.serving.chat import ChatRecord, ChatRequest, Completion
 from latentrag.serving.engine import Found
 from latentrag.serving.failures import Refused
 from latentrag.serving.service import ERRORS, EVENTS, Service, as_json, check_streamed, json_response, responses
@@ -23,7 +35,7 @@ def answers(service: Service) -> APIRouter:
     """`/v1/answer` and its stream."""
     router = APIRouter(tags=["answers"])
 
-    @router.post("/v1/answer", responses=responses(schemas.AnswerOut), response_model=None)
+    @router.post("/v1/answer", responses=responses(AnswerRecord), response_model=None)
     async def answer(asked: schemas.AnswerRequest, request: Request) -> Response:
         """The most probable answer, its probability, its sources with prior and posterior, and each token's."""
         job = await service.answering(asked.question, asked)
@@ -48,25 +60,25 @@ def others(service: Service) -> APIRouter:
     """`/v1/score`, `/v1/classify`, `/v1/search`."""
     router = APIRouter(tags=["answers"])
 
-    @router.post("/v1/score", responses=responses(schemas.ScoreOut), response_model=None)
+    @router.post("/v1/score", responses=responses(ScoreRecord), response_model=None)
     async def score(asked: schemas.ScoreRequest, request: Request) -> Response:
         """How probable a given answer is, and thanks to which passages."""
         rag = await service.rag(asked.as_of)
-        job = service.engine.score(rag, asked.x, asked.y, k=asked.k, variant=asked.variant)
+        job = service.engine.score(rag, asked.x, asked.y, **asdict(asked.options(AskOptions)))
         return json_response(score_record(await service.done(job, request)))
 
-    @router.post("/v1/classify", responses=responses(schemas.ClassifyOut), response_model=None)
+    @router.post("/v1/classify", responses=responses(ClassificationRecord), response_model=None)
     async def classify(asked: schemas.ClassifyRequest, request: Request) -> Response:
         """Choose among labels, with the probability of each."""
         rag = await service.rag(asked.as_of)
-        job = service.engine.classify(rag, asked.question, asked.labels, k=asked.k, variant=asked.variant)
+        job = service.engine.classify(rag, asked.question, asked.labels, **asdict(asked.options(AskOptions)))
         return json_response(classification_record(await service.done(job, request)))
 
-    @router.post("/v1/search", responses=responses(schemas.SearchOut), response_model=None)
+    @router.post("/v1/search", responses=responses(schemas.SearchRecord), response_model=None)
     async def search(asked: schemas.SearchRequest, request: Request) -> Response:
         """The passages that would be retrieved for a question, with score and prior."""
         rag = await service.rag(asked.as_of)
-        job = service.engine.search(rag, asked.question, k=asked.k)
+        job = service.engine.search(rag, asked.question, k=asked.options(RetrievalOptions).k)
         return json_response(found_record(await service.done(job, request)))
 
     return router
@@ -76,7 +88,7 @@ def chat(service: Service) -> APIRouter:
     """What OpenAI's clients use."""
     router = APIRouter(tags=["for OpenAI's clients"])
 
-    @router.get("/v1/models", responses=responses(schemas.ModelsOut), response_model=None)
+    @router.get("/v1/models", responses=responses(schemas.ModelsRecord), response_model=None)
     async def models() -> Response:
         """The model."""
         model = {"id": service.name, "object": "model", "created": 0, "owned_by": "latentrag"}
@@ -84,15 +96,15 @@ def chat(service: Service) -> APIRouter:
 
     @router.post(
         "/v1/chat/completions",
-        responses={200: {"model": ChatOut, "content": EVENTS[200]["content"], "description": "Done."}, **ERRORS},
+        responses={200: {"model": ChatRecord, "content": EVENTS[200]["content"], "description": "Done."}, **ERRORS},
         response_model=None,
     )
     async def completions(asked: ChatRequest, request: Request) -> Response:
         """The user's last message as the question; `latentrag` in the request holds options of `/v1/answer`."""
         if asked.model != service.name:
             raise Refused(404, f"no model {asked.model!r}; needed {service.name!r}", "model_not_found", param="model")
-        question, options = asked.question(), asked.options()
-        limit = service.memories.rag.options(**options.decoding_options()).max_tokens
+        question, options = asked.question(), asked.answering()
+        limit = service.memories.rag.options(**options.given(DecodingOptions)).max_tokens
         completion = Completion(asked, limit)
         if not asked.stream:
             job = await service.answering(question, options)
@@ -119,17 +131,17 @@ async def _events(sources: Sources, rest: AsyncIterator[tuple[Token, ...] | Answ
             index += 1
 
 
-def _event(name: str, record: Record) -> bytes:
+def _event(name: str, record: Mapping[str, Any]) -> bytes:
     return f"event: {name}\n".encode() + b"data: " + as_json(record) + b"\n\n"
 
 
-async def _data(records: AsyncIterator[Record]) -> AsyncIterator[bytes]:
+async def _data(records: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[bytes]:
     async for record in records:
         yield b"data: " + as_json(record) + b"\n\n"
     yield b"data: [DONE]\n\n"
 
 
-def found_record(found: Found) -> Record:
+def found_record(found: Found) -> schemas.SearchRecord:
     """Passages that were found, best first."""
     return {
         "question": found.question,

@@ -1,30 +1,66 @@
 """What requests may hold, and what responses look like: the checks, and what OpenAPI shows.
 
-Names of options are those of ``latentrag ask``, those of responses are those of ``--json``.
+Options are those of ``latentrag.options``, by the names that ``latentrag ask`` has for them, within the server's own
+limits. Responses that are an object of ``--json`` are described in ``records``; the others here.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from latentrag.options import (
+    AskOptions,
+    DecodingOptions,
+    Given,
+    OneAnswerOptions,
+    OptionField,
+    RetrievalOptions,
+    options_of,
+)
+from latentrag.records import PassageRecord
 from latentrag.serving import options as limit
-from latentrag.types import Decoding, Variant
+from latentrag.types import Variant
+
+if sys.version_info >= (3, 12):
+    from typing import TypedDict
+else:
+    from typing_extensions import TypedDict
+
+M = TypeVar("M", bound=BaseModel)
+O = TypeVar("O")  # noqa: E741  a dataclass of options
 
 Text = Annotated[str, Field(min_length=1, max_length=limit.MAX_TEXT)]
-Passages = Annotated[int, Field(ge=1, le=limit.MAX_PASSAGES)]
 Listed = Annotated[int, Field(ge=0, le=limit.MAX_LISTED, description="Passages listed, of each kind.")]
-Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Seed = Annotated[int, Field(ge=0, le=limit.MAX_SEED)]
 Stop = Annotated[str, Field(min_length=1, max_length=limit.MAX_STOP)]
 Stops = Annotated[list[Stop], Field(max_length=limit.MAX_STOPS)]
+Ids = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=limit.MAX_ID)]], Field(max_length=limit.MAX_PASSAGES)
+]
 VersionName = Annotated[str, Field(min_length=1, max_length=limit.MAX_NAME)]
 Version = Annotated[
     Annotated[int, Field(ge=1, le=10**9)] | VersionName,
     Field(description="A number, a tag, a date, newest or served."),
 ]
-LogProb = Annotated[float | None, Field(description="Nats; null is −∞.")]
-Probability = Annotated[float, Field(ge=0, le=1.001)]
+
+SERVED: Mapping[str, Any] = {
+    "k": Field(le=limit.MAX_PASSAGES),
+    "beams": Field(le=limit.MAX_BEAMS),
+    "best": Field(le=limit.MAX_BEAMS),
+    "max_tokens": Field(le=limit.MAX_TOKENS),
+    "min_tokens": Field(le=limit.MAX_TOKENS),
+    "no_repeat_ngram": Field(le=limit.MAX_TOKENS),
+    "length_penalty": Field(ge=-10, le=10),
+    "temperature": Field(ge=0.01, le=100),
+    "top_k": Field(le=10**6),
+    "seed": Field(ge=0, le=limit.MAX_SEED),
+}
+"""Limits of a server beside those of the options themselves."""
+_LISTS: Mapping[str, Any] = {"stop": Stops, "without": Ids}
 
 
 class Asked(BaseModel):
@@ -32,79 +68,70 @@ class Asked(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    def options(self, options: type[O]) -> O:
+        """The options among the fields."""
+        return options(**self._values(options))
+
+    def given(self, options: type[O]) -> Given[O]:
+        """The options among the fields that were given."""
+        return Given.of(options, {name: value for name, value in self._values(options).items() if value is not False})
+
+    def _values(self, options: type) -> dict[str, Any]:
+        values = {name: getattr(self, field.name, field.default) for name, field in options_of(options).items()}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def made_of(*groups: type) -> Callable[[type[M]], type[M]]:
+    """The model with a field for every public option of these dataclasses; of ``Given[T]`` each may be left out."""
+
+    def made(model: type[M]) -> type[M]:
+        fields: dict[str, Any] = {}
+        for group in groups:
+            is_given = get_origin(group) is Given
+            for field in options_of(get_args(group)[0] if is_given else group).values():
+                if field.option.public:
+                    fields[field.name] = _field(field, is_given=is_given)
+        return create_model(model.__name__, __base__=model, __doc__=model.__doc__, __module__=__name__, **fields)
+
+    return made
+
+
+def _field(field: OptionField, *, is_given: bool) -> tuple[Any, Any]:
+    option, default = field.option, field.default
+    type_: Any = _LISTS.get(field.name, field.type)
+    if is_given and default is not False:
+        type_, default = type_ | None, None
+    own = Field(ge=option.ge, gt=option.gt, le=option.le, lt=option.lt, description=option.help)
+    return Annotated[type_, own, SERVED.get(field.name, Field())], list(default) if default == () else default
+
 
 class Retrieval(Asked):
-    """Which passages."""
+    """Which version of the memory."""
 
-    k: Annotated[Passages | None, Field(description="Passages to retrieve; null: the model's own number.")] = None
     as_of: Annotated[Version | None, Field(description="Of the memory; null: the one that is served.")] = None
 
 
-class Modelled(Retrieval):
-    """Which distribution."""
-
-    variant: Annotated[Variant | None, Field(description="null: the model's own.")] = None
-
-
-class AnswerOptions(Modelled):
+@made_of(OneAnswerOptions, Given[DecodingOptions])
+class Answering(Retrieval):
     """The options of ``latentrag ask``."""
 
-    decoding: Decoding = "exact"
-    beams: Annotated[
-        Annotated[int, Field(ge=1, le=limit.MAX_BEAMS)] | None,
-        Field(description="Hypotheses kept alive, or samples drawn."),
-    ] = None
-    best: Annotated[
-        Annotated[int, Field(ge=1, le=limit.MAX_BEAMS)] | None,
-        Field(description="Hypotheses to find, `beams` at most; null: the model's own number, usually one."),
-    ] = None
-    max_tokens: Annotated[int, Field(ge=1, le=limit.MAX_TOKENS)] | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=limit.MAX_TOKENS)] | None = None
-    no_repeat_ngram: Annotated[int, Field(ge=0, le=limit.MAX_TOKENS)] | None = None
-    length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = None
-    stop: Stops | None = None
-    sample: bool = False
-    temperature: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=10**6)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Seed | None = None
-    without: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=limit.MAX_ID)]],
-        Field(max_length=limit.MAX_PASSAGES, description="Ids of passages that count as not retrieved."),
-    ] = []
 
-    def decoding_options(self) -> dict[str, Any]:
-        """Under the names of ``DecodingOptions``."""
-        return {
-            "num_beams": self.beams,
-            "num_best": self.best,
-            "max_tokens": self.max_tokens,
-            "min_tokens": self.min_tokens,
-            "no_repeat_ngram_size": self.no_repeat_ngram,
-            "length_penalty": self.length_penalty,
-            "stop": tuple(self.stop) if self.stop else None,
-            "sample": self.sample or None,
-            "temperature": self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "seed": self.seed,
-        }
-
-
-class AnswerRequest(AnswerOptions):
+class AnswerRequest(Answering):
     """A question, with the options of ``latentrag ask``."""
 
     question: Text
 
 
-class ScoreRequest(Modelled):
+@made_of(AskOptions)
+class ScoreRequest(Retrieval):
     """A question x and an answer y to it."""
 
     x: Text
     y: Annotated[str, Field(max_length=limit.MAX_TEXT)]
 
 
-class ClassifyRequest(Modelled):
+@made_of(AskOptions)
+class ClassifyRequest(Retrieval):
     """A question and the labels to choose from."""
 
     question: Text
@@ -114,6 +141,7 @@ class ClassifyRequest(Modelled):
     ]
 
 
+@made_of(RetrievalOptions)
 class SearchRequest(Retrieval):
     """A question whose passages are wanted."""
 
@@ -163,118 +191,22 @@ MemoryRequest = Annotated[Use | Tag | Untag, Field(discriminator="action")]
 # Responses
 
 
-class PassageOut(BaseModel):
-    """A passage and where it comes from; offsets in characters."""
-
-    id: str
-    title: str
-    text: str
-    source: str
-    start: int
-    end: int
-    page: int | None
-
-
-class SourceOut(PassageOut):
-    """A passage with its share in the answer."""
-
-    prior: Probability
-    posterior: Probability
-
-
-class TokenOut(BaseModel):
-    """A token, with a posterior for each source."""
-
-    text: str
-    log_prob: LogProb
-    posterior: list[Probability]
-
-
-class HypothesisOut(BaseModel):
-    """A candidate answer."""
-
-    text: str
-    log_prob: LogProb
-    finished: bool
-
-
-class AnswerOut(BaseModel):
-    """The object of ``latentrag ask --json``."""
-
-    question: str
-    answer: str
-    log_prob: LogProb
-    closed_book_log_prob: LogProb
-    variant: Variant
-    decoding: Decoding
-    memory_version: int
-    sources: list[SourceOut]
-    tokens: list[TokenOut]
-    hypotheses: list[HypothesisOut]
-    log_p_eta: Annotated[list[LogProb], Field(description="log p_η(z|x) of each source.")]
-    log_p_theta: Annotated[
-        list[list[LogProb]],
-        Field(description="log p_θ(y_i|x,z,y_<i): for each source each token of log_prob, the end token included."),
-    ]
-
-
-class ScoreSourceOut(BaseModel):
-    """A passage with its share in y."""
-
-    id: str
-    title: str
-    prior: Probability
-    posterior: Probability
-
-
-class ScoreOut(BaseModel):
-    """The object of ``latentrag score --json``."""
-
-    x: str
-    y: str
-    log_likelihood: LogProb
-    closed_book_log_likelihood: LogProb
-    num_tokens: int
-    posterior: list[Probability]
-    sources: list[ScoreSourceOut]
-    without_passage: list[LogProb]
-
-
-class LabelOut(BaseModel):
-    """A label; its probability is among the labels given."""
-
-    text: str
-    probability: Probability
-    log_likelihood: LogProb
-
-
-class ClassifyOut(BaseModel):
-    """The object of ``latentrag classify --json``."""
-
-    question: str
-    label: str
-    labels: list[LabelOut]
-    variant: Variant
-    memory_version: int
-    sources: list[SourceOut]
-
-
-class FoundOut(PassageOut):
+class FoundRecord(PassageRecord):
     """A passage that was found."""
 
     score: float
-    prior: Probability
+    prior: float
 
 
-class SearchOut(BaseModel):
+class SearchRecord(TypedDict):
     """Passages, best first."""
 
     question: str
     memory_version: int
-    passages: list[FoundOut]
+    passages: list[FoundRecord]
 
 
-class VersionOut(BaseModel):
+class VersionRecord(TypedDict):
     """A version of the memory."""
 
     version: int
@@ -284,7 +216,7 @@ class VersionOut(BaseModel):
     tags: list[str]
 
 
-class SyncedOut(BaseModel):
+class SyncedRecord(TypedDict):
     """A folder that ``latentrag index sync`` keeps the memory equal to."""
 
     name: str
@@ -293,21 +225,24 @@ class SyncedOut(BaseModel):
     time: str
 
 
-class MemoryOut(BaseModel):
-    """The memory: what is served, its versions (the newest 100), tags, and synced folders."""
+class MemoryRecord(TypedDict):
+    """The memory: what is served, its versions (the newest 100), tags, and synced folders.
+
+    ``follows_newest``: no version was chosen with use.
+    """
 
     name: str
     version: int
     passages: int
     encoder: str
     newest: int
-    follows_newest: Annotated[bool, Field(description="No version was chosen with use.")]
+    follows_newest: bool
     tags: dict[str, int]
-    versions: list[VersionOut]
-    synced: list[SyncedOut]
+    versions: list[VersionRecord]
+    synced: list[SyncedRecord]
 
 
-class ServedModelOut(BaseModel):
+class ServedModelRecord(TypedDict):
     """The model that answers."""
 
     name: str
@@ -316,42 +251,40 @@ class ServedModelOut(BaseModel):
     loaded: str
 
 
-class PassageNameOut(BaseModel):
+class PassageNameRecord(TypedDict):
     """A passage by its names."""
 
     id: str
     title: str
 
 
-class ChangesOut(BaseModel):
+class ChangesRecord(TypedDict):
     """How many passages, and the first of them in the order of the memory."""
 
     count: int
-    passages: list[PassageNameOut]
+    passages: list[PassageNameRecord]
 
 
-class EncodersOut(BaseModel):
-    """What encoded the passages of the two versions."""
-
-    before: Annotated[str, Field(alias="from")]
-    after: Annotated[str, Field(alias="to")]
+EncodersRecord = TypedDict("EncodersRecord", {"from": str, "to": str})
+EncodersRecord.__doc__ = "What encoded the passages of the two versions."
+_DiffVersions = TypedDict("_DiffVersions", {"from": int, "to": int})
 
 
-class DiffOut(BaseModel):
-    """What leads from one version of the memory to another, as ``latentrag index diff``."""
+class DiffRecord(_DiffVersions):
+    """What leads from one version of the memory to another, as ``latentrag index diff``.
 
-    before: Annotated[int, Field(alias="from")]
-    after: Annotated[int, Field(alias="to")]
-    added: ChangesOut
-    changed: Annotated[
-        ChangesOut, Field(description="Another text, title, source, page or place; titles are those of `to`.")
-    ]
-    removed: ChangesOut
-    reencoded: Annotated[bool, Field(description="The vectors are another encoder's.")]
-    encoders: EncodersOut
+    ``changed``: another text, title, source, page or place; titles are those of ``to``. ``reencoded``: the vectors are
+    another encoder's.
+    """
+
+    added: ChangesRecord
+    changed: ChangesRecord
+    removed: ChangesRecord
+    reencoded: bool
+    encoders: EncodersRecord
 
 
-class ModelOut(BaseModel):
+class ModelRecord(TypedDict):
     """A model, as OpenAI's clients list them."""
 
     id: str
@@ -360,20 +293,20 @@ class ModelOut(BaseModel):
     owned_by: str
 
 
-class ModelsOut(BaseModel):
+class ModelsRecord(TypedDict):
     """The models: one."""
 
     object: Literal["list"]
-    data: list[ModelOut]
+    data: list[ModelRecord]
 
 
-class StatusOut(BaseModel):
+class StatusRecord(TypedDict):
     """How the server is."""
 
     status: str
 
 
-class ErrorDetail(BaseModel):
+class ErrorDetail(TypedDict):
     """What went wrong: got, needed, remedy."""
 
     message: str
@@ -382,7 +315,7 @@ class ErrorDetail(BaseModel):
     code: str
 
 
-class ErrorOut(BaseModel):
+class ErrorRecord(TypedDict):
     """The body of every response that is no success."""
 
     error: ErrorDetail

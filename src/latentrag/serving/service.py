@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from latentrag.errors import LatentRagError
-from latentrag.records import Record, finite
+from latentrag.io import finite
+from latentrag.options import DecodingOptions, OneAnswerOptions
 from latentrag.serving import schemas
-from latentrag.serving.failures import Gone, Refused, refusal
+from latentrag.serving.failures import Gone, Refused, busy, refusal
 from latentrag.serving.waiting import StreamState, finished
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from latentrag.decoding import Sources
     from latentrag.rag import Rag
     from latentrag.serving.batching import Job
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from latentrag.serving.options import ServeOptions
 
 Responses = dict[int | str, dict[str, Any]]
-ERRORS: Responses = {"default": {"model": schemas.ErrorOut, "description": "Got, needed, remedy."}}
+ERRORS: Responses = {"default": {"model": schemas.ErrorRecord, "description": "Got, needed, remedy."}}
 _EVENT = {
     "type": "object",
     "required": ["data"],
@@ -54,19 +53,23 @@ class Service:
     options: ServeOptions
 
     async def rag(self, as_of: int | str | None) -> Rag:
-        """The model over that version of the memory; None: the one that is served."""
-        return self.memories.rag if as_of is None else await asyncio.to_thread(self.memories.rag_at, as_of)
+        """The model over that version of the memory; None: the one that is served. Raises: LatentRagError; Refused."""
+        if as_of is None:
+            return self.memories.rag
+        opening = asyncio.wrap_future(await asyncio.to_thread(self.memories.rag_at, as_of))
+        try:
+            async with asyncio.timeout(self.options.max_wait_s):
+                return await asyncio.shield(opening)  # others may wait for it, too
+        except TimeoutError:
+            raise busy("the version is still being opened; ask again later", retry_after_s=10) from None
 
-    async def answering(self, question: str, asked: schemas.AnswerOptions, stream: StreamState | None = None) -> Job:
+    async def answering(self, question: str, asked: schemas.Answering, stream: StreamState | None = None) -> Job:
         """A job for an answer. Raises: LatentRagError; Refused."""
         return self.engine.answer(
             await self.rag(asked.as_of),
             question,
-            k=asked.k,
-            variant=asked.variant,
-            decoding=asked.decoding,
-            options=asked.decoding_options(),
-            without=tuple(asked.without),
+            **asdict(asked.options(OneAnswerOptions)),
+            options=asked.given(DecodingOptions),
             tell=None if stream is None else stream.tell,
         )
 
@@ -99,27 +102,28 @@ class Service:
             yield failed + b"data: " + self.refusal(error).body + b"\n\n"
 
 
-def check_streamed(asked: schemas.AnswerOptions) -> None:
+def check_streamed(asked: schemas.Answering) -> None:
     """Raises: Refused for what is certain only when all is decoded."""
-    if asked.decoding != "exact":
+    decoding = asked.options(OneAnswerOptions).decoding
+    if decoding != "exact":
         raise Refused(
             422,
-            f"decoding={asked.decoding!r} chooses when all is decoded; needed 'exact' to stream",
+            f"decoding={decoding!r} chooses when all is decoded; needed 'exact' to stream",
             "invalid_value",
             param="decoding",
         )
 
 
-def responses(model: type[BaseModel]) -> Responses:
+def responses(model: type) -> Responses:
     """For OpenAPI: what a route answers."""
     return {200: {"model": model, "description": "Done."}, **ERRORS}
 
 
-def json_response(record: Record) -> Response:
+def json_response(record: Mapping[str, Any]) -> Response:
     """−∞ is null."""
     return Response(as_json(record), media_type="application/json")
 
 
-def as_json(record: Record) -> bytes:
+def as_json(record: Mapping[str, Any]) -> bytes:
     """In one line."""
-    return json.dumps(finite(record), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return json.dumps(finite(record, strict=True), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

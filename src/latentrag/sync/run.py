@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentrag.corpus.processes import TIME_LIMIT_S
 from latentrag.corpus.readers import File
-from latentrag.corpus.reading import check_workers
-from latentrag.corpus.splitting import check_bounds
 from latentrag.errors import InputError
 from latentrag.memory import Memory, origins
 from latentrag.memory.origins import Held
 from latentrag.memory.version_files import is_free
+from latentrag.options import SyncOptions
 from latentrag.sync.folder import (
     Contents,
     Plan,
@@ -40,41 +37,6 @@ if TYPE_CHECKING:
 
 WORDS = 100
 _FILES_PER_LOOKUP = 64
-
-
-@dataclass(frozen=True, slots=True)
-class SyncOptions:
-    """How a folder is synced.
-
-    Attributes:
-        name: what the memory knows the folder as: ids and sources begin with it. None: the last part of its path.
-        words: length of a passage. None: as in the last sync, else 100.
-        delete_missing: remove the passages of files that are gone.
-        dry_run: change nothing, encode nothing, report what a sync would do.
-        checksum: hash every file, also those whose size and time are as they were.
-        passages_per_commit: at most. Each commit is a version; an interrupted sync loses at most this many encoded
-            passages. By default two minutes' work of a small encoder on a CPU.
-        workers: processes that read the files, so that a file which crashes or occupies its reader is skipped like
-            other broken ones. 0: this process reads.
-        time_limit_s: with workers, how long one document may take.
-    Raises: InputError.
-    """
-
-    name: str | None = None
-    words: int | None = None
-    delete_missing: bool = False
-    dry_run: bool = False
-    checksum: bool = False
-    passages_per_commit: int = 8_192
-    workers: int = 1
-    time_limit_s: float = TIME_LIMIT_S
-
-    def __post_init__(self) -> None:
-        if self.words is not None:
-            check_bounds(self.words)
-        check_workers(self.workers, self.time_limit_s)
-        if self.passages_per_commit < 1:
-            raise InputError(f"{self.passages_per_commit} passages in a commit are too few; pass 1 or more")
 
 
 def sync(

@@ -14,14 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast, get_args
+from typing import Any, BinaryIO, cast, get_args
 
 import numpy as np
 
 from latentrag.errors import DataError, InputError
-
-Choice = Literal["first", "sample"]
-"""Which of an example's answers is y: always the first, or another one in each epoch."""
+from latentrag.training.options import Answers
 
 _QUESTIONS = ("question", "input", "x")
 _ANSWERS = ("answer", "answers", "golden_answers", "y")
@@ -123,15 +121,15 @@ def described(bad: Sequence[BadRow], *, of: int) -> str:
     return f"{len(bad)} of {of} rows cannot be used ({first}{more})"
 
 
-def target(example: Example, *, epoch: int, seed: int, choice: Choice) -> str:
+def target(example: Example, *, epoch: int, seed: int, choice: Answers) -> str:
     """y of an example in an epoch.
 
     ``sample`` draws one of the answers, with equal chances, from (seed, epoch, id) alone.
 
     Raises: DataError for an example that has a pattern and no answer.
     """
-    if choice not in get_args(Choice):
-        raise InputError(f"choice={choice!r} is unknown; needed {' or '.join(map(repr, get_args(Choice)))}")
+    if choice not in get_args(Answers):
+        raise InputError(f"choice={choice!r} is unknown; needed {' or '.join(map(repr, get_args(Answers)))}")
     if not example.answers:
         raise DataError(f"example {example.id} has a pattern and no answer; it can be evaluated, not trained on")
     if choice == "first":

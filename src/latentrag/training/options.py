@@ -1,94 +1,120 @@
 """What a training run is asked to do."""
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
 
 from latentrag.errors import InputError
-from latentrag.training.data import Choice
+from latentrag.options import Given, Option, check_options, options_of
 from latentrag.types import Objective, Variant
 
 Freeze = Literal["none", "retriever", "generator"]
+Answers = Literal["first", "sample"]
+"""Which of an example's answers is y: always the first, or another one in each epoch."""
+LoraScope = Literal["question", "all"]
+TrainingDtype = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingOptions:
-    """Settings of a run. Steps are optimiser steps; batches are over all processes.
+    """How a run trains. Steps are optimiser steps; batches are over all processes.
 
-    Attributes:
-        objective: of each example: ``nll`` is the paper's (§2.4); see ``marginal.objectives`` for the others.
-        k: K, passages retrieved for x.
-        hindsight: further passages, found with x and y together, for the retriever alone to learn from; 0: none.
-        hindsight_steps: steps at the start in which they are sought; None: all.
-        closed_book: train p_θ(y|x) of the generator alone, without passages.
-        freeze: a side that is not trained.
-        num_steps: how many steps in all.
-        batch_size: examples in a step.
-        micro_batch_size: examples in a forward pass; gradients accumulate over the batch.
-        lr_retriever: highest learning rate of η.
-        lr_generator: highest learning rate of θ.
-        warmup_steps: in which a rate rises to its highest, linearly; then it falls to 0 at the end, linearly. Each
-            side warms up when it starts to learn.
-        warmup_generator: steps at the start in which the generator alone learns. One that cannot read yet sends
-            noise to the retriever.
-        warmup_retriever: steps at the start in which the retriever alone learns. A generator that can read says most
-            clearly which passage helps before it is tuned.
-        weight_decay: AdamW's, of both sides.
-        clip: highest norm of each side's gradient.
-        label_smoothing: ε, of the marginal distribution of the next token; for ``nll``. Where passages were sought
-            with y and the generator learns, it is the generator's only.
-        temperature: of the target of ``pdist`` and ``loop``.
-        answers: which answer of an example is y.
-        seed: of the order of the examples and of the answers drawn.
-        skip_batches: batches of the order that are passed over, since another run has seen them.
-        eval_every: steps between evaluations on the development set.
-        save_every: steps between checkpoints.
-        refresh_every: steps between re-encodings of the memory by the passage encoder, which is trained then
-            (REALM); 0: neither.
-        autocast: run the generator's forward pass in bfloat16.
+    A rate rises linearly to its highest and then falls linearly to 0 at the end; each side warms up when it starts to
+    learn.
     """
 
-    variant: Variant = "sequence"
-    objective: Objective = "nll"
-    k: int = 5
-    hindsight: int = 0
-    hindsight_steps: int | None = None
-    closed_book: bool = False
-    freeze: Freeze = "none"
-    num_steps: int = 1000
-    batch_size: int = 16
-    micro_batch_size: int = 8
-    lr_retriever: float = 5e-5
-    lr_generator: float = 3e-5
-    warmup_steps: int = 50
-    warmup_generator: int = 0
-    warmup_retriever: int = 0
-    weight_decay: float = 1e-3
-    clip: float = 1.0
-    label_smoothing: float = 0.0
-    temperature: float = 1.0
-    answers: Choice = "first"
-    seed: int = 0
-    skip_batches: int = 0
-    eval_every: int = 100
-    save_every: int = 100
-    refresh_every: int = 0
-    autocast: bool = False
+    variant: Annotated[
+        Variant, Option("sequence: one passage explains the whole answer; token: each token may have its own.")
+    ] = "sequence"
+    objective: Annotated[
+        Objective,
+        Option("What is minimised: nll is the paper's (§2.4); the others give the retriever a loss of its own."),
+    ] = "nll"
+    k: Annotated[int, Option("Passages retrieved for a question.", flags=("-k", "--k", "--passages"), ge=1)] = 5
+    hindsight: Annotated[
+        int,
+        Option(
+            "Extra candidate passages per question, retrieved with question and answer together (training only).",
+            default="as many as -k during retriever warm-up, then none",
+            ge=0,
+        ),
+    ] = 0
+    hindsight_steps: Annotated[
+        int | None,
+        Option("Steps at the start that have extra candidates.", default="all, with --hindsight", ge=1),
+    ] = None
+    closed_book: Annotated[bool, Option("Train the generator alone, without passages.")] = False
+    freeze: Annotated[Freeze, Option("Which side to freeze.")] = "none"
+    num_steps: Annotated[
+        int, Option("Optimiser steps, in place of --epochs.", name="steps", default="from --epochs", ge=1)
+    ] = 1000
+    batch_size: Annotated[int, Option("Examples in a step, over all processes.", ge=1)] = 16
+    micro_batch_size: Annotated[
+        int, Option("Examples in a forward pass; fewer need less RAM. Gradients add up over the batch.", ge=1)
+    ] = 8
+    lr_retriever: Annotated[float, Option("Highest learning rate of the query encoder.", ge=0)] = 5e-5
+    lr_generator: Annotated[
+        float,
+        Option("Highest learning rate of the generator.", default="2e-4 for an adapter, 3e-5 for all weights", ge=0),
+    ] = 3e-5
+    warmup_steps: Annotated[
+        int, Option("Steps in which a learning rate rises to its highest.", default="5 % of all steps", ge=0)
+    ] = 50
+    warmup_generator: Annotated[
+        int,
+        Option(
+            "Steps at the start in which only the generator is trained: one that cannot read yet sends noise to the "
+            "retriever.",
+            default="a fifth of all steps for encoder-decoders, 0 for causal generators",
+            ge=0,
+        ),
+    ] = 0
+    warmup_retriever: Annotated[
+        int,
+        Option(
+            "Steps in which only the query encoder is trained: a generator says most clearly which passage helps "
+            "before it is tuned.",
+            default="half of all steps, at most 200, for causal generators; 0 for encoder-decoders",
+            ge=0,
+        ),
+    ] = 0
+    weight_decay: Annotated[float, Option("AdamW's weight decay, of both sides.", ge=0)] = 1e-3
+    clip: Annotated[
+        float, Option("Largest norm of the gradient of either side; larger ones are scaled down.", gt=0)
+    ] = 1.0
+    label_smoothing: Annotated[
+        float,
+        Option(
+            "ε, of the marginal distribution of the next token; with --objective nll. Where there are extra candidates "
+            "and the generator learns, of the generator only.",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.0
+    temperature: Annotated[
+        float, Option("Temperature of the retriever's targets; with --objective pdist or loop.", gt=0)
+    ] = 1.0
+    answers: Annotated[Answers, Option("Which of several answers is learned in an epoch.")] = "first"
+    seed: Annotated[
+        int, Option("Random seed for the order, the answers drawn and the adapter's first weights.", ge=0)
+    ] = 0
+    skip_batches: Annotated[
+        int, Option("Batches of the order that another run has seen, to pass over.", ge=0, public=False)
+    ] = 0
+    eval_every: Annotated[int, Option("Steps between evaluations on --dev.", ge=1)] = 100
+    save_every: Annotated[int, Option("Steps between checkpoints.", ge=1)] = 100
+    refresh_every: Annotated[
+        int,
+        Option(
+            "Steps between re-encodings of the memory by the passage encoder, which is then trained, too (REALM); "
+            "0: neither.",
+            ge=0,
+        ),
+    ] = 0
+    autocast: Annotated[bool, Option("Compute in bfloat16 with float32 weights.")] = False
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("variant", get_args(Variant)),
-            ("objective", get_args(Objective)),
-            ("freeze", get_args(Freeze)),
-            ("answers", get_args(Choice)),
-        ):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name}={getattr(self, name)!r} is unknown; needed one of {', '.join(allowed)}")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and value < _LEAST.get(field.name, 0):
-                raise InputError(f"{field.name}={value}; needed {_LEAST.get(field.name, 0)} or more")
-        if not 0 <= self.label_smoothing < 1 or self.temperature <= 0 or self.clip <= 0:
-            raise InputError("label_smoothing must be in [0, 1), temperature and clip above 0; correct them")
+        check_options(self)
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -165,4 +191,56 @@ class TrainingOptions:
         return (num_steps - step) / max(1, num_steps - rising)
 
 
-_LEAST = {"k": 1, "num_steps": 1, "batch_size": 1, "micro_batch_size": 1, "eval_every": 1, "save_every": 1}
+def options_from(given: Given[TrainingOptions], epochs: float, num_examples: int) -> TrainingOptions:
+    """The options of a run of so many epochs: those given, else those that follow from its length, else the usual.
+
+    A generator's rate of 0 stands for the usual one of whatever is trained; see ``train_run.train``.
+    """
+    batch_size = given.get("batch_size", options_of(TrainingOptions)["batch_size"].default)
+    num_steps = given.get("num_steps", max(1, round(epochs * num_examples / batch_size)))
+    following = {"num_steps": num_steps, "warmup_steps": num_steps // 20, "lr_generator": 0.0}
+    return TrainingOptions(**{**following, **given})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What a run needs besides ``TrainingOptions``: where it writes, what it evaluates, which weights it trains."""
+
+    out: Annotated[Path, Option("Folder of the run: checkpoints, log, and at the end model/.")]
+    dev: Annotated[
+        Path | None, Option("Questions with answers to evaluate on; the model of the best step is kept.")
+    ] = None
+    dev_limit: Annotated[int, Option("Only the first questions of --dev, this many.", ge=1)] = 200
+    epochs: Annotated[float, Option("How often every example is seen.", ge=0)] = 1.0
+    lora: Annotated[
+        int | None,
+        Option(
+            "Rank of the generator's adapter; 0: train all weights.",
+            default="16 for causal generators of 100 million parameters or more, else 0",
+            ge=0,
+        ),
+    ] = None
+    lora_scope: Annotated[
+        LoraScope | None,
+        Option(
+            "Whether the adapter also changes how passages are read (all) or not (question, which is faster).",
+            default="question for causal generators, else all",
+        ),
+    ] = None
+    keep_preamble: Annotated[
+        bool, Option("Keep the worked examples of the model's prompt, whose place training takes otherwise.")
+    ] = False
+    recompute: Annotated[bool, Option("Keep fewer activations and compute them again: less RAM, more time.")] = False
+    passage_cache: Annotated[
+        float, Option("GB of RAM for passages that the generator has read, where that does not change.", ge=0)
+    ] = 2.0
+    passage_cache_folder: Annotated[Path | None, Option("Folder that keeps them on disk too, for later runs.")] = None
+    dtype: Annotated[
+        TrainingDtype,
+        Option("Number format of the generator's weights; auto: float32 if they are trained, else as in its files."),
+    ] = "auto"
+    device: Annotated[str, Option("Device: auto, cpu, cuda, …")] = "auto"
+    skip_bad: Annotated[bool, Option("Leave out rows without question or answer.")] = False
+
+    def __post_init__(self) -> None:
+        check_options(self)
