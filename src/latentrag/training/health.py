@@ -103,7 +103,12 @@ def measure(
     columns: dict[str, list[float]] = {}
     top: dict[Latent, int] = {}
     for batch, found in zip(batches, retrieved, strict=True):
-        exchanged = others[batch] if others else None
+        exchanged = None
+        if others:  # where the other question has fewer latent values, the rest is read without any passage
+            exchanged = [
+                [*of_other, *[()] * len(of_one)][: len(of_one)]
+                for of_other, of_one in zip(others[batch], found.latents, strict=True)
+            ]
         evidence, values = _measure_batch(model, x[batch], y[batch], found, exchanged, variant)
         for name, column in values.items():
             columns.setdefault(name, []).extend(column.tolist())
@@ -166,9 +171,17 @@ def _overlap(prior: Tensor, own: LatentLists, others: LatentLists) -> Tensor:
     """(B,) Σ_z min(p(z), p'(z)), p' being the same prior values laid over the other passages."""
     shared = []
     for values, mine, theirs in zip(prior.tolist(), own, others, strict=True):
-        of_mine = dict(zip(mine, values, strict=True))
-        shared.append(sum(min(value, of_mine.get(z, 0.0)) for z, value in zip(theirs, values, strict=True)))
+        of_mine, of_theirs = _mass(mine, values), _mass(theirs, values)
+        shared.append(math.fsum(min(mass, of_theirs.get(z, 0.0)) for z, mass in of_mine.items()))
     return torch.tensor(shared)
+
+
+def _mass(latents: Sequence[Latent], values: Sequence[float]) -> dict[Latent, float]:
+    """The prior of each latent value, which may stand there more than once."""
+    mass: dict[Latent, float] = {}
+    for z, value in zip(latents, values, strict=True):
+        mass[z] = mass.get(z, 0.0) + value
+    return mass
 
 
 def _summary(columns: dict[str, list[float]], top: Mapping[Latent, int], *, num_passages: int) -> Health:
