@@ -37,3 +37,28 @@ def home(tmp_path, monkeypatch):
     """An empty LATENTRAG_HOME."""
     monkeypatch.setenv("LATENTRAG_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Folders of a sentence encoder and of a causal generator, with random weights."""
+    from tests import tiny
+    from tests.encoder.tiny import write_sentence_encoder
+
+    encoder = write_sentence_encoder(tmp_path / "encoder", head=["Normalize"])
+    generator = tmp_path / "generator"
+    tiny.save_tokenizer(generator, end=False)
+    tiny.save_llama(generator)
+    return encoder, generator
+
+
+@pytest.fixture
+def filled(pair, tmp_path):
+    """The path of a memory of four passages, encoded by the encoder of ``pair``."""
+    from latentrag.assemble import load_passage_encoder
+    from latentrag.memory import Memory
+    from tests.test_assemble import PASSAGES
+
+    encoder = load_passage_encoder(pair[0])
+    Memory.create(tmp_path / "memory.lance", encoder).add(PASSAGES, encoder)
+    return tmp_path / "memory.lance"

@@ -24,8 +24,7 @@ from latentrag.memory import Memory
 from latentrag.rag import Rag
 from latentrag.retriever import BM25Retriever, DenseRetriever
 from latentrag.types import Passage
-from tests import tiny
-from tests.encoder.tiny import write_dpr, write_sentence_encoder
+from tests.encoder.tiny import write_dpr
 from tests.test_transformers_rag import checkpoint
 
 PASSAGES = [
@@ -38,20 +37,14 @@ QUESTION = "what is the capital of france ?"
 
 
 @pytest.fixture
-def parts(tmp_path) -> tuple[Path, Path]:
+def parts(pair) -> tuple[Path, Path]:
     """A sentence encoder and a causal generator."""
-    encoder = write_sentence_encoder(tmp_path / "encoder", head=["Normalize"])
-    generator = tmp_path / "generator"
-    tiny.save_tokenizer(generator, end=False)
-    tiny.save_llama(generator)
-    return encoder, generator
+    return pair
 
 
 @pytest.fixture
-def memory(parts, tmp_path) -> Path:
-    encoder = load_passage_encoder(parts[0])
-    Memory.create(tmp_path / "memory.lance", encoder).add(PASSAGES, encoder)
-    return tmp_path / "memory.lance"
+def memory(filled) -> Path:
+    return filled
 
 
 def test_a_pair_answers(parts, memory) -> None:

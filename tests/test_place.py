@@ -11,7 +11,6 @@ from latentrag import place as place_module
 from latentrag.assemble import load
 from latentrag.errors import InputError
 from latentrag.place import Place, Places
-from tests.test_assemble import memory, parts  # noqa: F401  fixtures
 
 SOURCE = Path(__file__).parent.parent / "src" / "latentrag"
 
@@ -42,14 +41,14 @@ def test_a_processor_that_computes_in_bfloat16_does(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("has_gpu", [False, True])
-def test_a_gpu_that_is_not_used_changes_nothing(has_gpu, parts, memory, monkeypatch) -> None:  # noqa: F811
+def test_a_gpu_that_is_not_used_changes_nothing(has_gpu, pair, filled, monkeypatch) -> None:
     """A checkpoint in half precision was computed in it on the CPU of a machine that has a GPU."""
     import json
 
-    config = parts[1] / "config.json"
+    config = pair[1] / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float16"}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    assert load(parts, memory=memory).generator.model.dtype == torch.float32
+    assert load(pair, memory=filled).generator.model.dtype == torch.float32
 
 
 def test_places_from_options(monkeypatch) -> None:
@@ -66,7 +65,7 @@ def test_places_from_options(monkeypatch) -> None:
         Places.of("cuda", number_format="int8")
 
 
-def test_each_part_gets_its_own_place(parts, memory, monkeypatch) -> None:  # noqa: F811
+def test_each_part_gets_its_own_place(pair, filled, monkeypatch) -> None:
     """A second device and another number format: meta tensors, which have shapes and no values."""
     moved: list[tuple[str, str, torch.dtype]] = []
     to = torch.nn.Module.to
@@ -76,16 +75,16 @@ def test_each_part_gets_its_own_place(parts, memory, monkeypatch) -> None:  # no
         return self  # the test's own machine has one device
 
     monkeypatch.setattr(torch.nn.Module, "to", watched)
-    load(parts, memory=memory, device="second:0", encoder_device="third", dtype="bfloat16")
+    load(pair, memory=filled, device="second:0", encoder_device="third", dtype="bfloat16")
     assert moved == [("SentenceModule", "third", torch.float32), ("LlamaForCausalLM", "second:0", torch.bfloat16)]
     monkeypatch.setattr(torch.nn.Module, "to", to)
-    bm25: Any = load(parts, memory=memory, retriever="bm25", device="cpu").retriever
+    bm25: Any = load(pair, memory=filled, retriever="bm25", device="cpu").retriever
     assert bm25.retrieve(["paris"], 2).logits.device == torch.device("cpu")
 
 
-def test_encoder_and_generator_on_different_devices_answer(parts, memory) -> None:  # noqa: F811
+def test_encoder_and_generator_on_different_devices_answer(pair, filled) -> None:
     """log p_η goes where the generator is, whatever way asks."""
-    rag = load(parts, memory=memory, k=3)
+    rag = load(pair, memory=filled, k=3)
     expected = [rag.answer("paris ?", max_tokens=3), rag.score("paris ?", "rome"), rag.classify("paris ?", ["a", "b"])]
 
     class Elsewhere:

@@ -4,14 +4,13 @@ import subprocess
 import sys
 
 from latentrag.assemble import load, save
-from tests.test_assemble import memory, parts  # noqa: F401  fixtures
 
 WITHOUT = """
 import importlib, os, pkgutil, signal, sys, warnings
 import faiss, fastapi, lance, mcp.server, numpy, pyarrow, torch, typer, uvicorn
 from transformers import BertModel, LlamaForCausalLM  # other people's, which have their own ways
 
-for name in ("sysconf", "pread", "posix_fadvise", "fork", "sched_getaffinity", "geteuid", "setsid", "mkfifo", "getpgid"):
+for name in ("sysconf", "pread", "posix_fadvise", "fork", "sched_getaffinity", "geteuid", "setsid", "mkfifo"):
     if hasattr(os, name):
         delattr(os, name)
 for name in ("SIGALRM", "setitimer", "alarm", "SIGKILL"):
@@ -35,7 +34,8 @@ answer = rag.answer("what is the capital of france ?", max_tokens=4)
 assert len(answer.sources) == 3, answer
 assert rag.score("what is paris ?", "rome").log_likelihood < 0
 words = load(model, memory=path, k=2, retriever="bm25")
-assert [source.passage.id for source in words.answer("the capital of france", max_tokens=2).sources] == ["paris", "seine"]
+sources = words.answer("the capital of france", max_tokens=2).sources
+assert [source.passage.id for source in sources] == ["paris", "seine"]
 opened = open_memory(path)
 assert [z.id for z in opened.get(["rome"])] == ["rome"]
 assert len(list(opened.passages())) == len(opened) == 4
@@ -43,8 +43,8 @@ print(answer.log_prob)
 """
 
 
-def test_every_module_is_imported_and_a_question_answered(parts, memory, tmp_path) -> None:  # noqa: F811
-    rag = load(parts, memory=memory, k=3)
+def test_every_module_is_imported_and_a_question_answered(pair, filled, tmp_path) -> None:
+    rag = load(pair, memory=filled, k=3)
     save(rag, tmp_path / "model")
     command = [
         sys.executable,
@@ -53,7 +53,7 @@ def test_every_module_is_imported_and_a_question_answered(parts, memory, tmp_pat
         "-c",
         WITHOUT + READ,
         str(tmp_path / "model"),
-        str(memory),
+        str(filled),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,5 +1,5 @@
-"""The seams, each with a second case: latent values of several kinds, logits in parts, questions of several turns, several
-end tokens, a third retriever in the table and in saved models, parts that other packages add."""
+"""The seams, each with a second case: latent values of several kinds, logits in parts, questions of several turns,
+several end tokens, a third retriever in the table and in saved models, parts that other packages add."""
 
 import itertools
 import json
@@ -31,7 +31,6 @@ from latentrag.training.options import TrainingOptions
 from latentrag.training.step import losses
 from latentrag.types import Asked, Document, Latent, Passage, Question, Retrieved, SearchResult, Turn, Variant
 from tests import tiny
-from tests.test_assemble import memory, parts  # noqa: F401  fixtures
 from tests.toy import ToyGenerator, passages
 
 A, B, C, D = passages(4)
@@ -220,7 +219,10 @@ def test_a_passage_can_be_left_out(rag) -> None:
 def test_their_health_is_measured(rag, variant, batch_size) -> None:
     x, y = list(LATENTS), ["ab", "c", "a"]
     health = measure(rag.model, x, y, k=4, variant=variant, batch_size=batch_size)
-    truth = [by_hand(rag.generator, a, [*(ord(letter) - 96 for letter in b), 0], variant)[0] for a, b in zip(x, y)]
+    truth = [
+        by_hand(rag.generator, a, [*(ord(letter) - 96 for letter in b), 0], variant)[0]
+        for a, b in zip(x, y, strict=True)
+    ]
     assert health.nll == pytest.approx(-math.fsum(truth) / 3, abs=1e-5)
     entropy = [-math.fsum(p * math.log(p) for p in prior_by_hand(a)) for a in x]
     assert health.prior_entropy == pytest.approx(math.fsum(entropy) / 3, abs=1e-5)
@@ -241,7 +243,7 @@ def test_a_training_step_has_the_gradient_of_the_enumerated_marginal(rag, varian
     # d(−log p)/d logit = prior − posterior, and d logit/dw = words; RAG-Token has it once for each token.
     expected = 0.0
     for question, ids in (("one", [1, 2, 0]), ("two", [3, 0])):
-        log_p, shares = by_hand(rag.generator, question, ids, variant)
+        shares = by_hand(rag.generator, question, ids, variant)[1]
         times = 1 if variant == "sequence" else len(ids)
         pulls = zip(prior_by_hand(question), shares, WORDS[question], strict=True)
         expected += times * math.fsum((prior - share) * word for prior, share, word in pulls)
@@ -254,7 +256,9 @@ def test_a_training_step_has_the_gradient_of_the_enumerated_marginal(rag, varian
 
 
 def test_they_are_evaluated(rag) -> None:
-    examples = [Example(str(n), x, (answer,)) for n, (x, answer) in enumerate(zip(LATENTS, ["ab", "c", "a"]))]
+    examples = [
+        Example(str(n), x, (answer,)) for n, (x, answer) in enumerate(zip(LATENTS, ["ab", "c", "a"], strict=True))
+    ]
     report = evaluate(rag, examples, k=4, options=DecodingOptions(num_beams=2, max_tokens=3), recall_at=[1, 2])
     assert len(report.rows) == 3
     for row, x, ids in zip(report.rows, LATENTS, ([1, 2, 0], [3, 0], [1, 0]), strict=True):
@@ -272,8 +276,8 @@ def toy_row(monkeypatch) -> Iterator[None]:
     RETRIEVERS.remove("toy")
 
 
-def test_a_third_retriever_is_loaded_saved_and_loaded_again(toy_row, parts, memory, tmp_path) -> None:  # noqa: F811
-    rag = load(parts, memory=memory, retriever="toy", k=4)
+def test_a_third_retriever_is_loaded_saved_and_loaded_again(toy_row, pair, filled, tmp_path) -> None:
+    rag = load(pair, memory=filled, retriever="toy", k=4)
     retriever: Any = rag.retriever
     with torch.no_grad():
         retriever.weight.fill_(0.25)  # as training would
@@ -281,14 +285,14 @@ def test_a_third_retriever_is_loaded_saved_and_loaded_again(toy_row, parts, memo
     content = json.loads((tmp_path / "saved" / "latentrag.json").read_text())
     assert content["prior"] == {"variant": "sequence", "k": 4, "retriever": "toy", "settings": {"weight": 0.25}}
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["generator", "latentrag.json"]
-    again = load(tmp_path / "saved", memory=memory)
+    again = load(tmp_path / "saved", memory=filled)
     assert again.answer("one", max_tokens=3) == rag.answer("one", max_tokens=3)
 
 
-def test_another_package_adds_a_retriever(parts, memory, monkeypatch) -> None:  # noqa: F811
+def test_another_package_adds_a_retriever(pair, filled, monkeypatch) -> None:
     _entry_point(monkeypatch, "toy", "tests.test_seams:toy", "latentrag.retrievers")
     assert "toy" in list(RETRIEVERS)
-    assert isinstance(load(parts, memory=memory, retriever="toy").retriever, ToyRetriever)
+    assert isinstance(load(pair, memory=filled, retriever="toy").retriever, ToyRetriever)
 
 
 def _read_shouted(stream: Any, name: str, ledger: Any) -> Iterator[Document]:
@@ -329,12 +333,12 @@ def test_a_question_of_several_turns_is_accepted_wherever_a_text_is(rag) -> None
 
 
 @pytest.mark.parametrize("kind", ["dense", "bm25"])
-def test_retrievers_take_a_question_of_several_turns(kind, parts, memory) -> None:  # noqa: F811
+def test_retrievers_take_a_question_of_several_turns(kind, pair, filled) -> None:
     from latentrag.memory import Memory as Opened
 
-    opened = Opened.open(memory)
+    opened = Opened.open(filled)
     retriever: Any
-    retriever = BM25Retriever(opened) if kind == "bm25" else DenseRetriever(load_query_encoder(parts[0]), opened)
+    retriever = BM25Retriever(opened) if kind == "bm25" else DenseRetriever(load_query_encoder(pair[0]), opened)
     several = Question((Turn("user", "what is rome ?"), Turn("user", "what is hamlet ?")))
     found, expected = retriever.retrieve([several], 2), retriever.retrieve(["what is hamlet ?"], 2)
     assert found.latents == expected.latents
