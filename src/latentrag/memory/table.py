@@ -340,13 +340,12 @@ class Table:
         checksums = staged.checksums
         if removed_ids:
             rows = pa.table({"id": pa.array(list(removed_ids), pa.string())})
-            before = version_files.present(self.path)
             with recovery.changing(self.path):
                 transaction, _ = self.dataset.merge_insert("id").when_matched_delete().execute_uncommitted(rows)
-                deletions = version_files.present(self.path) - before
+                operation = transaction.operation
+                deletions = [fragment.deletion_file.path(fragment.id) for fragment in operation.updated_fragments]
                 self.storage.force(deletions)
-                checksums = checksums | {name: Checksum.of(self.path / name) for name in sorted(deletions)}
-            operation = transaction.operation
+                checksums = checksums | {name: Checksum.of(self.path / name) for name in deletions}
             operation.new_fragments = [*operation.new_fragments, *staged.fragments]
         return self._commit(operation, change, checksums)
 
