@@ -57,7 +57,7 @@ def test_a_second_sync_reads_no_file_and_commits_nothing(synced: Synced, monkeyp
     before = sorted(synced.path.rglob("*"))
     monkeypatch.setattr("latentrag.sync.folder._contents", lambda *_, **__: pytest.fail("read again"))
     monkeypatch.setattr("latentrag.sync.folder.sha256_of", lambda *_: pytest.fail("hashed again"))
-    monkeypatch.setattr("latentrag.memory.origins.held", lambda *_: pytest.fail("the table was read"))
+    monkeypatch.setattr("latentrag.memory.origins.file_digests", lambda *_: pytest.fail("the table was read"))
     report = synced.sync()
     assert (files(report), report.version) == ((0, 0, 0, 0, 5, 0), 2)
     assert astuple(report.passages) == (0, 0, 0, 0, 5)

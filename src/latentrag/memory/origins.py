@@ -24,8 +24,8 @@ _ROWS_PER_READ = 1_024
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """What is held of a file: how many passages, and the sum of their digests (mod 2¹²⁸).
+class FileDigest:
+    """The passages of a file: how many, and the sum of their digests (mod 2¹²⁸).
 
     Equal sums mean equal passages, whatever their order in the table.
     """
@@ -33,9 +33,9 @@ class Held:
     num_passages: int = 0
     digest: int = 0
 
-    def with_digest(self, digest: int) -> Held:
+    def with_digest(self, digest: int) -> FileDigest:
         """The same and one passage more."""
-        return Held(self.num_passages + 1, (self.digest + digest) % _MODULUS)
+        return FileDigest(self.num_passages + 1, (self.digest + digest) % _MODULUS)
 
 
 def digest(passage: Passage) -> int:
@@ -50,9 +50,9 @@ def vector_key(passage: Passage) -> bytes:
     return _hash((passage.title, passage.text))
 
 
-def held(memory: Memory, folder: str) -> dict[str, Held]:
+def file_digests(memory: Memory, folder: str) -> dict[str, FileDigest]:
     """What the memory holds of each file synced under the name ``folder``, by origin. Reads all their passages."""
-    of_files: dict[str, Held] = {}
+    of_files: dict[str, FileDigest] = {}
     if "origin" not in memory.table.passage_columns:
         return of_files
     import pyarrow.compute as pc
@@ -60,7 +60,7 @@ def held(memory: Memory, folder: str) -> dict[str, Held]:
     # Every origin that begins with "folder/", as a range: "0" follows "/".
     under = (pc.field("origin") >= f"{folder}/") & (pc.field("origin") < f"{folder}0")
     for passage, _ in memory.table.passages_where(under):
-        of_files[passage.origin] = of_files.get(passage.origin, Held()).with_digest(digest(passage))
+        of_files[passage.origin] = of_files.get(passage.origin, FileDigest()).with_digest(digest(passage))
     return of_files
 
 

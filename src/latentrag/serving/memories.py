@@ -183,11 +183,11 @@ class Memories:
 
     def _synced(self, notes: Path) -> SyncedRecord:
         name = unquote(notes.stem)
-        held = Journal.load(self.path, name).held
+        digests = Journal.load(self.path, name).in_memory
         return {
             "name": name,
-            "files": len(held),
-            "passages": sum(each.num_passages for each in held.values()),
+            "files": len(digests),
+            "passages": sum(digest.num_passages for digest in digests.values()),
             "time": datetime.fromtimestamp(notes.stat().st_mtime, UTC).isoformat(),
         }
 

@@ -18,7 +18,7 @@ from latentrag.corpus.readers import File, Reading
 from latentrag.corpus.reading import find_files, read_each
 from latentrag.errors import DataError, InputError
 from latentrag.io import sha256_of_file
-from latentrag.memory.origins import Held, digest
+from latentrag.memory.origins import FileDigest, digest
 from latentrag.sync.journal import Fact, Journal
 from latentrag.types import Passage
 
@@ -122,7 +122,7 @@ def make_plan(
         files: of the folder, and ``skipped``, what was left out when they were looked for.
         journal: with what the memory has of each file.
     """
-    held = journal.held
+    known = journal.in_memory
     plan = Plan(skipped=list(skipped))
     for file in files:
         try:
@@ -130,7 +130,7 @@ def make_plan(
         except SkippedError as error:
             plan.skipped.append((file.path, str(error)))
             continue
-        if fact is None or fact.held != held.get(file.name, Held()):
+        if fact is None or fact.passages != known.get(file.name, FileDigest()):
             plan.to_read.append(file)
             continue
         plan.unchanged.append(file.name)
@@ -141,8 +141,8 @@ def make_plan(
     hidden = {PurePosixPath(name, path.relative_to(folder).as_posix()) for path, _ in skipped}
     plan.missing = [
         file_name
-        for file_name, held_of_file in sorted(held.items())
-        if held_of_file.num_passages and file_name not in present and not _is_under(file_name, hidden)
+        for file_name, of_file in sorted(known.items())
+        if of_file.num_passages and file_name not in present and not _is_under(file_name, hidden)
     ]
     return plan
 
@@ -207,16 +207,16 @@ def read_contents(files: Iterable[File], splitting: Splitting, *, limit: int) ->
 
 def read_again(file: File, contents: Contents, splitting: Splitting) -> Iterator[Passage]:
     """The passages of a file that has too many to keep, read once more. Raises: SkippedError if they are others now."""
-    expected, held = set(contents.ids), Held()
+    expected, passages = set(contents.ids), FileDigest()
     workers = min(1, splitting.workers)
     with closing(read_each([file], workers=workers, time_limit_s=splitting.time_limit_s)) as readings:
         for passage in _passages_of(next(readings), splitting.words):
             if passage.id not in expected:
                 raise SkippedError(CHANGED)
             expected.discard(passage.id)
-            held = held.with_digest(digest(passage))
+            passages = passages.with_digest(digest(passage))
             yield passage
-    if held != contents.fact.held:
+    if passages != contents.fact.passages:
         raise SkippedError(CHANGED)
 
 
@@ -225,20 +225,20 @@ def _fact(file: File, key: str) -> Fact | SkippedError:
     read_ns = time.time_ns()
     try:
         stat = _stat_of(file)
-        return Fact(stat.st_size, stat.st_mtime_ns, read_ns, sha256_of(file, stat), key, Held())
+        return Fact(stat.st_size, stat.st_mtime_ns, read_ns, sha256_of(file, stat), key, FileDigest())
     except SkippedError as error:
         return error
 
 
 def _contents(reading: Reading, fact: Fact, words: int, limit: int) -> Contents | SkippedError:
-    held, ids = Held(), set[str]()
+    passages, ids = FileDigest(), set[str]()
     kept: list[Passage] | None = []
     try:
         for passage in _passages_of(reading, words):
             if passage.id in ids:
                 return SkippedError(f"passage {passage.id!r} comes twice in it; give each row its own id")
             ids.add(passage.id)
-            held = held.with_digest(digest(passage))
+            passages = passages.with_digest(digest(passage))
             if kept is not None:
                 kept.append(passage)
                 kept = kept if len(kept) <= limit else None
@@ -247,7 +247,7 @@ def _contents(reading: Reading, fact: Fact, words: int, limit: int) -> Contents 
         return error
     if (stat.st_size, stat.st_mtime_ns) != (fact.size_bytes, fact.mtime_ns):
         return SkippedError(CHANGED)
-    return Contents(replace(fact, held=held), frozenset(ids), None if kept is None else tuple(kept))
+    return Contents(replace(fact, passages=passages), frozenset(ids), None if kept is None else tuple(kept))
 
 
 def _passages_of(reading: Reading, words: int) -> Iterator[Passage]:

@@ -7,7 +7,6 @@ that version only. So the notes may be lost or be those of another day: a sync t
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import warnings
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from latentrag.memory.origins import Held
+from latentrag import io
+from latentrag.memory.origins import FileDigest
 
 FORMAT = 1
 FOLDER = "_sync"
@@ -36,7 +36,7 @@ class Fact:
         read_ns: the clock when it was read.
         sha256: of its bytes.
         settings: how it was read and split.
-        held: its passages.
+        passages: what it holds.
     """
 
     size_bytes: int
@@ -44,7 +44,7 @@ class Fact:
     read_ns: int
     sha256: str
     settings: str
-    held: Held
+    passages: FileDigest
 
     def is_of(self, stat: os.stat_result) -> bool:
         """Whether the file with this stat certainly has these bytes, as far as its times can tell."""
@@ -61,14 +61,14 @@ class Journal:
         folder: the folder's place when it was last synced; empty if unknown.
         words: length of a passage then; None if unknown.
         facts: by the file's name.
-        held: what the memory held of each file at version ``version_key``; meaningless if that is None.
+        in_memory: what the memory held of each file at version ``version_key``; meaningless if that is None.
     """
 
     path: Path
     folder: str
     words: int | None
     facts: dict[str, Fact]
-    held: dict[str, Held]
+    in_memory: dict[str, FileDigest]
     version_key: str | None
 
     @classmethod
@@ -92,7 +92,7 @@ class Journal:
             elif "file" in record:
                 self.facts[record["file"]] = _fact(record)
             elif "held" in record:
-                self.held[record["held"]] = _held(record)
+                self.in_memory[record["held"]] = _digest(record)
             else:
                 self.version_key = record["version"]
         except (KeyError, TypeError, ValueError):
@@ -100,10 +100,10 @@ class Journal:
         return True
 
     def append(self, facts: Mapping[str, Fact], version_key: str | None) -> None:
-        """Add what was learnt of these files, after the commit that made ``held`` true of them."""
+        """Add what was learnt of these files, after the commit that made ``in_memory`` true of them."""
         self.facts.update(facts)
         self.version_key = version_key
-        lines = [*map(_fact_record, facts.items()), *(_held_record(name, self.held[name]) for name in facts)]
+        lines = [*map(_fact_record, facts.items()), *(_digest_record(name, self.in_memory[name]) for name in facts)]
         try:
             self.path.parent.mkdir(exist_ok=True)
             header = [] if self.path.exists() else [self._header()]
@@ -116,16 +116,12 @@ class Journal:
     def rewrite(self, names: Iterable[str], *, warn: bool = True) -> None:
         """Keep the facts about these files and one line for each thing; without ``warn`` silently not if that fails."""
         self.facts = {name: self.facts[name] for name in names if name in self.facts}
-        self.held = {name: held for name, held in self.held.items() if held.num_passages}
-        lines = [*map(_fact_record, self.facts.items()), *(_held_record(*each) for each in self.held.items())]
-        new = self.path.with_suffix(".new")
+        self.in_memory = {name: digest for name, digest in self.in_memory.items() if digest.num_passages}
+        lines = [*map(_fact_record, self.facts.items()), *(_digest_record(*item) for item in self.in_memory.items())]
         try:
             self.path.parent.mkdir(exist_ok=True)
-            new.write_text(_lines([self._header(), *lines, {"version": self.version_key}]), "utf-8")
-            new.replace(self.path)
+            io.write_file(self.path, _lines([self._header(), *lines, {"version": self.version_key}]).encode())
         except OSError as error:
-            with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
             if warn:
                 self._warn(error)
 
@@ -176,12 +172,12 @@ def _lines(records: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-def _held_record(name: str, held: Held) -> Record:
-    return {"held": name, "passages": held.num_passages, "digest": f"{held.digest:x}"}
+def _digest_record(name: str, digest: FileDigest) -> Record:
+    return {"held": name, "passages": digest.num_passages, "digest": f"{digest.digest:x}"}
 
 
-def _held(record: Record) -> Held:
-    return Held(int(record["passages"]), int(record["digest"], 16))
+def _digest(record: Record) -> FileDigest:
+    return FileDigest(int(record["passages"]), int(record["digest"], 16))
 
 
 def _fact_record(item: tuple[str, Fact]) -> Record:
@@ -193,8 +189,8 @@ def _fact_record(item: tuple[str, Fact]) -> Record:
         "read_ns": fact.read_ns,
         "sha256": fact.sha256,
         "settings": fact.settings,
-        "passages": fact.held.num_passages,
-        "digest": f"{fact.held.digest:x}",
+        "passages": fact.passages.num_passages,
+        "digest": f"{fact.passages.digest:x}",
     }
 
 
@@ -205,5 +201,5 @@ def _fact(record: Record) -> Fact:
         read_ns=int(record["read_ns"]),
         sha256=str(record["sha256"]),
         settings=str(record["settings"]),
-        held=_held(record),
+        passages=_digest(record),
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from latentrag.corpus.readers import File
 from latentrag.errors import InputError
 from latentrag.memory import Memory, origins
-from latentrag.memory.origins import Held
+from latentrag.memory.origins import FileDigest
 from latentrag.memory.version_files import is_free
 from latentrag.options import SyncOptions
 from latentrag.sync.folder import (
@@ -106,10 +106,10 @@ def sync(
 
 
 def _see_memory(journal: Journal, base: Memory | None, name: str) -> None:
-    """Have ``journal.held`` say what the memory has, as noted if the notes are of this very version."""
+    """Have ``journal.in_memory`` say what the memory has, as noted if the notes are of this very version."""
     version_key = None if base is None else origins.version_key(base)
     if version_key is None or version_key != journal.version_key:
-        journal.held = {} if base is None else origins.held(base, name)
+        journal.in_memory = {} if base is None else origins.file_digests(base, name)
         journal.version_key = version_key
 
 
@@ -148,7 +148,7 @@ class _Run:
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self.counts = Counts()
-        changing = {file.name for file in plan.to_read if file.name in journal.held}
+        changing = {file.name for file in plan.to_read if file.name in journal.in_memory}
         self.writer = Writer(
             memory,
             base,
@@ -176,7 +176,7 @@ class _Run:
         """Read what has to be read and commit it; returns the missing files whose passages stay."""
         plan, counts = self._plan, self.counts
         counts.files.unchanged = len(plan.unchanged)
-        counts.passages.unchanged = sum(self._journal.held.get(name, Held()).num_passages for name in plan.unchanged)
+        counts.passages.unchanged = sum(self.writer.num_passages_of(plan.unchanged).values())
         self._journal.facts.update(plan.touched)
         if plan.to_read and self._base is not None and not self._options.dry_run:
             # Where nothing can be written the first commit says so, and where only this cannot, its notes do.
@@ -200,22 +200,22 @@ class _Run:
 
     def _digests(self, files: list[File]) -> dict[str, dict[str, int]]:
         """What the memory has of these files: name → id → digest."""
-        known = [file.name for file in files if file.name in self._journal.held]
+        known = [file.name for file in files if file.name in self._journal.in_memory]
         return {} if self._base is None else origins.digests(self._base, known)
 
     def _sync_file(self, file: File, contents: Contents, old: dict[str, int]) -> None:
         """Args: old: id → digest of what the memory has of it. Raises: SkippedError."""
-        held = self._journal.held.get(file.name, Held())
-        if contents.fact.held == held and self.writer.is_sure_of(file.name):
+        known = self._journal.in_memory.get(file.name, FileDigest())
+        if contents.fact.passages == known and self.writer.is_sure_of(file.name):
             self.counts.files.unchanged += 1
-            self.counts.passages.unchanged += held.num_passages
+            self.counts.passages.unchanged += known.num_passages
             self.writer.note(file.name, contents.fact)
             return
         self.writer.claim(file.name, contents.ids, from_files=self._losable)
         passages = contents.passages
         self.writer.put(file.name, old, read_again(file, contents, self._splitting) if passages is None else passages)
         self.writer.finish(file.name, old, contents)
-        if held.num_passages:
+        if known.num_passages:
             self.counts.files.changed += 1
         else:
             self.counts.files.added += 1

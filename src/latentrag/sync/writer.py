@@ -103,7 +103,7 @@ class Writer:
 
     def num_passages_of(self, names: Iterable[str]) -> dict[str, int]:
         """How many passages the memory has of each of these files."""
-        found = {name: self._journal.held.get(name, origins.Held()).num_passages for name in names}
+        found = {name: self._journal.in_memory.get(name, origins.FileDigest()).num_passages for name in names}
         if self._unsure & set(found):
             found = dict.fromkeys(found, 0)
             for owner in self._all_owners().values():
@@ -135,7 +135,7 @@ class Writer:
             old: id → digest of the passages that the memory had of the file.
             passages: a tuple goes into one commit; of a stream, parts are committed while it goes on.
         """
-        differing = (passage for passage in passages if not self._is_held(passage, old))
+        differing = (passage for passage in passages if not self._is_unchanged(passage, old))
         if isinstance(passages, tuple):
             differing_ones = list(differing)
             if len(self._chunk.passages) + len(differing_ones) > self._limit:
@@ -159,7 +159,7 @@ class Writer:
         """Remember what is in a file, and with the next flush in the memory."""
         self._unsure.discard(name)
         self._chunk.facts[name] = fact
-        self._journal.held[name] = fact.held
+        self._journal.in_memory[name] = fact.passages
 
     def remove_files(self, names: Set[str]) -> None:
         """All passages of these files go, if they have any."""
@@ -170,7 +170,7 @@ class Writer:
             self.remove(owned[start : start + self._limit])
             self.flush()
         for name in names:
-            self._journal.held.pop(name, None)
+            self._journal.in_memory.pop(name, None)
         self._unsure -= names
 
     def remove(self, ids: Iterable[str]) -> None:
@@ -195,10 +195,10 @@ class Writer:
         if chunk.facts:
             self._journal.append(chunk.facts, self.version_key())
 
-    def _is_held(self, passage: Passage, old: Mapping[str, int]) -> bool:
-        is_held = old.get(passage.id) == origins.digest(passage)
-        self._counts.passages.unchanged += is_held
-        return is_held
+    def _is_unchanged(self, passage: Passage, old: Mapping[str, int]) -> bool:
+        is_unchanged = old.get(passage.id) == origins.digest(passage)
+        self._counts.passages.unchanged += is_unchanged
+        return is_unchanged
 
     def _add(self, passage: Passage) -> None:
         owners, chunk = self._all_owners(), self._chunk
