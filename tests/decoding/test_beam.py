@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from latentrag.decoding import Decoded, fast, marginal_beam, rescored, thorough
+from latentrag.decoding import Decoded, fast, marginal_beam, thorough
 from latentrag.errors import InputError
 from latentrag.marginal import log_prior, sequence_log_likelihood, token_log_likelihood
 from latentrag.options import DecodingOptions
 from latentrag.types import singles
+from tests.decoding.rescoring import rescored
 from tests.toy import ToyGenerator, enumerate_marginal, passages
 
 VARIANTS = ["sequence", "token"]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentrag.decoding import rescored, thorough
+from latentrag.decoding import thorough
 from latentrag.decoding.rescore import as_targets
 from latentrag.decoding.trie import Candidates, score
 from latentrag.generator import load_generator
@@ -13,6 +13,7 @@ from latentrag.marginal import log_prior, sequence_log_likelihood
 from latentrag.options import DecodingOptions
 from latentrag.types import Passage, singles
 from tests import tiny
+from tests.decoding.rescoring import rescored
 
 SEQUENCES = st.lists(st.lists(st.integers(3, 6), min_size=1, max_size=5), min_size=1, max_size=7, unique_by=tuple)
 PASSAGES = [[Passage("a", "paris is the capital"), Passage("b", "the red moon is a moon of mars")]] * 3

@@ -8,7 +8,7 @@ from latentrag.decoding.beam import BeamSearch, marginal_beam
 from latentrag.decoding.classify import label_log_likelihoods
 from latentrag.decoding.decoded import Decoded
 from latentrag.decoding.loop import Decided, Ended, Loop, Search, run
-from latentrag.decoding.rescore import Rescoring, fast, rescored, thorough
+from latentrag.decoding.rescore import Rescoring, fast, thorough
 from latentrag.decoding.sample import Sampling
 
 SEARCHES: Mapping[str, Callable[..., Search]] = {
@@ -35,7 +35,6 @@ __all__ = [
     "fast",
     "label_log_likelihoods",
     "marginal_beam",
-    "rescored",
     "run",
     "thorough",
 ]

@@ -153,33 +153,6 @@ def _beams_of_passages(
     return [beams[b * num_passages : (b + 1) * num_passages] for b in range(num_questions)]
 
 
-@torch.no_grad()
-def rescored(
-    generator: Generator,
-    prepared: Any,
-    log_p_eta: Tensor,
-    question: Sequence[int],
-    sequences: Sequence[Sequence[int]],
-) -> list[tuple[float, Tensor]]:
-    """log p(y|x) under RAG-Sequence and log p_θ (K, T) of token sequences, each for its question of the batch."""
-    places_of: list[list[int]] = [[] for _ in range(len(log_p_eta))]
-    for place, b in enumerate(question):
-        places_of[b].append(place)
-    of_questions = [
-        Candidates([sequences[place] for place in places], log_prior)
-        for places, log_prior in zip(places_of, log_p_eta, strict=True)
-    ]
-    _score(generator, prepared, of_questions)
-    results: list[tuple[float, Tensor]] = [(0.0, torch.empty(0))] * len(sequences)
-    for b, (places, candidates) in enumerate(zip(places_of, of_questions, strict=True)):
-        for number, place in enumerate(places):
-            log_p_theta = candidates.log_p_theta(number)
-            assert log_p_theta is not None
-            log_p_theta = log_p_theta.to(log_p_eta.device)
-            results[place] = (_log_marginal(log_p_eta[b], log_p_theta), log_p_theta)
-    return results
-
-
 def _score(generator: Generator, prepared: Any, of_questions: Sequence[Candidates]) -> None:
     """Questions together as long as a step has few enough rows."""
     together: list[int] = []
