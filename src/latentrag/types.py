@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Self
 
+from latentrag.errors import InputError
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -66,6 +68,27 @@ class Question:
 
 Asked = str | Question
 """x as callers may give it."""
+
+
+def question_texts(x: Sequence[Asked]) -> list[str]:
+    """What each question asks.
+
+    Raises: InputError for one text in place of a list, and for a question that is no text, blank or no valid Unicode.
+    """
+    if isinstance(x, str):
+        raise InputError("got one text, needed a list of texts; write [question]")
+    texts = [Question.of(question).text for question in x]
+    for i, text in enumerate(texts):
+        which = f"question {i + 1} of {len(x)}"
+        if not isinstance(text, str):
+            raise InputError(f"{which} is a {type(text).__name__}, needed a text")
+        if not text.strip():
+            raise InputError(f"{which} is empty; write at least one word")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{which} is not valid Unicode text; remove its lone surrogates") from None
+    return texts
 
 
 @dataclass(frozen=True, slots=True)

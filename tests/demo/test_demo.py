@@ -37,7 +37,7 @@ def wheel_of(name: str, members: dict[str, bytes]) -> tuple[Wheel, bytes]:
             archive.writestr(member, data)
     data = file.getvalue()
     sha256 = hashlib.sha256(data).hexdigest()
-    return Wheel(name, "1.0", sha256, f"{name}-1.0-py3-none-any.whl", "MIT", len(data)), data
+    return Wheel(name, "1.0", sha256, "MIT", len(data)), data
 
 
 class Shop:

@@ -188,16 +188,6 @@ def test_the_index_is_built_on_the_first_retrieval_and_once_for_all_threads():
     assert memory.num_readings == 1
 
 
-def test_progress_is_shown_when_asked_and_on_standard_error(capfd, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
-    found(BM25Retriever(FakeMemory()), "river", 1)
-    assert capfd.readouterr() == ("", "")
-    found(BM25Retriever(FakeMemory(), progress=True), "river", 1)
-    shown = capfd.readouterr()
-    assert shown.out == ""
-    assert "indexing words" in shown.err
-
-
 def test_what_cannot_be_retrieved():
     retriever = BM25Retriever(FakeMemory())
     for k, message in [(0, "k=0 passages"), (6, "k=6 exceeds the memory's 5 passages")]:

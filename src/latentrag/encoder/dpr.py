@@ -14,7 +14,6 @@ from latentrag.encoder.tokens import (
     TextTokenizer,
     TokenBatch,
     TokenRow,
-    check_questions,
     encode_rows,
     frozen,
     load_tokenizer,
@@ -22,6 +21,7 @@ from latentrag.encoder.tokens import (
 from latentrag.errors import ModelError
 from latentrag.packed import pack
 from latentrag.pretrained import build, quiet, replacing
+from latentrag.types import question_texts
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,8 @@ class _DprEncoder:
 
     role: Role
     passage_fingerprint: str | None = None
+    batch_tokens: int | None = None
+    """Tokens in a forward pass, padding included; None: as many as suit the device."""
 
     def __init__(
         self,
@@ -47,13 +49,11 @@ class _DprEncoder:
         *,
         name: str,
         scale: float = SCALE,
-        batch_tokens: int | None = None,
     ) -> None:
         pack(module)
         self.module, self.name, self.scale = module, name, check_scale(scale)
         self.dimension = int(module.config.projection_dim or module.config.hidden_size)
         self.max_tokens = tokenizer.max_tokens
-        self.batch_tokens = batch_tokens
         self._tokenizer = tokenizer
 
     def save(self, folder: str | Path) -> None:
@@ -88,7 +88,6 @@ class DprQueryEncoder(_DprEncoder):
         module: in eval mode unless the caller trains it.
         scale: s in p_η(z|x) ∝ exp(s·d(z)·q(x)).
         passage_fingerprint: of the passage encoder it was trained with; None where nothing says.
-        batch_tokens: tokens in a forward pass, padding included; None: as many as suit the device.
     """
 
     role = "query"
@@ -101,9 +100,8 @@ class DprQueryEncoder(_DprEncoder):
         name: str,
         scale: float = SCALE,
         passage_fingerprint: str | None = None,
-        batch_tokens: int | None = None,
     ) -> None:
-        super().__init__(module, tokenizer, name=name, scale=scale, batch_tokens=batch_tokens)
+        super().__init__(module, tokenizer, name=name, scale=scale)
         self.passage_fingerprint = passage_fingerprint
 
     def encode_queries(self, x: Sequence[str]) -> Float[Tensor, "B D"]:
@@ -111,8 +109,7 @@ class DprQueryEncoder(_DprEncoder):
 
         Raises: InputError for a question that is empty or longer than ``max_tokens``.
         """
-        check_questions(x)
-        return self._encode(self._tokenizer.question_rows(x))
+        return self._encode(self._tokenizer.question_rows(question_texts(x)))
 
     def pair_with(self, passage_fingerprint: str) -> None:
         """From now on its queries belong to the vectors of the passage encoder with this fingerprint."""
@@ -134,9 +131,8 @@ class DprPassageEncoder(_DprEncoder):
         *,
         name: str,
         scale: float = SCALE,
-        batch_tokens: int | None = None,
     ) -> None:
-        super().__init__(module, tokenizer, name=name, scale=scale, batch_tokens=batch_tokens)
+        super().__init__(module, tokenizer, name=name, scale=scale)
         settings = {"kind": "dpr", "title": "pair", "max_tokens": tokenizer.max_tokens}
         self._fingerprint = Fingerprint(module, module.config, tokenizer=tokenizer, settings=settings)
 

@@ -22,7 +22,7 @@ from latentrag.encoder.sentence_module import (
     SentenceModule,
     SentenceSettings,
 )
-from latentrag.encoder.tokens import TextTokenizer, TokenRow, check_questions, encode_rows, frozen, load_tokenizer
+from latentrag.encoder.tokens import TextTokenizer, TokenRow, encode_rows, frozen, load_tokenizer
 from latentrag.errors import ModelError
 from latentrag.packed import pack
 from latentrag.pretrained import (
@@ -35,7 +35,7 @@ from latentrag.pretrained import (
     replacing,
     write_json,
 )
-from latentrag.types import Passage
+from latentrag.types import Passage, question_texts
 
 if TYPE_CHECKING:
     import torch
@@ -71,9 +71,11 @@ class SentenceEncoder:
         module: in eval mode unless the caller trains it.
         scale: s in p_η(z|x) ∝ exp(s·d(z)·q(x)); None: 20 if the vectors are normalised, else 1.
         passage_fingerprint: of the passage encoder it is paired with; None: itself, as it is now.
-        batch_tokens: tokens in a forward pass, padding included; None: as many as suit the device.
     Raises: ModelError if a prompt leaves no room for a text.
     """
+
+    batch_tokens: int | None = None
+    """Tokens in a forward pass, padding included; None: as many as suit the device."""
 
     def __init__(
         self,
@@ -84,13 +86,11 @@ class SentenceEncoder:
         settings: SentenceSettings,
         scale: float | None = None,
         passage_fingerprint: str | None = None,
-        batch_tokens: int | None = None,
     ) -> None:
         pack(module)
         default = NORMALISED_SCALE if module.normalised else 1.0
         self.module, self.name, self.scale = module, name, check_scale(default if scale is None else scale)
         self.dimension, self.max_tokens = module.dimension, tokenizer.max_tokens
-        self.batch_tokens = batch_tokens
         self._tokenizer, self._settings = tokenizer, settings
         for prompt in (settings.query_prompt, settings.passage_prompt):
             if tokenizer.num_leading_tokens(prompt) + 2 > tokenizer.max_tokens:
@@ -112,8 +112,7 @@ class SentenceEncoder:
 
         Raises: InputError for a question that is empty or, with its prompt, longer than ``max_tokens``.
         """
-        check_questions(x)
-        rows = self._tokenizer.question_rows([self._settings.question(text) for text in x])
+        rows = self._tokenizer.question_rows([self._settings.question(text) for text in question_texts(x)])
         return self._encode(rows, prompt=self._settings.query_prompt)
 
     def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> Float[Tensor, "N D"]:

@@ -205,19 +205,6 @@ def _readable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def check_questions(x: Sequence[str]) -> None:
-    """Raises: InputError for a question that is not a text or has nothing in it."""
-    if isinstance(x, str):
-        raise InputError("encode_queries got one text, needed a list of texts; write [question]")
-    for i, question in enumerate(x):
-        if not isinstance(question, str):
-            raise InputError(f"question {i + 1} of {len(x)} is a {type(question).__name__}, needed a text")
-        if not question.strip():
-            raise InputError(f"question {i + 1} of {len(x)} is empty; write at least one word")
-        if question != _readable(question):
-            raise InputError(f"question {i + 1} of {len(x)} is not valid Unicode text; remove its lone surrogates")
-
-
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
     """Rows padded on the right. mask: True = real token."""

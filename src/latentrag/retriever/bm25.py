@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
-from latentrag import io
 from latentrag.errors import InputError, MemoryStoreError, ModelError
 from latentrag.place import Places
 from latentrag.protocols import Memory, SavablePart
-from latentrag.types import Asked, Passage, Question, Retrieved, singles
+from latentrag.types import Asked, Passage, Retrieved, question_texts, singles
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -39,12 +38,11 @@ class BM25Retriever:
 
     kind = "bm25"
 
-    def __init__(self, memory: Memory, *, scale: float = 1.0, device: str = "cpu", progress: bool = False) -> None:
+    def __init__(self, memory: Memory, *, scale: float = 1.0, device: str = "cpu") -> None:
         """
         Args:
             scale: s, above 0.
             device: of the scores.
-            progress: a bar on stderr while the index is built.
         Raises: ModelError if bm25s is not installed; InputError for a scale that is not above 0.
         """
         if not (math.isfinite(scale) and scale > 0):
@@ -53,13 +51,12 @@ class BM25Retriever:
         self.memory = memory
         self.scale = scale
         self._device = device
-        self._progress = progress
         self._index: tuple[Memory, _WordIndex] | None = None
         self._index_lock = threading.Lock()
 
     def over(self, memory: Memory) -> Self:
         """The same retriever over another memory."""
-        return type(self)(memory, scale=self.scale, device=self._device, progress=self._progress)
+        return type(self)(memory, scale=self.scale, device=self._device)
 
     def retrieve(self, x: Sequence[Asked], k: int) -> Retrieved:
         """Passages and logits, best first, equal ones in the table's order, for B questions.
@@ -70,8 +67,8 @@ class BM25Retriever:
         Returns: scores (B, K) float32, without gradient.
         Raises: InputError for no question, an empty one, k < 1 or k > len(memory); MemoryStoreError if it is empty.
         """
-        memory, questions = self.memory.snapshot(), _texts(x)
-        _check(memory, k)
+        memory, questions = self.memory.snapshot(), question_texts(x)
+        _check(memory, questions, k)
         index = self._built_index(memory)
         logits = [self._logits(index, question) for question in questions]
         return self._retrieved(memory, index, logits, [_best_first(each)[:k] for each in logits])
@@ -86,9 +83,9 @@ class BM25Retriever:
         """
         if num_hindsight < 0:
             raise InputError(f"num_hindsight={num_hindsight} passages cannot be added; choose 0 or more")
-        memory, questions = self.memory.snapshot(), _texts(x)
-        _check(memory, k)
-        _check(memory, k + num_hindsight)
+        memory, questions = self.memory.snapshot(), question_texts(x)
+        _check(memory, questions, k)
+        _check(memory, questions, k + num_hindsight)
         index = self._built_index(memory)
         logits, rows = [], []
         for question, target in zip(questions, y, strict=True):
@@ -133,8 +130,7 @@ class BM25Retriever:
     def _built_index(self, memory: Memory) -> _WordIndex:
         with self._index_lock:
             if self._index is None or self._index[0] is not memory:
-                with io.progress("indexing words", len(memory), wanted=self._progress) as bar:
-                    self._index = memory, _WordIndex.build(memory.passages(), bar)
+                self._index = memory, _WordIndex.build(memory.passages())
             return self._index[1]
 
 
@@ -158,14 +154,13 @@ class _WordIndex:
     parts: Any | None
 
     @classmethod
-    def build(cls, passages: Iterable[Passage], bar: io.Progress) -> _WordIndex:
+    def build(cls, passages: Iterable[Passage]) -> _WordIndex:
         bm25s = _bm25s()
         ids: list[str] = []
 
         def texts() -> Iterator[str]:
             for passage in passages:
                 ids.append(passage.id)
-                bar.advance()
                 yield f"{passage.title} {passage.text}"
 
         tokenizer = bm25s.tokenization.Tokenizer(lower=True, stopwords="english", stemmer=None)
@@ -201,26 +196,9 @@ def _best_first(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
     return np.argsort(-logits, kind="stable")
 
 
-def _texts(x: Sequence[Asked]) -> list[str]:
-    """Raises: InputError if there is no question, or for one that is empty or not valid text."""
-    if isinstance(x, str):
-        raise InputError("retrieve got one text, needed a list of texts; write [question]")
-    if not x:
+def _check(memory: Memory, questions: Sequence[str], k: int) -> None:
+    if not questions:
         raise InputError("got no question; needed at least one")
-    texts = [Question.of(question).text for question in x]
-    for i, text in enumerate(texts):
-        if not text.strip():
-            raise InputError(f"question {i + 1} of {len(x)} is empty; write at least one word")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InputError(
-                f"question {i + 1} of {len(x)} is not valid Unicode text; remove its lone surrogates"
-            ) from None
-    return texts
-
-
-def _check(memory: Memory, k: int) -> None:
     if k < 1:
         raise InputError(f"k={k} passages cannot be retrieved; choose 1 or more")
     num_passages = len(memory)

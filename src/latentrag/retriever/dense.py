@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch
 from latentrag.errors import InputError
 from latentrag.place import Places
 from latentrag.protocols import Memory, QueryEncoder, SavablePart
-from latentrag.types import Asked, Passage, Question, Retrieved, singles
+from latentrag.types import Asked, Passage, Retrieved, question_texts, singles
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,9 +53,9 @@ class DenseRetriever:
         self.memory = memory
         self._fresh = fresh
 
-    def over(self, memory: Memory) -> Self:
+    def over(self, memory: Memory) -> DenseRetriever:
         """The same retriever over another memory. Raises: EncoderMismatchError if it does not fit."""
-        return type(self)(self.query_encoder, memory, fresh=self._fresh)
+        return DenseRetriever(self.query_encoder, memory, fresh=self._fresh)
 
     def retrieve(self, x: Sequence[Asked], k: int) -> Retrieved:
         """Passages and logits, best first, for B questions.
@@ -104,12 +104,12 @@ class DenseRetriever:
         return self.query_encoder.module.named_parameters()
 
     def _q(self, x: Sequence[Asked]) -> Tensor:
-        return self.query_encoder.encode_queries([Question.of(question).text for question in x]).float()  # (B, D)
+        return self.query_encoder.encode_queries(question_texts(x)).float()  # (B, D)
 
     @torch.no_grad()
     def _q_of_both(self, x: Sequence[Asked], y: Sequence[str]) -> Tensor:
         """(B, D) of x and y as one text; of x alone where that is too long for the encoder."""
-        both = [f"{Question.of(question).text} {answer}" for question, answer in zip(x, y, strict=True)]
+        both = [f"{text} {answer}" for text, answer in zip(question_texts(x), y, strict=True)]
         try:
             return self._q(both)
         except InputError:

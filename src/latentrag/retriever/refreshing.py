@@ -9,7 +9,7 @@ import torch
 
 from latentrag.protocols import Memory, PassageEncoder, SavablePart
 from latentrag.retriever.dense import DenseRetriever, TrainableQueryEncoder
-from latentrag.types import Asked, Passage, Retrieved
+from latentrag.types import Passage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,51 +60,37 @@ class RefreshableMemory(Memory, Protocol):
         ...
 
 
-class RefreshingRetriever:
-    """``DenseRetriever`` for a passage encoder that is trained, too.
+class RefreshingRetriever(DenseRetriever):
+    """A dense retriever whose passage encoder is trained, too.
 
     The search goes over the memory's vectors, which grow stale as the encoder learns; the scores of what it finds are
 
         s·d(z)·q(x)
 
     with d(z) by the encoder as it is now and with its gradient, and with the memory's vectors where grad mode is off.
+    The order of what it returns is that of the search.
     """
 
-    kind = "dense"
+    query_encoder: PairedQueryEncoder
+    memory: RefreshableMemory
 
     def __init__(
-        self,
-        query_encoder: PairedQueryEncoder,
-        passage_encoder: TrainablePassageEncoder,
-        memory: RefreshableMemory,
+        self, query_encoder: PairedQueryEncoder, passage_encoder: TrainablePassageEncoder, memory: RefreshableMemory
     ) -> None:
         """Raises: EncoderMismatchError if the memory does not hold the vectors of ``passage_encoder``, or
         ``query_encoder`` does not belong to them."""
         memory.card.check_passage_encoder(passage_encoder)
-        self.query_encoder = query_encoder
+        super().__init__(query_encoder, memory, fresh=self._fresh_vectors)
         self.passage_encoder = passage_encoder
-        self._search(memory)
 
     @property
     def version(self) -> int:
         """The memory's version that is searched."""
         return self.memory.version
 
-    def retrieve(self, x: Sequence[Asked], k: int) -> Retrieved:
-        """As ``DenseRetriever.retrieve``; the order is that of the search."""
-        return self._dense.retrieve(x, k)
-
-    def retrieve_in_hindsight(self, x: Sequence[Asked], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
-        """As ``DenseRetriever.retrieve_in_hindsight``; the order is that of the searches."""
-        return self._dense.retrieve_in_hindsight(x, y, k, num_hindsight)
-
     def over(self, memory: Memory) -> DenseRetriever:
         """The same encoders over another memory. Raises: EncoderMismatchError if it does not fit."""
-        return self._dense.over(memory)
-
-    def settings(self) -> Mapping[str, object]:
-        """None."""
-        return {}
+        return DenseRetriever(self.query_encoder, memory, fresh=self._fresh_vectors)
 
     def parts(self) -> Mapping[str, SavablePart]:
         """Both encoders."""
@@ -121,25 +107,22 @@ class RefreshingRetriever:
         Returns: its number.
         Raises: as ``Memory.reencode``; nothing has changed then.
         """
-        return self._paired(self.memory.at(None).reencode(self.passage_encoder))
+        self._search(self.memory.at(None).reencode(self.passage_encoder))
+        return self.version
 
     def use(self, version: int) -> None:
         """Search that version from now on: for a run that is resumed, whose weights are those of then.
 
         Raises: MemoryStoreError if the memory has no such version.
         """
-        self._paired(self.memory.at(version))
-
-    def _paired(self, memory: RefreshableMemory) -> int:
-        self.query_encoder.pair_with(memory.card.fingerprint)
-        self._search(memory)
-        return memory.version
+        self._search(self.memory.at(version))
 
     def _search(self, memory: RefreshableMemory) -> None:
-        self._dense = DenseRetriever(self.query_encoder, memory, fresh=self._fresh)
+        self.query_encoder.pair_with(memory.card.fingerprint)
+        memory.check(self.query_encoder)
         self.memory = memory
 
-    def _fresh(self, passages: list[list[Passage]]) -> Tensor:
+    def _fresh_vectors(self, passages: list[list[Passage]]) -> Tensor:
         """d(z) by the encoder as it is now, (B, K, D); each passage is encoded once."""
         distinct = {passage.id: passage for of_question in passages for passage in of_question}
         row = {key: number for number, key in enumerate(distinct)}
