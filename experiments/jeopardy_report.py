@@ -12,9 +12,9 @@ from typing import Any
 from running import between_marks, read_lines
 
 from latentrag.evaluation.compare import compare
-from latentrag.evaluation.files import read_run, settings_path
 from latentrag.evaluation.intervals import Estimate
-from latentrag.evaluation.report import RECALL_AT, Row, report
+from latentrag.evaluation.metrics import Row
+from latentrag.evaluation.report import RECALL_AT, read_run, report, settings_path
 from latentrag.training.log import read_log
 
 MEASURES = {

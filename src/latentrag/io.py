@@ -107,16 +107,24 @@ def write_json(path: Path, content: object, *, indent: int | None = 2) -> None:
 
 
 @contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path, *, shared: bool = False) -> Iterator[Path]:
     """A scratch folder beside ``folder`` that takes its place when the block ends without an error.
 
     The folder that was there stays until then, and after an error. Both names are on one file system, so the exchange
-    is two renames; a reader sees the old folder, for an instant none, then the new one.
+    is two renames; a reader sees the old folder, for an instant none, then the new one. A kill in that instant leaves
+    the old folder under the name ``name_aside``.
+
+    Args:
+        shared: as for ``replacing_file``.
     """
+    own = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    scratch = folder.with_name(f".{folder.name}{own}.new")
+    aside = folder.with_name(name_aside(f"{folder.name}{own}"))
     try:
+        for leftover in (scratch, *([aside] if folder.exists() else [])):
+            if leftover.exists():
+                shutil.rmtree(leftover)
         scratch.mkdir()
         yield scratch
         sync_tree(scratch)
@@ -130,6 +138,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         for leftover in (scratch, aside):
             if leftover.exists():
                 shutil.rmtree(leftover)
+
+
+def name_aside(name: str) -> str:
+    """What ``replacing_folder`` calls the folder ``name`` between its two renames."""
+    return f".{name}.old"
 
 
 # JSON and JSON lines
@@ -163,6 +176,23 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]], *, durable: b
         stream.flush()
         if durable:
             sync_handle(stream.fileno())
+
+
+def read_lines(path: Path, *, unfinished: bool = True) -> Iterator[tuple[int, Any]]:
+    """The number, from 1, and the value of every line of a file of JSON lines; None for a line that is not JSON.
+
+    Args:
+        unfinished: False leaves out what follows the last end of a line: it is being written, or a kill cut it short.
+    """
+    lines = path.read_bytes().split(b"\n")
+    if not unfinished or not lines[-1]:
+        del lines[-1]
+    for number, line in enumerate(lines, start=1):
+        try:
+            value = json.loads(line)
+        except ValueError:  # no JSON or no UTF-8
+            value = None
+        yield number, value
 
 
 def cut_unfinished_line(path: Path) -> None:
@@ -265,6 +295,19 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=completed, total=total, description=description)
 
+    @property
+    def is_live(self) -> bool:
+        """Whether standard error shows a bar."""
+        return self._bar is not None and not self._bar.disable
+
+    def say(self, line: str) -> None:
+        """A line on standard error, above the bar if there is one."""
+        if self.is_live:
+            self._bar.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        else:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+
 
 @contextmanager
 def progress(
@@ -274,6 +317,7 @@ def progress(
     wanted: bool = True,
     completed: int = 0,
     unit_of: Callable[[Any], str] | None = None,
+    time_left: bool = True,
 ) -> Iterator[Progress]:
     """A bar with the time left on standard error, wiped away at the end; none where ``wanted`` is False or standard
     error is no terminal.
@@ -281,6 +325,7 @@ def progress(
     Args:
         total: None where it is not known.
         unit_of: what to show as the number done, from rich's task; default: "done/total".
+        time_left: False shows no time left.
     """
     if not wanted:
         yield Progress()
@@ -299,7 +344,8 @@ def progress(
         rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn() if unit_of is None else Unit(),
-        rich_progress.TimeRemainingColumn(),
+        *([rich_progress.TimeRemainingColumn()] if time_left else []),
     )
-    with rich_progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    live = sys.stderr.isatty() and console.is_interactive
+    with rich_progress.Progress(*columns, console=console, transient=True, disable=not live) as bar:
         yield Progress(bar, bar.add_task(description, total=total, completed=completed))

@@ -32,9 +32,6 @@ Decoding = Literal["exact", "thorough", "fast"]
 """How RAG-Sequence is decoded: one exact marginal beam, or the paper's Thorough or Fast Decoding (§2.5).
 RAG-Token has one decoder, which is exact."""
 
-Objective = Literal["nll", "emdr2", "pdist", "loop"]
-"""What training minimises, per example: the paper's −log p(y|x) (§2.4), or a loss that teaches the retriever from
-the generator in another way (EMDR²; perplexity distillation; leave-one-out perplexity distillation)."""
 
 
 Scalar = str | int | float | bool

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 import latentrag
 from latentrag import io
+from latentrag.generator import CausalGenerator
 from latentrag.memory import Memory
+from latentrag.rag import Rag
 from tests.cli.conftest import DOCUMENTS, QUESTION, cli
 from tests.encoder.tiny import write_sentence_encoder
 
@@ -134,6 +137,42 @@ def test_the_passage_encoder_is_trained_too(train, memory, tmp_path) -> None:
     assert after.card.fingerprint != before.card.fingerprint
     latentrag.load(tmp_path / "run" / "model", memory=copy).answer(QUESTION)
     assert Memory.open(copy, version=before.version).card.fingerprint == before.card.fingerprint
+
+
+@pytest.fixture
+def with_examples(model, memory, tmp_path):
+    """The model with a worked example in its prompt."""
+    rag = latentrag.load(model, memory=memory)
+    old = rag.generator
+    template = replace(old.template, preamble="the moon is red\n", closed_book_preamble="red\n")
+    folder = tmp_path / "with-examples"
+    latentrag.save(Rag(rag.retriever, CausalGenerator(old.model, old.tokenizer, template=template), k=2), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"), [(["--freeze", "generator"], True), ([], False), (["--keep-preamble"], True)], ids=str
+)
+def test_worked_examples_stay_where_training_does_not_take_their_place(
+    train, with_examples, memory, tmp_path, arguments, kept
+) -> None:
+    assert train("-m", with_examples, "--steps", 2, *arguments).code == 0
+    template = latentrag.load(tmp_path / "run" / "model", memory=memory).generator.template
+    assert (template.preamble, template.closed_book_preamble) == (("the moon is red\n", "red\n") if kept else ("", ""))
+
+
+def test_a_run_that_began_without_worked_examples_goes_on_without_them(train, with_examples, memory, tmp_path) -> None:
+    """Earlier versions left them out with a frozen generator; kept scores are of that prompt."""
+    arguments = ["-m", with_examples, "--steps", 4, "--freeze", "generator"]
+    run = tmp_path / "run"
+    assert train(*arguments).code == 0
+    record = json.loads((run / "run.json").read_text())
+    assert record["keep_preamble"]
+    (run / "run.json").write_text(json.dumps({**record, "keep_preamble": False}))
+    shutil.rmtree(run / "model")
+    assert train(*arguments, "--resume").code == 0
+    assert latentrag.load(run / "model", memory=memory).generator.template.preamble == ""
+    assert "has keep_preamble=False, now asked for True" in train(*arguments, "--resume", "--keep-preamble").error()
 
 
 def test_a_run_that_was_stopped_goes_on_by_the_line_it_prints(data, model, memory, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from latentrag import io
 from latentrag.errors import DataError, InputError, ModelError
 from latentrag.evaluation import compare, token_f1
-from latentrag.evaluation.run import evaluate
+from latentrag.evaluation.metrics import DECODERS, METRICS, TASKS, Task, mean_of
+from latentrag.evaluation.run import Plan, evaluate
+from latentrag.model import Read
 from latentrag.options import DecodingOptions
 from latentrag.rag import Rag
-from latentrag.training.data import Example
+from latentrag.training.data import QUESTIONS_AND_ANSWERS, Example
 from latentrag.types import Passage, Question, Retrieved, singles
 from tests.toy import ToyGenerator
 
@@ -124,6 +127,44 @@ def test_closed_book() -> None:
             assert row["log_likelihood"] == pytest.approx(expected, abs=1e-5)
 
 
+def parroted(_rag: Rag, read: Read, _plan: Plan) -> list[tuple[str, float]]:
+    """A decoder that says the question's first word."""
+    return [(question.text.split()[0], -1.5) for question in read.questions]
+
+
+def num_letters(_example: Example, text: str, _passages: Sequence[Passage]) -> int:
+    return len(text)
+
+
+def test_another_task_with_a_decoder_and_a_metric_of_its_own(tmp_path) -> None:
+    DECODERS.add("parrot", parroted)
+    METRICS.add("letters", mean_of("letters", num_letters))
+    TASKS.add("parroting", Task(QUESTIONS_AND_ANSWERS, "parrot", ("letters", "recall")))
+    out = tmp_path / "run.jsonl"
+    try:
+        found = evaluate(model(), EXAMPLES, out, options=OPTIONS, recall_at=(1, 5), task="parroting")
+        assert [(row["text"], row["log_prob"], row["letters"]) for row in found.rows[:2]] == [
+            ("who?", -1.5, 4),
+            ("what", -1.5, 4),
+        ]
+        metrics = found.as_record()["metrics"]
+        assert list(metrics) == ["letters", "recall@1", "recall@3", "recall@5", "log_likelihood_per_token"]
+        assert metrics["letters"]["mean"] == (4 + 4 + 1 + 5 + 5) / 5
+        usual = evaluate(model(), EXAMPLES, tmp_path / "usual.jsonl", options=OPTIONS, recall_at=(1, 5))
+        assert [row["rank"] for row in found.rows] == [row["rank"] for row in usual.rows]
+        assert compare(out, out).differences["letters"].ours == metrics["letters"]["mean"]
+        with pytest.raises(DataError, match="has the task parroting, .*usual.jsonl open-qa"):
+            compare(out, tmp_path / "usual.jsonl")
+        with pytest.raises(InputError, match="begun with task='parroting', this run has None"):
+            evaluate(model(), EXAMPLES, out, options=OPTIONS, recall_at=(1, 5))
+    finally:
+        DECODERS.remove("parrot")
+        METRICS.remove("letters")
+        TASKS.remove("parroting")
+    with pytest.raises(InputError, match="task 'parroting' is unknown; needed one of open-qa"):
+        evaluate(model(), EXAMPLES, out, options=OPTIONS, task="parroting")
+
+
 class DyingGenerator(ToyGenerator):
     """Is interrupted in the middle of a batch."""
 
@@ -159,6 +200,26 @@ def test_an_interrupted_run_goes_on_where_it_was(cut, tmp_path) -> None:
     assert json.loads(out.with_suffix(".json").read_text()) == report.as_record()
     # Fewer examples, or more, are no other settings.
     assert evaluate(again, EXAMPLES[:2], out, options=OPTIONS).as_record()["examples"] == 2
+
+
+def test_rows_and_report_are_on_the_disk_before_they_count(tmp_path, monkeypatch) -> None:
+    """A power failure after a batch loses nothing of it, and one while the report is written leaves the settings."""
+    synced: list[str] = []
+    monkeypatch.setattr(
+        io, "sync_handle", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+    )
+    replace, order = Path.replace, []
+
+    def replaced(path: Path, target: Path) -> Path:
+        order.append((path.name, list(synced)))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    evaluate(model(), EXAMPLES[:2], tmp_path / "run.jsonl", options=OPTIONS, batch_size=1)
+    assert order == [
+        ("run.json.new", ["run.json.new"]),
+        ("run.json.new", ["run.json.new", "run.jsonl", "run.jsonl", "run.json.new"]),
+    ]
 
 
 def test_other_settings_do_not_mix(tmp_path) -> None:
@@ -208,10 +269,10 @@ def test_files_that_cannot_be_used(tmp_path) -> None:
     out = tmp_path / "run.jsonl"
     evaluate(model(), EXAMPLES[:1], out, options=OPTIONS)
     out.write_text("{}\n" + out.read_text())
-    with pytest.raises(DataError, match=r"run.jsonl line 1 is no row"):
+    with pytest.raises(DataError, match=r"run.jsonl line 1 is not a row"):
         evaluate(model(), EXAMPLES, out, options=OPTIONS)
     out.with_suffix(".json").write_text("[]")
-    with pytest.raises(DataError, match="is no settings file"):
+    with pytest.raises(DataError, match="is not the settings file"):
         evaluate(model(), EXAMPLES, out, options=OPTIONS)
 
 
@@ -247,7 +308,7 @@ class BrokenGenerator(ToyGenerator):
 
 
 def test_a_broken_model_is_not_averaged() -> None:
-    with pytest.raises(ModelError, match="example one: .* no finite number"):
+    with pytest.raises(ModelError, match="example one: .* not a finite number"):
         evaluate(Rag(FakeRetriever(FakeMemory()), BrokenGenerator(), k=3), EXAMPLES, options=OPTIONS, recall_at=(6,))
 
 

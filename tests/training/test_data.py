@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentrag.errors import DataError, InputError
-from latentrag.training.data import BadRow, Example, order, read_examples, target
+from latentrag.training.data import (
+    FORMATS,
+    QUESTIONS_AND_ANSWERS,
+    BadRow,
+    Example,
+    Fields,
+    JsonRow,
+    order,
+    read_examples,
+    target,
+)
 
 
 def written(path: Path, *rows: object) -> Path:
@@ -45,6 +55,27 @@ def written(path: Path, *rows: object) -> Path:
 )
 def test_every_format(row, expected, tmp_path) -> None:
     assert read_examples(written(tmp_path / "rows.jsonl", row)).rows == (expected,)
+
+
+def claims(row: JsonRow) -> Fields:
+    """FEVER's rows: a claim and its label."""
+    return Fields(row.get("claim"), row.get("label"))
+
+
+def test_another_format(tmp_path) -> None:
+    path = written(tmp_path / "rows.jsonl", {"claim": "it rains", "label": "REFUTES"}, {"question": "q", "answer": "a"})
+    FORMATS.add("claims", claims)
+    try:
+        rows = read_examples(path, formats=[*QUESTIONS_AND_ANSWERS, "claims"]).rows
+        alone = read_examples(path, formats=["claims"], skip_bad=True)
+    finally:
+        FORMATS.remove("claims")
+    assert rows == (Example("1", "it rains", ("REFUTES",)), Example("2", "q", ("a",)))
+    assert (alone.rows, alone.skipped) == (rows[:1], (BadRow(2, "no question"),))
+    with pytest.raises(DataError, match="no question"):
+        read_examples(path)
+    with pytest.raises(InputError, match="row format 'claims' is unknown; needed one of plain, dpr"):
+        read_examples(path, formats=["claims"])
 
 
 def test_arrays_gzip_and_blank_lines(tmp_path) -> None:

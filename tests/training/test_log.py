@@ -91,7 +91,7 @@ def test_a_log_that_cannot_be_rewritten_stays_as_it_is(tmp_path, monkeypatch):
 def test_a_spoilt_line_is_named(tmp_path, line):
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"step": 1}\n' + line.encode("latin-1") + b'\n{"step": 3}\n')
-    with pytest.raises(DataError, match=r"log.jsonl:2 is no line"):
+    with pytest.raises(DataError, match=r"log.jsonl:2 is not a line"):
         read_log(path)
 
 

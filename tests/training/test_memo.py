@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentrag.training import checkpoint
-from latentrag.training.memo import ScoreMemo
+from latentrag.training.step import ScoreMemo
 from tests.training.test_loop import OPTIONS, losses_of, made, parts, trainer  # noqa: F401  (a fixture)
 
 ASKING = replace(OPTIONS, freeze="generator", hindsight=2, num_steps=9)  # seven examples, 36 places: five epochs

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentrag.errors import DataError
-from latentrag.evaluation.files import read_run
 from latentrag.evaluation.intervals import LEVELS, RESAMPLES, means, resampled_means
-from latentrag.evaluation.report import RECALL_AT, Row, measured
+from latentrag.evaluation.metrics import Row
+from latentrag.evaluation.report import RECALL_AT, measured, read_run, task_of
 
 if TYPE_CHECKING:
     from latentrag.evaluation.intervals import Array
@@ -61,11 +61,14 @@ def compare(ours: Path, theirs: Path, *, resamples: int = RESAMPLES, seed: int =
     Raises: DataError if they cannot be read or are not about the same examples.
     """
     (our_settings, our_rows), (their_settings, their_rows) = read_run(ours), read_run(theirs)
+    task = task_of(our_settings)
+    if task_of(their_settings) != task:
+        raise DataError(f"{ours} has the task {task}, {theirs} {task_of(their_settings)}; evaluate both on one task")
     _check_same_examples(ours, our_rows, theirs, their_rows)
     ids = sorted(our_rows)
     recall_at = _recall_at(our_settings, their_settings)
-    names, our_parts = measured([our_rows[each] for each in ids], recall_at=recall_at)
-    _, their_parts = measured([their_rows[each] for each in ids], recall_at=recall_at)
+    names, our_parts = measured([our_rows[name] for name in ids], task, recall_at=recall_at)
+    _, their_parts = measured([their_rows[name] for name in ids], task, recall_at=recall_at)
     both = np.flatnonzero(our_parts[:, :, 1].any(axis=0) & their_parts[:, :, 1].any(axis=0))
     our_parts, their_parts = our_parts[:, both], their_parts[:, both]
     # The same seed draws the same examples for both.
@@ -106,9 +109,9 @@ def _check_same_examples(ours: Path, our_rows: Mapping[str, Row], theirs: Path, 
                 f"{here} has {len(rows)} examples and {there} {len(others)}; {len(alone)} are only in {here}, "
                 f"{alone[0]} first; evaluate both on the same examples"
             )
-    for each, row in our_rows.items():
-        if any(row.get(key) != their_rows[each].get(key) for key in ("x", "answers", "pattern")):
-            raise DataError(f"example {each} is another one in {theirs}; evaluate both on the same examples")
+    for name, row in our_rows.items():
+        if any(row.get(key) != their_rows[name].get(key) for key in ("x", "answers", "pattern")):
+            raise DataError(f"example {name} is another one in {theirs}; evaluate both on the same examples")
 
 
 def _recall_at(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[int]:

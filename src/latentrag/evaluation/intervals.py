@@ -56,8 +56,8 @@ def estimates(parts: "Array", *, resamples: int = RESAMPLES, seed: int = 0) -> l
 def means(parts: "Array") -> "Array":
     """(M,) the means of ``estimates``."""
     sums, sizes = parts.sum(axis=0).T
-    found: Array = sums / sizes
-    return found
+    result: Array = sums / sizes
+    return result
 
 
 def resampled_means(parts: "Array", *, resamples: int = RESAMPLES, seed: int = 0) -> "Array":
@@ -68,14 +68,14 @@ def resampled_means(parts: "Array", *, resamples: int = RESAMPLES, seed: int = 0
     n, num_means, _ = parts.shape
     flat = parts.reshape(n, 2 * num_means)
     random = np.random.default_rng(seed)
-    found = []
+    sums = []
     at_once = max(1, _DRAWS_AT_ONCE // n)
     for start in range(0, resamples, at_once):
         rows = min(at_once, resamples - start)
         drawn = random.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
         times = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)  # how often each example was drawn
-        found.append(times.astype(float) @ flat)
-    totals = np.concatenate(found).reshape(resamples, num_means, 2)
+        sums.append(times.astype(float) @ flat)
+    totals = np.concatenate(sums).reshape(resamples, num_means, 2)
     with np.errstate(invalid="ignore"):
         resampled: Array = totals[:, :, 0] / totals[:, :, 1]
     return resampled
@@ -92,5 +92,5 @@ def paired_difference(
     """
     difference = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
     parts = np.stack([difference, np.ones_like(difference)], axis=1)[:, None]  # (n, 1, 2)
-    (found,) = estimates(parts, resamples=resamples, seed=seed)
-    return found.mean, found.low, found.high
+    (estimate,) = estimates(parts, resamples=resamples, seed=seed)
+    return estimate.mean, estimate.low, estimate.high

@@ -1,26 +1,28 @@
-"""From one row an example to means with intervals."""
+"""From one row an example to means with intervals; and both on disk.
+
+RUN.jsonl has a row an example; RUN.json beside it says how they were made, and at the end holds the report.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latentrag import io
+from latentrag.errors import DataError, InputError
 from latentrag.evaluation.intervals import Estimate, estimates
+from latentrag.evaluation.metrics import METRICS, NOT_MEASURED, OPEN_QA, TASKS, Part, Row
 
 if TYPE_CHECKING:
     from latentrag.evaluation.intervals import Array
 
-Row: TypeAlias = dict[str, Any]
-"""What is known of one example; ``evaluate`` says what the keys are."""
-
 RECALL_AT = (1, 5, 10, 20, 50)
-
-_Part: TypeAlias = tuple[float, float]
-"""What an example adds to a mean, and how much that counts: 0 where it is not measured."""
-_NOT_MEASURED: _Part = (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +31,9 @@ class Report:
 
     Attributes:
         settings: how it was made.
-        estimates: by name, what could be measured: exact_match, f1, recall@k (the first k passages hold an answer),
-            title_recall@k (one of them is of the article that holds the evidence), log_likelihood_per_token
-            (Σ log p(y|x) / Σ tokens, nats; y is the first answer).
+        estimates: by name, what could be measured: the task's metrics, for open-domain questions exact_match, f1,
+            recall@k (the first k passages hold an answer) and title_recall@k (one of them is of the article that holds
+            the evidence); and log_likelihood_per_token (Σ log p(y|x) / Σ tokens, nats; y is the first answer).
         rows: the examples' own results, in the order of the examples.
     """
 
@@ -51,34 +53,126 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], *, recall_at: Seque
     Args:
         recall_at: the k of recall@k and title_recall@k; no more than were searched.
     """
-    names, parts = measured(rows, recall_at=recall_at)
+    names, parts = measured(rows, task_of(settings), recall_at=recall_at)
     some = np.flatnonzero(parts[:, :, 1].any(axis=0))
-    found = estimates(parts[:, some])
-    return Report(settings, dict(zip([names[m] for m in some], found, strict=True)), tuple(rows))
+    of_names = zip([names[m] for m in some], estimates(parts[:, some]), strict=True)
+    return Report(settings, dict(of_names), tuple(rows))
 
 
-def measured(rows: Sequence[Row], *, recall_at: Sequence[int]) -> tuple[list[str], Array]:
+def task_of(settings: Mapping[str, Any]) -> str:
+    """The task's name. Settings leave the usual one out."""
+    return str(settings.get("task", OPEN_QA))
+
+
+def measured(rows: Sequence[Row], task: str, *, recall_at: Sequence[int]) -> tuple[list[str], Array]:
     """The names of M measures, and what n rows add to their means: parts (n, M, 2), as ``estimates`` has them."""
-    measures = [_measures(row, recall_at) for row in rows]
-    return list(measures[0]), np.array([list(each.values()) for each in measures])
+    metrics = [METRICS[name] for name in TASKS[task].metrics]
+    of_rows: list[dict[str, Part]] = []
+    for row in rows:
+        parts = {name: part for metric in metrics for name, part in metric.parts(row, recall_at).items()}
+        scored = row["log_likelihood"] is not None
+        likelihood = (row["log_likelihood"], float(row["num_tokens"])) if scored else NOT_MEASURED
+        of_rows.append({**parts, "log_likelihood_per_token": likelihood})
+    return list(of_rows[0]), np.array([list(parts.values()) for parts in of_rows])
 
 
-def _measures(row: Row, recall_at: Sequence[int]) -> dict[str, _Part]:
-    """The same names for every row."""
-    has_passages = row["memory_version"] is not None
-    parts: dict[str, _Part] = {
-        "exact_match": (float(row["exact_match"]), 1.0),
-        "f1": _NOT_MEASURED if row["f1"] is None else (row["f1"], 1.0),
-    }
-    for name, rank, is_measured in (
-        ("recall", row["rank"], has_passages),
-        ("title_recall", row["title_rank"], has_passages and bool(row["title"])),
-    ):
-        parts |= {f"{name}@{k}": _hit(rank, k) if is_measured else _NOT_MEASURED for k in recall_at}
-    scored = row["log_likelihood"] is not None
-    parts["log_likelihood_per_token"] = (row["log_likelihood"], float(row["num_tokens"])) if scored else _NOT_MEASURED
-    return parts
+# On disk
 
 
-def _hit(rank: int | None, k: int) -> _Part:
-    return float(rank is not None and rank <= k), 1.0
+@contextmanager
+def begun(rows_path: Path, settings: Mapping[str, Any]) -> Iterator[dict[str, Row]]:
+    """The rows that are there already, by id; none in a new file. This process has the file to itself in the block.
+
+    A line that a kill cut short is removed.
+
+    Raises: InputError if another process is in such a block, or if the rows were made with other settings and cannot
+        be continued.
+    """
+    if rows_path.suffix != ".jsonl":
+        raise InputError(f"{rows_path} does not end with .jsonl; needed such a name, since a .json goes beside it")
+    with ExitStack() as opened:
+        with _explained(rows_path):
+            rows_path.parent.mkdir(parents=True, exist_ok=True)
+            rows_path.touch()
+            alone = opened.enter_context(io.exclusive(rows_path))
+        if not alone:
+            raise InputError(f"{rows_path} is being written by another evaluation; wait for it, or name another file")
+        with _explained(rows_path):
+            rows = _continued(rows_path, settings)
+        yield rows
+
+
+def _continued(rows_path: Path, settings: Mapping[str, Any]) -> dict[str, Row]:
+    if not rows_path.stat().st_size:
+        io.write_json(settings_path(rows_path), {"settings": settings})
+        return {}
+    before = _settings(rows_path)
+    if before != settings:
+        raise InputError(_difference(rows_path, before, settings))
+    io.cut_unfinished_line(rows_path)
+    return _rows(rows_path)
+
+
+def append(rows_path: Path, rows: Sequence[Row]) -> None:
+    """Adds rows, each a line, which are on the disk when this returns."""
+    with _explained(rows_path):
+        io.append_lines(rows_path, rows, durable=True)
+
+
+def finish(rows_path: Path, finished: Report) -> None:
+    """Puts the report, which has the settings in it, in their place."""
+    with _explained(rows_path):
+        io.write_json(settings_path(rows_path), finished.as_record())
+
+
+def read_run(rows_path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
+    """Settings, and rows by id, of an evaluation. Raises: DataError if it cannot be read or has no rows."""
+    with _explained(rows_path):
+        rows = _rows(rows_path)
+        if not rows:
+            raise DataError(f"{rows_path} holds no rows; run `latentrag eval … --out {rows_path}` first")
+        return _settings(rows_path), rows
+
+
+def settings_path(rows_path: Path) -> Path:
+    """Where the settings of a file of rows are."""
+    return rows_path.with_suffix(".json")
+
+
+def _settings(rows_path: Path) -> dict[str, Any]:
+    path = settings_path(rows_path)
+    try:
+        settings = json.loads(path.read_bytes())["settings"]
+    except FileNotFoundError:
+        raise DataError(f"{rows_path} has no {path.name} beside it, which says how it was made") from None
+    except (ValueError, TypeError, KeyError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise DataError(f"{path} is not the settings file of an evaluation; restore it or name another file")
+    return settings
+
+
+def _rows(rows_path: Path) -> dict[str, Row]:
+    rows = {}
+    for number, row in io.read_lines(rows_path):
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+            raise DataError(f"{rows_path} line {number} is not a row of an evaluation; remove the line")
+        rows[row["id"]] = row
+    return rows
+
+
+def _difference(rows_path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    name = next(name for name in [*now, *before] if before.get(name) != now.get(name))
+    return (
+        f"{rows_path} was begun with {name}={before.get(name)!r}, this run has {now.get(name)!r}; "
+        f"name another file, or delete it and {settings_path(rows_path).name}"
+    )
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{error.filename or path}: {reason}; check the path, its permissions and the space") from error

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from latentrag import io
 from latentrag.decoding import run
 from latentrag.decoding.answering import before_stop
 from latentrag.errors import DataError, InputError, ModelError
-from latentrag.evaluation import files
-from latentrag.evaluation.metrics import contains_answer, contains_match, exact_match, regex_match, token_f1
-from latentrag.evaluation.report import RECALL_AT, Report, Row, report
+from latentrag.evaluation.metrics import DECODERS, METRICS, OPEN_QA, TASKS, Row, Task
+from latentrag.evaluation.report import RECALL_AT, Report, append, begun, finish, report
 from latentrag.model import Read, checked, checked_questions, closed_book
 from latentrag.options import DecodingOptions
 from latentrag.protocols import Generator
 from latentrag.rag import Rag, check_decoding
 from latentrag.training.data import Example
-from latentrag.types import Decoding, Passage, Retrieved, Variant
+from latentrag.types import Decoding, Retrieved, Variant
 
 FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """How every example is measured. ``depth`` passages are searched, the generator reads the first ``k``; closed
-    book both are None."""
+class Plan:
+    """How every example is measured. ``depth`` passages are retrieved, the generator reads the first ``k``; both are
+    None for closed book."""
 
     variant: Variant
     decoding: Decoding
@@ -52,15 +52,17 @@ def evaluate(
     batch_size: int = 8,
     recall_at: Sequence[int] = RECALL_AT,
     closed_book: bool = False,
+    task: str = OPEN_QA,
     about: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Report:
     """How well the model retrieves, answers and predicts the first answer.
 
     A row holds: id, x, answers (and pattern, title where the example has them) · text, log_prob: what the model
-    says, and log p(text|x) · exact_match, f1 · log_likelihood, num_tokens: log p(y|x) of the first answer y, nats,
-    over so many tokens · rank, title_rank: of the first passage that holds an answer, and of the first one of the
-    article ``title``, from 1; null if none was found · memory_version; null for closed book.
+    answers, and log p(text|x) · log_likelihood, num_tokens: log p(y|x) of the first answer y, nats, over so many
+    tokens · memory_version; null for closed book · a value for each metric of the task. For open-domain questions:
+    exact_match, f1 · rank, title_rank: of the first passage that holds an answer, and of the first one of the article
+    ``title``, from 1; null if none was retrieved.
 
     Where an example has a pattern, exact_match and rank are about matches of it, and f1 and log_likelihood are null.
 
@@ -70,32 +72,41 @@ def evaluate(
             Rows that are there already are kept, so that an interrupted evaluation goes on.
         k, variant: as for ``rag.answer``; None: the model's own.
         options: None: ``rag.options()``.
-        recall_at: passages are searched to the largest of these, as far as the memory goes; the generator reads k.
+        recall_at: as many passages are retrieved as the largest of these, as far as the memory goes; the generator
+            reads k.
         closed_book: no passages: the generator alone.
+        task: a name in ``TASKS``.
         about: what else to keep with the settings, as JSON values. An evaluation goes on only with the same.
         progress: a bar with the time left on stderr, if that is a terminal.
     Raises: InputError for options that cannot be or that differ from those of ``out``; DataError for files, and for
         an example that cannot be asked or scored; ModelError if the model's probabilities are not numbers.
     """
     _check(examples, batch_size, recall_at)
+    measures = TASKS[task]
     plan = _plan(rag, k, variant, decoding, options or rag.options(), recall_at, closed_book=closed_book)
-    settings = _settings(rag, plan, about or {})
-    searched = {*recall_at, plan.k} if plan.k is not None else set()
-    at = sorted(each for each in searched if each is not None and each <= (plan.depth or 0))
-    kept: AbstractContextManager[dict[str, Row]] = nullcontext({}) if out is None else files.begun(out, settings)
+    settings = _settings(rag, plan, task, about or {})
+    kept: AbstractContextManager[dict[str, Row]] = nullcontext({}) if out is None else begun(out, settings)
     with kept as done:
         todo = [example for example in examples if not _is_done(example, done, out)]
-        with _shown(progress, total=len(examples), completed=len(examples) - len(todo)) as advance:
+        num_done = len(examples) - len(todo)
+        with io.progress("evaluating", len(examples), wanted=progress, completed=num_done) as bar:
             for start in range(0, len(todo), batch_size):
-                rows = _rows(rag, plan, todo[start : start + batch_size])
+                rows = _rows(rag, plan, measures, todo[start : start + batch_size])
                 if out is not None:
-                    files.append(out, rows)
+                    append(out, rows)
                 done.update((row["id"], row) for row in rows)
-                advance(len(rows))
-        found = report([done[example.id] for example in examples], settings, recall_at=at)
+                bar.advance(len(rows))
+        result = report([done[example.id] for example in examples], settings, recall_at=_retrieved_at(recall_at, plan))
         if out is not None:
-            files.finish(out, found)
-    return found
+            finish(out, result)
+    return result
+
+
+def _retrieved_at(recall_at: Sequence[int], plan: Plan) -> list[int]:
+    """The k for which as many passages were retrieved; that which the generator reads is one of them."""
+    if plan.k is None or plan.depth is None:
+        return []
+    return sorted(k for k in {*recall_at, plan.k} if k <= plan.depth)
 
 
 def _check(examples: Sequence[Example], batch_size: int, recall_at: Sequence[int]) -> None:
@@ -118,11 +129,11 @@ def _plan(
     recall_at: Sequence[int],
     *,
     closed_book: bool,
-) -> _Plan:
+) -> Plan:
     variant = checked(variant or rag.variant)
     check_decoding(variant, decoding, options)
     if closed_book:
-        return _Plan(variant, decoding, options, None, None)
+        return Plan(variant, decoding, options, None, None)
     k = rag.k if k is None else k
     if k < 1:
         raise InputError(f"k={k}; needed 1 or more, or closed_book")
@@ -130,17 +141,17 @@ def _plan(
     size = len(rag.retriever.memory)
     if k > size:
         raise InputError(f"k={k} exceeds the memory's {size} passages; lower k or add passages")
-    return _Plan(variant, decoding, options, k, max(k, min(deepest, size)))
+    return Plan(variant, decoding, options, k, max(k, min(deepest, size)))
 
 
-def _settings(rag: Rag, plan: _Plan, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes rows comparable. The batch size does not belong here: it changes the last bits only."""
-    version = rag.retriever.memory.version if plan.k else None
+def _settings(rag: Rag, plan: Plan, task: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes rows comparable. The batch size is not among it: it changes the last bits only."""
     settings = {
         "format": FORMAT,
+        **({} if task == OPEN_QA else {"task": task}),  # runs from before there were tasks go on
         **about,
         "closed_book": plan.k is None,
-        "memory_version": version,
+        "memory_version": rag.retriever.memory.version if plan.k else None,
         **asdict(plan),
     }
     # As it will be read back: JSON has lists where we have tuples.
@@ -156,29 +167,27 @@ def _is_done(example: Example, done: Mapping[str, Row], out: Path | None) -> boo
     return True
 
 
-def _rows(rag: Rag, plan: _Plan, batch: Sequence[Example]) -> list[Row]:
+def _rows(rag: Rag, plan: Plan, task: Task, batch: Sequence[Example]) -> list[Row]:
     """The batch's rows at once; one by one if an example cannot be used, so that it can be named."""
     try:
-        return _measured(rag, plan, batch)
+        return _measured(rag, plan, task, batch)
     except InputError as error:
         if len(batch) == 1:
             raise DataError(f"example {batch[0].id}: {error}") from error
-        return [row for example in batch for row in _rows(rag, plan, [example])]
+        return [row for example in batch for row in _rows(rag, plan, task, [example])]
 
 
 @torch.no_grad()
-def _measured(rag: Rag, plan: _Plan, batch: Sequence[Example]) -> list[Row]:
-    x = [example.x for example in batch]
-    retrieved, read = _read(rag, plan, x)
-    search = rag.search(read, variant=plan.variant, decoding=plan.decoding, options=plan.options)
-    best = [hypotheses[0] for hypotheses in run(search)]
+def _measured(rag: Rag, plan: Plan, task: Task, batch: Sequence[Example]) -> list[Row]:
+    retrieved, read = _read(rag, plan, [example.x for example in batch])
+    answers = DECODERS[task.decoder](rag, read, plan)
     gold = _gold(plan, batch, read)
+    metrics = [METRICS[name] for name in task.metrics]
+    passages = [[] for _ in batch] if retrieved is None else retrieved.passages
     rows = []
-    for b, example in enumerate(batch):
-        text = before_stop(rag.generator.text(best[b].ids), plan.options.stop).strip()
+    for b, (example, (text, log_prob)) in enumerate(zip(batch, answers, strict=True)):
         log_p, num_tokens = gold.get(b, (None, None))
-        _check_finite(example, best[b].log_prob, log_p)
-        passages = retrieved.passages[b] if retrieved is not None else []
+        _check_finite(example, log_prob, log_p)
         rows.append(
             {
                 "id": example.id,
@@ -187,21 +196,26 @@ def _measured(rag: Rag, plan: _Plan, batch: Sequence[Example]) -> list[Row]:
                 **({"pattern": example.pattern} if example.pattern else {}),
                 "title": example.title,
                 "text": text,
-                "log_prob": best[b].log_prob,
-                "exact_match": _is_right(example, text),
-                "f1": None if example.pattern else token_f1(text, example.answers),
+                "log_prob": log_prob,
                 "log_likelihood": log_p,
                 "num_tokens": num_tokens,
-                "rank": _first(_holds_answer(example, z) for z in passages),
-                "title_rank": _first(bool(example.title) and z.title == example.title for z in passages),
                 "memory_version": retrieved.version if retrieved is not None else None,
+                **{metric.key: metric.value(example, text, passages[b]) for metric in metrics},
             }
         )
     return rows
 
 
-def _read(rag: Rag, plan: _Plan, x: Sequence[str]) -> tuple[Retrieved | None, Read[Generator]]:
-    """What was found, closed book nothing, and the questions with the first K of it, which the generator reads."""
+def searched(rag: Rag, read: Read[Generator], plan: Plan) -> list[tuple[str, float]]:
+    """The best answers that the decoder finds, as texts with log p(text|x): a ``Decoder``."""
+    search = rag.search(read, variant=plan.variant, decoding=plan.decoding, options=plan.options)
+    best = [hypotheses[0] for hypotheses in run(search)]
+    stop = plan.options.stop
+    return [(before_stop(rag.generator.text(one.ids), stop).strip(), one.log_prob) for one in best]
+
+
+def _read(rag: Rag, plan: Plan, x: Sequence[str]) -> tuple[Retrieved | None, Read[Generator]]:
+    """What was retrieved, None for closed book, and the questions with the first K of it, which the generator reads."""
     if plan.k is None or plan.depth is None:
         return None, closed_book(rag.generator, x)
     questions = checked_questions(x)
@@ -209,7 +223,7 @@ def _read(rag: Rag, plan: _Plan, x: Sequence[str]) -> tuple[Retrieved | None, Re
     return retrieved, rag.model.read_of(questions, retrieved.between(0, plan.k))
 
 
-def _gold(plan: _Plan, batch: Sequence[Example], read: Read[Generator]) -> dict[int, tuple[float, int]]:
+def _gold(plan: Plan, batch: Sequence[Example], read: Read[Generator]) -> dict[int, tuple[float, int]]:
     """log p(y|x) of the first answer and its number of tokens, for the places of the batch that have an answer."""
     places = [b for b, example in enumerate(batch) if example.answers and not example.pattern]
     if not places:
@@ -221,35 +235,4 @@ def _gold(plan: _Plan, batch: Sequence[Example], read: Read[Generator]) -> dict[
 
 def _check_finite(example: Example, *log_probs: float | None) -> None:
     if not all(math.isfinite(each) for each in log_probs if each is not None):
-        raise ModelError(f"example {example.id}: log p(y|x) is no finite number; the model's weights are damaged")
-
-
-def _is_right(example: Example, text: str) -> bool:
-    return regex_match(text, example.pattern) if example.pattern else exact_match(text, example.answers)
-
-
-def _holds_answer(example: Example, passage: Passage) -> bool:
-    # As the generator sees it: with its title.
-    text = f"{passage.title}\n{passage.text}"
-    return contains_match(text, example.pattern) if example.pattern else contains_answer(text, example.answers)
-
-
-def _first(is_it: Iterable[bool]) -> int | None:
-    """The rank, from 1, of the first passage that is it."""
-    return next((rank for rank, yes in enumerate(is_it, start=1) if yes), None)
-
-
-@contextmanager
-def _shown(wanted: bool, *, total: int, completed: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error; yields what is told how many more examples are done."""
-    if not wanted:
-        yield lambda _num: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("evaluating", total=total, completed=completed)
-        yield lambda num: bar.advance(task, num)
+        raise ModelError(f"example {example.id}: log p(y|x) is not a finite number; the model's weights are damaged")

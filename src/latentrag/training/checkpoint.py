@@ -3,11 +3,11 @@
     step-00000200/
         parameters.safetensors   the weights that are trained
         optimiser.safetensors    Adam's moments, as ``NAME:exp_avg`` and the like
-        scores.safetensors       what a generator that does not learn was asked, where it will be asked again
+        scores.safetensors       scores of a generator that does not learn, where later steps will need them
         state.json               the step, and the best result so far
 
-What a run draws at random is a function of its seed and of the step, so that no generator's state need be kept. Files
-and folders reach the disk before the folder gets its name, and older ones go afterwards.
+What a run draws at random is a function of its seed and of the step, so no state of a random generator is saved. Older
+checkpoints are removed when the new one is on the disk.
 """
 
 import json
@@ -21,12 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentrag import io
 from latentrag.errors import TrainingError
-from latentrag.io import sync_folder, sync_tree
 
 _STEP = "step-"
 _BEST = "best-"
-_REPLACED = ".replaced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +55,20 @@ def save(
 
     Raises: TrainingError if it cannot be written; the one before is untouched then.
     """
-    with _published(run, _STEP, step) as scratch:
+    with _saving(run, _STEP, step) as scratch:
         _write_tensors(scratch / "parameters.safetensors", parameters)
         _write_tensors(scratch / "optimiser.safetensors", _moments(parameters, optimiser))
         if scores is not None:
             _write_tensors(scratch / "scores.safetensors", scores)
-        _write_json(scratch / "state.json", {"step": step, **state})
-    _remove_others(run, _STEP, step)
+        io.write_json(scratch / "state.json", {"step": step, **state})
     return Checkpoint(run / f"{_STEP}{step:08d}", step, state)
 
 
 def save_best(run: Path, step: int, *, parameters: Mapping[str, nn.Parameter], state: Any) -> None:
     """The weights of the best step so far, in place of those before. Raises: as ``save``."""
-    with _published(run, _BEST, step) as scratch:
+    with _saving(run, _BEST, step) as scratch:
         _write_tensors(scratch / "parameters.safetensors", parameters)
-        _write_json(scratch / "state.json", {"step": step, **state})
-    _remove_others(run, _BEST, step)
+        io.write_json(scratch / "state.json", {"step": step, **state})
 
 
 def newest(run: Path) -> Checkpoint | None:
@@ -85,38 +82,24 @@ def best(run: Path) -> Checkpoint | None:
 
 
 def restore(
-    found: Checkpoint, *, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer | None = None
+    saved: Checkpoint, *, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer | None = None
 ) -> None:
     """Put the weights back, and if given the optimiser's moments.
 
     Raises: TrainingError if they are those of another model.
     """
-    saved = _read_tensors(found.folder / "parameters.safetensors")
-    if saved.keys() != parameters.keys() or any(saved[name].shape != parameters[name].shape for name in saved):
-        raise TrainingError(f"{found.folder} is the checkpoint of another model; resume with the model it began with")
+    weights = _read_tensors(saved.folder / "parameters.safetensors")
+    if weights.keys() != parameters.keys() or any(weights[name].shape != parameters[name].shape for name in weights):
+        raise TrainingError(f"{saved.folder} is the checkpoint of another model; resume with the model it began with")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(saved[name])
+            parameter.copy_(weights[name])
     if optimiser is None:
         return
-    moments = _read_tensors(found.folder / "optimiser.safetensors")
-    for key, tensor in moments.items():
+    for key, tensor in _read_tensors(saved.folder / "optimiser.safetensors").items():
         name, kind = key.rsplit(":", 1)
         parameter = parameters[name]
-        place = tensor if kind == "step" else tensor.to(parameter.device)
-        optimiser.state[parameter][kind] = place
-
-
-def restore_some(found: Checkpoint, *, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Put only these weights back. Raises: TrainingError if the checkpoint has not all of them."""
-    saved = _read_tensors(found.folder / "parameters.safetensors")
-    if not parameters.keys() <= saved.keys():
-        raise TrainingError(
-            f"{found.folder} does not hold these weights; name the checkpoint of a run that trained them"
-        )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(saved[name])
+        optimiser.state[parameter][kind] = tensor if kind == "step" else tensor.to(parameter.device)
 
 
 def _moments(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -127,12 +110,16 @@ def _moments(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Opti
     }
 
 
-def _newest(run: Path, prefix: str) -> Checkpoint | None:
-    named = sorted(run.glob(f"{prefix}[0-9]*"))
-    folders = named or sorted(run.glob(f".{prefix}[0-9]*{_REPLACED}"))  # killed between the two renames of a save
-    if not folders:
-        return None
-    folder = folders[-1]
+def _newest(run: Path, kind: str) -> Checkpoint | None:
+    aside = io.name_aside(f"{kind}[0-9]*")  # killed between the two renames of a save
+    aside_before = f".{kind}[0-9]*.replaced"  # the same, by latentrag 0.1.0
+    for pattern in (f"{kind}[0-9]*", aside, aside_before):
+        if folders := sorted(run.glob(pattern)):
+            return _opened(folders[-1])
+    return None
+
+
+def _opened(folder: Path) -> Checkpoint:
     try:
         state = json.loads((folder / "state.json").read_text("utf-8"))
         return Checkpoint(folder, int(state["step"]), state)
@@ -140,43 +127,26 @@ def _newest(run: Path, prefix: str) -> Checkpoint | None:
         raise TrainingError(f"{folder} cannot be read ({error}); remove it to begin again without it") from error
 
 
-def _remove_others(run: Path, prefix: str, step: int) -> None:
-    for folder in run.glob(f"{prefix}[0-9]*"):
-        if folder.name != f"{prefix}{step:08d}":
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 @contextmanager
-def _published(run: Path, kind: str, step: int) -> Iterator[Path]:
-    """A scratch folder that gets its name when all of it is on disk."""
+def _saving(run: Path, kind: str, step: int) -> Iterator[Path]:
+    """A scratch folder that becomes the checkpoint of a step, in place of all others of its kind."""
     from safetensors import SafetensorError
 
-    name = f"{kind}{step:08d}"
-    scratch = run / f".{name}.saving"
+    folder = run / f"{kind}{step:08d}"
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        for leftover in run.glob(".*.saving"):
-            shutil.rmtree(leftover)
-        scratch.mkdir()
-        yield scratch
-        sync_tree(scratch)
-        before = run / f".{name}{_REPLACED}"
-        if (run / name).exists():
-            if before.exists():
-                shutil.rmtree(before)
-            (run / name).rename(before)
-        scratch.rename(run / name)
-        sync_folder(run)
-        for replaced in run.glob(f".{kind}[0-9]*{_REPLACED}"):
-            shutil.rmtree(replaced, ignore_errors=True)
+        for pattern in (f".{kind}*.new", f".{kind}*.saving"):  # of a save that was killed
+            for leftover in run.glob(pattern):
+                shutil.rmtree(leftover)
+        with io.replacing_folder(folder) as scratch:
+            yield scratch
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(scratch, ignore_errors=True)
         raise TrainingError(
-            f"{run / name} cannot be written ({error}); the checkpoint before it is intact: make room and resume"
+            f"{folder} cannot be written ({error}); the checkpoint before it is intact: make room and resume"
         ) from error
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+    for pattern in (f"{kind}*", f".{kind}*"):
+        for other in run.glob(pattern):
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -194,7 +164,3 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{path} cannot be read ({error}); remove its folder to begin again without it") from error
     return tensors
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

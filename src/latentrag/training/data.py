@@ -10,20 +10,21 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, cast, get_args
+from typing import BinaryIO, cast, get_args
 
 import numpy as np
 
 from latentrag.errors import DataError, InputError
+from latentrag.registry import Table
 from latentrag.training.options import Answers
 
-_QUESTIONS = ("question", "input", "x")
-_ANSWERS = ("answer", "answers", "golden_answers", "y")
 _NAMED_IN_ERRORS = 3
+
+JsonRow = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,64 @@ class Examples:
         return iter(self.rows)
 
 
-def read_examples(path: str | Path, *, skip_bad: bool = False) -> Examples:
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """What a format has in a row, as it stands there; None: nothing.
+
+    Attributes:
+        question: text.
+        answers: text or a list of texts.
+        title: of the article that holds the evidence.
+        pattern: a regular expression that right answers match.
+    """
+
+    question: object = None
+    answers: object = None
+    title: object = None
+    pattern: object = None
+
+
+def _with_category(row: JsonRow) -> object:
+    """The question, in Jeopardy's rows "CATEGORY: clue"."""
+    question, category = row.get("question"), row.get("category")
+    if isinstance(question, str) and question.strip() and isinstance(category, str) and category:
+        return f"{category}: {question}"
+    return question
+
+
+def _questions_with(answers: str) -> Callable[[JsonRow], Fields]:
+    """The format whose answers are in the field of this name."""
+    return lambda row: Fields(_with_category(row), row.get(answers), row.get("title"), row.get("answer_regex"))
+
+
+def _kilt(row: JsonRow) -> Fields:
+    listed = row.get("output")
+    outputs = [output for output in listed if isinstance(output, dict)] if isinstance(listed, list) else []
+    origins = [origin for output in outputs for origin in output.get("provenance") or [] if isinstance(origin, dict)]
+    titles = (origin["title"] for origin in origins if isinstance(origin.get("title"), str))
+    answers = [output["answer"] for output in outputs if output.get("answer") is not None]
+    return Fields(row.get("input"), answers or None, next(titles, None))
+
+
+FORMATS: Table[Callable[[JsonRow], Fields]] = Table(
+    "row format",
+    {
+        "plain": _questions_with("answer"),
+        "dpr": _questions_with("answers"),
+        "flashrag": _questions_with("golden_answers"),
+        "score": lambda row: Fields(row.get("x"), row.get("y"), row.get("title")),
+        "kilt": _kilt,
+    },
+    group="latentrag.formats",
+)
+"""Each takes its fields out of a row. The first format that has a question gives the question, and so on."""
+
+QUESTIONS_AND_ANSWERS = ("plain", "dpr", "flashrag", "score", "kilt")
+
+
+def read_examples(
+    path: str | Path, *, skip_bad: bool = False, formats: Sequence[str] = QUESTIONS_AND_ANSWERS
+) -> Examples:
     """The examples of a file of JSON lines, or of a JSON array of objects; also gzipped (``.gz``).
 
     Each row's fields say which format it has:
@@ -79,26 +137,28 @@ def read_examples(path: str | Path, *, skip_bad: bool = False) -> Examples:
     |---|---|---|
     | ours, NQ-open | question | answer: text or a list |
     | Jeopardy | category and question: "CATEGORY: clue" | answer |
+    | CuratedTREC | question | answer_regex |
     | DPR | question | answers |
-    | KILT | input | output: [{"answer": …, "provenance": [{"title": …}]}] |
     | FlashRAG | question | golden_answers |
     | `latentrag score` | x | y |
-    | CuratedTREC | question | answer_regex |
+    | KILT | input | output: [{"answer": …, "provenance": [{"title": …}]}] |
 
     ``id`` or ``_id`` is the example's id, else its line number; an id that comes twice makes the second row a bad
     one. ``title``, or the first title of KILT's provenance, is the title. Other fields are ignored.
 
     Args:
         skip_bad: leave rows that are no examples out, and list them in ``skipped``.
+        formats: which a row may have, names in ``FORMATS``.
     Raises: DataError if the file cannot be read or has no example, or for bad rows: how many, and where the first are.
     """
+    readers = [FORMATS[name] for name in formats]
     path = Path(path).expanduser()
     rows: list[Example] = []
     bad: list[BadRow] = []
     seen: dict[str, int] = {}
     for line, row in _rows(path):
         try:
-            example = _example(row, line)
+            example = _example(row, line, readers)
         except _BadRowError as error:
             bad.append(BadRow(line, str(error)))
             continue
@@ -154,7 +214,7 @@ class _BadRowError(Exception):
     """Why a row is no example."""
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+def _rows(path: Path) -> Iterator[tuple[int, object]]:
     """Number and content of every row that is not blank; what is not JSON comes as a _BadRowError in its place."""
     try:
         with _opened(path) as stream:
@@ -178,84 +238,80 @@ def _opened(path: Path) -> BinaryIO:
     return cast("BinaryIO", gzip.open(path, "rb")) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
-def _array(raw: bytes, path: Path) -> list[Any]:
+def _array(raw: bytes, path: Path) -> list[object]:
     try:
-        rows = json.loads(raw.decode("utf-8-sig"))
+        rows: list[object] = json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is no whole JSON array ({error}); fetch it again or write JSON lines") from error
-    return cast("list[Any]", rows)
+    return rows
 
 
-def _parsed(raw: bytes) -> Any:
+def _parsed(raw: bytes) -> object:
     try:
         return json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return _BadRowError("not valid JSON in UTF-8")
 
 
-def _example(row: Any, line: int) -> Example:
+def _example(row: object, line: int, readers: Sequence[Callable[[JsonRow], Fields]]) -> Example:
     if isinstance(row, _BadRowError):
         raise row
     if not isinstance(row, dict):
         raise _BadRowError("not an object")
-    answers = _answers(row)
-    pattern = _pattern(row)
-    x = _question(row)
+    fields = [read(row) for read in readers]
+    answers = _answers(_first(of_format.answers for of_format in fields))
+    pattern = _pattern(_first(of_format.pattern for of_format in fields))
+    x = _question(_first(of_format.question for of_format in fields))
+    title = _first(of_format.title for of_format in fields if isinstance(of_format.title, str))
     if not answers and not pattern:
         raise _BadRowError("no answer")
     for text in (x, *answers):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise _BadRowError("half a character (a lone surrogate)")
-    return Example(_id(row, line), x, answers, _title(row), pattern)
+    return Example(_id(row, line), x, answers, str(title or ""), pattern)
 
 
-def _question(row: Mapping[str, Any]) -> str:
-    found = next((row[name] for name in _QUESTIONS if row.get(name) is not None), None)
-    if not isinstance(found, str | None):
-        raise _BadRowError(f"its question is a {type(found).__name__}, not text")
-    if not found or not found.strip():
+def _first(values: Iterable[object]) -> object:
+    return next((value for value in values if value is not None), None)
+
+
+def _question(value: object) -> str:
+    if value is None:
         raise _BadRowError("no question")
-    category = row.get("category")
-    return f"{category}: {found}" if isinstance(category, str) and category and "question" in row else found
+    if not isinstance(value, str):
+        raise _BadRowError(f"its question is a {type(value).__name__}, not text")
+    if not value.strip():
+        raise _BadRowError("no question")
+    return value
 
 
-def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _answers(value: object) -> tuple[str, ...]:
     """Those that are not blank, in their order, each once."""
-    found = next((row[name] for name in _ANSWERS if row.get(name) is not None), None)
-    if found is None:
-        found = [output["answer"] for output in _outputs(row) if output.get("answer") is not None]
-    listed = found if isinstance(found, list) else [found]
-    wrong = next((each for each in listed if not isinstance(each, str)), None)
-    if wrong is not None:
-        raise _BadRowError(f"an answer is a {type(wrong).__name__}, not text")
-    return tuple(dict.fromkeys(each for each in listed if each.strip()))
+    if value is None:
+        return ()
+    answers: dict[str, None] = {}
+    for answer in value if isinstance(value, list) else [value]:
+        if not isinstance(answer, str):
+            raise _BadRowError(f"an answer is a {type(answer).__name__}, not text")
+        if answer.strip():
+            answers[answer] = None
+    return tuple(answers)
 
 
-def _outputs(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """KILT's: answers, and where they were found."""
-    found = row.get("output")
-    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
-
-
-def _pattern(row: Mapping[str, Any]) -> str:
-    pattern = row.get("answer_regex") or ""
+def _pattern(value: object) -> str:
+    if not value:
+        return ""
     try:
-        re.compile(pattern)
-    except (re.error, TypeError, RecursionError, OverflowError):
-        raise _BadRowError("its answer_regex is no regular expression") from None
-    return cast("str", pattern)
+        if isinstance(value, str):
+            re.compile(value)
+            return value
+    except (re.error, RecursionError, OverflowError):
+        pass
+    raise _BadRowError("its answer_regex is no regular expression")
 
 
-def _title(row: Mapping[str, Any]) -> str:
-    title = row.get("title")
-    if isinstance(title, str):
-        return title
-    origins = [each for output in _outputs(row) for each in output.get("provenance") or [] if isinstance(each, dict)]
-    return next((each["title"] for each in origins if isinstance(each.get("title"), str)), "")
-
-
-def _id(row: Mapping[str, Any], line: int) -> str:
-    found = next((row[name] for name in ("id", "_id") if row.get(name) is not None), line)
-    if isinstance(found, bool) or not isinstance(found, str | int):
-        raise _BadRowError(f"its id is a {type(found).__name__}, needed text or a whole number")
-    return str(found)
+def _id(row: JsonRow, line: int) -> str:
+    value = _first((row.get("id"), row.get("_id"), line))
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise _BadRowError(f"its id is a {type(value).__name__}, needed text or a whole number")
+    return str(value)

@@ -8,6 +8,7 @@ learns nothing and drifts. A falling loss does not show this; the measures here 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,8 +59,14 @@ class Health:
     overlap: float
 
     def as_record(self) -> dict[str, int | float | None]:
-        """The fields by name. What is not finite is None: JSON has no such number."""
+        """The fields by name, as JSON has them: None for NaN."""
         return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> "Health":
+        """What ``as_record`` gave."""
+        values: dict[str, Any] = {name: math.nan if value is None else value for name, value in record.items()}
+        return cls(**values)
 
 
 @torch.no_grad()

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from latentrag import io
 from latentrag.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from rich.progress import Progress as RichProgress
 
 Event = Literal["start", "resume", "train", "dev", "refresh", "warning", "done"]
 
@@ -32,43 +28,45 @@ class TrainingLog:
 
     Args:
         folder: of the run; made if it is missing.
-        append: go on with the log that is there, less a line that a kill cut short. False begins anew.
+        append: continue the log that is there. False begins a new one.
         tensorboard: True needs the package, False leaves it out, None uses it if it is installed.
+        enabled: False writes nothing: the log of a process that is not the main one.
     Raises: InputError if TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, *, append: bool, tensorboard: bool | None = None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, *, append: bool, tensorboard: bool | None = None, enabled: bool = True) -> None:
         self.path = folder / LOG_NAME
-        self._writer_class = None if tensorboard is False else _summary_writer_class(required=bool(tensorboard))
+        self._enabled = enabled
         self._writer: Any = None
+        self._writer_class: Any = None
         self._purge_step: int | None = None
-        if append and self.path.exists():
-            _drop_cut_line(self.path)
-        self._file = self.path.open("a" if append else "w", encoding="utf-8")
+        if not enabled:
+            return
+        if tensorboard is not False:
+            self._writer_class = _summary_writer_class(required=bool(tensorboard))
+        folder.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab" if append else "wb"):
+            pass
 
     def write(self, event: Event, step: int, **values: Any) -> None:
         """One line. Values are what JSON knows, mappings included; numbers that are not finite become null."""
-        record = {"step": step, "event": event, "time_s": round(time.time(), 3), **_finite(values)}
-        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        if not self._enabled:
+            return
+        record = {"step": step, "event": event, "time_s": round(time.time(), 3), **io.finite(values)}
+        io.append_lines(self.path, [record])
         self._mirror(event, step, values)
 
     def drop_after(self, step: int) -> None:
-        """Take out the lines of later steps, which a run resumed at ``step`` will take again. All or nothing."""
-        kept = [json.dumps(record, ensure_ascii=False) for record in read_log(self.path) if record["step"] <= step]
-        new = self.path.with_suffix(".jsonl.new")
-        try:
-            new.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            self._file.close()
-            new.replace(self.path)
-        finally:
-            new.unlink(missing_ok=True)
-        self._file = self.path.open("a", encoding="utf-8")
+        """Remove the lines of later steps, which a run resumed at ``step`` will take again. All or nothing."""
+        if not self._enabled:
+            return
+        kept = [record for record in read_log(self.path) if record["step"] <= step]
+        with io.replacing_file(self.path) as scratch:
+            io.append_lines(scratch, kept)
         self._purge_step = step + 1
 
     def close(self) -> None:
-        self._file.close()
+        """TensorBoard's files; the log itself is always complete."""
         if self._writer is not None:
             self._writer.close()
 
@@ -99,13 +97,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"{path} is missing; needed the log of a training run")
     records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:  # no JSON or no UTF-8
-            record = None
+    for number, record in io.read_lines(path, unfinished=False):
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise DataError(f"{path}:{number} is no line of a training log; remove that line")
+            raise DataError(f"{path}:{number} is not a line of a training log; remove that line")
         records.append(record)
     return records
 
@@ -135,26 +129,29 @@ class Progress:
     ) -> None:
         self._total, self._start, self._step = total, start, start
         self._enabled, self._interval_s, self._clock = enabled, interval_s, clock
-        self._phase = ""
+        self._phase = self._text = ""
         self._last: deque[tuple[float, int, float]] = deque(maxlen=50)  # loss, tokens, seconds of each step
         self._began = self._since = self._shown = clock()
-        self._bar: RichProgress | None = None
+        self._opened = ExitStack()
+        self._bar = io.Progress()
 
     def __enter__(self) -> Self:
         self._began = self._since = self._shown = self._clock()
-        self._bar = _live_bar() if self._enabled else None
-        if self._bar is not None:
-            self._bar.add_task("", total=self._total, completed=self._step)
-            self._bar.start()
-            self._show()
+        bar = io.progress(
+            "training",
+            self._total,
+            wanted=self._enabled,
+            completed=self._step,
+            unit_of=lambda _task: self._text,
+            time_left=False,  # the line has its own, in which evaluations count
+        )
+        self._bar = self._opened.enter_context(bar)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._opened.close()
 
     def update(self, step: int, *, loss: float, num_tokens: int) -> None:
         """A step is done.
@@ -177,15 +174,13 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A message above the live line."""
-        if self._bar is not None:
-            self._bar.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
-        elif self._enabled:
-            sys.stderr.write(line + "\n")
-            sys.stderr.flush()
+        if self._enabled:
+            self._bar.say(line)
 
     def _show(self, *, last: bool = False) -> None:
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._step, description=self._line())
+        if self._bar.is_live:
+            self._text = self._line()
+            self._bar.update(completed=self._step)
         elif self._enabled and (last or self._clock() - self._shown >= self._interval_s):
             self._shown = self._clock()
             self.say(self._line())
@@ -204,43 +199,10 @@ class Progress:
         return " · ".join(parts)
 
 
-def _live_bar() -> RichProgress | None:
-    """A line that renews itself, where there is a terminal that can show one."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as RichProgress
-
-    console = Console(stderr=True)
-    if not (sys.stderr.isatty() and console.is_interactive):
-        return None
-    # Wiped away at the end: the log keeps the figures.
-    columns = BarColumn(bar_width=20), TextColumn("{task.description}", markup=False)
-    return RichProgress(*columns, console=console, transient=True)
-
-
 def _duration(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}"
-
-
-def _drop_cut_line(path: Path) -> None:
-    """Shorten the file to the end of its last whole line."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for every number that JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return value
 
 
 def _numbers(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

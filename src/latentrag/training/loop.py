@@ -21,10 +21,9 @@ from latentrag.training import checkpoint
 from latentrag.training.data import Example, order, target
 from latentrag.training.health import Health, alarms, measure
 from latentrag.training.log import Progress, TrainingLog
-from latentrag.training.memo import ScoreMemo
 from latentrag.training.options import TrainingOptions
 from latentrag.training.processes import Processes
-from latentrag.training.step import losses
+from latentrag.training.step import ScoreMemo, losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +50,6 @@ class Refresher(Protocol):
     def use(self, version: int) -> None:
         """Search that version from now on."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """The retriever's or the generator's trained weights."""
-
-    name: str
-    parameters: tuple[nn.Parameter, ...]
 
 
 class Trainer:
@@ -102,19 +93,19 @@ class Trainer:
         self._first: Health | None = None
         self.best: dict[str, Any] = {}
         self._saved: int | None = None
-        self._memo = ScoreMemo() if self._asks_again() else None
-        self.parameters, self._sides = self._trained()
-        groups = [{"params": list(side.parameters), "name": side.name} for side in self._sides]
+        self._memo = ScoreMemo() if self._scores_again() else None
+        self._order: tuple[int, list[int]] = (-1, [])  # of the last epoch that was asked for
+        self._sides = self._trained()
+        self.parameters = {key: weight for of_side in self._sides.values() for key, weight in of_side.items()}
+        groups = [{"params": list(of_side.values()), "name": name} for name, of_side in self._sides.items()]
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, weight_decay=options.weight_decay)
 
-    def _trained(self) -> tuple[dict[str, nn.Parameter], list[_Side]]:
-        """The trained weights by name and by side; all others need no gradient from here on."""
-        options = self.options
-        found: dict[str, nn.Parameter] = {}
-        sides = []
+    def _trained(self) -> dict[str, dict[str, nn.Parameter]]:
+        """The trained weights, by side and name; all others need no gradient from here on."""
+        sides: dict[str, dict[str, nn.Parameter]] = {}
         for name, part, wanted in (
-            ("retriever", self.retriever, options.trains_retriever),
-            ("generator", self.generator, options.trains_generator),
+            ("retriever", self.retriever, self.options.trains_retriever),
+            ("generator", self.generator, self.options.trains_generator),
         ):
             named = {} if part is None else dict(part.named_parameters())
             if not wanted:
@@ -124,16 +115,15 @@ class Trainer:
             if wanted and part is not None and not of_side:
                 raise InputError(f"the {name} has no weights to train; freeze it")
             if of_side:
-                found |= of_side
-                sides.append(_Side(name, tuple(of_side.values())))
-        return found, sides
+                sides[name] = of_side
+        return sides
 
-    def _asks_again(self) -> bool:
-        """Whether a generator that does not learn will see examples more than once."""
+    def _scores_again(self) -> bool:
+        """Whether a generator that does not learn scores examples more than once."""
         options = self.options
-        unlearned = options.warmup_retriever if options.trains_generator else options.num_steps
-        again = unlearned * options.batch_size > len(self.examples)
-        return self.retriever is not None and again and not options.label_smoothing  # which asks for more than scores
+        num_steps = options.warmup_retriever if options.trains_generator else options.num_steps
+        again = num_steps * options.batch_size > len(self.examples)
+        return self.retriever is not None and again and not options.label_smoothing  # which needs more than scores
 
     def run(self, *, resume: bool = False, until: int | None = None) -> Outcome:
         """All steps from the first, or with ``resume`` from the newest checkpoint.
@@ -145,21 +135,10 @@ class Trainer:
 
         Raises: TrainingError if a checkpoint cannot be read or written, or the loss is no number.
         """
-        found = checkpoint.newest(self.folder) if resume else None
-        step = 0
-        if found is not None:
-            checkpoint.restore(found, parameters=self.parameters, optimiser=self.optimiser)
-            step, self.best = found.step, dict(found.state.get("best", {}))
-            scores = found.scores()
-            if self._memo is not None and scores is not None:
-                self._memo.restore(scores)
-            first = found.state.get("first_health")
-            self._first = None if first is None else Health(**_finite(first))
-            if self._refresher is not None and found.state.get("memory_version") is not None:
-                self._refresher.use(found.state["memory_version"])
+        step = self._restored() if resume else 0
         main = self.processes.is_main
         with (
-            TrainingLog(self.folder, append=resume) if main else _Silent() as log,
+            TrainingLog(self.folder, append=resume, enabled=main) as log,
             Progress(self.options.num_steps, start=step, enabled=self._progress and main) as progress,
             _stop_requests() as stop_wanted,
         ):
@@ -182,16 +161,32 @@ class Trainer:
 
     def restore_best(self) -> None:
         """The weights of the best step on the development set, where there is one."""
-        found = checkpoint.best(self.folder)
-        if found is not None:
-            checkpoint.restore(found, parameters=self.parameters)
+        best = checkpoint.best(self.folder)
+        if best is not None:
+            checkpoint.restore(best, parameters=self.parameters)
+
+    def _restored(self) -> int:
+        """Everything as the newest checkpoint has it; its step, 0 if there is none."""
+        newest = checkpoint.newest(self.folder)
+        if newest is None:
+            return 0
+        checkpoint.restore(newest, parameters=self.parameters, optimiser=self.optimiser)
+        self.best = dict(newest.state.get("best", {}))
+        scores = newest.scores()
+        if self._memo is not None and scores is not None:
+            self._memo.restore(scores)
+        first, version = newest.state.get("first_health"), newest.state.get("memory_version")
+        self._first = None if first is None else Health.of_record(first)
+        if self._refresher is not None and version is not None:
+            self._refresher.use(version)
+        return newest.step
 
     def _phase(self, step: int) -> str:
         if step < self.options.warmup_generator and self.options.trains_retriever:
             return "generator first"
         return "retriever first" if step < self.options.warmup_retriever else ""
 
-    def _step(self, step: int, log: TrainingLog | _Silent, progress: Progress) -> float:
+    def _step(self, step: int, log: TrainingLog, progress: Progress) -> float:
         """One update; returns the batch's mean −log p(y|x)."""
         options = self.options
         rates = {"retriever": options.rate_of_retriever(step), "generator": options.rate_of_generator(step)}
@@ -201,12 +196,12 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         totals = self._gradients(batch, {name: rate > 0 for name, rate in rates.items()}, options.hindsight_in(step))
         norms = {}
-        for side in self._sides:
-            if rates[side.name] > 0:
-                self.processes.sum_gradients(side.parameters)
-                norms[side.name] = float(nn.utils.clip_grad_norm_(side.parameters, options.clip))
+        for name, of_side in self._sides.items():
+            if rates[name] > 0:
+                self.processes.sum_gradients(of_side.values())
+                norms[name] = float(nn.utils.clip_grad_norm_(of_side.values(), options.clip))
             else:  # the optimiser's moments are of what a side learns from
-                for parameter in side.parameters:
+                for parameter in of_side.values():
                     parameter.grad = None
         loss, nll, num_tokens = (float(value) / len(batch) for value in self.processes.sum(totals).tolist())
         for what, value in {"loss": loss, **{f"gradient of the {name}": norm for name, norm in norms.items()}}.items():
@@ -229,17 +224,11 @@ class Trainer:
         first = (options.skip_batches + step) * options.batch_size
         for place in range(first, first + options.batch_size):
             epoch, position = divmod(place, n)
-            example = self.examples[self._order(epoch)[position]]
-            y = target(example, epoch=epoch, seed=options.seed, choice=options.answers)
-            pairs.append((example.x, y))
+            if self._order[0] != epoch:
+                self._order = epoch, order(n, epoch=epoch, seed=options.seed)
+            example = self.examples[self._order[1][position]]
+            pairs.append((example.x, target(example, epoch=epoch, seed=options.seed, choice=options.answers)))
         return pairs
-
-    def _order(self, epoch: int) -> list[int]:
-        kept: tuple[int, list[int]] | None = getattr(self, "_kept_order", None)
-        if kept is None or kept[0] != epoch:
-            kept = (epoch, order(len(self.examples), epoch=epoch, seed=self.options.seed))
-            self._kept_order = kept
-        return kept[1]
 
     def _gradients(self, batch: Sequence[tuple[str, str]], learns: Mapping[str, bool], num_hindsight: int) -> Tensor:
         """Gradients of the batch's mean loss for this process's rows; their summed loss, NLL and tokens, (3,)."""
@@ -265,7 +254,7 @@ class Trainer:
             totals += torch.tensor([total.item(), found.nll.sum().item(), found.num_tokens], dtype=torch.float64)
         return totals
 
-    def _between(self, step: int, log: TrainingLog | _Silent, progress: Progress) -> None:
+    def _between(self, step: int, log: TrainingLog, progress: Progress) -> None:
         """What happens after a step, counted from 1."""
         options = self.options
         last = step == options.num_steps
@@ -296,7 +285,7 @@ class Trainer:
             self._saved = step
         self.processes.wait()
 
-    def _evaluate(self, step: int, log: TrainingLog | _Silent, progress: Progress) -> None:
+    def _evaluate(self, step: int, log: TrainingLog, progress: Progress) -> None:
         if not self.dev or not self.processes.is_main:
             self.processes.wait()
             return
@@ -341,26 +330,6 @@ class Trainer:
             best_step=self.best.get("step"),
             best_nll_per_token=self.best.get("nll_per_token"),
         )
-
-
-class _Silent:
-    """The log of a process that does not write one."""
-
-    def __enter__(self) -> _Silent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def write(self, event: str, step: int, **values: Any) -> None:
-        """Nothing."""
-
-    def drop_after(self, step: int) -> None:
-        """Nothing."""
-
-
-def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: math.nan if value is None else value for name, value in record.items()}
 
 
 @contextmanager

@@ -2,12 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from latentrag.errors import InputError
 from latentrag.options import Given, Option, check_options, options_of
-from latentrag.types import Objective, Variant
+from latentrag.registry import Table
+from latentrag.types import Variant
 
+if TYPE_CHECKING:
+    from latentrag.training.step import Objective
+
+OBJECTIVES: "Table[Objective]" = Table(
+    "objective",
+    {name: f"latentrag.training.step:{name.upper()}" for name in ("nll", "emdr2", "pdist", "loop")},
+    group="latentrag.objectives",
+)
 Freeze = Literal["none", "retriever", "generator"]
 Answers = Literal["first", "sample"]
 """Which of an example's answers is y: always the first, or another one in each epoch."""
@@ -27,8 +36,11 @@ class TrainingOptions:
         Variant, Option("sequence: one passage explains the whole answer; token: each token may have its own.")
     ] = "sequence"
     objective: Annotated[
-        Objective,
-        Option("What is minimised: nll is the paper's (§2.4); the others give the retriever a loss of its own."),
+        str,
+        Option(
+            "What is minimised: nll (the paper's, §2.4), or emdr2, pdist or loop, which give the retriever a loss of "
+            "its own."
+        ),
     ] = "nll"
     k: Annotated[int, Option("Passages retrieved for a question.", flags=("-k", "--k", "--passages"), ge=1)] = 5
     hindsight: Annotated[
@@ -118,8 +130,10 @@ class TrainingOptions:
         self._check_combinations()
 
     def _check_combinations(self) -> None:
-        if self.label_smoothing and self.objective != "nll":
-            raise InputError(f"label_smoothing is for objective='nll', not {self.objective!r}; leave one of them out")
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"objective={self.objective!r} is unknown; needed one of {', '.join(OBJECTIVES)}")
+        if self.label_smoothing and not OBJECTIVES[self.objective].smooths_labels:
+            raise InputError(f"label_smoothing is not for objective={self.objective!r}; leave one of them out")
         seeks = self.hindsight or self.hindsight_steps is not None
         if self.closed_book and (self.objective != "nll" or seeks or self.freeze == "generator"):
             raise InputError(

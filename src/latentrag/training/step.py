@@ -1,19 +1,60 @@
 """(x, y) to losses: retrieve, read, score, marginalise (Lewis et al. 2020, §2.4)."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from latentrag.marginal import emdr2, log_prior, loop, marginal_weights, nll, pdist, smoothed_nll
-from latentrag.model import closed_book
+from latentrag.model import Evidence, closed_book, read_of
 from latentrag.protocols import TrainableGenerator, TrainableRetriever
-from latentrag.training.memo import ScoreMemo
-from latentrag.training.options import TrainingOptions
-from latentrag.types import LatentLists, Retrieved, Targets
+from latentrag.training.options import OBJECTIVES, TrainingOptions
+from latentrag.types import Latent, LatentLists, Retrieved, Targets
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What a run minimises; each function gives the losses of B examples, (B,).
+
+    Attributes:
+        loss: of the scores of single passages, differentiable in both sides.
+        with_reader: of these, which teach the retriever, and of log p(y_i|x,Z,y_<i) (B, T), by which the generator
+            learns to read all passages at once. None: the generator learns from single passages.
+        smooths_labels: whether it is the likelihood, so that label smoothing can be added.
+    """
+
+    loss: Callable[[Evidence, TrainingOptions], Tensor]
+    with_reader: Callable[[Evidence, Tensor, TrainingOptions], Tensor] | None = None
+    smooths_labels: bool = False
+
+
+def _likelihood(evidence: Evidence, options: TrainingOptions) -> Tensor:
+    return nll(evidence.log_p_eta, evidence.log_p_theta, evidence.targets.mask, variant=options.variant)
+
+
+def _emdr2(evidence: Evidence, together: Tensor, options: TrainingOptions) -> Tensor:
+    mask = evidence.targets.mask
+    return emdr2(evidence.log_p_eta, evidence.log_p_theta, mask, together, variant=options.variant)
+
+
+def _pdist(evidence: Evidence, options: TrainingOptions) -> Tensor:
+    scores, mask = (evidence.log_p_eta, evidence.log_p_theta), evidence.targets.mask
+    return pdist(*scores, mask, variant=options.variant, temperature=options.temperature)
+
+
+def _loop(evidence: Evidence, options: TrainingOptions) -> Tensor:
+    scores, mask = (evidence.log_p_eta, evidence.log_p_theta), evidence.targets.mask
+    return loop(*scores, mask, variant=options.variant, temperature=options.temperature)
+
+
+NLL = Objective(_likelihood, smooths_labels=True)
+EMDR2 = Objective(_likelihood, with_reader=_emdr2)
+PDIST = Objective(_pdist)
+LOOP = Objective(_loop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +62,8 @@ class Losses:
     """Of B examples.
 
     Attributes:
-        loss: (B,), with its gradient. Where passages were sought with y and the generator learns, its value is the
-            retriever's objective, over all of them; the generator's, over the top K, is there by its gradient only.
+        loss: (B,), with its gradient. Where there are extra candidates and the generator learns, its value is the
+            retriever's objective over all passages; the generator's objective, over the top K, adds its gradient only.
         nll: (B,) −log p(y|x) over the top K, nats.
         num_tokens: of all targets.
     """
@@ -41,114 +82,167 @@ def losses(
     options: TrainingOptions,
     retriever_learns: bool = True,
     generator_learns: bool = True,
-    memo: ScoreMemo | None = None,
+    memo: "ScoreMemo | None" = None,
 ) -> Losses:
     """The objective of B pairs (x, y), differentiable in both sides.
 
     Args:
         retriever: None: closed book.
-        retriever_learns, generator_learns: a side that does not is computed without a gradient, save for the generator
-            with label smoothing; what it gets then is to be thrown away.
-        memo: of a generator that does not learn and has not learned since: its scores are looked up there.
+        retriever_learns, generator_learns: a side that does not learn is computed without a gradient. Exception: with
+            label smoothing the generator gets a gradient all the same, which the caller must discard.
+        memo: scores of a generator that does not learn and has not learned since they were kept. Not with label
+            smoothing, which needs more than scores.
     """
     targets = generator.targets(y)
-    device = targets.ids.device
-    mixed = torch.autocast(device.type, torch.bfloat16) if options.autocast else nullcontext()
+    num_tokens = int(targets.mask.sum())
+    mixed = torch.autocast(generator.device.type, torch.bfloat16) if options.autocast else nullcontext()
     if retriever is None:
         with mixed:
             evidence = closed_book(generator, x).evidence(targets)
-        alone = nll(evidence.log_p_eta, evidence.log_p_theta, targets.mask, variant="sequence")
-        return Losses(alone, alone.detach(), int(targets.mask.sum()))
+        alone = -evidence.log_likelihood("sequence")
+        return Losses(alone, alone.detach(), num_tokens)
     with nullcontext() if retriever_learns else torch.no_grad():
-        retrieved = _retrieved(retriever, x, y, options, learns=retriever_learns)
-        logits = retrieved.logits.to(device)
-        log_p_eta = log_prior(logits)
-    if memo is not None and not options.label_smoothing:
-        with mixed:
-            log_p_theta = memo.log_p_theta(generator, x, y, retrieved.latents, targets)
-        loss = _of_scores(log_p_eta, log_p_theta, targets, options)
-    else:
-        loss, log_p_theta = _objective(
-            generator, x, retrieved, targets, log_p_eta, options=options, mixed=mixed, learns=generator_learns
-        )
+        if options.hindsight and retriever_learns:
+            retrieved = retriever.retrieve_in_hindsight(x, y, options.k, options.hindsight)
+        else:
+            retrieved = retriever.retrieve(x, options.k)
+    with mixed:
+        if memo is not None:
+            kept = memo.log_p_theta(generator, x, y, retrieved.latents, targets)
+            evidence = _evidence(retrieved, kept, targets)
+            loss = OBJECTIVES[options.objective].loss(evidence, options)
+        elif generator_learns and len(retrieved.latents[0]) > options.k:
+            loss, evidence = _each_side_from_its_own(generator, x, retrieved, targets, options)
+        else:
+            loss, evidence = _both_from_the_same(generator, x, retrieved, targets, options, learns=generator_learns)
     with torch.no_grad():
-        asked = slice(0, options.k)  # the others will not be found without y
-        plain = nll(log_prior(logits[:, asked]), log_p_theta[:, asked], targets.mask, variant=options.variant)
-    return Losses(loss, plain, int(targets.mask.sum()))
+        top = retrieved.between(0, options.k)  # extra candidates are not retrieved without y
+        plain = _evidence(top, evidence.log_p_theta[:, : options.k], targets).log_likelihood(options.variant)
+    return Losses(loss, -plain, num_tokens)
 
 
-def _retrieved(
-    retriever: TrainableRetriever, x: Sequence[str], y: Sequence[str], options: TrainingOptions, *, learns: bool
-) -> Retrieved:
-    if options.hindsight and learns:
-        return retriever.retrieve_in_hindsight(x, y, options.k, options.hindsight)
-    return retriever.retrieve(x, options.k)
+def _evidence(retrieved: Retrieved, log_p_theta: Tensor, targets: Targets) -> Evidence:
+    log_p_eta = log_prior(retrieved.logits.to(log_p_theta.device))
+    return Evidence(retrieved.latents, log_p_eta, log_p_theta, targets, retrieved.version)
 
 
-def _objective(
+def _each_side_from_its_own(
+    generator: TrainableGenerator, x: Sequence[str], retrieved: Retrieved, targets: Targets, options: TrainingOptions
+) -> tuple[Tensor, Evidence]:
+    """The loss (B,) where the retriever learns from all passages, the generator from the top K; and the evidence.
+
+    A generator that learned from passages retrieved with y, too, answered worse (docs/experiments/jeopardy.md).
+    """
+    with torch.no_grad():  # before gradients are taken, which drop the packed weights again
+        of_others = read_of(generator, x, retrieved.between(options.k)).evidence(targets).log_p_theta
+    torch.clear_autocast_cache()  # of weights cast above, without a gradient
+    log_p_eta = log_prior(retrieved.logits.to(of_others.device))
+    prior = {"fixed": log_p_eta.detach()[:, : options.k]}  # renormalised where it is read
+    top = Retrieved(retrieved.between(0, options.k).latents, prior, retrieved.version)
+    reader_loss, of_top = _both_from_the_same(generator, x, top, targets, options, learns=True)
+    log_p_theta = torch.cat([of_top.log_p_theta.detach(), of_others], dim=1)
+    evidence = Evidence(retrieved.latents, log_p_eta, log_p_theta, targets, retrieved.version)
+    retriever_loss = OBJECTIVES[options.objective].loss(evidence, options)
+    return retriever_loss + (reader_loss - reader_loss.detach()), evidence
+
+
+def _both_from_the_same(
     generator: TrainableGenerator,
     x: Sequence[str],
     retrieved: Retrieved,
     targets: Targets,
-    log_p_eta: Tensor,
-    *,
     options: TrainingOptions,
-    mixed: AbstractContextManager[Any],
+    *,
     learns: bool,
-) -> tuple[Tensor, Tensor]:
-    """The loss (B,) and log_p_theta (B, K + K2, T). ``learns``: whether the generator does.
+) -> tuple[Tensor, Evidence]:
+    """The loss (B,) of passages that both sides learn from, and the evidence.
 
-    What was found with y teaches the retriever alone: a generator that learned from it, too, answered worse
-    (docs/experiments/jeopardy.md).
+    Args:
+        learns: whether the generator does.
     """
-    read = retrieved.between(0, options.k).latents
-    with mixed:
-        if not learns or log_p_eta.shape[1] == options.k:
-            return _of_latents(generator, x, retrieved.latents, targets, log_p_eta, options=options, learns=learns)
-        with torch.no_grad():  # before gradients are taken, which drop the packed weights again
-            prepared = generator.prepare(x, retrieved.between(options.k).latents)
-            of_others = generator.log_p_theta(prepared, targets)
-        torch.clear_autocast_cache()  # of weights cast above, without a gradient
-        prior = log_prior(log_p_eta[:, : options.k].detach())
-        reader_loss, of_read = _of_latents(generator, x, read, targets, prior, options=options, learns=True)
-    log_p_theta = torch.cat([of_read.detach(), of_others], dim=1)
-    retriever_loss = _of_scores(log_p_eta, log_p_theta, targets, options)
-    return retriever_loss + (reader_loss - reader_loss.detach()), log_p_theta
-
-
-def _of_latents(
-    generator: TrainableGenerator,
-    x: Sequence[str],
-    latents: LatentLists,
-    targets: Targets,
-    log_p_eta: Tensor,
-    *,
-    options: TrainingOptions,
-    learns: bool,
-) -> tuple[Tensor, Tensor]:
-    """The loss (B,) and log_p_theta (B, K, T) of latent values that both sides learn from."""
-    variant, mask = options.variant, targets.mask
-    prepared = generator.prepare(x, latents)
+    objective, variant, mask = OBJECTIVES[options.objective], options.variant, targets.mask
+    read = read_of(generator, x, retrieved)
     if options.label_smoothing:
         log_p_theta, mean = generator.log_p_theta_and_mean(
-            prepared, targets, lambda found: marginal_weights(log_p_eta, found, mask, variant=variant)
+            read.prepared, targets, lambda tokens: marginal_weights(read.log_p_eta, tokens, mask, variant=variant)
         )
         smoothing = options.label_smoothing
-        return smoothed_nll(log_p_eta, log_p_theta, mean, mask, variant=variant, smoothing=smoothing), log_p_theta
-    # EMDR² teaches the generator by the reader of all passages; of single passages it only asks.
-    with nullcontext() if learns and options.objective != "emdr2" else torch.no_grad():
-        log_p_theta = generator.log_p_theta(prepared, targets)
-    if options.objective == "emdr2" and learns:
-        torch.clear_autocast_cache()  # of weights cast above, without a gradient
-        together = generator.log_p_theta(generator.prepare_together(x, latents), targets)[:, 0]
-        return emdr2(log_p_eta, log_p_theta, mask, together, variant=variant), log_p_theta
-    return _of_scores(log_p_eta, log_p_theta, targets, options), log_p_theta
+        loss = smoothed_nll(read.log_p_eta, log_p_theta, mean, mask, variant=variant, smoothing=smoothing)
+        return loss, Evidence(retrieved.latents, read.log_p_eta, log_p_theta, targets, retrieved.version)
+    with nullcontext() if learns and objective.with_reader is None else torch.no_grad():
+        evidence = read.evidence(targets)
+    if objective.with_reader is None or not learns:
+        return objective.loss(evidence, options), evidence
+    torch.clear_autocast_cache()  # of weights cast above, without a gradient
+    together = generator.log_p_theta(generator.prepare_together(x, retrieved.latents), targets)[:, 0]
+    return objective.with_reader(evidence, together, options), evidence
 
 
-def _of_scores(log_p_eta: Tensor, log_p_theta: Tensor, targets: Targets, options: TrainingOptions) -> Tensor:
-    """The loss (B,) that needs nothing but both scores."""
-    variant, mask = options.variant, targets.mask
-    if options.objective in ("nll", "emdr2"):  # of EMDR², without its reader, this is what teaches the retriever
-        return nll(log_p_eta, log_p_theta, mask, variant=variant)
-    distil = pdist if options.objective == "pdist" else loop
-    return distil(log_p_eta, log_p_theta, mask, variant=variant, temperature=options.temperature)
+_KEY_BYTES = 16
+
+
+class ScoreMemo:
+    """log p_θ(y|x,z) of a generator whose weights do not change, so that later epochs only score new passages.
+
+    It is saved with a checkpoint: scores computed again, in another batch, would differ in their last digits.
+    """
+
+    def __init__(self) -> None:
+        self._scores: dict[bytes, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    @torch.no_grad()
+    def log_p_theta(
+        self,
+        generator: TrainableGenerator,
+        x: Sequence[str],
+        y: Sequence[str],
+        latents: LatentLists,
+        targets: Targets,
+    ) -> Tensor:
+        """(B, K, T) without gradient; the generator computes what is not kept."""
+        keys = [[_key(x[b], y[b], z) for z in of_one] for b, of_one in enumerate(latents)]
+        missing = {key: (b, k) for b, row in enumerate(keys) for k, key in enumerate(row) if key not in self._scores}
+        lengths = targets.mask.sum(dim=1).tolist()
+        if missing:
+            questions = torch.tensor([b for b, _ in missing.values()], device=targets.ids.device)
+            prepared = generator.prepare(
+                [x[b] for b, _ in missing.values()], [[latents[b][k]] for b, k in missing.values()]
+            )
+            of_missing = Targets(targets.ids[questions], targets.mask[questions])
+            log_p = generator.log_p_theta(prepared, of_missing)[:, 0].float().cpu().numpy()  # (n, T)
+            for row, (key, (b, _)) in zip(log_p, missing.items(), strict=True):
+                self._scores[key] = row[: lengths[b]].tobytes()
+        scores = np.zeros((len(x), len(keys[0]), targets.ids.shape[1]), np.float32)
+        for b, of_question in enumerate(keys):
+            for k, key in enumerate(of_question):
+                scores[b, k, : lengths[b]] = np.frombuffer(self._scores[key], np.float32)
+        return torch.from_numpy(scores).to(targets.ids.device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, for a checkpoint."""
+        keys = np.frombuffer(b"".join(self._scores), np.uint8).reshape(-1, _KEY_BYTES)
+        values = np.frombuffer(b"".join(self._scores.values()), np.float32)
+        lengths = np.array([len(value) // 4 for value in self._scores.values()], np.int32)
+        arrays = {"keys": keys, "lengths": lengths, "values": values}
+        return {name: torch.tensor(array) for name, array in arrays.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """What ``tensors`` gave."""
+        ends = tensors["lengths"].long().cumsum(dim=0).tolist()
+        keys, values = tensors["keys"].numpy(), tensors["values"].numpy()
+        starts = [0, *ends][:-1]
+        self._scores = {
+            key.tobytes(): values[start:end].tobytes() for key, start, end in zip(keys, starts, ends, strict=True)
+        }
+
+
+def _key(x: str, y: str, z: Latent) -> bytes:
+    digest = hashlib.blake2b(digest_size=_KEY_BYTES)
+    for text in (x, y, *(part for passage in z for part in (passage.id, passage.title, passage.text))):
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return digest.digest()
