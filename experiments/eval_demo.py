@@ -26,14 +26,8 @@ from torch import Tensor
 import latentrag
 from latentrag.assemble import open_memory
 from latentrag.decoding import fast, marginal_beam, thorough
-from latentrag.evaluation import (
-    contains_answer,
-    exact_match,
-    normalised,
-    paired_difference,
-    regex_match,
-    share_interval,
-)
+from latentrag.evaluation.intervals import paired_difference, share_interval
+from latentrag.evaluation.metrics import contains_answer, exact_match, normalised, regex_match
 from latentrag.marginal import log_prior
 from latentrag.rag import Rag
 from latentrag.types import Passage, no_passages, singles

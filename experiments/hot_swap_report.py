@@ -11,7 +11,8 @@ from typing import Any
 from hot_swap_facts import KINDS, Fact
 from running import between_marks
 
-from latentrag.evaluation import exact_match, paired_difference, share_interval
+from latentrag.evaluation.intervals import paired_difference, share_interval
+from latentrag.evaluation.metrics import exact_match
 
 WORLDS = "AB"
 

@@ -33,7 +33,6 @@ Decoding = Literal["exact", "thorough", "fast"]
 RAG-Token has one decoder, which is exact."""
 
 
-
 Scalar = str | int | float | bool
 """The value of a passage's field."""
 

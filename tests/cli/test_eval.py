@@ -98,16 +98,16 @@ def test_closed_book_and_compare(measure, tmp_path) -> None:
 def test_control_c_says_how_to_go_on(measure, tmp_path, monkeypatch) -> None:
     from latentrag.rag import Rag
 
-    decode, calls = Rag.decode, []
+    search, calls = Rag.search, []
 
     def interrupted(*arguments, **options):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return decode(*arguments, **options)
+        return search(*arguments, **options)
 
     out = tmp_path / "run.jsonl"
-    monkeypatch.setattr(Rag, "decode", interrupted)
+    monkeypatch.setattr(Rag, "search", interrupted)
     done = measure("--out", out, "--batch-size", 1)
     assert (done.code, done.stdout) == (130, "")
     assert done.stderr.splitlines() == [

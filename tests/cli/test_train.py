@@ -208,7 +208,7 @@ def test_resumed(train, tmp_path) -> None:
 
 
 MISTAKES = {
-    "a run is there": (["--steps", 2], "holds a run already; go on with it by --resume"),
+    "a run is there": (["--steps", 2], "holds a run already; continue it with --resume"),
     "other settings": (["--steps", 2, "-k", 3, "--resume"], "has k=2, now asked for 3; resume with what it began with"),
     "other steps": (["--steps", 3, "--resume"], "has num_steps=2, now asked for 3"),
 }

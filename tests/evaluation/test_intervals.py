@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from latentrag.evaluation import Estimate, estimates, paired_difference, share_interval
-from latentrag.evaluation.intervals import resampled_means
+from latentrag.evaluation.intervals import (
+    Estimate,
+    estimates,
+    paired_difference,
+    resampled_means,
+    share_interval,
+)
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 20), (3, 20), (20, 20), (250, 1000)])

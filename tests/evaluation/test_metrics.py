@@ -1,6 +1,13 @@
 import pytest
 
-from latentrag.evaluation import contains_answer, contains_match, exact_match, normalised, regex_match, token_f1
+from latentrag.evaluation.metrics import (
+    contains_answer,
+    contains_match,
+    exact_match,
+    normalised,
+    regex_match,
+    token_f1,
+)
 
 
 def test_normalised() -> None:

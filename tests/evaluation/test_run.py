@@ -10,8 +10,8 @@ import torch
 
 from latentrag import io
 from latentrag.errors import DataError, InputError, ModelError
-from latentrag.evaluation import compare, token_f1
-from latentrag.evaluation.metrics import DECODERS, METRICS, TASKS, Task, mean_of
+from latentrag.evaluation.compare import compare
+from latentrag.evaluation.metrics import DECODERS, METRICS, TASKS, Task, mean_of, token_f1
 from latentrag.evaluation.run import Plan, evaluate
 from latentrag.model import Read
 from latentrag.options import DecodingOptions

@@ -25,8 +25,7 @@ from latentrag.options import (
 
 if TYPE_CHECKING:
     from latentrag.assemble import ModelSpec
-    from latentrag.evaluation import Report
-    from latentrag.training.data import Example
+    from latentrag.evaluation.report import Report
 
 
 def evaluate(
@@ -59,10 +58,11 @@ def evaluate(
     which holds the answer, also measure title recall.
     """
     from latentrag.evaluation.run import evaluate as run
+    from latentrag.training.data import read_examples
 
     data, model = _data_and_model(what, model)
     source = arg.model_source(model)
-    examples = _examples(data, skip_bad=skip_bad)[:limit]
+    examples = read_examples(data, skip_bad=skip_bad, say=say).rows[:limit]
     rag = arg.open_rag(model, memory, version, place)
     about = {"model": _name(source), "model_files": _stamp(source), "memory": str(resolve_memory(memory.memory))}
     try:
@@ -93,7 +93,7 @@ def compare(
     as_json: arg.AsJson = False,
 ) -> None:
     """Whether one evaluation is better than another: paired bootstrap over their questions."""
-    from latentrag.evaluation import compare as compared
+    from latentrag.evaluation.compare import compare as compared
 
     result = compared(ours, theirs)
     if as_json:
@@ -120,15 +120,6 @@ def _data_and_model(what: Sequence[str], model: ModelOptions) -> tuple[Path, Mod
     if len(what) == 2 and model.model is not None:
         raise InputError(f"got the models {what[0]} and {model.model}; give one")
     return Path(what[-1]), replace(model, model=what[0]) if len(what) == 2 else model
-
-
-def _examples(data: Path, *, skip_bad: bool) -> Sequence[Example]:
-    from latentrag.training.data import described, read_examples
-
-    found = read_examples(data, skip_bad=skip_bad)
-    if found.skipped:
-        say(f"warning: {data}: {described(found.skipped, of=len(found) + len(found.skipped))}; they are left out")
-    return found.rows
 
 
 def _name(source: str | ModelSpec) -> str:

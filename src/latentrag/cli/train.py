@@ -5,21 +5,18 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
 from latentrag.options import DEMO, Given, MemoryOptions, ModelOptions
-from latentrag.training.options import RunOptions, TrainingOptions, options_from
+from latentrag.training.options import RunOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from latentrag.training.loop import Outcome
-
-Chosen = Literal["warmup", "hindsight"]
 
 
 def train(
@@ -38,25 +35,19 @@ def train(
     encoder which passages help, and the generator how to use them. Several processes: accelerate launch
     --module latentrag train …
     """
-    from latentrag.train_run import Setup
-    from latentrag.train_run import train as run
+    from latentrag.assemble.runs import Setup
+    from latentrag.assemble.runs import train as run
 
     if model.retriever == "bm25" and training.get("freeze", "none") == "none":
         training["freeze"] = "retriever"
-    left_out: dict[Chosen, bool] = {
-        "warmup": not {"warmup_generator", "warmup_retriever"} & set(training),
-        "hindsight": "hindsight" not in training,
-    }
     setup = Setup(
         data=data,
         memory=memory.memory,
         model=arg.model_source(model),
         retriever=model.retriever,
-        choose=[name for name, absent in left_out.items() if absent],
         **asdict(run_options),
     )
-    options = partial(options_from, training, run_options.epochs)
-    outcome = run(setup, options, resume=resume, progress=True, say=say)
+    outcome = run(setup, training, resume=resume, progress=True, say=say)
     if not outcome.finished:
         say(f"stopped after step {outcome.step}; continue with: {_resuming()}")
         raise typer.Exit(130)

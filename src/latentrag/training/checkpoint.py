@@ -1,10 +1,14 @@
-"""Checkpoints: everything a run needs to go on as if nothing had happened, whole or not at all.
+"""The folder of a run: its request, and checkpoints with everything it needs to go on as if nothing had happened.
 
+    run.json                     what the run was asked for; a resumed run must be asked for the same
+    log.jsonl                    a line for every step, evaluation and warning (``training.log``)
     step-00000200/
         parameters.safetensors   the weights that are trained
         optimiser.safetensors    Adam's moments, as ``NAME:exp_avg`` and the like
         scores.safetensors       scores of a generator that does not learn, where later steps will need them
         state.json               the step, and the best result so far
+    best-00000100/               the weights of the best step on the development set
+    model/                       the trained model, as ``latentrag.load`` reads it
 
 What a run draws at random is a function of its seed and of the step, so no state of a random generator is saved. Older
 checkpoints are removed when the new one is on the disk.
@@ -13,7 +17,7 @@ checkpoints are removed when the new one is on the disk.
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from latentrag import io
-from latentrag.errors import TrainingError
+from latentrag.errors import InputError, TrainingError
 
+REQUEST_FILE = "run.json"
+FORMAT = 2
 _STEP = "step-"
 _BEST = "best-"
 
@@ -164,3 +170,70 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{path} cannot be read ({error}); remove its folder to begin again without it") from error
     return tensors
+
+
+# The request
+
+
+def read_request(run: Path, *, resume: bool) -> Mapping[str, Any] | None:
+    """What the run in this folder was asked for; None if none has begun there.
+
+    Raises: InputError for a folder that is taken, or if there is nothing to resume; TrainingError if it cannot be read.
+    """
+    file = run / REQUEST_FILE
+    if not file.exists():
+        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise InputError(f"{run} exists and is no run of latentrag; name another folder with --out")
+        if resume:
+            raise InputError(f"no run has begun in {run}; leave --resume out to begin one")
+        return None
+    if not resume:
+        raise InputError(f"{run} holds a run already; continue it with --resume, or name another folder with --out")
+    try:
+        request: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{file} cannot be read ({error}); begin anew in another folder") from error
+    if request.get("format") != FORMAT:
+        raise TrainingError(f"{file} has format={request.get('format')!r}; this version reads {FORMAT}; begin anew")
+    return request
+
+
+def check_same_request(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises: InputError if a resumed run is asked for something else."""
+    for name, value in now.items():
+        old = before.get(name)
+        pairs = [(name, old, value)]
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            prefix = "" if name == "options" else f"{name}."
+            pairs = [(prefix + key, old.get(key), value[key]) for key in value]
+        for key, was, wanted in pairs:
+            if was != wanted:
+                raise InputError(
+                    f"the run in {run} has {key}={was!r}, now asked for {wanted!r}; resume with what it began with"
+                )
+
+
+@contextmanager
+def claimed(run: Path) -> Iterator[None]:
+    """The run's folder, made if need be, for this process alone. Raises: InputError."""
+    with ExitStack() as opened:
+        with _writing(run):
+            run.mkdir(parents=True, exist_ok=True)
+            alone = opened.enter_context(io.exclusive(run))
+        if not alone:
+            raise InputError(f"the run in {run} is going on in another process; wait for it, or name another folder")
+        yield
+
+
+def write_request(run: Path, request: Mapping[str, Any]) -> None:
+    """Raises: InputError if it cannot be written."""
+    with _writing(run):
+        io.write_json(run / REQUEST_FILE, request)
+
+
+@contextmanager
+def _writing(run: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{run} cannot be written ({error.strerror}); name another folder with --out") from error

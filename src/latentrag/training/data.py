@@ -127,7 +127,11 @@ QUESTIONS_AND_ANSWERS = ("plain", "dpr", "flashrag", "score", "kilt")
 
 
 def read_examples(
-    path: str | Path, *, skip_bad: bool = False, formats: Sequence[str] = QUESTIONS_AND_ANSWERS
+    path: str | Path,
+    *,
+    skip_bad: bool = False,
+    formats: Sequence[str] = QUESTIONS_AND_ANSWERS,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Examples:
     """The examples of a file of JSON lines, or of a JSON array of objects; also gzipped (``.gz``).
 
@@ -149,6 +153,7 @@ def read_examples(
     Args:
         skip_bad: leave rows that are no examples out, and list them in ``skipped``.
         formats: which a row may have, names in ``FORMATS``.
+        say: gets a warning about rows that are left out, in one line.
     Raises: DataError if the file cannot be read or has no example, or for bad rows: how many, and where the first are.
     """
     readers = [FORMATS[name] for name in formats]
@@ -171,6 +176,8 @@ def read_examples(
     if not rows:
         why = f"; {described(bad, of=len(bad))}" if bad else ""
         raise DataError(f"{path} holds no example; needed rows with a question and an answer{why}")
+    if bad:
+        say(f"warning: {path}: {described(bad, of=len(rows) + len(bad))}; they are left out")
     return Examples(tuple(rows), tuple(bad))
 
 

@@ -7,13 +7,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from latentrag import io
 from latentrag.errors import DataError, InputError
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 Event = Literal["start", "resume", "train", "dev", "refresh", "warning", "done"]
 
@@ -73,9 +70,7 @@ class TrainingLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _mirror(self, event: Event, step: int, values: Mapping[str, Any]) -> None:
@@ -148,9 +143,7 @@ class Progress:
         self._bar = self._opened.enter_context(bar)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._opened.close()
 
     def update(self, step: int, *, loss: float, num_tokens: int) -> None:

@@ -1,6 +1,7 @@
 """What a training run is asked to do."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -205,15 +206,53 @@ class TrainingOptions:
         return (num_steps - step) / max(1, num_steps - rising)
 
 
+RETRIEVER_FIRST = 200
+"""Steps in which the retriever alone learns from a causal generator, at most."""
+
+
 def options_from(given: Given[TrainingOptions], epochs: float, num_examples: int) -> TrainingOptions:
     """The options of a run of so many epochs: those given, else those that follow from its length, else the usual.
 
-    A generator's rate of 0 stands for the usual one of whatever is trained; see ``train_run.train``.
+    A generator's rate of 0 stands for the usual one of whatever is trained; see ``chosen_for``.
     """
     batch_size = given.get("batch_size", options_of(TrainingOptions)["batch_size"].default)
     num_steps = given.get("num_steps", max(1, round(epochs * num_examples / batch_size)))
     following = {"num_steps": num_steps, "warmup_steps": num_steps // 20, "lr_generator": 0.0}
     return TrainingOptions(**{**following, **given})
+
+
+def chosen_for(
+    options: TrainingOptions,
+    given: Collection[str],
+    *,
+    reads_untrained: bool,
+    trains_adapter: bool,
+    num_passages: int,
+) -> TrainingOptions:
+    """The options with those that were not given chosen from the model and the memory.
+
+    Which side of joint training learns alone at the start: a causal generator reads before it is trained, and tells
+    best which passage helps before it is tuned, so the retriever learns first; an encoder–decoder first learns to
+    read. Extra candidates: as many as K, while the retriever learns alone, where it does.
+
+    Args:
+        given: names of options that stay as they are.
+        reads_untrained: whether the generator is of the first kind.
+        num_passages: in the memory.
+    """
+    both = options.trains_generator and options.trains_retriever
+    if options.lr_generator == 0 and options.trains_generator:
+        options = replace(options, lr_generator=2e-4 if trains_adapter else 3e-5)
+    if both and not {"warmup_generator", "warmup_retriever"} & set(given):
+        if reads_untrained:
+            options = replace(options, warmup_retriever=min(options.num_steps // 2, RETRIEVER_FIRST))
+        else:
+            options = replace(options, warmup_generator=options.num_steps // 5)
+    if "hindsight" in given or not options.trains_retriever:
+        return options
+    alone = options.warmup_retriever if options.trains_generator else 0
+    number = max(0, min(options.k, num_passages - options.k))
+    return replace(options, hindsight=number, hindsight_steps=options.hindsight_steps or alone or None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

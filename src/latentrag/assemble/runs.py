@@ -1,0 +1,192 @@
+"""A training run from names and options to a saved model: opens data, memory and model, trains, writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from latentrag import io
+from latentrag.assemble.memories import open_memory
+from latentrag.assemble.models import load, save, with_parts
+from latentrag.assemble.parts import ModelSpec, Source
+from latentrag.assemble.training import generator_for_training, retriever_for_training
+from latentrag.errors import DataError, InputError
+from latentrag.generator.lora import Lora
+from latentrag.memory import Memory
+from latentrag.options import Given
+from latentrag.rag import Rag
+from latentrag.training import checkpoint
+from latentrag.training.data import Example, read_examples
+from latentrag.training.loop import Outcome, Trainer
+from latentrag.training.options import RunOptions, TrainingOptions, chosen_for, options_from
+from latentrag.training.processes import Processes
+
+LARGE = 100_000_000
+"""Parameters from which on a causal generator is trained by an adapter unless the options say otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup(RunOptions):
+    """What a run needs besides ``TrainingOptions``.
+
+    Attributes:
+        data: examples to train on; see ``read_examples``.
+        memory: a path or "demo". A run keeps to the version that it began with.
+        model: as for ``latentrag.load``.
+        retriever: a name in ``RETRIEVERS``, or as the model says.
+    """
+
+    data: Path
+    memory: Source
+    model: Source | ModelSpec
+    retriever: str | None = None
+
+
+def train(
+    setup: Setup,
+    given: Given[TrainingOptions],
+    *,
+    resume: bool = False,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Outcome:
+    """Train, and if the run ends by itself save the model of its best step under OUT/model.
+
+    Args:
+        given: the training options that were chosen; all others follow from data, model and memory.
+        resume: continue from the newest checkpoint in ``setup.out``.
+        say: gets lines for the user.
+    Raises: InputError for a folder that holds another run; TrainingError, DataError, ModelError, MemoryStoreError.
+    """
+    examples = _examples(setup.data, setup, say)
+    dev = () if setup.dev is None else _examples(setup.dev, setup, say)[: setup.dev_limit]
+    options = options_from(given, setup.epochs, len(examples))
+    before = checkpoint.read_request(setup.out, resume=resume)
+    memory = open_memory(setup.memory, version=None if before is None else before["memory"]["version"])
+    processes = Processes.start(device=setup.device)
+    if options.refresh_every and processes.count > 1:
+        raise InputError("refresh_every needs a single process, which re-encodes the memory; start one")
+    keep_preamble = _keeps_preamble(setup, options, before)
+    rag, lora = _model(setup, memory, options, device=str(processes.device), keep_preamble=keep_preamble)
+    generator: Any = rag.generator
+    options = chosen_for(
+        options,
+        given,
+        reads_untrained=generator.capabilities.keeps_prefixes,
+        trains_adapter=lora is not None,
+        num_passages=len(memory),
+    )
+    request = _request(setup, options, lora, memory, keep_preamble=keep_preamble)
+    retriever: Any = None if options.closed_book else rag.retriever
+    trainer = Trainer(
+        retriever,
+        generator,
+        examples,
+        options=options,
+        folder=setup.out,
+        dev=dev,
+        processes=processes,
+        refresher=retriever if options.refresh_every else None,
+        progress=progress,
+    )
+    if before is not None:
+        checkpoint.check_same_request(setup.out, before, request)
+    with checkpoint.claimed(setup.out) if processes.is_main else nullcontext():
+        if before is None and processes.is_main:
+            checkpoint.write_request(setup.out, request)
+        outcome = trainer.run(resume=before is not None)
+        if outcome.finished and processes.is_main:
+            trainer.restore_best()
+            _save(rag, setup.out / "model", refreshed=options.refresh_every > 0)
+    processes.wait()
+    return outcome
+
+
+def _keeps_preamble(setup: Setup, options: TrainingOptions, before: Mapping[str, Any] | None) -> bool:
+    """Training takes the place of the prompt's worked examples, unless the generator is not trained.
+
+    A run that an earlier version began with a frozen generator and without the examples goes on without them.
+    """
+    if setup.keep_preamble or options.trains_generator:
+        return setup.keep_preamble
+    return before is None or bool(before["keep_preamble"])
+
+
+def _save(rag: Rag, folder: Path, *, refreshed: bool) -> None:
+    generator: Any = rag.generator
+    generator.passage_cache = None
+    encoder = None
+    if refreshed:  # the memory's newest version becomes that of the weights that are saved
+        retriever: Any = rag.retriever
+        retriever.refresh()
+        encoder = retriever.passage_encoder
+    save(rag, folder, passage_encoder=encoder)
+
+
+def _examples(path: Path, setup: Setup, say: Callable[[str], None]) -> tuple[Example, ...]:
+    """Those of a file that have an answer: a pattern cannot be trained on."""
+    examples = read_examples(path, skip_bad=setup.skip_bad, say=say)
+    usable = tuple(example for example in examples if example.answers)
+    if not usable:
+        raise DataError(f"{path} has patterns and no answers; needed rows with an answer to train on")
+    if len(usable) < len(examples):
+        say(f"warning: {path}: {len(examples) - len(usable)} of {len(examples)} rows have no answer; they are left out")
+    return usable
+
+
+def _model(
+    setup: Setup, memory: Memory, options: TrainingOptions, *, device: str, keep_preamble: bool
+) -> tuple[Rag, Lora | None]:
+    """The model as it is to be trained, and its adapter's settings."""
+    rag = load(
+        setup.model,
+        memory=memory,
+        retriever=setup.retriever,
+        variant=options.variant,
+        k=options.k,
+        device=device,
+        dtype=setup.dtype,
+    )
+    generator: Any = rag.generator
+    causal = generator.capabilities.keeps_prefixes
+    size = sum(parameter.numel() for _, parameter in generator.named_parameters())
+    rank = setup.lora if setup.lora is not None else (16 if causal and size >= LARGE else 0)
+    lora: Lora | None = generator.lora
+    if lora is None and rank and options.trains_generator:
+        scope: Any = setup.lora_scope or ("question" if causal else "all")
+        lora = Lora(rank=rank, alpha=2 * rank, scope=scope)
+    generator = generator_for_training(
+        generator,
+        lora=lora,
+        seed=options.seed,
+        keep_preamble=keep_preamble,
+        whole=options.trains_generator and lora is None and setup.dtype == "auto",
+        recompute=setup.recompute,
+        passage_cache_bytes=round(setup.passage_cache * 2**30),
+        passage_cache_folder=setup.passage_cache_folder,
+        frozen=not options.trains_generator,
+    )
+    retriever = retriever_for_training(rag, setup.model, memory, options.refresh_every > 0, device=device)
+    return with_parts(rag, retriever, generator), lora if options.trains_generator else None
+
+
+def _request(
+    setup: Setup, options: TrainingOptions, lora: Lora | None, memory: Memory, *, keep_preamble: bool
+) -> dict[str, Any]:
+    return {
+        "format": checkpoint.FORMAT,
+        "options": asdict(options),
+        "lora": None if lora is None else json.loads(json.dumps(asdict(lora))),
+        "data": {"name": setup.data.name, "sha256": io.sha256_of_file(setup.data)},
+        "dev": None if setup.dev is None else {"name": setup.dev.name, "sha256": io.sha256_of_file(setup.dev)},
+        "dev_limit": setup.dev_limit,
+        "memory": {"path": memory.name, "version": memory.version, "encoder": memory.card.fingerprint},
+        "model": str(setup.model),
+        "retriever": setup.retriever,
+        "keep_preamble": keep_preamble,
+        "dtype": setup.dtype,
+    }
