@@ -217,9 +217,7 @@ def test_the_best_step_is_kept(parts, tmp_path) -> None:
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(parts, tmp_path, monkeypatch) -> None:
-    import safetensors.torch
-
-    real, written = safetensors.torch.save_file, []
+    real, written = checkpoint.save_file, []
 
     def full(tensors, path, *rest) -> None:
         written.append(path)
@@ -228,12 +226,12 @@ def test_a_full_disk_leaves_the_checkpoint_before(parts, tmp_path, monkeypatch) 
             raise OSError(28, "No space left on device")
         real(tensors, path, *rest)
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     run = trainer(parts, tmp_path / "run")
     with pytest.raises(TrainingError, match=r"step-00000004 cannot be written .*No space left.* is intact"):
         run.run()
     assert checkpoint.newest(tmp_path / "run").step == 2
-    monkeypatch.setattr(safetensors.torch, "save_file", real)
+    monkeypatch.setattr(checkpoint, "save_file", real)
     again = trainer(parts, tmp_path / "run")
     assert again.run(resume=True).finished
     assert not list((tmp_path / "run").glob(".*"))

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from latentrag import io
@@ -54,7 +56,7 @@ def save(
     *,
     parameters: Mapping[str, nn.Parameter],
     optimiser: torch.optim.Optimizer,
-    state: Any,
+    state: Mapping[str, Any],
     scores: Mapping[str, Tensor] | None = None,
 ) -> Checkpoint:
     """The checkpoint of a step, in place of older ones.
@@ -70,7 +72,7 @@ def save(
     return Checkpoint(run / f"{_STEP}{step:08d}", step, state)
 
 
-def save_best(run: Path, step: int, *, parameters: Mapping[str, nn.Parameter], state: Any) -> None:
+def save_best(run: Path, step: int, *, parameters: Mapping[str, nn.Parameter], state: Mapping[str, Any]) -> None:
     """The weights of the best step so far, in place of those before. Raises: as ``save``."""
     with _saving(run, _BEST, step) as scratch:
         _write_tensors(scratch / "parameters.safetensors", parameters)
@@ -136,8 +138,6 @@ def _opened(folder: Path) -> Checkpoint:
 @contextmanager
 def _saving(run: Path, kind: str, step: int) -> Iterator[Path]:
     """A scratch folder that becomes the checkpoint of a step, in place of all others of its kind."""
-    from safetensors import SafetensorError
-
     folder = run / f"{kind}{step:08d}"
     try:
         for pattern in (f".{kind}*.new", f".{kind}*.saving"):  # of a save that was killed
@@ -156,15 +156,10 @@ def _saving(run: Path, kind: str, step: int) -> Iterator[Path]:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
