@@ -177,7 +177,7 @@ def test_python_has_the_limits_of_the_options(options: Callable[..., Any], field
 
 def test_choices_are_checked_in_python_too() -> None:
     with pytest.raises(InputError, match="objective='mse' is unknown; needed one of nll, emdr2, pdist, loop"):
-        TrainingOptions(objective="mse")  # type: ignore[arg-type]
+        TrainingOptions(objective="mse")
     with pytest.raises(InputError, match="early_stopping='always' is unknown; needed one of never"):
         DecodingOptions(early_stopping="always")  # type: ignore[arg-type]
 

@@ -106,7 +106,7 @@ def train(
     return outcome
 
 
-def _keeps_preamble(setup: Setup, options: TrainingOptions, before: Mapping[str, Any] | None) -> bool:
+def _keeps_preamble(setup: Setup, options: TrainingOptions, before: Mapping[str, object] | None) -> bool:
     """Training takes the place of the prompt's worked examples, unless the generator is not trained.
 
     A run that an earlier version began with a frozen generator and without the examples goes on without them.
@@ -176,7 +176,7 @@ def _model(
 
 def _request(
     setup: Setup, options: TrainingOptions, lora: Lora | None, memory: Memory, *, keep_preamble: bool
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return {
         "format": checkpoint.FORMAT,
         "options": asdict(options),

@@ -47,7 +47,7 @@ class Comparison:
     num_examples: int
     differences: Mapping[str, Difference]
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> dict[str, object]:
         """As JSON has it."""
         metrics = {name: asdict(difference) for name, difference in self.differences.items()}
         return {"examples": self.num_examples, "metrics": metrics}

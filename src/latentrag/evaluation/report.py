@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,17 +37,17 @@ class Report:
         rows: the examples' own results, in the order of the examples.
     """
 
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     estimates: Mapping[str, Estimate]
     rows: tuple[Row, ...]
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> dict[str, object]:
         """Everything but the rows, as JSON has it."""
         metrics = {name: asdict(estimate) for name, estimate in self.estimates.items()}
         return {"examples": len(self.rows), "settings": dict(self.settings), "metrics": metrics}
 
 
-def report(rows: Sequence[Row], settings: Mapping[str, Any], *, recall_at: Sequence[int]) -> Report:
+def report(rows: Sequence[Row], settings: Mapping[str, object], *, recall_at: Sequence[int]) -> Report:
     """The report on at least one row.
 
     Args:
@@ -59,7 +59,7 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], *, recall_at: Seque
     return Report(settings, dict(of_names), tuple(rows))
 
 
-def task_of(settings: Mapping[str, Any]) -> str:
+def task_of(settings: Mapping[str, object]) -> str:
     """The task's name. Settings leave the usual one out."""
     return str(settings.get("task", OPEN_QA))
 
@@ -80,7 +80,7 @@ def measured(rows: Sequence[Row], task: str, *, recall_at: Sequence[int]) -> tup
 
 
 @contextmanager
-def begun(rows_path: Path, settings: Mapping[str, Any]) -> Iterator[dict[str, Row]]:
+def begun(rows_path: Path, settings: Mapping[str, object]) -> Iterator[dict[str, Row]]:
     """The rows that are there already, by id; none in a new file. This process has the file to itself in the block.
 
     A line that a kill cut short is removed.
@@ -102,7 +102,7 @@ def begun(rows_path: Path, settings: Mapping[str, Any]) -> Iterator[dict[str, Ro
         yield rows
 
 
-def _continued(rows_path: Path, settings: Mapping[str, Any]) -> dict[str, Row]:
+def _continued(rows_path: Path, settings: Mapping[str, object]) -> dict[str, Row]:
     if not rows_path.stat().st_size:
         io.write_json(settings_path(rows_path), {"settings": settings})
         return {}
@@ -125,7 +125,7 @@ def finish(rows_path: Path, finished: Report) -> None:
         io.write_json(settings_path(rows_path), finished.as_record())
 
 
-def read_run(rows_path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
+def read_run(rows_path: Path) -> tuple[dict[str, object], dict[str, Row]]:
     """Settings, and rows by id, of an evaluation. Raises: DataError if it cannot be read or has no rows."""
     with _explained(rows_path):
         rows = _rows(rows_path)
@@ -139,7 +139,7 @@ def settings_path(rows_path: Path) -> Path:
     return rows_path.with_suffix(".json")
 
 
-def _settings(rows_path: Path) -> dict[str, Any]:
+def _settings(rows_path: Path) -> dict[str, object]:
     path = settings_path(rows_path)
     try:
         settings = json.loads(path.read_bytes())["settings"]
@@ -161,7 +161,7 @@ def _rows(rows_path: Path) -> dict[str, Row]:
     return rows
 
 
-def _difference(rows_path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _difference(rows_path: Path, before: Mapping[str, object], now: Mapping[str, object]) -> str:
     name = next(name for name in [*now, *before] if before.get(name) != now.get(name))
     return (
         f"{rows_path} was begun with {name}={before.get(name)!r}, this run has {now.get(name)!r}; "

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -53,7 +52,7 @@ def evaluate(
     recall_at: Sequence[int] = RECALL_AT,
     closed_book: bool = False,
     task: str = OPEN_QA,
-    about: Mapping[str, Any] | None = None,
+    about: Mapping[str, object] | None = None,
     progress: bool = False,
 ) -> Report:
     """How well the model retrieves, answers and predicts the first answer.
@@ -144,7 +143,7 @@ def _plan(
     return Plan(variant, decoding, options, k, max(k, min(deepest, size)))
 
 
-def _settings(rag: Rag, plan: Plan, task: str, about: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(rag: Rag, plan: Plan, task: str, about: Mapping[str, object]) -> dict[str, object]:
     """What makes rows comparable. The batch size is not among it: it changes the last bits only."""
     settings = {
         "format": FORMAT,

@@ -56,7 +56,7 @@ def save(
     *,
     parameters: Mapping[str, nn.Parameter],
     optimiser: torch.optim.Optimizer,
-    state: Mapping[str, Any],
+    state: Mapping[str, object],
     scores: Mapping[str, Tensor] | None = None,
 ) -> Checkpoint:
     """The checkpoint of a step, in place of older ones.
@@ -72,7 +72,7 @@ def save(
     return Checkpoint(run / f"{_STEP}{step:08d}", step, state)
 
 
-def save_best(run: Path, step: int, *, parameters: Mapping[str, nn.Parameter], state: Mapping[str, Any]) -> None:
+def save_best(run: Path, step: int, *, parameters: Mapping[str, nn.Parameter], state: Mapping[str, object]) -> None:
     """The weights of the best step so far, in place of those before. Raises: as ``save``."""
     with _saving(run, _BEST, step) as scratch:
         _write_tensors(scratch / "parameters.safetensors", parameters)
@@ -193,7 +193,7 @@ def read_request(run: Path, *, resume: bool) -> Mapping[str, Any] | None:
     return request
 
 
-def check_same_request(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same_request(run: Path, before: Mapping[str, object], now: Mapping[str, object]) -> None:
     """Raises: InputError if a resumed run is asked for something else."""
     for name, value in now.items():
         old = before.get(name)
@@ -220,7 +220,7 @@ def claimed(run: Path) -> Iterator[None]:
         yield
 
 
-def write_request(run: Path, request: Mapping[str, Any]) -> None:
+def write_request(run: Path, request: Mapping[str, object]) -> None:
     """Raises: InputError if it cannot be written."""
     with _writing(run):
         io.write_json(run / REQUEST_FILE, request)

@@ -281,7 +281,8 @@ class RunOptions:
         ),
     ] = None
     keep_preamble: Annotated[
-        bool, Option("Keep the worked examples of the model's prompt, whose place training takes otherwise.")
+        bool,
+        Option("Train with the worked examples of the model's prompt. With a frozen generator they always stay."),
     ] = False
     recompute: Annotated[bool, Option("Keep fewer activations and compute them again: less RAM, more time.")] = False
     passage_cache: Annotated[
