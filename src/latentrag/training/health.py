@@ -6,7 +6,7 @@ learns nothing and drifts. A falling loss does not show this; the measures here 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -78,7 +78,6 @@ def measure(
     k: int,
     variant: Variant,
     batch_size: int = 8,
-    on_batch: Callable[[int], None] | None = None,
 ) -> Health:
     """The health of a model on n pairs (x, y), for two passes of the generator over them.
 
@@ -91,7 +90,6 @@ def measure(
     Args:
         k: K, passages retrieved for each x.
         batch_size: questions handled together.
-        on_batch: told how many examples have just been finished, after each batch; they sum to n.
     Raises: InputError for no example, x and y of different number, batch_size < 1, an empty question, or k beyond
         the memory.
     """
@@ -121,8 +119,6 @@ def measure(
             columns.setdefault(name, []).extend(column.tolist())
         for latents, best in zip(evidence.latents, evidence.log_p_eta.argmax(dim=1).tolist(), strict=True):
             top[latents[best]] = top.get(latents[best], 0) + 1
-        if on_batch is not None:
-            on_batch(len(evidence.latents))
     return _summary(columns, top, num_passages=k)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from latentrag import io
-from latentrag.errors import DataError, InputError
+from latentrag.errors import DataError
 
 Event = Literal["start", "resume", "train", "dev", "refresh", "warning", "done"]
 
@@ -21,29 +21,24 @@ class TrainingLog:
     """folder/log.jsonl, a JSON object a line: ``{"step": 40, "event": "train", "time_s": …, "loss": …}``.
 
     Every line is out of this process when ``write`` returns, so that killing it loses none. Numbers go to TensorBoard
-    as well, as ``event/name``, under folder/tensorboard.
+    as well where it is installed, as ``event/name``, under folder/tensorboard.
 
     Args:
         folder: of the run; made if it is missing.
         append: continue the log that is there. False begins a new one.
-        tensorboard: True needs the package, False leaves it out, None uses it if it is installed.
         enabled: False writes nothing: the log of a process that is not the main one.
-    Raises: InputError if TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, *, append: bool, tensorboard: bool | None = None, enabled: bool = True) -> None:
+    def __init__(self, folder: Path, *, append: bool, enabled: bool = True) -> None:
         self.path = folder / LOG_NAME
         self._enabled = enabled
         self._writer: Any = None
-        self._writer_class: Any = None
+        self._writer_class = _summary_writer_class() if enabled else None
         self._purge_step: int | None = None
-        if not enabled:
-            return
-        if tensorboard is not False:
-            self._writer_class = _summary_writer_class(required=bool(tensorboard))
-        folder.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab" if append else "wb"):
-            pass
+        if enabled:
+            folder.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab" if append else "wb"):
+                pass
 
     def write(self, event: Event, step: int, **values: Any) -> None:
         """One line. Values are what JSON knows, mappings included; numbers that are not finite become null."""
@@ -207,12 +202,10 @@ def _numbers(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, floa
             yield f"{prefix}/{name}", float(value)
 
 
-def _summary_writer_class(*, required: bool) -> Any:
-    """TensorBoard's writer, None where it is not installed and not required."""
+def _summary_writer_class() -> Any:
+    """TensorBoard's writer; None where it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        if required:
-            raise InputError("tensorboard is not installed; pip install tensorboard, or leave it out") from error
+    except ImportError:
         return None
     return SummaryWriter
