@@ -10,7 +10,7 @@ questions (8 or more) than the file has, the cases of these are compared.
 
 The table has a row for each kind of value: how many numbers and texts were compared, the largest difference of two
 numbers, and how far numbers may differ: 1e-5 (nats, probabilities, scores, losses), with bfloat16 5e-3. Texts must be
-equal. The exit code is 1 if anything differs by more. Parts:
+equal. Fields that only the tree after has are no difference. The exit code is 1 if anything differs by more. Parts:
 
     float32, bfloat16, bm25   answers, scores and classifications of the demo
     training                  20 steps of tiny models by every objective, and what the saved models answer
@@ -89,16 +89,22 @@ def compare(
 ) -> dict[str, Difference]:
     """Differences by kind of value: what the case does, and the names of so many fields.
 
-    A case's name is "what it does: for which question".
+    A case's name is "what it does: for which question". Fields that only ``after`` has are no difference.
     """
     differences: dict[str, Difference] = {}
     old, new = dict(leaves(before)), dict(leaves(after))
-    for place in [*old, *(place for place in new if place not in old)]:
-        fields = [name for name in place[1:] if not name.isdigit()]
-        kind = " · ".join([place[0].partition(":")[0], *fields[:depth]])
+    known = {_fields(place) for place in old}
+    for place in [*old, *(place for place in new if place not in old and _fields(place) in known)]:
+        case, *fields = _fields(place)
+        kind = " · ".join([case.partition(":")[0], *fields[:depth]])
         difference = differences.setdefault(kind, Difference())
         difference.add(" / ".join(place), old.get(place, "nothing"), new.get(place, "nothing"), allowed)
     return differences
+
+
+def _fields(place: tuple[str, ...]) -> tuple[str, ...]:
+    """The case and the names of its fields, without places in lists."""
+    return (place[0], *(name for name in place[1:] if not name.isdigit()))
 
 
 def table(part: str, differences: Mapping[str, Difference], *, allowed: float) -> Iterator[str]:
