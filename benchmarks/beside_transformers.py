@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks import turns
+from latentrag.types import Variant
 
 BEGIN, PAD, END = 0, 1, 2
 SAVED = Path("build/bench/bart")
@@ -49,7 +50,7 @@ def bart(size: str, *, seed: int, **changes: Any) -> Any:
     return BartForConditionalGeneration(BartConfig(**shape, init_std=0.06, **changes)).eval()
 
 
-def rag_of(model: Any, variant: str, num_passages: int) -> Any:
+def rag_of(model: Any, variant: Variant, num_passages: int) -> Any:
     """Transformers' RAG around a BART, with a question encoder that is never asked."""
     from transformers import DPRConfig, DPRQuestionEncoder, RagConfig, RagSequenceForGeneration, RagTokenForGeneration
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.beside_transformers import BEGIN, END, PAD, Tokenizer, bart, parser, rag_of
 from benchmarks.turns import in_turns, measured, report
+from latentrag.types import Variant
 
 WAYS = ["their token", "their sequence", "bart", "token", "sequence"]
 RATIOS = [
@@ -77,7 +78,7 @@ def batch(config: Config) -> Batch:
     return Batch(ids, mask, 2 * torch.randn(config.B, config.K, generator=random), targets)
 
 
-def their_loss(model: Any, variant: str, config: Config, of: Batch) -> Callable[[], Tensor]:
+def their_loss(model: Any, variant: Variant, config: Config, of: Batch) -> Callable[[], Tensor]:
     rag = rag_of(model, variant, config.K)
     labels = torch.cat([torch.full((config.B, 1), BEGIN), of.targets], dim=1)
 
@@ -108,7 +109,7 @@ def bart_loss(model: Any, config: Config, of: Batch) -> Callable[[], Tensor]:
     return loss
 
 
-def our_losses(model: Any, variant: str, config: Config, of: Batch) -> list[Callable[[], Tensor]]:
+def our_losses(model: Any, variant: Variant, config: Config, of: Batch) -> list[Callable[[], Tensor]]:
     """One for each micro-batch, whose contexts are padded to its longest."""
     from latentrag.generator.seq2seq import PreparedContexts, Seq2SeqGenerator
     from latentrag.marginal import log_prior, nll

@@ -1,6 +1,7 @@
 """Rag with fakes of ten lines for the retriever and the generator."""
 
 import math
+from typing import Any, Self
 
 import pytest
 import torch
@@ -8,16 +9,20 @@ import torch
 from latentrag.errors import InputError
 from latentrag.model import Evidence
 from latentrag.options import DecodingOptions
+from latentrag.protocols import Memory
 from latentrag.rag import Rag
-from latentrag.types import Passage, Question, Retrieved, Targets, singles
-from tests.toy import ToyGenerator, enumerate_marginal, passages
+from latentrag.types import Decoding, Passage, Question, Retrieved, Targets, Variant, singles
+from tests.toy import ToyGenerator, ToyMemory, enumerate_marginal, passages, toy_of
 
 
 class FakeRetriever:
     """The same passages for everyone, scores that depend on the question."""
 
     def __init__(self, found: list[Passage]) -> None:
-        self.found = found
+        self.found, self.memory = found, ToyMemory(found)
+
+    def over(self, memory: Memory) -> Self:
+        return type(self)(list(memory.passages()))
 
     def retrieve(self, x, k):
         if k > len(self.found):
@@ -31,15 +36,15 @@ def rag() -> Rag:
     return Rag(FakeRetriever(passages(4)), ToyGenerator(4, seed=11), k=3)
 
 
-def truth(rag: Rag, x: str, variant: str, max_tokens: int = 4) -> dict[tuple[int, ...], float]:
+def truth(rag: Rag, x: str, variant: Variant, max_tokens: int = 4) -> dict[tuple[int, ...], float]:
     retrieved = rag.retriever.retrieve([x], rag.k)
-    prepared = rag.generator.prepare([x], retrieved.latents)
+    prepared = toy_of(rag).prepare([x], retrieved.latents)
     log_p_eta = torch.log_softmax(retrieved.logits[0], dim=0)
-    return enumerate_marginal(rag.generator, prepared.rows_of[0], log_p_eta, variant=variant, max_tokens=max_tokens)
+    return enumerate_marginal(toy_of(rag), prepared.rows_of[0], log_p_eta, variant=variant, max_tokens=max_tokens)
 
 
 @pytest.mark.parametrize("variant", ["sequence", "token"])
-def test_answer_is_the_argmax_with_its_evidence(rag: Rag, variant: str) -> None:
+def test_answer_is_the_argmax_with_its_evidence(rag: Rag, variant: Variant) -> None:
     answer = rag.answer("who?", variant=variant, num_beams=121, num_best=121, max_tokens=4)
     expected = truth(rag, "who?", variant)
     best = max(expected, key=expected.__getitem__)
@@ -54,14 +59,14 @@ def test_answer_is_the_argmax_with_its_evidence(rag: Rag, variant: str) -> None:
         assert sum(token.posterior) == pytest.approx(1, abs=1e-6)
     # The end token, which is not shown, accounts for the rest of the probability.
     assert sum(token.log_prob for token in answer.tokens) >= answer.log_prob - 1e-6
-    closed = sum(rag.generator.log_p("who?|", best[:i])[best[i]].item() for i in range(len(best)))
+    closed = sum(toy_of(rag).log_p("who?|", best[:i])[best[i]].item() for i in range(len(best)))
     assert answer.closed_book_log_prob == pytest.approx(closed, abs=1e-5)
     assert answer.hypotheses[0].text == answer.text
     assert sum(math.exp(h.log_prob) for h in answer.hypotheses) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["sequence", "token"])
-def test_score_of_the_answer_is_its_probability(rag: Rag, variant: str) -> None:
+def test_score_of_the_answer_is_its_probability(rag: Rag, variant: Variant) -> None:
     answer = rag.answer("who?", variant=variant, max_tokens=6, min_tokens=2)
     assert answer.hypotheses[0].finished
     score = rag.score("who?", answer.text, variant=variant)
@@ -76,7 +81,7 @@ def test_score_of_the_answer_is_its_probability(rag: Rag, variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["sequence", "token"])
-def test_tokens_multiply_to_the_likelihood(rag: Rag, variant: str) -> None:
+def test_tokens_multiply_to_the_likelihood(rag: Rag, variant: Variant) -> None:
     evidence = rag.model.evidence(["who?", "x"], ["abc", "b"], k=3)
     torch.testing.assert_close(
         evidence.log_p_of_tokens(variant).sum(dim=1), evidence.log_likelihood(variant), rtol=0, atol=1e-5
@@ -84,7 +89,7 @@ def test_tokens_multiply_to_the_likelihood(rag: Rag, variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["sequence", "token"])
-def test_without_passage_equals_a_memory_without_it(rag: Rag, variant: str) -> None:
+def test_without_passage_equals_a_memory_without_it(rag: Rag, variant: Variant) -> None:
     score = rag.score("who?", "ab", variant=variant)
     scores = rag.retriever.retrieve(["who?"], 3).logits[0]
     for k in range(3):
@@ -100,7 +105,7 @@ def test_without_passage_equals_a_memory_without_it(rag: Rag, variant: str) -> N
 
 @pytest.mark.parametrize("variant", ["sequence", "token"])
 @pytest.mark.parametrize("options", [{}, {"stop": ("b",), "min_tokens": 5, "max_tokens": 8}], ids=["whole", "stopped"])
-def test_an_answer_holds_what_its_numbers_are_made_of(rag: Rag, variant: str, options) -> None:
+def test_an_answer_holds_what_its_numbers_are_made_of(rag: Rag, variant: Variant, options) -> None:
     """From log_p_eta and log_p_theta alone: the probability, posteriors, and what a passage's absence would change."""
     answer = rag.answer("who?", variant=variant, **options)
     log_p_eta, log_p_theta = torch.tensor(answer.log_p_eta)[None], torch.tensor(answer.log_p_theta)[None]
@@ -115,7 +120,7 @@ def test_an_answer_holds_what_its_numbers_are_made_of(rag: Rag, variant: str, op
 
 
 @pytest.mark.parametrize("decoding", ["exact", "thorough", "fast"])
-def test_an_answer_without_a_passage_is_that_of_a_memory_without_it(rag: Rag, decoding: str) -> None:
+def test_an_answer_without_a_passage_is_that_of_a_memory_without_it(rag: Rag, decoding: Decoding) -> None:
     scores = rag.retriever.retrieve(["who?"], 3).logits
 
     class Without(FakeRetriever):
@@ -148,7 +153,7 @@ def test_batch_equals_one_by_one(rag: Rag) -> None:
 
 
 @pytest.mark.parametrize("decoding", ["exact", "thorough", "fast"])
-def test_decodings(rag: Rag, decoding: str) -> None:
+def test_decodings(rag: Rag, decoding: Decoding) -> None:
     answer = rag.answer("who?", decoding=decoding, num_beams=121, max_tokens=4)
     assert answer.decoding == decoding
     assert answer.text == rag.answer("who?", num_beams=121, max_tokens=4).text
@@ -173,7 +178,7 @@ def test_stop_strings_cut_text_tokens_and_hypotheses(rag: Rag) -> None:
 
 
 def test_saved_generation_settings_are_used_and_calls_override_them(rag: Rag) -> None:
-    rag.generator.decoding_defaults = {"num_beams": 2, "max_tokens": 3}
+    toy_of(rag).decoding_defaults = {"num_beams": 2, "max_tokens": 3}
     assert rag.options().num_beams == 2
     assert rag.options(num_beams=5).num_beams == 5
     assert rag.options(num_beams=None).max_tokens == 3
@@ -183,7 +188,7 @@ def test_saved_generation_settings_are_used_and_calls_override_them(rag: Rag) ->
 
 @pytest.mark.parametrize("defaults", [DecodingOptions(num_beams=4, max_tokens=3), {"num_beams": 4, "max_tokens": 3}])
 def test_explicit_defaults_override_saved_generation_settings(rag: Rag, defaults) -> None:
-    rag.generator.decoding_defaults = {"num_beams": 2, "max_tokens": 5, "no_repeat_ngram_size": 2}
+    toy_of(rag).decoding_defaults = {"num_beams": 2, "max_tokens": 5, "no_repeat_ngram_size": 2}
     chosen = Rag(rag.retriever, rag.generator, defaults=defaults)
     assert (chosen.options().num_beams, chosen.options().max_tokens) == (4, 3)
     assert chosen.options(num_beams=5).num_beams == 5
@@ -192,7 +197,7 @@ def test_explicit_defaults_override_saved_generation_settings(rag: Rag, defaults
 
 
 def test_minimums_that_the_call_did_not_ask_for_give_way(rag: Rag) -> None:
-    rag.generator.decoding_defaults = {"min_tokens": 56, "max_tokens": 142, "num_beams": 4, "num_best": 3}
+    toy_of(rag).decoding_defaults = {"min_tokens": 56, "max_tokens": 142, "num_beams": 4, "num_best": 3}
     assert (rag.options(max_tokens=10).min_tokens, rag.options(max_tokens=10).max_tokens) == (9, 10)
     assert (rag.options(max_tokens=1).min_tokens, rag.options(num_beams=2).num_best) == (0, 2)
     assert rag.options().min_tokens == 56
@@ -203,7 +208,7 @@ def test_minimums_that_the_call_did_not_ask_for_give_way(rag: Rag) -> None:
 
 
 def test_the_generators_own_limit(rag: Rag) -> None:
-    rag.generator.max_target_tokens = 3
+    toy_of(rag).max_target_tokens = 3
     assert rag.options().max_tokens == 3
     assert rag.options(max_tokens=2).max_tokens == 2
     with pytest.raises(InputError, match="writes 3 at most"):
@@ -222,9 +227,10 @@ def test_classify(rag: Rag) -> None:
     assert sum(label.probability for label in result.labels) == pytest.approx(1, abs=1e-6)
     assert sum(s.posterior for s in result.sources) == pytest.approx(1, abs=1e-6)
     token = rag.classify("who?", ["a", "b", "c"], variant="token")
-    assert [(label.text, label.probability) for label in token.labels] == [
+    expected: list[tuple[str, Any]] = [
         (label.text, pytest.approx(label.probability, abs=1e-6)) for label in result.labels
     ]
+    assert [(label.text, label.probability) for label in token.labels] == expected
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,17 @@
 
 import itertools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from latentrag.protocols import Capabilities
-from latentrag.types import Asked, LatentLists, Passage, Question, Targets
+from latentrag.protocols import Capabilities, Memory, QueryEncoder
+from latentrag.rag import Rag
+from latentrag.types import Asked, LatentLists, Passage, Question, SearchResult, Targets, Variant
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class ToyGenerator:
     end_ids: tuple[int, ...] = (0,)
     capabilities = Capabilities()
     device = torch.device("cpu")
-    max_target_tokens = None
+    max_target_tokens: int | None = None
 
     def __init__(self, vocabulary: int = 4, *, seed: int = 0, sharpness: float = 2.0) -> None:
         self.vocabulary, self.seed, self.sharpness = vocabulary, seed, sharpness
@@ -115,12 +117,72 @@ class ToyGenerator:
         return ["" if token == 0 else chr(96 + token) for token in ids]
 
 
+def toy_of(rag: Rag) -> ToyGenerator:
+    """Its generator, which is a toy."""
+    assert isinstance(rag.generator, ToyGenerator)
+    return rag.generator
+
+
+class ToyMemory:
+    """Passages with their vectors, searched one by one. It does not change, and takes any encoder."""
+
+    version = 7
+
+    def __init__(self, kept: Sequence[Passage] = (), vectors: np.ndarray | None = None) -> None:
+        self.kept = list(kept)
+        self.vectors = np.zeros((len(kept), 1), np.float32) if vectors is None else vectors
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def search(self, q: np.ndarray, k: int) -> SearchResult:
+        scores = q @ self.vectors.T  # (B, N)
+        rows = np.argsort(-scores, axis=1)[:, :k]
+        found = [[self.kept[row] for row in of_query] for of_query in rows]
+        return SearchResult(found, self.vectors[rows], np.take_along_axis(scores, rows, axis=1), self.version)
+
+    def passages(self) -> Iterator[Passage]:
+        return iter(self.kept)
+
+    def get(self, ids: Sequence[str]) -> list[Passage]:
+        by_id = {passage.id: passage for passage in self.kept}
+        return [by_id[key] for key in ids]
+
+    def check(self, query_encoder: QueryEncoder) -> None:
+        pass
+
+    def snapshot(self) -> Self:
+        return self
+
+
+class ToyRetriever:
+    """What a retriever has beside ``retrieve``, where no test asks for it."""
+
+    memory: Memory = ToyMemory()
+
+    def over(self, memory: Memory) -> Self:
+        return self
+
+
+class Tolerance(TypedDict):
+    """What ``torch.testing.assert_close`` and ``torch.allclose`` take."""
+
+    rtol: float
+    atol: float
+
+
+def grad_of(tensor: Tensor) -> Tensor:
+    """The gradient that ``backward`` has left there."""
+    assert tensor.grad is not None
+    return tensor.grad
+
+
 def passages(count: int, *, name: str = "z") -> list[Passage]:
     return [Passage(id=f"{name}{k}", text=f"text {k}", title=f"title {k}") for k in range(count)]
 
 
 def enumerate_marginal(
-    generator: ToyGenerator, names: Sequence[str], log_p_eta: Tensor, *, variant: str, max_tokens: int
+    generator: ToyGenerator, names: Sequence[str], log_p_eta: Tensor, *, variant: Variant, max_tokens: int
 ) -> dict[tuple[int, ...], float]:
     """log p(y|x) in float64 of every y: all that end within max_tokens, and all cut-off ones of that length."""
     words = range(1, generator.vocabulary)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,18 +77,18 @@ def folder(tmp_path) -> Path:
 @pytest.fixture
 def started(monkeypatch) -> list[subprocess.Popen[bytes]]:
     """The processes as they are started."""
-    popens = []
+    popens: list[subprocess.Popen[bytes]] = []
 
-    class Popen(subprocess.Popen):
-        def __init__(self, *args, **options):
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
             popens.append(self)
 
-    monkeypatch.setattr(processes.subprocess, "Popen", Popen)
+    monkeypatch.setattr(subprocess, "Popen", Popen)
     return popens
 
 
-def read_reporting(path: Path, workers: int, **options: float) -> tuple[list[Document], list[tuple[str, str]]]:
+def read_reporting(path: Path, workers: int, **options: Any) -> tuple[list[Document], list[tuple[str, str]]]:
     skipped: list[tuple[str, str]] = []
     found = read(path, on_skip=lambda file, reason: skipped.append((file.name, reason)), workers=workers, **options)
     return list(found), skipped

@@ -5,6 +5,8 @@ import gzip
 import json
 import tracemalloc
 from collections import deque
+from collections.abc import Callable
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
@@ -116,7 +118,8 @@ def test_files_of_wikiextractor(tmp_path, name):
         {"id": "26", "url": "", "title": "Empty", "text": ""},
     ]
     raw = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
-    pack = {"2": bz2.compress, "z": gzip.compress}.get(name[-1] if "." in name else "", bytes)
+    packs: dict[str, Callable[[bytes], bytes]] = {".bz2": bz2.compress, ".gz": gzip.compress}
+    pack = packs.get(Path(name).suffix, bytes)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(pack(raw))
     expected = [("12", "Anarchism", "Anarchism is."), ("25", "Autism", "Autism is.\nMore."), ("26", "Empty", "")]

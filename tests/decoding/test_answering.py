@@ -1,5 +1,6 @@
 """Answering a step at a time: what is said is never taken back, what is dropped is not decoded any further."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from latentrag.options import DecodingOptions
 from latentrag.rag import Rag
 from latentrag.types import Answer, Token, singles
 from tests.test_rag import FakeRetriever
-from tests.toy import ToyGenerator, passages
+from tests.toy import ToyGenerator, passages, toy_of
 
 
 class Observer:
@@ -48,7 +49,8 @@ def make(seed: int, *, sharpness: float = 2.0, vocabulary: int = 4) -> Rag:
     return Rag(FakeRetriever(passages(3)), ToyGenerator(vocabulary, seed=seed, sharpness=sharpness), k=3)
 
 
-def check_told(notes: Observer, b: int, answer: Answer) -> None:
+def check_told(notes: Observer, b: int, answer: Answer | None) -> None:
+    assert answer is not None
     told = notes.told.get(b, [])
     for before, after in zip([(), *told], told, strict=False):
         assert len(after) > len(before)
@@ -102,6 +104,7 @@ def test_the_first_tokens_are_told_long_before_the_end(decoding) -> None:
     """Thorough and Fast Decoding tell none; a greedy search tells each token when it has taken it."""
     rag, notes = make(3), Observer()
     (answer,) = notes.answers(rag, ["who?"], decoding=decoding, num_beams=1, min_tokens=7, max_tokens=9)
+    assert answer is not None
     assert len(answer.tokens) >= 7
     sizes = [len(tokens) for tokens in notes.told.get(0, [])]
     assert sizes == (list(range(1, len(sizes) + 1)) if decoding == "exact" else [])
@@ -119,9 +122,9 @@ def test_what_nobody_wants_is_not_decoded_further(options) -> None:
     assert (len(notes.told[0]), 2 in notes.told) == (2, False)
     if "sample" not in options:
         assert answers[1] == whole[1]
-    steps = rag.generator.num_steps
+    steps = toy_of(rag).num_steps
     assert Observer({0: 2}).answers(rag, x[:1], min_tokens=7, max_tokens=9, **options) == [None]
-    assert rag.generator.num_steps - steps == 1  # the token after the first; nothing after it was dropped
+    assert toy_of(rag).num_steps - steps == 1  # the token after the first; nothing after it was dropped
 
 
 def test_options_that_leave_no_answer() -> None:
@@ -195,7 +198,9 @@ def test_a_question_that_enters_a_running_loop_is_answered_as_alone(seed, varian
         prepared = generator.prepare(x, singles([passages(3)] * len(x)))
         return BeamSearch(generator, prepared, log_p_eta.expand(len(x), -1), variant=variant, options=options)
 
-    loop, asked, ended = Loop(), {}, {}
+    loop = Loop()
+    asked: dict[int, str] = {}
+    ended: dict[int, Sequence[Decoded]] = {}
     for size, gap in zip(sizes, gaps, strict=False):
         x = [f"question {len(asked) + i}" for i in range(size)]
         asked |= dict(zip(loop.admit(search(x)), x, strict=True))
@@ -207,7 +212,7 @@ def test_a_question_that_enters_a_running_loop_is_answered_as_alone(seed, varian
     while loop.live:
         ended |= {event.question: event.hypotheses for event in loop.step() if isinstance(event, Ended)}
     assert sorted(ended) == sorted(asked)
-    for handle, x in asked.items():
-        (alone,) = run(search([x]))
+    for handle, question in asked.items():
+        (alone,) = run(search([question]))
         assert [h.ids for h in ended[handle]] == [h.ids for h in alone]
         assert [h.log_prob for h in ended[handle]] == pytest.approx([h.log_prob for h in alone], abs=1e-5)

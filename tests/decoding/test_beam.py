@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,16 +16,16 @@ from latentrag.decoding import Decoded, fast, marginal_beam, thorough
 from latentrag.errors import InputError
 from latentrag.marginal import log_prior, sequence_log_likelihood, token_log_likelihood
 from latentrag.options import DecodingOptions
-from latentrag.types import singles
+from latentrag.types import Variant, singles
 from tests.decoding.rescoring import rescored
-from tests.toy import ToyGenerator, enumerate_marginal, passages
+from tests.toy import ToyGenerator, ToyPrepared, enumerate_marginal, passages
 
-VARIANTS = ["sequence", "token"]
+VARIANTS: list[Variant] = ["sequence", "token"]
 MAX_TOKENS = 4
 EVERY_PREFIX = 1 + 3 + 9 + 27 + 81  # of a vocabulary of three words and an end, four tokens long
 
 
-def setting(seed: int, *, questions: int = 2, num_passages: int = 3) -> tuple[ToyGenerator, object, Tensor]:
+def setting(seed: int, *, questions: int = 2, num_passages: int = 3) -> tuple[ToyGenerator, ToyPrepared, Tensor]:
     generator = ToyGenerator(4, seed=seed)
     x = [f"question {b}" for b in range(questions)]
     prepared = generator.prepare(x, singles([passages(num_passages)] * questions))
@@ -33,7 +35,7 @@ def setting(seed: int, *, questions: int = 2, num_passages: int = 3) -> tuple[To
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("seed", range(6))
-def test_wide_beam_finds_the_argmax_and_exact_probabilities(variant: str, seed: int) -> None:
+def test_wide_beam_finds_the_argmax_and_exact_probabilities(variant: Variant, seed: int) -> None:
     generator, prepared, log_p_eta = setting(seed)
     options = DecodingOptions(num_beams=EVERY_PREFIX, num_best=EVERY_PREFIX, max_tokens=MAX_TOKENS)
     found = marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options)
@@ -52,7 +54,7 @@ def test_wide_beam_finds_the_argmax_and_exact_probabilities(variant: str, seed: 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), num_beams=st.integers(1, 6), num_passages=st.integers(1, 4))
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_returned_probability_is_exact(variant: str, seed: int, num_beams: int, num_passages: int) -> None:
+def test_every_returned_probability_is_exact(variant: Variant, seed: int, num_beams: int, num_passages: int) -> None:
     generator, prepared, log_p_eta = setting(seed, num_passages=num_passages)
     options = DecodingOptions(num_beams=num_beams, num_best=num_beams, max_tokens=5)
     likelihood = sequence_log_likelihood if variant == "sequence" else token_log_likelihood
@@ -68,7 +70,7 @@ def test_every_returned_probability_is_exact(variant: str, seed: int, num_beams:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_questions_do_not_influence_each_other(variant: str) -> None:
+def test_questions_do_not_influence_each_other(variant: Variant) -> None:
     generator, prepared, log_p_eta = setting(3, questions=4)
     options = DecodingOptions(num_beams=3, num_best=3, max_tokens=6)
     together = marginal_beam(generator, prepared, log_p_eta, variant=variant, options=options)
@@ -85,7 +87,7 @@ def test_questions_do_not_influence_each_other(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_one_beam_is_greedy(variant: str) -> None:
+def test_one_beam_is_greedy(variant: Variant) -> None:
     generator, prepared, log_p_eta = setting(8, questions=1)
     ids: list[int] = []
     weights = log_p_eta[0]
@@ -163,10 +165,10 @@ def test_fast_counts_only_the_beams_that_hold_the_hypothesis(seed: int) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_limits(variant: str) -> None:
+def test_limits(variant: Variant) -> None:
     generator, prepared, log_p_eta = setting(2)
 
-    def decode(**options: object) -> list[tuple[int, ...]]:
+    def decode(**options: Any) -> list[tuple[int, ...]]:
         found = marginal_beam(
             generator,
             prepared,
@@ -192,7 +194,7 @@ def test_no_repeat_leaves_the_reported_probability_alone() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_length_penalty_orders_but_does_not_change_probabilities(variant: str) -> None:
+def test_length_penalty_orders_but_does_not_change_probabilities(variant: Variant) -> None:
     generator, prepared, log_p_eta = setting(7, questions=1)
     truth = enumerate_marginal(generator, prepared.rows_of[0], log_p_eta[0], variant=variant, max_tokens=MAX_TOKENS)
     options = DecodingOptions(num_beams=EVERY_PREFIX, num_best=EVERY_PREFIX, max_tokens=MAX_TOKENS, length_penalty=1.0)
@@ -218,8 +220,10 @@ def test_stop_string_ends_a_hypothesis() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_early_stopping_never_searches_longest(variant) -> None:
     """As in transformers: True stops first, False where no better answer is likely, "never" where none is possible."""
-    steps, best = {}, {}
-    for early in (True, False, "never"):
+    stops: tuple[bool | Literal["never"], ...] = (True, False, "never")
+    steps: dict[bool | str, int] = {}
+    best: dict[bool | str, list[float]] = {}
+    for early in stops:
         options = DecodingOptions(num_beams=3, max_tokens=9, length_penalty=2.0, early_stopping=early)
         steps[early], best[early] = 0, []
         for seed in range(20):
@@ -274,7 +278,7 @@ def test_the_search_ends_with_what_is_wanted() -> None:
 
         widths: list[int]
 
-        def log_p(self, name: str, prefix: object) -> Tensor:
+        def log_p(self, name: str, prefix: Sequence[int]) -> Tensor:
             ids = list(prefix)
             logits = torch.zeros(self.vocabulary)
             if not ids:
@@ -307,7 +311,7 @@ def test_finished_questions_leave_the_batch() -> None:
     class Short(ToyGenerator):
         """Question 0 ends at once; question 1 never does."""
 
-        def log_p(self, name: str, prefix: object) -> Tensor:
+        def log_p(self, name: str, prefix: Sequence[int]) -> Tensor:
             logits = torch.zeros(self.vocabulary)
             logits[0] = 20.0 if name.startswith("short") else -20.0
             return torch.log_softmax(logits, dim=0)
@@ -346,6 +350,6 @@ def test_finished_questions_leave_the_batch() -> None:
         {"stop": ("",)},
     ],
 )
-def test_options_out_of_range_are_refused(bad: dict[str, object]) -> None:
+def test_options_out_of_range_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="needed"):
         DecodingOptions(**bad)

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +12,14 @@ from latentrag.decoding.sample import shaped
 from latentrag.errors import InputError
 from latentrag.marginal import log_prior
 from latentrag.options import DecodingOptions
-from latentrag.types import singles
+from latentrag.types import Variant, singles
 from tests.toy import ToyGenerator, enumerate_marginal, passages
 
-VARIANTS = ["sequence", "token"]
+VARIANTS: list[Variant] = ["sequence", "token"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_samples_follow_the_marginal(variant: str) -> None:
+def test_samples_follow_the_marginal(variant: Variant) -> None:
     generator = ToyGenerator(3, seed=4, sharpness=1.0)
     prepared = generator.prepare(["x"], singles([passages(3)]))
     log_p_eta = log_prior(torch.tensor([[1.0, 0.0, -1.0]]))
@@ -51,7 +52,7 @@ def test_sampling_is_repeatable_and_its_probability_is_not_tempered() -> None:
 def test_shaping_the_distribution() -> None:
     log_p = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
 
-    def expect(expected: list[float], **options: float) -> None:
+    def expect(expected: list[float], **options: Any) -> None:
         result = shaped(log_p, DecodingOptions(sample=True, **options))
         torch.testing.assert_close(result, torch.tensor([expected]), rtol=0, atol=1e-6)
 
@@ -79,7 +80,7 @@ def test_one_token_labels_are_the_same_under_both_variants() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_multi_token_labels(variant: str) -> None:
+def test_multi_token_labels(variant: Variant) -> None:
     generator = ToyGenerator(5, seed=3)
     prepared = generator.prepare(["x"], singles([passages(3)]))
     log_p_eta = log_prior(torch.randn(1, 3))

@@ -25,11 +25,13 @@ from latentrag.marginal import (
     token_posterior,
     without_passage,
 )
+from latentrag.types import Variant
 from tests.marginal.test_marginal import loop_sequence, loop_token, problem, shapes
+from tests.toy import Tolerance, grad_of
 
-VARIANTS = ["sequence", "token"]
+VARIANTS: list[Variant] = ["sequence", "token"]
 LOOPS = {"sequence": loop_sequence, "token": loop_token}
-EXACT = {"rtol": 0, "atol": 1e-12}  # float64, at most some hundred terms of a few nats
+EXACT: Tolerance = {"rtol": 0, "atol": 1e-12}  # float64, at most some hundred terms of a few nats
 SMOOTHING = 0.1
 
 
@@ -48,7 +50,7 @@ def of_gold(everything: Tensor, gold: Tensor) -> Tensor:
     return everything.gather(3, index)[..., 0]
 
 
-def loop_marginal(log_p_eta: Tensor, everything: Tensor, gold: Tensor, b: int, variant: str) -> Tensor:
+def loop_marginal(log_p_eta: Tensor, everything: Tensor, gold: Tensor, b: int, variant: Variant) -> Tensor:
     """(T, V) log p(v|x,y_<i) of question b, by explicit sums over z."""
     _, num_passages, num_tokens, num_words = everything.shape
     weights = [math.exp(log_p_eta[b, k]) for k in range(num_passages)]
@@ -70,7 +72,9 @@ def loop_kl(target_logits: list[float], log_p_eta: Tensor) -> float:
     return sum(t * (math.log(t) - float(log_p)) for t, log_p in zip(target, log_p_eta, strict=True) if t > 0)
 
 
-def loop_pdist(log_p_eta: Tensor, log_p_theta: Tensor, mask: Tensor, variant: str, temperature: float) -> list[float]:
+def loop_pdist(
+    log_p_eta: Tensor, log_p_theta: Tensor, mask: Tensor, variant: Variant, temperature: float
+) -> list[float]:
     losses = []
     for b, log_p in enumerate(LOOPS[variant](log_p_eta, log_p_theta, mask)):
         num_tokens = int(mask[b].sum())
@@ -82,7 +86,9 @@ def loop_pdist(log_p_eta: Tensor, log_p_theta: Tensor, mask: Tensor, variant: st
     return losses
 
 
-def loop_loop(log_p_eta: Tensor, log_p_theta: Tensor, mask: Tensor, variant: str, temperature: float) -> list[float]:
+def loop_loop(
+    log_p_eta: Tensor, log_p_theta: Tensor, mask: Tensor, variant: Variant, temperature: float
+) -> list[float]:
     num_passages = log_p_eta.shape[1]
     without = []
     for k in range(num_passages):
@@ -95,7 +101,7 @@ def loop_loop(log_p_eta: Tensor, log_p_theta: Tensor, mask: Tensor, variant: str
     ]
 
 
-def objectives(variant: str, seed: int, batch: int, tokens: int) -> dict[str, Callable[..., Tensor]]:
+def objectives(variant: Variant, seed: int, batch: int, tokens: int) -> dict[str, Callable[..., Tensor]]:
     """Every objective as a function of log_p_eta, log_p_theta and mask; what else they read does not change."""
     random = torch.Generator().manual_seed(seed + 2)
     other = -torch.rand(batch, tokens, generator=random, dtype=torch.float64)
@@ -113,7 +119,7 @@ def objectives(variant: str, seed: int, batch: int, tokens: int) -> dict[str, Ca
 @settings(max_examples=20)
 @given(**shapes)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_objectives_equal_loops(variant: str, seed, batch, passages, tokens) -> None:
+def test_objectives_equal_loops(variant: Variant, seed, batch, passages, tokens) -> None:
     scores, log_p_theta, mask = problem(seed, batch=batch, passages=passages, tokens=tokens)
     log_p_eta = log_prior(scores)
     of = objectives(variant, seed, batch, tokens)
@@ -140,7 +146,7 @@ def test_objectives_equal_loops(variant: str, seed, batch, passages, tokens) -> 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("seed", range(4))
-def test_smoothing_is_that_of_the_marginal_over_the_whole_vocabulary(variant: str, seed: int) -> None:
+def test_smoothing_is_that_of_the_marginal_over_the_whole_vocabulary(variant: Variant, seed: int) -> None:
     """Against torch's own label smoothing, given the marginal's log-probabilities as logits."""
     scores, everything, gold, mask = vocabulary(seed)
     log_p_eta, log_p_theta = log_prior(scores), of_gold(everything, gold)
@@ -156,7 +162,7 @@ def test_smoothing_is_that_of_the_marginal_over_the_whole_vocabulary(variant: st
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_no_smoothing_is_the_nll_whatever_the_mean(variant: str) -> None:
+def test_no_smoothing_is_the_nll_whatever_the_mean(variant: Variant) -> None:
     scores, log_p_theta, mask = problem(0)
     mean = torch.full(mask.shape, -torch.inf, dtype=torch.float64)
     loss = smoothed_nll(log_prior(scores), log_p_theta, mean, mask, variant=variant, smoothing=0.0)
@@ -166,7 +172,7 @@ def test_no_smoothing_is_the_nll_whatever_the_mean(variant: str) -> None:
 @settings(max_examples=20)
 @given(**shapes)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_weights_are_distributions_and_their_marginals_add_up(variant: str, seed, batch, passages, tokens) -> None:
+def test_weights_are_distributions_and_their_marginals_add_up(variant: Variant, seed, batch, passages, tokens) -> None:
     scores, log_p_theta, mask = problem(seed, batch=batch, passages=passages, tokens=tokens)
     log_p_eta = log_prior(scores)
     weights = marginal_weights(log_p_eta, log_p_theta, mask, variant=variant)
@@ -193,22 +199,24 @@ def test_a_passage_that_cannot_say_a_token_has_no_weight_after_it() -> None:
     of_tokens = (weights + log_p_theta).logsumexp(dim=1)
     assert of_tokens.sum().item() == pytest.approx(math.log(0.25) - 3, abs=1e-5)
     of_tokens.sum().backward()
-    assert torch.isfinite(log_p_theta.grad).all()
+    assert torch.isfinite(grad_of(log_p_theta)).all()
 
 
 @settings(max_examples=20)
 @given(**shapes)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_order_of_the_passages_and_the_padding_do_not_matter(variant: str, seed, batch, passages, tokens) -> None:
+def test_the_order_of_the_passages_and_the_padding_do_not_matter(
+    variant: Variant, seed, batch, passages, tokens
+) -> None:
     scores, log_p_theta, mask = problem(seed, batch=batch, passages=passages, tokens=tokens)
     order = torch.randperm(passages, generator=torch.Generator().manual_seed(seed))
     garbage = log_p_theta.masked_fill(~mask[:, None, :], math.nan)
     for name, objective in objectives(variant, seed, batch, tokens).items():
         expected = objective(log_prior(scores), log_p_theta, mask)
         shuffled = objective(log_prior(scores[:, order]), log_p_theta[:, order], mask)
-        torch.testing.assert_close(shuffled, expected, **EXACT, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(shuffled, expected, **EXACT, msg=partial("{}: {}".format, name))
         masked = objective(log_prior(scores), garbage, mask)
-        torch.testing.assert_close(masked, expected, **EXACT, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(masked, expected, **EXACT, msg=partial("{}: {}".format, name))
 
 
 @pytest.mark.parametrize("name", ["mean_log_p", "log_p_together"])
@@ -234,7 +242,7 @@ def test_one_token_makes_the_variants_equal() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_one_passage_has_no_retriever_loss(variant: str) -> None:
+def test_one_passage_has_no_retriever_loss(variant: Variant) -> None:
     scores, log_p_theta, mask = problem(3, passages=1)
     log_p_eta = log_prior(scores)
     expected = nll(log_p_eta, log_p_theta, mask, variant=variant)
@@ -244,7 +252,7 @@ def test_one_passage_has_no_retriever_loss(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", ["nll", "smoothed_nll", "emdr2", "pdist", "loop"])
-def test_gradcheck(variant: str, name: str) -> None:
+def test_gradcheck(variant: Variant, name: str) -> None:
     """Finite differences, with the stopped side held fixed: it is not what the loss is differentiated in."""
     scores, log_p_theta, mask = problem(5, batch=2, passages=3, tokens=3)
     objective = objectives(variant, 5, 2, 3)[name]
@@ -262,7 +270,9 @@ def test_gradcheck(variant: str, name: str) -> None:
         torch.testing.assert_close(found, closed, **EXACT)
 
 
-def kl_gradient(name: str, variant: str, scores: Tensor, log_p_theta: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def kl_gradient(
+    name: str, variant: Variant, scores: Tensor, log_p_theta: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
     """Prior − target, and the gradient of the loss with respect to the scores."""
     prior = log_prior(scores)
     if name == "pdist":
@@ -277,7 +287,7 @@ def kl_gradient(name: str, variant: str, scores: Tensor, log_p_theta: Tensor, ma
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("seed", range(3))
-def test_closed_gradients_of_the_scores(variant: str, seed: int) -> None:
+def test_closed_gradients_of_the_scores(variant: Variant, seed: int) -> None:
     scores, log_p_theta, mask = problem(seed)
     scores.requires_grad_()
     prior = log_prior(scores)
@@ -294,7 +304,7 @@ def test_closed_gradients_of_the_scores(variant: str, seed: int) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("objective", [pdist, loop])
-def test_the_generator_learns_from_the_reader_loss_alone(variant: str, objective: Callable[..., Tensor]) -> None:
+def test_the_generator_learns_from_the_reader_loss_alone(variant: Variant, objective: Callable[..., Tensor]) -> None:
     scores, log_p_theta, mask = problem(6)
     log_p_theta.requires_grad_()
     log_p_eta = log_prior(scores)
@@ -304,7 +314,7 @@ def test_the_generator_learns_from_the_reader_loss_alone(variant: str, objective
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_emdr2_stops_the_gradient_of_single_passages(variant: str) -> None:
+def test_emdr2_stops_the_gradient_of_single_passages(variant: Variant) -> None:
     scores, log_p_theta, mask = problem(7)
     together = -torch.rand(mask.shape, dtype=torch.float64)
     for tensor in (scores, log_p_theta, together):
@@ -312,11 +322,11 @@ def test_emdr2_stops_the_gradient_of_single_passages(variant: str) -> None:
     emdr2(log_prior(scores), log_p_theta, mask, together, variant=variant).sum().backward()
     assert log_p_theta.grad is None
     torch.testing.assert_close(together.grad, -mask.double(), rtol=0, atol=0)
-    assert (scores.grad.abs() > 1e-6).any()
+    assert (grad_of(scores).abs() > 1e-6).any()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_emdr2_with_the_marginal_as_reader_has_the_gradients_of_the_nll(variant: str) -> None:
+def test_emdr2_with_the_marginal_as_reader_has_the_gradients_of_the_nll(variant: Variant) -> None:
     scores, log_p_theta, mask = problem(8)
     scores.requires_grad_()
     log_p_theta.requires_grad_()
@@ -332,7 +342,7 @@ def test_emdr2_with_the_marginal_as_reader_has_the_gradients_of_the_nll(variant:
 
 @pytest.mark.parametrize("objective", [pdist, loop])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_passage_that_is_out_stays_out(variant: str, objective: Callable[..., Tensor]) -> None:
+def test_a_passage_that_is_out_stays_out(variant: Variant, objective: Callable[..., Tensor]) -> None:
     scores, log_p_theta, mask = problem(9, passages=3)
     expected = objective(log_prior(scores), log_p_theta, mask, variant=variant)
     more = torch.cat([scores, torch.full_like(scores[:, :1], -torch.inf)], dim=1).requires_grad_()
@@ -340,8 +350,8 @@ def test_a_passage_that_is_out_stays_out(variant: str, objective: Callable[..., 
     loss = objective(log_prior(more), theta, mask, variant=variant)
     torch.testing.assert_close(loss, expected, **EXACT)
     loss.sum().backward()
-    assert torch.isfinite(more.grad).all()
-    assert (more.grad[:, 3] == 0).all()
+    assert torch.isfinite(grad_of(more)).all()
+    assert (grad_of(more)[:, 3] == 0).all()
 
 
 @settings(max_examples=20)
@@ -382,4 +392,4 @@ def test_bad_arguments_are_refused() -> None:
         emdr2(log_p_eta, log_p_theta, mask, other[:, 1:], variant="token")
     for bad in (nll, pdist, loop, marginal_weights, log_likelihood):
         with pytest.raises((InputError, TypeError)):
-            bad(log_p_eta, log_p_theta, mask, variant="both")
+            bad(log_p_eta, log_p_theta, mask, variant="both")  # type: ignore[arg-type]  # on purpose

@@ -82,13 +82,19 @@ def no_locks(monkeypatch):
 @pytest.fixture
 def shown_progress(monkeypatch):
     """What bars were told: description, total, whether it was to be shown, how many more are done."""
-    told, plain = [], io.progress
+    told = []
+
+    class Bar(io.Progress):
+        def __init__(self, *about: object) -> None:
+            super().__init__()
+            self.about = about
+
+        def advance(self, number: int = 1) -> None:
+            told.append((*self.about, number))
 
     @contextmanager
-    def noting(description, total, *, wanted):
-        with plain(description, total, wanted=False) as bar:
-            bar.advance = lambda number=1: told.append((description, total, wanted, number))
-            yield bar
+    def progress(description, total, *, wanted):
+        yield Bar(description, total, wanted)
 
-    monkeypatch.setattr(io, "progress", noting)
+    monkeypatch.setattr(io, "progress", progress)
     return told

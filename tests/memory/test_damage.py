@@ -11,9 +11,10 @@ from latentrag.errors import LatentRagError
 from latentrag.memory import Memory, upkeep
 from latentrag.memory.verify import verify
 from latentrag.memory.version_files import version_numbers
+from latentrag.protocols import PassageEncoder
 
 QUERY = np.ones((1, 8), np.float32)
-ACTIONS: dict[str, Callable[[Path, object], object]] = {
+ACTIONS: dict[str, Callable[[Path, PassageEncoder], object]] = {
     "search": lambda path, _: Memory.open(path).search(QUERY, 3),
     "passages": lambda path, _: list(Memory.open(path).passages()),
     "build": lambda path, _: Memory.open(path).build_index("ivf-rabitq"),

@@ -40,7 +40,9 @@ def damage(file: Path, how: str) -> None:
 def forget_record(path: Path, file: Path) -> None:
     """As if the writer had died before it acknowledged this file."""
     disk = storage.LocalDisk(path)
-    disk.keep_checksums(disk.checksums().keys() - {file.relative_to(path).as_posix()})
+    known = disk.checksums()
+    assert known is not None
+    disk.keep_checksums(known.keys() - {file.relative_to(path).as_posix()})
 
 
 # Damage
@@ -209,7 +211,8 @@ def test_the_second_writer_is_refused_and_readers_are_not(path, encoder, filled,
 
 
 def test_of_many_writers_at_once_one_wins(path, filled):
-    barrier, outcomes = threading.Barrier(6), []
+    barrier = threading.Barrier(6)
+    outcomes: list[Memory | MemoryStoreError] = []
 
     def change(number: int) -> None:
         memory = Memory.open(path)

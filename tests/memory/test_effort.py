@@ -10,7 +10,9 @@ from latentrag.memory import Memory
 from latentrag.memory.indexes import building, ivf_rabitq
 from latentrag.memory.indexes.building import EFFORTS, NEEDED, opened, read_effort
 from latentrag.memory.indexes.folder import EFFORT
+from latentrag.memory.indexes.stored import StoredIndex
 from tests.memory.indexing import build, built, drawn, forge, make_table, recall_at, rows_of
+from tests.noting import noting
 
 NUM_ROWS, DIMENSION, USUAL_PROBES = 3_000, 64, 30
 
@@ -57,12 +59,13 @@ def test_where_nothing_is_enough_it_is_the_greatest_and_is_said(table, monkeypat
 @pytest.mark.parametrize("factor", EFFORTS)
 def test_it_multiplies_lists_and_candidates(table, monkeypatch, factor):
     proposer = built(table, "ivf-rabitq").proposer
-    proposer.effort, looked_at = 1.0, []
+    looked_at: list[int] = []
+    proposer.effort = 1.0
     usual, scan = proposer.num_rescored(7), ivf_rabitq.IvfRabitq._scan
     monkeypatch.setattr(
         ivf_rabitq.IvfRabitq,
         "_scan",
-        lambda self, turned, num, live, chosen: looked_at.append(len(chosen)) or scan(self, turned, num, live, chosen),
+        noting(scan, lambda _self, _turned, _num, _live, chosen: looked_at.append(len(chosen))),
     )
     monkeypatch.setattr(ivf_rabitq, "LOOKED_AT_FIRST", 1_000)  # none is left out
     proposer.effort = factor
@@ -87,6 +90,7 @@ def test_an_index_without_it_is_thrown_away_and_built_anew(table):
     (published.folder / EFFORT).unlink()
     with pytest.warns(UserWarning, match=r"effort\.json is missing; this index is thrown away"):
         index = Memory.open(table.path, index="ivf-rabitq").index
+    assert isinstance(index, StoredIndex)
     assert index.proposer.effort > 1
 
 

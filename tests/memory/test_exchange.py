@@ -16,7 +16,7 @@ import pytest
 from latentrag.errors import FetchError, InputError, MemoryStoreError
 from latentrag.memory import Memory, exchange
 from latentrag.memory.exchange import Listing, pull, push
-from latentrag.memory.schema import LATER_COLUMNS
+from latentrag.memory.schema import LATER_COLUMNS, schema
 from latentrag.memory.stores import LISTING
 from latentrag.types import Passage
 
@@ -419,10 +419,8 @@ def test_the_real_client_has_what_is_called():
 def test_a_memory_without_origins_can_be_pushed(path, encoder, tmp_path, monkeypatch):
     from latentrag.memory import table as module
 
-    new = module.schema
-
     def old(card):
-        columns = new(card)
+        columns = schema(card)
         return pa.schema([field for field in columns if field.name not in LATER_COLUMNS], metadata=columns.metadata)
 
     with monkeypatch.context() as patch:

@@ -77,7 +77,7 @@ def test_an_index_that_is_being_built_does_not_survive(path, filled, stage):
         if what == stage and not forgotten:
             forgotten.append(forget(path, ["p0"]))
 
-    forgotten = []
+    forgotten: list[object] = []
     for _ in range(2):
         with pytest.raises(MemoryStoreError):
             build(filled._table, "ivf-rabitq", progress=progress)

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from latentrag.errors import IndexDamagedError
 from latentrag.memory import Memory
 from latentrag.memory.indexes import changes, supply
+from latentrag.memory.indexes.building import opened
 from latentrag.memory.indexes.changes import difference, fragments, rows_with
 from latentrag.memory.indexes.folder import FOLDER
 from latentrag.memory.indexes.index import Rows
 from latentrag.memory.table import Table
 from latentrag.types import Passage
 from tests.memory.indexing import STORED_KINDS, append, assert_found, built, drawn, make_table, rows_of, thorough
+from tests.noting import noting
 
 few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 Q = np.random.default_rng(9).standard_normal((3, 6)).astype(np.float32)
@@ -33,7 +35,7 @@ def restored(table: Table, version: int) -> Table:
 
 
 def without(table: Table, ids: list[str]) -> Table:
-    return table.commit([], removed_ids=ids, change="deleted")
+    return table.commit(None, removed_ids=ids, change="deleted")
 
 
 def test_the_table_keeps_its_promises_about_row_ids(tmp_path):
@@ -175,8 +177,8 @@ def test_one_index_serves_every_version_near_it(tmp_path, make_encoder, monkeypa
     memory = memory.add([Passage(f"p{i}", f"text {i}") for i in range(100)], encoder)
     memory.build_index("ivf-rabitq")
     published = names(memory.path)
-    loads, original = [], supply.opened
-    monkeypatch.setattr(supply, "opened", lambda each: loads.append(1) or original(each))
+    loads: list[object] = []
+    monkeypatch.setattr(supply, "opened", noting(opened, loads.append))
     memory = Memory.open(memory.path)  # auto takes what was built
     for i in range(4):
         memory = memory.add([Passage(f"q{i}", f"more {i}")], encoder)

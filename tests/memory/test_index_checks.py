@@ -11,7 +11,7 @@ from latentrag.memory import Memory, history
 from latentrag.memory import version_files as memory_files
 from latentrag.memory.indexes import building, changes
 from latentrag.memory.indexes.checking import ACCEPTED, Recall
-from latentrag.memory.indexes.index import Rows, exact_best, recalls
+from latentrag.memory.indexes.index import Hits, Rows, exact_best, recalls
 from latentrag.memory.indexes.ivf_rabitq import IvfRabitq
 from latentrag.memory.table import Table
 from latentrag.memory.verify import verify
@@ -36,7 +36,7 @@ def build_wrong(table: Table, kind: str, monkeypatch, change) -> Path:
     """An index that was published as if it were the table's, with checksums that are right, of other rows."""
 
     def with_passages(of: Table):
-        theirs = {}
+        theirs: dict[int, Passage] = {}
         for rows, some in changes.stream_with_passages(of):
             theirs |= zip(rows.row_ids, some, strict=True)
         for rows in change(changes.stream(of)):
@@ -56,7 +56,7 @@ def found(path: Path, **options) -> list[str]:
 def test_an_index_that_is_right(path, table, kind):
     folder = build(table, kind).folder
     report = verify(path)
-    assert report.problems == report.notes == []
+    assert (report.problems, report.notes) == ([], [])
     (checked,) = report.indexes
     assert (checked.folder, checked.kind, checked.built_version, checked.version) == (folder.name, kind, 2, 2)
     assert [(recall.k, recall.num_questions) for recall in checked.recall] == [(5, 200), (100, 200)]
@@ -65,7 +65,7 @@ def test_an_index_that_is_right(path, table, kind):
 
 def test_an_index_that_serves_another_version(path, table):
     build(table, "ivf-rabitq")
-    newer = append(table, drawn(20, 16, seed=1), prefix="q").commit([], removed_ids=["p3", "q4"], change="deleted")
+    newer = append(table, drawn(20, 16, seed=1), prefix="q").commit(None, removed_ids=["p3", "q4"], change="deleted")
     newer.compact(deleted_share=0.0)
     (checked,) = verify(path).indexes
     assert (checked.built_version, checked.version, checked.faults) == (2, 5, [])
@@ -73,7 +73,7 @@ def test_an_index_that_serves_another_version(path, table):
 
 
 def test_an_index_of_rows_that_a_compaction_has_moved(path, table):
-    newer = append(table, drawn(20, 16, seed=1), prefix="q").commit([], removed_ids=["p3"], change="deleted")
+    newer = append(table, drawn(20, 16, seed=1), prefix="q").commit(None, removed_ids=["p3"], change="deleted")
     last = newer.dataset.get_fragments()[-1].fragment_id
     build(newer.compact(deleted_share=0.0, keep=[last]), "ivf-rabitq")
     report = verify(path)
@@ -128,7 +128,7 @@ def test_rows_that_are_not_the_tables(path, table, monkeypatch, kind, change, fa
 def test_a_passage_that_was_deleted_and_is_still_served(path, table, monkeypatch):
     """The index says that it was built after the deletion, and holds the row nevertheless."""
     before = table
-    after = table.commit([], removed_ids=["p7"], change="deleted")
+    after = table.commit(None, removed_ids=["p7"], change="deleted")
     folder = build_wrong(after, "ivf-rabitq", monkeypatch, lambda _: changes.stream(before))
     assert found(path) == [f"the index {folder.name} holds 1 passages that version 3 has not"]
 
@@ -170,7 +170,7 @@ def test_damaged_files_are_problems_and_stay(path, table, name):
 
 def test_the_served_version_is_the_one_that_counts(path, table, encoder):
     build(table, "ivf-rabitq")
-    newer = table.commit([], removed_ids=[f"p{i}" for i in range(200)], change="deleted")
+    newer = table.commit(None, removed_ids=[f"p{i}" for i in range(200)], change="deleted")
     report = verify(path)
     (note,) = report.notes
     assert "is of version 2, from which too much has changed; version 3 does without" in note
@@ -233,8 +233,8 @@ def test_recall_against_the_oracle(path, table):
         """Finds the best, and every other one after it."""
 
         def search(self, q, k):
-            scores = oracle(rows, q, 2 * k)[1]
-            return type("Hits", (), {"scores": scores[:, ::2]})
+            row_ids, scores = oracle(rows, q, 2 * k)
+            return Hits(row_ids[:, ::2], np.empty((len(q), k, 0), np.float32), scores[:, ::2])
 
     shares = recalls(Half(), exact_best(changes.stream(table), q, 10), q, [5, 10])
     assert {k: share.tolist() for k, share in shares.items()} == {5: [0.6] * 7, 10: [0.5] * 7}

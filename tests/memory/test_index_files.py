@@ -21,9 +21,11 @@ from latentrag.io import sha256_of_file
 from latentrag.memory import Memory
 from latentrag.memory.indexes import IndexFolder, building, folder, ivf_rabitq, stored, supply
 from latentrag.memory.indexes.building import plan
+from latentrag.memory.indexes.stored import vector_records
 from latentrag.memory.table import Table
 from latentrag.types import Passage
 from tests.memory.indexing import STORED_KINDS, assert_found, build, drawn, forge, make_table, rows_of, thorough
+from tests.noting import noting
 
 FILES = ["index.json", "index.faiss", "row_ids.i64", "vectors.f16", "bonuses.f32", "passages.json", "passage_ends.i64"]
 Q = np.random.default_rng(9).standard_normal((3, 8)).astype(np.float32)
@@ -309,13 +311,11 @@ def test_vectors_are_streamed(tmp_path, monkeypatch):
     monkeypatch.setattr("latentrag.memory.indexes.changes.BATCH_BYTES", 1)  # 256 rows
     monkeypatch.setattr("latentrag.memory.indexes.stored.BLOCK_BYTES", 24 * 256)
     table = make_table(tmp_path / "m.lance", drawn(3_000, 8))
-    sizes, records, read = [], building.vector_records, stored.VectorFile.read
-    monkeypatch.setattr(
-        building,
-        "vector_records",
-        lambda rows, *given, **place: sizes.append(len(rows)) or records(rows, *given, **place),
-    )
-    monkeypatch.setattr(stored.VectorFile, "read", lambda file, rows: sizes.append(len(rows)) or read(file, rows))
+    sizes: list[int] = []
+    records = noting(vector_records, lambda rows, *_, **__: sizes.append(len(rows)))
+    monkeypatch.setattr(building, "vector_records", records)
+    read = noting(stored.VectorFile.read, lambda _, rows: sizes.append(len(rows)))
+    monkeypatch.setattr(stored.VectorFile, "read", read)
     monkeypatch.setattr(ivf_rabitq, "ROWS_PER_ADD", 256)
     monkeypatch.setattr(building, "_choose_effort", lambda *_: None)
     build(table, "ivf-rabitq")
@@ -382,6 +382,7 @@ def test_one_builds_at_a_time(memory):
 
 def test_two_processes_build_one_after_the_other_and_only_one_does_the_work(memory):
     with builder(memory) as first:
+        assert first.stdout is not None
         assert first.stdout.readline() == "building\n"
         with builder(memory) as second:
             assert first.communicate()[0] == "built\n"
@@ -392,6 +393,7 @@ def test_two_processes_build_one_after_the_other_and_only_one_does_the_work(memo
 
 def test_a_killed_builder_leaves_nothing_that_stays(memory):
     with builder(memory) as process:
+        assert process.stdout is not None
         assert process.stdout.readline() == "building\n"
         (scratch,) = left(memory)
         assert scratch.startswith(folder.SCRATCH)

@@ -15,7 +15,7 @@ from latentrag.memory.indexes import ivf_rabitq
 from latentrag.memory.indexes.building import plan
 from latentrag.memory.indexes.flat import FlatIndex, revised
 from latentrag.memory.indexes.index import Rows
-from latentrag.memory.indexes.ivf_rabitq import promises
+from latentrag.memory.indexes.ivf_rabitq import IvfRabitq, promises
 from latentrag.memory.indexes.stored import VectorFile, vector_bytes, vector_records
 from tests.memory.indexing import (
     STORED_KINDS,
@@ -188,6 +188,7 @@ def test_lists_that_promise_too_little_are_left_out_and_nothing_is_lost(tmp_path
 def test_candidates_are_the_best_of_all_lists_that_promise_enough(tmp_path):
     """Whichever are looked at first."""
     proposer = built(make_table(tmp_path / "m.lance", drawn(3_000, 40)), "ivf-rabitq").proposer
+    assert isinstance(proposer, IvfRabitq)
     lists = np.arange(proposer.lists.nlist)
     at_most = np.full(len(lists), 1e30, np.float32)
     for num, q in itertools.product((1, 30, 500, 5_000), queries(8, 40)):
@@ -219,6 +220,7 @@ def test_lists_are_not_emptied_by_long_vectors(tmp_path):
     vectors = drawn(3_000, 16)
     vectors[::2] *= np.float16(4)
     index = built(make_table(tmp_path / "m.lance", vectors), "ivf-rabitq")
+    assert isinstance(index.proposer, IvfRabitq)
     lists = index.proposer.lists
     sizes = np.array([lists.get_list_size(i) for i in range(lists.nlist)])
     assert sizes.sum() == 3_000
@@ -312,7 +314,7 @@ def test_a_file_that_was_removed_stays_readable(tmp_path):
 
 
 def test_recall_counts_what_is_found():
-    rows = Rows(np.arange(100), np.eye(100, 100, dtype=np.float16) * np.arange(1, 101, dtype=np.float16))
+    rows = Rows(np.arange(100), np.diag(np.arange(1, 101, dtype=np.float16)))
     index = FlatIndex.build([rows], 100)
     q = np.ones((2, 100), np.float32)
     blocks = [Rows(rows.row_ids[:30], rows.vectors[:30]), Rows(rows.row_ids[30:], rows.vectors[30:])]

@@ -15,9 +15,11 @@ from latentrag.assemble import open_memory
 from latentrag.errors import EncoderMismatchError, MemoryStoreError
 from latentrag.memory import LiveMemory, Memory
 from latentrag.memory.indexes import supply
+from latentrag.memory.indexes.building import opened
 from latentrag.rag import Rag
 from latentrag.retriever import BM25Retriever, DenseRetriever, bm25
 from latentrag.types import Passage
+from tests.noting import noting
 from tests.toy import ToyGenerator
 
 VERSIONS = range(2, 7)
@@ -31,6 +33,9 @@ class FakeQueryEncoder:
 
     def encode_queries(self, x):
         return torch.ones(len(x), 8)
+
+    def save(self, folder):
+        raise AssertionError("not asked for")
 
 
 @pytest.fixture
@@ -72,14 +77,16 @@ def test_use_and_back(path, live, queries):
 
 
 def test_another_version_is_searched_as_the_first_was(monkeypatch, path, live, queries):
-    loads, original = [], supply.opened
-    monkeypatch.setattr(supply, "opened", lambda published: loads.append(1) or original(published))
+    loads: list[object] = []
+    monkeypatch.setattr(supply, "opened", noting(opened, loads.append))
     chosen = LiveMemory(Memory.open(path, version=2, index="ivf-rabitq"))
     chosen.search(queries, 3)
     chosen.use(2)
     assert chosen.snapshot().index.kind == "ivf-rabitq"
     assert len(loads) == 1  # shared
-    assert open_memory(chosen, version=3)._indexes.choice == "ivf-rabitq"
+    third = open_memory(chosen, version=3)
+    assert isinstance(third, Memory)
+    assert third._indexes.choice == "ivf-rabitq"
 
 
 def test_a_memory_that_was_built_anew_in_the_place_of_the_old_one(path, encoder, live, queries):

@@ -11,12 +11,14 @@ from latentrag.errors import IndexDamagedError, MemoryStoreError
 from latentrag.memory import Memory
 from latentrag.memory.indexes import building
 from latentrag.memory.indexes.building import plan
+from latentrag.memory.indexes.changes import stream_with_passages
 from latentrag.memory.indexes.folder import FOLDER, IndexFolder
 from latentrag.memory.indexes.stored import PassageFile, passage_records
 from latentrag.memory.table import Table
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
 from tests.memory.indexing import STORED_KINDS, build, built, drawn, make_table
+from tests.noting import noting
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 places = st.integers(-(2**63), 2**63 - 1)
@@ -110,8 +112,8 @@ def test_what_came_later_is_the_tables(memory, encoder, monkeypatch):
     memory.build_index("ivf-rabitq")
     newer = Memory.open(memory.path).upsert([Passage("p1", "text 1, corrected"), Passage("q", "new")], encoder)
     newer = newer.delete(["p2"])
-    asked = []
-    monkeypatch.setattr(Table, "take", lambda self, ids, take=Table.take: asked.extend(ids) or take(self, ids))
+    asked: list[int] = []
+    monkeypatch.setattr(Table, "take", noting(Table.take, lambda _, ids: asked.extend(ids)))
     (found,) = newer.search(Q[:1], 60).passages
     assert len(asked) == 2
     assert {z.text for z in found} == {*(f"text {i}" for i in range(60) if i not in (1, 2)), "text 1, corrected", "new"}
@@ -134,10 +136,8 @@ def test_those_of_another_memory_with_the_same_vectors_are_not_served(tmp_path):
 
 
 def test_some_are_compared_with_the_table(memory, monkeypatch):
-    right = building.stream_with_passages
-
     def wrong(table):
-        for rows, found in right(table):
+        for rows, found in stream_with_passages(table):
             yield rows, [found[0], *found[:-1]]
 
     monkeypatch.setattr(building, "stream_with_passages", wrong)
@@ -152,6 +152,6 @@ def test_their_room_on_the_disk_is_reckoned(memory, monkeypatch):
     reckoned = without + building.bytes_of_passages(memory._table)
     assert made.disk_bytes < reckoned < without + made.disk_bytes
     IndexFolder.of(memory.path).discard_all()
-    monkeypatch.setattr(building.shutil, "disk_usage", lambda _: type("", (), {"free": reckoned - 1}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("", (), {"free": reckoned - 1}))
     with pytest.raises(MemoryStoreError, match="the index ivf-rabitq needs"):
         memory.build_index("ivf-rabitq")

@@ -5,6 +5,7 @@ import random
 import shutil
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,7 +134,8 @@ def state_after(name: str, before: State) -> State:
 @pytest.mark.parametrize("worst", [True, False])
 def test_the_next_writer_clears_up(monkeypatch, tmp_path, path, encoder, worst):
     """A copy of every moment of an upsert can be written to, and is whole then."""
-    disk, rng, copies = Disk(path), random.Random(1), []
+    disk, rng = Disk(path), random.Random(1)
+    copies: list[Path] = []
     Memory.create(path, encoder).add([Passage(f"p{i}", f"text {i}") for i in range(6)], encoder)
     disk.sync_everything()
 

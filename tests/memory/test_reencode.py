@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import lance
@@ -15,6 +16,7 @@ from latentrag.errors import EncoderMismatchError, MemoryStoreError, ModelError
 from latentrag.memory import Memory
 from latentrag.memory import table as table_module
 from latentrag.memory import writer as writer_module
+from latentrag.memory.schema import to_passages
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
 from tests.memory.conftest import FakePassageEncoder
@@ -98,7 +100,7 @@ class Query:
     def __init__(self, passage_fingerprint: str) -> None:
         self.passage_fingerprint = passage_fingerprint
 
-    def encode_queries(self, x: list[str]) -> torch.Tensor:
+    def encode_queries(self, x: Sequence[str]) -> torch.Tensor:
         raise AssertionError("check needs no vectors")
 
 
@@ -201,11 +203,12 @@ def test_of_two_commits_at_the_same_moment_one_is_refused(monkeypatch, path, enc
         "reencode": lambda memory: memory.reencode(other),
     }
     commit = table_module.Table._commit
+    left: list[Path] = []
 
     def late(table, *arguments, **options):
         monkeypatch.setattr(table_module.Table, "_commit", commit)
         changes[theirs](Memory.open(path))
-        late.files = files(path)
+        left.extend(files(path))
         monkeypatch.setattr(table_module.Table, "require_newest", lambda table: None)
         return commit(table, *arguments, **options)
 
@@ -217,9 +220,9 @@ def test_of_two_commits_at_the_same_moment_one_is_refused(monkeypatch, path, enc
     assert newest.version == 3
     assert vectors_by_id(newest) == expected(other if theirs == "reencode" else encoder, newest)
     # What was staged before is gone.
-    assert not (set(files(path)) - set(late.files))
+    assert not (set(files(path)) - set(left))
     if mine != "delete":
-        assert len(files(path)) == len(late.files) - 1
+        assert len(files(path)) == len(left) - 1
 
 
 KILLED = """
@@ -274,7 +277,7 @@ def test_passages_are_streamed(monkeypatch, path, encoder, other):
     monkeypatch.setattr(table_module, "ROWS_PER_READ", 50)
     memory = Memory.create(path, encoder).add((Passage(f"p{i}", f"text {i}") for i in range(1_000)), encoder)
     read, encoded, ahead = [0], [0], []
-    to_passages, encode = table_module.to_passages, other.encode_passages
+    encode = other.encode_passages
 
     def reading(rows):
         read[0] += len(rows)

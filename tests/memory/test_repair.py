@@ -194,9 +194,10 @@ def test_nothing_is_moved_where_nothing_is_left(path, encoder, filled):
 def test_half_of_a_commit_that_was_never_acknowledged_is_not_kept(monkeypatch, path, encoder, filled):
     monkeypatch.setattr(table_module, "ROWS_PER_FRAGMENT", 4)
     monkeypatch.setattr("latentrag.memory.writer.PASSAGES_PER_ENCODING", 4)
-    known = storage.LocalDisk(path).checksums().keys()
+    known = storage.LocalDisk(path).checksums()
+    assert known is not None
     newer = filled.add(many(0, 8), encoder)
-    storage.LocalDisk(path).keep_checksums(known)
+    storage.LocalDisk(path).keep_checksums(known.keys())
     (path / list(newer._table.fragments())[2][0]).write_bytes(b"")
     done = repair(path)
     assert (done.set_aside, done.newest, done.lost) == ([3], 2, [])
@@ -249,7 +250,7 @@ def test_a_repair_that_is_killed_can_be_repeated_and_nothing_is_gone(
     assert expected == {"q1": "text q1", "q2": "text q2"}
     for last in range(100):
         other = shutil.copytree(path, tmp_path / "other.lance")
-        moves = []
+        moves: list[object] = []
 
         def move(*names, moves=moves, last=last):
             if len(moves) == last:

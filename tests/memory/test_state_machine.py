@@ -97,6 +97,7 @@ class Machine(RuleBasedStateMachine):
         before = self.state
         after = {key: text for key, text in before.items() if not key.startswith("notes/")} | files
         found = sync(self.path, self.folder / "notes", lambda: self.encoder, options=SyncOptions(delete_missing=True))
+        assert found.version is not None
         for number in range(self.memory.version + 1, found.version + 1):
             here = {z.id: z.text for z in Memory.open(self.path, version=number).passages()}
             assert here in (before, before | files, after)  # made ready; files that are there; then those that are gone

@@ -11,10 +11,12 @@ from latentrag.errors import InputError, MemoryStoreError
 from latentrag.memory import Memory, history, upkeep, version_files
 from latentrag.memory import table as table_module
 from latentrag.memory.history import Version, diff, num_compared, number_of, titles
+from latentrag.memory.schema import to_passages
 from latentrag.memory.table import Table
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
 from tests.memory.conftest import FakePassageEncoder
+from tests.noting import noting
 
 
 def numbers(path: Path) -> list[int]:
@@ -170,8 +172,9 @@ def test_new_vectors_are_said_apart(path, filled):
 
 def test_diff_reads_only_what_differs(monkeypatch, path, encoder, filled):
     filled.add([Passage("new", "t")], encoder)
-    read, convert = [], table_module.to_passages
-    monkeypatch.setattr(table_module, "to_passages", lambda rows: read.append(len(rows)) or convert(rows))
+    read: list[int] = []
+    reading = noting(to_passages, lambda rows: read.append(len(rows)))
+    monkeypatch.setattr(table_module, "to_passages", reading)
     assert diff(Table.open(path, 2), Table.open(path, 3)).added == ["new"]
     assert sum(read) == num_compared(Table.open(path, 2), Table.open(path, 3)) == 1
 
@@ -266,8 +269,8 @@ def test_compact_keeps_rows_order_and_row_ids(path, many, queries):
     assert np.array_equal(again.scores, found.scores)
     assert Memory.open(path).log()[-1].change == "compacted 6 files to 1"
     assert changed.search(queries, 7).passages == found.passages  # a reader of the version before
-    again = upkeep.compact(path)
-    assert (again.changed, again.version) == (False, 9)
+    done = upkeep.compact(path)
+    assert (done.changed, done.version) == (False, 9)
 
 
 def test_a_file_number_used_before_does_not_confuse_later_reads(path, encoder, many):

@@ -1,14 +1,17 @@
 """Dense retrieval: the logits and their gradient, with an encoder and a memory of ten lines each."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from latentrag.errors import EncoderMismatchError
 from latentrag.retriever import DenseRetriever
 from latentrag.types import Passage, SearchResult
+from tests.toy import ToyMemory
 
 
 class FakeQueryEncoder:
@@ -17,6 +20,7 @@ class FakeQueryEncoder:
     dimension = 6
     scale = 20.0
     passage_fingerprint = "f1"
+    module = nn.Module()
 
     def __init__(self) -> None:
         self.table = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -24,19 +28,20 @@ class FakeQueryEncoder:
     def encode_queries(self, x: Sequence[str]) -> torch.Tensor:
         return self.table[[int(text) for text in x]]
 
+    def save(self, folder: Path) -> None:
+        raise AssertionError("not asked for")
 
-class FakeMemory:
-    """Nine passages, searched by brute force."""
+
+class FakeMemory(ToyMemory):
+    """Nine passages; keeps what was found last."""
 
     version = 3
 
     def __init__(self, *, fits: bool = True) -> None:
-        self.vectors = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
+        vectors = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
+        super().__init__([Passage(str(row), f"text {row}") for row in range(9)], vectors)
         self.fits = fits
         self.checked: list[object] = []
-
-    def __len__(self) -> int:
-        return 9
 
     def check(self, query_encoder: object) -> None:
         self.checked.append(query_encoder)
@@ -46,14 +51,7 @@ class FakeMemory:
     def search(self, q: np.ndarray, k: int) -> SearchResult:
         assert isinstance(q, np.ndarray)
         assert q.dtype == np.float32
-        scores = q @ self.vectors.T
-        rows = np.argsort(-scores, axis=1)[:, :k]
-        self.found = SearchResult(
-            passages=[[Passage(str(row), f"text {row}") for row in rows_of_query] for rows_of_query in rows],
-            vectors=self.vectors[rows],
-            scores=np.take_along_axis(scores, rows, axis=1),
-            version=self.version,
-        )
+        self.found = super().search(q, k)
         return self.found
 
 

@@ -10,6 +10,7 @@ from latentrag.memory import Memory
 from latentrag.retriever import DenseRetriever, RefreshingRetriever
 from latentrag.types import Passage
 from tests.encoder.tiny import write_dpr, write_sentence_encoder
+from tests.toy import Tolerance
 
 PASSAGES = [
     Passage("paris", "paris is the capital of france", "paris"),
@@ -21,9 +22,9 @@ PASSAGES = [
 X = ["what is the capital of france ?", "who wrote hamlet ?"]
 Y = ["paris", "the king"]
 # Sums of 16 products in float32, of scores up to some tens.
-ROUNDING = {"rtol": 1e-5, "atol": 1e-4}
+ROUNDING: Tolerance = {"rtol": 1e-5, "atol": 1e-4}
 # The memory keeps fp16.
-STORED = {"rtol": 2e-3, "atol": 2e-2}
+STORED: Tolerance = {"rtol": 2e-3, "atol": 2e-2}
 
 
 @pytest.fixture(params=["dpr", "sentence"])
@@ -44,7 +45,7 @@ def memory(encoders, tmp_path):
 
 @pytest.fixture
 def retriever(encoders, memory):
-    return RefreshingRetriever(*encoders, memory)
+    return RefreshingRetriever(encoders[0], encoders[1], memory)
 
 
 def learn(encoder, *, seed: int = 0, by: float = 0.3) -> None:
@@ -85,7 +86,7 @@ def test_scores_and_gradients_are_those_of_the_encoder_as_it_is_now(retriever) -
 
 
 def test_the_search_goes_over_the_memory_as_it_was_encoded(encoders, memory) -> None:
-    plain, retriever = DenseRetriever(encoders[0], memory), RefreshingRetriever(*encoders, memory)
+    plain, retriever = DenseRetriever(encoders[0], memory), RefreshingRetriever(encoders[0], encoders[1], memory)
     before = plain.retrieve(X, 5)
     learn(encoders[1])
     found = retriever.retrieve(X, 5)
@@ -95,7 +96,7 @@ def test_the_search_goes_over_the_memory_as_it_was_encoded(encoders, memory) -> 
 
 
 def test_without_gradients_the_scores_are_those_of_the_search(encoders, memory) -> None:
-    plain, retriever = DenseRetriever(encoders[0], memory), RefreshingRetriever(*encoders, memory)
+    plain, retriever = DenseRetriever(encoders[0], memory), RefreshingRetriever(encoders[0], encoders[1], memory)
     learn(encoders[1])
     with torch.no_grad():
         assert torch.equal(retriever.retrieve(X, 3).logits, plain.retrieve(X, 3).logits)
@@ -208,13 +209,13 @@ def test_a_refresh_that_fails_changes_nothing(retriever, memory) -> None:
 def test_another_passage_encoder_is_refused_at_once(encoders, memory) -> None:
     learn(encoders[1])
     with pytest.raises(EncoderMismatchError, match="differs from"):
-        RefreshingRetriever(*encoders, memory)
+        RefreshingRetriever(encoders[0], encoders[1], memory)
 
 
 def test_a_query_encoder_that_does_not_belong_is_refused_at_once(encoders, memory) -> None:
     encoders[0].pair_with("another")
     with pytest.raises(EncoderMismatchError, match="another"):
-        RefreshingRetriever(*encoders, memory)
+        RefreshingRetriever(encoders[0], encoders[1], memory)
 
 
 def test_learning_the_scores_moves_both_encoders_and_survives_a_refresh(retriever) -> None:

@@ -15,7 +15,7 @@ from latentrag.memory import Memory
 from latentrag.serving.app import create_app
 from latentrag.serving.guard import Access
 from latentrag.serving.options import ServeOptions
-from latentrag.types import Passage
+from latentrag.types import Passage, Variant
 from tests.cli.conftest import QUESTION
 from tests.serving.browser import AXE, NETWORK, asked, chromium, opened
 from tests.serving.conftest import Served, serving
@@ -217,7 +217,7 @@ def test_a_passage_is_left_out(chromium, served, rag, variant) -> None:
 WAYS = [("sequence", "exact"), ("sequence", "thorough"), ("sequence", "fast"), ("token", "exact")]
 
 
-def worth(answer: dict[str, Any], variant: str) -> float:
+def worth(answer: dict[str, Any], variant: Variant) -> float:
     """log p(y|x) of an answer under another model, with its own passages."""
     import torch
 

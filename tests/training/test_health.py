@@ -12,7 +12,7 @@ from torch import Tensor
 from latentrag.errors import InputError
 from latentrag.model import JointModel
 from latentrag.training.health import Health, alarms, measure
-from latentrag.types import Asked, Passage, Question, Retrieved, singles
+from latentrag.types import Asked, Passage, Question, Retrieved, Variant, singles
 from tests.toy import ToyGenerator
 
 TOLERANCE = 1e-5  # float32 sums of a few terms of size one
@@ -72,7 +72,9 @@ def model(retriever: TableRetriever, generator: ToyGenerator | None = None) -> J
     return JointModel(retriever, generator or Reader(26))
 
 
-def looped_log_p(generator: ToyGenerator, x: str, zs: list[Passage], prior: list[float], ids: list[int], variant: str):
+def looped_log_p(
+    generator: ToyGenerator, x: str, zs: list[Passage], prior: list[float], ids: list[int], variant: Variant
+):
     """log p(y|x) and the posterior's shares, over every z and i."""
     p = [
         [generator.log_p(f"{x}|{z.id}", ids[:i]).double()[token].exp().item() for i, token in enumerate(ids)]
