@@ -74,7 +74,7 @@ def writer(config: Config) -> Any:
 
 def theirs(way: str, config: Config, model: Any) -> Callable[[], Found]:
     ids, mask, scores = contexts(config)
-    asked = {
+    asked: dict[str, Any] = {
         "num_beams": config.M,
         "num_return_sequences": 1,
         "decoder_start_token_id": BEGIN,

@@ -201,7 +201,7 @@ def main() -> int:
         message = "torch sees no GPU here; run it where there is one, or try it with --device cpu --size tiny"
         print(f"error: {message}", file=sys.stderr)
         return 2
-    sizes = {"B": 2, "L": 12, "M": 2, "tokens": 4} if given.size == "tiny" else {}
+    sizes: dict[str, Any] = {"B": 2, "L": 12, "M": 2, "tokens": 4} if given.size == "tiny" else {}
     config = Config(given.size, given.device, runs=given.runs, **sizes)
     rows = list(measured(config, models=given.models, passages=given.passages))
     name = torch.cuda.get_device_name() if given.device.startswith("cuda") else "processor"

@@ -21,6 +21,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,13 @@ def measured(vectors: Vectors, ways: list[str], num_runs: int, *, bound: int | N
         if way == "flat":
             continue
         step = ("build-faiss", way) if way in FAISS_WAYS else ("build-memory", way, bound)
-        built[way] = kept.get(f"build {way}", lambda step=step: in_process(work, *step))
+        built[way] = kept.get(f"build {way}", partial(in_process, work, *step))
     rows: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for number, way in itertools.product(range(1, num_runs + 1), ways):
-        rows[way].append(kept.get(f"run {number} {way}", lambda way=way: one_run(work, way)))
+        rows[way].append(kept.get(f"run {number} {way}", partial(one_run, work, way)))
     compared = {way: with_ratios(found, rows.get("faiss-flat")) for way, found in rows.items()}
     ours = [way for way in ways if way in MEMORY_WAYS and edits]
-    edited = {way: kept.get(f"edits {way}", lambda way=way: in_process(work, "edits", way)) for way in ours}
+    edited = {way: kept.get(f"edits {way}", partial(in_process, work, "edits", way)) for way in ours}
     return Measured(
         vectors.size, vectors.dimension, {way: medians(found) for way, found in compared.items()}, built, edited
     )

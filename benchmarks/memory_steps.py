@@ -11,13 +11,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.memory_vectors import NUM_QUERIES, Vectors, make_table
 from benchmarks.turns import peak_bytes
+
+if TYPE_CHECKING:
+    from latentrag.memory.indexes.index import Proposer
 
 FAISS_WAYS = ["faiss-flat", "faiss-ivf-flat", "faiss-hnsw"]
 MEMORY_WAYS = ["ivf-rabitq", "flat"]
@@ -174,7 +178,7 @@ def measure_faiss(work: Path, way: str) -> dict[str, float]:
     figures = {"cold_s": time.perf_counter() - started}
     depths = (5, truth.shape[1])
     for k in depths:
-        figures[f"p50_s@{k}"] = statistics.median(seconds_of_each(lambda q, k=k: index.search(q, k), vectors.queries))
+        figures[f"p50_s@{k}"] = statistics.median(seconds_of_each(partial(index.search, k=k), vectors.queries))
     figures |= {"resident_bytes": resident_bytes(), "libraries_bytes": libraries}  # as it serves: one query at a time
     return figures | {f"recall@{k}": recall(index.search(vectors.queries, k)[1], truth[:, :k]) for k in depths}
 
@@ -196,17 +200,22 @@ def measure_memory(work: Path, kind: str) -> dict[str, float]:
     depths = (5, truth.shape[1])
     for k in depths:
         # What the first pass has read from the disk is in the system's cache for all that follow.
-        figures[f"first_p50_s@{k}"] = statistics.median(seconds_of_each(lambda q, k=k: memory.search(q, k), queries))
+        figures[f"first_p50_s@{k}"] = statistics.median(seconds_of_each(partial(memory.search, k=k), queries))
         ways: dict[str, Callable[[np.ndarray], object]] = {
-            f"p50_s@{k}": lambda q, k=k: memory.search(q, k),
-            f"index_p50_s@{k}": lambda q, k=k: memory.index.search(q, k),
+            f"p50_s@{k}": partial(memory.search, k=k),
+            f"index_p50_s@{k}": partial(memory.index.search, k=k),
         }
         if isinstance(memory.index, StoredIndex):  # faiss alone: as many candidates, neither vectors nor scores
-            proposer, num = memory.index.proposer, min(len(memory), memory.index.proposer.num_rescored(k))
-            ways[f"faiss_p50_s@{k}"] = lambda q, bare=proposer, num=num: bare.propose(q[0], num, None)
+            ways[f"faiss_p50_s@{k}"] = proposing(memory.index.proposer, k, len(memory))
         figures |= {name: statistics.median(took) for name, took in in_turns(ways, queries).items()}
     figures |= {"resident_bytes": resident_bytes(), "libraries_bytes": libraries}
     return figures | {f"recall@{k}": recall(np.array(places(memory, queries, k)), truth[:, :k]) for k in depths}
+
+
+def proposing(proposer: "Proposer", k: int, num_rows: int) -> Callable[[np.ndarray], object]:
+    """A search for the candidates alone."""
+    num = min(num_rows, proposer.num_rescored(k))
+    return lambda q: proposer.propose(q[0], num, None)
 
 
 def places(memory: Any, queries: np.ndarray, k: int) -> list[list[int]]:

@@ -190,4 +190,4 @@ def make_table(path: Path, blocks: Iterable[np.ndarray], *, first_id: int = 0, t
                 number += len(part)
                 yield table.record_batch(passages, part)
 
-    table.commit(table.stage(batches()), removed_ids=(), change="added")  # type: ignore[arg-type]
+    table.commit(table.stage(batches()), removed_ids=(), change="added")

@@ -97,7 +97,7 @@ def main() -> int:
 
     torch.set_num_threads(1)
     questions = [row.x for row in read_examples(given.data).rows]
-    rag = latentrag.load("demo", memory="demo", dtype=given.dtype)
+    rag: Any = latentrag.load("demo", memory="demo", dtype=given.dtype)
     rag.answer(questions[-1], k=K)
     asked = questions[: given.questions]
     found = latencies(rag, asked)

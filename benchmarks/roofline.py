@@ -99,7 +99,7 @@ def measure(of: Config, *, runs: int, side: int, mib: int) -> dict[str, float]:
     linear = linear_work(model, lambda: generator.step(state, stay, tokens))
     attention = attention_work(model.config, of, of.tokens + 1)
     square, array, layer = torch.randn(side, side), torch.ones(mib << 18), PackedLinear(side, side, bias=False)
-    calls = [lambda: square @ square, lambda: layer(square), array.sum]
+    calls: list[Callable[[], object]] = [lambda: square @ square, lambda: layer(square), array.sum]
     for call in calls:
         call()
     rounds = [(step_s(), *map(seconds, calls)) for _ in range(runs)]

@@ -125,13 +125,24 @@ def load(server: Server, plan: Path, *, clients: int, seconds: float, in_turn: b
     """Let the clients ask for so long; what became of it. in_turn: no two of them wait for the same answer."""
     plan.write_text(json.dumps({**json.loads(plan.read_text("utf-8")), "in_turn": in_turn}), "utf-8")
     name = plan.with_name("load")
-    command = [sys.executable, "-m", "locust", "-f", CLIENTS, "--headless", "--host", server.url, "--csv", name]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "locust",
+        "-f",
+        CLIENTS,
+        "--headless",
+        "--host",
+        server.url,
+        "--csv",
+        name,
+    ]
     command += ["-u", str(clients), "-r", str(clients), "-t", f"{seconds:.0f}s", "--stop-timeout", str(PATIENCE_S)]
     command += ["--only-summary", "--exit-code-on-error", "0", "--loglevel", "ERROR"]
     began_s = time.monotonic()
     environment = {**os.environ, PLAN_VARIABLE: str(plan)}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run(command, check=True, env=environment, **quiet)  # noqa: S603
+    quiet = subprocess.DEVNULL
+    subprocess.run(command, check=True, env=environment, stdout=quiet, stderr=quiet)  # noqa: S603
     wall_s = time.monotonic() - began_s
     with Path(f"{name}_stats.csv").open(encoding="utf-8") as file:
         total = next(row for row in csv.DictReader(file) if row["Name"] == "Aggregated")

@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from torch import nn
 from latentrag.memory import LiveMemory, Memory
 from latentrag.rag import Rag
 from latentrag.retriever import BM25Retriever, DenseRetriever
-from latentrag.types import Answer, Passage, PassageLists, singles
+from latentrag.types import Answer, Asked, LatentLists, Passage
 from tests.toy import ToyGenerator, ToyPrepared
 
 DIMENSION = 64
@@ -54,14 +55,16 @@ class Encoder:
         drawn = [np.random.default_rng(seed).standard_normal(DIMENSION) / 3 for seed in seeds]
         return torch.from_numpy(np.stack(drawn).astype(np.float32))
 
+    def save(self, folder: Path) -> None:
+        raise NotImplementedError("it has no weights")
+
 
 class ReadingGenerator(ToyGenerator):
     """What it answers depends on the texts of the passages."""
 
-    def prepare(self, x: Sequence[str], passages: PassageLists | None) -> ToyPrepared:
-        if passages is not None:
-            passages = [[replace(z, id=z.text) for z in of_one] for of_one in passages]
-        return super().prepare(x, singles(passages))
+    def prepare(self, x: Sequence[Asked], latents: LatentLists) -> ToyPrepared:
+        by_text = [[tuple(replace(passage, id=passage.text) for passage in z) for z in of_one] for of_one in latents]
+        return super().prepare(x, by_text)
 
 
 def make_memories(folder: Path, size: int) -> list[Memory]:
@@ -105,12 +108,15 @@ class Load:
             start = time.perf_counter()
             return answered(rag, number), time.perf_counter() - start
 
+        def has_begun(due: int) -> bool:
+            return begun >= due
+
         def exchange() -> list[float]:
             took = []
             for count in range(1, self.swaps + 1):
                 due = count * self.answers // (self.swaps + 1)
                 with turn:
-                    turn.wait_for(lambda due=due: begun >= due)
+                    turn.wait_for(partial(has_begun, due))
                 memory = memories[count % len(memories)]
                 start = time.perf_counter()
                 live.use(Memory.open(memory.path, version=memory.version))

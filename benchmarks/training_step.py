@@ -18,6 +18,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ RATIOS = [
     ("bart", "token"),
     ("bart", "sequence"),
 ]
+VARIANTS: dict[str, Variant] = {"token": "token", "sequence": "sequence"}
 PADDED = 300
 """Tokens of a context, as their retriever pads it."""
 
@@ -128,9 +130,9 @@ def our_losses(model: Any, variant: Variant, config: Config, of: Batch) -> list[
         targets = of.targets[questions]
         asked = Targets(targets, torch.ones_like(targets, dtype=torch.bool))
         log_p_theta = generator.log_p_theta(prepared, asked)
-        return nll(log_prior(of.scores[questions]), log_p_theta, asked.mask, variant=variant).sum()  # type: ignore[arg-type]
+        return nll(log_prior(of.scores[questions]), log_p_theta, asked.mask, variant=variant).sum()
 
-    return [lambda part=part: loss(part) for part in order.split(config.micro_batch_size)]  # type: ignore[misc]
+    return [partial(loss, part) for part in order.split(config.micro_batch_size)]
 
 
 def step(way: str, config: Config) -> Callable[[], list[float]]:
@@ -139,16 +141,16 @@ def step(way: str, config: Config) -> Callable[[], list[float]]:
     if way == "bart":
         losses = [bart_loss(model, config, of)]
     elif way.startswith("their "):
-        losses = [their_loss(model, way.removeprefix("their "), config, of)]
+        losses = [their_loss(model, VARIANTS[way.removeprefix("their ")], config, of)]
     else:
-        losses = our_losses(model, way, config, of)
+        losses = our_losses(model, VARIANTS[way], config, of)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
     def run() -> list[float]:
         total = 0.0
         for loss in losses:
             found = loss()
-            found.backward()  # type: ignore[no-untyped-call]
+            found.backward()
             total += found.item()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
