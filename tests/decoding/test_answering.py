@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentrag.decoding import BeamSearch, Begun, Decoded, Ended, Loop, Sources, run
-from latentrag.decoding.answering import before_stop
-from latentrag.decoding.decided import num_decided, num_settled, settled_length
+from latentrag.decoding.answering import before_stop, num_settled, settled_length
+from latentrag.decoding.beam import num_decided
 from latentrag.errors import InputError
 from latentrag.options import DecodingOptions
 from latentrag.rag import Rag

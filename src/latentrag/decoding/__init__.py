@@ -6,8 +6,7 @@ from functools import partial
 from latentrag.decoding.answering import Answered, Answering, Begun, Sources
 from latentrag.decoding.beam import BeamSearch, marginal_beam
 from latentrag.decoding.classify import label_log_likelihoods
-from latentrag.decoding.decoded import Decoded
-from latentrag.decoding.loop import Decided, Ended, Loop, Search, run
+from latentrag.decoding.loop import Decided, Decoded, Ended, Loop, Search, run
 from latentrag.decoding.rescore import Rescoring, fast, thorough
 from latentrag.decoding.sample import Sampling
 

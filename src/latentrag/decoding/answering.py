@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from latentrag.decoding.decided import num_settled
-from latentrag.decoding.decoded import Decoded
-from latentrag.decoding.loop import Decided, Loop, Search
+from latentrag.decoding.loop import Decided, Decoded, Loop, Search
 from latentrag.decoding.rescore import as_targets
 from latentrag.errors import InputError
 from latentrag.model import Evidence, Read, closed_book
@@ -208,3 +206,39 @@ def sources_of(evidence: Evidence, b: int, variant: Variant) -> tuple[Source, ..
     passages, prior = evidence.of_passages(b, evidence.log_p_eta[b].exp())
     _, posterior = evidence.of_passages(b, evidence.posterior(variant)[b])
     return tuple(map(Source, passages, prior.tolist(), posterior.tolist()))
+
+
+def settled_length(text: str, stop: Sequence[str]) -> int:
+    """How many characters of a text stay what they are, whatever tokens follow.
+
+    Beyond its last letter or digit a tokenizer may still change it (white space that is dropped, half of a character,
+    an apostrophe that is drawn to the next word); and from where a stop string may have begun it may be cut.
+    """
+    length = len(text)
+    for each in stop:
+        length = min(length, _possible_start(text, each))
+    while length and not text[length - 1].isalnum():
+        length -= 1
+    return length
+
+
+def _possible_start(text: str, stop: str) -> int:
+    """Where ``stop`` begins in the text, or might with what follows; the text's length if nowhere."""
+    found = text.find(stop)
+    if found >= 0:
+        return found
+    starts = range(max(0, len(text) - len(stop) + 1), len(text))
+    return next((start for start in starts if stop.startswith(text[start:])), len(text))
+
+
+def num_settled(texts: Sequence[str], stop: Sequence[str]) -> int:
+    """How many tokens have a text that stays what it is. One that adds nothing yet waits for what follows."""
+    room = settled_length("".join(texts), stop)
+    count = 0
+    for number, text in enumerate(texts, start=1):
+        room -= len(text)
+        if room < 0:
+            break
+        if text:
+            count = number
+    return count

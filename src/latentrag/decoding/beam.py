@@ -1,4 +1,8 @@
-"""The marginal beam: RAG-Token's beam search and the exact single beam of RAG-Sequence (§2.5)."""
+"""The marginal beam: RAG-Token's beam search and the exact single beam of RAG-Sequence (§2.5).
+
+A token of the answer is certain once every hypothesis that can still become the best has it in its place. All later
+hypotheses continue those, so what is certain stays certain.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentrag.decoding.decided import num_decided
-from latentrag.decoding.decoded import Decoded, rank
-from latentrag.decoding.loop import Decided, Ended, Event, run
+from latentrag.decoding.loop import Decided, Decoded, Ended, Event, rank, run
 from latentrag.decoding.step import Beams, forbid, is_end, marginal_step, stopped
 from latentrag.errors import InputError
 from latentrag.options import DecodingOptions
@@ -218,3 +220,43 @@ def _at(candidates: Beams, row: Tensor, position: Tensor) -> Beams:
         candidates.tokens[row, position],
         candidates.history[row, position],
     )
+
+
+def num_decided(
+    live: Sequence[Sequence[int]],
+    scores: Sequence[float],
+    best: Decoded | None,
+    *,
+    length_penalty: float,
+) -> int:
+    """How many tokens every hypothesis begins with that can still become the best.
+
+    Args:
+        live: tokens of the M live hypotheses, of equal length.
+        scores: their log-probabilities, nats; −inf where a beam holds nothing.
+        best: the finished hypothesis of highest rank, if there is one.
+        length_penalty: of the rank. For a positive one a live hypothesis can always win; otherwise its rank only
+            falls, and it cannot once it does not exceed the best's.
+    """
+    rivals = [tuple(ids) for ids, score in zip(live, scores, strict=True) if _can_win(score, ids, best, length_penalty)]
+    if best is not None:
+        rivals.append(best.ids)
+    return _num_shared(rivals) if rivals else 0
+
+
+def _can_win(score: float, ids: Sequence[int], best: Decoded | None, length_penalty: float) -> bool:
+    if score == float("-inf"):
+        return False
+    if best is None or length_penalty > 0:
+        return True
+    return rank(score, len(ids), length_penalty) > rank(best.log_prob, len(best.ids), length_penalty)
+
+
+def _num_shared(rows: Sequence[Sequence[int]]) -> int:
+    """Tokens with which all rows begin."""
+    shared = 0
+    for column in zip(*rows, strict=False):
+        if len(set(column)) > 1:
+            break
+        shared += 1
+    return shared

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from latentrag.decoding.beam import marginal_beam
-from latentrag.decoding.decoded import Decoded
-from latentrag.decoding.loop import Ended, Event
+from latentrag.decoding.loop import Decoded, Ended, Event
 from latentrag.decoding.trie import Candidates, score
 from latentrag.errors import InputError
 from latentrag.marginal import sequence_log_likelihood

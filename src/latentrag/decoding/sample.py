@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentrag.decoding.decoded import Decoded
-from latentrag.decoding.loop import Decided, Ended, Event
+from latentrag.decoding.loop import Decided, Decoded, Ended, Event
 from latentrag.decoding.step import Beams, forbid, is_end, marginal_step, stopped
 from latentrag.options import DecodingOptions
 from latentrag.protocols import Generator
