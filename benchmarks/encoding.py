@@ -71,9 +71,9 @@ def ours(config: Config, dtype: str) -> Callable[[list[Any]], Any]:
 
 def folder(model: str) -> str:
     """Where the passage encoder of a model lies, in sentence-transformers' layout."""
-    from latentrag.config import resolve_model
+    from latentrag.addresses import model_place
 
-    place = Path(resolve_model(model))
+    place = Path(model_place(model))
     own = (place / name for name in ("passage_encoder", "query_encoder"))
     return str(next((each for each in own if each.is_dir()), place))
 

@@ -22,7 +22,7 @@ from running import run
 from torch import Tensor
 
 from latentrag import assemble
-from latentrag.config import resolve_model
+from latentrag.addresses import model_place
 from latentrag.encoder import load_query_encoder
 from latentrag.retriever import DenseRetriever
 from latentrag.training.data import read_examples
@@ -58,7 +58,7 @@ class Bias:
             passage_cache_bytes=4 << 30,
             passage_cache_folder=cache,
         )
-        encoder = load_query_encoder(resolve_model("demo") / "query_encoder")
+        encoder = load_query_encoder(model_place("demo") / "query_encoder")
         self.retriever = DenseRetriever(encoder, self.memory)
         everything = self.memory.search(np.zeros((1, encoder.dimension), np.float32), len(self.memory))
         self.passages = everything.passages[0]

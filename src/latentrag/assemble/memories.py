@@ -1,14 +1,37 @@
-"""Memories by path or name."""
+"""Memories by address."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, overload
 
+from latentrag.addresses import MEMORIES, memory_path, opener
 from latentrag.assemble.parts import Source
-from latentrag.config import resolve_memory
+from latentrag.errors import InputError
 
 if TYPE_CHECKING:
+    from latentrag import protocols
     from latentrag.memory import LiveMemory, Memory
+
+
+def memory_at(address: Source | protocols.Memory, *, version: int | str | None = None) -> protocols.Memory:
+    """A memory of any kind, to be asked: by path, name or scheme (see ``addresses.MEMORIES``), or an open one.
+
+    Args:
+        version: as for ``open_memory``.
+    Raises: MemoryStoreError if there is none or it has no such version.
+    """
+    from latentrag.memory import LiveMemory, Memory
+
+    opens = opener(address, MEMORIES)
+    if opens is not None:
+        opened: protocols.Memory = opens(address, version=version)
+        return opened
+    if isinstance(address, str | os.PathLike | Memory | LiveMemory):
+        return open_memory(address, version=version)
+    if version is not None:
+        raise InputError(f"version={version!r} of a {type(address).__name__} that is open; open it at that version")
+    return address
 
 
 def live_memory(name: Source | Memory, *, version: int | str | None = None) -> LiveMemory:
@@ -23,7 +46,7 @@ def open_memory(name: Source | Memory, *, version: int | str | None = None) -> M
 @overload
 def open_memory(name: Source | Memory | LiveMemory, *, version: int | str | None = None) -> Memory | LiveMemory: ...
 def open_memory(name: Source | Memory | LiveMemory, *, version: int | str | None = None) -> Memory | LiveMemory:
-    """A memory by path or name ("demo"), to be asked. An open one is returned as it is.
+    """A memory in a folder, by path or name ("demo"). An open one is returned as it is.
 
     Args:
         version: as for ``Memory.open``; None: the one that `latentrag index use` has chosen, else the newest.
@@ -33,4 +56,4 @@ def open_memory(name: Source | Memory | LiveMemory, *, version: int | str | None
 
     if isinstance(name, Memory | LiveMemory):
         return name if version is None else (name.snapshot() if isinstance(name, LiveMemory) else name).at(version)
-    return Memory.open(resolve_memory(name), version="served" if version is None else version)
+    return Memory.open(memory_path(name), version="served" if version is None else version)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentrag import io
-from latentrag.assemble.memories import open_memory
+from latentrag.assemble.memories import memory_at
 from latentrag.assemble.model_file import FILE_NAME, ModelFile
 from latentrag.assemble.parts import ModelSpec, Parts, Source, open_parts
 from latentrag.assemble.passages import keep_passages
@@ -20,8 +20,7 @@ from latentrag.protocols import SavableRetriever
 if TYPE_CHECKING:
     import torch
 
-    from latentrag.memory import LiveMemory, Memory
-    from latentrag.protocols import Generator, Retriever, SavablePart
+    from latentrag.protocols import Generator, Memory, Retriever, SavablePart
     from latentrag.rag import Rag
     from latentrag.types import Variant
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 def load(
     source: Source | ModelSpec | tuple[Source, Source],
     *,
-    memory: Source | Memory | LiveMemory,
+    memory: Source | Memory,
     version: int | str | None = None,
     variant: Variant | None = None,
     k: int | None = None,
@@ -45,7 +44,8 @@ def load(
     Args:
         source: a folder that ``save`` wrote, a folder or hub id in the layout of ``facebook/rag-*``, the name
             "demo", or a pair (encoder, generator) of folders or hub ids.
-        memory: a path, "demo", or an open memory; a ``LiveMemory`` to exchange it while the model answers.
+        memory: a path, "demo", an address with a scheme, or an open memory; a ``LiveMemory`` to exchange it while the
+            model answers.
         version: of the memory, as for ``Memory.open``; None: the one that `latentrag index use` has chosen, else the
             newest.
         variant: "sequence" or "token"; None: as the model says, else "sequence".
@@ -69,7 +69,7 @@ def load(
     if retriever is not None:
         RETRIEVERS[retriever]  # refused before anything is opened
     places = Places.of(device, encoder_device=encoder_device, number_format=dtype)
-    opened = open_memory(memory, version=version)
+    opened = memory_at(memory, version=version)
     parts = open_parts(source, places)
     made = _retriever(parts, opened, places, name=retriever or parts.file.retriever)
     generator: Any = parts.generator()
@@ -126,12 +126,12 @@ def with_parts(rag: Rag, retriever: Retriever, generator: Generator) -> Rag:
     return Rag(retriever, generator, variant=rag.variant, k=rag.k, defaults=rag.defaults)
 
 
-def with_memory(rag: Rag, memory: Memory | LiveMemory) -> Rag:
+def with_memory(rag: Rag, memory: Memory) -> Rag:
     """The same model over another memory. Raises: EncoderMismatchError if it does not fit."""
     return with_parts(rag, rag.retriever.over(memory), rag.generator)
 
 
-def _retriever(parts: Parts, memory: Memory | LiveMemory, places: Places, *, name: str) -> Retriever:
+def _retriever(parts: Parts, memory: Memory, places: Places, *, name: str) -> Retriever:
     """Raises: ModelError for a name or settings that were saved and cannot be used here."""
     from latentrag.retriever import RETRIEVERS
 

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentrag.addresses import GENERATORS, MODELS, model_place, opener
 from latentrag.assemble.model_file import FILE_NAME, ModelFile
-from latentrag.config import resolve_model
 from latentrag.errors import ModelError
 from latentrag.place import Place, Places
 
@@ -69,9 +69,13 @@ def open_parts(source: Source | ModelSpec | tuple[Source, Source], places: Place
     if isinstance(source, tuple):
         source = ModelSpec(*source)
     if isinstance(source, ModelSpec):
-        generator = partial(_generator, resolve_model(source.generator), places.generator)
+        generator = _generator_at(source.generator, places.generator)
         return Parts(str(source.encoder), partial(_query_encoder_of, source, places.encoder), generator)
-    place = resolve_model(source)
+    opens = opener(source, MODELS)
+    if opens is not None:
+        parts: Parts = opens(source, places)
+        return parts
+    place = model_place(source)
     folder = Path(place)
     if (folder / FILE_NAME).is_file():
         return _open_own(folder, places)
@@ -100,7 +104,7 @@ def load_passage_encoder(source: Source | ModelSpec, *, place: Place | None = No
 
     if isinstance(source, ModelSpec):
         source = source.passage_encoder or source.encoder
-    folder = resolve_model(source)
+    folder = model_place(source)
     if (Path(folder) / FILE_NAME).is_file():
         own = [Path(folder) / name for name in ("passage_encoder", "query_encoder")]
         folder = next((path for path in own if path.is_dir()), folder)
@@ -134,8 +138,8 @@ def _query_encoder_of(spec: ModelSpec, place: Place) -> QueryEncoder:
 
     fingerprint = None
     if spec.passage_encoder is not None:
-        fingerprint = encoder.load_passage_encoder(resolve_model(spec.passage_encoder)).fingerprint
-    return encoder.load_query_encoder(resolve_model(spec.encoder), passage_fingerprint=fingerprint, place=place)
+        fingerprint = encoder.load_passage_encoder(model_place(spec.passage_encoder)).fingerprint
+    return encoder.load_query_encoder(model_place(spec.encoder), passage_fingerprint=fingerprint, place=place)
 
 
 def _open_rag_layout(folder: Path, name: str, places: Places) -> Parts:
@@ -151,6 +155,12 @@ def _open_rag_layout(folder: Path, name: str, places: Places) -> Parts:
     return Parts(
         name, partial(checkpoint.query_encoder, of_encoder), partial(checkpoint.generator, places.generator), file
     )
+
+
+def _generator_at(source: Source, place: Place) -> Callable[[], Generator]:
+    """What opens a generator, which is looked up now."""
+    opens: Any = opener(source, GENERATORS)
+    return partial(_generator, model_place(source), place) if opens is None else partial(opens, source, place)
 
 
 def _generator(source: Source, place: Place, settings: Mapping[str, Any] | None = None) -> Generator:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from latentrag import addresses
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import EXIT_PROBLEMS, print_json
-from latentrag.config import settings
 from latentrag.errors import EncoderMismatchError, LatentRagError, ModelError
 from latentrag.options import MemoryOptions, ModelOptions
 
@@ -86,9 +86,9 @@ def _memory_bytes() -> int | None:
 
 
 def _home() -> Facts:
-    home = settings()
+    home = addresses.home()
     folders = {"models_bytes": home.models, "memories_bytes": home.memories, "wheels_bytes": home.wheels}
-    return {"path": str(home.home)} | {name: _size_bytes(folder) for name, folder in folders.items()}
+    return {"path": str(home.path)} | {name: _size_bytes(folder) for name, folder in folders.items()}
 
 
 def _size_bytes(folder: Path) -> int:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latentrag.addresses import MEMORIES, memory_path, model_place, opener
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
-from latentrag.config import resolve_memory, resolve_model
 from latentrag.errors import InputError
 from latentrag.options import (
     AnswerOptions,
@@ -64,7 +64,7 @@ def evaluate(
     source = arg.model_source(model)
     examples = read_examples(data, skip_bad=skip_bad, say=say).rows[:limit]
     rag = arg.open_rag(model, memory, version, place)
-    about = {"model": _name(source), "model_files": _stamp(source), "memory": str(resolve_memory(memory.memory))}
+    about = {"model": _name(source), "model_files": _stamp(source), "memory": _place(memory.memory)}
     try:
         result = run(
             rag,
@@ -131,9 +131,13 @@ def _stamp(source: str | ModelSpec) -> str:
     import hashlib
 
     names: list[Any] = [source] if isinstance(source, str) else [source.encoder, source.generator]
-    folders = [Path(place) for place in map(resolve_model, names)]
+    folders = [Path(place) for place in map(model_place, names)]
     stamps = [entry for folder in folders if folder.is_dir() for entry in _entries(folder)]
     return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
+
+
+def _place(memory: str) -> str:
+    return memory if opener(memory, MEMORIES) else str(memory_path(memory))
 
 
 def _entries(folder: Path) -> Iterator[str]:

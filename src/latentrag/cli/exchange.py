@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
+from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.index import MemoryPath
 from latentrag.cli.output import print_json, print_line
-from latentrag.config import resolve_memory
 from latentrag.options import VersionOptions
 
 
@@ -30,7 +30,7 @@ def push(
     from latentrag.memory.exchange import push as run
     from latentrag.memory.stores import LISTING
 
-    path = resolve_memory(memory)
+    path = memory_path(memory)
     with _shown_progress("writing passages") as on_passages:
         listing = run(
             path, destination, version="served" if version.as_of is None else version.as_of, on_passages=on_passages

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
+from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import EXIT_INTERRUPTED, print_json, print_line, say
-from latentrag.config import resolve_memory
 from latentrag.errors import LatentRagError
 from latentrag.options import PassageEncoderOptions, ReadingOptions
 
@@ -41,7 +41,7 @@ def add(
     from latentrag.corpus import passages
     from latentrag.memory import add as add_to
 
-    path = resolve_memory(memory)
+    path = memory_path(memory)
     skipped: list[tuple[Path, str]] = []
     # The files are looked up here, so that a misspelt name is found before a model is loaded.
     found = passages(

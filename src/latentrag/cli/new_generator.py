@@ -25,12 +25,12 @@ def new_generator(
     The encoder's weights are copied to the encoder and, as far as they fit, to the decoder. It cannot write
     anything sensible before it is trained.
     """
+    from latentrag.addresses import model_place
     from latentrag.assemble import FILE_NAME
-    from latentrag.config import resolve_model
     from latentrag.generator.new_seq2seq import check_free, new_seq2seq, save_new
 
     check_free(out)
-    source = resolve_model(encoder)
+    source = model_place(encoder)
     if (Path(source) / FILE_NAME).is_file():
         source = Path(source) / "query_encoder"
     with working("making the generator"):

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.index import MemoryPath
 from latentrag.cli.output import EXIT_INTERRUPTED, print_json, print_line, say
-from latentrag.config import resolve_memory
 from latentrag.io import progress
 from latentrag.options import PassageEncoderOptions, SyncOptions
 
@@ -42,7 +42,7 @@ def sync(
 
     if options.name is not None:
         arg.check_text(options.name, "name")
-    path = resolve_memory(memory)
+    path = memory_path(memory)
     try:
         with _shown_progress(sys.stderr.isatty()) as on_progress:
             report = run(

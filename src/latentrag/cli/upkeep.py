@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.index import MemoryPath
 from latentrag.cli.output import EXIT_PROBLEMS, print_json, print_line, say
-from latentrag.config import resolve_memory
 from latentrag.errors import InputError
 from latentrag.options import MemoryOptions, ModelOptions, VersionOptions
 
@@ -41,7 +41,7 @@ def prune(
     """
     from latentrag.memory import upkeep
 
-    path = resolve_memory(memory)
+    path = memory_path(memory)
     if (keep is None) == (older_than is None):
         raise InputError("got both or neither of --keep and --older-than; give one of them")
     done = upkeep.prune(path, keep=keep, older_than_days=older_than)
@@ -59,7 +59,7 @@ def compact(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
     """
     from latentrag.memory import upkeep
 
-    path = resolve_memory(memory)
+    path = memory_path(memory)
     done = upkeep.compact(path)
     if as_json:
         print_json({"memory": str(path), **asdict(done)})
@@ -88,7 +88,7 @@ def forget(
 
     for each in ids:
         arg.check_text(each, "id")
-    path = resolve_memory(memory)
+    path = memory_path(memory)
     Memory.open(path)
     rag = None if model is None else arg.open_rag(ModelOptions(model), MemoryOptions(memory), VersionOptions("newest"))
     done = forget_ids(path, ids)
@@ -182,7 +182,7 @@ def verify(
     """
     from latentrag.memory.verify import verify as check
 
-    path = resolve_memory(memory)
+    path = memory_path(memory)
     report = check(path, num_questions=sample, seed=seed)
     if as_json:
         print_json({"memory": str(path), "whole": not report.problems, **asdict(report)})
@@ -223,7 +223,7 @@ def repair(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
     """
     from latentrag.memory.repair import repair as repair_folder
 
-    path = resolve_memory(memory)
+    path = memory_path(memory)
     done = repair_folder(path)
     if as_json:
         print_json({"memory": str(path), **asdict(done)})

