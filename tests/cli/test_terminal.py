@@ -1,5 +1,6 @@
 """What reaches a terminal: other people's text cannot steer it, and numbers read as they should."""
 
+import gc
 import io
 import json
 import math
@@ -8,6 +9,7 @@ import re
 import pytest
 from rich.console import Console
 
+from latentrag.cli.arguments import uncollected
 from latentrag.cli.output import clean, print_json, say
 from latentrag.cli.render import contribution, percent, probability, show_answer, show_classification, show_scores
 from latentrag.types import Answer, Classification, Hypothesis, Label, Passage, Score, Source, Token
@@ -182,3 +184,15 @@ def test_percent(share, words) -> None:
 )
 def test_contribution(gain, words) -> None:
     assert words in contribution(-1.0, -1.0 - gain)
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_the_collector_waits_and_goes_on(was_on) -> None:
+    (gc.enable if was_on else gc.disable)()
+    try:
+        with pytest.raises(InterruptedError) as seen, uncollected():
+            raise InterruptedError(gc.isenabled())
+        assert seen.value.args == (False,)
+        assert gc.isenabled() == was_on
+    finally:
+        gc.enable()

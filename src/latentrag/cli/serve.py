@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentrag.cli import arguments as arg
-from latentrag.cli.heap import keep_memory, uncollected
 from latentrag.cli.output import say, working
 from latentrag.errors import ModelError
 from latentrag.options import AskOptions, MemoryOptions, ModelOptions, PlaceOptions, VersionOptions
@@ -55,14 +54,13 @@ def serve(
 
     Ctrl-C or SIGTERM finishes accepted requests before exiting.
     """
-    keep_memory()
     _require("serve", "fastapi", "uvicorn")
     from latentrag.serving.run import access_to, address, bound, limited, run
 
     access = access_to(host, key_file=api_key_file)
     cache_bytes = arg.size_in_bytes(passage_cache, "--passage-cache")
     with bound(host, port) as listening:
-        with uncollected():
+        with arg.uncollected():
             live, load = _sources(model, memory, version, place, how)
             load = partial(load, passage_cache_bytes=cache_bytes, passage_cache_folder=passage_cache_folder)
             rag = _opened(live, load)
@@ -81,7 +79,7 @@ def mcp(
 ) -> None:
     """Offer ask and search to a program that speaks the Model Context Protocol, over standard input and output."""
     _require("mcp", "mcp")
-    with uncollected():
+    with arg.uncollected():
         live, load = _sources(model, memory, version, place, how)
         rag = _opened(live, load)
     from latentrag.serving.tools import run
