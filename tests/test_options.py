@@ -84,8 +84,9 @@ def test_commands_have_the_flags_defaults_and_help_of_the_options(names: tuple[s
     parameters = {parameter.name: parameter for parameter in click_command(names).params}
     for field in public(options):
         parameter = parameters[field.field]
+        assert field.help
         assert set(parameter.opts) == set(field.flags)
-        assert parameter.help.startswith(field.option.help)
+        assert parameter.help.startswith(field.help)
         if field.option.limits not in {"", "0 or more"}:
             assert field.option.limits in parameter.help
         is_flag = field.type is bool
@@ -137,7 +138,7 @@ def test_the_api_has_the_fields_defaults_limits_and_help_of_the_options(describe
     schema = described["components"]["schemas"][body["$ref"].rsplit("/", 1)[1]]
     for field in public(options):
         found = schema["properties"][field.name]
-        assert found["description"] == field.option.help
+        assert found["description"] == field.help
         assert field.name not in schema.get("required", ())
         if is_given and field.type is not bool:
             assert found.get("default") is None
@@ -201,12 +202,20 @@ def test_options_of_a_run_follow_from_its_length() -> None:
 
 @dataclass(frozen=True)
 class ToyOptions:
-    """Adding an option to every command that has these is one line."""
+    """Adding an option to every command that has these is a line here and one of its help.
 
-    size: Annotated[int, Option("How large.", flags=("-s", "--size"), ge=1, le=9)] = 3
-    folder: Annotated[Path | None, Option("Where.")] = None
-    loud: Annotated[bool, Option("Shout.")] = False
-    names: Annotated[tuple[str, ...], Option("Who.", name="name")] = ()
+    Attributes:
+        size: How large,
+            and how wide.
+        folder: Where.
+        loud: Shout.
+        names: Who.
+    """
+
+    size: Annotated[int, Option(flags=("-s", "--size"), ge=1, le=9)] = 3
+    folder: Annotated[Path | None, Option()] = None
+    loud: Annotated[bool, Option()] = False
+    names: Annotated[tuple[str, ...], Option(name="name")] = ()
     inner: int = 7
 
     def __post_init__(self) -> None:
@@ -239,5 +248,6 @@ def test_a_command_gets_dataclasses(arguments: list[object], whole: ToyOptions, 
     if given is not None:
         assert CliRunner().invoke(commands, ["partly", *words]).exit_code == 0
         assert seen.pop() == given
+    assert options_of(ToyOptions)["size"].help == "How large, and how wide."
     refused = CliRunner().invoke(commands, ["toy", "x", "--size", "10"])
     assert str(refused.exception) == "--size=10; needed 1 or more and at most 9"

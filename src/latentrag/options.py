@@ -1,8 +1,11 @@
 """Every option once: name, default, help and limits, from which commands, HTTP API and Python take them.
 
-Options are fields of frozen dataclasses, each annotated with an ``Option``:
+Options are fields of frozen dataclasses, each annotated with an ``Option``; what they do is said in the docstring:
 
-    num_beams: Annotated[int, Option("Hypotheses kept alive.", name="beams", ge=1)] = 4
+    Attributes:
+        num_beams: Hypotheses kept alive.
+
+    num_beams: Annotated[int, Option(name="beams", ge=1)] = 4
 
 A command takes such a dataclass as one parameter (``cli.arguments.command``), the API makes its schema from it
 (``serving.schemas``), and Python constructs it. Nothing here imports anything heavy.
@@ -11,16 +14,20 @@ A command takes such a dataclass as one parameter (``cli.arguments.command``), t
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, fields
 from functools import cache
-from types import NoneType, UnionType
+from inspect import cleandoc
+from types import UnionType
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from latentrag.errors import InputError
 from latentrag.types import Decoding, Variant
 
 T = TypeVar("T")
+
+_ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 DEMO = "demo"
 """The name under which `latentrag demo` leaves its model and its memory."""
@@ -36,7 +43,6 @@ class Option:
     """What is to be known about a field of options.
 
     Attributes:
-        help: what it does, with its unit.
         name: in commands and in the API, where it differs from the field's.
         flags: in commands; default: the name after two dashes.
         metavar: what stands for the value in the help of commands.
@@ -45,7 +51,6 @@ class Option:
         public: whether commands and the API have it; otherwise Python alone.
     """
 
-    help: str
     _: KW_ONLY
     name: str | None = None
     flags: tuple[str, ...] = ()
@@ -77,12 +82,19 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class OptionField:
-    """A field of a dataclass of options: its own name, its type without the ``Option``, its default, the option."""
+    """A field of a dataclass of options.
+
+    Attributes:
+        field: its own name.
+        type: without the ``Option``.
+        help: what it does, with its unit, as the docstring of the class says under "Attributes".
+    """
 
     field: str
     type: Any
     default: Any
     option: Option
+    help: str
 
     @property
     def name(self) -> str:
@@ -118,14 +130,19 @@ def options_of(options: type) -> Mapping[str, OptionField]:
 
 @cache
 def _options_of(cls: Any) -> Mapping[str, OptionField]:
-    hints = get_type_hints(cls, include_extras=True)
-    found = {}
+    hints, helps = get_type_hints(cls, include_extras=True), _attributes(cls)
+    options = {}
     for field in fields(cls):
         if get_origin(hints[field.name]) is Annotated:
-            type_, *notes = get_args(hints[field.name])
-            (option,) = (note for note in notes if isinstance(note, Option))
-            found[field.name] = OptionField(field.name, type_, field.default, option)
-    return found
+            type_, option = get_args(hints[field.name])
+            options[field.name] = OptionField(field.name, type_, field.default, option, helps.get(field.name, ""))
+    return options
+
+
+def _attributes(cls: type) -> dict[str, str]:
+    """What the docstrings of a class and its bases say of each attribute."""
+    sections = (cleandoc(base.__doc__ or "").partition("Attributes:\n")[2] for base in reversed(cls.__mro__))
+    return {name: " ".join(text.split()) for section in sections for name, text in _ATTRIBUTE.findall(section)}
 
 
 def check_options(options: Any) -> None:
@@ -156,75 +173,72 @@ class Given(dict[str, Any], Generic[T]):
         return given
 
 
-def without_none(type_: Any) -> Any:
-    """``T`` for ``T | None``."""
-    if get_origin(type_) not in {Union, UnionType}:
-        return type_
-    return Union[tuple(part for part in get_args(type_) if part is not NoneType)]  # noqa: UP007  made when it runs
-
-
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """Which model: one by name, or one put together from parts."""
+    """Which model: one by name, or one put together from parts.
 
-    model: Annotated[
-        str | None, Option("A model: a folder, a hub id, or demo.", flags=("-m", "--model"), default=DEMO)
-    ] = None
-    encoder: Annotated[
-        str | None, Option("In place of -m: the encoder of questions and passages, a folder or hub id.")
-    ] = None
-    generator: Annotated[
-        str | None, Option("With --encoder: any encoder-decoder or causal language model, a folder or hub id.")
-    ] = None
-    passage_encoder: Annotated[
-        str | None, Option("With --encoder: the encoder of the passages, where it is not that of the questions.")
-    ] = None
-    retriever: Annotated[
-        str | None,
-        Option(
-            "How passages are retrieved: dense (by vectors), bm25 (by words), or by the name that a package adds.",
-            default="as the model was saved, else dense",
-        ),
-    ] = None
+    Attributes:
+        model: A model: a folder, a hub id, or demo.
+        encoder: In place of -m: the encoder of questions and passages, a folder or hub id.
+        generator: With --encoder: any encoder-decoder or causal language model, a folder or hub id.
+        passage_encoder: With --encoder: the encoder of the passages, where it is not that of the questions.
+        retriever: How passages are retrieved: dense (by vectors), bm25 (by words), or by the name that a
+            package adds.
+    """
+
+    model: Annotated[str | None, Option(flags=("-m", "--model"), default=DEMO)] = None
+    encoder: Annotated[str | None, Option()] = None
+    generator: Annotated[str | None, Option()] = None
+    passage_encoder: Annotated[str | None, Option()] = None
+    retriever: Annotated[str | None, Option(default="as the model was saved, else dense")] = None
 
 
 @dataclass(frozen=True, slots=True)
 class PlaceOptions:
-    """Where and in which number format the model computes."""
+    """Where and in which number format the model computes.
 
-    dtype: Annotated[Dtype, Option("Number format of the generator.")] = "auto"
+    Attributes:
+        dtype: Number format of the generator.
+    """
+
+    dtype: Annotated[Dtype, Option()] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryOptions:
-    """Which memory."""
+    """Which memory.
 
-    memory: Annotated[str, Option("The memory to ask: a path, or demo.", flags=("-i", "--memory"))] = DEMO
+    Attributes:
+        memory: The memory to ask: a path, or demo.
+    """
+
+    memory: Annotated[str, Option(flags=("-i", "--memory"))] = DEMO
 
 
 @dataclass(frozen=True, slots=True)
 class VersionOptions:
-    """Which version of a memory."""
+    """Which version of a memory.
+
+    Attributes:
+        as_of: The version of the memory, or the one that was newest at a date; see `index log`.
+    """
 
     as_of: Annotated[
-        str | None,
-        Option(
-            "The version of the memory, or the one that was newest at a date; see `index log`.",
-            metavar="VERSION|DATE|TAG",
-            default="the one chosen by `index use`, else the newest",
-        ),
+        str | None, Option(metavar="VERSION|DATE|TAG", default="the one chosen by `index use`, else the newest")
     ] = None
 
 
 @dataclass(frozen=True, slots=True)
 class PassageEncoderOptions:
-    """What encodes passages."""
+    """What encodes passages.
 
-    model: Annotated[
-        str | None,
-        Option("A model whose encoder is used: a folder, a hub id, or demo.", flags=("-m", "--model"), default=DEMO),
-    ] = None
-    encoder: Annotated[str | None, Option("In place of -m: the encoder of the passages, a folder or hub id.")] = None
+    Attributes:
+        model: A model whose encoder is used: a folder, a hub id, or demo.
+        encoder: In place of -m: the encoder of the passages, a folder or hub id.
+    """
+
+    model: Annotated[str | None, Option(flags=("-m", "--model"), default=DEMO)] = None
+    encoder: Annotated[str | None, Option()] = None
 
     def __post_init__(self) -> None:
         if self.model is not None and self.encoder is not None:
@@ -238,29 +252,18 @@ class PassageEncoderOptions:
 
 @dataclass(frozen=True, slots=True)
 class ReadingOptions:
-    """How files are read into a memory."""
+    """How files are read into a memory.
 
-    workers: Annotated[
-        int, Option("Processes that read the files; 0: read in this process, without a time limit.", ge=0)
-    ] = 1
-    time_limit_s: Annotated[
-        float,
-        Option(
-            "Longest time for reading one document; a file with a longer one is skipped.",
-            name="time_limit",
-            metavar="SECONDS",
-            gt=0,
-        ),
-    ] = TIME_LIMIT_S
-    passages_per_commit: Annotated[
-        int,
-        Option(
-            "Passages per commit; each commit is a version, and an interrupted run loses at most this many.",
-            name="commit_every",
-            metavar="PASSAGES",
-            ge=1,
-        ),
-    ] = 8_192
+    Attributes:
+        workers: Processes that read the files; 0: read in this process, without a time limit.
+        time_limit_s: Longest time for reading one document; a file with a longer one is skipped.
+        passages_per_commit: Passages per commit; each commit is a version, and an interrupted run loses at most
+            this many.
+    """
+
+    workers: Annotated[int, Option(ge=0)] = 1
+    time_limit_s: Annotated[float, Option(name="time_limit", metavar="SECONDS", gt=0)] = TIME_LIMIT_S
+    passages_per_commit: Annotated[int, Option(name="commit_every", metavar="PASSAGES", ge=1)] = 8_192
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -268,27 +271,32 @@ class ReadingOptions:
 
 @dataclass(frozen=True, slots=True)
 class SyncOptions(ReadingOptions):
-    """How a folder is synced with a memory."""
+    """How a folder is synced with a memory.
 
-    name: Annotated[
-        str | None, Option("Name of the folder, with which ids and sources begin.", default="the folder's own name")
-    ] = None
-    words: Annotated[
-        int | None, Option("Length of a passage, in words.", default="as in the last sync, else 100", ge=1)
-    ] = None
-    delete_missing: Annotated[bool, Option("Remove the passages of files that are gone.")] = False
-    dry_run: Annotated[bool, Option("Show what would be done, and change nothing.")] = False
-    checksum: Annotated[bool, Option("Hash all files, also those whose size and time are unchanged.")] = False
+    Attributes:
+        name: Name of the folder, with which ids and sources begin.
+        words: Length of a passage, in words.
+        delete_missing: Remove the passages of files that are gone.
+        dry_run: Show what would be done, and change nothing.
+        checksum: Hash all files, also those whose size and time are unchanged.
+    """
+
+    name: Annotated[str | None, Option(default="the folder's own name")] = None
+    words: Annotated[int | None, Option(default="as in the last sync, else 100", ge=1)] = None
+    delete_missing: Annotated[bool, Option()] = False
+    dry_run: Annotated[bool, Option()] = False
+    checksum: Annotated[bool, Option()] = False
 
 
 @dataclass(frozen=True, slots=True)
 class RetrievalOptions:
-    """How many passages."""
+    """How many passages.
 
-    k: Annotated[
-        int | None,
-        Option("Passages to retrieve.", flags=("-k", "--k", "--passages"), ge=1, default="the model's own number"),
-    ] = None
+    Attributes:
+        k: Passages to retrieve.
+    """
+
+    k: Annotated[int | None, Option(flags=("-k", "--k", "--passages"), ge=1, default="the model's own number")] = None
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -296,32 +304,35 @@ class RetrievalOptions:
 
 @dataclass(frozen=True, slots=True)
 class AskOptions(RetrievalOptions):
-    """Which distribution over answers."""
+    """Which distribution over answers.
 
-    variant: Annotated[
-        Variant | None,
-        Option(
-            "sequence: one passage explains the whole answer; token: each token may have its own.",
-            default="the model's own",
-        ),
-    ] = None
+    Attributes:
+        variant: sequence: one passage explains the whole answer; token: each token may have its own.
+    """
+
+    variant: Annotated[Variant | None, Option(default="the model's own")] = None
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions(AskOptions):
-    """How the most probable answer is searched."""
+    """How the most probable answer is searched.
 
-    decoding: Annotated[Decoding, Option("How to search; thorough and fast are for sequence only.")] = "exact"
+    Attributes:
+        decoding: How to search; thorough and fast are for sequence only.
+    """
+
+    decoding: Annotated[Decoding, Option()] = "exact"
 
 
 @dataclass(frozen=True, slots=True)
 class OneAnswerOptions(AnswerOptions):
-    """An answer from some of the passages retrieved."""
+    """An answer from some of the passages retrieved.
 
-    without: Annotated[
-        tuple[str, ...],
-        Option("Answer as if the passage with this id had not been retrieved; may be repeated.", metavar="ID"),
-    ] = ()
+    Attributes:
+        without: Answer as if the passage with this id had not been retrieved; may be repeated.
+    """
+
+    without: Annotated[tuple[str, ...], Option(metavar="ID")] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,42 +342,40 @@ class DecodingOptions:
     The length penalty α decides which hypotheses a beam keeps, never a reported log-probability; Thorough and Fast
     Decoding use it in the per-passage beams only and rank by the marginal.
 
+    Attributes:
+        num_beams: Hypotheses kept alive (1: greedy search), or samples drawn.
+        num_best: Answers to find, best first; at most as many as --beams.
+        max_tokens: Longest answer, in tokens; what is longer is cut there.
+        min_tokens: Shortest answer, in tokens.
+        no_repeat_ngram_size: No run of this many tokens occurs twice in an answer; 0: no limit.
+        length_penalty: α in the rank log p / length^α of answers; above 0 longer ones rank higher, 0 ranks by
+            probability.
+        early_stopping: When the search ends: True: as soon as num_beams answers are finished; False: when no
+            better one is likely; 'never': when no better one is possible.
+        stop: Cut the answer before this text; may be repeated.
+        sample: Draw answers at random instead of searching.
+        temperature: With --sample: below 1 favours probable tokens, above 1 improbable ones.
+        top_k: With --sample: draw among this many tokens; 0: all.
+        top_p: With --sample: draw among the most probable tokens of this total probability.
+        seed: Random seed for --sample.
     Raises: InputError if a value is out of range.
     """
 
     DEFAULT: ClassVar[str] = "the model's own, else {}"
 
-    num_beams: Annotated[
-        int, Option("Hypotheses kept alive (1: greedy search), or samples drawn.", name="beams", ge=1)
-    ] = 4
-    num_best: Annotated[int, Option("Answers to find, best first; at most as many as --beams.", name="best", ge=1)] = 1
-    max_tokens: Annotated[int, Option("Longest answer, in tokens; what is longer is cut there.", ge=1)] = 64
-    min_tokens: Annotated[int, Option("Shortest answer, in tokens.", ge=0)] = 0
-    no_repeat_ngram_size: Annotated[
-        int, Option("No run of this many tokens occurs twice in an answer; 0: no limit.", name="no_repeat_ngram", ge=0)
-    ] = 0
-    length_penalty: Annotated[
-        float,
-        Option("α in the rank log p / length^α of answers; above 0 longer ones rank higher, 0 ranks by probability."),
-    ] = 0.0
-    early_stopping: Annotated[
-        bool | Literal["never"],
-        Option(
-            "When the search ends: True: as soon as num_beams answers are finished; False: when no better one is "
-            "likely; 'never': when no better one is possible.",
-            public=False,
-        ),
-    ] = False
-    stop: Annotated[tuple[str, ...], Option("Cut the answer before this text; may be repeated.", default="none")] = ()
-    sample: Annotated[bool, Option("Draw answers at random instead of searching.")] = False
-    temperature: Annotated[
-        float, Option("With --sample: below 1 favours probable tokens, above 1 improbable ones.", gt=0)
-    ] = 1.0
-    top_k: Annotated[int, Option("With --sample: draw among this many tokens; 0: all.", ge=0)] = 0
-    top_p: Annotated[
-        float, Option("With --sample: draw among the most probable tokens of this total probability.", gt=0, le=1)
-    ] = 1.0
-    seed: Annotated[int | None, Option("Random seed for --sample.", default="a different one each time")] = None
+    num_beams: Annotated[int, Option(name="beams", ge=1)] = 4
+    num_best: Annotated[int, Option(name="best", ge=1)] = 1
+    max_tokens: Annotated[int, Option(ge=1)] = 64
+    min_tokens: Annotated[int, Option(ge=0)] = 0
+    no_repeat_ngram_size: Annotated[int, Option(name="no_repeat_ngram", ge=0)] = 0
+    length_penalty: Annotated[float, Option()] = 0.0
+    early_stopping: Annotated[bool | Literal["never"], Option(public=False)] = False
+    stop: Annotated[tuple[str, ...], Option(default="none")] = ()
+    sample: Annotated[bool, Option()] = False
+    temperature: Annotated[float, Option(gt=0)] = 1.0
+    top_k: Annotated[int, Option(ge=0)] = 0
+    top_p: Annotated[float, Option(gt=0, le=1)] = 1.0
+    seed: Annotated[int | None, Option(default="a different one each time")] = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str) or not all(self.stop):

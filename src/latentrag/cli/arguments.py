@@ -83,7 +83,7 @@ def _flags(options: type, *, is_given: bool) -> Iterator[inspect.Parameter]:
             default = []
         limits = option.limits if option.limits != "0 or more" else ""
         notes = [note for note in (limits, f"default: {words}" if words else "") if note]
-        help_ = f"{option.help} [{'; '.join(notes)}]" if notes else option.help
+        help_ = f"{field.help} [{'; '.join(notes)}]" if notes else field.help
         flag = typer.Option(*field.flags, help=help_, metavar=option.metavar, show_default=False)
         yield inspect.Parameter(
             field.field,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +12,7 @@ from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.index import MemoryPath
 from latentrag.cli.output import print_json, print_line
+from latentrag.io import Progress, progress
 from latentrag.options import VersionOptions
 
 
@@ -31,10 +30,8 @@ def push(
     from latentrag.memory.stores import LISTING
 
     path = memory_path(memory)
-    with _shown_progress("writing passages") as on_passages:
-        listing = run(
-            path, destination, version="served" if version.as_of is None else version.as_of, on_passages=on_passages
-        )
+    with progress("writing passages", None) as bar:
+        listing = run(path, destination, version=version.as_of or "served", on_passages=_shown_on(bar))
     if as_json:
         files = [{"name": file.name, "size_bytes": file.size_bytes, "sha256": file.sha256} for file in listing.files]
         record = {"version": listing.version, "passages": listing.num_passages, "listing": LISTING, "files": files}
@@ -58,8 +55,8 @@ def pull(
     from latentrag.memory.exchange import pull as run
 
     path = Path(memory).expanduser()
-    with _shown_progress("checking passages") as on_passages:
-        pulled = run(source, path, on_passages=on_passages)
+    with progress("checking passages", None) as bar:
+        pulled = run(source, path, on_passages=_shown_on(bar))
     if as_json:
         record = {"version": pulled.version, "passages": len(pulled), "encoder": pulled.card.encoder}
         print_json({"memory": str(path), "source": source, **record})
@@ -70,15 +67,5 @@ def pull(
     )
 
 
-@contextmanager
-def _shown_progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on standard error, where somebody looks on."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task(what, total=None)
-        yield lambda done, total: bars.update(bar, completed=done, total=total)
+def _shown_on(bar: Progress) -> Callable[[int, int], None]:
+    return lambda done, total: bar.update(completed=done, total=total)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 
 def page(described: Mapping[str, Any]) -> str:
-    """The document as HTML. Args: described: as ``/openapi.json``."""
+    """The document as HTML: every route with its text, the rest as JSON to unfold. Args: described: OpenAPI's."""
     info = described["info"]
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
@@ -19,40 +19,16 @@ def page(described: Mapping[str, Any]) -> str:
     ]
     for path, methods in described["paths"].items():
         for method, route in methods.items():
-            parts.append(f"<h2>{escape(method.upper())} {escape(path)}</h2>")
-            parts.append(f"<p>{escape(route.get('description', ''))}</p>")
-            parts += _parameters(route.get("parameters", ()))
-            parts += _content(route.get("requestBody"), "Request", described)
-            parts += _content(route["responses"].get("200"), "Response", described)
+            parts += [
+                f"<h2>{escape(method.upper())} {escape(path)}</h2>",
+                f"<p>{escape(route.get('description', ''))}</p>",
+            ]
+            parts += [_unfolding(name, route.get(name)) for name in ("parameters", "requestBody", "responses")]
+    parts.append("<h2>Schemas</h2>")
+    parts += [_unfolding(name, schema) for name, schema in described["components"]["schemas"].items()]
     return "\n".join(parts)
 
 
-def _content(holder: Mapping[str, Any] | None, title: str, described: Mapping[str, Any]) -> Iterator[str]:
-    for kind, content in (holder or {}).get("content", {}).items():
-        schema = content.get("schema", content.get("itemSchema", {}))
-        yield f"<h3>{title} ({escape(kind)})</h3>"
-        yield from _fields(schema, described)
-
-
-def _parameters(parameters: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    if parameters:
-        needed = [each["name"] for each in parameters if each.get("required")]
-        fields = {each["name"]: {"description": each.get("description", ""), **each["schema"]} for each in parameters}
-        yield "<h3>Parameters of the address</h3>"
-        yield from _fields({"properties": fields, "required": needed}, {})
-
-
-def _fields(schema: Mapping[str, Any], described: Mapping[str, Any]) -> Iterator[str]:
-    if "$ref" in schema:
-        schema = described["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
-    for one in schema.get("oneOf", ()):
-        yield from _fields(one, described)
-    if "properties" not in schema:
-        return
-    yield f"<p>{escape(schema.get('description', ''))}</p><table><tr><th>field<th>what"
-    for name, field in schema["properties"].items():
-        needed = " (needed)" if name in schema.get("required", ()) else ""
-        rest = {key: value for key, value in field.items() if key not in {"title", "description"}}
-        shown = f"{escape(field.get('description', ''))} <code>{escape(json.dumps(rest, ensure_ascii=False))}</code>"
-        yield f"<tr><td>{escape(name)}{needed}<td>{shown}"
-    yield "</table>"
+def _unfolding(name: str, content: object) -> str:
+    shown = escape(json.dumps(content, indent=2, ensure_ascii=False))
+    return f"<details><summary>{escape(name)}</summary><pre>{shown}</pre></details>" if content else ""

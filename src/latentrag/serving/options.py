@@ -28,44 +28,35 @@ MAX_COMPARED = 100_000
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """How much a server takes on. Raises: InputError for a value that cannot be."""
+    """How much a server takes on. Raises: InputError for a value that cannot be.
 
-    max_batch: Annotated[int, Option("Questions decoded together.", name="batch", ge=1)] = 16
-    max_queue: Annotated[
-        int, Option("Requests that may wait for the model; more are refused with 429.", name="queue", ge=1)
-    ] = 256
-    max_wait_s: Annotated[
-        float, Option("How long a request may wait; then it is refused with 429.", name="wait", metavar="SECONDS", gt=0)
-    ] = 60.0
-    rate: Annotated[
-        float | None,
-        Option(
-            "Requests a second of each client, in bursts of twice as many.",
-            default="10 where a key is needed, else no limit",
-            gt=0,
-        ),
-    ] = None
-    log_questions: Annotated[bool, Option("Log the text of questions, too.")] = False
-    max_rows: Annotated[
-        int,
-        Option(
-            "Question × passage × beam of a batch, and of each request: bounds the RAM of decoding.", ge=1, public=False
-        ),
-    ] = 320
-    gather_s: Annotated[
-        float, Option("How long the first request of a batch waits for others, in seconds.", ge=0, public=False)
-    ] = 0.005
-    max_body_bytes: Annotated[int, Option("Longest body of a request.", ge=1, public=False)] = 256 * 1024
-    body_s: Annotated[
-        float, Option("How long a request's head may take to arrive, and its body likewise.", gt=0, public=False)
-    ] = 10.0
-    send_s: Annotated[
-        float, Option("How long a client may leave a part of the response unread.", gt=0, public=False)
-    ] = 30.0
-    max_connections: Annotated[int, Option("Connections open at once.", ge=1, public=False)] = 1_024
-    drain_s: Annotated[
-        float, Option("How long requests under way may take to finish when the server stops.", gt=0, public=False)
-    ] = 120.0
+    Attributes:
+        max_batch: Questions decoded together.
+        max_queue: Requests that may wait for the model; more are refused with 429.
+        max_wait_s: How long a request may wait; then it is refused with 429.
+        rate: Requests a second of each client, in bursts of twice as many.
+        log_questions: Log the text of questions, too.
+        max_rows: Question × passage × beam of a batch, and of each request: bounds the RAM of decoding.
+        gather_s: How long the first request of a batch waits for others, in seconds.
+        max_body_bytes: Longest body of a request.
+        body_s: How long a request's head may take to arrive, and its body likewise.
+        send_s: How long a client may leave a part of the response unread.
+        max_connections: Connections open at once.
+        drain_s: How long requests under way may take to finish when the server stops.
+    """
+
+    max_batch: Annotated[int, Option(name="batch", ge=1)] = 16
+    max_queue: Annotated[int, Option(name="queue", ge=1)] = 256
+    max_wait_s: Annotated[float, Option(name="wait", metavar="SECONDS", gt=0)] = 60.0
+    rate: Annotated[float | None, Option(default="10 where a key is needed, else no limit", gt=0)] = None
+    log_questions: Annotated[bool, Option()] = False
+    max_rows: Annotated[int, Option(ge=1, public=False)] = 320
+    gather_s: Annotated[float, Option(ge=0, public=False)] = 0.005
+    max_body_bytes: Annotated[int, Option(ge=1, public=False)] = 256 * 1024
+    body_s: Annotated[float, Option(gt=0, public=False)] = 10.0
+    send_s: Annotated[float, Option(gt=0, public=False)] = 30.0
+    max_connections: Annotated[int, Option(ge=1, public=False)] = 1_024
+    drain_s: Annotated[float, Option(gt=0, public=False)] = 120.0
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -101,7 +101,7 @@ def _field(field: OptionField, *, is_given: bool) -> tuple[Any, Any]:
     type_: Any = _LISTS.get(field.name, field.type)
     if is_given and default is not False:
         type_, default = type_ | None, None
-    own = Field(ge=option.ge, gt=option.gt, le=option.le, lt=option.lt, description=option.help)
+    own = Field(ge=option.ge, gt=option.gt, le=option.le, lt=option.lt, description=field.help)
     return Annotated[type_, own, SERVED.get(field.name, Field())], list(default) if default == () else default
 
 

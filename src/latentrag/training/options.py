@@ -31,100 +31,68 @@ class TrainingOptions:
 
     A rate rises linearly to its highest and then falls linearly to 0 at the end; each side warms up when it starts to
     learn.
+
+    Attributes:
+        variant: sequence: one passage explains the whole answer; token: each token may have its own.
+        objective: What is minimised: nll (the paper's, §2.4), or emdr2, pdist or loop, which give the retriever
+            a loss of its own.
+        k: Passages retrieved for a question.
+        hindsight: Extra candidate passages per question, retrieved with question and answer together (training
+            only).
+        hindsight_steps: Steps at the start that have extra candidates.
+        closed_book: Train the generator alone, without passages.
+        freeze: Which side to freeze.
+        num_steps: Optimiser steps, in place of --epochs.
+        batch_size: Examples in a step, over all processes.
+        micro_batch_size: Examples in a forward pass; fewer need less RAM. Gradients add up over the batch.
+        lr_retriever: Highest learning rate of the query encoder.
+        lr_generator: Highest learning rate of the generator.
+        warmup_steps: Steps in which a learning rate rises to its highest.
+        warmup_generator: Steps at the start in which only the generator is trained: one that cannot read yet
+            sends noise to the retriever.
+        warmup_retriever: Steps in which only the query encoder is trained: a generator says most clearly which
+            passage helps before it is tuned.
+        weight_decay: AdamW's weight decay, of both sides.
+        clip: Largest norm of the gradient of either side; larger ones are scaled down.
+        label_smoothing: ε, of the marginal distribution of the next token; with --objective nll. Where there
+            are extra candidates and the generator learns, of the generator only.
+        temperature: Temperature of the retriever's targets; with --objective pdist or loop.
+        answers: Which of several answers is learned in an epoch.
+        seed: Random seed for the order, the answers drawn and the adapter's first weights.
+        skip_batches: Batches of the order that another run has seen, to pass over.
+        eval_every: Steps between evaluations on --dev.
+        save_every: Steps between checkpoints.
+        refresh_every: Steps between re-encodings of the memory by the passage encoder, which is then trained,
+            too (REALM); 0: neither.
+        autocast: Compute in bfloat16 with float32 weights.
     """
 
-    variant: Annotated[
-        Variant, Option("sequence: one passage explains the whole answer; token: each token may have its own.")
-    ] = "sequence"
-    objective: Annotated[
-        str,
-        Option(
-            "What is minimised: nll (the paper's, §2.4), or emdr2, pdist or loop, which give the retriever a loss of "
-            "its own."
-        ),
-    ] = "nll"
-    k: Annotated[int, Option("Passages retrieved for a question.", flags=("-k", "--k", "--passages"), ge=1)] = 5
-    hindsight: Annotated[
-        int,
-        Option(
-            "Extra candidate passages per question, retrieved with question and answer together (training only).",
-            default="as many as -k during retriever warm-up, then none",
-            ge=0,
-        ),
-    ] = 0
-    hindsight_steps: Annotated[
-        int | None,
-        Option("Steps at the start that have extra candidates.", default="all, with --hindsight", ge=1),
-    ] = None
-    closed_book: Annotated[bool, Option("Train the generator alone, without passages.")] = False
-    freeze: Annotated[Freeze, Option("Which side to freeze.")] = "none"
-    num_steps: Annotated[
-        int, Option("Optimiser steps, in place of --epochs.", name="steps", default="from --epochs", ge=1)
-    ] = 1000
-    batch_size: Annotated[int, Option("Examples in a step, over all processes.", ge=1)] = 16
-    micro_batch_size: Annotated[
-        int, Option("Examples in a forward pass; fewer need less RAM. Gradients add up over the batch.", ge=1)
-    ] = 8
-    lr_retriever: Annotated[float, Option("Highest learning rate of the query encoder.", ge=0)] = 5e-5
-    lr_generator: Annotated[
-        float,
-        Option("Highest learning rate of the generator.", default="2e-4 for an adapter, 3e-5 for all weights", ge=0),
-    ] = 3e-5
-    warmup_steps: Annotated[
-        int, Option("Steps in which a learning rate rises to its highest.", default="5 % of all steps", ge=0)
-    ] = 50
-    warmup_generator: Annotated[
-        int,
-        Option(
-            "Steps at the start in which only the generator is trained: one that cannot read yet sends noise to the "
-            "retriever.",
-            default="a fifth of all steps for encoder-decoders, 0 for causal generators",
-            ge=0,
-        ),
-    ] = 0
-    warmup_retriever: Annotated[
-        int,
-        Option(
-            "Steps in which only the query encoder is trained: a generator says most clearly which passage helps "
-            "before it is tuned.",
-            default="half of all steps, at most 200, for causal generators; 0 for encoder-decoders",
-            ge=0,
-        ),
-    ] = 0
-    weight_decay: Annotated[float, Option("AdamW's weight decay, of both sides.", ge=0)] = 1e-3
-    clip: Annotated[
-        float, Option("Largest norm of the gradient of either side; larger ones are scaled down.", gt=0)
-    ] = 1.0
-    label_smoothing: Annotated[
-        float,
-        Option(
-            "ε, of the marginal distribution of the next token; with --objective nll. Where there are extra candidates "
-            "and the generator learns, of the generator only.",
-            ge=0,
-            lt=1,
-        ),
-    ] = 0.0
-    temperature: Annotated[
-        float, Option("Temperature of the retriever's targets; with --objective pdist or loop.", gt=0)
-    ] = 1.0
-    answers: Annotated[Answers, Option("Which of several answers is learned in an epoch.")] = "first"
-    seed: Annotated[
-        int, Option("Random seed for the order, the answers drawn and the adapter's first weights.", ge=0)
-    ] = 0
-    skip_batches: Annotated[
-        int, Option("Batches of the order that another run has seen, to pass over.", ge=0, public=False)
-    ] = 0
-    eval_every: Annotated[int, Option("Steps between evaluations on --dev.", ge=1)] = 100
-    save_every: Annotated[int, Option("Steps between checkpoints.", ge=1)] = 100
-    refresh_every: Annotated[
-        int,
-        Option(
-            "Steps between re-encodings of the memory by the passage encoder, which is then trained, too (REALM); "
-            "0: neither.",
-            ge=0,
-        ),
-    ] = 0
-    autocast: Annotated[bool, Option("Compute in bfloat16 with float32 weights.")] = False
+    variant: Annotated[Variant, Option()] = "sequence"
+    objective: Annotated[str, Option()] = "nll"
+    k: Annotated[int, Option(flags=('-k', '--k', '--passages'), ge=1)] = 5
+    hindsight: Annotated[int, Option(default='as many as -k during retriever warm-up, then none', ge=0)] = 0
+    hindsight_steps: Annotated[int | None, Option(default='all, with --hindsight', ge=1)] = None
+    closed_book: Annotated[bool, Option()] = False
+    freeze: Annotated[Freeze, Option()] = "none"
+    num_steps: Annotated[int, Option(name='steps', default='from --epochs', ge=1)] = 1000
+    batch_size: Annotated[int, Option(ge=1)] = 16
+    micro_batch_size: Annotated[int, Option(ge=1)] = 8
+    lr_retriever: Annotated[float, Option(ge=0)] = 5e-5
+    lr_generator: Annotated[float, Option(default='2e-4 for an adapter, 3e-5 for all weights', ge=0)] = 3e-5
+    warmup_steps: Annotated[int, Option(default='5 % of all steps', ge=0)] = 50
+    warmup_generator: Annotated[int, Option(default='a fifth of all steps for encoder-decoders, 0 for causal generators', ge=0)] = 0
+    warmup_retriever: Annotated[int, Option(default='half of all steps, at most 200, for causal generators; 0 for encoder-decoders', ge=0)] = 0
+    weight_decay: Annotated[float, Option(ge=0)] = 1e-3
+    clip: Annotated[float, Option(gt=0)] = 1.0
+    label_smoothing: Annotated[float, Option(ge=0, lt=1)] = 0.0
+    temperature: Annotated[float, Option(gt=0)] = 1.0
+    answers: Annotated[Answers, Option()] = "first"
+    seed: Annotated[int, Option(ge=0)] = 0
+    skip_batches: Annotated[int, Option(ge=0, public=False)] = 0
+    eval_every: Annotated[int, Option(ge=1)] = 100
+    save_every: Annotated[int, Option(ge=1)] = 100
+    refresh_every: Annotated[int, Option(ge=0)] = 0
+    autocast: Annotated[bool, Option()] = False
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -257,44 +225,40 @@ def chosen_for(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What a run needs besides ``TrainingOptions``: where it writes, what it evaluates, which weights it trains."""
+    """What a run needs besides ``TrainingOptions``: where it writes, what it evaluates, which weights it trains.
 
-    out: Annotated[Path, Option("Folder of the run: checkpoints, log, and at the end model/.")]
-    dev: Annotated[
-        Path | None, Option("Questions with answers to evaluate on; the model of the best step is kept.")
-    ] = None
-    dev_limit: Annotated[int, Option("Only the first questions of --dev, this many.", ge=1)] = 200
-    epochs: Annotated[float, Option("How often every example is seen.", ge=0)] = 1.0
-    lora: Annotated[
-        int | None,
-        Option(
-            "Rank of the generator's adapter; 0: train all weights.",
-            default="16 for causal generators of 100 million parameters or more, else 0",
-            ge=0,
-        ),
-    ] = None
-    lora_scope: Annotated[
-        LoraScope | None,
-        Option(
-            "Whether the adapter also changes how passages are read (all) or not (question, which is faster).",
-            default="question for causal generators, else all",
-        ),
-    ] = None
-    keep_preamble: Annotated[
-        bool,
-        Option("Train with the worked examples of the model's prompt. With a frozen generator they always stay."),
-    ] = False
-    recompute: Annotated[bool, Option("Keep fewer activations and compute them again: less RAM, more time.")] = False
-    passage_cache: Annotated[
-        float, Option("GB of RAM for passages that the generator has read, where that does not change.", ge=0)
-    ] = 2.0
-    passage_cache_folder: Annotated[Path | None, Option("Folder that keeps them on disk too, for later runs.")] = None
-    dtype: Annotated[
-        TrainingDtype,
-        Option("Number format of the generator's weights; auto: float32 if they are trained, else as in its files."),
-    ] = "auto"
-    device: Annotated[str, Option("Device: auto, cpu, cuda, …")] = "auto"
-    skip_bad: Annotated[bool, Option("Leave out rows without question or answer.")] = False
+    Attributes:
+        out: Folder of the run: checkpoints, log, and at the end model/.
+        dev: Questions with answers to evaluate on; the model of the best step is kept.
+        dev_limit: Only the first questions of --dev, this many.
+        epochs: How often every example is seen.
+        lora: Rank of the generator's adapter; 0: train all weights.
+        lora_scope: Whether the adapter also changes how passages are read (all) or not (question, which is
+            faster).
+        keep_preamble: Train with the worked examples of the model's prompt. With a frozen generator they always
+            stay.
+        recompute: Keep fewer activations and compute them again: less RAM, more time.
+        passage_cache: GB of RAM for passages that the generator has read, where that does not change.
+        passage_cache_folder: Folder that keeps them on disk too, for later runs.
+        dtype: Number format of the generator's weights; auto: float32 if they are trained, else as in its
+            files.
+        device: Device: auto, cpu, cuda, …
+        skip_bad: Leave out rows without question or answer.
+    """
+
+    out: Annotated[Path, Option()]
+    dev: Annotated[Path | None, Option()] = None
+    dev_limit: Annotated[int, Option(ge=1)] = 200
+    epochs: Annotated[float, Option(ge=0)] = 1.0
+    lora: Annotated[int | None, Option(default='16 for causal generators of 100 million parameters or more, else 0', ge=0)] = None
+    lora_scope: Annotated[LoraScope | None, Option(default='question for causal generators, else all')] = None
+    keep_preamble: Annotated[bool, Option()] = False
+    recompute: Annotated[bool, Option()] = False
+    passage_cache: Annotated[float, Option(ge=0)] = 2.0
+    passage_cache_folder: Annotated[Path | None, Option()] = None
+    dtype: Annotated[TrainingDtype, Option()] = "auto"
+    device: Annotated[str, Option()] = "auto"
+    skip_bad: Annotated[bool, Option()] = False
 
     def __post_init__(self) -> None:
         check_options(self)
