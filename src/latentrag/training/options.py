@@ -69,19 +69,23 @@ class TrainingOptions:
 
     variant: Annotated[Variant, Option()] = "sequence"
     objective: Annotated[str, Option()] = "nll"
-    k: Annotated[int, Option(flags=('-k', '--k', '--passages'), ge=1)] = 5
-    hindsight: Annotated[int, Option(default='as many as -k during retriever warm-up, then none', ge=0)] = 0
-    hindsight_steps: Annotated[int | None, Option(default='all, with --hindsight', ge=1)] = None
+    k: Annotated[int, Option(flags=("-k", "--k", "--passages"), ge=1)] = 5
+    hindsight: Annotated[int, Option(default="as many as -k during retriever warm-up, then none", ge=0)] = 0
+    hindsight_steps: Annotated[int | None, Option(default="all, with --hindsight", ge=1)] = None
     closed_book: Annotated[bool, Option()] = False
     freeze: Annotated[Freeze, Option()] = "none"
-    num_steps: Annotated[int, Option(name='steps', default='from --epochs', ge=1)] = 1000
+    num_steps: Annotated[int, Option(name="steps", default="from --epochs", ge=1)] = 1000
     batch_size: Annotated[int, Option(ge=1)] = 16
     micro_batch_size: Annotated[int, Option(ge=1)] = 8
     lr_retriever: Annotated[float, Option(ge=0)] = 5e-5
-    lr_generator: Annotated[float, Option(default='2e-4 for an adapter, 3e-5 for all weights', ge=0)] = 3e-5
-    warmup_steps: Annotated[int, Option(default='5 % of all steps', ge=0)] = 50
-    warmup_generator: Annotated[int, Option(default='a fifth of all steps for encoder-decoders, 0 for causal generators', ge=0)] = 0
-    warmup_retriever: Annotated[int, Option(default='half of all steps, at most 200, for causal generators; 0 for encoder-decoders', ge=0)] = 0
+    lr_generator: Annotated[float, Option(default="2e-4 for an adapter, 3e-5 for all weights", ge=0)] = 3e-5
+    warmup_steps: Annotated[int, Option(default="5 % of all steps", ge=0)] = 50
+    warmup_generator: Annotated[
+        int, Option(default="a fifth of all steps for encoder-decoders, 0 for causal generators", ge=0)
+    ] = 0
+    warmup_retriever: Annotated[
+        int, Option(default="half of all steps, at most 200, for causal generators; 0 for encoder-decoders", ge=0)
+    ] = 0
     weight_decay: Annotated[float, Option(ge=0)] = 1e-3
     clip: Annotated[float, Option(gt=0)] = 1.0
     label_smoothing: Annotated[float, Option(ge=0, lt=1)] = 0.0
@@ -250,8 +254,10 @@ class RunOptions:
     dev: Annotated[Path | None, Option()] = None
     dev_limit: Annotated[int, Option(ge=1)] = 200
     epochs: Annotated[float, Option(ge=0)] = 1.0
-    lora: Annotated[int | None, Option(default='16 for causal generators of 100 million parameters or more, else 0', ge=0)] = None
-    lora_scope: Annotated[LoraScope | None, Option(default='question for causal generators, else all')] = None
+    lora: Annotated[
+        int | None, Option(default="16 for causal generators of 100 million parameters or more, else 0", ge=0)
+    ] = None
+    lora_scope: Annotated[LoraScope | None, Option(default="question for causal generators, else all")] = None
     keep_preamble: Annotated[bool, Option()] = False
     recompute: Annotated[bool, Option()] = False
     passage_cache: Annotated[float, Option(ge=0)] = 2.0
