@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from latentrag.encoder.sentence import SentenceEncoder
 from latentrag.memory import Memory
 from tests.cli.conftest import DOCUMENTS, cli
 from tests.corpus import making
@@ -199,6 +200,29 @@ def test_an_empty_folder_is_a_free_place(tmp_path, encoder, files) -> None:
     (tmp_path / "m.lance").mkdir()
     assert cli("index", "add", tmp_path / "m.lance", files, "--encoder", encoder).code == 0
     assert len(Memory.open(tmp_path / "m.lance")) == 4
+
+
+def test_interrupted_it_goes_on_with_the_same_command(tmp_path, encoder, files, monkeypatch) -> None:
+    working, encoded = SentenceEncoder.encode_passages, []
+
+    def interrupted(self, passages, **options):
+        if len(encoded) == 2:
+            raise KeyboardInterrupt
+        encoded.extend(passage.id for passage in passages)
+        return working(self, passages, **options)
+
+    command = ["index", "add", tmp_path / "m.lance", files, "--encoder", encoder, "--commit-every", 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(SentenceEncoder, "encode_passages", interrupted)
+        done = cli(*command)
+    assert (done.code, done.stdout) == (130, "")
+    assert done.stderr == "interrupted; what was committed stays, run the same command again to continue\n"
+    committed = [passage.id for passage in Memory.open(tmp_path / "m.lance").passages()]
+    assert committed == encoded
+    done = cli(*command)
+    assert done.stdout == f"{tmp_path}/m.lance version 5: added 2, 2 were there already; 4 passages in all\n"
+    assert sorted(z.id for z in Memory.open(tmp_path / "m.lance").passages()) == sorted(f"{n}.txt" for n in DOCUMENTS)
+    assert cli(*command).stdout.endswith("version 5: added 0, 4 were there already; 4 passages in all\n")
 
 
 @pytest.mark.parametrize("command", ["add", "sync"])

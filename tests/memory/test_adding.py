@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentrag.errors import DataError, EncoderMismatchError
+from latentrag.errors import DataError, EncoderMismatchError, InputError
 from latentrag.memory import Memory, add, version_files
 from latentrag.memory.table import Staged, Table
 from latentrag.memory.verify import verify
@@ -113,7 +113,7 @@ def test_ids_with_the_same_hash_are_told_apart(monkeypatch, filled):
     monkeypatch.setattr("latentrag.memory.table._hashes", lambda ids: np.full(len(ids), 7, np.int64))
     assert filled.get(["p3", "p0", "p3"]) == [Passage("p3", "text 3"), Passage("p0", "text 0"), Passage("p3", "text 3")]
     assert filled.find(["none", "p1"]) == {"p1": Passage("p1", "text 1")}
-    with pytest.raises(DataError, match="1 ids are not in .*: 'none'"):
+    with pytest.raises(InputError, match="1 ids are not in .*: 'none'"):
         filled.get(["none", "p1"])
 
 

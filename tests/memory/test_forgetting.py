@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from latentrag.errors import DataError, MemoryStoreError
+from latentrag.errors import InputError, MemoryStoreError
 from latentrag.memory import Memory, history, upkeep, version_files
 from latentrag.memory import table as table_module
 from latentrag.memory.repair import repair
@@ -64,7 +64,7 @@ def test_the_newest_version_loses_only_what_is_forgotten(path, encoder, filled, 
     assert found.passages == expected.passages
     assert len(Memory.open(path)) == 11
     assert done.dropped == [2, 3, 4]
-    with pytest.raises(DataError, match="1 ids are in no version of .*: 'ada'; leave them out"):
+    with pytest.raises(InputError, match="1 ids are in no version of .*: 'ada'; leave them out"):
         forget(path, ["ada", "p1"])
     assert len(Memory.open(path).get(["p1"])) == 1
 
@@ -136,6 +136,6 @@ def test_a_killed_forgetting_can_be_repeated(monkeypatch, path, secret):
 @pytest.mark.parametrize(("ids", "message"), [([], "no ids to forget"), (["p0", "x"], "'x'; leave them out")])
 def test_nothing_happens_to_a_memory_without_these_ids(path, filled, ids, message):
     before = version_files.present(path)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         forget(path, ids)
     assert version_files.present(path) == before

@@ -17,7 +17,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from latentrag.errors import DataError, EncoderMismatchError, MemoryStoreError, ModelError, ShapeError
+from latentrag.errors import (
+    DataError,
+    EncoderMismatchError,
+    InputError,
+    MemoryStoreError,
+    ModelError,
+    ShapeError,
+)
 from latentrag.memory import EncoderCard, Memory
 from latentrag.memory import table as table_module
 from latentrag.memory import writer as writer_module
@@ -109,16 +116,16 @@ def test_all_passages_can_be_deleted_and_others_added(encoder, filled, queries):
 
 
 def test_delete_refuses_unknown_ids_and_deletes_nothing(path, filled):
-    with pytest.raises(DataError, match=r"4 ids are not in .*: 'x0', 'x1', 'x2', …; leave them out"):
+    with pytest.raises(InputError, match=r"4 ids are not in .*: 'x0', 'x1', 'x2', …; leave them out"):
         filled.delete(["p1", "x0", "x1", "x2", "x3"])
-    with pytest.raises(DataError, match="no ids to delete"):
+    with pytest.raises(InputError, match="no ids to delete"):
         filled.delete([])
     assert Memory.open(path).version == 2
     assert len(Memory.open(path)) == 12
 
 
 def test_get_refuses_unknown_ids(filled):
-    with pytest.raises(DataError, match=r"1 ids are not in .*'x'"):
+    with pytest.raises(InputError, match=r"1 ids are not in .*'x'"):
         filled.get(["p1", "x"])
 
 

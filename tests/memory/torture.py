@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from latentrag.memory import Memory, upkeep, version_files
+from latentrag.memory import Memory, add, upkeep, version_files
 from latentrag.memory import table as table_module
 from latentrag.memory import writer as writer_module
 from latentrag.memory.indexes import folder as index_folder
@@ -35,11 +35,14 @@ from tests.memory.conftest import FakePassageEncoder
 
 State = dict[str, str]
 NUM_IDS = 40
-CHANGES = ("add", "upsert", "upsert", "delete", "compact", "prune", "forget", "sync", "sync", "index", "index")
+CHANGES = ("add", "parts", "upsert", "upsert", "delete", "compact", "prune", "forget", "sync", "sync", "index", "index")
 FOLDER = "notes"
 """Synced, beside the memory; each file is one passage."""
 NUM_NOTES = 12
 KIND = "ivf-rabitq"
+PART = 4
+"""Passages of a commit, where additions are committed in parts."""
+PARTED = [f"q{i}" for i in range(NUM_IDS)]
 OPTIONS = SyncOptions(delete_missing=True)
 LONGEST_S = 60.0
 """A writer that has said nothing for so long is stuck."""
@@ -63,8 +66,13 @@ def write(path: str, log: str, seed: int) -> None:
             if name == "sync":
                 _edit(rng, memory.path.parent / FOLDER)
                 between, after = _synced(state, memory.path.parent / FOLDER)
-                say(begin=name, state=after, between=between)
+                say(begin=name, state=after, between=[between])
                 sync(memory.path, memory.path.parent / FOLDER, FakePassageEncoder, options=OPTIONS)
+            elif name == "parts":
+                passages = [Passage(key, f"{key}, {rng.random()}") for key in rng.sample(PARTED, rng.randint(1, 20))]
+                states = [state | {z.id: z.text for z in passages[:end]} for end in range(PART, len(passages), PART)]
+                say(begin=name, state=state | {z.id: z.text for z in passages}, between=states)
+                add(path, passages, FakePassageEncoder, upsert=True, passages_per_commit=PART)
             elif name == "index" and state:
                 say(begin=name, state=state)
                 memory.build_index(KIND)
@@ -161,21 +169,21 @@ def _wait(log: Path, *, lines: int) -> None:
 
 def _left_whole(path: Path, log: Path, before: State) -> tuple[State, str]:
     """What the memory holds now, once it is known to be right, and what the writer was doing."""
-    acknowledged, in_flight, between, killed_in = before, before, before, "nothing"
+    acknowledged, in_flight, between, killed_in = before, before, [before], "nothing"
     for line in log.read_text("utf-8").splitlines(keepends=True):
         if not line.endswith("\n"):
             break  # killed while it was saying what comes next
         said = json.loads(line)
         if "begin" in said:
             in_flight, killed_in = said["state"], said["begin"]
-            between = said.get("between", in_flight)
+            between = said.get("between", [])
         else:
             acknowledged, killed_in = in_flight, "nothing"
     memory = Memory.open(path)
     passages = list(memory.passages())
     found = {z.id: z.text for z in passages}
     assert len(passages) == len(found) == len(memory), "a passage comes twice"
-    assert found in (acknowledged, between, in_flight), (killed_in, acknowledged, between, in_flight, found)
+    assert found in (acknowledged, *between, in_flight), (killed_in, acknowledged, between, in_flight, found)
     _search(memory)
     for version in version_files.version_numbers(path):
         assert len(list(Memory.open(path, version=version).passages())) >= 0

@@ -5,10 +5,9 @@ from latentrag.memory.live import LiveMemory
 from latentrag.memory.memory import Memory, add
 from latentrag.memory.schema import EncoderCard
 from latentrag.memory.storage import LocalDisk, Storage
-from latentrag.memory.writer import PASSAGES_PER_COMMIT, Added, Writer
+from latentrag.memory.writer import Added, Writer
 
 __all__ = [
-    "PASSAGES_PER_COMMIT",
     "Added",
     "Diff",
     "EncoderCard",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from latentrag import io
-from latentrag.errors import DataError, IndexDamagedError, InputError, MemoryStoreError, ShapeError
+from latentrag.errors import IndexDamagedError, InputError, MemoryStoreError, ShapeError
 from latentrag.memory import history, version_files
 from latentrag.memory.history import Diff, Version
 from latentrag.memory.indexes import BuiltIndex, Hits, Index, IndexSupply, build_index
@@ -139,7 +139,7 @@ class Memory:
         return self._table.passages()
 
     def get(self, ids: Sequence[str]) -> list[Passage]:
-        """The passages with these ids, in this order. Raises: DataError for ids that are not there."""
+        """The passages with these ids, in this order. Raises: InputError for ids that are not there."""
         by_id = self.find(ids)
         self._require_known(ids, by_id)
         return [by_id[key] for key in ids]
@@ -160,7 +160,7 @@ class Memory:
         unknown = [key for key in wanted if key not in known]
         if unknown:
             shown = ", ".join(map(repr, unknown[:3])) + (", …" if len(unknown) > 3 else "")
-            raise DataError(f"{len(unknown)} ids are not in {self.path}: {shown}; leave them out")
+            raise InputError(f"{len(unknown)} ids are not in {self.path}: {shown}; leave them out")
 
     # Versions
 
@@ -237,11 +237,6 @@ class Memory:
         by_row = self._passages(np.unique(row_ids))
         passages = [[by_row[row] for row in rows] for rows in row_ids.tolist()]
         return SearchResult(passages=passages, vectors=vectors, scores=scores, version=self.version)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether a search can begin at once. Otherwise the first one loads or builds the index; see ``warm_up``."""
-        return self._index is not None or not len(self)
 
     def warm_up(self) -> None:
         """Have the index ready now rather than at the first search. Opening reads no passage and no index, so servers
@@ -350,10 +345,10 @@ class Memory:
         return add_passages(self, passages, lambda: encoder, upsert=True, progress=progress).memory
 
     def delete(self, ids: Iterable[str]) -> Memory:
-        """A version without these passages. Raises: DataError if an id is not there or none is given."""
+        """A version without these passages. Raises: InputError if an id is not there or none is given."""
         unwanted = list(dict.fromkeys(ids))
         if not unwanted:
-            raise DataError("no ids to delete; give at least one")
+            raise InputError("no ids to delete; give at least one")
         with self._table.writing():
             self._require_known(unwanted, self.find(unwanted))
             return self.with_table(self._table.commit(removed_ids=unwanted, change=f"deleted {len(unwanted)}"))

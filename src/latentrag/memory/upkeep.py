@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from latentrag.errors import DataError, InputError, MemoryStoreError
+from latentrag.errors import InputError, MemoryStoreError
 from latentrag.memory import history, version_files
 from latentrag.memory.recovery import changing, remove_orphans, writing
 from latentrag.memory.storage import Place, Storage, storage_of
@@ -140,11 +140,11 @@ def forget(place: Place, ids: Iterable[str]) -> Forgotten:
 
     Files are removed, not overwritten: what a disk, its snapshots or a copy still hold is beyond this.
 
-    Raises: DataError if an id is nowhere or none is given; MemoryStoreError. Killed in between, it can be repeated.
+    Raises: InputError if an id is nowhere or none is given; MemoryStoreError. Killed in between, it can be repeated.
     """
     unwanted = dict.fromkeys(ids)
     if not unwanted:
-        raise DataError("no ids to forget; give at least one")
+        raise InputError("no ids to forget; give at least one")
     storage = storage_of(place)
     folder = storage.folder
     with writing(storage):
@@ -208,7 +208,7 @@ def _require_found(ids: Collection[str], passages: Iterable[Passage], folder: Pa
     unknown = sorted(set(ids) - {passage.id for passage in passages})
     if unknown:
         shown = ", ".join(map(repr, unknown[:3])) + (", …" if len(unknown) > 3 else "")
-        raise DataError(f"{len(unknown)} ids are in no version of {folder}: {shown}; leave them out")
+        raise InputError(f"{len(unknown)} ids are in no version of {folder}: {shown}; leave them out")
 
 
 def _search(folder: Path, passages: Collection[Passage]) -> tuple[dict[str, list[str]], list[str]]:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 PASSAGES_PER_ENCODING = 1_024
 """How many passages the encoder gets at a time: enough to sort by length, few enough to stream."""
-PASSAGES_PER_COMMIT = 8_192
-"""Of a part, where work is committed in parts: two minutes' work of a small encoder on a CPU."""
 
 
 class Writer:

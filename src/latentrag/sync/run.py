@@ -30,7 +30,7 @@ from latentrag.sync.folder import (
 )
 from latentrag.sync.journal import Journal
 from latentrag.sync.report import Counts, Progress, Report
-from latentrag.sync.writer import Writer
+from latentrag.sync.writer import FolderWriter
 
 if TYPE_CHECKING:
     from latentrag.protocols import PassageEncoder
@@ -149,7 +149,7 @@ class _Run:
     ) -> None:
         self.counts = Counts()
         changing = {file.name for file in plan.to_read if file.name in journal.in_memory}
-        self.writer = Writer(
+        self.writer = FolderWriter(
             memory,
             base,
             name=name,

@@ -9,8 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from latentrag.memory import Memory, origins
-from latentrag.memory.writer import Writer as MemoryWriter
+from latentrag.memory import Memory, Writer, origins
 from latentrag.sync.folder import Contents, SkippedError
 from latentrag.sync.journal import Fact, Journal
 from latentrag.sync.report import Counts
@@ -40,7 +39,7 @@ class _Chunk:
     removed: int = 0
 
 
-class Writer:
+class FolderWriter:
     """Gathers passages and commits them in chunks. With ``dry_run`` it does all but that.
 
     Args:
@@ -79,7 +78,7 @@ class Writer:
         self._limit = limit
         self._dry_run = dry_run
         self._on_passages = on_passages
-        self._memory: MemoryWriter | None = None
+        self._memory: Writer | None = None
         self._writing = ExitStack()
         self._owners: dict[str, str] | None = None
         self._vector_rows: dict[bytes, int] | None = None
@@ -226,7 +225,7 @@ class Writer:
         writer.commit(removed_ids=chunk.removed_ids, change=change)
         self.version = writer.table.version
 
-    def _started(self) -> MemoryWriter:
+    def _started(self) -> Writer:
         """What writes to the memory, which is made if it is not there; nobody else writes until this sync ends."""
         if self._memory is None:
             encoder = self._load_encoder
