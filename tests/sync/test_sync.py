@@ -56,7 +56,7 @@ def test_a_second_sync_reads_no_file_and_commits_nothing(synced: Synced, monkeyp
     synced.sync()
     before = sorted(synced.path.rglob("*"))
     monkeypatch.setattr("latentrag.sync.folder._contents", lambda *_, **__: pytest.fail("read again"))
-    monkeypatch.setattr("latentrag.sync.folder.sha256_of", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr("latentrag.sync.folder.sha256_of_file", lambda *_: pytest.fail("hashed again"))
     monkeypatch.setattr("latentrag.memory.origins.file_digests", lambda *_: pytest.fail("the table was read"))
     report = synced.sync()
     assert (files(report), report.version) == ((0, 0, 0, 0, 5, 0), 2)
@@ -71,7 +71,7 @@ def test_a_file_that_was_only_touched_is_hashed_and_not_read(synced: Synced, mon
     os.utime(file, (1_000_000, 1_000_000))
     monkeypatch.setattr("latentrag.sync.folder._contents", lambda *_, **__: pytest.fail("read again"))
     assert files(synced.sync()) == (0, 0, 0, 0, 1, 0)
-    monkeypatch.setattr("latentrag.sync.folder.sha256_of", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr("latentrag.sync.folder.sha256_of_file", lambda *_: pytest.fail("hashed again"))
     assert files(synced.sync()) == (0, 0, 0, 0, 1, 0)  # the new time was noted
 
 
@@ -115,7 +115,7 @@ def test_files_that_are_gone_stay_unless_asked(synced: Synced):
     shutil.rmtree(synced.folder / "sub")
     report = synced.sync()
     assert (files(report), report.version) == ((0, 0, 0, 2, 1, 0), 2)
-    assert (report.missing, report.passages.missing) == (("notes/b.txt", "notes/sub/c.txt"), 2)
+    assert (report.missing, report.passages.missing) == (["notes/b.txt", "notes/sub/c.txt"], 2)
     report = synced.sync(delete_missing=True)
     assert (files(report), astuple(report.passages)) == ((0, 0, 2, 0, 1, 0), (0, 0, 2, 0, 1))
     assert set(synced.passages()) == {"notes/a.txt"}
@@ -386,7 +386,7 @@ def test_commits_are_of_bounded_size(synced: Synced):
 
 
 def test_a_large_file_that_changes_between_its_two_readings(synced: Synced, monkeypatch):
-    from latentrag.sync import run as module
+    from latentrag.sync import writer as module
 
     synced.write("rows.jsonl", rows(*((str(i), f"text {i}") for i in range(25))))
     read_again = module.read_again

@@ -165,7 +165,7 @@ class File:
         """What is in it. Raises: UnreadableError."""
         packing = "bzip2" if self.path.suffix.lower() == ".bz2" else "gzip"
         try:
-            self._check()
+            self.check()
             with _open(self.path) as stream:
                 yield from self.reader.read(stream, self.name, ledger)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -175,7 +175,8 @@ class File:
                 raise UnreadableError(f"not a whole bzip2 file ({error}); fetch it again") from error
             raise UnreadableError(refusal(error)) from error
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises: UnreadableError for what is not read, whatever its format."""
         try:
             self.name.encode()
         except UnicodeEncodeError as error:

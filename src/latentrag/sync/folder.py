@@ -6,61 +6,43 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Set
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from stat import S_ISREG
 
 from latentrag.corpus import UnreadableError, split
-from latentrag.corpus.readers import File, Reading
-from latentrag.corpus.reading import find_files, read_each
+from latentrag.corpus.readers import File, Reading, refusal
+from latentrag.corpus.reading import OnSkip, find_files, read_each
 from latentrag.errors import DataError, InputError
 from latentrag.io import sha256_of_file
 from latentrag.memory.origins import FileDigest, digest
+from latentrag.options import SyncOptions
 from latentrag.sync.journal import Fact, Journal
+from latentrag.sync.report import Report
 from latentrag.types import Passage
 
-OnSkip = Callable[[Path, str], None]
 CHANGED = "it changed while it was read; sync again"
-
-
-class SkippedError(Exception):
-    """Why a file is left out of this sync."""
+WORDS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Splitting:
-    """How files become passages in this sync: ``words`` in each; processes that read; seconds for a document."""
-
-    words: int
-    workers: int
-    time_limit_s: float
-
-    @property
-    def key(self) -> str:
-        """What else than a file's bytes decides over its passages: the readers and the splitter."""
-        return json.dumps({"latentrag": version("latentrag"), "words": self.words})
-
-
-@dataclass(slots=True)
 class Plan:
-    """The folder's files, each in one place.
+    """The folder's files, each in one place, but for those that are skipped.
 
     Attributes:
         to_read: new ones, changed ones, and those of which too little is known.
         unchanged: names of those whose passages the memory has.
         touched: of these, the facts that have to be noted anew, since size or time are not those noted.
         missing: names of files that the memory has passages of and the folder no more.
-        skipped: files that are left out, and why.
     """
 
     to_read: list[File] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     touched: dict[str, Fact] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +51,7 @@ class Contents:
 
     fact: Fact
     ids: frozenset[str]
-    passages: tuple[Passage, ...] | None
+    passages: list[Passage] | None
 
 
 def folder_name(folder: Path, name: str | None) -> str:
@@ -77,11 +59,11 @@ def folder_name(folder: Path, name: str | None) -> str:
 
     Raises: InputError for a name that ids cannot be made of.
     """
-    own = folder.name if folder.name not in {"", ".."} else folder.resolve().name
-    chosen = own if name is None else name
-    if not chosen or "/" in chosen or not chosen.isprintable():
-        raise InputError(f"a folder cannot be known as {chosen!r}; pass a name of letters, digits, spaces, . - or _")
-    return chosen
+    if name is None:
+        name = folder.name if folder.name not in {"", ".."} else folder.resolve().name
+    if not name or "/" in name or not name.isprintable():
+        raise InputError(f"a folder cannot be known as {name!r}; pass a name of letters, digits, spaces, . - or _")
+    return name
 
 
 def list_files(folder: Path, name: str, *, memory: Path, on_skip: OnSkip) -> list[File]:
@@ -106,158 +88,143 @@ def list_files(folder: Path, name: str, *, memory: Path, on_skip: OnSkip) -> lis
 # What has to be read: the folder as it is beside what is known of it
 
 
-def make_plan(
-    files: list[File],
-    skipped: list[tuple[Path, str]],
-    *,
-    folder: Path,
-    name: str,
-    journal: Journal,
-    splitting: Splitting,
-    checksum: bool,
-) -> Plan:
+def make_plan(files: list[File], report: Report, journal: Journal, options: SyncOptions) -> Plan:
     """Look at every file's size and time; hash those that differ from what is noted, or all with ``checksum``.
 
     Args:
-        files: of the folder, and ``skipped``, what was left out when they were looked for.
+        files: of the folder.
+        report: with the files that were skipped while these were looked for; gets those that cannot be looked at.
         journal: with what the memory has of each file.
     """
-    known = journal.in_memory
-    plan = Plan(skipped=list(skipped))
+    plan = Plan()
+    # What lies under a folder that cannot be entered is out of sight, not gone.
+    hidden = {PurePosixPath(report.name, path.relative_to(report.folder).as_posix()) for path, _ in report.skipped}
     for file in files:
+        noted = journal.facts.get(file.name)
         try:
-            fact = _known(file, journal.facts.get(file.name), key=splitting.key, checksum=checksum)
-        except SkippedError as error:
-            plan.skipped.append((file.path, str(error)))
+            fact = _known(file, noted, options)
+        except UnreadableError as error:
+            report.skipped.append((file.path, str(error)))
             continue
-        if fact is None or fact.passages != known.get(file.name, FileDigest()):
+        if fact is None or fact.passages != journal.in_memory.get(file.name, FileDigest()):
             plan.to_read.append(file)
             continue
         plan.unchanged.append(file.name)
-        if fact is not journal.facts[file.name]:
+        if fact is not noted:
             plan.touched[file.name] = fact
     present = {file.name for file in files}
-    # What lies under a folder that cannot be entered is out of sight, not gone.
-    hidden = {PurePosixPath(name, path.relative_to(folder).as_posix()) for path, _ in skipped}
-    plan.missing = [
-        file_name
-        for file_name, of_file in sorted(known.items())
-        if of_file.num_passages and file_name not in present and not _is_under(file_name, hidden)
-    ]
+    for name, of_file in sorted(journal.in_memory.items()):
+        path = PurePosixPath(name)
+        if of_file.num_passages and name not in present and hidden.isdisjoint((path, *path.parents)):
+            plan.missing.append(name)
     return plan
 
 
-def _known(file: File, fact: Fact | None, *, key: str, checksum: bool) -> Fact | None:
-    """What is certainly in the file, if that is known without splitting it. Raises: SkippedError."""
-    read_ns = time.time_ns()
-    stat = _stat_of(file)
-    if fact is None or fact.settings != key:
+def _known(file: File, fact: Fact | None, options: SyncOptions) -> Fact | None:
+    """What is certainly in the file, if that is known without splitting it. Raises: UnreadableError."""
+    stat = _stat(file)
+    if fact is None or fact.reading != _reading(options):
         return None
-    if fact.is_of(stat) and not checksum:
+    if fact.is_of(stat) and not options.checksum:
         return fact
-    if sha256_of(file, stat) != fact.sha256:
-        return None
-    return replace(fact, size_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, read_ns=read_ns)
+    now = _fact(file, options)
+    return replace(now, passages=fact.passages) if now.sha256 == fact.sha256 else None
 
 
-def _is_under(name: str, hidden: Set[PurePosixPath]) -> bool:
-    path = PurePosixPath(name)
-    return path in hidden or not hidden.isdisjoint(path.parents)
-
-
-def _stat_of(file: File) -> os.stat_result:
-    """Raises: SkippedError if the file cannot be looked at."""
+def _stat(file: File) -> os.stat_result:
+    """Raises: UnreadableError if the file cannot be looked at."""
     try:
         return file.path.stat()
     except OSError as error:
-        raise SkippedError(f"cannot be read ({error.strerror or error}); check it and sync again") from error
+        raise UnreadableError(refusal(error)) from error
 
 
-def sha256_of(file: File, stat: os.stat_result) -> str:
-    """Of the file's bytes; of a pipe or device, which would never end, of none. Raises: SkippedError."""
-    if not S_ISREG(stat.st_mode):
-        return ""
+@cache
+def _reading(options: SyncOptions) -> str:
+    """What else than a file's bytes decides over its passages: the readers and the splitter."""
+    return json.dumps({"latentrag": version("latentrag"), "words": options.words})
+
+
+def _fact(file: File, options: SyncOptions) -> Fact:
+    """What can be said before the file is read; nothing about its passages. Raises: UnreadableError."""
+    read_ns = time.time_ns()
+    stat = _stat(file)
+    file.check()
     try:
-        return sha256_of_file(file.path)
+        sha256 = sha256_of_file(file.path)
     except OSError as error:
-        raise SkippedError(f"cannot be read ({error.strerror or error}); check its permissions") from error
+        raise UnreadableError(refusal(error)) from error
+    return Fact(stat.st_size, stat.st_mtime_ns, read_ns, sha256, _reading(options), FileDigest())
 
 
 # What is in the files
 
 
-def read_contents(files: Iterable[File], splitting: Splitting, *, limit: int) -> Generator[Contents | SkippedError]:
-    """Everything in each file, read to its end; the passages too of one that has no more than ``limit``.
+def read_contents(files: Iterable[File], options: SyncOptions) -> Generator[Contents | UnreadableError]:
+    """Everything in each file, read to its end; the passages too of one that has no more than a commit holds.
 
     A file is left out if it cannot be read, has an id twice, or changes meanwhile.
     """
-    facts: deque[Fact | SkippedError] = deque()
+    facts: deque[Fact | UnreadableError] = deque()
 
-    def looked_at() -> Iterator[File]:
+    def hashed() -> Iterator[File]:
         # Size, time and hash are taken before a process opens the file: what is written later shows.
         for file in files:
-            facts.append(_fact(file, splitting.key))
+            try:
+                facts.append(_fact(file, options))
+            except UnreadableError as error:
+                facts.append(error)
             yield file
 
-    with closing(read_each(looked_at(), workers=splitting.workers, time_limit_s=splitting.time_limit_s)) as readings:
+    with closing(read_each(hashed(), workers=options.workers, time_limit_s=options.time_limit_s)) as readings:
         for reading in readings:
             fact = facts.popleft()
-            yield fact if isinstance(fact, SkippedError) else _contents(reading, fact, splitting.words, limit)
+            try:
+                yield fact if isinstance(fact, UnreadableError) else _contents(reading, fact, options)
+            except UnreadableError as error:
+                yield error
 
 
-def read_again(file: File, contents: Contents, splitting: Splitting) -> Iterator[Passage]:
-    """The passages of a file that has too many to keep, read once more. Raises: SkippedError if they are others now."""
+def read_again(file: File, contents: Contents, options: SyncOptions) -> Iterator[Passage]:
+    """The passages of a file that has too many to keep, read once more.
+
+    Raises: UnreadableError if they are others now.
+    """
     expected, passages = set(contents.ids), FileDigest()
-    workers = min(1, splitting.workers)
-    with closing(read_each([file], workers=workers, time_limit_s=splitting.time_limit_s)) as readings:
-        for passage in _passages_of(next(readings), splitting.words):
+    workers = min(1, options.workers)
+    with closing(read_each([file], workers=workers, time_limit_s=options.time_limit_s)) as readings:
+        for passage in _passages_of(next(readings), options):
             if passage.id not in expected:
-                raise SkippedError(CHANGED)
+                raise UnreadableError(CHANGED)
             expected.discard(passage.id)
             passages = passages.with_digest(digest(passage))
             yield passage
     if passages != contents.fact.passages:
-        raise SkippedError(CHANGED)
+        raise UnreadableError(CHANGED)
 
 
-def _fact(file: File, key: str) -> Fact | SkippedError:
-    """What can be said before the file is read; nothing about its passages."""
-    read_ns = time.time_ns()
-    try:
-        stat = _stat_of(file)
-        return Fact(stat.st_size, stat.st_mtime_ns, read_ns, sha256_of(file, stat), key, FileDigest())
-    except SkippedError as error:
-        return error
-
-
-def _contents(reading: Reading, fact: Fact, words: int, limit: int) -> Contents | SkippedError:
+def _contents(reading: Reading, fact: Fact, options: SyncOptions) -> Contents:
     passages, ids = FileDigest(), set[str]()
     kept: list[Passage] | None = []
-    try:
-        for passage in _passages_of(reading, words):
-            if passage.id in ids:
-                return SkippedError(f"passage {passage.id!r} comes twice in it; give each row its own id")
-            ids.add(passage.id)
-            passages = passages.with_digest(digest(passage))
-            if kept is not None:
-                kept.append(passage)
-                kept = kept if len(kept) <= limit else None
-        stat = _stat_of(reading.file)
-    except SkippedError as error:
-        return error
+    for passage in _passages_of(reading, options):
+        if passage.id in ids:
+            raise UnreadableError(f"passage {passage.id!r} comes twice in it; give each row its own id")
+        ids.add(passage.id)
+        passages = passages.with_digest(digest(passage))
+        if kept is not None:
+            kept.append(passage)
+            kept = kept if len(kept) <= options.passages_per_commit else None
+    stat = _stat(reading.file)
     if (stat.st_size, stat.st_mtime_ns) != (fact.size_bytes, fact.mtime_ns):
-        return SkippedError(CHANGED)
-    return Contents(replace(fact, passages=passages), frozenset(ids), None if kept is None else tuple(kept))
+        raise UnreadableError(CHANGED)
+    return Contents(replace(fact, passages=passages), frozenset(ids), kept)
 
 
-def _passages_of(reading: Reading, words: int) -> Iterator[Passage]:
-    """The passages of a file, with the file as their origin. Raises: SkippedError if it cannot be read."""
+def _passages_of(reading: Reading, options: SyncOptions) -> Iterator[Passage]:
+    """The passages of a file, with the file as their origin. Raises: UnreadableError."""
     file = reading.file
-    try:
-        for document in reading:
-            # Where the row names no source: not the path, which another machine or working directory would change.
-            source = file.name if document.source == str(file.path) else document.source
-            for passage in split(replace(document, source=source), words=words):
-                yield replace(passage, origin=file.name)
-    except UnreadableError as error:
-        raise SkippedError(str(error)) from error
+    for document in reading:
+        # Where the row names no source: not the path, which another machine or working directory would change.
+        source = file.name if document.source == str(file.path) else document.source
+        for passage in split(replace(document, source=source), words=options.words or WORDS):
+            yield replace(passage, origin=file.name)

@@ -11,12 +11,13 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from latentrag import io
+from latentrag.io import replacing_file
 from latentrag.memory.origins import FileDigest
 
 FORMAT = 1
@@ -24,18 +25,16 @@ FOLDER = "_sync"
 _UNSETTLED_NS = 3_000_000_000
 """A file that was written so shortly before it was read may be written again without showing another time."""
 
-Record = dict[str, Any]
-
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What was found in a file.
+    """What a file has.
 
     Attributes:
         size_bytes, mtime_ns: of the file.
         read_ns: the clock when it was read.
         sha256: of its bytes.
-        settings: how it was read and split.
+        reading: how it was read and split.
         passages: what it holds.
     """
 
@@ -43,7 +42,7 @@ class Fact:
     mtime_ns: int
     read_ns: int
     sha256: str
-    settings: str
+    reading: str
     passages: FileDigest
 
     def is_of(self, stat: os.stat_result) -> bool:
@@ -65,75 +64,84 @@ class Journal:
     """
 
     path: Path
-    folder: str
-    words: int | None
-    facts: dict[str, Fact]
-    in_memory: dict[str, FileDigest]
-    version_key: str | None
+    folder: str = ""
+    words: int | None = None
+    facts: dict[str, Fact] = field(default_factory=dict)
+    in_memory: dict[str, FileDigest] = field(default_factory=dict)
+    version_key: str | None = None
 
     @classmethod
     def load(cls, memory: Path, name: str) -> Journal:
         """The notes on the folder known as ``name``; without any if there are none that can be read."""
-        journal = cls(memory / FOLDER / f"{quote(name, safe='')}.journal", "", None, {}, {}, None)
+        journal = cls(memory / FOLDER / f"{quote(name, safe='')}.journal")
+        try:
+            text = journal.path.read_text("utf-8", errors="replace")
+        except OSError:
+            return journal
         is_whole = True
-        for record in _records(journal.path):
-            is_whole = record is not None and journal._take(record) and is_whole
+        for line in filter(None, text.split("\n")):
+            try:
+                journal._take(json.loads(line))
+            except (KeyError, TypeError, ValueError):
+                is_whole = False
         if not is_whole:  # what a lost line said of the memory is not known
             journal.version_key = None
         return journal
 
-    def _take(self, record: Record) -> bool:
-        """Note what a line says; False if it says nothing that is understood."""
-        try:
-            if "journal" in record:
-                if record["journal"] != FORMAT:
-                    return False
-                self.folder, self.words = str(record["folder"]), int(record["words"])
-            elif "file" in record:
-                self.facts[record["file"]] = _fact(record)
-            elif "held" in record:
-                self.in_memory[record["held"]] = _digest(record)
-            else:
-                self.version_key = record["version"]
-        except (KeyError, TypeError, ValueError):
-            return False
-        return True
+    def _take(self, record: Any) -> None:
+        """Note what a line says. Raises: KeyError, TypeError or ValueError if it says nothing that is understood."""
+        if "journal" in record:
+            if record["journal"] != FORMAT:
+                raise ValueError
+            self.folder, self.words = str(record["folder"]), int(record["words"])
+        elif "file" in record:
+            size_bytes, mtime_ns, read_ns = (int(record[key]) for key in ("size_bytes", "mtime_ns", "read_ns"))
+            fact = Fact(size_bytes, mtime_ns, read_ns, record["sha256"], record["settings"], _digest(record))
+            self.facts[record["file"]] = fact
+        elif "held" in record:
+            self.in_memory[record["held"]] = _digest(record)
+        else:
+            self.version_key = record["version"]
 
     def append(self, facts: Mapping[str, Fact], version_key: str | None) -> None:
         """Add what was learnt of these files, after the commit that made ``in_memory`` true of them."""
         self.facts.update(facts)
         self.version_key = version_key
-        lines = [*map(_fact_record, facts.items()), *(_digest_record(name, self.in_memory[name]) for name in facts)]
-        try:
-            self.path.parent.mkdir(exist_ok=True)
-            header = [] if self.path.exists() else [self._header()]
-            with self.path.open("a", encoding="utf-8") as file:
-                # The line feed sets them apart from a line that was torn.
-                file.write("\n" + _lines([*header, *lines, {"version": version_key}]))
-        except OSError as error:
-            self._warn(error)
+        lines = self._lines(facts, facts, header=not self.path.exists())
+        with self._warning_if_not_written(), self.path.open("a", encoding="utf-8") as file:
+            file.write("\n" + lines)  # the line feed sets them apart from a line that was torn
 
-    def rewrite(self, names: Iterable[str], *, warn: bool = True) -> None:
-        """Keep the facts about these files and one line for each thing; without ``warn`` silently not if that fails."""
+    def rewrite(self, names: Iterable[str]) -> None:
+        """Keep the facts about these files, and one line for each thing."""
         self.facts = {name: self.facts[name] for name in names if name in self.facts}
         self.in_memory = {name: digest for name, digest in self.in_memory.items() if digest.num_passages}
-        lines = [*map(_fact_record, self.facts.items()), *(_digest_record(*item) for item in self.in_memory.items())]
+        with self._warning_if_not_written(), replacing_file(self.path) as scratch:
+            scratch.write_text(self._lines(self.facts, self.in_memory, header=True), "utf-8")
+
+    def _lines(self, facts: Mapping[str, Fact], in_memory: Iterable[str], *, header: bool) -> str:
+        """These facts, and what the memory holds of the files of these names."""
+        records: list[dict[str, object]] = []
+        if header:
+            records.append({"journal": FORMAT, "folder": self.folder, "words": self.words})
+        for name, fact in facts.items():
+            times = {"size_bytes": fact.size_bytes, "mtime_ns": fact.mtime_ns, "read_ns": fact.read_ns}
+            read = {"sha256": fact.sha256, "settings": fact.reading}
+            records.append({"file": name, **times, **read, **_record(fact.passages)})
+        records += [{"held": name, **_record(self.in_memory[name])} for name in in_memory]
+        records.append({"version": self.version_key})
+        return "".join(json.dumps(record) + "\n" for record in records)
+
+    @contextmanager
+    def _warning_if_not_written(self) -> Iterator[None]:
         try:
             self.path.parent.mkdir(exist_ok=True)
-            io.write_file(self.path, _lines([self._header(), *lines, {"version": self.version_key}]).encode())
+            yield
         except OSError as error:
-            if warn:
-                self._warn(error)
-
-    def _header(self) -> Record:
-        return {"journal": FORMAT, "folder": self.folder, "words": self.words}
-
-    def _warn(self, error: OSError) -> None:
-        warnings.warn(
-            f"{self.path} cannot be written ({error.strerror or error}); nothing is lost, but the next sync reads "
-            "all files again",
-            stacklevel=3,
-        )
+            warnings.warn(
+                f"{self.path} cannot be written ({error.strerror or error}); nothing is lost, but the next sync reads "
+                "all files again",
+                stacklevel=4,
+            )
 
 
 def journals_in(memory: Path) -> list[Path]:
@@ -143,63 +151,19 @@ def journals_in(memory: Path) -> list[Path]:
 
 def files_of(memory: Path, origins: Iterable[str]) -> dict[str, Path | None]:
     """Where the files lie that these origins name, as the last sync of their folders noted; None where none did."""
-    wanted = sorted(set(origins))
-    folders = {name: Journal.load(memory, name).folder for name in {each.partition("/")[0] for each in wanted}}
-    found: dict[str, Path | None] = {}
-    for origin in wanted:
+    files: dict[str, Path | None] = {}
+    folders: dict[str, str] = {}
+    for origin in sorted(set(origins)):
         name, _, rest = origin.partition("/")
-        found[origin] = Path(folders[name], rest) if folders[name] else None
-    return found
+        if name not in folders:
+            folders[name] = Journal.load(memory, name).folder
+        files[origin] = Path(folders[name], rest) if folders[name] else None
+    return files
 
 
-def _records(path: Path) -> Iterator[Record | None]:
-    """The lines of the file; None for one that is no JSON object."""
-    try:
-        text = path.read_text("utf-8", errors="replace")
-    except OSError:
-        return
-    for line in text.split("\n"):
-        if not line:
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        yield record if isinstance(record, dict) else None
+def _record(digest: FileDigest) -> dict[str, object]:
+    return {"passages": digest.num_passages, "digest": f"{digest.digest:x}"}
 
 
-def _lines(records: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(record) + "\n" for record in records)
-
-
-def _digest_record(name: str, digest: FileDigest) -> Record:
-    return {"held": name, "passages": digest.num_passages, "digest": f"{digest.digest:x}"}
-
-
-def _digest(record: Record) -> FileDigest:
+def _digest(record: Mapping[str, Any]) -> FileDigest:
     return FileDigest(int(record["passages"]), int(record["digest"], 16))
-
-
-def _fact_record(item: tuple[str, Fact]) -> Record:
-    name, fact = item
-    return {
-        "file": name,
-        "size_bytes": fact.size_bytes,
-        "mtime_ns": fact.mtime_ns,
-        "read_ns": fact.read_ns,
-        "sha256": fact.sha256,
-        "settings": fact.settings,
-        "passages": fact.passages.num_passages,
-        "digest": f"{fact.passages.digest:x}",
-    }
-
-
-def _fact(record: Record) -> Fact:
-    return Fact(
-        size_bytes=int(record["size_bytes"]),
-        mtime_ns=int(record["mtime_ns"]),
-        read_ns=int(record["read_ns"]),
-        sha256=str(record["sha256"]),
-        settings=str(record["settings"]),
-        passages=_digest(record),
-    )

@@ -25,9 +25,9 @@ class Tally:
     unchanged: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Report:
-    """What a sync did; with ``dry_run`` what it would do.
+    """What a sync did; with ``dry_run`` what it would do. It is complete when the sync has ended.
 
     Attributes:
         memory: its path.
@@ -45,27 +45,18 @@ class Report:
     name: str
     dry_run: bool
     version: int | None
-    files: Tally
-    passages: Tally
-    num_encoded: int
     num_passages: int
-    skipped: tuple[tuple[Path, str], ...]
-    missing: tuple[str, ...]
+    num_encoded: int = 0
+    files: Tally = field(default_factory=Tally)
+    passages: Tally = field(default_factory=Tally)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Progress:
     """How far a sync is. ``num_passages`` counts those that are written or ready to be."""
 
     num_files_done: int
     num_files: int
     num_passages: int
-
-
-@dataclass(slots=True)
-class Counts:
-    """The tallies of a run, while it goes on."""
-
-    files: Tally = field(default_factory=Tally)
-    passages: Tally = field(default_factory=Tally)
-    num_encoded: int = 0
