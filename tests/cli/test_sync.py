@@ -133,17 +133,19 @@ def test_what_is_no_folder_or_no_memory(tmp_path, folder, encoder) -> None:
 
 
 def test_progress_is_shown_where_somebody_looks_on(monkeypatch, capsys) -> None:
-    from latentrag.cli.sync import _shown_progress
+    from latentrag.cli.sync import _shown_on
+    from latentrag.io import progress
     from latentrag.sync import Progress
 
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with _shown_progress(wanted=True) as show:
+    with progress("files", None) as bar:
+        show = _shown_on(bar)
         show(Progress(1, 3, 0))
         show(Progress(2, 3, 120))
     out, err = capsys.readouterr()
     assert out == ""
     assert "2/3" in err
     assert "120 passages" in err
-    with _shown_progress(wanted=False) as show:
-        assert show is None
+    with progress("files", None, wanted=False) as bar:
+        _shown_on(bar)(Progress(1, 3, 0))
     assert capsys.readouterr() == ("", "")

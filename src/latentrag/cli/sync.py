@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +15,7 @@ from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.index import MemoryPath
 from latentrag.cli.output import EXIT_INTERRUPTED, print_json, print_line, say
+from latentrag.io import Progress as Bar
 from latentrag.io import progress
 from latentrag.options import PassageEncoderOptions, SyncOptions
 
@@ -44,13 +44,13 @@ def sync(
         arg.check_text(options.name, "name")
     path = memory_path(memory)
     try:
-        with _shown_progress(sys.stderr.isatty()) as on_progress:
+        with progress("files", None, wanted=sys.stderr.isatty()) as bar:
             report = run(
                 path,
                 folder,
                 lambda: load_passage_encoder(encoder.source),
                 options=options,
-                on_progress=on_progress,
+                on_progress=_shown_on(bar),
             )
     except KeyboardInterrupt:
         say("interrupted; what was committed stays, run the same command again to continue")
@@ -59,17 +59,30 @@ def sync(
 
 
 def _show(report: Report, *, as_json: bool) -> None:
+    files, passages = report.files, report.passages
     for file, reason in report.skipped:
         say(f"skipped {file}: {reason}")
     if report.missing:
         say(
-            f"{len(report.missing)} files are gone from {report.folder}, their {report.passages.missing} passages "
+            f"{len(report.missing)} files are gone from {report.folder}, their {passages.missing} passages "
             "stay; --delete-missing removes them"
         )
     if as_json:
-        print_json(_record(report))
+        of_passages = {"encoded": report.num_encoded, "in_all": report.num_passages}
+        print_json(
+            {
+                "memory": str(report.memory),
+                "folder": str(report.folder),
+                "name": report.name,
+                "dry_run": report.dry_run,
+                "version": report.version,
+                "files": {**asdict(files), "skipped": len(report.skipped)},
+                "passages": {**asdict(passages), **of_passages},
+                "skipped": [{"file": str(file), "reason": reason} for file, reason in report.skipped],
+                "missing": report.missing,
+            }
+        )
         return
-    files, passages = report.files, report.passages
     version = "no memory" if report.version is None else f"version {report.version}"
     print_line(
         f"{'dry run, nothing is changed: ' if report.dry_run else ''}{report.memory} {version}: "
@@ -80,32 +93,13 @@ def _show(report: Report, *, as_json: bool) -> None:
     )
 
 
-def _record(report: Report) -> dict[str, object]:
-    return {
-        "memory": str(report.memory),
-        "folder": str(report.folder),
-        "name": report.name,
-        "dry_run": report.dry_run,
-        "version": report.version,
-        "files": {**asdict(report.files), "skipped": len(report.skipped)},
-        "passages": {**asdict(report.passages), "encoded": report.num_encoded, "in_all": report.num_passages},
-        "skipped": [{"file": str(file), "reason": reason} for file, reason in report.skipped],
-        "missing": list(report.missing),
-    }
-
-
-@contextmanager
-def _shown_progress(wanted: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """Files done, and passages a second, on standard error."""
-    if not wanted:
-        yield None
-        return
+def _shown_on(bar: Bar) -> Callable[[Progress], None]:
+    """Files done, and passages a second."""
     start_s = time.monotonic()
-    with progress("files", None) as bar:
 
-        def show(done: Progress) -> None:
-            rate = done.num_passages / max(time.monotonic() - start_s, 1e-9)
-            passages = f", {done.num_passages} passages, {rate:.0f}/s" if done.num_passages else ""
-            bar.update(completed=done.num_files_done, total=done.num_files, description=f"files{passages}")
+    def show(done: Progress) -> None:
+        rate = done.num_passages / max(time.monotonic() - start_s, 1e-9)
+        passages = f", {done.num_passages} passages, {rate:.0f}/s" if done.num_passages else ""
+        bar.update(completed=done.num_files_done, total=done.num_files, description=f"files{passages}")
 
-        yield show
+    return show

@@ -75,7 +75,9 @@ def sync(
         journal.rewrite(journal.facts)
     digests: dict[str, dict[str, int]] = {}
     with ExitStack() as writing:
-        writer = FolderWriter(base, journal, report, plan, encoder, options=options, writing=writing, on_progress=on_progress)
+        writer = FolderWriter(
+            base, journal, report, plan, encoder, options=options, writing=writing, on_progress=on_progress
+        )
         with closing(read_contents(plan.to_read, options)) as all_contents:
             for i, (file, contents) in enumerate(zip(plan.to_read, all_contents, strict=True)):
                 if base is not None and i % _FILES_PER_LOOKUP == 0:
