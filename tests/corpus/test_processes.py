@@ -266,9 +266,9 @@ def test_processes_that_do_not_start_are_an_error_of_one_line(folder, monkeypatc
 
 
 def test_fewer_than_none_is_refused_at_the_call(folder):
-    with pytest.raises(InputError, match="workers=-1 processes cannot read"):
+    with pytest.raises(InputError, match="workers=-1; needed 0 or more"):
         read(folder, workers=-1)
-    with pytest.raises(InputError, match="workers=-1 processes cannot read"):
+    with pytest.raises(InputError, match="workers=-1; needed 0 or more"):
         passages(folder, workers=-1)
 
 

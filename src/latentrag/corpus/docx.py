@@ -10,7 +10,7 @@ from typing import BinaryIO
 from zipfile import BadZipFile, ZipFile
 
 from latentrag.corpus.readers import Ledger, Reader, UnreadableError
-from latentrag.corpus.text import End, Start, Text, xml_events
+from latentrag.corpus.text import XmlEvent, xml_events
 from latentrag.types import Document
 
 _MAX_PART_BYTES = 1 << 29
@@ -50,7 +50,7 @@ DOCX = Reader(
 )
 
 
-def _events(archive: ZipFile, part: str) -> Iterator[Start | Text | End]:
+def _events(archive: ZipFile, part: str) -> Iterator[XmlEvent]:
     try:
         info = archive.getinfo(part)
     except KeyError as error:
@@ -66,7 +66,7 @@ def _target(archive: ZipFile, kind: str) -> str:
     if "_rels/.rels" not in archive.namelist():
         return ""
     for event in _events(archive, "_rels/.rels"):
-        if isinstance(event, Start) and event.attributes.get("Type", "").endswith(f"/{kind}"):
+        if event.attributes.get("Type", "").endswith(f"/{kind}"):
             return event.attributes.get("Target", "").removeprefix("/")
     return ""
 
@@ -75,33 +75,22 @@ def _title(archive: ZipFile) -> str:
     part = _target(archive, "core-properties")
     if part not in archive.namelist():
         return ""
-    inside, title = False, ""
-    for event in _events(archive, part):
-        if isinstance(event, Text):
-            title += event.text if inside else ""
-        else:
-            inside = isinstance(event, Start) and event.tag == "title"
+    title = "".join(event.text for event in _events(archive, part) if event.tag == "title")
     return " ".join(title.split())
 
 
 def _body(archive: ZipFile, part: str, ledger: Ledger) -> str:
     pieces: list[str] = []
-    opened: list[str] = []
     hidden = 0
     for event in _events(archive, part):
-        if isinstance(event, Start):
-            if event.tag in _NOT_SHOWN:
-                hidden += 1
-                ledger.leave_out(f"element that is not shown: {event.tag}")
-            # A tab outside of a run is a tab stop.
-            if not hidden and opened[-1:] == ["r"]:
-                pieces.append(_CHARACTERS.get(event.tag, ""))
-            opened.append(event.tag)
-        elif isinstance(event, Text):
-            if not hidden and opened[-1:] == ["t"]:
-                pieces.append(event.text)
-        else:
-            opened.pop()
+        if event.kind == "start" and event.tag in _NOT_SHOWN:
+            hidden += 1
+            ledger.leave_out(f"element that is not shown: {event.tag}")
+        elif event.kind == "start" and event.parent == "r" and not hidden:  # a tab outside of a run is a tab stop
+            pieces.append(_CHARACTERS.get(event.tag, ""))
+        elif event.kind == "text" and event.tag == "t" and not hidden:
+            pieces.append(event.text)
+        elif event.kind == "end":
             hidden -= event.tag in _NOT_SHOWN
             _end(event.tag, pieces)
     return "".join(pieces).strip("\n")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import PurePath
 from typing import TYPE_CHECKING, BinaryIO
@@ -88,7 +88,7 @@ def html(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
     ledger.leave_out("character in menus, banners, hidden elements and the like", num_outside)
     if not text:
         raise UnreadableError("no text in the page; if scripts fill it, save it from a browser as it is shown")
-    titles = (" ".join((found.text() or "").split()) for found in page.css("head > title, h1"))
+    titles = (" ".join((element.text() or "").split()) for element in page.css("head > title, h1"))
     title = next(filter(None, titles), PurePath(name).stem)
     yield Document(id=name, text=text, title=title, source=ledger.file)
 
@@ -126,11 +126,11 @@ class _Element:
     """The blocks ``first`` up to ``end``. ``is_main``: marked as the main text; ``is_junk``: by its kind or name;
     ``is_paragraph``: text itself, no place for several."""
 
-    is_main: bool
-    is_junk: bool
-    is_paragraph: bool
     first: int
     end: int = 0
+    is_main: bool = False
+    is_junk: bool = False
+    is_paragraph: bool = False
 
 
 @dataclass(slots=True)
@@ -173,7 +173,7 @@ class _Cutter:
         self.mains += is_main
         self.pres += tag == "pre"
         self.after_cell = self.after_cell or (tag in ("td", "th") and node.prev is not None)
-        element = _Element(is_main=is_main, is_junk=is_junk, is_paragraph=tag in _PARAGRAPHS, first=len(self.blocks))
+        element = _Element(len(self.blocks), is_main=is_main, is_junk=is_junk, is_paragraph=tag in _PARAGRAPHS)
         self.elements.append(element)
         return element
 
@@ -220,38 +220,32 @@ def _cut(body: LexborNode | None) -> tuple[list[_Block], list[_Element]]:
 
 def _main_blocks(blocks: list[_Block], elements: list[_Element]) -> list[_Block]:
     """The blocks of the main text."""
-    prose = _Prose([block.prose_chars for block in blocks])
-    junk = [element for element in elements if element.is_junk and prose.share(element) <= _MAX_JUNK_SHARE]
+    share = _shares([block.prose_chars for block in blocks])
+    junk = [element for element in elements if element.is_junk and share(element) <= _MAX_JUNK_SHARE]
     out = {i for element in junk for i in range(element.first, element.end)}
-    prose = _Prose([0 if i in out else block.prose_chars for i, block in enumerate(blocks)])
-    core = _core(prose, elements, len(blocks))
+    share = _shares([0 if i in out else block.prose_chars for i, block in enumerate(blocks)])
+    core = _core(share, elements) or _Element(0, len(blocks))
     shown = [blocks[i] for i in range(core.first, core.end) if i not in out]
     return [block for block in shown if not block.is_links] or shown
 
 
-def _core(prose: _Prose, elements: list[_Element], num_blocks: int) -> _Element:
-    """Where the main text is."""
-    page = _Element(is_main=False, is_junk=False, is_paragraph=False, first=0, end=num_blocks)
-    if marked := [e for e in elements if e.is_main and prose.share(e)]:
+def _core(share: Callable[[_Element], float], elements: list[_Element]) -> _Element | None:
+    """Where the main text is; None: anywhere."""
+    if marked := [e for e in elements if e.is_main and share(e)]:
         # All of them, and all that is in them: a page of several articles is about each.
-        around = replace(page, first=min(e.first for e in marked), end=max(e.end for e in marked))
-        if prose.share(around) >= _MIN_MAIN_SHARE:
+        around = _Element(min(e.first for e in marked), max(e.end for e in marked))
+        if share(around) >= _MIN_MAIN_SHARE:
             return around
     # Elements come in the order of their beginnings: the last that has enough is the innermost. What stands beside a
     # paragraph belongs to it, however short.
-    enough = [e for e in elements if not e.is_paragraph and prose.share(e) >= _MIN_CORE_SHARE]
-    return enough[-1] if enough else page
+    enough = (e for e in reversed(elements) if not e.is_paragraph and share(e) >= _MIN_CORE_SHARE)
+    return next(enough, None)
 
 
-class _Prose:
-    """How much of a page's prose is where."""
-
-    def __init__(self, chars: list[int]) -> None:
-        self._before = [0, *accumulate(chars)]
-
-    def share(self, element: _Element) -> float:
-        """0 to 1; 0 where the page has no prose."""
-        return (self._before[element.end] - self._before[element.first]) / max(1, self._before[-1])
+def _shares(prose_chars: list[int]) -> Callable[[_Element], float]:
+    """How much of the page's prose an element has, 0 to 1; 0 where the page has none."""
+    before = [0, *accumulate(prose_chars)]
+    return lambda element: (before[element.end] - before[element.first]) / max(1, before[-1])
 
 
 def _joined(blocks: list[_Block]) -> str:

@@ -18,10 +18,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field, fields
-from itertools import cycle
+from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
+from typing import IO
 
 from latentrag.corpus.readers import File, Ledger, Reading, UnreadableError
 from latentrag.errors import DataError
@@ -36,7 +36,6 @@ _START = (
     "-c",
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from latentrag.corpus.processes import serve; serve()",
 )
-_DOCUMENT_FIELDS = tuple(field.name for field in fields(Document))
 
 
 def read_in_processes(files: Iterable[File], *, workers: int, time_limit_s: float) -> Generator[Reading]:
@@ -44,19 +43,20 @@ def read_in_processes(files: Iterable[File], *, workers: int, time_limit_s: floa
 
     Raises: DataError if a process cannot be started.
     """
-    pool = [_Worker(time_limit_s) for _ in range(workers)]
-    turns = cycle(pool)
+    pool: list[_Worker] = []
     over = threading.Event()
     watch = threading.Thread(target=_watch, args=(pool, over, min(1.0, time_limit_s / 4)), daemon=True)
     watch.start()
-    upcoming = iter(files)
+    upcoming = enumerate(files)
     handed_out: deque[tuple[File, _Worker]] = deque()
     try:
         while True:
-            while len(handed_out) < workers * _FILES_AHEAD and (file := next(upcoming, None)) is not None:
-                worker = next(turns)
-                worker.hand(file)
-                handed_out.append((file, worker))
+            while len(handed_out) < workers * _FILES_AHEAD and (numbered := next(upcoming, None)):
+                i, file = numbered
+                if i < workers:
+                    pool.append(_Worker(time_limit_s))
+                pool[i % workers].hand(file)
+                handed_out.append((file, pool[i % workers]))
             if not handed_out:
                 return
             file, worker = handed_out.popleft()
@@ -72,22 +72,23 @@ def read_in_processes(files: Iterable[File], *, workers: int, time_limit_s: floa
             worker.end()
 
 
-@dataclass(slots=True)
 class _Worker:
     """A process, the files that it was handed and has not finished, and since when their reader has waited for it."""
 
-    time_limit_s: float
-    tasks: deque[bytes] = field(default_factory=deque)
-    process: subprocess.Popen[bytes] | None = None
-    is_ready: bool = False
-    waiting_since: float | None = None
-    is_overdue: bool = False
+    process: subprocess.Popen[bytes]
+    tasks_to: IO[bytes]
+    messages: IO[bytes]
+
+    def __init__(self, time_limit_s: float) -> None:
+        self.time_limit_s = time_limit_s
+        self.tasks: deque[bytes] = deque()
+        self.waiting_since: float | None = None
+        self.is_ready = self.is_overdue = False
+        self._start()
 
     def hand(self, file: File) -> None:
         task = json.dumps([str(file.path), file.name, file.format, file.in_folder]).encode() + b"\n"
         self.tasks.append(task)
-        if self.process is None:
-            self._start()
         self._send([task])
 
     def documents(self, ledger: Ledger) -> Iterator[Document]:
@@ -106,24 +107,15 @@ class _Worker:
             return
         self.tasks.popleft()
         problem = self._death(num_documents)
-        if self.tasks:
-            self._start()
-            self._send(self.tasks)
+        self._start()
+        self._send(self.tasks)
         raise UnreadableError(problem)
-
-    def kill_if_overdue(self) -> None:
-        since, process = self.waiting_since, self.process
-        if since is not None and process is not None and time.monotonic() - since > self.time_limit_s:
-            self.is_overdue = True
-            process.kill()
 
     def end(self) -> None:
         """End the process, whatever it is doing, and wait for it."""
-        if self.process is not None:
-            self.process.kill()
-            with self.process:
-                pass
-            self.process = None
+        self.process.kill()
+        with self.process:
+            pass
 
     def _start(self) -> None:
         try:
@@ -137,34 +129,31 @@ class _Worker:
             )
         except OSError as error:
             raise DataError(_not_started(str(error))) from error
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.tasks_to, self.messages = self.process.stdin, self.process.stdout
         self.is_ready = self.is_overdue = False
 
     def _send(self, tasks: Iterable[bytes]) -> None:
-        assert self.process is not None
-        assert self.process.stdin is not None
         # If it has died, reading will say so. No buffer: what is left in one would come up again when it is closed.
         with contextlib.suppress(OSError):
             for task in tasks:
-                os.write(self.process.stdin.fileno(), task)
+                os.write(self.tasks_to.fileno(), task)
 
     def _next_line(self) -> bytes:
         """What it writes next; no whole line if it has died."""
-        assert self.process is not None
-        assert self.process.stdout is not None
         self.waiting_since = time.monotonic()
         try:
-            if not self.is_ready:
-                if self.process.stdout.readline() != _READY:
-                    self.process.kill()
-                    raise DataError(_not_started(f"it ended with code {self.process.wait()}"))
-                self.is_ready = True
-            return self.process.stdout.readline()
+            if not self.is_ready and self.messages.readline() != _READY:
+                self.process.kill()
+                raise DataError(_not_started(f"it ended with code {self.process.wait()}"))
+            self.is_ready = True
+            return self.messages.readline()
         finally:
             self.waiting_since = None
 
     def _death(self, num_documents: int) -> str:
         """Why there will be no more from this process."""
-        assert self.process is not None
         code = self.process.wait()
         self.end()
         kept = f" after {num_documents} documents" if num_documents else ""
@@ -179,7 +168,10 @@ def _watch(pool: Iterable[_Worker], over: threading.Event, period_s: float) -> N
     """End processes that are waited for too long. Not an alarm within them: a loop in C would not heed it."""
     while not over.wait(period_s):
         for worker in pool:
-            worker.kill_if_overdue()
+            since, process = worker.waiting_since, worker.process
+            if since is not None and time.monotonic() - since > worker.time_limit_s:
+                worker.is_overdue = True
+                process.kill()
 
 
 def _not_started(problem: str) -> str:
@@ -223,7 +215,7 @@ def _messages(task: bytes) -> Iterator[tuple[str, dict[str, object]]]:
     problem, line = None, None
     try:
         for document in file.documents(ledger):
-            yield "document", {name: getattr(document, name) for name in _DOCUMENT_FIELDS}
+            yield "document", asdict(document)
     except UnreadableError as error:
         problem, line = error.problem, error.line
     yield "end", {"encoding": ledger.encoding, "left_out": ledger.left_out, "problem": problem, "line": line}

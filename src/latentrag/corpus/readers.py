@@ -12,16 +12,17 @@ import bz2
 import gzip
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, TypeAlias
 
 from latentrag.registry import Table
 from latentrag.types import Document
 
-_PACKED = (".gz", ".bz2")
+_PACKED: Mapping[str, tuple[str, Callable[..., Any]]] = {".gz": ("gzip", gzip.open), ".bz2": ("bzip2", bz2.open)}
 
 
 class UnreadableError(Exception):
@@ -120,7 +121,7 @@ class Formats:
 
     def __init__(self) -> None:
         self._readers = [(name, READERS[name]) for name in READERS]
-        self.num_magic_bytes = max(len(magic) for _, reader in self._readers for magic in (b"", *reader.magic))
+        self._num_magic_bytes = max(len(magic) for _, reader in self._readers for magic in (b"", *reader.magic))
 
     @property
     def readable(self) -> str:
@@ -130,7 +131,7 @@ class Formats:
     def of(self, file_name: str, *, mime_type: str = "", start: bytes = b"") -> str | None:
         """The name of the reader that reads a file of this name, type or first bytes; None if there is none."""
         file_name = file_name.lower()
-        packed = file_name.endswith(_PACKED)
+        packed = file_name.endswith(tuple(_PACKED))
         if packed:
             file_name = file_name.rpartition(".")[0]
         for name, reader in self._readers:
@@ -139,6 +140,14 @@ class Formats:
         by_type = (name for name, reader in self._readers if mime_type in reader.mime_types)
         by_start = (name for name, reader in self._readers if reader.magic and start.startswith(reader.magic))
         return next(by_type, None) or next(by_start, None)
+
+    def of_file(self, path: Path) -> str | None:
+        """By its name, else by its first bytes; None too for what is not a file or cannot be opened."""
+        known = self.of(path.name)
+        if known is None and self._num_magic_bytes and path.is_file():
+            with suppress(OSError), path.open("rb") as stream:
+                return self.of("", start=stream.read(self._num_magic_bytes))
+        return known
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,17 +172,16 @@ class File:
 
     def documents(self, ledger: Ledger) -> Iterator[Document]:
         """What is in it. Raises: UnreadableError."""
-        packing = "bzip2" if self.path.suffix.lower() == ".bz2" else "gzip"
+        packing, open_file = _PACKED.get(self.path.suffix.lower(), ("", Path.open))
         try:
             self.check()
-            with _open(self.path) as stream:
+            with open_file(self.path, "rb") as stream:
                 yield from self.reader.read(stream, self.name, ledger)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        except (EOFError, OSError, zlib.error) as error:
+            # What the system refuses has a number.
+            if isinstance(error, OSError) and (error.errno is not None or not packing):
+                raise UnreadableError(refusal(error)) from error
             raise UnreadableError(f"not a whole {packing} file ({error}); fetch it again") from error
-        except OSError as error:
-            if error.errno is None and packing == "bzip2":
-                raise UnreadableError(f"not a whole bzip2 file ({error}); fetch it again") from error
-            raise UnreadableError(refusal(error)) from error
 
     def check(self) -> None:
         """Raises: UnreadableError for what is not read, whatever its format."""
@@ -207,12 +215,3 @@ class Reading:
 def refusal(error: OSError) -> str:
     """What the operating system said, for messages."""
     return f"cannot be read ({error.strerror or error}); check the path and its permissions"
-
-
-def _open(path: Path) -> BinaryIO:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return cast("BinaryIO", gzip.open(path, "rb"))
-    if suffix == ".bz2":
-        return cast("BinaryIO", bz2.open(path, "rb"))
-    return path.open("rb")

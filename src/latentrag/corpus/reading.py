@@ -12,8 +12,8 @@ from typing import TypeAlias
 from latentrag.corpus.processes import read_in_processes
 from latentrag.corpus.readers import File, Formats, Ledger, Reading, UnreadableError, refusal
 from latentrag.corpus.splitting import CountTokens, check_bounds, split
-from latentrag.errors import DataError, InputError
-from latentrag.options import TIME_LIMIT_S
+from latentrag.errors import DataError
+from latentrag.options import TIME_LIMIT_S, ReadingOptions
 from latentrag.types import Document, Passage
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -68,7 +68,7 @@ def read(
         and where possible the line: text that is not UTF-8, malformed rows, incomplete files, PDFs that are encrypted
         or only pictures, whatever the operating system refuses.
     """
-    check_workers(workers, time_limit_s)
+    ReadingOptions(workers=workers, time_limit_s=time_limit_s)  # raises InputError
     files = find_files(path, on_skip)
     return _documents(read_each(files, workers=workers, time_limit_s=time_limit_s), on_skip, on_ledger)
 
@@ -98,7 +98,7 @@ def passages(
         that would have the same id.
     """
     check_bounds(words, count_tokens, max_tokens, max_chars)
-    check_workers(workers, time_limit_s)
+    ReadingOptions(workers=workers, time_limit_s=time_limit_s)  # raises InputError
     formats = Formats()
     given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     files = [file for path in given for file in find_files(path, on_skip, formats)]
@@ -128,14 +128,6 @@ def read_each(files: Iterable[File], *, workers: int, time_limit_s: float = TIME
     for file in files:
         ledger = Ledger(str(file.path))
         yield Reading(file, file.documents(ledger), ledger)
-
-
-def check_workers(workers: int, time_limit_s: float) -> None:
-    """Raises: InputError."""
-    if workers < 0:
-        raise InputError(f"workers={workers} processes cannot read; pass 1 or more, or 0 to read in this process")
-    if not time_limit_s > 0:
-        raise InputError(f"a time limit of {time_limit_s:g} s is too short; pass more than 0")
 
 
 def find_files(path: StrPath, on_skip: OnSkip | None = None, formats: Formats | None = None) -> list[File]:
@@ -184,22 +176,11 @@ def _walk(root: Path, on_skip: OnSkip | None, formats: Formats) -> Iterator[File
 
 def _file(path: Path, name: str, formats: Formats, *, in_folder: bool) -> File | str:
     """The file with its format, or why it is not read."""
-    known = formats.of(path.name) or (_by_start(path, formats) if formats.num_magic_bytes else None)
+    known = formats.of_file(path)
     if known is None:
         return _unknown(path, formats)
     file = File(path, name, known, in_folder=in_folder)
     return file.reader.missing or file
-
-
-def _by_start(path: Path, formats: Formats) -> str | None:
-    """The format that a file's first bytes tell; None for what is not a file or cannot be opened."""
-    if not path.is_file():
-        return None
-    try:
-        with path.open("rb") as stream:
-            return formats.of("", start=stream.read(formats.num_magic_bytes))
-    except OSError:
-        return None
 
 
 def _unknown(path: Path, formats: Formats) -> str:
@@ -221,13 +202,10 @@ def _refuse(path: Path, error: UnreadableError, on_skip: OnSkip | None) -> None:
 
 def _check_ids(files: Iterable[File]) -> None:
     """Rows have ids of their own; a file that is one document is known by its name alone."""
-    seen: dict[str, Path] = {}
+    by_name: dict[str, File] = {}
     for file in files:
-        if not file.reader.one_document:
-            continue
-        if file.name in seen:
+        if file.reader.one_document and (first := by_name.setdefault(file.name, file)) is not file:
             raise DataError(
-                f"{seen[file.name]} and {file.path} would both have the id {file.name!r}; "
+                f"{first.path} and {file.path} would both have the id {file.name!r}; "
                 "pass the folder they have in common instead, and each file once"
             )
-        seen[file.name] = file.path

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import PurePath
-from typing import IO, BinaryIO, NamedTuple
+from types import MappingProxyType
+from typing import IO, BinaryIO, Literal, NamedTuple
 from xml.parsers import expat
 
 from latentrag.corpus.readers import Ledger, Reader, UnreadableError
@@ -32,8 +34,8 @@ def plain_text(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
 
 def markdown(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
     """As plain text, marks and all. Title: the first ``# `` heading if there is one, else the file's stem."""
-    text = decode(file.read(), ledger).removeprefix(_BOM)
-    yield Document(id=name, text=text, title=_first_heading(text) or PurePath(name).stem, source=ledger.file)
+    for document in plain_text(file, name, ledger):
+        yield replace(document, title=_first_heading(document.text) or document.title)
 
 
 def json_lines(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
@@ -238,28 +240,24 @@ def _unclosed(number: int) -> UnreadableError:
 _CHUNK_BYTES = 1 << 16
 
 
-class Start(NamedTuple):
-    """``<tag …>``; tags and the names of attributes without their namespace."""
+class XmlEvent(NamedTuple):
+    """``<tag …>``, a piece of the text between two tags, which may come in several, or ``</tag>``.
 
+    ``tag`` is that of the element, for a text the one that it is in; ``parent`` is around that one, empty for the root.
+    Tags and the names of attributes are without their namespace.
+    """
+
+    kind: Literal["start", "text", "end"]
+    parent: str
     tag: str
-    attributes: dict[str, str]
+    text: str = ""
+    attributes: Mapping[str, str] = MappingProxyType({})
 
 
-class Text(NamedTuple):
-    """A piece of the text between two tags, which may come in several."""
-
-    text: str
-
-
-class End(NamedTuple):
-    """``</tag>``"""
-
-    tag: str
-
-
-def xml_events(file: IO[bytes]) -> Iterator[Start | Text | End]:
+def xml_events(file: IO[bytes]) -> Iterator[XmlEvent]:
     """What is in an XML file, in constant memory. Raises: UnreadableError, with the line."""
-    parsed: list[Start | Text | End] = []
+    parsed: list[XmlEvent] = []
+    opened = [""]
     parser = expat.ParserCreate(namespace_separator=" ")
     parser.buffer_text = True
 
@@ -267,12 +265,19 @@ def xml_events(file: IO[bytes]) -> Iterator[Start | Text | End]:
         # Entities are declared here: they can grow without bound, or name files.
         raise UnreadableError("has a DOCTYPE, which is refused; remove it", parser.CurrentLineNumber)
 
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        local = {_local(key): value for key, value in attributes.items()}
+        parsed.append(XmlEvent("start", opened[-1], _local(tag), attributes=local))
+        opened.append(_local(tag))
+
+    def end(_: str) -> None:
+        tag = opened.pop()
+        parsed.append(XmlEvent("end", opened[-1], tag))
+
     parser.StartDoctypeDeclHandler = refuse
-    parser.StartElementHandler = lambda tag, attributes: parsed.append(
-        Start(_local(tag), {_local(key): value for key, value in attributes.items()})
-    )
-    parser.CharacterDataHandler = lambda text: parsed.append(Text(text))
-    parser.EndElementHandler = lambda tag: parsed.append(End(_local(tag)))
+    parser.StartElementHandler = start
+    parser.CharacterDataHandler = lambda text: parsed.append(XmlEvent("text", opened[-2], opened[-1], text))
+    parser.EndElementHandler = end
     at_end = False
     while not at_end:
         chunk = file.read(_CHUNK_BYTES)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from html import unescape
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from latentrag.corpus.readers import Ledger, Reader, UnreadableError
-from latentrag.corpus.text import Start, Text, json_lines, xml_events
+from latentrag.corpus.text import json_lines, xml_events
 from latentrag.types import Document
 
 if TYPE_CHECKING:
@@ -46,11 +46,12 @@ def dump(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:  # no
     """A document for each article of a pages-articles dump (.xml): namespace 0, no redirects; of several revisions
     the last. Its id is the page's; its text is that of ``plain``."""
     for page, hidden in _pages(file):
-        if page.is_article:
-            text = plain(page["text"], hidden, name=page["title"])
-            yield Document(page["id"].strip(), text, title=page["title"].strip(), source=ledger.file)
-        else:
+        key, title, namespace, wikitext = (page.get(tag, "") for tag in ("id", "title", "ns", "text"))
+        if namespace.strip() not in ("", "0") or "redirect" in page or _REDIRECT.match(wikitext):
             ledger.leave_out("page that is a redirect or of another namespace than articles")
+        else:
+            text = plain(wikitext, hidden, name=title)
+            yield Document(key.strip(), text, title=title.strip(), source=ledger.file)
 
 
 def extracted(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
@@ -73,58 +74,31 @@ DUMP = Reader(
 EXTRACTED = Reader(extracted, pattern=r"wiki_\d{2,}", packed=True)
 
 
-@dataclass(slots=True)
-class _Page:
-    """A page as far as it has been read; ``fields`` by tag, in pieces."""
-
-    fields: dict[str, list[str]] = field(default_factory=dict)
-    is_redirect: bool = False
-    num_chars: int = 0
-
-    def __getitem__(self, tag: str) -> str:
-        return "".join(self.fields.get(tag, ()))
-
-    @property
-    def is_article(self) -> bool:
-        return self["ns"].strip() in ("", "0") and not self.is_redirect and not _REDIRECT.match(self["text"])
-
-    def begin(self, tag: str) -> None:
-        self.fields[tag] = []
-        self.num_chars = 0
-
-    def add(self, tag: str, text: str) -> None:
-        self.fields[tag].append(text)
-        self.num_chars += len(text)
-        if self.num_chars > _MAX_ARTICLE_CHARS:
-            raise UnreadableError(f"the <{tag}> of a page does not end; fetch the dump again")
-
-
-def _pages(file: BinaryIO) -> Iterator[tuple[_Page, frozenset[str]]]:
-    """Every page, with the names of the namespaces that are hidden in this wiki, in lower case."""
-    opened: list[str] = []
+def _pages(file: BinaryIO) -> Iterator[tuple[dict[str, str], frozenset[str]]]:
+    """The fields of every page by tag, with the names of the namespaces that are hidden in this wiki, in lower case."""
     hidden = list(_HIDDEN_NAMES)
     is_hidden = False
-    page = _Page()
+    page: dict[str, list[str]] = {}
+    num_chars = 0
     for event in xml_events(file):
-        if isinstance(event, Start):
-            if not opened and event.tag != "mediawiki":
+        is_field = event.tag == "redirect" or (event.parent, event.tag) in _FIELDS
+        if event.kind == "start":
+            if not event.parent and event.tag != "mediawiki":
                 raise UnreadableError(f"its root is <{event.tag}>, needed <mediawiki>; of XML only dumps are read")
-            opened.append(event.tag)
-            page = _Page() if event.tag == "page" else page
-            page.is_redirect |= event.tag == "redirect"
             is_hidden = event.tag == "namespace" and event.attributes.get("key") in _HIDDEN_KEYS
-            if tuple(opened[-2:]) in _FIELDS:
-                page.begin(event.tag)
-        elif isinstance(event, Text):
-            if tuple(opened[-2:]) in _FIELDS:
-                page.add(opened[-1], event.text)
-            elif is_hidden:
-                hidden.append(event.text.strip().lower())
-        else:
-            opened.pop()
-            is_hidden = False
             if event.tag == "page":
-                yield page, frozenset(hidden)
+                page = {}
+            elif is_field:
+                page[event.tag], num_chars = [], 0
+        elif event.kind == "text" and is_field:
+            page[event.tag].append(event.text)
+            num_chars += len(event.text)
+            if num_chars > _MAX_ARTICLE_CHARS:
+                raise UnreadableError(f"the <{event.tag}> of a page does not end; fetch the dump again")
+        elif event.kind == "text" and event.tag == "namespace" and is_hidden:
+            hidden.append(event.text.strip().lower())
+        elif event.kind == "end" and event.tag == "page":
+            yield {tag: "".join(pieces) for tag, pieces in page.items()}, frozenset(hidden)
 
 
 # Wikitext → the text that a reader of the article sees
@@ -194,7 +168,7 @@ class _Shown:
         tag = str(node.tag).strip().lower()
         if tag in _NO_TEXT:
             return ""
-        text = self.of(node.contents) if node.contents is not None else ""
+        text = self.of(node.contents)
         if tag in _BREAKS:
             return f"\n{text}\n" if text else "\n"
         return text
