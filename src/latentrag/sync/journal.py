@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from latentrag.io import replacing_file
+from latentrag.io import write_file
 from latentrag.memory.origins import FileDigest
 
 FORMAT = 1
@@ -115,8 +115,8 @@ class Journal:
         """Keep the facts about these files, and one line for each thing."""
         self.facts = {name: self.facts[name] for name in names if name in self.facts}
         self.in_memory = {name: digest for name, digest in self.in_memory.items() if digest.num_passages}
-        with self._warning_if_not_written(), replacing_file(self.path) as scratch:
-            scratch.write_text(self._lines(self.facts, self.in_memory, header=True), "utf-8")
+        with self._warning_if_not_written():
+            write_file(self.path, self._lines(self.facts, self.in_memory, header=True).encode())
 
     def _lines(self, facts: Mapping[str, Fact], in_memory: Iterable[str], *, header: bool) -> str:
         """These facts, and what the memory holds of the files of these names."""
