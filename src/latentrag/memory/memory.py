@@ -274,13 +274,13 @@ class Memory:
     def _passages(self, row_ids: npt.NDArray[np.int64]) -> dict[int, Passage]:
         """(n,) rows of this version, all different, by row id: from beside the index what is there."""
         index = self.index
-        found: dict[int, Passage] = {}
+        beside: dict[int, Passage] = {}
         try:
-            found = index.passages(row_ids)
+            beside = index.passages(row_ids)
         except IndexDamagedError as error:
             self._do_without(index, error)
-        others = [row_id for row_id in row_ids.tolist() if row_id not in found]
-        return found | self._table.take(others) if others else found
+        others = [row_id for row_id in row_ids.tolist() if row_id not in beside]
+        return beside | self._table.take(others) if others else beside
 
     def _do_without(self, index: Index, error: IndexDamagedError) -> None:
         with self._index_lock:

@@ -81,7 +81,7 @@ class Intact:
     @property
     def num_elsewhere(self) -> int:
         """How many rows come from files that the version does not need."""
-        return sum(len(found) for _, _, found in self.elsewhere)
+        return sum(len(rows) for _, _, rows in self.elsewhere)
 
     def commit(self) -> Table:
         """A version of these rows; those from elsewhere come last, under row ids of their own.
@@ -98,14 +98,14 @@ class Intact:
             raise
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
-        for table, fragment, found in self.elsewhere:
-            for passages, vectors in table.rows([fragment], found):
+        for table, fragment, rows in self.elsewhere:
+            for passages, vectors in table.rows([fragment], rows):
                 yield self.table.record_batch(passages, vectors)
 
     def missing(self, back: Table | None) -> Missing:
         """What is missing if the memory goes on from the version ``back``, or, where that is None, from these rows."""
         if back is None:
-            kept = np.concatenate([self.row_ids, *(found for _, _, found in self.elsewhere)])
+            kept = np.concatenate([self.row_ids, *(rows for _, _, rows in self.elsewhere)])
             files_kept: dict[str, int] = {}
         else:
             kept = back.row_ids(list(back.fragments().values()))
@@ -152,10 +152,10 @@ def _elsewhere(storage: Storage, wanted: RowIds, damage: Damage) -> Iterator[tup
             if names in seen or not damage.files.keys().isdisjoint(names):
                 continue
             seen.add(names)
-            found = np.intersect1d(table.row_ids([fragment]), wanted)
-            if len(found):
-                yield table, fragment, found
-                wanted = np.setdiff1d(wanted, found)
+            rows = np.intersect1d(table.row_ids([fragment]), wanted)
+            if len(rows):
+                yield table, fragment, rows
+                wanted = np.setdiff1d(wanted, rows)
 
 
 # Repair
@@ -276,16 +276,16 @@ def _in_no_other(folder: Path, damage: Damage, *, among: Collection[int]) -> Ite
 
 def _still_somewhere(storage: Storage, ids: set[str]) -> tuple[dict[str, int], list[str]]:
     """The newest version that has each of these ids, and the ids that none has."""
-    found: dict[str, int] = {}
+    versions: dict[str, int] = {}
     seen: set[tuple[str, ...]] = set()
     for version in reversed(version_files.version_numbers(storage.folder)):
-        wanted = ids - found.keys()
+        wanted = ids - versions.keys()
         if not wanted:
             break
         table = Table.open(storage, version)
         new = {names: fragment for names, fragment in table.fragments().items() if names not in seen}
         if new:
             here = (key for key, _ in table.ids_with_row_ids(list(new.values())))
-            found |= dict.fromkeys(wanted.intersection(here), version)
+            versions |= dict.fromkeys(wanted.intersection(here), version)
         seen |= new.keys()
-    return found, sorted(ids - found.keys())
+    return versions, sorted(ids - versions.keys())

@@ -53,14 +53,14 @@ def open_store(place: str, *, hub: Any = None) -> Store:
     """
     if not place.startswith(_SCHEME):
         return FolderStore(Path(place).expanduser())
-    found = _HUB.fullmatch(place)
-    if not found:
+    address = _HUB.fullmatch(place)
+    if not address:
         raise InputError(f"{place} is no place for a memory; needed a folder or hf://datasets/USER/NAME")
     if hub is None:
         from huggingface_hub import HfApi
 
         hub = HfApi()
-    return HubStore(hub, found["repo"], found["revision"])
+    return HubStore(hub, address["repo"], address["revision"])
 
 
 class FolderStore:

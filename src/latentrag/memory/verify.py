@@ -32,7 +32,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was checked and found.
+    """What was checked, and what is wrong.
 
     Attributes:
         version: the newest that can be opened; None: there is none.
@@ -40,7 +40,7 @@ class Report:
         num_versions: those that cannot be opened, too.
         num_files, size_bytes: of the table.
         num_unrecorded: files that a version needs and whose checksums were not recorded when they were written.
-        indexes: each that was found, with its recall.
+        indexes: of the memory, each with its recall.
         notes: what is worth knowing and no problem.
     """
 
@@ -210,9 +210,9 @@ def _of_tags(folder: Path, numbers: list[int]) -> Iterator[Problem]:
             yield Problem(f"the tag {name!r} names version {version}, which is gone", f"`{remedy}`")
 
 
-def _index_notes(found: Sequence[Published], indexes: Iterable[CheckedIndex], asked: Table | None) -> Iterator[str]:
-    if found and asked is None:
-        yield f"{len(found)} indexes were not compared with the passages, which have problems of their own"
+def _index_notes(published: Sequence[Published], indexes: Iterable[CheckedIndex], asked: Table | None) -> Iterator[str]:
+    if published and asked is None:
+        yield f"{len(published)} indexes were not compared with the passages, which have problems of their own"
     for index in indexes:
         if index.unused:
             yield f"the index {index.folder} {index.unused}; version {index.version} does without"
