@@ -26,14 +26,17 @@ _PICKLES = (".pkl", ".pickle", ".pt", ".bin")
 
 
 def read(
-    path: StrPath,
+    paths: StrPath | Iterable[StrPath],
     *,
     on_skip: OnSkip | None = None,
     on_ledger: OnLedger | None = None,
     workers: int = 0,
     time_limit_s: float = TIME_LIMIT_S,
 ) -> Generator[Document]:
-    """The documents of a file or folder, in the order of the sorted paths, one at a time.
+    """The documents of files and folders, one at a time; those of a folder in the order of the sorted paths.
+
+    All paths are looked up before the first document, so that a misspelt one does not surface hours later. To stop
+    before the last document, ``close`` what is returned: that ends the processes that read.
 
     Formats, by the end of the name, text in UTF-8 unless the format says otherwise:
 
@@ -56,7 +59,7 @@ def read(
     the corpus.
 
     Args:
-        path: a file, or a folder.
+        paths: one file or folder, or several.
         on_skip: called with path and reason for each file of a folder that is left out. None: an unreadable
             file in a folder raises, as one that is given directly always does.
         on_ledger: called for each file that was opened with what became of it: characters, what was left out, encoding.
@@ -64,12 +67,16 @@ def read(
             that crashes its process is unreadable, like others. 0: this process reads, and would crash with it.
         time_limit_s: with workers, how long one document may take; a file that has a longer one is unreadable.
     Raises: InputError for ``workers`` < 0 or a time limit that is not positive. DataError. When called: a path that
-        does not exist, or is of another format, or of one whose library is not installed. While reading, with the file
+        does not exist, or is of another format, or of one whose library is not installed; two files of one document
+        each that would have the same id. While reading, with the file
         and where possible the line: text that is not UTF-8, malformed rows, incomplete files, PDFs that are encrypted
         or only pictures, whatever the operating system refuses.
     """
     ReadingOptions(workers=workers, time_limit_s=time_limit_s)  # raises InputError
-    files = find_files(path, on_skip)
+    formats = Formats()
+    given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    files = [file for path in given for file in find_files(path, on_skip, formats)]
+    _check_ids(files)
     return _documents(read_each(files, workers=workers, time_limit_s=time_limit_s), on_skip, on_ledger)
 
 
@@ -85,28 +92,18 @@ def passages(
     workers: int = 0,
     time_limit_s: float = TIME_LIMIT_S,
 ) -> Generator[Passage]:
-    """The passages of files and folders: ``read``, then ``split``.
-
-    All paths are looked up before the first passage, so that a misspelt one does not surface hours later. To stop
-    before the last passage, ``close`` what is returned: that ends the processes that read.
+    """The passages of files and folders: ``read``, then ``split``. ``close`` it as what ``read`` returns.
 
     Args:
-        paths: one file or folder, or several.
         words, count_tokens, max_tokens, max_chars: see ``split``.
-        on_skip, on_ledger, workers, time_limit_s: see ``read``.
-    Raises: InputError as ``split`` and ``read`` do. DataError as ``read`` does, and for two files of one document each
-        that would have the same id.
+        paths, on_skip, on_ledger, workers, time_limit_s: see ``read``.
+    Raises: InputError and DataError as ``split`` and ``read`` do.
     """
     check_bounds(words, count_tokens, max_tokens, max_chars)
-    ReadingOptions(workers=workers, time_limit_s=time_limit_s)  # raises InputError
-    formats = Formats()
-    given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    files = [file for path in given for file in find_files(path, on_skip, formats)]
-    _check_ids(files)
-    readings = read_each(files, workers=workers, time_limit_s=time_limit_s)
+    documents = read(paths, on_skip=on_skip, on_ledger=on_ledger, workers=workers, time_limit_s=time_limit_s)
 
     def stream() -> Generator[Passage]:
-        with closing(_documents(readings, on_skip, on_ledger)) as documents:
+        with closing(documents):
             for document in documents:
                 yield from split(
                     document, words=words, count_tokens=count_tokens, max_tokens=max_tokens, max_chars=max_chars
