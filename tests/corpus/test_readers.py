@@ -64,10 +64,10 @@ def test_another_package_adds_a_format(subtitles, tmp_path, workers):
     assert skipped["c.srt"] == "no line in it; fetch it again"
     assert skipped["d"].endswith("convert it to one of .txt, .md, .html, .pdf, .docx, .jsonl, .tsv, .xml, .srt")
     assert ledgers == [
-        Ledger(str(folder / "a.srt"), 10, [("line of numbers", 4)], "latin-1"),
-        Ledger(str(folder / "b"), 10, [("line of numbers", 4)], "latin-1"),
-        Ledger(str(folder / "c.srt"), 0, [("no line in it; fetch it again", 1)], "latin-1"),
-        Ledger(str(folder / "e.txt"), 4, [], "utf-8"),
+        Ledger(str(folder / "a.srt"), 10, {"line of numbers": 4}, "latin-1"),
+        Ledger(str(folder / "b"), 10, {"line of numbers": 4}, "latin-1"),
+        Ledger(str(folder / "c.srt"), 0, {"no line in it; fetch it again": 1}, "latin-1"),
+        Ledger(str(folder / "e.txt"), 4, {}, "utf-8"),
     ]
 
 
@@ -105,26 +105,26 @@ PROSE = "The keeper of the lighthouse writes down every evening what ships have 
 HIDDEN = f"<p hidden>{'ab' * 40}</p>"
 WORD = making.docx(making.paragraph("kept") + "<w:p><w:del><w:r><w:t>old</w:t></w:r></w:del></w:p>")
 FILES = {
-    "text.txt": ("\ufeffñ\n".encode(), 2, [], "utf-8"),
+    "text.txt": ("\ufeffñ\n".encode(), 2, {}, "utf-8"),
     "rows.jsonl": (
         b'{"text": "abc"}\n{"text": "de"}\nno\n',
         5,
-        [("from line 3 on: not valid JSON (Expecting value, column 1); fix or remove the line", 1)],
+        {"from line 3 on: not valid JSON (Expecting value, column 1); fix or remove the line": 1},
         "utf-8",
     ),
     "latin.html": (
         b"<meta charset=iso-8859-2><p>caf\xe9" + HIDDEN.encode() + f"<p>{PROSE * 3}".encode(),
         len("café\n" + PROSE * 3) - 1,
-        [("character in menus, banners, hidden elements and the like", 80)],
+        {"character in menus, banners, hidden elements and the like": 80},
         "iso8859-2",
     ),
-    "wrong.html": (b"<meta charset=utf-8><p>a\xffb", 3, [("character that is not utf-8", 1)], "utf-8"),
-    "scan.pdf": (making.pdf([["one"], [], ["three"], []]), len("one\n\nthree\n"), [("page without text", 2)], ""),
-    "letter.docx": (WORD, 4, [("element that is not shown: del", 1)], ""),
+    "wrong.html": (b"<meta charset=utf-8><p>a\xffb", 3, {"character that is not utf-8": 1}, "utf-8"),
+    "scan.pdf": (making.pdf([["one"], [], ["three"], []]), len("one\n\nthree\n"), {"page without text": 2}, ""),
+    "letter.docx": (WORD, 4, {"element that is not shown: del": 1}, ""),
     "wiki.xml.bz2": (
         bz2.compress(making.dump(making.page(1, "A", "text"), making.page(2, "Talk", "no", ns=1))),
         4,
-        [("page that is a redirect or of another namespace than articles", 1)],
+        {"page that is a redirect or of another namespace than articles": 1},
         "",
     ),
 }
@@ -149,7 +149,7 @@ def test_parts_of_a_word_document_that_are_not_read_are_told(tmp_path):
     (tmp_path / "a.docx").write_bytes(raw.getvalue())
     ledgers: list[Ledger] = []
     list(read(tmp_path / "a.docx", on_ledger=ledgers.append))
-    assert ledgers[0].left_out == [("part of the document: footnotes", 1), ("part of the document: header", 2)]
+    assert ledgers[0].left_out == {"part of the document: footnotes": 1, "part of the document: header": 2}
 
 
 # The splitter's counter

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -141,20 +142,19 @@ class _Cutter:
     elements: list[_Element] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     num_link_chars: int = 0
-    links: int = 0
-    pres: int = 0
-    mains: int = 0
     after_cell: bool = False
+    num_mains: int = 0
+    inside: Counter[str] = field(default_factory=Counter)
 
     def add(self, text: str) -> None:
         self.pieces.append(text)
-        if self.links:
+        if self.inside["a"]:
             self.num_link_chars += sum(map(len, text.split()))
 
     def flush(self) -> None:
         """Ends a block."""
         text = "".join(self.pieces)
-        text = text.strip("\r\n").rstrip() if self.pres else " ".join(text.split())
+        text = text.strip("\r\n").rstrip() if self.inside["pre"] else " ".join(text.split())
         if text:
             self.blocks.append(_Block(text, self.num_link_chars, self.after_cell))
             self.after_cell = False
@@ -162,35 +162,32 @@ class _Cutter:
         self.num_link_chars = 0
 
     def enter(self, node: LexborNode) -> _Element | None:
-        tag, attributes = node.tag, node.attributes
+        tag, attributes = node.tag or "", node.attributes
         role = attributes.get("role") or ""
         is_main = tag in ("main", "article") or role == "main"
-        is_junk = self._is_junk(tag or "", role, attributes)
-        self.links += tag == "a"
-        if not (is_main or is_junk or tag in _BLOCKS):
-            return None
-        self.flush()
-        self.mains += is_main
-        self.pres += tag == "pre"
-        self.after_cell = self.after_cell or (tag in ("td", "th") and node.prev is not None)
-        element = _Element(len(self.blocks), is_main=is_main, is_junk=is_junk, is_paragraph=tag in _PARAGRAPHS)
-        self.elements.append(element)
+        is_junk = self._is_junk(tag, role, attributes)
+        element = None
+        if is_main or is_junk or tag in _BLOCKS:
+            self.flush()
+            self.num_mains += is_main
+            self.after_cell = self.after_cell or (tag in ("td", "th") and node.prev is not None)
+            element = _Element(len(self.blocks), is_main=is_main, is_junk=is_junk, is_paragraph=tag in _PARAGRAPHS)
+            self.elements.append(element)
+        self.inside[tag] += 1
         return element
 
     def leave(self, node: LexborNode, element: _Element | None) -> None:
-        self.links -= node.tag == "a"
-        if element is None:
-            return
-        self.flush()
-        self.mains -= element.is_main
-        self.pres -= node.tag == "pre"
-        element.end = len(self.blocks)
+        if element is not None:
+            self.flush()
+            self.num_mains -= element.is_main
+            element.end = len(self.blocks)
+        self.inside[node.tag or ""] -= 1
 
     def _is_junk(self, tag: str, role: str, attributes: dict[str, str | None]) -> bool:
         names = f"{attributes.get('class') or ''} {attributes.get('id') or ''}"
         return (
             tag in _AROUND
-            or (tag == "header" and not self.mains)
+            or (tag == "header" and not self.num_mains)
             or role in _AROUND_ROLES
             or "hidden" in attributes
             or attributes.get("aria-hidden") == "true"

@@ -101,7 +101,7 @@ class _Worker:
                 yield Document(**{**content, "page_starts": tuple(content["page_starts"])})
                 continue
             self.tasks.popleft()
-            ledger.encoding, ledger.left_out = content["encoding"], [(why, count) for why, count in content["left_out"]]
+            ledger.encoding, ledger.left_out = content["encoding"], content["left_out"]
             if content["problem"] is not None:
                 raise UnreadableError(content["problem"], content["line"])
             return

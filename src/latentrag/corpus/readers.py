@@ -44,21 +44,19 @@ class Ledger:
     Attributes:
         file: its path, which is the source of its documents.
         characters: of the documents' texts together.
-        left_out: (reason, count) of what is in no document. The reason names what is counted: "page without text".
+        left_out: reason → count of what is in no document. The reason names what is counted: "page without text".
         encoding: what the bytes were taken for; empty where the format itself says how text is stored.
     """
 
     file: str
     characters: int = 0
-    left_out: list[tuple[str, int]] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
     encoding: str = ""
 
     def leave_out(self, reason: str, count: int = 1) -> None:
         """Note that so much more was left out for this reason. A count of 0 notes nothing."""
         if count:
-            counts = dict(self.left_out)
-            counts[reason] = counts.get(reason, 0) + count
-            self.left_out = list(counts.items())
+            self.left_out[reason] = self.left_out.get(reason, 0) + count
 
 
 Read: TypeAlias = Callable[[BinaryIO, str, Ledger], Iterator[Document]]

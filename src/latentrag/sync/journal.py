@@ -11,7 +11,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,11 +111,11 @@ class Journal:
         with self._warning_if_not_written(), self.path.open("a", encoding="utf-8") as file:
             file.write("\n" + lines)  # the line feed sets them apart from a line that was torn
 
-    def rewrite(self, names: Iterable[str]) -> None:
-        """Keep the facts about these files, and one line for each thing."""
+    def rewrite(self, names: Iterable[str], *, warn: bool = True) -> None:
+        """Keep the facts about these files and one line for each thing; without ``warn`` silently not if that fails."""
         self.facts = {name: self.facts[name] for name in names if name in self.facts}
         self.in_memory = {name: digest for name, digest in self.in_memory.items() if digest.num_passages}
-        with self._warning_if_not_written():
+        with self._warning_if_not_written() if warn else suppress(OSError):
             write_file(self.path, self._lines(self.facts, self.in_memory, header=True).encode())
 
     def _lines(self, facts: Mapping[str, Fact], in_memory: Iterable[str], *, header: bool) -> str:

@@ -72,7 +72,8 @@ def sync(
     report.passages.unchanged = sum(journal.in_memory.get(name, FileDigest()).num_passages for name in plan.unchanged)
     journal.facts.update(plan.touched)
     if plan.to_read and base is not None and not options.dry_run:
-        journal.rewrite(journal.facts)
+        # Where nothing can be written the first commit says so, and where only this cannot, its notes do.
+        journal.rewrite(journal.facts, warn=False)
     digests: dict[str, dict[str, int]] = {}
     with ExitStack() as writing:
         writer = FolderWriter(
