@@ -67,8 +67,6 @@ class Stopwatch:
 def watch(rag: Any) -> Stopwatch:
     """A stopwatch that hears of every part of this model's answers."""
     from latentrag.decoding import Loop
-    from latentrag.generator import causal, seq2seq
-    from latentrag.generator.gold import log_probabilities
 
     clock = Stopwatch()
     retriever, generator = rag.retriever, rag.generator
@@ -81,6 +79,7 @@ def watch(rag: Any) -> Stopwatch:
         ("generator", generator.model, "forward"),
         ("output layer", head.linear, "forward"),
         ("output layer", head, "gold_log_probs"),
+        ("softmax over the vocabulary", head, "next_token_log_probs"),
         ("steps: caches and beams' rows", generator, "step"),
         ("steps: caches and beams' rows", generator, "start"),
         ("search among hypotheses", Loop, "step"),
@@ -92,8 +91,6 @@ def watch(rag: Any) -> Stopwatch:
     if generator.model.config.is_encoder_decoder:
         encoder = generator.model.get_encoder()
         encoder.forward = clock.timed("generator", encoder.forward)
-    for module in (causal, seq2seq):
-        setattr(module, "log_probabilities", clock.timed("softmax over the vocabulary", log_probabilities))  # noqa: B010
     return clock
 
 

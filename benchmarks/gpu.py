@@ -89,7 +89,7 @@ def _llama(config: Config) -> Any:
 
 def contexts(kind: str, generator: Any, num_passages: int, config: Config) -> Callable[[], Any]:
     """A function that prepares the same contexts anew."""
-    from latentrag.generator.causal import PreparedPrompts, _Prompts
+    from latentrag.generator.causal import PreparedPrompts, Prompts
     from latentrag.generator.seq2seq import PreparedContexts
 
     rows = config.B * num_passages
@@ -99,7 +99,7 @@ def contexts(kind: str, generator: Any, num_passages: int, config: Config) -> Ca
         border = config.L - config.L // QUESTION
         passages, questions = ids[:, :border].tolist(), ids[:, border:].tolist()
         index = torch.arange(rows, device=config.device)
-        return lambda: PreparedPrompts(_Prompts(passages, questions), index, config.B, num_passages)
+        return lambda: PreparedPrompts(Prompts(passages, questions), index, config.B, num_passages)
     ids = ids.to(config.device)
     mask = torch.ones_like(ids)
 

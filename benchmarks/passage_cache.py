@@ -32,7 +32,7 @@ def seconds(rag: Any, x: str) -> tuple[float, float, float]:
 
 
 def latencies(rag: Any, questions: list[str]) -> dict[str, Any]:
-    from latentrag.generator.passage_cache import PassageCache
+    from latentrag.generator.passages import PassageCache
 
     generator: Any = rag.generator
     kept = PassageCache(4 << 30)
@@ -55,7 +55,7 @@ def latencies(rag: Any, questions: list[str]) -> dict[str, Any]:
 
 def hit_rates(rag: Any, questions: list[str], length: int) -> list[dict[str, float]]:
     """Without answering: which passages a stream needs, through caches of several sizes."""
-    from latentrag.generator.passage_cache import PassageCache
+    from latentrag.generator.passages import PassageCache
 
     weights = 1 / np.arange(1, len(questions) + 1)
     random = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def hit_rates(rag: Any, questions: list[str], length: int) -> list[dict[str, flo
 
 
 def _bytes_of_one(rag: Any, x: str) -> float:
-    from latentrag.generator.passage_cache import PassageCache
+    from latentrag.generator.passages import PassageCache
 
     rag.generator.passage_cache = PassageCache(4 << 30)
     rag.answer(x, k=K)

@@ -31,7 +31,7 @@ import latentrag
 from latentrag import decoding, model
 from latentrag.assemble import load_passage_encoder, open_memory
 from latentrag.evaluation.metrics import exact_match
-from latentrag.generator.passage_cache import PassageCache
+from latentrag.generator.passages import PassageCache
 from latentrag.memory import LiveMemory, Memory
 from latentrag.place import computes_bfloat16
 from latentrag.rag import Rag

@@ -36,7 +36,7 @@ from latentrag import assemble
 from latentrag.addresses import model_place
 from latentrag.encoder import load_query_encoder
 from latentrag.evaluation.run import evaluate
-from latentrag.generator.lora import Lora
+from latentrag.generator.tuning import Lora
 from latentrag.place import computes_bfloat16
 from latentrag.rag import Rag
 from latentrag.retriever import BM25Retriever, DenseRetriever

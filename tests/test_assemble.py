@@ -18,8 +18,8 @@ from latentrag.assemble import (
     with_parts,
 )
 from latentrag.errors import EncoderMismatchError, InputError, MemoryStoreError, ModelError
-from latentrag.generator.lora import Lora, split_weights
-from latentrag.generator.passage_cache import PassageCache
+from latentrag.generator.passages import PassageCache
+from latentrag.generator.tuning import Lora, split_weights
 from latentrag.memory import Memory
 from latentrag.rag import Rag
 from latentrag.retriever import BM25Retriever, DenseRetriever
@@ -99,7 +99,7 @@ def test_a_failed_save_leaves_the_old_model_and_nothing_else(parts, memory, tmp_
         return full() if self.name.endswith(".new") else rename(self, target)
 
     if fails == "the generator is written":
-        monkeypatch.setattr("latentrag.generator.loading.save_generator", full)
+        monkeypatch.setattr(type(rag.generator), "save", full)
     else:
         monkeypatch.setattr(Path, "rename", renamed)
     with pytest.raises(InputError, match="no space left"):

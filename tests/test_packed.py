@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from latentrag.packed import PackedLinear, pack
+from latentrag.packed import SWITCH, PackedLinear, pack
 
 pytestmark = pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="packs nothing here")
 
@@ -42,6 +42,13 @@ def test_a_packed_layer_is_the_layer(shape, bias, dtype) -> None:
     every_other = torch.randn(*shape[:-1], 96, dtype=dtype)[..., ::2]
     for x in (torch.randn(shape, dtype=dtype), every_other):
         torch.testing.assert_close(layer(x), plain(layer, x), rtol=rounding, atol=rounding)
+
+
+def test_it_can_be_switched_off(monkeypatch) -> None:
+    monkeypatch.setenv(SWITCH, "0")
+    model = nn.Sequential(nn.Linear(4, 3))
+    pack(model)
+    assert type(model[0]) is nn.Linear
 
 
 @pytest.mark.parametrize("size", [(1, 5), (5, 1), (640, 2048), (1, 1)])

@@ -352,7 +352,7 @@ def test_fault_the_question_is_truncated_first(tmp_path) -> None:
     text = str(ours.template.render(question, (passage,)))
     theirs = ours.tokenizer([text], max_length=64, truncation=True)["input_ids"][0]
     assert "capital" not in ours.tokenizer.decode(theirs)
-    from latentrag.generator.inputs import input_ids
+    from latentrag.generator.prompt import input_ids
 
     (kept,) = input_ids(ours.tokenizer, [ours.template.render(question, (passage,))], limit=64)
     assert len(kept) <= 64

@@ -35,6 +35,9 @@ DEMO = "demo"
 TIME_LIMIT_S = 300.0
 """For reading one document; thousands of pages take seconds."""
 
+PASSAGE_FOLDER_BYTES = 20 << 30
+"""How large a folder of passages that were read may become, unless told otherwise."""
+
 Dtype = Literal["auto", "float32", "bfloat16", "int8"]
 
 

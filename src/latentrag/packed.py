@@ -1,12 +1,16 @@
-"""Linear layers whose weights lie as the processor's kernels read them.
+"""Linear layers whose weights are laid out as the processor's kernels read them.
 
 oneDNN multiplies by blocks of a matrix. Where the weights lie row by row, PyTorch has them put into blocks at every
 call (bfloat16), which for the few rows of a decoder's step takes longer than the product, or asks a library that is
 slower for few rows (float32).
+
+A packed layer holds a second copy of its weights: up to twice the RAM. LATENTRAG_PACKED_WEIGHTS=0 in the environment
+turns packing off.
 """
 
 import ctypes
 import mmap
+import os
 import platform
 import sys
 from functools import cache
@@ -15,6 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+SWITCH = "LATENTRAG_PACKED_WEIGHTS"
+"""The environment's variable that turns packing off: 0."""
 
 _FEW_ROWS = 8
 """What the blocks are chosen for; they do no worse for many."""
@@ -33,7 +40,7 @@ class _Packed:
         self._version = weight._version  # noqa: SLF001
         self.blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(self._weight, _FEW_ROWS)  # noqa: SLF001
         if self._version == 0:  # as it was loaded
-            _let_go(self._weight)
+            _page_out(self._weight)
 
     def is_of(self, weight: Tensor) -> bool:
         """Whether it is that weight still, unchanged."""
@@ -49,9 +56,9 @@ class PackedLinear(nn.Linear):
     """An ``nn.Linear`` that multiplies by a second copy of its weight, in blocks, where no gradients are taken.
 
     The copy is made at the first such call, and anew after the weight has changed: itself, or in place. Torch does not
-    tell of changes in place through ``weight.data``. A call that takes gradients lets the copy go.
+    tell of changes in place through ``weight.data``. A call that takes gradients frees the copy.
 
-    A weight that is mapped from a file then leaves the memory (Linux), and is read again when it is asked for.
+    Once it is copied, a weight that is mapped from a file leaves the memory (Linux). It is read again when it is used.
     """
 
     _packed: _Packed | None = None
@@ -83,9 +90,10 @@ LINEAR = (nn.Linear, PackedLinear)
 def pack(model: nn.Module) -> None:
     """Make every linear layer of a model a ``PackedLinear``. On a GPU, and where gradients are taken, nothing changes.
 
-    For other processors than x86 oneDNN's kernels are others, which were not measured: nothing changes there.
+    Nothing changes on other processors than x86 either, whose kernels were not measured, nor with ``SWITCH`` set to 0.
     """
-    if not torch.backends.mkldnn.is_available() or platform.machine() not in {"x86_64", "AMD64"}:
+    is_x86 = platform.machine() in {"x86_64", "AMD64"}
+    if not (is_x86 and torch.backends.mkldnn.is_available()) or os.environ.get(SWITCH) == "0":
         return
     for module in model.modules():
         if type(module) is nn.Linear:
@@ -110,7 +118,7 @@ def _multiplies_bfloat16() -> bool:
     return known
 
 
-def _let_go(weight: Tensor) -> None:
+def _page_out(weight: Tensor) -> None:
     """Take a weight's pages out of memory if a file has them too."""
     page = mmap.PAGESIZE
     first = -(-weight.data_ptr() // page) * page

@@ -104,8 +104,9 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: object) -> None:
+    """``io.write_json``, in a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    io.write_json(path, content)
 
 
 @contextmanager

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeGuard, runtime_checkable
 
 from latentrag.types import Asked, LatentLists, Passage, Retrieved, SearchResult, Targets
 
 if TYPE_CHECKING:
+    import os
+
     import numpy as np
     import torch
     from torch import Tensor, nn
@@ -226,6 +228,37 @@ class Generator(Scores, Protocol):
                 Questions that are done are left out of B'.
             tokens: (B', M') the token it takes.
         Returns: (B', K, M', V) float32 log-probabilities of the token after, and the new state.
+        """
+        ...
+
+
+def can_decode(generator: Scores) -> TypeGuard[Generator]:
+    """Whether the generator has ``start`` and ``step``."""
+    return generator.capabilities.decodes
+
+
+class SavableGenerator(Scores, SavablePart, Protocol):
+    """A generator that can be saved with its model: ``load_generator`` opens its folder again."""
+
+    def settings(self) -> Mapping[str, Any]:
+        """JSON values by name; "kind" is its name in the table of kinds."""
+        ...
+
+
+@runtime_checkable
+class KeepsPassages(Protocol):
+    """A generator with the capability ``keeps_prefixes``."""
+
+    def keep_passages(
+        self, max_bytes: int, *, folder: str | os.PathLike[str] | None = None, max_folder_bytes: int = ...
+    ) -> None:
+        """Keep what is read of passages for the next question.
+
+        Args:
+            max_bytes: of RAM. With 0 and no folder nothing is kept.
+            folder: keeps them on disk too.
+            max_folder_bytes: how large the folder may become.
+        Raises: InputError for a folder that nothing can be kept in.
         """
         ...
 

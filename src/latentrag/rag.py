@@ -10,7 +10,7 @@ from latentrag.decoding.answering import sources_of, tokens_of
 from latentrag.errors import InputError
 from latentrag.model import Evidence, JointModel, Read, checked
 from latentrag.options import DecodingOptions, Defaults, decoding_options
-from latentrag.protocols import Generator, Retriever
+from latentrag.protocols import Retriever, Scores, can_decode
 from latentrag.types import (
     Answer,
     Asked,
@@ -30,7 +30,7 @@ class Rag:
 
     Args:
         retriever: x → passages with the logits of p_η(z|x).
-        generator: p_θ(y|x,z).
+        generator: p_θ(y|x,z). One that only scores cannot answer; ``score`` and ``classify`` work.
         variant: RAG-Sequence or RAG-Token, where a call does not say.
         k: K, passages retrieved, where a call does not say.
         defaults: decoding options where a call does not say, all of them or some by name. Where they do not say either,
@@ -40,7 +40,7 @@ class Rag:
     def __init__(
         self,
         retriever: Retriever,
-        generator: Generator,
+        generator: Scores,
         *,
         variant: Variant = "sequence",
         k: int = 5,
@@ -57,7 +57,7 @@ class Rag:
         return self.model.retriever
 
     @property
-    def generator(self) -> Generator:
+    def generator(self) -> Scores:
         """p_θ(y|x,z)."""
         return self.model.generator
 
@@ -133,16 +133,18 @@ class Rag:
         search = self.search(read, variant=chosen, decoding=decoding, options=wanted)
         return Answering(read, search, variant=chosen, decoding=decoding, stop=wanted.stop)
 
-    def search(
-        self, read: Read[Generator], *, variant: Variant, decoding: Decoding, options: DecodingOptions
-    ) -> Search:
+    def search(self, read: Read[Scores], *, variant: Variant, decoding: Decoding, options: DecodingOptions) -> Search:
         """What decodes questions that have been read (§2.5). ``run`` takes it to its end.
 
         Args:
             decoding, options: as ``check_decoding`` lets them pass.
+        Raises: InputError for a generator that only scores.
         """
         kind = SEARCHES["sample" if options.sample else decoding]
-        return kind(read.generator, read.prepared, read.log_p_eta, variant=variant, options=options)
+        generator = read.generator
+        if not can_decode(generator):
+            raise InputError("this generator scores given answers and writes none; use score, or another generator")
+        return kind(generator, read.prepared, read.log_p_eta, variant=variant, options=options)
 
     def score(self, x: Asked, y: str, *, k: int | None = None, variant: Variant | None = None) -> Score:
         """log p(y|x) of a given y, with posteriors and counterfactuals.

@@ -8,9 +8,8 @@ import torch
 
 from latentrag.errors import InputError, ModelError
 from latentrag.generator import CausalGenerator, load_generator
-from latentrag.generator.loading import save_generator
-from latentrag.generator.lora import Lora
-from latentrag.generator.passage_cache import PassageCache
+from latentrag.generator.passages import PassageCache
+from latentrag.generator.tuning import Lora
 from latentrag.types import Passage, singles
 from tests.generator.test_generators import CAUSAL, PASSAGES, TOLERANCE, X, Y, make
 
@@ -24,7 +23,7 @@ def plain(request, tmp_path):
 
 def adapted(plain: CausalGenerator, folder: Path, lora: Lora, *, seed: int = 0, **more) -> CausalGenerator:
     """The same model with an adapter whose effect is as large as the model's own weights."""
-    save_generator(plain, folder)
+    plain.save(folder)
     again = load_generator(folder)
     generator = CausalGenerator(again.model, again.tokenizer, lora=lora, **more)
     torch.manual_seed(seed)
@@ -39,7 +38,7 @@ def scored(generator: CausalGenerator, x=X, passages=PASSAGES, y=Y) -> torch.Ten
 
 
 def test_a_new_adapter_changes_nothing(plain, tmp_path) -> None:
-    save_generator(plain, tmp_path / "again")
+    plain.save(tmp_path / "again")
     again = load_generator(tmp_path / "again")
     with_lora = CausalGenerator(again.model, again.tokenizer, lora=LORA)
     torch.testing.assert_close(scored(with_lora), scored(plain), **TOLERANCE)
@@ -197,15 +196,15 @@ def test_a_disk_that_is_full_costs_time_only(plain, tmp_path, monkeypatch) -> No
 def test_adapters_are_saved_beside_unchanged_weights(plain, tmp_path) -> None:
     generator = adapted(plain, tmp_path / "a", LORA)
     with torch.no_grad():
-        save_generator(generator, tmp_path / "b")
+        generator.save(tmp_path / "b")
         torch.testing.assert_close(scored(load_generator(tmp_path / "b")), scored(generator), rtol=0, atol=0)
         (tmp_path / "b" / "latentrag_generator.json").unlink()
         torch.testing.assert_close(scored(load_generator(tmp_path / "b")), scored(plain), rtol=0, atol=0)
 
 
 def test_a_foreign_or_lost_adapter_is_refused(plain, tmp_path) -> None:
-    save_generator(adapted(plain, tmp_path / "a", LORA), tmp_path / "b")
-    save_generator(adapted(plain, tmp_path / "c", Lora(rank=3)), tmp_path / "d")
+    adapted(plain, tmp_path / "a", LORA).save(tmp_path / "b")
+    adapted(plain, tmp_path / "c", Lora(rank=3)).save(tmp_path / "d")
     (tmp_path / "b" / "lora.safetensors").write_bytes((tmp_path / "d" / "lora.safetensors").read_bytes())
     with pytest.raises(ModelError, match="does not fit this model"):
         load_generator(tmp_path / "b")

@@ -16,9 +16,7 @@ from latentrag.generator import (
     gold,
     load_generator,
 )
-from latentrag.generator.gold import OutputHead
-from latentrag.generator.loading import save_generator
-from latentrag.generator.own_logits import OwnLogits
+from latentrag.generator.gold import OutputHead, OwnLogits
 from latentrag.types import Latent, Passage, Targets, no_passages, singles
 from tests import tiny
 
@@ -195,15 +193,15 @@ def test_scores_do_not_need_the_whole_vocabulary_at_once(generator, monkeypatch)
 def test_nor_all_positions_without_gradients(generator, monkeypatch) -> None:
     """The output layer, its weights packed, sees the scored positions alone, and a few of them at a time."""
     num_rows = []
-    whole = OutputHead._packed_piece
+    whole = OutputHead._gold_of_chunk
 
     def watched(self, hidden, ids):
         num_rows.append(len(hidden))
         return whole(self, hidden, ids)
 
     targets = generator.targets(Y)
-    monkeypatch.setattr(gold, "PACKED_CHUNK_ELEMENTS", 2 * tiny.VOCABULARY)
-    monkeypatch.setattr(OutputHead, "_packed_piece", watched)
+    monkeypatch.setattr(gold, "CHUNK_ELEMENTS", 2 * tiny.VOCABULARY)
+    monkeypatch.setattr(OutputHead, "_gold_of_chunk", watched)
     generator.log_p_theta(generator.prepare(X, singles(PASSAGES)), targets)
     assert max(num_rows) <= 2
     assert sum(num_rows) == 3 * int(targets.mask.sum())
@@ -249,7 +247,7 @@ def test_save_and_load_restore_everything(generator, tmp_path) -> None:
     generator.model.generation_config.no_repeat_ngram_size = 2
     folder = tmp_path / "saved"
     folder.mkdir()
-    save_generator(generator, folder)
+    generator.save(folder)
     again = load_generator(folder)
     assert again.settings() == generator.settings()
     assert again.decoding_defaults == {"num_beams": 3, "no_repeat_ngram_size": 2}
@@ -267,7 +265,7 @@ def test_a_long_passage_gives_way_to_the_question(generator) -> None:
     if isinstance(generator, CausalGenerator):
         ids = prepared.prompts.passages[0] + prepared.prompts.questions[0]
     else:
-        from latentrag.generator.inputs import input_ids
+        from latentrag.generator.prompt import input_ids
 
         rendered = generator.template.render(X[0], (Passage("z", words, "france"),))
         (ids,) = input_ids(generator.tokenizer, [rendered], limit=40)

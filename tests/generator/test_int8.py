@@ -13,9 +13,9 @@ from latentrag.encoder import load_passage_encoder
 from latentrag.errors import InputError
 from latentrag.generator import CausalGenerator, Seq2SeqGenerator, load_generator
 from latentrag.generator.int8 import Int8Linear, quantised
-from latentrag.generator.loading import save_generator
-from latentrag.generator.lora import Lora
+from latentrag.generator.tuning import Lora
 from latentrag.memory import Memory
+from latentrag.place import Place
 from latentrag.types import Passage, singles
 from tests import tiny
 from tests.encoder.tiny import write_sentence_encoder
@@ -89,7 +89,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(dtype) -> None:
 @torch.no_grad()
 def test_a_generator_stays_close_and_its_ways_agree(kind, tmp_path) -> None:
     folder = folder_of(kind, tmp_path)
-    exact, rounded = load_generator(folder), load_generator(folder, int8=True)
+    exact, rounded = load_generator(folder), load_generator(folder, place=Place(number_format="int8"))
     assert not any(type(module) is nn.Linear for module in rounded.model.modules())
     targets = rounded.targets(Y)
     expected, found = (g.log_p_theta(g.prepare(X, singles(PASSAGES)), targets) for g in (exact, rounded))
@@ -113,8 +113,8 @@ def test_an_adapter_stays_as_it_is(tmp_path) -> None:
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             parameter.normal_()
-    save_generator(adapted, tmp_path / "adapted")
-    rounded = load_generator(tmp_path / "adapted", int8=True)
+    adapted.save(tmp_path / "adapted")
+    rounded = load_generator(tmp_path / "adapted", place=Place(number_format="int8"))
     targets = adapted.targets(Y)
     expected, found = (g.log_p_theta(g.prepare(X, singles(PASSAGES)), targets) for g in (adapted, rounded))
     assert 0 < (found - expected).abs()[targets.mask[:, None].expand_as(found)].mean() < 0.2
@@ -122,10 +122,10 @@ def test_an_adapter_stays_as_it_is(tmp_path) -> None:
 
 @pytest.mark.parametrize("kind", ["bart", "llama"])
 def test_no_saving_and_no_training(kind, tmp_path) -> None:
-    rounded = load_generator(folder_of(kind, tmp_path), int8=True)
+    rounded = load_generator(folder_of(kind, tmp_path), place=Place(number_format="int8"))
     assert isinstance(rounded, Seq2SeqGenerator if kind == "bart" else CausalGenerator)
     with pytest.raises(InputError, match=r"^a generator in int8 cannot be saved; load it in another dtype"):
-        save_generator(rounded, tmp_path / "new")
+        rounded.save(tmp_path / "new")
     with pytest.raises(InputError, match=r"^a generator in int8 cannot be trained; use dtype auto"):
         generator_for_training(rounded, lora=None)
 

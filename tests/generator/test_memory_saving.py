@@ -9,10 +9,8 @@ from transformers import DynamicCache
 
 from latentrag.errors import ModelError
 from latentrag.generator import CausalGenerator, Seq2SeqGenerator, load_generator
-from latentrag.generator.loading import save_generator
-from latentrag.generator.lora import Lora
-from latentrag.generator.memory_saving import _layers, fixed, recompute_activations
-from latentrag.generator.passage_cache import PassageCache
+from latentrag.generator.passages import PassageCache
+from latentrag.generator.tuning import Lora, fixed, recompute_activations, repeatable_layers
 from latentrag.types import singles
 from tests import tiny
 from tests.generator.test_generators import PASSAGES, X, Y, make
@@ -30,7 +28,7 @@ def generator(request, tmp_path):
 def again(generator, folder: Path):
     """The same generator with a model of its own."""
     folder.mkdir(exist_ok=True)
-    save_generator(generator, folder)
+    generator.save(folder)
     return load_generator(folder)
 
 
@@ -77,7 +75,9 @@ def kept_bytes(generator) -> int:
         for value in (*inputs, *named.values()):
             keep(value)
 
-    handles = [layer.register_forward_pre_hook(keep_all, with_kwargs=True) for layer in _layers(generator.model)]
+    handles = [
+        layer.register_forward_pre_hook(keep_all, with_kwargs=True) for layer in repeatable_layers(generator.model)
+    ]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         scored(generator)
     for handle in handles:

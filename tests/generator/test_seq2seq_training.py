@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from latentrag.errors import InputError
-from latentrag.generator import Seq2SeqGenerator
-from latentrag.generator.loading import load_generator, save_generator
-from latentrag.generator.lora import Lora
-from latentrag.generator.own_logits import OwnLogits
+from latentrag.generator import Seq2SeqGenerator, load_generator
+from latentrag.generator.gold import OwnLogits
+from latentrag.generator.tuning import Lora
 from latentrag.marginal import log_prior, marginal_weights
 from latentrag.types import singles
 from tests.generator.test_generators import PASSAGES, SEQ2SEQ, TOLERANCE, X, Y, make
@@ -153,7 +152,7 @@ def test_an_adapter_learns_alone_and_is_saved(generator, tmp_path) -> None:
         assert (changed - before).abs().max() > 0.01
         folder = tmp_path / "adapted"
         folder.mkdir()
-        save_generator(adapted, folder)
+        adapted.save(folder)
         again = load_generator(folder)
         assert again.lora == adapted.lora
         loaded = again.log_p_theta(again.prepare(X, singles(PASSAGES)), targets)

@@ -2,11 +2,8 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from latentrag.generator import load_generator, shared_context
-from latentrag.generator.beam_cache import BeamLayer
 from latentrag.types import Passage, singles
 from tests import tiny
 
@@ -99,19 +96,12 @@ def test_the_saved_config_does_not_name_it(tmp_path) -> None:
     assert shared_context.NAME not in (tmp_path / "saved" / "config.json").read_text("utf-8")
 
 
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=40))
-@settings(deadline=None)
-def test_the_cache_is_concatenation_and_selection(choices) -> None:
-    layer = BeamLayer()
-    keys = values = torch.zeros(3, 2, 0, 4)
-    for number, rows in enumerate(choices):
-        index = torch.tensor(rows) % len(keys)
-        keys, values = keys[index], values[index]
-        if number:
-            layer.batch_select_indices(index)
-        new = torch.randn(2, len(index), 2, 1 + number % 2, 4)
-        keys, values = torch.cat([keys, new[0]], dim=2), torch.cat([values, new[1]], dim=2)
-        found = layer.update(*new)
-        assert torch.equal(found[0], keys)
-        assert torch.equal(found[1], values)
-        assert layer.get_seq_length() == keys.shape[2]
+@pytest.mark.parametrize("kind", SHARING)
+@torch.no_grad()
+def test_it_can_be_switched_off(kind, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv(shared_context.SWITCH, "0")
+    generator = make(kind, tmp_path)
+    assert generator.model.config._attn_implementation == "sdpa"
+    monkeypatch.delenv(shared_context.SWITCH)
+    (off, _), (on, _) = (g.start(g.prepare(X, singles(PASSAGES))) for g in (generator, make(kind, tmp_path)))
+    torch.testing.assert_close(off, on, rtol=0, atol=2e-5)

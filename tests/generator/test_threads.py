@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from latentrag.generator import CausalGenerator, load_generator
-from latentrag.generator.lora import Lora
-from latentrag.generator.passage_cache import PassageCache
+from latentrag.generator.passages import PassageCache
+from latentrag.generator.tuning import Lora
 from latentrag.types import Passage, singles
 from tests import tiny
 

@@ -12,7 +12,7 @@ import torch
 from latentrag.encoder import load_passage_encoder, load_query_encoder
 from latentrag.errors import InputError, TrainingError
 from latentrag.generator import CausalGenerator, load_generator
-from latentrag.generator.lora import Lora
+from latentrag.generator.tuning import Lora
 from latentrag.memory import Memory
 from latentrag.retriever import DenseRetriever
 from latentrag.training import checkpoint

@@ -11,16 +11,15 @@ from latentrag import io
 from latentrag.assemble.memories import memory_at
 from latentrag.assemble.model_file import FILE_NAME, ModelFile
 from latentrag.assemble.parts import ModelSpec, Parts, Source, open_parts
-from latentrag.assemble.passages import keep_passages
 from latentrag.errors import InputError, ModelError
-from latentrag.options import chosen_options
+from latentrag.options import PASSAGE_FOLDER_BYTES, chosen_options
 from latentrag.place import Places
-from latentrag.protocols import SavableRetriever
+from latentrag.protocols import KeepsPassages, SavableRetriever
 
 if TYPE_CHECKING:
     import torch
 
-    from latentrag.protocols import Generator, Memory, Retriever, SavablePart
+    from latentrag.protocols import Memory, Retriever, SavablePart, Scores
     from latentrag.rag import Rag
     from latentrag.types import Variant
 
@@ -38,6 +37,7 @@ def load(
     dtype: torch.dtype | str = "auto",
     passage_cache_bytes: int = 1 << 30,
     passage_cache_folder: Source | None = None,
+    passage_cache_folder_bytes: int = PASSAGE_FOLDER_BYTES,
 ) -> Rag:
     """A model with its memory, ready to answer.
 
@@ -59,7 +59,9 @@ def load(
             linear layers in eight bits, the rest in float32.
         passage_cache_bytes: RAM in which a causal generator keeps what it has read of passages for the next
             question; it changes no result.
-        passage_cache_folder: keeps that on disk too, for later runs of the same weights.
+        passage_cache_folder: keeps that on disk too, for later runs of the same weights. Several processes may share
+            the folder.
+        passage_cache_folder_bytes: how large the folder may become; what was used longest ago is deleted.
     Raises: ModelError or MemoryStoreError for what cannot be opened; EncoderMismatchError if they do not fit;
         InputError for options that cannot be.
     """
@@ -72,9 +74,11 @@ def load(
     opened = memory_at(memory, version=version)
     parts = open_parts(source, places)
     made = _retriever(parts, opened, places, name=retriever or parts.file.retriever)
-    generator: Any = parts.generator()
-    if generator.capabilities.keeps_prefixes:
-        keep_passages(generator, passage_cache_bytes, passage_cache_folder)
+    generator = parts.generator()
+    if isinstance(generator, KeepsPassages):
+        generator.keep_passages(
+            passage_cache_bytes, folder=passage_cache_folder, max_folder_bytes=passage_cache_folder_bytes
+        )
     return Rag(
         made,
         generator,
@@ -93,8 +97,6 @@ def save(rag: Rag, folder: Source, *, passage_encoder: SavablePart | None = None
     Raises: InputError if the folder exists and is not a model that latentrag saved, or for a retriever that cannot be
         saved.
     """
-    from latentrag.generator.loading import save_generator
-
     retriever = rag.retriever
     generator: Any = rag.generator
     if not isinstance(retriever, SavableRetriever):
@@ -115,11 +117,11 @@ def save(rag: Rag, folder: Source, *, passage_encoder: SavablePart | None = None
     with _published(Path(folder)) as scratch:
         for name, part in parts.items():
             part.save(scratch / name)
-        save_generator(generator, scratch / "generator")
+        generator.save(scratch / "generator")
         file.write(scratch / FILE_NAME)
 
 
-def with_parts(rag: Rag, retriever: Retriever, generator: Generator) -> Rag:
+def with_parts(rag: Rag, retriever: Retriever, generator: Scores) -> Rag:
     """The same settings around other parts."""
     from latentrag.rag import Rag
 

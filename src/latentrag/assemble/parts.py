@@ -16,9 +16,8 @@ from latentrag.place import Place, Places
 
 if TYPE_CHECKING:
     from latentrag.encoder import DprPassageEncoder, DprQueryEncoder, SentenceEncoder
-    from latentrag.generator import CausalGenerator, Seq2SeqGenerator
+    from latentrag.protocols import SavableGenerator
 
-    Generator = CausalGenerator | Seq2SeqGenerator
     QueryEncoder = DprQueryEncoder | SentenceEncoder
     PassageEncoder = DprPassageEncoder | SentenceEncoder
 
@@ -52,7 +51,7 @@ class Parts:
 
     name: str
     query_encoder: Callable[[], QueryEncoder]
-    generator: Callable[[], Generator]
+    generator: Callable[[], SavableGenerator]
     file: ModelFile = field(default_factory=ModelFile)
     root: Path | None = None
 
@@ -126,7 +125,7 @@ def _open_own(folder: Path, places: Places) -> Parts:
     def query_encoder() -> QueryEncoder:
         return load_query_encoder(parts.folder("query_encoder"), place=places.encoder)
 
-    def generator() -> Generator:
+    def generator() -> SavableGenerator:
         return _generator(parts.folder("generator"), places.generator, file.generator)
 
     parts = Parts(str(folder), query_encoder, generator, file, folder)
@@ -157,24 +156,16 @@ def _open_rag_layout(folder: Path, name: str, places: Places) -> Parts:
     )
 
 
-def _generator_at(source: Source, place: Place) -> Callable[[], Generator]:
+def _generator_at(source: Source, place: Place) -> Callable[[], SavableGenerator]:
     """What opens a generator, which is looked up now."""
     opens: Any = opener(source, GENERATORS)
     return partial(_generator, model_place(source), place) if opens is None else partial(opens, source, place)
 
 
-def _generator(source: Source, place: Place, settings: Mapping[str, Any] | None = None) -> Generator:
-    """Settings take the place of those in the generator's own folder."""
-    from latentrag.generator.loading import SETTINGS_FILE, load_generator
-    from latentrag.pretrained import read_object, resolve
+def _generator(source: Source, place: Place, settings: Mapping[str, Any] | None = None) -> SavableGenerator:
+    from latentrag.generator import load_generator
 
-    folder = resolve(source)
-    config = read_object(folder / "config.json")
-    dtype = place.dtype(config.get("dtype", config.get("torch_dtype")))
-    if settings:
-        own = folder / SETTINGS_FILE
-        settings = {**(read_object(own) if own.is_file() else {}), **settings}
-    return load_generator(folder, settings=settings or None, device=place.device, dtype=dtype, int8=place.is_int8)
+    return load_generator(source, settings=settings, place=place)
 
 
 def _model_type(folder: Path) -> str | None:

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from latentrag.encoder.dpr import DprQueryEncoder, load_module
 from latentrag.errors import ModelError
-from latentrag.generator.loading import build_generator, model_class, take_generation_settings
+from latentrag.generator import Seq2SeqGenerator
 from latentrag.place import Place
-from latentrag.pretrained import build, config_of, load_tokenizer, read_object, read_weights
+from latentrag.pretrained import config_of, load_tokenizer, read_object, read_weights
 
 if TYPE_CHECKING:
     import torch
-
-    from latentrag.generator import CausalGenerator, Seq2SeqGenerator
 
 
 class RagCheckpoint:
@@ -48,7 +46,7 @@ class RagCheckpoint:
         module, tokenizer = load_module(folder, config, weights, role="query", dtype=self._dtype(place))
         return DprQueryEncoder(module.to(place.device), tokenizer, name=self.name)
 
-    def generator(self, place: Place) -> Seq2SeqGenerator | CausalGenerator:
+    def generator(self, place: Place) -> Seq2SeqGenerator:
         """Its decoder prefix is the begin token alone, since such models are trained with ``decoder_input_ids =
         labels``.
 
@@ -59,12 +57,17 @@ class RagCheckpoint:
         """
         half: dict[str, Any] = self.config["generator"]
         config = config_of({"model_type": "bart", **half}, self.folder / "config.json")
-        weights, dtype = self._weights_of("generator."), self._dtype(place)
-        model = build(model_class(config), config, weights, folder=self.folder, dtype=dtype)
-        take_generation_settings(model, self.folder, half)
         tokenizer = load_tokenizer(self.folder / "generator_tokenizer", what="generator")
-        settings = self._settings(half, tokenizer)
-        return build_generator(model.to(place.device), tokenizer, settings, int8=place.is_int8)
+        return Seq2SeqGenerator.of_weights(
+            config,
+            self._weights_of("generator."),
+            tokenizer,
+            self._settings(half, tokenizer),
+            folder=self.folder,
+            place=place,
+            dtype=self._dtype(place),
+            older=half,
+        )
 
     @cached_property
     def _weights(self) -> Mapping[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from latentrag.assemble.models import load, save, with_parts
 from latentrag.assemble.parts import ModelSpec, Source
 from latentrag.assemble.training import generator_for_training, retriever_for_training
 from latentrag.errors import DataError, InputError
-from latentrag.generator.lora import Lora
+from latentrag.generator import Lora
 from latentrag.memory import Memory
 from latentrag.options import Given
 from latentrag.rag import Rag
@@ -168,6 +168,7 @@ def _model(
         recompute=setup.recompute,
         passage_cache_bytes=round(setup.passage_cache * 2**30),
         passage_cache_folder=setup.passage_cache_folder,
+        passage_cache_folder_bytes=round(setup.passage_cache_folder_size * 2**30),
         frozen=not options.trains_generator,
     )
     retriever = retriever_for_training(rag, setup.model, memory, options.refresh_every > 0, device=device)

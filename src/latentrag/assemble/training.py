@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from latentrag.assemble.parts import ModelSpec, Source, load_passage_encoder
-from latentrag.assemble.passages import keep_passages
 from latentrag.errors import InputError
+from latentrag.options import PASSAGE_FOLDER_BYTES
 from latentrag.place import Place
+from latentrag.protocols import KeepsPassages
 
 if TYPE_CHECKING:
-    from latentrag.assemble.parts import Generator
-    from latentrag.generator.lora import Lora
+    from latentrag.generator import Lora
+    from latentrag.generator.base import TransformersGenerator
     from latentrag.memory import Memory
     from latentrag.protocols import Retriever
     from latentrag.rag import Rag
 
 
 def generator_for_training(
-    generator: Generator,
+    generator: TransformersGenerator[Any, Any],
     *,
     lora: Lora | None,
     frozen: bool = False,
@@ -29,54 +29,24 @@ def generator_for_training(
     keep_preamble: bool = False,
     passage_cache_bytes: int = 0,
     passage_cache_folder: Source | None = None,
-) -> Generator:
-    """The same generator, made ready to be trained.
+    passage_cache_folder_bytes: int = PASSAGE_FOLDER_BYTES,
+) -> TransformersGenerator[Any, Any]:
+    """The generator, ready to be trained.
 
     Args:
-        lora: the adapter to train; None: all weights, or none of them.
-        frozen: nothing of it is trained.
-        whole: its weights are trained and should be float32.
-        recompute: keep fewer activations, compute them again in the backward pass.
-        keep_preamble: of a causal model's prompt.
-        passage_cache_bytes, passage_cache_folder: for a causal model that reads passages without learning, which
-            are then read once.
-    Raises: InputError for a generator in int8.
+        lora, frozen, whole, recompute, seed, keep_preamble: as for ``TransformersGenerator.for_training``.
+        passage_cache_bytes, passage_cache_folder, passage_cache_folder_bytes: for a generator that keeps passages and
+            reads them without learning, so that each is read once.
+    Raises: InputError for a generator that cannot be trained.
     """
-    from latentrag.generator import CausalGenerator, Seq2SeqGenerator
-    from latentrag.generator.memory_saving import recompute_activations
-
-    if generator.int8:
-        raise InputError("a generator in int8 cannot be trained; use dtype auto, float32 or bfloat16")
-    model = generator.model.float() if whole else generator.model
-    if recompute:
-        recompute_activations(model)
-    added = lora if generator.lora is None else None
-    if isinstance(generator, Seq2SeqGenerator):
-        if added is None:
-            return generator
-        return Seq2SeqGenerator(
-            model,
-            generator.tokenizer,
-            template=generator.template,
-            max_input_tokens=generator.max_input_tokens,
-            decoder_prefix=generator.decoder_prefix,
-            lora=added,
-            seed=seed,
+    ready = generator.for_training(
+        lora=lora, frozen=frozen, whole=whole, recompute=recompute, seed=seed, keep_preamble=keep_preamble
+    )
+    spares_passages = ready.lora is not None and ready.lora.scope == "question"
+    if isinstance(ready, KeepsPassages) and (frozen or spares_passages):
+        ready.keep_passages(
+            passage_cache_bytes, folder=passage_cache_folder, max_folder_bytes=passage_cache_folder_bytes
         )
-    template = (
-        generator.template if keep_preamble else replace(generator.template, preamble="", closed_book_preamble="")
-    )
-    ready = CausalGenerator(
-        model,
-        generator.tokenizer,
-        template=template,
-        max_input_tokens=generator.max_input_tokens,
-        lora=added,
-        seed=seed,
-    )
-    ready.lora = lora or generator.lora
-    if frozen or (lora is not None and lora.scope == "question"):
-        keep_passages(ready, passage_cache_bytes, passage_cache_folder)
     return ready
 
 

@@ -35,7 +35,6 @@ def app() -> typer.Typer:
     from latentrag.cli.evaluate import compare, evaluate
     from latentrag.cli.exchange import pull, push
     from latentrag.cli.index import add, build, delete, log
-    from latentrag.cli.new_generator import new_generator
     from latentrag.cli.score import score
     from latentrag.cli.serve import mcp, serve
     from latentrag.cli.sync import sync
@@ -60,7 +59,7 @@ def app() -> typer.Typer:
         index.command()(command(function))
     commands.add_typer(index, name="index")
     commands.command("eval")(command(evaluate))
-    for function in (serve, mcp, train, compare, new_generator, doctor):
+    for function in (serve, mcp, train, compare, doctor):
         commands.command()(command(function))
     return commands
 

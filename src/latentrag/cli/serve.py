@@ -46,8 +46,12 @@ def serve(
         ),
     ] = "1GiB",
     passage_cache_folder: Annotated[
-        Path | None, typer.Option(help="Folder that keeps all of them on disk, too, for the server's next start.")
+        Path | None, typer.Option(help="Folder that keeps them on disk too, for the server's next start.")
     ] = None,
+    passage_cache_folder_size: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="Largest size of that folder; passages used longest ago are deleted."),
+    ] = "20GiB",
     quiet: Annotated[bool, typer.Option("--quiet", help="Log no requests.")] = False,
 ) -> None:
     """Answer over HTTP: a JSON API, streams, and the interface of OpenAI's clients.
@@ -59,10 +63,16 @@ def serve(
 
     access = access_to(host, key_file=api_key_file)
     cache_bytes = arg.size_in_bytes(passage_cache, "--passage-cache")
+    folder_bytes = arg.size_in_bytes(passage_cache_folder_size, "--passage-cache-folder-size")
     with bound(host, port) as listening:
         with arg.uncollected():
             live, load = _sources(model, memory, version, place, how)
-            load = partial(load, passage_cache_bytes=cache_bytes, passage_cache_folder=passage_cache_folder)
+            load = partial(
+                load,
+                passage_cache_bytes=cache_bytes,
+                passage_cache_folder=passage_cache_folder,
+                passage_cache_folder_bytes=folder_bytes,
+            )
             rag = _opened(live, load)
             from latentrag.serving.app import create_app
 

@@ -15,7 +15,7 @@ from latentrag.model import Evidence, Read, closed_book
 from latentrag.types import Answer, Decoding, Hypothesis, Passage, Source, Token, Variant
 
 if TYPE_CHECKING:
-    from latentrag.protocols import Generator, Scores
+    from latentrag.protocols import Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Answering:
     """
 
     def __init__(
-        self, read: Read[Generator], search: Search, *, variant: Variant, decoding: Decoding, stop: Sequence[str]
+        self, read: Read[Scores], search: Search, *, variant: Variant, decoding: Decoding, stop: Sequence[str]
     ) -> None:
         self._read, self._variant, self._decoding, self._stop = read, variant, decoding, stop
         self._loop = Loop()

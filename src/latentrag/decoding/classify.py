@@ -8,12 +8,12 @@ from torch import Tensor
 
 from latentrag.errors import InputError
 from latentrag.marginal import sequence_log_likelihood, token_log_likelihood
-from latentrag.protocols import Generator
+from latentrag.protocols import Scores
 from latentrag.types import Targets, Variant
 
 
 def label_log_likelihoods(
-    generator: Generator, prepared: Any, log_p_eta: Tensor, labels: Sequence[str], *, variant: Variant
+    generator: Scores, prepared: Any, log_p_eta: Tensor, labels: Sequence[str], *, variant: Variant
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log p(label|x) of every label, and the evidence behind it.
 
@@ -42,7 +42,7 @@ def label_log_likelihoods(
     )
 
 
-def _label_targets(generator: Generator, labels: Sequence[str]) -> Targets:
+def _label_targets(generator: Scores, labels: Sequence[str]) -> Targets:
     if len(labels) < 2:
         raise InputError(f"got {len(labels)} label; classification needs two or more")
     if not all(label.strip() for label in labels):

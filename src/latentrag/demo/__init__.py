@@ -166,7 +166,7 @@ def _write_settings(folder: Path) -> None:
     """The model's own settings and the prompt, which may change with the version of latentrag; what says so already is
     left alone."""
     from latentrag.assemble import FILE_NAME, ModelFile
-    from latentrag.generator.loading import SETTINGS_FILE
+    from latentrag.generator import SETTINGS_FILE
     from latentrag.pretrained import read_object
 
     model = ModelFile({name: name for name in ("query_encoder", "generator")}, decoding={"max_tokens": 32})

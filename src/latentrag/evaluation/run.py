@@ -19,7 +19,7 @@ from latentrag.evaluation.metrics import DECODERS, METRICS, OPEN_QA, TASKS, Row,
 from latentrag.evaluation.report import RECALL_AT, Report, append, begun, finish, report
 from latentrag.model import Read, checked, checked_questions, closed_book
 from latentrag.options import DecodingOptions
-from latentrag.protocols import Generator
+from latentrag.protocols import Scores
 from latentrag.rag import Rag, check_decoding
 from latentrag.training.data import Example
 from latentrag.types import Decoding, Retrieved, Variant
@@ -205,7 +205,7 @@ def _measured(rag: Rag, plan: Plan, task: Task, batch: Sequence[Example]) -> lis
     return rows
 
 
-def searched(rag: Rag, read: Read[Generator], plan: Plan) -> list[tuple[str, float]]:
+def searched(rag: Rag, read: Read[Scores], plan: Plan) -> list[tuple[str, float]]:
     """The best answers that the decoder finds, as texts with log p(text|x): a ``Decoder``."""
     search = rag.search(read, variant=plan.variant, decoding=plan.decoding, options=plan.options)
     best = [hypotheses[0] for hypotheses in run(search)]
@@ -213,7 +213,7 @@ def searched(rag: Rag, read: Read[Generator], plan: Plan) -> list[tuple[str, flo
     return [(before_stop(rag.generator.text(one.ids), stop).strip(), one.log_prob) for one in best]
 
 
-def _read(rag: Rag, plan: Plan, x: Sequence[str]) -> tuple[Retrieved | None, Read[Generator]]:
+def _read(rag: Rag, plan: Plan, x: Sequence[str]) -> tuple[Retrieved | None, Read[Scores]]:
     """What was retrieved, None for closed book, and the questions with the first K of it, which the generator reads."""
     if plan.k is None or plan.depth is None:
         return None, closed_book(rag.generator, x)
@@ -222,7 +222,7 @@ def _read(rag: Rag, plan: Plan, x: Sequence[str]) -> tuple[Retrieved | None, Rea
     return retrieved, rag.model.read_of(questions, retrieved.between(0, plan.k))
 
 
-def _gold(plan: Plan, batch: Sequence[Example], read: Read[Generator]) -> dict[int, tuple[float, int]]:
+def _gold(plan: Plan, batch: Sequence[Example], read: Read[Scores]) -> dict[int, tuple[float, int]]:
     """log p(y|x) of the first answer and its number of tokens, for the places of the batch that have an answer."""
     places = [b for b, example in enumerate(batch) if example.answers and not example.pattern]
     if not places:

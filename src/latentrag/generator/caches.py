@@ -1,13 +1,36 @@
-"""Key–value caches of transformers: rows chosen, padding moved, positions of left-padded tokens."""
+"""Rows and key–value caches: B questions × K passages × M beams as rows of one batch, how rows follow their beams, and
+caches of transformers whose rows are chosen, joined, or shared by the beams of a context."""
 
 import copy
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentrag.generator.grid import are_all
+# Rows
+
+
+def rows_of_questions(index: Tensor, num_passages: int) -> Tensor:
+    """Rows (R·K,) of the questions at ``index`` (R,), where question b has rows b·K … b·K + K − 1."""
+    offsets = torch.arange(num_passages, device=index.device)
+    return (index[:, None] * num_passages + offsets).reshape(-1)
+
+
+def rows_of_parents(parents: Tensor, num_passages: int, num_beams: int) -> Tensor:
+    """Rows (B'·K·M',) that the beams ``parents`` (B', M') continue.
+
+    ``parents`` indexes the previous (B, M) flattened; row (b, k, m) of the previous batch is (b·K + k)·M + m.
+    """
+    question, beam = parents // num_beams, parents % num_beams  # (B', M')
+    passage = torch.arange(num_passages, device=parents.device)[None, :, None]
+    return ((question[:, None, :] * num_passages + passage) * num_beams + beam[:, None, :]).reshape(-1)
+
+
+def are_all(rows: Tensor, number: int) -> bool:
+    """Whether ``rows`` are 0 … number − 1, in order."""
+    return len(rows) == number and torch.equal(rows, torch.arange(number, device=rows.device))
 
 
 def token_positions(mask: Tensor) -> Tensor:
@@ -15,17 +38,20 @@ def token_positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-def selected(cache: Any, index: Tensor) -> Any:
+# Caches
+
+
+def selected(whole: Any, index: Tensor) -> Any:
     """The rows at ``index`` as a cache of their own: what is appended to it does not reach the given one."""
-    own = copy.copy(cache)
-    own.layers = [copy.copy(layer) for layer in cache.layers]
-    if not are_all(index, cache.layers[0].keys.shape[0]):
+    own = copy.copy(whole)
+    own.layers = [copy.copy(layer) for layer in whole.layers]
+    if not are_all(index, whole.layers[0].keys.shape[0]):
         own.batch_select_indices(index)
     return own
 
 
 def joined(parts: Sequence[tuple[Any, Tensor]], rows: Sequence[Sequence[int]]) -> tuple[Any, Tensor]:
-    """One cache of what several hold, every row's tokens moved to its end. The parts are used up.
+    """One cache in place of several, with every row's tokens moved to its end. The parts are used up.
 
     Args:
         parts: caches, and which of their positions hold a token (R', S), without a gap between two of one row.
@@ -51,8 +77,8 @@ def joined(parts: Sequence[tuple[Any, Tensor]], rows: Sequence[Sequence[int]]) -
     for number in range(len(parts[0][0].layers)):
         like = parts[0][0].layers[0].keys
         both = like.new_empty(2, len(lengths), like.shape[1], width, like.shape[3])
-        for (cache, _), place, goal in zip(parts, places, goals, strict=True):
-            layer = cache.layers.pop(0)
+        for (part, _), place, goal in zip(parts, places, goals, strict=True):
+            layer = part.layers.pop(0)
             for into, states in zip(both, (layer.keys, layer.values), strict=True):
                 into[goal] = _at_places(states, place)
         whole.update(both[0], both[1], number)
@@ -65,3 +91,56 @@ def _at_places(states: Tensor, places: Tensor) -> Tensor:
     start = torch.arange(rows * heads, device=states.device).view(rows, heads, 1) * width
     chosen = states.reshape(-1, size).index_select(0, (start + places[:, None]).flatten())
     return chosen.view(rows, heads, -1, size)
+
+
+# Beams that share what was read before them
+
+
+def beam_cache(read: Any, rows: Tensor) -> Any:
+    """A cache for the beams' own tokens, which come after a context that stands once for all beams of a row.
+
+    Args:
+        read: a cache of the contexts.
+        rows: which of its rows the contexts (C,) are.
+    """
+    from transformers import Cache
+
+    made = Cache(layers=[_beam_layer()((layer.keys, layer.values)) for layer in read.layers])
+    if not are_all(rows, len(read.layers[0].keys)):
+        select_contexts(made, rows)
+    return made
+
+
+def select_contexts(of_beams: Any, indices: Tensor) -> None:
+    """Choose rows of the contexts alone, not of the beams' own tokens."""
+    for layer in of_beams.layers:
+        layer.context = tuple(states[indices] for states in layer.context)
+
+
+@cache
+def _beam_layer() -> Any:
+    """The class of the layers of ``beam_cache``; made when it is first needed, as transformers is imported then."""
+    from transformers.cache_utils import DynamicLayer
+
+    class BeamLayer(DynamicLayer):  # type: ignore[misc]
+        """Keys and values (C·M, N, S, D) of the beams' own tokens. They carry along those of the context (C, N, S', D),
+        for ``shared_context.attend``."""
+
+        def __init__(self, context: tuple[Tensor, Tensor]) -> None:
+            super().__init__()
+            self.context = context
+
+        def update(self, *states: Any, **named: Any) -> tuple[Any, Tensor]:
+            keys, values = super().update(*states, **named)
+            keys.context = self.context
+            return keys, values
+
+        def batch_select_indices(self, indices: Tensor) -> None:
+            if self.is_initialized:
+                super().batch_select_indices(indices)
+
+        def get_seq_length(self) -> int:
+            own = self.keys.shape[2] if self.is_initialized else 0
+            return int(own + self.context[0].shape[2])
+
+    return BeamLayer

@@ -1,34 +1,40 @@
 """Causal language models as p_θ(y|x,z): the prompt holds z, then x; y is what follows."""
 
+from __future__ import annotations
+
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
 from latentrag.errors import InputError, ModelError
-from latentrag.generator.beam_cache import beam_cache, select_contexts
-from latentrag.generator.caches import joined, selected, token_positions
-from latentrag.generator.gold import OutputHead, Room, log_probabilities
-from latentrag.generator.grid import are_all, check_lengths, padded, pairs, rows_of_parents, rows_of_questions
-from latentrag.generator.inputs import PromptTemplate
-from latentrag.generator.int8 import to_int8
-from latentrag.generator.lora import Lora, add_lora
-from latentrag.generator.memory_saving import fixed
-from latentrag.generator.own_logits import OwnLogits
-from latentrag.generator.passage_cache import PassageCache
-from latentrag.generator.passage_reader import PassageReader
-from latentrag.generator.prompts import PromptTokens
-from latentrag.generator.scoring import GoldScorer, one_at_a_time
-from latentrag.generator.shared_context import share_context
-from latentrag.generator.text import pieces
-from latentrag.packed import pack
+from latentrag.generator.base import TransformersGenerator, exclusive, mapped_class
+from latentrag.generator.caches import (
+    are_all,
+    beam_cache,
+    joined,
+    rows_of_parents,
+    rows_of_questions,
+    select_contexts,
+    selected,
+    token_positions,
+)
+from latentrag.generator.passages import PassageCache, PassageReader, weights_key
+from latentrag.generator.prompt import PromptTemplate, PromptTokens
+from latentrag.generator.tokens import Detokenizer, check_lengths, padded, pairs
+from latentrag.generator.tuning import Lora, fixed, split_weights
+from latentrag.options import PASSAGE_FOLDER_BYTES
 from latentrag.protocols import Capabilities
 from latentrag.types import Asked, Latent, LatentLists, Targets
 
-_TARGET_ROOM = 256
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_TARGET_POSITIONS = 256
 """Positions kept free for y where the model's window is the only limit."""
 _PART_TOKENS = 640
 """Tokens of questions that a processor reads in one forward pass, padding included."""
@@ -37,32 +43,30 @@ _INPUT_LIMIT = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """What the model makes of the prompts: its cache, left-padded, and the last position before and after the
-    output layer."""
+class _ReadPrompts:
+    """What the model makes of the prompts: its cache, left-padded, and the last position before the output layer."""
 
     cache: Any
     mask: Tensor  # (R, S) bool, which positions of the cache hold a token
     hidden: Tensor  # (R, 1, H)
-    logits: Tensor  # (R, V)
 
 
 @dataclass(slots=True)
-class _Prompts:
+class Prompts:
     """R prompts in two parts: what stands for the passage, and the question. ``read`` is computed on first use.
     ``recurring``: a first part may come again with another question, so that it is worth keeping."""
 
     passages: list[list[int]]
     questions: list[list[int]]
     recurring: bool = True
-    read: _Read | None = None
+    read: _ReadPrompts | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedPrompts:
     """Prompts of B questions × K passages. ``index`` (B·K,) says which prompt each row is."""
 
-    prompts: _Prompts
+    prompts: Prompts
     index: Tensor
     num_questions: int
     num_passages: int
@@ -84,10 +88,9 @@ class _State:
     num_questions: int
     num_passages: int
     num_beams: int
-    room: Room = field(default_factory=Room)
 
 
-class CausalGenerator(GoldScorer[PreparedPrompts]):
+class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
     """A causal language model of transformers as generator.
 
     Args:
@@ -95,16 +98,15 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         tokenizer: its tokenizer (a fast one).
         template: the prompt, passage first.
         max_input_tokens: longer prompts lose words of the passage; default: what the model reads, at most 2,048.
-        lora: an adapter to train instead of the model's own weights.
-        seed: of the adapter's first weights.
-        passage_cache: keeps what the model reads of passages. The model's own weights must not change then, and an
-            adapter must leave passages alone (scope "question").
+        lora: the model's adapter, to train instead of its own weights; added if the model has none yet.
+        seed: of an added adapter's first weights.
         int8: its linear layers, an adapter's aside, compute in eight bits; it cannot be trained or saved then.
     Raises: ModelError if the template's end is not one token of this tokenizer.
     """
 
     kind = "causal"
     capabilities = Capabilities(keeps_prefixes=True)
+    template_class = PromptTemplate
 
     def __init__(
         self,
@@ -115,36 +117,62 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         max_input_tokens: int | None = None,
         lora: Lora | None = None,
         seed: int = 0,
-        passage_cache: PassageCache | None = None,
         int8: bool = False,
     ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
+        super().__init__(model, tokenizer)
         self.template = template or PromptTemplate()
         self.max_input_tokens = max_input_tokens or _input_limit(model)
         self._cue: list[int] = tokenizer(self.template.cue, add_special_tokens=False)["input_ids"]
         self.end_id = self._end_token()
-        self.end_ids = (self.end_id,)
         self._pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
         self._prompts = PromptTokens(tokenizer, self.template)
-        self.lora = lora
-        if lora is not None:
-            add_lora(model, lora, seed=seed)
-        self.int8 = int8
-        if int8:
-            to_int8(model)
-        pack(model)
-        head = OutputHead(model)
-        probe = torch.tensor([[self.end_id, self.end_id]], device=self.device)
-        self._head: OutputHead | OwnLogits = head if head.agrees(input_ids=probe) else OwnLogits(model)
-        self._shares_context = share_context(model)
-        self._passages = PassageReader(
-            model,
-            self._head,
-            pad_id=self._pad_id,
-            untouched=lora is not None and lora.scope == "question",
-            cache=passage_cache,
-        )
+        self._detokenizer = Detokenizer(tokenizer, cue=self._cue)
+        self._set_up(lora=lora, seed=seed, int8=int8)
+        self._passages = PassageReader(model, self._head, pad_id=self._pad_id, without_adapter=self._spares_passages)
+
+    @classmethod
+    def model_class(cls, config: PretrainedConfig) -> Any:
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+        return mapped_class(config, MODEL_FOR_CAUSAL_LM_MAPPING, needed="a causal language model")
+
+    def _arguments(self) -> dict[str, Any]:
+        return {"template": self.template, "max_input_tokens": self.max_input_tokens}
+
+    @property
+    def _spares_passages(self) -> bool:
+        """Whether the adapter works on questions and answers alone."""
+        return self.lora is not None and self.lora.scope == "question"
+
+    def keep_passages(
+        self,
+        max_bytes: int,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        max_folder_bytes: int = PASSAGE_FOLDER_BYTES,
+    ) -> None:
+        """Keep what is read of passages for the next question. The weights that read them must not change then.
+
+        Args:
+            max_bytes: of RAM. With 0 and no folder nothing is kept.
+            folder: keeps them on disk too, for later runs of the same weights.
+            max_folder_bytes: how large the folder may become; what was used longest ago is deleted.
+        Raises: InputError for a folder that nothing can be kept in.
+        """
+        if folder is None:
+            self.passage_cache = PassageCache(max_bytes) if max_bytes else None
+            return
+        if self.int8:
+            raise InputError("what is read in eight bits is not kept on disk; choose another --dtype, or no folder")
+        weights = self.model.state_dict()
+        if self._spares_passages:
+            weights, _ = split_weights(weights)
+        try:
+            self.passage_cache = PassageCache(
+                max_bytes, folder=folder, max_folder_bytes=max_folder_bytes, model=weights_key(weights)
+            )
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be a folder ({error.strerror}); name another") from error
 
     @property
     def passage_cache(self) -> PassageCache | None:
@@ -174,7 +202,7 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
     ) -> PreparedPrompts:
         first, questions = self._prompts.parts(rows, limit=self.max_input_tokens, keep=recurring)
         index = torch.arange(len(rows), device=self.device)
-        return PreparedPrompts(_Prompts(first, questions, recurring), index, len(rows) // num_latents, num_latents)
+        return PreparedPrompts(Prompts(first, questions, recurring), index, len(rows) // num_latents, num_latents)
 
     def targets(self, y: Sequence[str]) -> Targets:
         rows = [[*self._after_cue(" " + text.strip() if text.strip() else ""), self.end_id] for text in y]
@@ -187,11 +215,11 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         ids, mask = padded(rows, pad=self._pad_id)
         return Targets(ids.to(self.device), mask.to(self.device))
 
-    def _hidden(self, prepared: PreparedPrompts, each: Targets) -> Tensor:
+    def _hidden(self, prepared: PreparedPrompts, of_rows: Targets) -> Tensor:
         learns = torch.is_grad_enabled() and self._learns()
         # What was read of the prompts serves every target, but only where there is no gradient.
-        several = prepared.prompts.read is not None or len(each.ids) > len(prepared.prompts.questions)
-        return (self._from_read if several and not learns else self._at_once)(prepared, each.ids, each.mask)
+        several = prepared.prompts.read is not None or len(of_rows.ids) > len(prepared.prompts.questions)
+        return (self._from_read if several and not learns else self._at_once)(prepared, of_rows.ids, of_rows.mask)
 
     def _learns(self) -> bool:
         return any(parameter.requires_grad for parameter in self.model.parameters())
@@ -203,7 +231,7 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         questions = [prepared.prompts.questions[row] for row in rows]
         past = None
         learns = torch.is_grad_enabled() and self._learns()
-        if learns and not (self.lora is not None and self.lora.scope == "question"):
+        if learns and not self._spares_passages:
             questions = [first + rest for first, rest in zip(passages, questions, strict=True)]
         else:
             past = self._passages.past(passages, recurring=prepared.prompts.recurring)
@@ -254,15 +282,15 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         hidden, output = self._head.run(input_ids=ids, attention_mask=mask.long(), position_ids=positions, **inputs)
         return hidden, output.past_key_values, mask
 
-    @one_at_a_time
+    @exclusive
     @torch.no_grad()
     def start(self, prepared: PreparedPrompts) -> tuple[Tensor, _State]:
         read, index = self._read(prepared.prompts), prepared.index
         cache = beam_cache(read.cache, index) if self._shares_context else selected(read.cache, index)
         state = _State(cache, read.mask[index], prepared.num_questions, prepared.num_passages, 1)
-        return self._grid(state, read.logits[index]), state
+        return self._grid(state, read.hidden[index, 0]), state
 
-    @one_at_a_time
+    @exclusive
     @torch.no_grad()
     def step(self, state: _State, parents: Tensor, tokens: Tensor) -> tuple[Tensor, _State]:
         rows = rows_of_parents(parents, state.num_passages, state.num_beams)
@@ -280,10 +308,12 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
             past_key_values=state.cache,
             use_cache=True,
         )
-        return self._grid(state, self._head.after(self._head.linear(hidden[:, -1]))), state
+        return self._grid(state, hidden[:, -1]), state
 
-    def _grid(self, state: _State, logits: Tensor) -> Tensor:
-        return log_probabilities(logits, state.room).view(state.num_questions, state.num_passages, state.num_beams, -1)
+    def _grid(self, state: _State, hidden: Tensor) -> Tensor:
+        """(B, K, M, V) log-probabilities of the next token. hidden: (B·K·M, H)."""
+        log_p = self._head.next_token_log_probs(hidden)
+        return log_p.view(state.num_questions, state.num_passages, state.num_beams, -1)
 
     def _parts(self, questions: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         """The rows, in parts of about the same length, which a processor reads one after the other: beyond a few
@@ -298,7 +328,7 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
                 yield rows[start:stop]
                 start = stop
 
-    def _read_part(self, prompts: _Prompts, rows: Sequence[int]) -> tuple[Tensor, Any, Tensor]:
+    def _read_part(self, prompts: Prompts, rows: Sequence[int]) -> tuple[Tensor, Any, Tensor]:
         """What comes out at the last positions (R', 1, H), the cache, and which of its positions hold a token."""
         passages, questions = ([of_all[row] for row in rows] for of_all in (prompts.passages, prompts.questions))
         past = self._passages.past(passages, recurring=prompts.recurring)
@@ -307,15 +337,14 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
         return hidden[torch.arange(len(rows), device=hidden.device), last][:, None], cache, mask
 
     @torch.no_grad()
-    def _read(self, prompts: _Prompts) -> _Read:
+    def _read(self, prompts: Prompts) -> _ReadPrompts:
         if prompts.read is None:
             parts = list(self._parts(prompts.questions))
-            found = [self._read_part(prompts, rows) for rows in parts]
+            results = [self._read_part(prompts, rows) for rows in parts]
             order = torch.tensor([row for rows in parts for row in rows], device=self.device).argsort()
-            last = torch.cat([hidden for hidden, _, _ in found])[order]
-            cache, held = joined([(cache, mask) for _, cache, mask in found], parts)
-            logits = self._head.after(self._head.linear(last))[:, 0]
-            prompts.read = _Read(cache, held, last, logits)
+            last = torch.cat([hidden for hidden, _, _ in results])[order]
+            cache, mask = joined([(cache, mask) for _, cache, mask in results], parts)
+            prompts.read = _ReadPrompts(cache, mask, last)
         return prompts.read
 
     def _after_cue(self, text: str) -> list[int]:
@@ -342,21 +371,6 @@ class CausalGenerator(GoldScorer[PreparedPrompts]):
             )
         return ids[0]
 
-    def text(self, ids: Sequence[int]) -> str:
-        return "".join(self.token_texts(ids))
-
-    def token_texts(self, ids: Sequence[int]) -> list[str]:
-        return pieces(self.tokenizer, ids, cue=self._cue)
-
-    def settings(self) -> dict[str, Any]:
-        """What ``load_generator`` needs besides the model's own files, as JSON values."""
-        return {
-            "kind": self.kind,
-            "template": {field.name: getattr(self.template, field.name) for field in fields(self.template)},
-            "max_input_tokens": self.max_input_tokens,
-            **({} if self.lora is None else {"lora": asdict(self.lora)}),
-        }
-
 
 def _window(model: Any) -> int | None:
     """Positions for prompt and target together."""
@@ -368,4 +382,4 @@ def _input_limit(model: Any) -> int:
     window = _window(model)
     if window is None:
         return _INPUT_LIMIT
-    return max(1, min(_INPUT_LIMIT, window - min(_TARGET_ROOM, window // 2)))
+    return max(1, min(_INPUT_LIMIT, window - min(_TARGET_POSITIONS, window // 2)))

@@ -142,15 +142,15 @@ def _autocast_as_now(hidden: Tensor) -> AbstractContextManager[Any]:
 class _FusedGoldLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, gold: Tensor, layer: _Layer) -> Tensor:
-        found = _one_pass(layer, hidden, gold, want_gradient=ctx.needs_input_grad[0])
-        gradient = None if found.gradient is None else found.gradient.to(hidden.dtype)
+        made = _one_pass(layer, hidden, gold, want_gradient=ctx.needs_input_grad[0])
+        gradient = None if made.gradient is None else made.gradient.to(hidden.dtype)
         ctx.layer_is_trained = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         if ctx.layer_is_trained:
             ctx.after, ctx.autocast = layer.after, _autocast_as_now(hidden)
-            ctx.save_for_backward(gradient, hidden, weight, bias, gold, found.others, found.gold_logits)
+            ctx.save_for_backward(gradient, hidden, weight, bias, gold, made.others, made.gold_logits)
         else:
             ctx.save_for_backward(gradient)
-        return found.log_probs
+        return made.log_probs
 
     @staticmethod
     @once_differentiable

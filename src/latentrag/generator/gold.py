@@ -2,16 +2,16 @@
 
 Both likelihoods of the paper need one number for each position: the log-probability of the token that is there.
 Label smoothing needs one more: the mean over the vocabulary of the marginal's log-probabilities. The model's output
-layer is therefore never applied to everything at once: for gold tokens to a block of the vocabulary at a time
-(``fused_gold``), for the mean, and where the layer is more than a matrix and a bias, to a few positions. With
-gradients, no part keeps its logits for the backward pass: of a frozen layer the gradients are taken at once, one that
-is trained is applied a second time.
+layer is therefore never applied to everything at once. There are two ways: a block of the vocabulary at a time
+(``fused_gold``), for gold tokens and an output layer that is a matrix and a bias; and a few positions at a time, for
+everything else. With gradients, neither keeps its logits for the backward pass: the gradients of a frozen layer's input
+are taken at once, a layer that is trained is applied a second time.
 """
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,7 @@ from latentrag.generator.fused_gold import fused_gold_log_probs
 from latentrag.packed import LINEAR, PackedLinear
 
 CHUNK_ELEMENTS = 1 << 24
-"""Logits of a chunk: 64 MiB in float32. With gradients it takes five to seven times that while it is worked on."""
-
-PACKED_CHUNK_ELEMENTS = 1 << 23
-"""The same where the layer's weights are packed and no gradients are taken."""
-
-_BLOCK_ELEMENTS = 1 << 18
+"""Logits of a chunk: 64 MiB in float32. With gradients a chunk takes five to seven times that."""
 
 
 class OutputHead:
@@ -42,13 +37,25 @@ class OutputHead:
     Raises: ModelError if the model has no output layer.
     """
 
+    linear: nn.Module
+
     def __init__(self, model: Any) -> None:
         self.model = model
         self.lock = threading.RLock()
-        """For who uses the model from several threads: ``run`` changes its output layer for a moment."""
+        """To be held while the model computes: ``run`` changes its output layer for a moment."""
         self.linear = model.get_output_embeddings()
         if self.linear is None:
             raise ModelError(f"{type(model).__name__} has no output layer; needed a model that generates text")
+
+    @classmethod
+    def of(cls, model: Any, **probe: Tensor) -> "OutputHead":
+        """The head of this model.
+
+        Args:
+            probe: a small input of the model.
+        """
+        head = cls(model)
+        return head if head.agrees(**probe) else OwnLogits(model)
 
     def after(self, logits: Tensor, columns: Any = ...) -> Tensor:
         """What the model does to its output layer's result. logits: (…, V), or those of the tokens ``columns``."""
@@ -98,6 +105,10 @@ class OutputHead:
         rounding = 64 * torch.finfo(hidden.dtype).eps
         return bool(torch.allclose(own, ours, rtol=rounding, atol=rounding * float(own.abs().max())))
 
+    def next_token_log_probs(self, hidden: Tensor) -> Tensor:
+        """log softmax over the vocabulary, (R, V) float32. hidden: (R, H)."""
+        return torch.log_softmax(self.after(self.linear(hidden)), dim=-1, dtype=torch.float32)
+
     def gold_log_probs(self, hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """log p(ids) at every scored position.
 
@@ -107,15 +118,11 @@ class OutputHead:
             mask: (R, T) bool, True = scored.
         Returns: (R, T) float32 nats, 0 where masked.
         """
-        rows, gold, num_logits = hidden[mask], ids[mask], self.linear.weight.shape[0]
-        if not _is_plain(self.linear):
-            log_probs = self._in_chunks(self._piece, max(1, CHUNK_ELEMENTS // num_logits), rows, gold)
-        elif self._is_faster_row_by_row(rows):
-            log_probs = self._in_chunks(self._packed_piece, max(1, PACKED_CHUNK_ELEMENTS // num_logits), rows, gold)
+        rows, gold, layer = hidden[mask], ids[mask], self.linear
+        if _is_plain(layer) and not (isinstance(layer, PackedLinear) and layer.packs(rows)):
+            log_probs = fused_gold_log_probs(rows, gold, weight=layer.weight, bias=layer.bias, after=self.after)
         else:
-            log_probs = fused_gold_log_probs(
-                rows, gold, weight=self.linear.weight, bias=self.linear.bias, after=self.after
-            )
+            log_probs = self._in_chunks(self._gold_of_chunk, self._rows_of_chunk(hidden), rows, gold)
         return torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, log_probs)
 
     def mean_log_probs(self, hidden: Tensor, log_weights: Tensor, mask: Tensor) -> Tensor:
@@ -132,65 +139,78 @@ class OutputHead:
         num_questions, num_passages, _ = log_weights.shape
         states = hidden.unflatten(0, (num_questions, num_passages)).transpose(1, 2)[mask]  # (n, K, H)
         weights = log_weights.transpose(1, 2)[mask]  # (n, K)
-        size = max(1, CHUNK_ELEMENTS // (num_passages * self.linear.weight.shape[0]))
-        means = self._in_chunks(self._mean_piece, size, states, weights)
+        size = max(1, self._rows_of_chunk(hidden) // num_passages)
+        means = self._in_chunks(self._mean_of_chunk, size, states, weights)
         return torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, means)
 
-    def _is_faster_row_by_row(self, rows: Tensor) -> bool:
-        """Whether all logits of a few rows at a time are faster than all rows and a block of the vocabulary."""
-        if not (isinstance(self.linear, PackedLinear) and self.linear.packs(rows)):
-            return False
-        return rows.dtype == torch.float32 or len(rows) * self.linear.out_features <= CHUNK_ELEMENTS
+    def _rows_of_chunk(self, hidden: Tensor) -> int:
+        weight: Tensor | None = getattr(self.linear, "weight", None)
+        return max(1, CHUNK_ELEMENTS // (hidden.shape[-1] if weight is None else len(weight)))
 
-    def _packed_piece(self, hidden: Tensor, gold: Tensor) -> Tensor:
-        """As the pass over blocks has it: the gold token apart from the others. Without gradients."""
+    def _gold_of_chunk(self, hidden: Tensor, gold: Tensor) -> Tensor:
+        """As the pass over blocks has it: the gold token apart from the others, for the sake of probabilities near
+        one."""
         logits = self.after(self.linear(hidden)).float()
         gold_logits = logits.gather(1, gold[:, None])
-        others = logits.scatter_(1, gold[:, None], -torch.inf).logsumexp(dim=1)
+        hide = logits.scatter if torch.is_grad_enabled() else logits.scatter_
+        others = hide(1, gold[:, None], -torch.inf).logsumexp(dim=1)
         return -functional.softplus(others - gold_logits[:, 0])  # (n,)
 
-    def _piece(self, hidden: Tensor, gold: Tensor) -> Tensor:
-        return pick(self.after(self.linear(hidden)), gold)  # (n,)
-
-    def _mean_piece(self, hidden: Tensor, log_weights: Tensor) -> Tensor:
+    def _mean_of_chunk(self, hidden: Tensor, log_weights: Tensor) -> Tensor:
         logits = self.after(self.linear(hidden)).float()  # (n, K, V)
         # log w and the normaliser are numbers of a whole row: added together first, one chunk of logits is saved.
         row = log_weights - logits.logsumexp(dim=2)
         return (logits + row[:, :, None]).logsumexp(dim=1).mean(dim=1)  # (n,)
 
-    def _in_chunks(self, piece: Callable[..., Tensor], size: int, *inputs: Tensor) -> Tensor:
-        """piece(*inputs), float32 (n,), ``size`` of the n rows at a time."""
+    def _in_chunks(self, of_chunk: Callable[..., Tensor], size: int, *inputs: Tensor) -> Tensor:
+        """of_chunk(*inputs), float32 (n,), ``size`` of the n rows at a time."""
         chunks = [tuple(tensor[i : i + size] for tensor in inputs) for i in range(0, len(inputs[0]), size)]
         if not chunks:
             return inputs[0].new_zeros(0, dtype=torch.float32)
         if not torch.is_grad_enabled():
-            return torch.cat([piece(*chunk) for chunk in chunks])
+            return torch.cat([of_chunk(*chunk) for chunk in chunks])
         if any(parameter.requires_grad for parameter in self.linear.parameters()):
-            return torch.cat([checkpoint(piece, *chunk, use_reentrant=False) for chunk in chunks])
-        return torch.cat([_GradientsAtOnce.apply(piece, *chunk) for chunk in chunks])  # type: ignore[no-untyped-call]
+            return torch.cat([checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks])
+        return torch.cat([_GradientsAtOnce.apply(of_chunk, *chunk) for chunk in chunks])  # type: ignore[no-untyped-call]
 
 
-def _is_plain(layer: nn.Module) -> bool:
+class OwnLogits(OutputHead):
+    """For models whose output layer's result is changed in ways that ``OutputHead`` does not know: what it calls hidden
+    states are the model's own logits, all of them held."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.linear = nn.Identity()
+
+    def after(self, logits: Tensor, columns: Any = ...) -> Tensor:
+        return logits[..., columns]
+
+    def run(self, **inputs: Any) -> tuple[Tensor, Any]:
+        output = self.model(**inputs)
+        return output.logits, output
+
+
+def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether the layer is hidden Wᵀ + b and nothing else: no adapter, no quantised weights, no hook."""
     hooks = len(layer._forward_hooks) + len(layer._forward_pre_hooks)  # noqa: SLF001  (torch has no other way to ask)
     return type(layer) in LINEAR and not hooks
 
 
 class _GradientsAtOnce(torch.autograd.Function):
-    """piece(*inputs) (n,), its gradients taken in the forward pass.
+    """of_chunk(*inputs) (n,), its gradients taken in the forward pass.
 
     Row r of the result depends on row r of the inputs alone, so the gradient that comes from above only scales what
-    is known already, and no logit is computed twice. Parameters that piece uses get no gradient.
+    is known already, and no logit is computed twice. Parameters that of_chunk uses get no gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, piece: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, of_chunk: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         ctx.learns = ctx.needs_input_grad[1:]
         if not any(ctx.learns):
-            return piece(*inputs)
+            return of_chunk(*inputs)
         own = [tensor.detach().requires_grad_(learns) for tensor, learns in zip(inputs, ctx.learns, strict=True)]
         with torch.enable_grad():
-            values = piece(*own)
+            values = of_chunk(*own)
         learning = [tensor for tensor in own if tensor.requires_grad]
         ctx.save_for_backward(*torch.autograd.grad(values, learning, torch.ones_like(values)))
         return values.detach()
@@ -206,35 +226,3 @@ def _scaled(gradient: Tensor, from_above: Tensor) -> Tensor:
     """Every row of gradient (n, …) times its number in from_above (n,)."""
     factor = from_above.view(-1, *[1] * (gradient.dim() - 1))
     return (gradient * factor).to(gradient.dtype)
-
-
-class Room:
-    """Memory for the log-probabilities of a decoding, the same for each step: new memory comes from the system page by
-    page, each of them cleared, which takes longer than what is written there."""
-
-    def __init__(self) -> None:
-        self._flat: Tensor | None = None
-
-    def like(self, logits: Tensor) -> Tensor:
-        """Float32, of that shape, its content undefined; what was there before is lost."""
-        if self._flat is None or self._flat.numel() < logits.numel():
-            self._flat = torch.empty(logits.numel(), dtype=torch.float32, device=logits.device)
-        return self._flat[: logits.numel()].view(logits.shape)
-
-
-def log_probabilities(logits: Tensor, room: Room) -> Tensor:
-    """log softmax over the vocabulary, float32, in that room. logits: (R, V), any dtype. A few rows at a time, which
-    stay in the processor's caches between the passes, and one at least for each thread, as torch divides them."""
-    log_p = room.like(logits)
-    in_blocks = logits.device.type == "cpu"
-    size = max(torch.get_num_threads(), _BLOCK_ELEMENTS // logits.shape[1]) if in_blocks else len(logits)
-    for start in range(0, len(logits), size):
-        rows = slice(start, start + size)
-        torch.log_softmax(logits[rows].float(), dim=-1, out=log_p[rows])
-    return log_p
-
-
-def pick(logits: Tensor, gold: Tensor) -> Tensor:
-    """log softmax(logits) at gold. logits: (..., V), gold: (...). Returns float32 (...)."""
-    logits = logits.float()
-    return logits.gather(-1, gold[..., None])[..., 0] - logits.logsumexp(dim=-1)

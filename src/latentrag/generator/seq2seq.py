@@ -1,26 +1,25 @@
 """Encoder–decoders (BART, T5 and their kin) as p_θ(y|x,z) (Lewis et al. 2020, §2.3)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
 from latentrag.errors import InputError, ModelError
-from latentrag.generator.beam_cache import beam_cache
-from latentrag.generator.gold import OutputHead, Room, log_probabilities
-from latentrag.generator.grid import are_all, check_lengths, padded, pairs, rows_of_parents, rows_of_questions
-from latentrag.generator.inputs import InputTemplate, input_ids
-from latentrag.generator.int8 import to_int8
-from latentrag.generator.lora import Lora, add_lora
-from latentrag.generator.own_logits import OwnLogits
-from latentrag.generator.scoring import GoldScorer, one_at_a_time
-from latentrag.generator.shared_context import share_context
-from latentrag.generator.text import pieces
-from latentrag.packed import pack
+from latentrag.generator.base import TransformersGenerator, exclusive, mapped_class
+from latentrag.generator.caches import are_all, rows_of_parents, rows_of_questions
+from latentrag.generator.prompt import InputTemplate, input_ids
+from latentrag.generator.tokens import Detokenizer, check_lengths, padded, pairs
+from latentrag.generator.tuning import Lora
 from latentrag.protocols import Capabilities
 from latentrag.types import Asked, LatentLists, Targets
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _UNBOUNDED_LIMIT = 512
 """Input tokens for models with relative positions, which name no limit of their own."""
@@ -50,10 +49,9 @@ class _State:
     cache: Any
     prepared: PreparedContexts
     num_beams: int
-    room: Room = field(default_factory=Room)
 
 
-class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
+class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
     """An encoder–decoder of transformers as generator.
 
     Args:
@@ -64,14 +62,15 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
         decoder_prefix: tokens that the decoder is given before y, not scored. Default: the model's start token,
             and the tokenizer's begin token if it puts one before every target (BART: ``</s><s>``). Models trained
             as Hugging Face's RAG (``decoder_input_ids = labels``) have the begin token alone.
-        lora: an adapter to train instead of the model's own weights, of scope "all".
-        seed: of the adapter's first weights.
+        lora: the model's adapter, to train instead of its own weights, of scope "all"; added if the model has none yet.
+        seed: of an added adapter's first weights.
         int8: its linear layers, an adapter's aside, compute in eight bits; it cannot be trained or saved then.
     Raises: ModelError if the tokenizer has no end token or the decoder no start; InputError for another scope.
     """
 
     kind = "seq2seq"
     capabilities = Capabilities()
+    template_class = InputTemplate
 
     def __init__(
         self,
@@ -85,42 +84,43 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
         seed: int = 0,
         int8: bool = False,
     ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
+        super().__init__(model, tokenizer)
         self.template = template or InputTemplate(prefix=getattr(model.config, "prefix", None) or "")
         self.max_input_tokens = max_input_tokens or _input_limit(model, tokenizer)
         end = tokenizer.eos_token_id
         if end is None:
             raise ModelError("the generator's tokenizer has no end-of-sequence token; needed one to end y; set it")
         self.end_id: int = end
-        self.end_ids = (end,)
         self._pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
         self.decoder_prefix: tuple[int, ...] = tuple(
             _decoder_prefix(model, tokenizer) if decoder_prefix is None else decoder_prefix
         )
-        self.lora = lora
-        if lora is not None:
-            if lora.scope != "all":
-                raise InputError(
-                    f"LoRA of scope {lora.scope!r} is for causal generators, this is an encoder–decoder; use 'all'"
-                )
-            add_lora(model, lora, seed=seed)
-        self.int8 = int8
-        if int8:
-            to_int8(model)
-        pack(model)
-        head = OutputHead(model)
-        probe = torch.tensor([[self.end_id, self.end_id]], device=self.device)
-        agrees = head.agrees(input_ids=probe, decoder_input_ids=probe)
-        self._head: OutputHead | OwnLogits = head if agrees else OwnLogits(model)
-        self._shares_context = share_context(model)
+        if lora is not None and lora.scope != "all":
+            raise InputError(
+                f"LoRA of scope {lora.scope!r} is for causal generators, this is an encoder–decoder; use 'all'"
+            )
+        self._detokenizer = Detokenizer(tokenizer)
+        self._set_up(lora=lora, seed=seed, int8=int8)
+
+    @classmethod
+    def model_class(cls, config: PretrainedConfig) -> Any:
+        from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+
+        return mapped_class(config, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, needed="an encoder–decoder")
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "template": self.template,
+            "max_input_tokens": self.max_input_tokens,
+            "decoder_prefix": list(self.decoder_prefix),
+        }
 
     @property
     def max_target_tokens(self) -> int | None:
         positions: int | None = getattr(self.model.config, "max_position_embeddings", None)
         return None if positions is None else positions - len(self.decoder_prefix) + 1
 
-    @one_at_a_time
+    @exclusive
     def prepare(self, x: Sequence[Asked], latents: LatentLists) -> PreparedContexts:
         rows, num_passages = pairs(x, latents)
         rendered = [self.template.render(question, z) for question, z in rows]
@@ -150,22 +150,22 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
         ids, mask = padded(rows, pad=self._pad_id)
         return Targets(ids.to(self.device), mask.to(self.device))
 
-    def _hidden(self, prepared: PreparedContexts, each: Targets) -> Tensor:
-        prefix = self._prefix(len(each.ids))  # (B·K, P)
-        decoder_ids = torch.cat([prefix, each.ids[:, :-1]], dim=1)
+    def _hidden(self, prepared: PreparedContexts, of_rows: Targets) -> Tensor:
+        prefix = self._prefix(len(of_rows.ids))  # (B·K, P)
+        decoder_ids = torch.cat([prefix, of_rows.ids[:, :-1]], dim=1)
         hidden, _ = self._head.run(**self._context(prepared, 1), decoder_input_ids=decoder_ids, use_cache=False)
         return hidden[:, prefix.shape[1] - 1 :]
 
-    @one_at_a_time
+    @exclusive
     @torch.no_grad()
     def start(self, prepared: PreparedContexts) -> tuple[Tensor, _State]:
         from transformers import DynamicCache, EncoderDecoderCache
 
-        state = _State(EncoderDecoderCache(beam_cache(), DynamicCache()), prepared, 1)
+        state = _State(EncoderDecoderCache(DynamicCache(), DynamicCache()), prepared, 1)
         rows = prepared.num_questions * prepared.num_passages
         return self._advance(state, self._prefix(rows)), state
 
-    @one_at_a_time
+    @exclusive
     @torch.no_grad()
     def step(self, state: _State, parents: Tensor, tokens: Tensor) -> tuple[Tensor, _State]:
         num_passages, num_beams = state.prepared.num_passages, state.num_beams
@@ -196,8 +196,7 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
             past_key_values=state.cache,
             use_cache=True,
         )
-        logits = self._head.after(self._head.linear(hidden[:, -1]))
-        log_p = log_probabilities(logits, state.room)
+        log_p = self._head.next_token_log_probs(hidden[:, -1])
         return log_p.view(prepared.num_questions, prepared.num_passages, num_beams, -1)
 
     def _context(self, prepared: PreparedContexts, repeats: int) -> dict[str, Any]:
@@ -216,22 +215,6 @@ class Seq2SeqGenerator(GoldScorer[PreparedContexts]):
     def _begin_id(self) -> int | None:
         begin: int | None = self.tokenizer.bos_token_id
         return begin
-
-    def text(self, ids: Sequence[int]) -> str:
-        return "".join(self.token_texts(ids))
-
-    def token_texts(self, ids: Sequence[int]) -> list[str]:
-        return pieces(self.tokenizer, ids)
-
-    def settings(self) -> dict[str, Any]:
-        """What ``load_generator`` needs besides the model's own files, as JSON values."""
-        return {
-            "kind": self.kind,
-            "template": {field.name: getattr(self.template, field.name) for field in fields(self.template)},
-            "max_input_tokens": self.max_input_tokens,
-            "decoder_prefix": list(self.decoder_prefix),
-            **({} if self.lora is None else {"lora": asdict(self.lora)}),
-        }
 
 
 def _input_limit(model: Any, tokenizer: Any) -> int:

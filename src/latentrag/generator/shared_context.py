@@ -5,15 +5,18 @@ positions of one row: a query sees all keys, whatever stands beside it. In the s
 attend to the context side by side and to their own tokens each alone, under one softmax.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentrag.generator.beam_cache import beam_cache
+from latentrag.generator.caches import beam_cache
 
 NAME = "latentrag_shared_context"
+SWITCH = "LATENTRAG_SHARED_CONTEXT"
+"""The environment's variable that turns this off: 0."""
 
 
 def share_context(model: Any) -> bool:
@@ -30,7 +33,7 @@ def share_context(model: Any) -> bool:
     before = _attention_of(model)
     if before == NAME:
         return True
-    if before != "sdpa":
+    if before != "sdpa" or os.environ.get(SWITCH) == "0":
         return False
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
@@ -66,21 +69,21 @@ def attend(
         return _after_context(query, key, value, context, attention_mask, **options), None
     num_beams = query.shape[0] // key.shape[0]
     if num_beams <= 1:
-        found: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]
-        return found, None
-    options |= {"is_causal": False, "position_bias": _for_each(options.get("position_bias"), num_beams)}
-    mask = _for_each(attention_mask, num_beams)
-    found = sdpa_attention_forward(module, _side_by_side(query, num_beams), key, value, mask, **options)[0]
-    return found.unflatten(1, (num_beams, -1)).flatten(0, 1), None  # (C, M·Q, N, D) → (C·M, Q, N, D)
+        attended: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]
+        return attended, None
+    options |= {"is_causal": False, "position_bias": _repeated(options.get("position_bias"), num_beams)}
+    mask = _repeated(attention_mask, num_beams)
+    attended = sdpa_attention_forward(module, _side_by_side(query, num_beams), key, value, mask, **options)[0]
+    return attended.unflatten(1, (num_beams, -1)).flatten(0, 1), None  # (C, M·Q, N, D) → (C·M, Q, N, D)
 
 
 def _side_by_side(query: Tensor, num_beams: int) -> Tensor:
     """(C·M, N, Q, D) → (C, N, M·Q, D)."""
-    found: Tensor = query.unflatten(0, (-1, num_beams)).transpose(1, 2).flatten(2, 3)
-    return found
+    beside: Tensor = query.unflatten(0, (-1, num_beams)).transpose(1, 2).flatten(2, 3)
+    return beside
 
 
-def _for_each(of_positions: Tensor | None, num_beams: int) -> Tensor | None:
+def _repeated(of_positions: Tensor | None, num_beams: int) -> Tensor | None:
     """(…, Q, S) → (…, M·Q, S)."""
     return None if of_positions is None else of_positions.repeat(1, 1, num_beams, 1)
 
@@ -113,8 +116,8 @@ def _after_context(
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     weights = torch.softmax(scores, dim=3).to(query.dtype)
     first, rest = weights.split([keys.shape[2], key.shape[2]], dim=3)
-    found = _side_by_side(first, num_beams) @ values  # (C, N', M·G, D)
-    of_context = found.unflatten(2, (num_beams, groups)).transpose(1, 2).flatten(0, 1)  # (C·M, N', G, D)
+    of_all = _side_by_side(first, num_beams) @ values  # (C, N', M·G, D)
+    of_context = of_all.unflatten(2, (num_beams, groups)).transpose(1, 2).flatten(0, 1)  # (C·M, N', G, D)
     both: Tensor = of_context + rest @ value
     return both.reshape(rows, 1, heads, width)
 
@@ -176,7 +179,7 @@ def _causal(model: Any, shared: bool) -> Tensor:
     twice = torch.arange(2, device=model.device).repeat_interleave(2)
     cache, mask = read, mask[twice]
     if shared:
-        cache = beam_cache(read)
+        cache = beam_cache(read, torch.arange(2, device=model.device))
     else:
         cache.batch_select_indices(twice)
     logits = torch.empty(0)

@@ -244,6 +244,7 @@ class RunOptions:
         recompute: Keep fewer activations and compute them again: less RAM, more time.
         passage_cache: GB of RAM for passages that the generator has read, where that does not change.
         passage_cache_folder: Folder that keeps them on disk too, for later runs.
+        passage_cache_folder_size: Largest size of that folder in GB; passages used longest ago are deleted.
         dtype: Number format of the generator's weights; auto: float32 if they are trained, else as in its
             files.
         device: Device: auto, cpu, cuda, …
@@ -262,6 +263,7 @@ class RunOptions:
     recompute: Annotated[bool, Option()] = False
     passage_cache: Annotated[float, Option(ge=0)] = 2.0
     passage_cache_folder: Annotated[Path | None, Option()] = None
+    passage_cache_folder_size: Annotated[float, Option(gt=0)] = 20.0
     dtype: Annotated[TrainingDtype, Option()] = "auto"
     device: Annotated[str, Option()] = "auto"
     skip_bad: Annotated[bool, Option()] = False

@@ -8,10 +8,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from experiments.new_seq2seq import new_seq2seq, save_new
 from latentrag.errors import InputError, ModelError
 from latentrag.generator import Seq2SeqGenerator, load_generator
 from latentrag.generator.gold import OutputHead
-from latentrag.generator.new_seq2seq import new_seq2seq, save_new
 from latentrag.types import Passage, no_passages, singles
 from tests.encoder.tiny import write_dpr, write_sentence_encoder
 

@@ -1,6 +1,12 @@
-"""A small encoder–decoder for experiments, whose weights begin as those of a pretrained encoder (BERT's kind)."""
+"""A small encoder–decoder for experiments, whose weights begin as those of a pretrained encoder (BERT's kind).
 
-import tempfile
+    python experiments/new_seq2seq.py --encoder FOLDER [--layers 3] [--seed 0] OUT
+
+It is to be trained as a generator (`latentrag train --generator OUT`); before, it writes nothing sensible.
+"""
+
+import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentrag.errors import InputError, ModelError
-from latentrag.generator.loading import save_generator
-from latentrag.generator.seq2seq import Seq2SeqGenerator
+from latentrag import io
+from latentrag.errors import InputError, LatentRagError, ModelError
+from latentrag.generator import Seq2SeqGenerator
 from latentrag.pretrained import build, one_line, quiet, read_config, read_json, read_weights, resolve
 
 _BEGIN, _END, _PAD, _UNKNOWN = "[CLS]", "[SEP]", "[PAD]", "[UNK]"
@@ -43,25 +49,16 @@ def new_seq2seq(encoder: str | Path, *, num_layers: int = 3, seed: int = 0) -> S
     return Seq2SeqGenerator(_model(folder, config, tokenizer, num_layers=num_layers, seed=seed), tokenizer)
 
 
-def check_free(folder: Path) -> None:
-    """Raises: InputError if something is there already."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{folder} exists already; name a new folder")
-
-
 def save_new(generator: Seq2SeqGenerator, folder: Path) -> None:
     """Write the generator to a folder that is free, whole or not at all.
 
     Raises: InputError if something is there already or the place cannot be written.
     """
-    check_free(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder} exists already; name a new folder")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-            new = Path(scratch) / folder.name
-            new.mkdir()
-            save_generator(generator, new)
-            new.rename(folder)  # takes the place of an empty folder
+        with io.replacing_folder(folder) as scratch:
+            generator.save(scratch)
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror or error}); choose another place") from error
 
@@ -86,7 +83,7 @@ def _model(folder: Path, config: Any, tokenizer: Any, *, num_layers: int, seed: 
         **special,
     )
     with torch.random.fork_rng(devices=[]), quiet():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         model = EncoderDecoderModel(config=pair)
     weights = warm.state_dict()
     _copy(weights, model.encoder, fresh="pooler.")
@@ -164,3 +161,24 @@ def _decoder() -> Any:
 
     joined = [decoders.Replace(f" {mark} ", mark) for mark in ("-", "'")]
     return decoders.Sequence([decoders.WordPiece(cleanup=True), decoders.Fuse(), *joined])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="a new folder")
+    parser.add_argument("--encoder", required=True, help="folder or hub id of a BERT encoder")
+    parser.add_argument("--layers", type=int, default=3, help="layers of the decoder")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the weights that are not copied")
+    given = parser.parse_args()
+    try:
+        generator = new_seq2seq(given.encoder, num_layers=given.layers, seed=given.seed)
+        save_new(generator, given.out)
+    except LatentRagError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    print(f"{given.out}: {generator.model.num_parameters() / 1e6:.1f} million parameters")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

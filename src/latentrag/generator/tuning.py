@@ -1,21 +1,32 @@
-"""LoRA (Hu et al. 2021) for generators that are too large to be trained whole, by peft.
+"""What training changes in a model: adapters, and activations that are computed again.
 
-With scope "question" the adapter works on the question and the answer only, as activated LoRA does (Greenewald et
-al. 2025): passages are read by the model as it was before training. Their keys and values stay what they were, so
-they can be cached through training, and every adapter of a model shares them. With scope "all" it works on every
-token of the prompt.
+**Adapters**: LoRA (Hu et al. 2021) by peft, for generators that are too large to be trained whole. With scope
+"question" the adapter works on the question and the answer only, as activated LoRA does (Greenewald et al. 2025):
+passages are read by the model as it was before training. Their keys and values stay what they were, so they can be
+cached through training, and every adapter of a model shares them. With scope "all" it works on every token of the
+prompt.
+
+**Activations computed again** (gradient checkpointing, Chen et al. 2016): less memory for more time. They are dropped
+after the forward pass and computed again for the backward pass, layer by layer. Differs: transformers' own switch works
+in train mode only, with dropout, and takes the cache away from the layers. Here the layers are wrapped instead, so that
+the mode stays what it is and results stay what they were.
 """
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from latentrag.errors import InputError, ModelError
+
+# Adapters
 
 Scope = Literal["question", "all"]
 MARK = "lora_"
@@ -56,10 +67,11 @@ def add_lora(model: Any, lora: Lora, *, seed: int = 0) -> None:
         raise ModelError("LoRA needs peft; install latentrag[train]") from error
     targets: Any = list(lora.layers) or "all-linear"
     settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)
-    # peft draws from the global generator; what the caller draws afterwards must not depend on the model's size.
+    # peft draws from the processor's global generator; what the caller draws afterwards must not depend on the model's
+    # size. torch.manual_seed would seed the generators of accelerators too, which fork_rng does not restore here.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft sets it right itself
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         try:
             inject_adapter_in_model(settings, model)
         except ValueError as error:
@@ -84,6 +96,11 @@ class _InTheInputsDtype(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight.to(x.dtype))
+
+
+def has_lora(model: Any) -> bool:
+    """Whether the model has an adapter."""
+    return bool(_adapted(model))
 
 
 def _adapted(model: Any) -> list[Any]:
@@ -127,3 +144,62 @@ def from_settings(settings: Mapping[str, Any]) -> Lora:
         return Lora(**{**settings, "layers": tuple(layers)})
     except (TypeError, InputError) as error:
         raise ModelError(f"the saved LoRA settings cannot be used ({error}); save the model again") from error
+
+
+# Activations computed again
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Have every layer of a transformers model keep its inputs alone for the backward pass.
+
+    It has an effect where gradients are wanted, and where a layer is given no cache or a ``fixed`` one: a second run
+    would add to a cache what the first has added already.
+
+    Raises: ModelError if the model has no layers that transformers marks as fit for it.
+    """
+    layers = list(repeatable_layers(model))
+    if not layers:
+        raise ModelError(
+            f"{type(model).__name__} has no layers that can be computed again; needed for recompute; leave it out"
+        )
+    for layer in layers:
+        wrapped: Any = layer
+        wrapped.forward = partial(_forward, layer)
+
+
+def fixed(cache: Any) -> Any:
+    """The cache itself, which from now on stays as it is: a layer sees its keys and values and the new ones after
+    them, and the new ones are forgotten."""
+    layers = cache.layers  # not the cache, which would hold itself and be freed late
+
+    def update(keys: Tensor, values: Tensor, layer: int, *rest: Any, **more: Any) -> tuple[Tensor, Tensor]:
+        if layer >= len(layers):
+            return keys, values
+        # The copy's tensors are replaced by longer ones; those of the layer itself are not written to.
+        both: tuple[Tensor, Tensor] = copy.copy(layers[layer]).update(keys, values, *rest, **more)
+        return both
+
+    cache.update = update
+    cache.is_fixed = True
+    return cache
+
+
+def repeatable_layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost layers that can be computed again."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for child in module.children():
+        if isinstance(child, GradientCheckpointingLayer):
+            yield child
+        else:
+            yield from repeatable_layers(child)
+
+
+def _forward(layer: nn.Module, *inputs: Any, **named: Any) -> Any:
+    from transformers import Cache
+
+    forward = partial(type(layer).forward, layer, **named)
+    caches = [value for value in (*inputs, *named.values()) if isinstance(value, Cache)]
+    if torch.is_grad_enabled() and all(getattr(cache, "is_fixed", False) for cache in caches):
+        return checkpoint(forward, *inputs, use_reentrant=False)
+    return forward(*inputs)

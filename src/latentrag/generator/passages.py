@@ -1,0 +1,290 @@
+"""What a causal model reads of passages: keys and values that do not depend on the question, read once and kept for the
+next one.
+
+The prompt has the passage first, and every passage stands alone in its prompt, so that keeping what the model computes
+for it changes no digit of any result.
+"""
+
+import hashlib
+import os
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentrag import io
+from latentrag.generator.gold import OutputHead
+from latentrag.generator.tokens import padded
+from latentrag.generator.tuning import MARK, without_lora
+from latentrag.options import PASSAGE_FOLDER_BYTES
+
+_READ_TOKENS = 4096
+"""Tokens of passages read in one forward pass on an accelerator, padding included. A processor reads each passage
+alone, which takes no longer and makes what is kept of it independent of what was read beside it."""
+
+Layers = list[Tensor]
+"""For each layer (2, H, L, D): keys and values of the L tokens read."""
+
+
+class PassageCache:
+    """The passages used last: in RAM, and if a folder is named on disk too. Several threads may use it.
+
+    Args:
+        max_bytes: of keys and values in RAM.
+        folder: for files that outlive the process, one for each passage. Several processes may share it.
+        max_folder_bytes: the files used longest ago are deleted before the folder gets larger than this.
+        model: names the model that has read them, weights included; entries of another are never found.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        max_folder_bytes: int = PASSAGE_FOLDER_BYTES,
+        model: str = "",
+    ) -> None:
+        self.max_bytes = max_bytes
+        self.num_hits = 0
+        self.num_misses = 0
+        self.num_bytes = 0
+        self._model = model
+        self._entries: OrderedDict[bytes, Layers] = OrderedDict()
+        self._lock = threading.Lock()
+        self._files = None if folder is None else _Files(Path(folder), max_folder_bytes)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, ids: Sequence[int]) -> Layers | None:
+        """What was read of these tokens, or None."""
+        key = self._key(ids)
+        with self._lock:
+            layers = self._entries.get(key)
+            if layers is not None:
+                self._entries.move_to_end(key)
+        if layers is None and self._files is not None:
+            layers = self._files.read(key)
+            if layers is not None:
+                self._keep(key, layers)
+        with self._lock:
+            self.num_hits += layers is not None
+            self.num_misses += layers is None
+        return layers
+
+    def put(self, ids: Sequence[int], layers: Layers) -> None:
+        """Keep what was read of these tokens. If the folder cannot be written, one warning says so, and nothing more is
+        written there."""
+        key = self._key(ids)
+        self._keep(key, layers)
+        if self._files is not None:
+            self._files.write(key, layers)
+
+    def forget(self) -> None:
+        """Drop what is in RAM: the model that has read it is no more."""
+        with self._lock:
+            self._entries.clear()
+            self.num_bytes = 0
+
+    def _keep(self, key: bytes, layers: Layers) -> None:
+        size = _num_bytes(layers)
+        with self._lock:
+            if key in self._entries or size > self.max_bytes:
+                return
+            while self.num_bytes + size > self.max_bytes:
+                _, oldest = self._entries.popitem(last=False)
+                self.num_bytes -= _num_bytes(oldest)
+            self._entries[key] = layers
+            self.num_bytes += size
+
+    def _key(self, ids: Sequence[int]) -> bytes:
+        digest = hashlib.blake2b(self._model.encode(), digest_size=20)
+        digest.update(b"".join(number.to_bytes(4, "little") for number in ids))
+        return digest.digest()
+
+
+class _Files:
+    """Passages on disk, a file each. A file's time is when it was used last.
+
+    The folder is looked through at the first write, and again after a twentieth of what it may hold was written. Then
+    it is brought below nineteen twentieths, so that one process never exceeds the bound; n processes by (n − 1)/20 of
+    it at most.
+
+    Files are forced to the disk before they get their names: after a power failure a name with zeros behind it could
+    pass for keys and values, and would change answers without a word. It takes a hundredth of reading the passage.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+        self._unchecked_bytes: int | None = None  # written since the folder was looked through; None: it was not
+        self._is_writable = True
+        self._lock = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, key: bytes) -> Layers | None:
+        """None for what is not there, or damaged: it is read by the model again, and written anew."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self._path(key)
+        try:
+            stored = load_file(path)
+        except (SafetensorError, OSError):
+            return None
+        with suppress(OSError):
+            os.utime(path)
+        return [stored[str(number)] for number in range(len(stored))]
+
+    def write(self, key: bytes, layers: Layers) -> None:
+        from safetensors.torch import save_file
+
+        size = _num_bytes(layers)
+        if not self._is_writable or size > self.max_bytes:
+            return
+        path = self._path(key)
+        try:
+            self._make_room(size)
+            path.parent.mkdir(exist_ok=True)
+            with io.replacing_file(path, shared=True) as scratch:
+                save_file({str(number): layer.contiguous() for number, layer in enumerate(layers)}, scratch)
+        except OSError as error:
+            self._is_writable = False
+            warnings.warn(
+                f"{self.folder} cannot be written ({error.strerror or error}), so nothing more is kept there; make "
+                "room, or name another folder",
+                stacklevel=2,
+            )
+
+    def _make_room(self, size: int) -> None:
+        with self._lock:
+            step = self.max_bytes // 20
+            if self._unchecked_bytes is not None and self._unchecked_bytes + size <= step:
+                self._unchecked_bytes += size
+                return
+            self._unchecked_bytes = size
+            files = sorted(self._sizes())
+            total = sum(of_file for _, of_file, _ in files)
+            for _, of_file, path in files:
+                if total + max(size, step) <= self.max_bytes:
+                    return
+                path.unlink(missing_ok=True)
+                total -= of_file
+
+    def _sizes(self) -> list[tuple[float, int, Path]]:
+        """When each file was used last, its bytes, and where it is."""
+        files = []
+        for path in self.folder.glob("*/*"):
+            with suppress(OSError):  # another process has deleted it
+                state = path.stat()
+                files.append((state.st_mtime, state.st_size, path))
+        return files
+
+    def _path(self, key: bytes) -> Path:
+        name = key.hex()
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+
+def weights_key(weights: Mapping[str, Tensor]) -> str:
+    """A name for a model that changes with any of its weights or their dtype."""
+    digest = hashlib.blake2b(digest_size=20)
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _num_bytes(layers: Layers) -> int:
+    return sum(layer.numel() * layer.element_size() for layer in layers)
+
+
+class PassageReader:
+    """Reads passages, each alone in its context.
+
+    Args:
+        without_adapter: the model's adapter leaves passages alone (scope "question").
+
+    ``cache`` keeps what was read, until a weight that reads it changes in place (an optimiser's step). One with a
+    folder is for weights that do not change.
+    """
+
+    def __init__(self, model: Any, head: OutputHead, *, pad_id: int, without_adapter: bool) -> None:
+        self._model = model
+        self._head = head
+        self._pad_id = pad_id
+        self._without_adapter = without_adapter
+        self.cache: PassageCache | None = None
+        self._weights = self._state_of_weights()
+
+    def past(self, rows: Sequence[Sequence[int]], *, recurring: bool) -> tuple[Any, Tensor]:
+        """The cache of these passages, left-padded, and its mask (R, P). Passages that are not kept are read."""
+        from transformers import DynamicCache
+
+        if self.cache is not None and (now := self._state_of_weights()) != self._weights:
+            self.cache.forget()
+            self._weights = now
+        known = self._layers_of({tuple(row) for row in rows}, self.cache if recurring else None)
+        cache, width = DynamicCache(), max(map(len, rows))
+        mask = torch.arange(width) >= width - torch.tensor([len(row) for row in rows])[:, None]
+        if width == 0:
+            return cache, mask.to(self._model.device)
+        for number, layer in enumerate(known[max(map(tuple, rows), key=len)]):
+            whole = layer.new_zeros(2, len(rows), layer.shape[1], width, layer.shape[3])
+            for r, row in enumerate(rows):
+                if row:
+                    whole[:, r, :, width - len(row) :] = known[tuple(row)][number]
+            keys, values = whole.to(self._model.device)
+            cache.update(keys, values, number)
+        return cache, mask.to(self._model.device)
+
+    def _state_of_weights(self) -> int:
+        """Changes with every change in place of a weight that reads passages."""
+        named = self._model.named_parameters()
+        return sum(
+            weight._version  # noqa: SLF001
+            for name, weight in named
+            if not (self._without_adapter and MARK in name)
+        )
+
+    @torch.no_grad()
+    def _layers_of(
+        self, rows: Collection[tuple[int, ...]], cache: PassageCache | None
+    ) -> dict[tuple[int, ...], Layers]:
+        layers_of: dict[tuple[int, ...], Layers] = {}
+        unread: list[tuple[int, ...]] = []
+        for row in sorted(filter(None, rows), key=lambda row: (-len(row), row)):
+            kept = cache.get(row) if cache is not None else None
+            if kept is None:
+                unread.append(row)
+            else:
+                layers_of[row] = kept
+        while unread:
+            size = 1 if self._model.device.type == "cpu" else max(1, _READ_TOKENS // len(unread[0]))
+            batch, unread = unread[:size], unread[size:]
+            fresh = self._read(batch)
+            layers_of.update(fresh)
+            if cache is not None:
+                for row, layers in fresh.items():
+                    cache.put(row, layers)
+        return layers_of
+
+    def _read(self, batch: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Layers]:
+        from transformers import DynamicCache
+
+        ids, mask = padded(batch, pad=self._pad_id)
+        with without_lora(self._model) if self._without_adapter else nullcontext():
+            # The output layer sees one position; padding comes last, where no token attends to it.
+            _, output = self._head.run(
+                input_ids=ids.to(self._model.device),
+                attention_mask=mask.long().to(self._model.device),
+                past_key_values=DynamicCache(),
+                use_cache=True,
+            )
+        layers = [torch.stack([layer.keys, layer.values]) for layer in output.past_key_values.layers]
+        return {row: [layer[:, r, :, : len(row)].clone() for layer in layers] for r, row in enumerate(batch)}

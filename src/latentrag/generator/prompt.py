@@ -1,0 +1,283 @@
+"""How x and z become one input: templates, and their texts as tokens. A passage that is too long loses its last words,
+the question never does."""
+
+import hashlib
+import re
+import threading
+from array import array
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from latentrag.errors import InputError
+from latentrag.types import Latent, Passage
+
+KEPT_PASSAGES = 1 << 17
+"""Passages whose tokens are kept: about 60 MB at 100 words each."""
+
+_FIELD = re.compile(r"\{(title|text|question)\}")
+
+# Templates
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    """One pass, so that braces inside a passage or question are text."""
+    return _FIELD.sub(lambda match: values[match[1]], template)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """An input in three parts, of which only ``text``, the passage's own words, may be shortened."""
+
+    before: str
+    text: str
+    after: str
+
+    def __str__(self) -> str:
+        return self.before + self.text + self.after
+
+
+@dataclass(frozen=True, slots=True)
+class InputTemplate:
+    """x and z for an encoder–decoder, as Hugging Face's RAG concatenates them:
+    prefix + title + title_sep + text + passage_sep + question.
+
+    Differs: the question keeps its case (there it is decoded from lower-cased BERT tokens), and truncation takes
+    words from the passage (there the question goes first).
+    """
+
+    prefix: str = ""
+    title_sep: str = " / "
+    passage_sep: str = " // "
+
+    def without_examples(self) -> "InputTemplate":
+        """The same: it has none."""
+        return self
+
+    def render(self, question: str, z: Latent) -> Rendered:
+        """The input for x and z; without a passage (closed book) it is prefix + question."""
+        if not z:
+            return Rendered("", "", _single_spaced(self.prefix + question))
+        *others, last = z
+        before = self.prefix + "".join(self._titled(passage) + passage.text + self.passage_sep for passage in others)
+        return Rendered(
+            _single_spaced(before + self._titled(last)),
+            _single_spaced(last.text),
+            _single_spaced(self.passage_sep + question),
+        )
+
+    def _titled(self, passage: Passage) -> str:
+        return passage.title.removeprefix('"').removesuffix('"') + self.title_sep
+
+
+def _single_spaced(text: str) -> str:
+    return text.replace("  ", " ")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTemplate:
+    """A causal model's prompt: preamble + passage + question, in this order, so that what the model computes for
+    the passage does not depend on the question.
+
+    Attributes:
+        preamble: constant text, worked examples for instance.
+        passage: with {title} and {text}; ``untitled`` is used for a passage that has no title.
+        question: with {question}; y follows it after one space.
+        end: the text that ends y, one token of the model; None: the tokenizer's end-of-sequence token.
+        closed_book_preamble: stands in for the preamble where there is no passage.
+    """
+
+    preamble: str = ""
+    passage: str = "{title}: {text}\n"
+    untitled: str = "{text}\n"
+    question: str = "Question: {question}\nAnswer:"
+    end: str | None = "\n"
+    closed_book_preamble: str = ""
+
+    def __post_init__(self) -> None:
+        for name, text, field in (
+            ("passage", self.passage, "{text}"),
+            ("untitled", self.untitled, "{text}"),
+            ("question", self.question, "{question}"),
+        ):
+            if text.count(field) != 1:
+                raise InputError(f"prompt template {name}={text!r} needs {field} exactly once")
+
+    def without_examples(self) -> "PromptTemplate":
+        """The same without its preambles."""
+        return replace(self, preamble="", closed_book_preamble="")
+
+    def render(self, question: str, z: Latent) -> Rendered:
+        """The prompt for x and z, or for x alone (closed book)."""
+        read, asked = self.read(z), self.ask(question)
+        return Rendered(read.before, read.text, read.after + asked)
+
+    def read(self, z: Latent) -> Rendered:
+        """The prompt's first part, which does not depend on the question: z's passages one after the other. If the
+        prompt is too long, the last passage loses words."""
+        if not z:
+            return Rendered(self.closed_book_preamble, "", "")
+        *others, last = [self._shown(passage) for passage in z]
+        return Rendered(self.preamble + "".join(map(str, others)) + last.before, last.text, last.after)
+
+    def ask(self, question: str) -> str:
+        """The prompt's second part."""
+        return _fill(self.question, {"question": _one_line(question)})
+
+    def _shown(self, passage: Passage) -> Rendered:
+        # Line breaks would let a question or passage imitate the template's own layout.
+        before, after = (self.passage if passage.title else self.untitled).split("{text}")
+        title = {"title": _one_line(passage.title)}
+        return Rendered(_fill(before, title), _one_line(passage.text), _fill(after, title))
+
+    @property
+    def cue(self) -> str:
+        """The last piece of every prompt, after which y begins."""
+        return self.question.rsplit("{question}", 1)[1] or ":"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# Tokens
+
+
+def input_ids(tokenizer: Any, inputs: Sequence[Rendered], *, limit: int) -> list[list[int]]:
+    """Token ids of every input, special tokens included, none longer than ``limit``.
+
+    Raises: InputError if an input is too long without any passage.
+    """
+    encoded: list[list[int]] = tokenizer([str(rendered) for rendered in inputs], verbose=False)["input_ids"]
+    return [
+        ids if len(ids) <= limit else shortened(tokenizer, rendered, limit, bare=_bare(tokenizer, rendered))
+        for rendered, ids in zip(inputs, encoded, strict=True)
+    ]
+
+
+def _bare(tokenizer: Any, rendered: Rendered) -> list[int]:
+    ids: list[int] = tokenizer(rendered.before + rendered.after, verbose=False)["input_ids"]
+    return ids
+
+
+def shortened(tokenizer: Any, rendered: Rendered, limit: int, *, bare: Sequence[int], num_after: int = 0) -> list[int]:
+    """Token ids of an input that is too long, with as many of the passage's words as fit.
+
+    Args:
+        limit: of tokens, those that come after the input included.
+        bare: the input's tokens without any of those words.
+        num_after: tokens that come after the input.
+    Raises: InputError if it is too long without any of those words.
+    """
+    before, text, after = rendered.before, rendered.text, rendered.after
+    room = limit - num_after
+    if len(bare) > room:
+        raise InputError(
+            f"the question, its prompt and the passage's title are {len(bare) + num_after} tokens, the generator reads "
+            f"{limit}; shorten the question"
+        )
+    while text:
+        encoded = tokenizer(before + text + after, return_offsets_mapping=True, verbose=False)
+        ids: list[int] = encoded["input_ids"]
+        if len(ids) <= room:
+            return ids
+        first, last = len(before), len(before) + len(text)
+        starts = [start for start, end in encoded["offset_mapping"] if first <= start < last and end > start]
+        excess = len(ids) - room
+        cut = starts[-excess] - first if excess <= len(starts) else 0
+        # Cutting can change how the rest is tokenised, so at least one character goes each time round.
+        text = text[: min(cut, len(text) - 1)].rstrip()
+    return list(bare)
+
+
+class PromptTokens:
+    """A causal model's prompts as token ids, in two parts: the passage's, tokenised once and kept, and the question's.
+
+    Args:
+        tokenizer: of the model; a fast one.
+    """
+
+    def __init__(self, tokenizer: Any, template: PromptTemplate) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self._kept: OrderedDict[bytes, array[int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def parts(
+        self, pairs: Sequence[tuple[str, Latent]], *, limit: int, keep: bool
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """The first and the second part of the prompt of every (x, z); together at most ``limit`` tokens.
+
+        A passage's last words give way, the question never does.
+
+        Args:
+            keep: keep the first parts' tokens for the next call.
+        Raises: InputError if there is not even room for the template, the title and the question.
+        """
+        second_of = {
+            closed_book: self._questions([x for x, z in pairs if bool(z) != closed_book], closed_book=closed_book)
+            for closed_book in {not z for _, z in pairs}
+        }
+        second = [second_of[not z][x] for x, z in pairs]
+        longest = max(map(len, second))
+        if longest > limit:
+            raise InputError(
+                f"the question and its prompt are {longest} tokens, the generator reads {limit}; shorten the question"
+            )
+        first = self._latents([z for _, z in pairs], keep=keep)
+        fitted = [
+            ids if len(ids) + len(question) <= limit else self._shortened(z, len(question), limit)
+            for ids, (_, z), question in zip(first, pairs, second, strict=True)
+        ]
+        return fitted, second
+
+    def _questions(self, x: Sequence[str], *, closed_book: bool) -> dict[str, list[int]]:
+        """The second part of every question's prompt, as tokenised after the character before it."""
+        texts = list(dict.fromkeys(x))
+        asked = [self.template.ask(text) for text in texts]
+        before = str(self.template.read(() if closed_book else (Passage("", ""),)))[-1:]
+        if not before:
+            return dict(zip(texts, self._encode(asked, special=True), strict=True))
+        lead = self._encode([before])[0]
+        both = self._encode([before + text for text in asked])
+        if all(ids[: len(lead)] == lead for ids in both):
+            return {text: ids[len(lead) :] for text, ids in zip(texts, both, strict=True)}
+        return dict(zip(texts, self._encode(asked), strict=True))
+
+    def _latents(self, latents: Sequence[Latent], *, keep: bool) -> list[list[int]]:
+        """The first part of the prompt of every z; what was not met before is tokenised."""
+        keys = [_key(z) for z in latents]
+        with self._lock:
+            known = {key: list(ids) for key in keys if (ids := self._kept.get(key)) is not None}
+        unknown = {key: z for key, z in zip(keys, latents, strict=True) if key not in known}
+        shown = [str(self.template.read(z)) for z in unknown.values()]
+        encoded = iter(self._encode([text for text in shown if text], special=True))
+        fresh = {key: next(encoded) if text else [] for key, text in zip(unknown, shown, strict=True)}
+        with self._lock:
+            for key, tokens in fresh.items() if keep else ():
+                self._kept[key] = array("i", tokens)
+            while len(self._kept) > KEPT_PASSAGES:
+                self._kept.popitem(last=False)
+        known |= fresh
+        return [list(known[key]) for key in keys]
+
+    def _shortened(self, z: Latent, num_after: int, limit: int) -> list[int]:
+        rendered = self.template.read(z)
+        bare = self._encode([rendered.before + rendered.after], special=True)[0]
+        return self._open_ended(shortened(self.tokenizer, rendered, limit, bare=bare, num_after=num_after))
+
+    def _encode(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+        if not texts:
+            return []
+        rows = self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
+        return [self._open_ended(ids) for ids in rows] if special else rows
+
+    def _open_ended(self, ids: list[int]) -> list[int]:
+        """Without the end-of-sequence token with which some tokenizers close every text."""
+        return ids[:-1] if ids[-1:] == [self.tokenizer.eos_token_id] else ids
+
+
+def _key(z: Latent) -> bytes:
+    texts = "\0".join(f"{passage.title}\0{passage.text}" for passage in z)
+    return hashlib.blake2b(f"{len(z)}\0{texts}".encode(errors="replace"), digest_size=16).digest()

@@ -1,0 +1,108 @@
+"""Questions, latent values and targets as rows of tokens, and tokens as text again."""
+
+from collections.abc import Sequence
+from itertools import pairwise, takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentrag.errors import InputError
+from latentrag.types import Asked, Latent, LatentLists, Question
+
+
+def pairs(x: Sequence[Asked], latents: LatentLists) -> tuple[list[tuple[str, Latent]], int]:
+    """Every (x, z), question by question, and K.
+
+    Raises: InputError for an empty question, for no question, or if the questions' numbers of latent values differ.
+    """
+    if not x:
+        raise InputError("got no question; needed at least one")
+    texts = [Question.of(question).text for question in x]
+    for number, text in enumerate(texts):
+        if not text.strip():
+            raise InputError(f"question {number + 1} is empty; needed some text")
+    counts = {len(of_question) for of_question in latents}
+    if len(latents) != len(x) or len(counts) != 1 or 0 in counts:
+        raise InputError(
+            f"got {len(x)} questions with {[len(of_question) for of_question in latents]} passages; "
+            "needed the same number, at least one, for every question"
+        )
+    rows = [(text, z) for text, of_question in zip(texts, latents, strict=True) for z in of_question]
+    return rows, counts.pop()
+
+
+def check_lengths(rows: Sequence[Sequence[int]], limit: int | None) -> None:
+    """Raises: InputError if a target has more tokens than the generator can write."""
+    longest = max((len(row) for row in rows), default=0)
+    if limit is not None and longest > limit:
+        raise InputError(f"a target has {longest} tokens, this generator writes {limit} at most; shorten it")
+
+
+def padded(rows: Sequence[Sequence[int]], *, pad: int) -> tuple[Tensor, Tensor]:
+    """ids (R, S) int64, padded at the end, and mask (R, S) bool, S the longest row."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[number, : len(row)] = True
+    return ids, mask
+
+
+class Detokenizer:
+    """Token ids to text: of all of them, or a piece for each.
+
+    Both are the decoded text without the white space at its ends; special tokens add none. In pieces, a character that
+    takes several tokens belongs to the last of them, and so does what a later token changes (``o '`` becomes
+    ``o'brien``).
+
+    Args:
+        cue: tokens that stand before every text, for tokenizers whose first token decodes differently from the rest.
+    """
+
+    def __init__(self, tokenizer: Any, *, cue: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._cue = list(cue)
+        self._text_of_cue = self._decode(()) if cue else ""
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of these tokens, decoded once."""
+        whole = self._decode(ids)
+        return whole[_num_shared(self._text_of_cue, whole) :].strip()
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text that each token adds; joined they are ``text(ids)``. Decodes as often as there are tokens."""
+        whole = self._decode(ids)
+        first = _num_shared(self._text_of_cue, whole)
+        ends = [len(whole)]  # where each token's text ends, last token first
+        for number in reversed(range(1, len(ids))):
+            shared = _num_shared(self._decode(ids[:number]), whole)
+            ends.append(max(first, min(ends[-1], shared)))
+        if ids:
+            ends.append(first)
+        return _stripped([whole[start:end] for start, end in pairwise(reversed(ends))])
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(
+            [*self._cue, *ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+
+def _num_shared(one: str, other: str) -> int:
+    """Characters with which both texts begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _stripped(texts: list[str]) -> list[str]:
+    """The same pieces without the white space before the first and after the last word."""
+    for number, text in enumerate(texts):
+        texts[number] = text.lstrip()
+        if texts[number]:
+            break
+    for number in range(len(texts) - 1, -1, -1):
+        texts[number] = texts[number].rstrip()
+        if texts[number]:
+            break
+    return texts
