@@ -18,12 +18,13 @@ from latentrag.assemble import (
     with_parts,
 )
 from latentrag.errors import EncoderMismatchError, InputError, MemoryStoreError, ModelError
+from latentrag.generator import CausalGenerator, PromptTemplate
 from latentrag.generator.passages import PassageCache
 from latentrag.generator.tuning import Lora, split_weights
 from latentrag.memory import Memory
 from latentrag.rag import Rag
 from latentrag.retriever import BM25Retriever, DenseRetriever
-from latentrag.types import Passage
+from latentrag.types import Passage, singles
 from tests.encoder.tiny import write_dpr
 from tests.test_transformers_rag import checkpoint
 
@@ -203,6 +204,59 @@ def test_passages_read_by_an_adapter_are_not_those_of_the_model(parts, memory, t
     )
     with_parts(rag, rag.retriever, frozen).answer(QUESTION, k=2, max_tokens=3)
     assert frozen.passage_cache.num_misses == misses
+
+
+@pytest.mark.parametrize("keep_preamble", [True, False])
+def test_a_tuned_model_handed_on_reads_passages_as_it_was_trained(parts, memory, tmp_path, keep_preamble) -> None:
+    """Its adapter is for questions: what it reads of passages is that of the model without it, and is kept as such."""
+    rag = load(parts, memory=memory, passage_cache_folder=tmp_path / "kv")
+    tuned = generator_for_training(rag.generator, lora=Lora(rank=2), keep_preamble=True)
+    with torch.no_grad():
+        for weights in split_weights(tuned.model.state_dict())[1].values():
+            weights.fill_(0.05)
+
+    def log_p(generator) -> torch.Tensor:
+        with torch.no_grad():
+            prepared = generator.prepare([QUESTION], singles([PASSAGES[:2]]))
+            return generator.log_p_theta(prepared, generator.targets(["paris"]))
+
+    expected = log_p(tuned)
+    handed_on = generator_for_training(
+        tuned, lora=tuned.lora, keep_preamble=keep_preamble, passage_cache_folder=tmp_path / "kv"
+    )
+    torch.testing.assert_close(log_p(handed_on), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(log_p(tuned), expected, rtol=0, atol=1e-5)
+    rag.generator.passage_cache.forget()
+    own = generator_for_training(tuned, lora=None, frozen=True, passage_cache_folder=tmp_path / "kv")
+    torch.testing.assert_close(log_p(own), expected, rtol=0, atol=1e-5)
+    assert own.passage_cache.num_misses == 0
+
+
+def test_another_adapter_than_the_model_has_is_refused(parts, memory) -> None:
+    tuned = generator_for_training(load(parts, memory=memory).generator, lora=Lora(rank=2))
+    with pytest.raises(InputError, match=r"has an adapter .*rank=2.* already"):
+        generator_for_training(tuned, lora=Lora(rank=4))
+
+
+def test_a_new_adapter_seeds_no_generator_of_random_numbers(parts, memory, monkeypatch) -> None:
+    """torch.manual_seed would seed those of accelerators too."""
+    generator = load(parts, memory=memory).generator
+    monkeypatch.setattr(torch, "manual_seed", None)
+    before = torch.get_rng_state()
+    first = generator_for_training(generator, lora=Lora(rank=2), seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    again = generator_for_training(load(parts, memory=memory).generator, lora=Lora(rank=2), seed=3)
+    for one, two in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_the_worked_examples_of_a_frozen_generator_stay(parts, memory) -> None:
+    template = PromptTemplate(preamble="the moon is red\n", closed_book_preamble="rome\n")
+    plain = load(parts, memory=memory).generator
+    generator = CausalGenerator(plain.model, plain.tokenizer, template=template)
+    assert generator_for_training(generator, lora=None, frozen=True).template == template
+    assert generator_for_training(generator, lora=None).template == PromptTemplate()
+    assert generator_for_training(generator, lora=None, keep_preamble=True).template == template
 
 
 def damaged(folder: Path, damage: str) -> None:

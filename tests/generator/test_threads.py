@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from latentrag.generator import CausalGenerator, load_generator
+from latentrag.generator import CausalGenerator, load_generator, prompt
 from latentrag.generator.passages import PassageCache
 from latentrag.generator.tuning import Lora
 from latentrag.types import Passage, singles
@@ -32,7 +32,7 @@ def generator_of(kind: str, folder):
 
 
 @torch.no_grad()
-def found(generator, number: int):
+def log_probabilities_of(generator, number: int):
     prepared = generator.prepare([X[number]], singles([PASSAGES]))
     log_p, state = generator.start(prepared)
     steps = [log_p]
@@ -45,8 +45,27 @@ def found(generator, number: int):
 @pytest.mark.parametrize("kind", ["bart", "llama", "adapted"])
 def test_threads_get_what_they_would_get_alone(kind, tmp_path) -> None:
     generator = generator_of(kind, tmp_path)
-    expected = [found(generator, number) for number in range(len(X))]
+    expected = [log_probabilities_of(generator, number) for number in range(len(X))]
     with ThreadPoolExecutor(4) as pool:
-        for number, each in enumerate(pool.map(lambda place: found(generator, place % len(X)), range(24))):
-            for one, two in zip(each, expected[number % len(X)], strict=True):
+        in_threads = pool.map(lambda place: log_probabilities_of(generator, place % len(X)), range(24))
+        for number, tensors in enumerate(in_threads):
+            for one, two in zip(tensors, expected[number % len(X)], strict=True):
                 torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
+
+
+def test_threads_share_the_tokens_of_passages(monkeypatch, tmp_path) -> None:
+    """Room for the tokens of one passage: what a thread has found to be kept may be gone when it is used."""
+    monkeypatch.setattr(prompt, "KEPT_PASSAGES", 1)
+    tokenizer = tiny.save_tokenizer(tmp_path, end=False, max_tokens=64)
+    prompts = prompt.PromptTokens(tokenizer, prompt.PromptTemplate())
+    words = ["paris", "rome", "moon", "emma"]
+    rows = [(X[0], (Passage(word, f"{word} is the capital"),)) for word in words]
+    expected = {word: prompts.parts([row], limit=64, keep=False)[0][0] for word, row in zip(words, rows, strict=True)}
+
+    def tokenise(number: int) -> bool:
+        chosen = [(number + step) % len(words) for step in range(2)]
+        firsts, _ = prompts.parts([rows[place] for place in chosen], limit=64, keep=True)
+        return firsts == [expected[words[place]] for place in chosen]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(tokenise, range(2000)))
