@@ -18,7 +18,6 @@ from latentrag.assemble import (
     with_parts,
 )
 from latentrag.errors import EncoderMismatchError, InputError, MemoryStoreError, ModelError
-from latentrag.generator import CausalGenerator, PromptTemplate
 from latentrag.generator.passages import PassageCache
 from latentrag.generator.tuning import Lora, split_weights
 from latentrag.memory import Memory
@@ -227,7 +226,9 @@ def test_a_tuned_model_handed_on_reads_passages_as_it_was_trained(parts, memory,
     torch.testing.assert_close(log_p(handed_on), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(log_p(tuned), expected, rtol=0, atol=1e-5)
     rag.generator.passage_cache.forget()
-    own = generator_for_training(tuned, lora=None, frozen=True, passage_cache_folder=tmp_path / "kv")
+    own = generator_for_training(
+        tuned, lora=None, frozen=True, keep_preamble=True, passage_cache_folder=tmp_path / "kv"
+    )
     torch.testing.assert_close(log_p(own), expected, rtol=0, atol=1e-5)
     assert own.passage_cache.num_misses == 0
 
@@ -248,15 +249,6 @@ def test_a_new_adapter_seeds_no_generator_of_random_numbers(parts, memory, monke
     again = generator_for_training(load(parts, memory=memory).generator, lora=Lora(rank=2), seed=3)
     for one, two in zip(first.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, two)
-
-
-def test_the_worked_examples_of_a_frozen_generator_stay(parts, memory) -> None:
-    template = PromptTemplate(preamble="the moon is red\n", closed_book_preamble="rome\n")
-    plain = load(parts, memory=memory).generator
-    generator = CausalGenerator(plain.model, plain.tokenizer, template=template)
-    assert generator_for_training(generator, lora=None, frozen=True).template == template
-    assert generator_for_training(generator, lora=None).template == PromptTemplate()
-    assert generator_for_training(generator, lora=None, keep_preamble=True).template == template
 
 
 def damaged(folder: Path, damage: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from latentrag import io
 from latentrag.assemble import load, save
 from latentrag.errors import InputError, ModelError
-from latentrag.generator import GENERATORS, SETTINGS_FILE, load_generator
+from latentrag.generator import GENERATOR_KINDS, SETTINGS_FILE, load_generator
 from latentrag.place import Place
 from latentrag.protocols import Capabilities
 from latentrag.types import Asked, LatentLists, Targets
@@ -88,9 +88,9 @@ class OverlapGenerator:
 
 @pytest.fixture
 def kind() -> Iterator[None]:
-    GENERATORS.add("overlap", OverlapGenerator)
+    GENERATOR_KINDS.add("overlap", OverlapGenerator)
     yield
-    GENERATORS.remove("overlap")
+    GENERATOR_KINDS.remove("overlap")
 
 
 @pytest.fixture

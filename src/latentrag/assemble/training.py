@@ -34,14 +34,13 @@ def generator_for_training(
     """The generator, ready to be trained.
 
     Args:
-        lora, frozen, whole, recompute, seed, keep_preamble: as for ``TransformersGenerator.for_training``.
+        lora, whole, recompute, seed, keep_preamble: as for ``TransformersGenerator.for_training``.
+        frozen: nothing of it is trained.
         passage_cache_bytes, passage_cache_folder, passage_cache_folder_bytes: for a generator that keeps passages and
             reads them without learning, so that each is read once.
     Raises: InputError for a generator that cannot be trained.
     """
-    ready = generator.for_training(
-        lora=lora, frozen=frozen, whole=whole, recompute=recompute, seed=seed, keep_preamble=keep_preamble
-    )
+    ready = generator.for_training(lora=lora, whole=whole, recompute=recompute, seed=seed, keep_preamble=keep_preamble)
     spares_passages = ready.lora is not None and ready.lora.scope == "question"
     if isinstance(ready, KeepsPassages) and (frozen or spares_passages):
         ready.keep_passages(

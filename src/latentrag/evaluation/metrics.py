@@ -18,14 +18,14 @@ from latentrag.training.data import QUESTIONS_AND_ANSWERS
 if TYPE_CHECKING:
     from latentrag.evaluation.run import Plan
     from latentrag.model import Read
-    from latentrag.protocols import Generator
+    from latentrag.protocols import Scores
     from latentrag.rag import Rag
     from latentrag.training.data import Example
     from latentrag.types import Passage
 
     Value = Callable[[Example, str, Sequence[Passage]], float | None]
     """Of an example, the model's answer to it, and the passages retrieved, best first. None: not measured."""
-    Decoder = Callable[[Rag, Read[Generator], Plan], Sequence[tuple[str, float]]]
+    Decoder = Callable[[Rag, Read[Scores], Plan], Sequence[tuple[str, float]]]
     """What the model answers to each of B questions, and log p of that in nats."""
 
 Row: TypeAlias = dict[str, Any]

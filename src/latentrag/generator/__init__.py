@@ -3,13 +3,13 @@ which other packages add theirs."""
 
 from latentrag.generator.base import SETTINGS_FILE
 from latentrag.generator.causal import CausalGenerator
-from latentrag.generator.kinds import GENERATORS, load_generator
+from latentrag.generator.kinds import GENERATOR_KINDS, load_generator
 from latentrag.generator.prompt import InputTemplate, PromptTemplate
 from latentrag.generator.seq2seq import Seq2SeqGenerator
 from latentrag.generator.tuning import Lora
 
 __all__ = [
-    "GENERATORS",
+    "GENERATOR_KINDS",
     "SETTINGS_FILE",
     "CausalGenerator",
     "InputTemplate",

@@ -218,7 +218,6 @@ class TransformersGenerator(ABC, Generic[P, T]):
         self,
         *,
         lora: Lora | None,
-        frozen: bool = False,
         whole: bool = False,
         recompute: bool = False,
         seed: int = 0,
@@ -228,7 +227,6 @@ class TransformersGenerator(ABC, Generic[P, T]):
 
         Args:
             lora: the adapter to train, or the one that the model has; None: all weights, or none of them.
-            frozen: nothing of it is trained.
             whole: its weights are trained and become float32.
             recompute: keep fewer activations, compute them again in the backward pass.
             seed: of a new adapter's first weights.
@@ -242,7 +240,7 @@ class TransformersGenerator(ABC, Generic[P, T]):
         model = self.model.float() if whole else self.model
         if recompute:
             recompute_activations(model)
-        template = self.template if keep_preamble or frozen else self.template.without_examples()
+        template = self.template if keep_preamble else self.template.without_examples()
         arguments = {**self._arguments(), "template": template}
         return type(self)(model, self.tokenizer, **arguments, lora=lora or self.lora, seed=seed)  # type: ignore[call-arg]
 

@@ -29,13 +29,13 @@ class GeneratorKind(Protocol):
         ...
 
 
-GENERATORS: Table[GeneratorKind] = Table(
+GENERATOR_KINDS: Table[GeneratorKind] = Table(
     "generator kind",
     {
         "seq2seq": "latentrag.generator.seq2seq:Seq2SeqGenerator",
         "causal": "latentrag.generator.causal:CausalGenerator",
     },
-    group="latentrag.generators",
+    group="latentrag.generator_kinds",
 )
 
 
@@ -56,7 +56,7 @@ def load_generator(
     if name is None:
         name = "seq2seq" if read_config(folder).is_encoder_decoder else "causal"
     try:
-        kind = GENERATORS[name]
+        kind = GENERATOR_KINDS[name]
     except InputError as error:
         raise ModelError(f"{folder / SETTINGS_FILE}: {error}") from error
     return kind.load(folder, chosen, place or Place(number_format="float32"))
