@@ -56,8 +56,7 @@ def split(
             return True
         return count_tokens(document.title, document.text[start:end]) <= max_tokens
 
-    is_bounded = max_tokens is not None or max_chars is not None
-    return _passages(document, words, fits if is_bounded else None)
+    return _passages(document, words, fits)
 
 
 def check_bounds(
@@ -76,7 +75,7 @@ def check_bounds(
             raise InputError(f"{name}={bound} leaves nothing of a passage; pass 1 or more")
 
 
-def _passages(document: Document, words: int, fits: Fits | None) -> Iterator[Passage]:
+def _passages(document: Document, words: int, fits: Fits) -> Iterator[Passage]:
     text = document.text
     spans = list(_spans(document, words, fits))
     for i, (start, end) in enumerate(spans):
@@ -92,11 +91,11 @@ def _passages(document: Document, words: int, fits: Fits | None) -> Iterator[Pas
         )
 
 
-def _spans(document: Document, words: int, fits: Fits | None) -> Iterator[Span]:
+def _spans(document: Document, words: int, fits: Fits) -> Iterator[Span]:
     text = document.text
     if document.whole:
         start, end = len(text) - len(text.lstrip()), len(text.rstrip())
-        if start < end and (fits is None or fits(start, end)):
+        if start < end and fits(start, end):
             yield start, end
             return
         words = sys.maxsize
@@ -107,11 +106,11 @@ def _spans(document: Document, words: int, fits: Fits | None) -> Iterator[Span]:
         if not pending:
             return
         start, ends = pending[0][0], [end for _, end in pending]
-        number = len(ends) if fits is None or fits(start, ends[-1]) else _num_fitting(start, ends, fits)
+        number = len(ends) if fits(start, ends[-1]) else _num_fitting(start, ends, fits)
         if number:
             yield start, ends[number - 1]
             del pending[:number]
-        elif fits is not None:
+        else:
             *pieces, last = _pieces(document, pending[0], fits)
             yield from pieces
             pending[0] = last
