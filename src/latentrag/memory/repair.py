@@ -130,15 +130,13 @@ class Intact:
 
     def _ids(self, fragment: LanceFragment, row_ids: RowIds) -> set[str]:
         """Of these rows, which may be damaged; none if they cannot be read."""
-        wanted = set(row_ids.tolist())
+        wanted, ids = set(row_ids.tolist()), set()
         try:
-            return (
-                {key for key, row_id in self.table.ids_with_row_ids([fragment]) if row_id in wanted}
-                if wanted
-                else set()
-            )
+            for keys, of_keys in self.table.id_batches([fragment]) if wanted else ():
+                ids |= {key for key, row_id in zip(keys, of_keys.tolist(), strict=True) if row_id in wanted}
         except MemoryStoreError:
             return set()
+        return ids
 
 
 def _elsewhere(storage: Storage, wanted: RowIds, damage: Damage) -> Iterator[tuple[Table, LanceFragment, RowIds]]:
@@ -285,7 +283,7 @@ def _still_somewhere(storage: Storage, ids: set[str]) -> tuple[dict[str, int], l
         table = Table.open(storage, version)
         new = {names: fragment for names, fragment in table.fragments().items() if names not in seen}
         if new:
-            here = (key for key, _ in table.ids_with_row_ids(list(new.values())))
-            versions |= dict.fromkeys(wanted.intersection(here), version)
+            for keys, _ in table.id_batches(list(new.values())):
+                versions |= dict.fromkeys(wanted.intersection(keys), version)
         seen |= new.keys()
     return versions, sorted(ids - versions.keys())

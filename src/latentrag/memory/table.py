@@ -134,8 +134,8 @@ class Table:
 
     def ids(self) -> Iterator[str]:
         """Every passage's id, in the order of the rows."""
-        for batch in self._scan(["id"]):
-            yield from batch["id"].to_pylist()
+        for keys, _ in self.id_batches():
+            yield from keys
 
     def passages(self, *, besides: Collection[tuple[str, ...]] = ()) -> Iterator[Passage]:
         """Every passage, in the order of the rows; one batch in RAM at a time.
@@ -145,7 +145,7 @@ class Table:
         """
         fragments = self.fragments()
         if kept := [fragments[key] for key in fragments if key not in besides]:
-            for batch in self._scan(self.passage_columns, fragments=kept):
+            for batch in self.scan(self.passage_columns, fragments=kept):
                 yield from to_passages(batch)
 
     def passages_to_copy(self) -> Iterator[Passage]:
@@ -161,7 +161,7 @@ class Table:
 
     def vectors(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float16]]]:
         """Batches of row ids (n,) and vectors (n, D), in the order of the rows."""
-        for batch in self._scan(["vector"], with_row_id=True):
+        for batch in self.scan(["vector"], with_row_id=True):
             yield batch["_rowid"].to_numpy().astype(np.int64), to_vectors(batch, self.card.dimension)
 
     def take(self, row_ids: Sequence[int]) -> dict[int, Passage]:
@@ -179,18 +179,15 @@ class Table:
 
     def row_ids(self, fragments: list[LanceFragment]) -> npt.NDArray[np.int64]:
         """Of these fragments' rows, (n,), in their order. Manifests have them: no data file is read, or missed."""
-        scanned = self._scan([], with_row_id=True, fragments=fragments) if fragments else ()
+        scanned = self.scan([], with_row_id=True, fragments=fragments) if fragments else ()
         parts = [batch["_rowid"].to_numpy() for batch in scanned]
         return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
 
-    def ids_with_row_ids(self, fragments: list[LanceFragment]) -> Iterator[tuple[str, int]]:
-        """As ``ids``, of these fragments, each with its row id."""
-        for batch in self._scan(["id"], with_row_id=True, fragments=fragments):
-            yield from zip(batch["id"].to_pylist(), batch["_rowid"].to_pylist(), strict=True)
-
-    def id_batches(self) -> Iterator[tuple[list[str], npt.NDArray[np.int64]]]:
-        """As ``ids``, in batches, each with its row ids, (n,)."""
-        for batch in self._scan(["id"], with_row_id=True):
+    def id_batches(
+        self, fragments: list[LanceFragment] | None = None
+    ) -> Iterator[tuple[list[str], npt.NDArray[np.int64]]]:
+        """Batches of ids and row ids, (n,), of these fragments or of all, in the order of the rows."""
+        for batch in self.scan(["id"], with_row_id=True, fragments=fragments):
             yield batch["id"].to_pylist(), batch["_rowid"].to_numpy().astype(np.int64)
 
     def rows(
@@ -200,7 +197,7 @@ class Table:
         import pyarrow as pa
 
         columns = [*self.passage_columns, "vector"]
-        for batch in self._scan(columns, with_row_id=True, fragments=fragments):
+        for batch in self.scan(columns, with_row_id=True, fragments=fragments):
             kept = batch.filter(pa.array(np.isin(batch["_rowid"].to_numpy(), row_ids)))
             if len(kept):
                 yield to_passages(kept), to_vectors(kept, self.card.dimension)
@@ -208,13 +205,13 @@ class Table:
     def origins(self) -> Iterator[tuple[str, str]]:
         """Every passage's id and origin, in the order of the rows."""
         columns = [name for name in self.passage_columns if name in {"id", "origin"}]
-        for batch in self._scan(columns):
+        for batch in self.scan(columns):
             origins = batch["origin"].to_pylist() if "origin" in columns else [None] * len(batch)
             yield from ((key, origin or "") for key, origin in zip(batch["id"].to_pylist(), origins, strict=True))
 
     def passages_where(self, condition: pc.Expression) -> Iterator[tuple[Passage, int]]:
         """The passages that meet a condition on the columns, with their row ids, in the order of the rows."""
-        for batch in self._scan(self.passage_columns, with_row_id=True, condition=condition):
+        for batch in self.scan(self.passage_columns, with_row_id=True, filter=condition):
             yield from zip(to_passages(batch), batch["_rowid"].to_pylist(), strict=True)
 
     def vectors_of(self, row_ids: Sequence[int]) -> npt.NDArray[np.float16]:
@@ -226,30 +223,20 @@ class Table:
         place = {row_id: i for i, row_id in enumerate(rows["_rowid"].to_pylist())}
         return vectors[[place[row_id] for row_id in row_ids]]
 
-    def _scan(
-        self,
-        columns: list[str],
-        *,
-        with_row_id: bool = False,
-        condition: pc.Expression | None = None,
-        fragments: list[LanceFragment] | None = None,
-    ) -> Iterator[pa.RecordBatch]:
+    def scan(self, columns: list[str], **options: Any) -> Iterator[pa.RecordBatch]:
+        """Batches of these columns, in the order of the rows. Args: options: as of ``LanceDataset.scanner``."""
         with version_files.reading(self.path):
-            yield from self.dataset.scanner(
-                columns=columns,
-                with_row_id=with_row_id,
-                fragments=fragments,
-                batch_size=ROWS_PER_READ,
-                scan_in_order=True,
-                filter=condition,
-            ).to_batches()
+            scanner = self.dataset.scanner(
+                columns=columns, scan_in_order=True, **{"batch_size": ROWS_PER_READ} | options
+            )
+            yield from scanner.to_batches()
 
     def _scan_to_copy(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """A copy gets a checksum of its own, with which damage would pass for what was written."""
         checksums = self.storage.checksums() or {}
         for names, fragment in self.fragments().items():
             version_files.require_as_written(self.path, names, checksums)  # which leaves them in the system's cache
-            yield from self._scan(columns, fragments=[fragment])
+            yield from self.scan(columns, fragments=[fragment])
 
     def require_as_written(
         self, row_ids: Collection[int], *, besides: Collection[tuple[str, ...]] = ()

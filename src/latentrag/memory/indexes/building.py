@@ -205,7 +205,7 @@ def build(table: Table, kind: str, planned: Plan, *, folder: IndexFolder, progre
             vectors = _vectors(scratch, description)
             _proposer(kind).build(vectors, planned, scratch, progress)
             # What is searched is read anew, without the room that was left for growing.
-            _choose_effort(_open(scratch, description, ram_bytes=0), scratch, progress)
+            _choose_effort(_open(scratch, description), scratch, progress)
         made = _named(folder, description)
         for other in folder.indexes()[0]:
             is_old = other.description.kind == kind or other.description.kind not in INDEX_KINDS
@@ -322,12 +322,12 @@ def opened(published: Published) -> StoredIndex:
     published.verify()
     if EFFORT not in published.files:
         raise IndexDamagedError(published.folder / EFFORT, "is missing")
-    index = _open(published.folder, published.description, ram_bytes=published.ram_bytes)
+    index = _open(published.folder, published.description)
     index.proposer.effort = read_effort(published.folder)[0]
     return index
 
 
-def _open(folder: Path, of: Description, *, ram_bytes: int) -> StoredIndex:
+def _open(folder: Path, of: Description) -> StoredIndex:
     vectors = _vectors(folder, of)
     return StoredIndex(
         kind=of.kind,
@@ -337,7 +337,6 @@ def _open(folder: Path, of: Description, *, ram_bytes: int) -> StoredIndex:
         vectors=vectors,
         places=Places.of(vectors.row_ids),
         texts=PassageFile(folder / PASSAGES, folder / PASSAGE_ENDS, num_rows=of.num_rows),
-        num_bytes=ram_bytes,
     )
 
 

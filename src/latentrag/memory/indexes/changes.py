@@ -16,8 +16,7 @@ import numpy as np
 
 from latentrag.errors import IndexDamagedError
 from latentrag.memory.indexes.index import Rows
-from latentrag.memory.schema import to_passages
-from latentrag.memory.version_files import reading
+from latentrag.memory.schema import to_passages, to_vectors
 from latentrag.types import Passage
 
 if TYPE_CHECKING:
@@ -84,35 +83,26 @@ def stream(table: Table) -> Iterator[Rows]:
 def stream_with_passages(table: Table) -> Iterator[tuple[Rows, list[Passage]]]:
     """The same, with the passages that have these vectors."""
     for fragment in table.dataset.get_fragments():
-        for batch in _batches_of(table, fragment, [*table.passage_columns, "vector"]):
-            yield _to_rows(batch, table.card.dimension), to_passages(batch)
+        for rows, batch in _batches_of(table, fragment, [*table.passage_columns, "vector"]):
+            yield rows, to_passages(batch)
 
 
 def _rows_of(table: Table, fragment: LanceFragment) -> Iterator[Rows]:
-    for batch in _batches_of(table, fragment, ["vector"]):
-        yield _to_rows(batch, table.card.dimension)
+    return (rows for rows, _ in _batches_of(table, fragment, ["vector"]))
 
 
-def _batches_of(table: Table, fragment: LanceFragment, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    dimension = table.card.dimension
-    with reading(table.path):
-        scanner = table.dataset.scanner(
-            columns=columns,
-            fragments=[fragment],
-            with_row_id=True,
-            batch_size=max(256, BATCH_BYTES // (2 * dimension)),
-            batch_readahead=2,
-            io_buffer_size=8 * BATCH_BYTES,
-            scan_in_order=True,
-        )
-        for batch in scanner.to_batches():
-            if len(batch):
-                yield batch
-
-
-def _to_rows(batch: pa.RecordBatch, dimension: int) -> Rows:
-    flat = batch["vector"].flatten().to_numpy(zero_copy_only=False)
-    return Rows(batch["_rowid"].to_numpy().astype(np.int64), flat.reshape(-1, dimension))
+def _batches_of(table: Table, fragment: LanceFragment, columns: list[str]) -> Iterator[tuple[Rows, pa.RecordBatch]]:
+    for batch in table.scan(
+        columns,
+        fragments=[fragment],
+        with_row_id=True,
+        batch_size=max(256, BATCH_BYTES // (2 * table.card.dimension)),
+        batch_readahead=2,
+        io_buffer_size=8 * BATCH_BYTES,
+    ):
+        if len(batch):
+            row_ids = batch["_rowid"].to_numpy().astype(np.int64)
+            yield Rows(row_ids, to_vectors(batch, table.card.dimension)), batch
 
 
 def difference(table: Table, before: Sequence[Fragment], row_ids: npt.NDArray[np.int64]) -> Difference:

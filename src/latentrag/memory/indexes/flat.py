@@ -61,10 +61,6 @@ class FlatIndex:
             largest_norm = max(largest_norm, float(np.linalg.norm(block, axis=1).max(initial=0.0)))
         return cls(flat, np.concatenate(row_ids), largest_norm)
 
-    @property
-    def num_bytes(self) -> int:
-        return int(4 * self.flat.ntotal * self.flat.d + self.row_ids.nbytes)
-
     def __len__(self) -> int:
         return int(self.flat.ntotal) if self.live is None else self.live.count
 
@@ -120,10 +116,6 @@ class RevisedIndex:
     @property
     def kind(self) -> str:
         return self.kept.kind
-
-    @property
-    def num_bytes(self) -> int:
-        return self.kept.num_bytes + self.added.num_bytes
 
     def __len__(self) -> int:
         return len(self.kept) + len(self.added)

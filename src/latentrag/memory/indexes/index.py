@@ -48,15 +48,7 @@ class Rows(NamedTuple):
     vectors: npt.NDArray[np.float16]
 
 
-class Searches(Protocol):
-    """What finds rows for queries."""
-
-    def search(self, q: npt.NDArray[np.float32], k: int) -> Hits:
-        """The K rows of largest d·q, or nearly so. q: (B, D) float32, B ≥ 1; 1 ≤ k ≤ number of rows."""
-        ...
-
-
-class Index(Searches, Protocol):
+class Index(Protocol):
     """Maximum inner product search over the rows of one version. It never changes; safe for concurrent searches.
 
     What a query finds, and with which scores, does not depend on the other queries of its batch. Rows are named by
@@ -69,12 +61,11 @@ class Index(Searches, Protocol):
         """Its name in the table of kinds."""
         ...
 
-    @property
-    def num_bytes(self) -> int:
-        """RAM that it takes."""
-        ...
-
     def __len__(self) -> int: ...
+
+    def search(self, q: npt.NDArray[np.float32], k: int) -> Hits:
+        """The K rows of largest d·q, or nearly so. q: (B, D) float32, B ≥ 1; 1 ≤ k ≤ len(self)."""
+        ...
 
     def passages(self, row_ids: npt.NDArray[np.int64]) -> dict[int, Passage]:
         """The passages of these rows (n,) that are stored with the index, by row id; the table has all."""
@@ -262,7 +253,7 @@ def exact_best(rows: Iterable[Rows], q: npt.NDArray[np.float32], k: int) -> npt.
 
 
 def recalls(
-    index: Searches, best_scores: npt.NDArray[np.float32], q: npt.NDArray[np.float32], ks: Iterable[int]
+    index: Index, best_scores: npt.NDArray[np.float32], q: npt.NDArray[np.float32], ks: Iterable[int]
 ) -> dict[int, npt.NDArray[np.float64]]:
     """K → (B,) the share of the K best that the index finds for each query; a row that ties with the K-th best counts.
 

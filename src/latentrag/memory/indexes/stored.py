@@ -233,7 +233,6 @@ class StoredIndex:
     other queries of the batch decide between near ties.
 
     Attributes:
-        num_bytes: RAM that the proposer takes.
         places: positions by row id.
         texts: the passages of the same rows.
     """
@@ -243,7 +242,6 @@ class StoredIndex:
     vectors: VectorFile
     places: Places
     texts: PassageFile
-    num_bytes: int
     live: LiveRows | None = None
 
     @property
