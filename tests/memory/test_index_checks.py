@@ -10,11 +10,10 @@ from latentrag.errors import InputError
 from latentrag.memory import Memory, history
 from latentrag.memory import version_files as memory_files
 from latentrag.memory.indexes import building, changes
-from latentrag.memory.indexes.checking import ACCEPTED, Recall
 from latentrag.memory.indexes.index import Hits, Rows, exact_best, recalls
 from latentrag.memory.indexes.ivf_rabitq import IvfRabitq
 from latentrag.memory.table import Table
-from latentrag.memory.verify import verify
+from latentrag.memory.verify import ACCEPTED, Recall, verify
 from latentrag.types import Passage
 from tests.memory.indexing import STORED_KINDS, append, build, drawn, make_table, oracle, rows_of
 

@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from latentrag import io
-from latentrag.errors import InputError, MemoryStoreError, UnknownVersionError
+from latentrag.errors import DamagedVersionError, InputError, MemoryStoreError, UnknownVersionError
 from latentrag.memory import version_files
 from latentrag.memory.recovery import changing, writing
 from latentrag.memory.storage import Place, Storage, storage_of
 from latentrag.memory.table import Table
 
 if TYPE_CHECKING:
-    import lance
-
     from latentrag.types import Passage
 
 SERVED = "served"
@@ -57,32 +55,26 @@ def log(table: Table) -> list[Version]:
 def logged(table: Table, number: int) -> Version | None:
     """One version, opened in the session of ``table``; None, with a warning, if it cannot be read."""
     import lance
+    from lance.dataset import LANCE_COMMIT_MESSAGE_KEY
 
     try:
-        dataset = lance.dataset(str(table.path), version=number, session=table.dataset.session())
-        version = dataset.get_version()
-        change = _change(dataset)
-    except BaseException as error:
-        if not version_files.is_lances(error):
-            raise
-        warnings.warn(f"version {number} of {table.path} cannot be read ({version_files.reason(error)})", stacklevel=4)
+        with version_files.lance_errors_as(
+            lambda error: DamagedVersionError(table.path, number, version_files.reason(error))
+        ):
+            dataset = lance.dataset(str(table.path), version=number, session=table.dataset.session())
+            version = dataset.get_version()
+            transaction = dataset.read_transaction(number)
+    except DamagedVersionError as error:
+        warnings.warn(str(error).split("; ")[0], stacklevel=4)
         return None
+    properties = (transaction.transaction_properties if transaction else None) or {}
     return Version(
         number=number,
         # Lance gives local time without a zone.
         time=cast("datetime", version["timestamp"]).astimezone(UTC),
         num_passages=int(version["metadata"]["total_rows"]),
-        change=change,
+        change=properties.get(LANCE_COMMIT_MESSAGE_KEY, "unknown"),
     )
-
-
-def _change(dataset: lance.LanceDataset) -> str:
-    """What a version's commit said that it does."""
-    from lance.dataset import LANCE_COMMIT_MESSAGE_KEY
-
-    transaction = dataset.read_transaction(dataset.version)
-    properties = (transaction.transaction_properties if transaction else None) or {}
-    return properties.get(LANCE_COMMIT_MESSAGE_KEY, "unknown")
 
 
 def version_key(table: Table) -> str | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from errno import EACCES, EPERM, EROFS
 from pathlib import Path
 
-from latentrag.errors import DamagedVersionError, LatentRagError, MemoryStoreError
+from latentrag.errors import DamagedVersionError, MemoryStoreError
 from latentrag.memory import version_files
 from latentrag.memory.storage import Checksum, Storage
 
@@ -97,17 +97,13 @@ def _keep_or_set_aside(storage: Storage, version: int) -> None:
     storage.record({name: Checksum.of(folder / name) for name in names})
 
 
-@contextmanager
-def changing(folder: Path) -> Iterator[None]:
-    """Lance's and the system's failures to write as one line."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, LatentRagError) or not version_files.is_lances(error):
-            raise
-        raise MemoryStoreError(
+def changing(folder: Path) -> AbstractContextManager[None]:
+    """Failures to write as one line."""
+    return version_files.lance_errors_as(
+        lambda error: MemoryStoreError(
             f"{folder} cannot be written ({version_files.reason(error)}); {_remedy(folder, error)}"
-        ) from error
+        )
+    )
 
 
 def _remedy(folder: Path, error: BaseException) -> str:

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latentrag.errors import DamagedVersionError, IndexDamagedError, InputError, MemoryStoreError
+from latentrag.errors import (
+    DamagedVersionError,
+    IndexDamagedError,
+    InputError,
+    MemoryStoreError,
+    UnknownVersionError,
+)
 from latentrag.memory import version_files
 from latentrag.memory.history import SERVED, tags
-from latentrag.memory.indexes.checking import CheckedIndex, check
+from latentrag.memory.indexes.building import is_stored, opened
+from latentrag.memory.indexes.changes import Difference, difference, require_same_rows, rows_with, stream
 from latentrag.memory.indexes.folder import IndexFolder, Published
-from latentrag.memory.storage import Checksum, Owner, Place, Storage, storage_of
+from latentrag.memory.indexes.index import exact_best, recalls
+from latentrag.memory.indexes.stored import StoredIndex
+from latentrag.memory.indexes.supply import DRIFT_TO_REFUSE, serving
+from latentrag.memory.storage import Owner, Place, Storage, storage_of
 from latentrag.memory.table import Table
+from latentrag.memory.version_files import Damage
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 SHOWN = 3
 NUM_QUESTIONS = 200
 """Of which recall's standard error is about a hundredth."""
+ACCEPTED = {5: 0.98, 100: 0.95}
+"""Recall at K below which an index is a finding. Indexes are built to find more of passages' own vectors, since they
+find fewer of people's questions (ADR 6)."""
+ERRORS_ALLOWED = 2.0
+"""So many standard errors a measured recall may lie below that, because the sample may be an unlucky one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +48,46 @@ class Problem:
 
     what: str
     remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """The share of the K best passages that an index finds, over questions that are passages' own vectors.
+
+    Attributes:
+        standard_error: of ``share``, from the spread between the questions.
+        needed: below which, by more than two standard errors, it is a finding.
+    """
+
+    k: int
+    share: float
+    standard_error: float
+    num_questions: int
+    needed: float
+
+    @property
+    def is_low(self) -> bool:
+        return self.share + ERRORS_ALLOWED * self.standard_error < self.needed
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedIndex:
+    """What was found out about an index.
+
+    Attributes:
+        folder: its name in the folder of indexes.
+        built_version: the version it was built of; ``version`` is the one it was compared with.
+        faults: why it must not be used.
+        unused: why it does not serve this version, and was not compared; empty if it does.
+    """
+
+    folder: str
+    kind: str
+    built_version: int
+    version: int
+    recall: list[Recall] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    unused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +136,23 @@ def verify(
     storage = storage_of(place)
     folder = storage.folder
     version_files.require_table(folder)
-    numbers, present = version_files.version_numbers(folder), version_files.present(folder)
-    checksums = storage.checksums() or {}
-    needed, problems = _opened(storage, numbers)
-    newest = max(needed, default=None)
-    table = None if newest is None else Table.open(storage, newest)
-    of_files = [*_changed(folder, checksums, needed), *([] if table is None else _of_rows(table))]
+    present = version_files.present(folder)
+    damage = version_files.find_damage(storage)
+    numbers = sorted(damage.manifests.keys() | damage.needed.keys())
+    table = _newest(storage, damage)
+    of_files = [*_of_files(folder, damage), *([] if table is None else _of_rows(table))]
     of_indexes = IndexFolder.of(folder) if index_folder is None else IndexFolder(index_folder)
     published, unreadable = of_indexes.indexes()
     # Damaged passages are no measure of an index.
     asked = None if of_files else _asked(storage, table)
     indexes = [] if asked is None else _checked(published, asked, num_questions=num_questions, seed=seed)
-    problems += [*of_files, *_of_indexes(folder, of_indexes, indexes, unreadable), *_of_tags(folder, numbers)]
-    orphans = present - version_files.needed(storage) if len(needed) == len(numbers) else set()
+    problems = [
+        *_of_manifests(folder, damage),
+        *of_files,
+        *_of_indexes(folder, of_indexes, indexes, unreadable),
+        *_of_tags(folder, numbers),
+    ]
+    orphans = set() if damage.manifests else present - version_files.needed(storage)
     writer = storage.owner()
     if orphans and writer is None:
         problems.append(
@@ -97,44 +161,41 @@ def verify(
                 f"a writer must have died; `latentrag index repair {folder}` removes them",
             )
         )
-    everything = set().union(*needed.values()) if needed else set()
+    needed = set(map(version_files.manifest_name, damage.needed)).union(*damage.needed.values())
     return Report(
-        version=newest,
+        version=None if table is None else table.version,
         num_passages=0 if table is None else len(table),
         num_versions=len(numbers),
         num_files=len(present),
         size_bytes=sum(_size_bytes(folder / name) for name in present),
-        num_unrecorded=len(everything - checksums.keys()),
+        num_unrecorded=len(needed - (storage.checksums() or {}).keys()),
         indexes=indexes,
         problems=problems,
         notes=[*_index_notes(published, indexes, asked), *_notes(folder, writer)],
     )
 
 
-def _opened(storage: Storage, numbers: list[int]) -> tuple[dict[int, set[str]], list[Problem]]:
-    """The files of each version that opens, and a problem for each that does not."""
-    needed: dict[int, set[str]] = {}
-    problems = []
-    for number in numbers:
-        try:
-            dataset = version_files.open_whole(storage, number)
-        except DamagedVersionError as error:
-            problems.append(
-                Problem(
-                    str(error).split("; ")[0],
-                    f"restore it from a copy, or give it up with `latentrag index repair {storage.folder}`",
-                )
-            )
-            continue
-        needed[number] = {*version_files.sizes(dataset), version_files.manifest_name(number)}
-    return needed, problems
+def _newest(storage: Storage, damage: Damage) -> Table | None:
+    """The newest version that can be opened."""
+    for version in sorted(damage.needed, reverse=True):
+        with contextlib.suppress(DamagedVersionError, UnknownVersionError):  # it may be pruned at this moment
+            return Table.open(storage, version)
+    return None
 
 
-def _changed(folder: Path, checksums: Mapping[str, Checksum], needed: Mapping[int, set[str]]) -> Iterator[Problem]:
-    """Files that are not as they were committed, and which versions suffer."""
-    for name, what in version_files.changed_files(folder, sorted(set().union(*needed.values())), checksums).items():
-        suffer = [version for version in needed if name in needed[version]]
-        others = [version for version in needed if name not in needed[version]]
+def _of_manifests(folder: Path, damage: Damage) -> Iterator[Problem]:
+    for version, what in damage.manifests.items():
+        yield Problem(
+            f"version {version} of the memory at {folder} cannot be read ({what})",
+            f"restore it from a copy, or give it up with `latentrag index repair {folder}`",
+        )
+
+
+def _of_files(folder: Path, damage: Damage) -> Iterator[Problem]:
+    """Files that are missing or not as they were committed, and which versions suffer."""
+    for name, what in damage.files.items():
+        suffer = [version for version in damage.needed if name in damage.needed[version]]
+        others = [version for version in damage.needed if name not in damage.needed[version]]
         ask = f", ask version {others[-1]}: `latentrag index use {folder} {others[-1]}`," if others else ""
         yield Problem(
             f"{what}; versions {suffer[0]} to {suffer[-1]} need it",
@@ -165,7 +226,7 @@ def _checked(published: Iterable[Published], asked: Table, *, num_questions: int
     indexes = []
     for index in published if len(asked) else ():
         with contextlib.suppress(FileNotFoundError):  # thrown away at this moment
-            indexes.append(check(index, asked, num_questions=num_questions, seed=seed))
+            indexes.append(_check(index, asked, num_questions=num_questions, seed=seed))
     return indexes
 
 
@@ -235,3 +296,81 @@ def _size_bytes(file: Path) -> int:
 def _shown(names: set[str]) -> str:
     first = sorted(names)[:SHOWN]
     return ", ".join(first) + (", …" if len(names) > SHOWN else "")
+
+
+# Indexes
+
+
+def _check(published: Published, table: Table, *, num_questions: int, seed: int) -> CheckedIndex:
+    """Compare an index with a version of the table, which must be whole. Reads both.
+
+    Every row of the version must be in it once, and no other row; every record must be as it was written. Rows drawn
+    at random are compared with the table's, and searched for.
+
+    Args:
+        num_questions: how many rows are drawn; 0: recall is not measured.
+    Raises: FileNotFoundError if it was thrown away meanwhile.
+    """
+    of = published.description
+    result = CheckedIndex(of.name, of.kind, of.version, table.version)
+    if not is_stored(of.kind):
+        return replace(result, unused=f"is of the kind {of.kind}, which is no longer supported")
+    if of.fingerprint != table.card.fingerprint:
+        return replace(result, unused="has the vectors of another encoder")
+    try:
+        return _compared(result, published, table, num_questions=num_questions, seed=seed)
+    except IndexDamagedError as error:
+        return replace(result, faults=[f"is damaged: {error}"])
+
+
+def _compared(
+    result: CheckedIndex, published: Published, table: Table, *, num_questions: int, seed: int
+) -> CheckedIndex:
+    """The same result with what reading the index shows. Raises: IndexDamagedError."""
+    of, index = published.description, opened(published)
+    if len(np.unique(index.row_ids)) < len(index.row_ids):
+        return replace(result, faults=["has a row twice"])
+    changes = difference(table, of.fragments, index.row_ids)
+    if changes.share(of.num_rows) > DRIFT_TO_REFUSE:
+        return replace(result, unused=f"is of version {of.version}, from which too much has changed")
+    index.verify_records()
+    row_ids = table.row_ids(table.dataset.get_fragments())
+    faults = _wrong_rows(index, changes, row_ids, version=table.version)
+    num_drawn = min(num_questions, len(row_ids))
+    if faults or not num_drawn:
+        return replace(result, faults=faults)
+    drawn = row_ids[np.random.default_rng(seed).choice(len(row_ids), num_drawn, replace=False)]
+    return replace(result, recall=_measured(index, changes, table, drawn))
+
+
+def _wrong_rows(index: StoredIndex, changes: Difference, row_ids: npt.NDArray[np.int64], *, version: int) -> list[str]:
+    """What is wrong with the ids of an index's rows. row_ids: (N,) of the table."""
+    kept = np.setdiff1d(index.row_ids, changes.removed)
+    num_lacking = len(np.setdiff1d(row_ids, np.union1d(kept, changes.added)))
+    num_strange = len(np.setdiff1d(kept, row_ids))
+    faults = []
+    if num_lacking:
+        faults.append(f"lacks {num_lacking} passages of version {version}")
+    if num_strange:
+        faults.append(f"holds {num_strange} passages that version {version} has not")
+    return faults
+
+
+def _measured(index: StoredIndex, changes: Difference, table: Table, drawn: npt.NDArray[np.int64]) -> list[Recall]:
+    """Recall for the vectors of these rows of the table. Raises: IndexDamagedError if they differ in the index."""
+    common = np.sort(drawn[index.places.known(drawn) & ~np.isin(drawn, changes.removed)])
+    require_same_rows(table, index.rows(common), index.passages(common), file=index.vectors.path)
+    q = rows_with(table, np.sort(drawn)).vectors.astype(np.float32)
+    whole = serving(index, changes, table)
+    needed = {min(k, len(whole)): share for k, share in sorted(ACCEPTED.items(), reverse=True)}  # the stricter of few
+    best_scores = exact_best(stream(table), q, max(needed))
+    return [
+        Recall(
+            k=k,
+            share=float(shares.mean()),
+            standard_error=float(shares.std() / np.sqrt(len(shares))),
+            num_questions=len(shares),
+            needed=needed[k],
+        )
+        for k, shares in recalls(whole, best_scores, q, sorted(needed)).items()
+    ]

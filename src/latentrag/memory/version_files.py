@@ -14,14 +14,14 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentrag import io
-from latentrag.errors import DamagedVersionError, MemoryStoreError
+from latentrag.errors import DamagedVersionError, LatentRagError, MemoryStoreError
 from latentrag.memory.schema import PASSAGE_COLUMNS, to_passages
 from latentrag.memory.storage import Checksum, Storage
 from latentrag.types import Passage
@@ -35,7 +35,6 @@ VERSIONS = "_versions"
 TABLE_FOLDERS = ("data", "_deletions", "_transactions", VERSIONS)
 DAMAGED = "_damaged"
 INDEXES = "_indexes"
-LATEST_HINT = f"{VERSIONS}/latest_version_hint.json"
 ROWS_PER_READ = 8_192
 _HIGHEST = 2**64 - 1
 _MANIFEST = re.compile(r"(\d{20})\.manifest")
@@ -92,28 +91,31 @@ def has_version(folder: Path, version: int) -> bool:
 
 
 @contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """Lance's failures as one line that names the memory."""
+def lance_errors_as(ours: Callable[[BaseException], LatentRagError]) -> Iterator[None]:
+    """Failures of Lance and of the system as the error that ``ours`` makes of them; what interrupts us stays."""
     try:
         yield
     except BaseException as error:
-        if not is_lances(error):
+        # A panic of Lance is a plain BaseException under this name.
+        is_theirs = isinstance(error, OSError | ValueError | RuntimeError) or type(error).__name__ == "PanicException"
+        if isinstance(error, LatentRagError) or not is_theirs:
             raise
-        raise MemoryStoreError(
+        raise ours(error) from error
+
+
+def reading(folder: Path) -> AbstractContextManager[None]:
+    """Failures to read as one line that names the memory."""
+    return lance_errors_as(
+        lambda error: MemoryStoreError(
             f"the memory at {folder} cannot be read ({reason(error)}); ask a version that is whole, which "
             f"`latentrag index verify {folder}` names, restore it from a copy or build it again"
-        ) from error
+        )
+    )
 
 
 def reason(error: BaseException) -> str:
     """What Lance says, without the places in its own source."""
     return re.split(r", /|\n", str(error))[0]
-
-
-def is_lances(error: BaseException) -> bool:
-    """Whether Lance gave up, rather than somebody interrupted it."""
-    # A panic is a plain BaseException under this name.
-    return isinstance(error, OSError | ValueError | RuntimeError) or type(error).__name__ == "PanicException"
 
 
 def open_readable(storage: Storage, version: int) -> lance.LanceDataset:
@@ -123,17 +125,12 @@ def open_readable(storage: Storage, version: int) -> lance.LanceDataset:
     """
     import lance
 
-    what = damage_of_manifest(storage, version)
-    if what is None:
-        try:
-            dataset = lance.dataset(str(storage.folder), version=version)
-            sizes(dataset)  # what Lance does not understand shows here
-        except BaseException as error:
-            if not is_lances(error):
-                raise
-            what = reason(error)
-    if what is not None:
-        raise DamagedVersionError(storage.folder, version, what)
+    folder, manifest = storage.folder, manifest_name(version)
+    if what := damage_of_file(folder, manifest, committed=storage.checksum(manifest)):  # Lance does not check it
+        raise DamagedVersionError(folder, version, what)
+    with lance_errors_as(lambda error: DamagedVersionError(folder, version, reason(error))):
+        dataset = lance.dataset(str(folder), version=version)
+        sizes(dataset)  # what Lance does not understand shows here
     return dataset
 
 
@@ -144,7 +141,7 @@ def open_whole(storage: Storage, version: int) -> lance.LanceDataset:
     """
     dataset = open_readable(storage, version)
     for name, size in sizes(dataset).items():
-        if what := wrong_length(storage.folder, name, size):
+        if what := damage_of_file(storage.folder, name, size_bytes=size):
             raise DamagedVersionError(storage.folder, version, what)
     return dataset
 
@@ -171,17 +168,6 @@ def open_newest_whole(storage: Storage) -> lance.LanceDataset:
     raise MemoryStoreError(f"the memory at {folder} cannot be read ({why}); restore it from a copy or build it again")
 
 
-def damage_of_manifest(storage: Storage, version: int) -> str | None:
-    """What is wrong with a version's manifest, which Lance itself does not check; None if nothing is known."""
-    name = manifest_name(version)
-    committed = storage.checksum(name)
-    try:
-        same = committed is None or Checksum.of(storage.folder / name) == committed
-    except OSError as error:
-        return f"{name}: {error.strerror or error}"
-    return None if same else f"{name} is not as it was written"
-
-
 def sizes(dataset: lance.LanceDataset) -> dict[str, int | None]:
     """The files with the rows of a version and, where its manifest says so, how long they are."""
     return {name: size for fragment in dataset.get_fragments() for name, size in of_fragment(fragment).items()}
@@ -194,15 +180,6 @@ def of_fragment(fragment: LanceFragment) -> dict[str, int | None]:
     if metadata.deletion_file is not None:
         names[metadata.deletion_file.path(fragment.fragment_id)] = None
     return names
-
-
-def wrong_length(folder: Path, name: str, size: int | None) -> str | None:
-    """Whether a file is missing or not as long as its manifest says, in words; None: it is neither."""
-    try:
-        actual = (folder / name).stat().st_size
-    except OSError as error:
-        return f"{name}: {error.strerror or error}"
-    return f"{name} has {actual} bytes, it was written with {size}" if size is not None and actual != size else None
 
 
 def ids_of_file(folder: Path, name: str) -> set[str]:
@@ -227,6 +204,25 @@ def _rows_of_file(folder: Path, name: str, columns: list[str]) -> Iterator[pa.Re
 
 
 # Damage
+
+
+def damage_of_file(
+    folder: Path, name: str, *, size_bytes: int | None = None, committed: Checksum | None = None
+) -> str | None:
+    """What is wrong with a file, in words; None: nothing that these tell.
+
+    Args:
+        size_bytes: how long its manifest says it is.
+        committed: what it held when it was committed.
+    """
+    try:
+        actual = (folder / name).stat().st_size
+        if size_bytes is not None and actual != size_bytes:
+            return f"{name} has {actual} bytes, it was written with {size_bytes}"
+        same = committed is None or Checksum.of(folder / name) == committed
+    except OSError as error:
+        return f"{name}: {error.strerror or error}"
+    return None if same else f"{name} is not as it was written"
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,25 +259,12 @@ def find_damage(storage: Storage) -> Damage:
             continue
         needed[version] = set(of_version)
         lengths |= of_version
-    wrong = {name: what for name in lengths if (what := wrong_length(storage.folder, name, lengths[name]))}
-    wrong |= changed_files(storage.folder, lengths.keys() - wrong.keys(), storage.checksums() or {})
-    return Damage(manifests, wrong, needed)
-
-
-def changed_files(folder: Path, names: Iterable[str], checksums: Mapping[str, Checksum]) -> dict[str, str]:
-    """Those of these files that do not hold what they held when they were committed, each with a line that says so."""
-    return {
-        name: f"{name} is not as it was written"
-        for name in names
-        if not _is_as_written(folder / name, checksums.get(name))
+    checksums = storage.checksums() or {}
+    of_files = {
+        name: damage_of_file(storage.folder, name, size_bytes=size, committed=checksums.get(name))
+        for name, size in sorted(lengths.items())
     }
-
-
-def _is_as_written(file: Path, committed: Checksum | None) -> bool:
-    try:
-        return committed is None or Checksum.of(file) == committed
-    except OSError:
-        return False
+    return Damage(manifests, {name: what for name, what in of_files.items() if what is not None}, needed)
 
 
 def require_as_written(folder: Path, names: Iterable[str], checksums: Mapping[str, Checksum]) -> None:
@@ -289,12 +272,13 @@ def require_as_written(folder: Path, names: Iterable[str], checksums: Mapping[st
 
     Raises: MemoryStoreError if one is not as it was written.
     """
-    if wrong := changed_files(folder, names, checksums):
-        first = next(iter(wrong.values()))
-        raise MemoryStoreError(
-            f"{first}, so nothing of {folder} is copied or removed; restore that file, which `latentrag index verify "
-            f"{folder}` shows, from a copy, or go on with what is intact with `latentrag index repair {folder}`"
-        )
+    for name in names:
+        if what := damage_of_file(folder, name, committed=checksums.get(name)):
+            raise MemoryStoreError(
+                f"{what}, so nothing of {folder} is copied or removed; restore that file, which `latentrag index "
+                f"verify {folder}` shows, from a copy, or go on with what is intact with `latentrag index repair "
+                f"{folder}`"
+            )
 
 
 # What is there, and what is needed
@@ -315,18 +299,16 @@ def needed(storage: Storage) -> set[str]:
     import pyarrow.compute as pc
 
     folder = storage.folder
-    names = {LATEST_HINT}
+    names = {f"{VERSIONS}/latest_version_hint.json"}
     newest = open_readable(storage, newest_version(folder))
-    try:
-        for batch in newest.tracked_files():
-            names.update(pc.unique(batch["path"]).to_pylist())
-    except BaseException as error:
-        if not is_lances(error):
-            raise
-        raise MemoryStoreError(
+    with lance_errors_as(
+        lambda error: MemoryStoreError(
             f"an older version of the memory at {folder} cannot be read ({reason(error)}); "
             f"set it aside with `latentrag index repair {folder}`"
-        ) from error
+        )
+    ):
+        for batch in newest.tracked_files():
+            names.update(pc.unique(batch["path"]).to_pylist())
     return names
 
 

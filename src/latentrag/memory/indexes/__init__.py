@@ -8,7 +8,6 @@ changes      what an index needs of the table: streams of rows, the difference o
 folder       how indexes are published, listed and thrown away
 building     the table of kinds; from a table to a published index
 supply       which index serves a version
-checking     whether an index is what it should be
 """
 
 from latentrag.memory.indexes.building import INDEX_KINDS, BuiltIndex, build_index
