@@ -125,7 +125,7 @@ def test_edits_reach_an_index_as_they_reach_one_built_anew(tmp_path_factory, mak
 @pytest.mark.parametrize("way", ["looked up", "scanned"])
 def test_the_difference_of_two_versions(tmp_path, monkeypatch, way):
     monkeypatch.setattr(changes, "SCANNED_SHARE", 2.0 if way == "looked up" else 0.0)
-    monkeypatch.setattr(changes, "ROWS_PER_LOOKUP", 4)
+    monkeypatch.setattr("latentrag.memory.table.ROWS_PER_LOOKUP", 4)
     old = append(make_table(tmp_path / "m.lance", drawn(50, 6)), drawn(20, 6, seed=1), prefix="q")
     new = append(without(old, ["p0", "p49", "q5"]), drawn(11, 6, seed=2), prefix="r")
     for one, other in ((old, new), (new, old), (old, compacted(new)), (new, compacted(new)), (old, old)):

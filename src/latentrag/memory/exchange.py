@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from latentrag import io
 from latentrag.errors import FetchError, MemoryStoreError
 from latentrag.memory import history
 from latentrag.memory.memory import Memory
+from latentrag.memory.recovery import changing
 from latentrag.memory.schema import EncoderCard, schema, to_passages
 from latentrag.memory.storage import Place, storage_of
 from latentrag.memory.stores import LISTING, Store, open_store
@@ -133,27 +134,30 @@ def _is_count(value: object) -> bool:
 # Rows
 
 
-def write_files(table: Table, folder: Path) -> Iterator[tuple[Path, int]]:
-    """Write every row of a version, in order; yields each finished file and its number of rows.
+def write_files(table: Table, folder: Path) -> Iterator[ListedFile]:
+    """Write every row of a version, in order; yields each file when it is finished.
 
     Deleted rows are not in a version's rows, and nothing else of the table is written. The same rows make the same
     bytes, so that pushing twice sends nothing twice.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = schema(table.card).remove_metadata()
-    batches = _sized(table, columns)
-    batch = next(batches, None)
-    i = 0
-    while batch is not None:
-        path, num_rows = folder / f"{i}.parquet", 0
-        with pq.ParquetWriter(path, columns, compression="zstd", use_dictionary=["source", "origin"]) as writer:
-            while batch is not None and num_rows < ROWS_PER_FILE:
-                writer.write_batch(batch)
-                num_rows += len(batch)
-                batch = next(batches, None)
-        yield path, num_rows
-        i += 1
+    num_left, num_files = len(table), -(-len(table) // ROWS_PER_FILE)
+    batches = (_with_all(batch, columns) for batch in table.record_batches())
+    rows = columns.empty_table()
+    for i in range(num_files):
+        num_rows = min(num_left, ROWS_PER_FILE)
+        while len(rows) < num_rows:
+            rows = pa.concat_tables([rows, pa.Table.from_batches([next(batches)])])
+        path = folder / file_name(i, num_files)
+        whole = rows[:num_rows].combine_chunks()
+        pq.write_table(
+            whole, path, compression="zstd", use_dictionary=["source", "origin"], row_group_size=ROWS_PER_BATCH
+        )
+        yield ListedFile(path.name, path.stat().st_size, io.sha256_of_file(path), num_rows)
+        rows, num_left = rows[num_rows:], num_left - num_rows
 
 
 def read_file(path: Path, card: EncoderCard, num_rows: int) -> Iterator[pa.RecordBatch]:
@@ -180,21 +184,6 @@ def read_file(path: Path, card: EncoderCard, num_rows: int) -> Iterator[pa.Recor
                 yield whole
     except (pa.ArrowException, OSError) as error:
         raise _unusable(path, str(error).splitlines()[0]) from error
-
-
-def _sized(table: Table, columns: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Every row, in batches that end where a file does."""
-    import pyarrow as pa
-
-    pending: list[pa.RecordBatch] = []
-    for batch in table.record_batches():
-        pending.append(_with_all(batch, columns))
-        while sum(map(len, pending)) >= ROWS_PER_BATCH:
-            rows = pa.Table.from_batches(pending).combine_chunks()
-            yield rows[:ROWS_PER_BATCH].to_batches()[0]
-            pending = rows[ROWS_PER_BATCH:].to_batches()
-    if sum(map(len, pending)):
-        yield pa.Table.from_batches(pending).combine_chunks().to_batches()[0]
 
 
 def _with_all(batch: pa.RecordBatch, columns: pa.Schema) -> pa.RecordBatch:
@@ -255,25 +244,25 @@ def push(
         raise MemoryStoreError(f"{table.path} has no passages at version {table.version}; push one that has some")
     store = open_store(destination, hub=hub)
     store.check_free()
-    with store.scratch() as folder:
-        written, done = [], 0
-        for path, num_rows in write_files(table, folder):
-            written.append((path, num_rows))
-            done += num_rows
-            if on_passages is not None:
-                on_passages(done, num_passages)
-        files = [
-            _listed(path.rename(folder / file_name(i, len(written))), num_rows)
-            for i, (path, num_rows) in enumerate(written)
-        ]
-        listing = Listing(table.version, done, table.card, tuple(files))
-        (folder / LISTING).write_text(listing.to_json(), "utf-8")
-        store.publish(folder, f"latentrag memory, version {table.version}, {done} passages")
+    try:
+        store.scratch_parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".latentrag-push-", dir=store.scratch_parent) as scratch:
+            folder = Path(scratch) / "memory"
+            folder.mkdir()  # a folder of its own, because only its owner can read the scratch
+            files: list[ListedFile] = []
+            for file in write_files(table, folder):
+                files.append(file)
+                if on_passages is not None:
+                    on_passages(sum(written.num_passages for written in files), num_passages)
+            listing = Listing(table.version, num_passages, table.card, tuple(files))
+            (folder / LISTING).write_text(listing.to_json(), "utf-8")
+            store.publish(folder, f"latentrag memory, version {table.version}, {num_passages} passages")
+    except OSError as error:
+        raise FetchError(
+            f"{store.scratch_parent} cannot be written ({error.strerror or error}); make room, or choose another "
+            "destination, or for the hub another TMPDIR"
+        ) from error
     return listing
-
-
-def _listed(path: Path, num_passages: int) -> ListedFile:
-    return ListedFile(path.name, path.stat().st_size, io.sha256_of_file(path), num_passages)
 
 
 def pull(source: str, memory: Path, *, hub: Any = None, on_passages: OnPassages | None = None) -> Memory:
@@ -295,7 +284,12 @@ def pull(source: str, memory: Path, *, hub: Any = None, on_passages: OnPassages 
     store = open_store(source, hub=hub)
     scratch = memory.absolute().parent / f".{memory.name}.pulling"
     try:
-        listing = _fetch(store, scratch, on_passages)
+        scratch.mkdir(parents=True, exist_ok=True)
+        listing = _fetch_listing(store, scratch)
+        _check_room(listing, scratch)
+        _fetch_files(store, listing, scratch, on_passages)
+    except OSError as error:
+        raise FetchError(f"{scratch} cannot be written ({error.strerror or error}); make room") from error
     finally:
         if not any(scratch.glob("passages-*.parquet")):  # nothing that a later pull could go on with
             shutil.rmtree(scratch, ignore_errors=True)
@@ -306,18 +300,6 @@ def pull(source: str, memory: Path, *, hub: Any = None, on_passages: OnPassages 
         raise
     shutil.rmtree(scratch)
     return Memory.open(memory)
-
-
-def _fetch(store: Store, scratch: Path, on_passages: OnPassages | None) -> Listing:
-    """All files into ``scratch``, each checked."""
-    try:
-        scratch.mkdir(parents=True, exist_ok=True)
-        listing = _fetch_listing(store, scratch)
-        _check_room(listing, scratch)
-        _fetch_files(store, listing, scratch, on_passages)
-    except OSError as error:
-        raise FetchError(f"{scratch} cannot be written ({error.strerror or error}); make room") from error
-    return listing
 
 
 def _fetch_listing(store: Store, scratch: Path) -> Listing:
@@ -384,7 +366,7 @@ def _make(listing: Listing, scratch: Path, memory: Path, *, change: str) -> None
     made = scratch / "memory.lance"
     if made.exists():  # of a pull that was killed
         shutil.rmtree(made)
-    with _naming(made, memory):
+    with changing(memory):
         table = Table.create(made, listing.card)
         with table.writing():
             table.commit(table.stage(all_rows()), removed_ids=(), change=change)
@@ -392,16 +374,3 @@ def _make(listing: Listing, scratch: Path, memory: Path, *, change: str) -> None
             memory.rmdir()  # the empty folder
         made.rename(memory)
         io.sync_folder(memory.absolute().parent)
-
-
-@contextmanager
-def _naming(scratch: Path, place: Path) -> Iterator[None]:
-    """Errors about the scratch folder name the place that the user has named."""
-    try:
-        yield
-    except OSError as error:
-        raise MemoryStoreError(
-            f"{place} cannot be written ({error.strerror or error}); choose another place"
-        ) from error
-    except MemoryStoreError as error:
-        raise MemoryStoreError(str(error).replace(str(scratch), str(place))) from error

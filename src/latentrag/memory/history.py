@@ -77,12 +77,6 @@ def logged(table: Table, number: int) -> Version | None:
     )
 
 
-def version_key(table: Table) -> str | None:
-    """Names the version and, unlike its number, no other one, be it of a copy that has gone another way."""
-    transaction = table.dataset.read_transaction(table.version)
-    return f"{table.version}-{transaction.uuid}" if transaction else None
-
-
 # Names
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latentrag.memory import history
 from latentrag.memory.memory import Memory
 from latentrag.memory.schema import fields_to_json
 from latentrag.types import Passage
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 _DIGEST_BYTES = 16
 _MODULUS = 1 << (8 * _DIGEST_BYTES)
-_ROWS_PER_READ = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +101,13 @@ class KnownVectors:
         Raises: MemoryStoreError at a file with one of them that is not as it was written.
         """
         self._intact.update(self._table.require_as_written(row_ids, besides=self._intact))
-        distinct, place = np.unique(np.asarray(row_ids, np.int64), return_inverse=True)
-        reads = [
-            self._table.vectors_of(distinct[start : start + _ROWS_PER_READ].tolist())
-            for start in range(0, len(distinct), _ROWS_PER_READ)
-        ]
-        vectors: npt.NDArray[np.float16] = np.concatenate(reads)[place]
-        return vectors
+        return self._table.vectors_of(np.asarray(row_ids, np.int64))
 
 
 def version_key(memory: Memory) -> str | None:
     """Names the version and, unlike its number, no other one, be it of a copy that has gone another way."""
-    return history.version_key(memory.table)
+    transaction = memory.table.dataset.read_transaction(memory.version)
+    return f"{memory.version}-{transaction.uuid}" if transaction else None
 
 
 def _hash(parts: tuple[object, ...]) -> bytes:

@@ -37,8 +37,9 @@ class Store(Protocol):
         """Put the file of that name into a folder. Raises: FetchError."""
         ...
 
-    def scratch(self) -> Any:
-        """A context manager: a new folder in which to put the files together, gone afterwards."""
+    @property
+    def scratch_parent(self) -> Path:
+        """Where to put the files together before they are published."""
         ...
 
     def publish(self, folder: Path, message: str) -> None:
@@ -85,17 +86,10 @@ class FolderStore:
         except OSError as error:
             raise FetchError(f"{self._path / name} cannot be copied ({error.strerror or error}); check it") from error
 
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
-        parent = self._path.absolute().parent
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{self._path.name}-", dir=parent) as scratch:
-                folder = Path(scratch) / "memory"
-                folder.mkdir()  # a folder of its own, because only its owner can read the scratch
-                yield folder
-        except OSError as error:
-            raise FetchError(f"{self._path} cannot be written ({error.strerror or error}); name another") from error
+    @property
+    def scratch_parent(self) -> Path:
+        """Beside the folder: renaming does not copy."""
+        return self._path.absolute().parent
 
     def publish(self, folder: Path, message: str) -> None:  # noqa: ARG002  a folder keeps no messages
         self.check_free()
@@ -144,15 +138,9 @@ class HubStore:
                 self._repo, name, repo_type="dataset", revision=self._commit, local_dir=str(folder)
             )
 
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
-        try:
-            with tempfile.TemporaryDirectory(prefix="latentrag-push-") as scratch:
-                yield Path(scratch)
-        except OSError as error:
-            raise FetchError(
-                f"{tempfile.gettempdir()} cannot be written ({error.strerror or error}); set TMPDIR to another folder"
-            ) from error
+    @property
+    def scratch_parent(self) -> Path:
+        return Path(tempfile.gettempdir())
 
     def publish(self, folder: Path, message: str) -> None:
         """One commit. A repository that has to be made is private."""

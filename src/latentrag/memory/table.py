@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 ROWS_PER_FRAGMENT = 65_536
 """Rows gathered in RAM before they are written: about 150 MB at 768 dimensions and 100 words."""
+ROWS_PER_LOOKUP = 1_024
 SHOWN_VERSIONS = 10
 
 
@@ -214,14 +215,18 @@ class Table:
         for batch in self.scan(self.passage_columns, with_row_id=True, filter=condition):
             yield from zip(to_passages(batch), batch["_rowid"].to_pylist(), strict=True)
 
-    def vectors_of(self, row_ids: Sequence[int]) -> npt.NDArray[np.float16]:
-        """The vectors with these row ids, all different, in this order: (n, D). One read."""
-        chosen = f"_rowid IN ({', '.join(map(str, row_ids))})"
-        with version_files.reading(self.path):
-            rows = self.dataset.scanner(columns=["vector"], filter=chosen, with_row_id=True).to_table()
-        vectors = to_vectors(rows.combine_chunks().to_batches()[0], self.card.dimension)
-        place = {row_id: i for i, row_id in enumerate(rows["_rowid"].to_pylist())}
-        return vectors[[place[row_id] for row_id in row_ids]]
+    def vectors_of(self, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
+        """The vectors with these row ids, in this order, repeats allowed: (n, D). Raises: MemoryStoreError."""
+        distinct, place = np.unique(row_ids, return_inverse=True)
+        vectors, num_rows = np.empty((len(distinct), self.card.dimension), np.float16), 0
+        for start in range(0, len(distinct), ROWS_PER_LOOKUP):
+            wanted = ", ".join(map(str, distinct[start : start + ROWS_PER_LOOKUP].tolist()))
+            for batch in self.scan(["vector"], with_row_id=True, filter=f"_rowid IN ({wanted})"):
+                vectors[np.searchsorted(distinct, batch["_rowid"])] = to_vectors(batch, self.card.dimension)
+                num_rows += len(batch)
+        if num_rows != len(distinct):
+            raise MemoryStoreError(f"{self.path} gave {num_rows} of {len(distinct)} vectors; verify the memory")
+        return vectors[place]
 
     def scan(self, columns: list[str], **options: Any) -> Iterator[pa.RecordBatch]:
         """Batches of these columns, in the order of the rows. Args: options: as of ``LanceDataset.scanner``."""

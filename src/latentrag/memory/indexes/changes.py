@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 BATCH_BYTES = 4 << 20
 """Vectors read from the table at a time. The library reads a few batches ahead."""
-ROWS_PER_LOOKUP = 1_024
 SCANNED_SHARE = 0.05
 """Where more of a fragment is wanted than this, reading all of it is faster than looking rows up."""
 COMPARED_ROWS = 64
@@ -131,8 +130,7 @@ def rows_with(table: Table, row_ids: npt.NDArray[np.int64]) -> Rows:
         if len(wanted) > SCANNED_SHARE * fragment.metadata.num_rows:
             parts += [_chosen(rows, wanted) for rows in _rows_of(table, fragment)]
         else:
-            groups = [wanted[start : start + ROWS_PER_LOOKUP] for start in range(0, len(wanted), ROWS_PER_LOOKUP)]
-            parts += [Rows(group, table.vectors_of(group.tolist())) for group in groups]
+            parts.append(Rows(wanted, table.vectors_of(wanted)))
     gathered = Rows(*(np.concatenate(part) for part in zip(*parts, strict=True)))
     order = np.argsort(gathered.row_ids)
     return Rows(gathered.row_ids[order], gathered.vectors[order])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 import faiss
 import numpy as np
@@ -107,23 +107,23 @@ class IvfRabitq:
     @classmethod
     def build(cls, vectors: VectorFile, plan: Plan, folder: Path, progress: Progress) -> None:
         """Train on a sample, add all vectors, write."""
-        trained = _train(vectors, plan, progress)
-        lists, num_lists = trained.lists, trained.lists.nlist
+        rotation, lists, nearest, bonus = _train(vectors, plan, progress)
+        num_lists = lists.nlist
         squares = np.zeros(num_lists)  # Σ |d − c|²
         for block in vectors.blocks():
             for start in range(0, len(block.vectors), ROWS_PER_ADD):
-                turned = trained.rotation.apply(block.vectors[start : start + ROWS_PER_ADD].astype(np.float32))
-                distances, chosen = (np.ascontiguousarray(part[:, 0]) for part in trained.nearest.search(turned, 1))
+                turned = rotation.apply(block.vectors[start : start + ROWS_PER_ADD].astype(np.float32))
+                distances, chosen = (np.ascontiguousarray(part[:, 0]) for part in nearest.search(turned, 1))
                 positions = np.arange(lists.ntotal, lists.ntotal + len(turned))
                 lists.add_core(len(turned), *map(faiss.swig_ptr, (turned, positions, chosen)))
                 squares += np.bincount(chosen, distances, minlength=num_lists)
             progress("adding vectors", lists.ntotal, len(vectors))
-        whole = faiss.IndexPreTransform(trained.rotation, lists)
+        whole = faiss.IndexPreTransform(rotation, lists)
         whole.ntotal = lists.ntotal
         write_faiss(whole, folder / FAISS)
         sizes = [lists.get_list_size(number) for number in range(num_lists)]
         deviations = np.sqrt(np.maximum(0.0, squares) / np.maximum(1, sizes))  # (lists,) ρ
-        (folder / BONUSES).write_bytes((trained.deviations * deviations).astype("<f4").tobytes())
+        (folder / BONUSES).write_bytes((bonus * deviations).astype("<f4").tobytes())
 
     @classmethod
     def read(cls, folder: Path, *, num_rows: int, dimension: int, parameters: Mapping[str, int]) -> Self:
@@ -208,16 +208,10 @@ def promises(centroids: npt.NDArray[np.float32], bonuses: npt.NDArray[np.float32
     return index
 
 
-class _Trained(NamedTuple):
-    """What rows are added to. nearest: the centroids as an L2 index; deviations: (lists,) 2σ."""
-
-    rotation: faiss.VectorTransform
-    lists: faiss.IndexIVFRaBitQ
-    nearest: faiss.IndexFlatL2
-    deviations: npt.NDArray[np.float32]
-
-
-def _train(vectors: VectorFile, plan: Plan, progress: Progress) -> _Trained:
+def _train(
+    vectors: VectorFile, plan: Plan, progress: Progress
+) -> tuple[faiss.VectorTransform, faiss.IndexIVFRaBitQ, faiss.IndexFlatL2, np.float32]:
+    """A rotation, empty lists, their centroids as an L2 index, and 2σ."""
     dimension, num_lists = vectors.dimension, plan.parameters["num_lists"]
     rotation = faiss.RandomRotationMatrix(dimension, dimension)
     rotation.init(SEED)
@@ -231,8 +225,7 @@ def _train(vectors: VectorFile, plan: Plan, progress: Progress) -> _Trained:
     quantizer.add(centroids)
     lists = faiss.IndexIVFRaBitQ(quantizer, dimension, num_lists, faiss.METRIC_INNER_PRODUCT)
     lists.train(sample[:1])  # the centroids are there; of a bit there is nothing to learn
-    deviations = np.full(num_lists, DEVIATIONS * _spread(sample, centroids, nearest), np.float32)
-    return _Trained(rotation, lists, nearest, deviations)
+    return rotation, lists, nearest, np.float32(DEVIATIONS * _spread(sample, centroids, nearest))
 
 
 def _sampled(num_rows: int, num: int) -> npt.NDArray[np.int64]:
