@@ -20,12 +20,11 @@ from latentrag import io
 from latentrag.errors import FetchError, MemoryStoreError
 from latentrag.memory import history
 from latentrag.memory.memory import Memory
-from latentrag.memory.recovery import changing
 from latentrag.memory.schema import EncoderCard, schema, to_passages
 from latentrag.memory.storage import Place, storage_of
 from latentrag.memory.stores import LISTING, Store, open_store
 from latentrag.memory.table import Table
-from latentrag.memory.version_files import is_free
+from latentrag.memory.version_files import changing, is_free
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, cast
 from latentrag import io
 from latentrag.errors import DamagedVersionError, InputError, MemoryStoreError, UnknownVersionError
 from latentrag.memory import version_files
-from latentrag.memory.recovery import changing, writing
 from latentrag.memory.storage import Place, Storage, storage_of
 from latentrag.memory.table import Table
+from latentrag.memory.version_files import changing, writing
 
 if TYPE_CHECKING:
     from latentrag.types import Passage

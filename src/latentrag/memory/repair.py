@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latentrag.errors import MemoryStoreError
+from latentrag.errors import DamagedVersionError, MemoryStoreError
 from latentrag.memory import history, version_files
-from latentrag.memory.recovery import changing, recover, remove_orphans, unacknowledged
 from latentrag.memory.storage import Place, Storage, storage_of
 from latentrag.memory.table import Table
-from latentrag.memory.version_files import Damage, find_damage, passages_of_file
+from latentrag.memory.version_files import changing, passages_of_file, recover, remove_orphans, unacknowledged
 from latentrag.types import Passage
 
 if TYPE_CHECKING:
@@ -24,6 +23,54 @@ if TYPE_CHECKING:
     from lance.fragment import LanceFragment
 
     RowIds = npt.NDArray[np.int64]
+
+
+# Damage
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What of a memory cannot be trusted.
+
+    Attributes:
+        manifests: versions that cannot be read at all, and why.
+        files: files with passages or deletions that are missing or not as they were written, and what is wrong.
+        needed: the files with passages and deletions of every version that is not among ``manifests``.
+    """
+
+    manifests: dict[int, str]
+    files: dict[str, str]
+    needed: dict[int, set[str]]
+
+    def of_version(self, version: int) -> str | None:
+        """What is wrong with a version, in words; None: nothing."""
+        if version in self.manifests:
+            return self.manifests[version]
+        return ", ".join(self.files[name] for name in sorted(self.needed[version] & self.files.keys())) or None
+
+
+def find_damage(storage: Storage) -> Damage:
+    """Open every version and read every file that one needs. Files without a recorded checksum: their length only."""
+    manifests: dict[int, str] = {}
+    needed: dict[int, set[str]] = {}
+    lengths: dict[str, int | None] = {}
+    for version in version_files.version_numbers(storage.folder):
+        try:
+            of_version = version_files.sizes(version_files.open_readable(storage, version))
+        except DamagedVersionError as error:
+            manifests[version] = error.what
+            continue
+        needed[version] = set(of_version)
+        lengths |= of_version
+    checksums = storage.checksums() or {}
+    of_files = {
+        name: version_files.damage_of_file(storage.folder, name, size_bytes=size, committed=checksums.get(name))
+        for name, size in sorted(lengths.items())
+    }
+    return Damage(manifests, {name: what for name, what in of_files.items() if what is not None}, needed)
+
+
+# What is intact
 
 
 @dataclass(frozen=True, slots=True)

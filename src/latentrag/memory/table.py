@@ -13,7 +13,7 @@ import numpy as np
 
 from latentrag import io
 from latentrag.errors import MemoryStoreError, UnknownVersionError
-from latentrag.memory import recovery, version_files
+from latentrag.memory import version_files
 from latentrag.memory.schema import (
     CARD_KEY,
     LATER_COLUMNS,
@@ -73,13 +73,13 @@ class Table:
         path = storage.folder
         if not version_files.is_free(path):
             raise MemoryStoreError(f"{path} exists already; open it, or choose a path that is free")
-        with recovery.changing(path), io.replacing_folder(path) as scratch:
+        with version_files.changing(path), io.replacing_folder(path) as scratch:
             # Row ids that survive compaction: reading by position slows 400-fold after scattered deletes.
             lance.write_dataset(
                 schema(card).empty_table(), str(scratch), enable_stable_row_ids=True, commit_message="created"
             )
         manifest = version_files.manifest_name(1)
-        with recovery.changing(path):
+        with version_files.changing(path):
             storage.record({manifest: Checksum.of(path / manifest)})
         return cls.open(storage)
 
@@ -271,7 +271,7 @@ class Table:
 
         Raises: MemoryStoreError if somebody else writes or has committed since, or if nobody can.
         """
-        with recovery.writing(self.storage):
+        with version_files.writing(self.storage):
             self.require_newest()
             yield
 
@@ -310,7 +310,7 @@ class Table:
         import pyarrow as pa
         from lance.fragment import write_fragments
 
-        with recovery.changing(self.path):
+        with version_files.changing(self.path):
             return self._safe(write_fragments(pa.Table.from_batches(batches), self.dataset, mode="append"))
 
     def _safe(self, fragments: list[FragmentMetadata]) -> Staged:
@@ -332,7 +332,7 @@ class Table:
         checksums = staged.checksums
         if removed_ids:
             rows = pa.table({"id": pa.array(list(removed_ids), pa.string())})
-            with recovery.changing(self.path):
+            with version_files.changing(self.path):
                 transaction, _ = self.dataset.merge_insert("id").when_matched_delete().execute_uncommitted(rows)
                 operation = transaction.operation
                 deletions = [fragment.deletion_file.path(fragment.id) for fragment in operation.updated_fragments]
@@ -387,7 +387,7 @@ class Table:
             "materialize_deletions_threshold": deleted_share,
             "excluded_fragment_ids": list(keep),
         }
-        with recovery.changing(self.path):
+        with version_files.changing(self.path):
             tasks = Compaction.plan(self.dataset, options).tasks
         results: list[Any] = [self._execute(task) for task in tasks]
         if not results:
@@ -403,7 +403,7 @@ class Table:
             new += rewritten
             num_old += len(result.original_fragments)
         operation = lance.LanceOperation.Rewrite(groups, rewritten_indices=[])
-        with recovery.changing(self.path):
+        with version_files.changing(self.path):
             staged = self._safe(new)
         self._commit(operation, change or f"compacted {num_old} files to {len(new)}", staged.checksums)
         # Opened anew, since what this session has cached of a fragment may be that of an older one with its number.
@@ -414,7 +414,7 @@ class Table:
         by_id = {fragment.fragment_id: names for names, fragment in self.fragments().items()}
         names = {name for fragment in task.fragments for name in by_id[fragment.id]}
         version_files.require_as_written(self.path, names, self.storage.checksums() or {})
-        with recovery.changing(self.path):
+        with version_files.changing(self.path):
             return task.execute(self.dataset)
 
     def exchange(self, fragments: list[LanceFragment], staged: Staged, *, change: str) -> Table:
@@ -436,7 +436,7 @@ class Table:
         from lance.commit import CommitConflictError
 
         self.require_newest()
-        with recovery.changing(self.path):
+        with version_files.changing(self.path):
             try:
                 dataset = self.storage.publish(self.dataset, operation, change=change)
             except CommitConflictError as error:

@@ -11,10 +11,16 @@ from pathlib import Path
 
 from latentrag.errors import InputError, MemoryStoreError
 from latentrag.memory import history, version_files
-from latentrag.memory.recovery import changing, remove_orphans, writing
 from latentrag.memory.storage import Place, Storage, storage_of
 from latentrag.memory.table import Table
-from latentrag.memory.version_files import ids_of_file, passages_of_file, require_as_written
+from latentrag.memory.version_files import (
+    changing,
+    ids_of_file,
+    passages_of_file,
+    remove_orphans,
+    require_as_written,
+    writing,
+)
 from latentrag.types import Passage
 
 CHANCE_BYTES = 8

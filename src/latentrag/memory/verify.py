@@ -25,9 +25,9 @@ from latentrag.memory.indexes.folder import IndexFolder, Published
 from latentrag.memory.indexes.index import exact_best, recalls
 from latentrag.memory.indexes.stored import StoredIndex
 from latentrag.memory.indexes.supply import DRIFT_TO_REFUSE, serving
+from latentrag.memory.repair import Damage, find_damage
 from latentrag.memory.storage import Owner, Place, Storage, storage_of
 from latentrag.memory.table import Table
-from latentrag.memory.version_files import Damage
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -137,7 +137,7 @@ def verify(
     folder = storage.folder
     version_files.require_table(folder)
     present = version_files.present(folder)
-    damage = version_files.find_damage(storage)
+    damage = find_damage(storage)
     numbers = sorted(damage.manifests.keys() | damage.needed.keys())
     table = _newest(storage, damage)
     of_files = [*_of_files(folder, damage), *([] if table is None else _of_rows(table))]

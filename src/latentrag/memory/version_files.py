@@ -1,4 +1,5 @@
-"""The files of a memory's versions: which versions they make, whether those are whole, what no version needs.
+"""The files of a memory's versions: which versions they make, whether those are whole, what no version needs, and how
+they are changed: by one writer, on top of what a killed one left.
 
 data/ _deletions/ _transactions/ _versions/   of the table, written by Lance
 _refs/tags/                                   names of versions, in Lance's format
@@ -16,7 +17,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from errno import EACCES, EPERM, EROFS
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -225,48 +226,6 @@ def damage_of_file(
     return None if same else f"{name} is not as it was written"
 
 
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """What of a memory cannot be trusted.
-
-    Attributes:
-        manifests: versions that cannot be read at all, and why.
-        files: files with passages or deletions that are missing or not as they were written, and what is wrong.
-        needed: the files with passages and deletions of every version that is not among ``manifests``.
-    """
-
-    manifests: dict[int, str]
-    files: dict[str, str]
-    needed: dict[int, set[str]]
-
-    def of_version(self, version: int) -> str | None:
-        """What is wrong with a version, in words; None: nothing."""
-        if version in self.manifests:
-            return self.manifests[version]
-        return ", ".join(self.files[name] for name in sorted(self.needed[version] & self.files.keys())) or None
-
-
-def find_damage(storage: Storage) -> Damage:
-    """Open every version and read every file that one needs. Files without a recorded checksum: their length only."""
-    manifests: dict[int, str] = {}
-    needed: dict[int, set[str]] = {}
-    lengths: dict[str, int | None] = {}
-    for version in version_numbers(storage.folder):
-        try:
-            of_version = sizes(open_readable(storage, version))
-        except DamagedVersionError as error:
-            manifests[version] = error.what
-            continue
-        needed[version] = set(of_version)
-        lengths |= of_version
-    checksums = storage.checksums() or {}
-    of_files = {
-        name: damage_of_file(storage.folder, name, size_bytes=size, committed=checksums.get(name))
-        for name, size in sorted(lengths.items())
-    }
-    return Damage(manifests, {name: what for name, what in of_files.items() if what is not None}, needed)
-
-
 def require_as_written(folder: Path, names: Iterable[str], checksums: Mapping[str, Checksum]) -> None:
     """To be called before these files' rows are copied, or others removed that may be all that can be read.
 
@@ -354,3 +313,107 @@ def _move(folder: Path, names: Collection[str]) -> None:
         shutil.move(folder / name, place)
         io.sync_folder(place.parent)
         io.sync_folder((folder / name).parent)
+
+
+# Changing: alone, on top of what a killed writer left, and all or nothing
+
+
+def changing(folder: Path) -> AbstractContextManager[None]:
+    """Failures to write as one line."""
+    return lance_errors_as(
+        lambda error: MemoryStoreError(f"{folder} cannot be written ({reason(error)}); {_remedy(folder, error)}")
+    )
+
+
+def _remedy(folder: Path, error: BaseException) -> str:
+    """Lance gives the system's errors in words, and reads too when it changes a table."""
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(said[1]) if said else getattr(error, "errno", None)
+    if number in {EACCES, EPERM, EROFS}:
+        return "check its permissions or copy it elsewhere"
+    if number is None:
+        return f"see whether it is damaged with `latentrag index verify {folder}`"
+    return "make room or mend the disk, and try again"
+
+
+@contextmanager
+def writing(storage: Storage) -> Iterator[None]:
+    """Be the only writer. If the body fails, the files that it made and that no version needs are removed.
+
+    Raises: MemoryStoreError if somebody else writes, the folder cannot be written, or the newest version is damaged.
+    """
+    folder = storage.folder
+    require_table(folder)
+    with storage.lock() as lock:
+        recover(storage, killed=lock.died is not None)
+        before = present(folder)
+        try:
+            yield
+        except BaseException:
+            remove_orphans(storage, among=present(folder) - before)
+            lock.done()
+            raise
+        lock.done()
+
+
+def recover(storage: Storage, *, killed: bool) -> None:
+    """Finish or undo what the last writer did not: under the lock only.
+
+    A version that was published but not yet acknowledged is kept if it is whole and set aside if it is not. Files that
+    a killed writer left are removed.
+
+    Raises: MemoryStoreError if the newest version had been acknowledged and is damaged: nobody may build on an older
+        one, or move its files, without having been asked.
+    """
+    for version in unacknowledged(storage):
+        _keep_or_set_aside(storage, version)
+    folder = storage.folder
+    try:
+        open_whole(storage, newest_version(folder))
+    except DamagedVersionError as error:
+        raise MemoryStoreError(
+            f"{str(error).split('; ')[0]}; restore it from a copy, "
+            f"or give it up and go on from an older one with `latentrag index repair {folder}`"
+        ) from error
+    if killed:
+        remove_orphans(storage)
+
+
+def remove_orphans(storage: Storage, *, among: set[str] | None = None) -> int:
+    """Remove files of the table that no version needs: under the lock only, since they look like a writer's.
+
+    Args:
+        among: only these.
+    Returns: the bytes that this frees.
+    """
+    names = present(storage.folder) if among is None else among
+    return remove(storage.folder, names - needed(storage)) if names else 0
+
+
+def unacknowledged(storage: Storage) -> list[int]:
+    """Versions newer than the newest that was acknowledged, ascending. Of a memory without records none is known."""
+    numbers = version_numbers(storage.folder)
+    if storage.checksums() is None:
+        return []
+    newest = next((n for n in reversed(numbers) if storage.checksum(manifest_name(n)) is not None), 0)
+    return [number for number in numbers if number > newest]
+
+
+def _keep_or_set_aside(storage: Storage, version: int) -> None:
+    folder = storage.folder
+    try:
+        dataset = open_whole(storage, version)
+    except DamagedVersionError as error:
+        set_aside(storage, [version])
+        warnings.warn(
+            f"{str(error).split('; ')[0]}; it was never acknowledged and is now in {folder / DAMAGED}",
+            stacklevel=2,
+        )
+        return
+    recorded = storage.checksums() or {}
+    names = [
+        *(name for name in sizes(dataset) if name not in recorded),
+        manifest_name(version),
+    ]
+    storage.force(names)
+    storage.record({name: Checksum.of(folder / name) for name in names})
