@@ -18,7 +18,7 @@ from latentrag.errors import IndexDamagedError, InputError, MemoryStoreError, Sh
 from latentrag.memory import history, version_files
 from latentrag.memory.history import Diff, Version
 from latentrag.memory.indexes import BuiltIndex, Hits, Index, IndexSupply, build_index
-from latentrag.memory.schema import EncoderCard
+from latentrag.memory.schema import EncoderCard, require_known
 from latentrag.memory.storage import Place, storage_of
 from latentrag.memory.table import RowsById, Table
 from latentrag.memory.writer import Added, Writer, add_passages, batches
@@ -141,7 +141,7 @@ class Memory:
     def get(self, ids: Sequence[str]) -> list[Passage]:
         """The passages with these ids, in this order. Raises: InputError for ids that are not there."""
         by_id = self.find(ids)
-        self._require_known(ids, by_id)
+        require_known(ids, by_id, f"not in {self.path}")
         return [by_id[key] for key in ids]
 
     def find(self, ids: Sequence[str]) -> dict[str, Passage]:
@@ -155,12 +155,6 @@ class Memory:
         rows = self._table.take(self._rows_by_id.candidates(ids)).values()
         wanted = set(ids)
         return {passage.id: passage for passage in rows if passage.id in wanted}
-
-    def _require_known(self, wanted: Iterable[str], known: Collection[str]) -> None:
-        unknown = [key for key in wanted if key not in known]
-        if unknown:
-            shown = ", ".join(map(repr, unknown[:3])) + (", …" if len(unknown) > 3 else "")
-            raise InputError(f"{len(unknown)} ids are not in {self.path}: {shown}; leave them out")
 
     # Versions
 
@@ -331,7 +325,6 @@ class Memory:
         Raises: DataError if there are none or an id is there already or comes twice; EncoderMismatchError;
             MemoryStoreError if this is not the newest version.
         """
-        self.card.check_passage_encoder(encoder)
         return add_passages(
             self, passages, lambda: encoder, passages_per_commit=passages_per_commit, progress=progress
         ).memory
@@ -341,7 +334,6 @@ class Memory:
 
         Raises: as ``add``; an id that comes twice in the input is refused here too.
         """
-        self.card.check_passage_encoder(encoder)
         return add_passages(self, passages, lambda: encoder, upsert=True, progress=progress).memory
 
     def delete(self, ids: Iterable[str]) -> Memory:
@@ -350,7 +342,7 @@ class Memory:
         if not unwanted:
             raise InputError("no ids to delete; give at least one")
         with self._table.writing():
-            self._require_known(unwanted, self.find(unwanted))
+            require_known(unwanted, self.find(unwanted), f"not in {self.path}")
             return self.with_table(self._table.commit(removed_ids=unwanted, change=f"deleted {len(unwanted)}"))
 
     @contextmanager

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from latentrag.errors import DataError, EncoderMismatchError, MemoryStoreError
+from latentrag.errors import DataError, EncoderMismatchError, InputError, MemoryStoreError
 from latentrag.types import Passage
 
 if TYPE_CHECKING:
@@ -185,6 +185,13 @@ def to_passages(rows: pa.RecordBatch | pa.Table) -> list[Passage]:
     columns["origin"] = [origin or "" for origin in columns["origin"]]
     columns["fields"] = [{} if text is None else json.loads(text) for text in columns["fields"]]
     return [Passage(*values) for values in zip(*(columns[name] for name in PASSAGE_COLUMNS), strict=True)]
+
+
+def require_known(ids: Iterable[str], known: Collection[str], place: str) -> None:
+    """Raises: InputError for ids that are not among those known; ``place`` says where that is."""
+    if unknown := [key for key in ids if key not in known]:
+        shown = ", ".join(map(repr, unknown[:3])) + (", …" if len(unknown) > 3 else "")
+        raise InputError(f"{len(unknown)} ids are {place}: {shown}; leave them out")
 
 
 def to_vectors(rows: pa.RecordBatch, dimension: int) -> npt.NDArray[np.float16]:

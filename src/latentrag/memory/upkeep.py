@@ -11,6 +11,7 @@ from pathlib import Path
 
 from latentrag.errors import InputError, MemoryStoreError
 from latentrag.memory import history, version_files
+from latentrag.memory.schema import require_known
 from latentrag.memory.storage import Place, Storage, storage_of
 from latentrag.memory.table import Table
 from latentrag.memory.version_files import (
@@ -158,12 +159,16 @@ def forget(place: Place, ids: Iterable[str]) -> Forgotten:
         before = _size_bytes(folder)
         holders = dict(_holders(folder, unwanted))
         passages = sorted({z for of_file in holders.values() for z in of_file}, key=lambda z: (z.id, z.text))
-        _require_found(unwanted, passages, folder)
+        require_known(unwanted, {passage.id for passage in passages}, f"in no version of {folder}")
         for disposable in (version_files.INDEXES, version_files.DAMAGED):
             with changing(folder):
                 _remove_whole(folder / disposable)
         newest = _without(Table.open(storage), unwanted, set(holders))
-        dropped = [v for v in version_files.version_numbers(folder) if _shares(storage, v, set(holders))]
+        dropped = [
+            version
+            for version in version_files.version_numbers(folder)
+            if not holders.keys().isdisjoint(version_files.sizes(version_files.open_whole(storage, version)))
+        ]
         named = [name for name, version in history.tags(folder).items() if version in dropped]
         history.remove_tags(folder, named)
         _drop(storage, dropped)
@@ -204,17 +209,6 @@ def _holders(folder: Path, ids: Collection[str]) -> Iterator[tuple[str, set[Pass
     for name in sorted(version_files.present(folder)):
         if name.startswith("data/") and not ids_of_file(folder, name).isdisjoint(ids):
             yield name, {passage for passage in passages_of_file(folder, name) if passage.id in ids}
-
-
-def _shares(storage: Storage, version: int, holders: set[str]) -> bool:
-    return not holders.isdisjoint(version_files.sizes(version_files.open_whole(storage, version)))
-
-
-def _require_found(ids: Collection[str], passages: Iterable[Passage], folder: Path) -> None:
-    unknown = sorted(set(ids) - {passage.id for passage in passages})
-    if unknown:
-        shown = ", ".join(map(repr, unknown[:3])) + (", …" if len(unknown) > 3 else "")
-        raise InputError(f"{len(unknown)} ids are in no version of {folder}: {shown}; leave them out")
 
 
 def _search(folder: Path, passages: Collection[Passage]) -> tuple[dict[str, list[str]], list[str]]:

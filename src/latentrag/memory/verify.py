@@ -141,7 +141,7 @@ def verify(
     numbers = sorted(damage.manifests.keys() | damage.needed.keys())
     table = _newest(storage, damage)
     of_files = [*_of_files(folder, damage), *([] if table is None else _of_rows(table))]
-    of_indexes = IndexFolder.of(folder) if index_folder is None else IndexFolder(index_folder)
+    of_indexes = IndexFolder.of(folder, index_folder)
     published, unreadable = of_indexes.indexes()
     # Damaged passages are no measure of an index.
     asked = None if of_files else _asked(storage, table)

@@ -74,12 +74,8 @@ class Writer:
         if table is not self.table:
             self._stage()  # rows without the new columns
             self.table = table
-        self.put_rows(self.table.record_batch(passages, of_all))
-
-    def put_rows(self, rows: pa.RecordBatch) -> None:
-        """As ``put``, for rows of the table that have all columns already."""
-        self._rows.append(rows)
-        self.num_pending += len(rows)
+        self._rows.append(self.table.record_batch(passages, of_all))
+        self.num_pending += len(passages)
         if sum(map(len, self._rows)) >= table_module.ROWS_PER_FRAGMENT:
             self._stage()
 

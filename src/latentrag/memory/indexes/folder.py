@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,9 +118,9 @@ class IndexFolder:
     path: Path
 
     @classmethod
-    def of(cls, memory: Path) -> IndexFolder:
-        """The usual one."""
-        return cls(memory / FOLDER)
+    def of(cls, memory: Path, elsewhere: Path | None = None) -> IndexFolder:
+        """The usual one, unless they lie elsewhere."""
+        return cls(elsewhere or memory / FOLDER)
 
     def indexes(self) -> tuple[list[Published], list[IndexDamagedError]]:
         """The indexes, the preferred one first, and those whose description is damaged. Skips other folders."""
@@ -215,14 +215,10 @@ def _read_description(folder: Path) -> Published:
         description = Description(**record, fragments=fragments)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise IndexDamagedError(file, "is damaged, or of another format") from error
-    if not whole or not files.keys() >= _OF_ROWS or not _are_names(files):
+    are_here = all(name == Path(name).name for name in files)  # in the folder itself
+    if not whole or not files.keys() >= _OF_ROWS or not are_here:
         raise IndexDamagedError(file, "is damaged, or of another format")
     return Published(folder, description, files, status.st_mtime_ns)
-
-
-def _are_names(names: Iterable[str]) -> bool:
-    """Of files in the folder itself."""
-    return all(name == Path(name).name for name in names)
 
 
 def _write_description(scratch: Path, description: Description) -> None:
