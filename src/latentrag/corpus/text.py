@@ -131,30 +131,25 @@ def _row_document(row: dict[str, object], fallback_id: str, source: str) -> Docu
         title, text = _title_and_text(_string(row, "contents"), title)
     else:
         raise UnreadableError(f"no text among its fields {reprlib.repr(list(row))}, needed text or contents")
-    return Document(_id(row) or fallback_id, text, title=title, source=_string(row, "source") or source)
+    key = _string(row, *_ID_FIELDS, numbers=True) or fallback_id
+    return Document(key, text, title=title, source=_string(row, "source") or source)
 
 
-def _first(row: dict[str, object], fields: tuple[str, ...]) -> tuple[str, object]:
-    """The first of the fields that is there and not null, with its value."""
-    return next(((field, row[field]) for field in fields if row.get(field) is not None), ("", None))
-
-
-def _string(row: dict[str, object], *fields: str) -> str:
-    field, value = _first(row, fields)
-    return "" if value is None else _checked(value, field)
-
-
-def _id(row: dict[str, object]) -> str:
-    field, value = _first(row, _ID_FIELDS)
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    return str(value) if is_number else _string(row, field)
+def _string(row: dict[str, object], *fields: str, numbers: bool = False) -> str:
+    """The first of the fields that is there and not null, else nothing. ``numbers``: it may be a whole number too."""
+    for field in fields:
+        value = row.get(field)
+        if value is not None:
+            is_number = numbers and isinstance(value, int) and not isinstance(value, bool)
+            return str(value) if is_number else _valid_string(value, field)
+    return ""
 
 
 def _text(value: object) -> str:
     """KILT's paragraphs are joined by line feeds; most of them bring one already."""
     if isinstance(value, list):
-        return "\n".join(_checked(paragraph, "a paragraph of text").rstrip("\n") for paragraph in value)
-    return _checked(value, "text")
+        return "\n".join(_valid_string(paragraph, "a paragraph of text").rstrip("\n") for paragraph in value)
+    return _valid_string(value, "text")
 
 
 def _title_and_text(contents: str, title: str) -> tuple[str, str]:
@@ -171,7 +166,7 @@ def _title_and_text(contents: str, title: str) -> tuple[str, str]:
     return title, contents
 
 
-def _checked(value: object, field: str) -> str:
+def _valid_string(value: object, field: str) -> str:
     """A string that is one. JSON can spell half a surrogate pair, which no UTF-8 and no tokenizer has."""
     if not isinstance(value, str):
         raise UnreadableError(f"{field} is {reprlib.repr(value)}, needed a string")
