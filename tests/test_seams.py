@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentrag.assemble import load, save
+from latentrag.assemble import load, save, with_parts
 from latentrag.corpus.readers import Formats, Reader
 from latentrag.decoding import marginal_beam, run
 from latentrag.encoder import load_query_encoder
+from latentrag.errors import ModelError
 from latentrag.evaluation.run import evaluate
-from latentrag.generator import load_generator
+from latentrag.generator import PromptTemplate, load_generator
 from latentrag.model import JointModel
 from latentrag.options import DecodingOptions
 from latentrag.protocols import Memory, SavablePart
@@ -315,6 +316,36 @@ def test_another_package_adds_a_reader(monkeypatch, tmp_path) -> None:
 def _entry_point(monkeypatch: pytest.MonkeyPatch, name: str, value: str, group: str) -> None:
     entry = metadata.EntryPoint(name, value, group)
     monkeypatch.setattr(metadata, "entry_points", lambda *, group: [entry] if group == entry.group else [])
+
+
+# A third prompt template
+
+
+class Shouted(PromptTemplate):
+    """Questions in capitals."""
+
+    kind = "shouted"
+
+    def ask(self, question: str) -> str:
+        return super().ask(question.upper())
+
+
+def test_another_template_is_saved_with_its_model(pair, filled, tmp_path, monkeypatch) -> None:
+    _entry_point(monkeypatch, "shouted", "tests.test_seams:Shouted", "latentrag.templates")
+    rag = load(pair, memory=filled, k=2)
+    generator = load_generator(pair[1], settings={"template": {"kind": "shouted", "preamble": "one two ."}})
+    save(with_parts(rag, rag.retriever, generator), tmp_path / "saved")
+    content = json.loads((tmp_path / "saved" / "latentrag.json").read_text())
+    assert (content["template"]["kind"], content["template"]["preamble"]) == ("shouted", "one two .")
+    again: Any = load(tmp_path / "saved", memory=filled).generator
+    assert again.template == Shouted(preamble="one two .")
+    assert again.template.render("who ?", ()).after.endswith("WHO ?\nAnswer:")
+    content["template"]["kind"] = "whispered"
+    (tmp_path / "saved" / "latentrag.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ModelError, match="prompt template 'whispered' is unknown; needed one of input, prompt, shouted"
+    ):
+        load(tmp_path / "saved", memory=filled)
 
 
 # Questions of several turns

@@ -17,6 +17,7 @@ from latentrag import io
 from latentrag.errors import InputError, ModelError
 from latentrag.generator.gold import OutputHead
 from latentrag.generator.int8 import to_int8
+from latentrag.generator.prompt import TEMPLATES, Template
 from latentrag.generator.shared_context import share_context
 from latentrag.generator.tokens import Detokenizer
 from latentrag.generator.tuning import (
@@ -50,14 +51,6 @@ _DECODING_NAMES: Mapping[str, str] = {
 """transformers' name → that of ``DecodingOptions``."""
 _NAMES_WITH_START: Mapping[str, str] = {"max_length": "max_tokens", "min_length": "min_tokens"}
 """The same for numbers that count the decoder's start token too."""
-
-
-class Template(Protocol):
-    """How x and z become one input. Implementations are dataclasses whose fields are JSON values."""
-
-    def without_examples(self) -> Self:
-        """The same without constant text that shows a model what to do."""
-        ...
 
 
 class PreparedRows(Protocol):
@@ -95,7 +88,8 @@ class TransformersGenerator(ABC, Generic[P, T]):
 
     kind: ClassVar[str]
     """Its name in the table of kinds."""
-    template_class: ClassVar[type[Any]]
+    template_kind: ClassVar[str]
+    """Of templates in the table, where settings name none."""
     template: T
     max_input_tokens: int
     end_id: int
@@ -168,7 +162,7 @@ class TransformersGenerator(ABC, Generic[P, T]):
         model.generation_config = _generation_config(folder, older or {})
         given = dict(settings)
         if given.get("template"):
-            given["template"] = _template(cls.template_class, given["template"])
+            given["template"] = _template(cls.template_kind, given["template"])
         if given.get("lora") is not None:
             given["lora"] = from_settings(given["lora"])
         try:
@@ -191,7 +185,10 @@ class TransformersGenerator(ABC, Generic[P, T]):
         return {
             "kind": self.kind,
             **self._arguments(),
-            "template": asdict(template),
+            "template": {
+                **asdict(template),
+                **({} if template.kind == self.template_kind else {"kind": template.kind}),
+            },
             **({} if self.lora is None else {"lora": asdict(self.lora)}),
         }
 
@@ -334,9 +331,10 @@ def _generation_config(folder: Path, older: Mapping[str, Any]) -> Any:
         raise ModelError(f"{folder}: its generation settings cannot be read ({one_line(error)})") from error
 
 
-def _template(kind: type[T], values: Mapping[str, Any]) -> T:
+def _template(usual: str, values: Mapping[str, Any]) -> Template:
+    fields = dict(values)
     try:
-        return kind(**values)
+        return TEMPLATES[fields.pop("kind", usual)](**fields)
     except (TypeError, InputError) as error:
         raise _unusable(error) from error
 

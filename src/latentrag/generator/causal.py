@@ -106,7 +106,7 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
 
     kind = "causal"
     capabilities = Capabilities(keeps_prefixes=True)
-    template_class = PromptTemplate
+    template_kind = "prompt"
 
     def __init__(
         self,

@@ -6,11 +6,12 @@ import re
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Protocol, Self
 
 from latentrag.errors import InputError
+from latentrag.registry import Table
 from latentrag.types import Latent, Passage
 
 KEPT_PASSAGES = 1 << 17
@@ -24,6 +25,17 @@ _FIELD = re.compile(r"\{(title|text|question)\}")
 def _fill(template: str, values: Mapping[str, str]) -> str:
     """One pass, so that braces inside a passage or question are text."""
     return _FIELD.sub(lambda match: values[match[1]], template)
+
+
+class Template(Protocol):
+    """How x and z become one input. Implementations are dataclasses whose fields are JSON values."""
+
+    kind: ClassVar[str]
+    """Its name in the table of templates."""
+
+    def without_examples(self) -> Self:
+        """The same without constant text that shows a model what to do."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +59,13 @@ class InputTemplate:
     words from the passage (there the question goes first).
     """
 
+    kind: ClassVar[str] = "input"
+
     prefix: str = ""
     title_sep: str = " / "
     passage_sep: str = " // "
 
-    def without_examples(self) -> "InputTemplate":
+    def without_examples(self) -> Self:
         """The same: it has none."""
         return self
 
@@ -88,6 +102,8 @@ class PromptTemplate:
         closed_book_preamble: stands in for the preamble where there is no passage.
     """
 
+    kind: ClassVar[str] = "prompt"
+
     preamble: str = ""
     passage: str = "{title}: {text}\n"
     untitled: str = "{text}\n"
@@ -104,7 +120,7 @@ class PromptTemplate:
             if text.count(field) != 1:
                 raise InputError(f"prompt template {name}={text!r} needs {field} exactly once")
 
-    def without_examples(self) -> "PromptTemplate":
+    def without_examples(self) -> Self:
         """The same without its preambles."""
         return replace(self, preamble="", closed_book_preamble="")
 
@@ -135,6 +151,13 @@ class PromptTemplate:
     def cue(self) -> str:
         """The last piece of every prompt, after which y begins."""
         return self.question.rsplit("{question}", 1)[1] or ":"
+
+
+TEMPLATES: Table[Callable[..., Template]] = Table(
+    "prompt template", {"input": InputTemplate, "prompt": PromptTemplate}, group="latentrag.templates"
+)
+"""Kinds that a model's settings may name for its template; where they name none it is the usual one of its generator.
+Causal generators need what ``PromptTemplate`` has, encoder–decoders what ``InputTemplate`` has."""
 
 
 def _one_line(text: str) -> str:

@@ -70,7 +70,7 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
 
     kind = "seq2seq"
     capabilities = Capabilities()
-    template_class = InputTemplate
+    template_kind = "input"
 
     def __init__(
         self,

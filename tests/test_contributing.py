@@ -1,0 +1,41 @@
+"""CONTRIBUTING.md tells the truth: its files and tests are there, and no change touches more than three files."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in TEXT[TEXT.index("| to add |") :].splitlines()[2:]
+    if line.startswith("|")
+]
+
+
+def test_there_are_ten_everyday_changes() -> None:
+    assert len(ROWS) == 10
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+def test_its_files_and_its_test_are_there(row: list[str]) -> None:
+    _, write, touch, groups, test = row
+    own = re.findall(r"`(src/[^`]+)`", write + touch)
+    new = re.findall(r"`([a-z_/]+/NEW\.py)`", write)
+    assert own
+    assert 1 <= len({*own, *new}) <= 3
+    for path in own:
+        assert (ROOT / path).is_file(), path
+    for path in new:
+        assert (ROOT / "src/latentrag" / path).parent.is_dir(), path
+    file, _, name = test.strip("`").partition("::")
+    assert re.search(rf"^def {name}\(", (ROOT / file).read_text("utf-8"), re.MULTILINE), test
+    sources = [path.read_text("utf-8") for path in (ROOT / "src").rglob("*.py")]
+    for group in re.findall(r"`(latentrag\.[a-z.]+)`", groups):
+        assert sum(f'group="{group}"' in source for source in sources) == 1, f"{group} is the group of one table"
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z-]+)", TEXT))))
+def test_its_make_targets_are_there(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
