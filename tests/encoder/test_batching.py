@@ -54,11 +54,11 @@ def test_a_query_vector_and_its_gradient_do_not_depend_on_the_batches(query_fold
     alone = torch.cat([encoder.encode_queries([question]) for question in x])
     # DPR's vectors are not normalised: values up to about 4.
     assert torch.allclose(vectors, alone, rtol=0, atol=4 * ROUNDING)
-    weight = encoder.module.question_encoder.bert_model.embeddings.word_embeddings.weight
+    weight = encoder.module.get_parameter("question_encoder.bert_model.embeddings.word_embeddings.weight")
     coefficients = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
-    gradients = [torch.autograd.grad((v * coefficients).sum(), weight)[0] for v in (vectors, alone)]
+    together, one_by_one = (torch.autograd.grad((v * coefficients).sum(), weight)[0] for v in (vectors, alone))
     # Sums of some 100 products of that size.
-    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(together, one_by_one, rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_in_nothing_out(sentence_folder, query_folder, passage_folder):

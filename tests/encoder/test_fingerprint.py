@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from latentrag.encoder import load_passage_encoder, load_query_encoder
+from latentrag.encoder import SentenceEncoder, load_passage_encoder, load_query_encoder
 from latentrag.types import Passage
 from tests.encoder.tiny import write_json, write_sentence_encoder
+from tests.noting import noting
 
 PASSAGES = [Passage("1", "paris is the capital of france .", "paris"), Passage("2", "a play")]
 
@@ -89,9 +90,8 @@ def test_settings_that_passages_do_not_depend_on_leave_it(sentence_folder, file,
 def test_it_is_computed_when_asked_for_and_then_kept(passage_folder, monkeypatch):
     from latentrag.encoder.identity import Fingerprint
 
-    calls = []
-    compute = Fingerprint._compute
-    monkeypatch.setattr(Fingerprint, "_compute", lambda self: calls.append(1) or compute(self))
+    calls: list[Fingerprint] = []
+    monkeypatch.setattr(Fingerprint, "_compute", noting(Fingerprint._compute, calls.append))
     encoder = load_passage_encoder(passage_folder)
     assert calls == []
     assert encoder.fingerprint == encoder.fingerprint
@@ -117,10 +117,12 @@ class TestPairing:
     def test_a_trained_sentence_encoder_keeps_the_passages_it_began_with(self, sentence_folder, tmp_path):
         passage = load_passage_encoder(sentence_folder)
         query = load_query_encoder(sentence_folder)
+        assert isinstance(query, SentenceEncoder)
         step(query)
         assert query.passage_fingerprint == passage.fingerprint != query.fingerprint
         query.save(tmp_path / "trained")
         again = load_query_encoder(tmp_path / "trained")
+        assert isinstance(again, SentenceEncoder)
         assert again.passage_fingerprint == passage.fingerprint
         assert again.fingerprint == query.fingerprint
         again.save(tmp_path / "twice")
@@ -135,4 +137,5 @@ class TestPairing:
     def test_a_sentence_encoder_can_be_paired_with_another(self, sentence_folder, tmp_path):
         other = load_passage_encoder(write_sentence_encoder(tmp_path / "other", seed=5)).fingerprint
         query = load_query_encoder(sentence_folder, passage_fingerprint=other)
+        assert isinstance(query, SentenceEncoder)
         assert query.passage_fingerprint == other != query.fingerprint

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertModel, DPRQuestionEncoder
 
-from latentrag.encoder import load_passage_encoder, load_query_encoder
+from latentrag.encoder import SentenceEncoder, load_passage_encoder, load_query_encoder
 from latentrag.errors import ModelError
 from latentrag.place import Place
 from latentrag.types import Passage
@@ -170,6 +170,8 @@ class TestSaving:
         encoder = load_passage_encoder(source)
         encoder.save(tmp_path / "saved")
         again = load_passage_encoder(tmp_path / "saved")
+        assert isinstance(encoder, SentenceEncoder)
+        assert isinstance(again, SentenceEncoder)
         assert torch.equal(encoder.encode_passages(PASSAGES), again.encode_passages(PASSAGES))
         assert torch.equal(encoder.encode_queries(QUESTIONS), again.encode_queries(QUESTIONS))
         assert again.fingerprint == encoder.fingerprint

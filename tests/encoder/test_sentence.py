@@ -223,6 +223,7 @@ def test_roberta_reads_two_tokens_fewer_than_it_has_positions(tmp_path):
 
 def test_gradients_reach_the_whole_model_by_way_of_the_queries(tmp_path):
     encoder = load_query_encoder(write_sentence_encoder(tmp_path / "m", head=["Dense", "Normalize"]))
+    assert isinstance(encoder, SentenceEncoder)
     d = encoder.encode_passages(PASSAGES)
     assert not d.requires_grad
     (encoder.encode_queries(QUESTIONS) @ d.T).logsumexp(1).sum().backward()
@@ -312,6 +313,7 @@ def test_passage_vectors_have_the_prompt_of_passages(tmp_path):
 
 def test_queries_are_paired_with_another_passage_encoder_and_saved_so(sentence_folder, tmp_path):
     encoder = load_query_encoder(sentence_folder)
+    assert isinstance(encoder, SentenceEncoder)
     own = encoder.fingerprint
     encoder.pair_with("other")
     assert (encoder.passage_fingerprint, encoder.fingerprint) == ("other", own)

@@ -101,7 +101,7 @@ def write_sentence_encoder(
         "weightedmean": "weightedmean_tokens",
         "lasttoken": "lasttoken",
     }
-    pooling = {f"pooling_mode_{flag}": mode in modes for mode, flag in flags.items()}
+    pooling: dict[str, object] = {f"pooling_mode_{flag}": mode in modes for mode, flag in flags.items()}
     pooling |= {"word_embedding_dimension": 16, "include_prompt": include_prompt}
     write_json(folder / "1_Pooling" / "config.json", pooling)
     stages = [("Transformer", transformer_path), ("Pooling", "1_Pooling")]

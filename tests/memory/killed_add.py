@@ -8,10 +8,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from latentrag.memory import Writer, add
 from latentrag.types import Passage
-from tests.sync.conftest import CountingEncoder, Vectors
+from tests.sync.conftest import CountingEncoder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PART = 50
 
@@ -21,7 +25,7 @@ class NotingEncoder(CountingEncoder):
         super().__init__()
         self.notes = notes
 
-    def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> Vectors:
+    def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> "Tensor":
         with self.notes.open("a") as file:
             file.write("".join(f"{passage.id}\n" for passage in passages))
         return super().encode_passages(passages)
@@ -34,11 +38,11 @@ def passages(number: int) -> list[Passage]:
 def saying_commits() -> None:
     commit = Writer.commit
 
-    def saying(writer: Writer, **options: object) -> None:
+    def saying(writer: Writer, **options: Any) -> None:
         commit(writer, **options)
         os.write(1, b"committed\n")
 
-    Writer.commit = saying
+    setattr(Writer, "commit", saying)  # noqa: B010
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_what_is_there_word_for_word_is_left_alone(path, encoder):
 
 @pytest.mark.parametrize("changed", [{"text": "other"}, {"source": "b.txt"}, {"fields": {"number": 7}}])
 def test_another_passage_under_a_taken_id_is_refused_or_replaces_it(path, encoder, changed):
-    old = {"id": "p", "text": "text", "source": "a.txt", "fields": {"number": 1}}
+    old: dict[str, Any] = {"id": "p", "text": "text", "source": "a.txt", "fields": {"number": 1}}
     add(path, [Passage(**old)], lambda: encoder, passages_per_commit=4)
     with pytest.raises(DataError, match="'p' is in the memory already; use upsert"):
         add(path, [Passage(**old | changed)], lambda: encoder, passages_per_commit=4)

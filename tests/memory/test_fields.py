@@ -10,20 +10,27 @@ from latentrag.errors import DataError
 from latentrag.memory import Memory
 from latentrag.memory import table as table_module
 from latentrag.memory.exchange import pull, push
+from latentrag.memory.schema import schema
 from latentrag.memory.verify import verify
-from latentrag.types import Passage
+from latentrag.types import Passage, Scalar
 
-FIELDS = {"author": 'Zoë "Z" O\'Hara', "year": 1984, "score": 0.1, "draft": False, "": "東京\n", "large": 2**70}
+FIELDS: dict[str, Scalar] = {
+    "author": 'Zoë "Z" O\'Hara',
+    "year": 1984,
+    "score": 0.1,
+    "draft": False,
+    "": "東京\n",
+    "large": 2**70,
+}
 PASSAGES = [Passage("a", "one", fields=FIELDS), Passage("b", "two"), Passage("c", "three", fields={"year": -1})]
 
 
 @pytest.fixture
 def without_column(monkeypatch) -> Callable[[], None]:
     """Tables are made as before there were fields."""
-    new = table_module.schema
 
     def old(card):
-        columns = new(card)
+        columns = schema(card)
         return pa.schema([column for column in columns if column.name != "fields"], metadata=columns.metadata)
 
     monkeypatch.setattr(table_module, "schema", old)
@@ -107,8 +114,7 @@ def test_what_was_pushed_before_them_can_be_pulled(path, encoder, tmp_path, monk
     from latentrag.memory import exchange
 
     Memory.create(path, encoder).add([Passage("a", "one", origin="notes/a.txt")], encoder)
-    new = exchange.schema
     with monkeypatch.context() as patch:
-        patch.setattr(exchange, "schema", lambda card: pa.schema([c for c in new(card) if c.name != "fields"]))
+        patch.setattr(exchange, "schema", lambda card: pa.schema([c for c in schema(card) if c.name != "fields"]))
         push(path, str(tmp_path / "out"))
     assert list(pull(str(tmp_path / "out"), tmp_path / "in.lance").passages()) == list(Memory.open(path).passages())

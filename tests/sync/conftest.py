@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ import pytest
 from latentrag.memory import Memory
 from latentrag.sync import Report, SyncOptions, sync
 from latentrag.types import Passage
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Vectors:
@@ -37,9 +41,10 @@ class CountingEncoder:
         seed = hashlib.sha256(f"{passage.title}\0{passage.text}".encode()).digest()[:8]
         return np.random.default_rng(int.from_bytes(seed, "big")).standard_normal(4).astype(np.float32)
 
-    def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> Vectors:
+    def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> "Tensor":
         self.texts += [passage.text for passage in passages]
-        return Vectors(np.stack([self.vector(passage) for passage in passages]))
+        # On purpose: as much of a tensor as the memory uses.
+        return Vectors(np.stack([self.vector(passage) for passage in passages]))  # type: ignore[return-value]
 
 
 class Synced:
@@ -57,7 +62,7 @@ class Synced:
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
         return file
 
-    def sync(self, folder: Path | None = None, **options: object) -> Report:
+    def sync(self, folder: Path | None = None, /, **options: Any) -> Report:
         """What was encoded is counted anew each time."""
         self.encoder.texts.clear()
         return sync(self.path, folder or self.folder, lambda: self.encoder, options=SyncOptions(**options))

@@ -8,10 +8,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from latentrag.sync import SyncOptions, sync
+from latentrag.sync import Progress, SyncOptions, sync
 from latentrag.types import Passage
-from tests.sync.conftest import CountingEncoder, Vectors
+from tests.sync.conftest import CountingEncoder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class NotingEncoder(CountingEncoder):
@@ -19,10 +23,14 @@ class NotingEncoder(CountingEncoder):
         super().__init__()
         self.notes = notes
 
-    def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> Vectors:
+    def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> "Tensor":
         with self.notes.open("a") as file:
             file.write("".join(f"{passage.id}\n" for passage in passages))
         return super().encode_passages(passages)
+
+
+def say(progress: Progress) -> None:
+    os.write(1, f"{progress.num_files_done}\n".encode())
 
 
 if __name__ == "__main__":
@@ -34,5 +42,5 @@ if __name__ == "__main__":
         folder,
         lambda: NotingEncoder(notes),
         options=SyncOptions(words=10, delete_missing=True, passages_per_commit=50),
-        on_progress=lambda progress: os.write(1, f"{progress.num_files_done}\n".encode()) and None,
+        on_progress=say,
     )

@@ -1,10 +1,12 @@
 """A dry run tells the truth, and a sync ends where an obvious one would, whatever happened to the folder."""
 
+import contextlib
 import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -74,13 +76,9 @@ def interrupt(synced: Synced, after: int, options: dict) -> None:
             raise KeyboardInterrupt
         return working(passages, **more)
 
-    synced.encoder.encode_passages = failing
-    try:
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(synced.encoder, "encode_passages", failing)
         synced.sync(**options)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        synced.encoder.encode_passages = working
 
 
 def check(synced: Synced, *, delete: bool, broken: bool) -> None:

@@ -29,8 +29,8 @@ def fill(synced: Synced) -> None:
         elif i % 3:
             synced.write(f"{i % 10}/{i:03}.txt", " ".join(f"f{i}w{j}" for j in range(i % 37)))
         else:
-            lines = [{"id": f"{i}-{j}", "text": f"row {j} of {i}"} for j in range(i % 7)]
-            synced.write(f"{i % 10}/{i:03}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+            records = [{"id": f"{i}-{j}", "text": f"row {j} of {i}"} for j in range(i % 7)]
+            synced.write(f"{i % 10}/{i:03}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 
 
 def edit(synced: Synced) -> None:
@@ -51,6 +51,7 @@ def edit(synced: Synced) -> None:
 def run_and_end(synced: Synced, notes: Path, *, after_files: int, by: signal.Signals = signal.SIGKILL) -> None:
     command = [sys.executable, "-m", "tests.sync.killed_run", str(synced.path), str(synced.folder), str(notes)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
         for line in process.stdout:
             if int(line) >= after_files:
                 process.send_signal(by)
@@ -64,9 +65,9 @@ def test_killed_twice_and_interrupted_once_a_sync_ends_as_if_it_had_not_been(syn
     notes = tmp_path / "encoded"
     options = {"words": 10, "delete_missing": True, "passages_per_commit": LIMIT}
     fill(synced)
-    run_and_end(synced, notes, after_files=chance.integers(20, 100))
+    run_and_end(synced, notes, after_files=int(chance.integers(20, 100)))
     committed = len(checked_passages(synced.path, synced.encoder)) if synced.path.exists() else 0
-    run_and_end(synced, notes, after_files=chance.integers(100, 250))
+    run_and_end(synced, notes, after_files=int(chance.integers(100, 250)))
     assert len(checked_passages(synced.path, synced.encoder)) >= committed
     report = synced.sync(**options)
     assert len(report.skipped) == NUM_BROKEN
@@ -75,7 +76,7 @@ def test_killed_twice_and_interrupted_once_a_sync_ends_as_if_it_had_not_been(syn
     assert len(synced.memory) <= len(encoded) <= len(synced.memory) + 2 * LIMIT
 
     edit(synced)
-    run_and_end(synced, notes, after_files=chance.integers(150, 250), by=signal.SIGINT)
+    run_and_end(synced, notes, after_files=int(chance.integers(150, 250)), by=signal.SIGINT)
     synced.sync(**options)
     again = Synced(tmp_path / "again")
     again.sync(synced.folder, **options)

@@ -11,8 +11,10 @@ import pytest
 
 from latentrag.errors import DataError, EncoderMismatchError, InputError, MemoryStoreError
 from latentrag.memory import Memory
+from latentrag.memory.schema import schema
 from latentrag.memory.table import Table
 from latentrag.sync import Report
+from latentrag.sync.folder import read_again
 from latentrag.types import Passage
 from tests.sync.conftest import CountingEncoder, Synced
 
@@ -390,7 +392,6 @@ def test_a_large_file_that_changes_between_its_two_readings(synced: Synced, monk
     from latentrag.sync import writer as module
 
     synced.write("rows.jsonl", rows(*((str(i), f"text {i}") for i in range(25))))
-    read_again = module.read_again
 
     def changed_meanwhile(*args):
         synced.write("rows.jsonl", rows(*((str(i), f"text {i if i < 15 else -i}") for i in range(25))))
@@ -437,7 +438,7 @@ def test_refusals_leave_everything_as_it_was(synced: Synced, tmp_path):
     assert (synced.folder / "a.txt").read_text() == "text"
 
 
-def test_an_encoder_that_fails_keeps_what_was_committed(synced: Synced):
+def test_an_encoder_that_fails_keeps_what_was_committed(synced: Synced, monkeypatch):
     for i in range(10):
         synced.write(f"{i}.txt", f"text {i}")
     working = synced.encoder.encode_passages
@@ -447,11 +448,11 @@ def test_an_encoder_that_fails_keeps_what_was_committed(synced: Synced):
             raise KeyboardInterrupt
         return working(passages, **options)
 
-    synced.encoder.encode_passages = failing
+    monkeypatch.setattr(synced.encoder, "encode_passages", failing)
     with pytest.raises(KeyboardInterrupt):
         synced.sync(passages_per_commit=3)
     assert len(synced.memory) == 6
-    synced.encoder.encode_passages = working
+    monkeypatch.undo()
     report = synced.sync(passages_per_commit=3)
     assert (files(report), synced.encoder.texts) == ((4, 0, 0, 0, 6, 0), [f"text {i}" for i in (6, 7, 8, 9)])
 
@@ -481,7 +482,7 @@ def test_a_memory_from_before_sync(synced: Synced, monkeypatch):
     from latentrag.memory import table as module
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "schema", without_origin(module.schema))
+        patch.setattr(module, "schema", without_origin(schema))
         Memory.create(synced.path, synced.encoder)
     synced.memory.add([Passage("h", "by hand", page=3)], synced.encoder)
     synced.memory.upsert([Passage("i", "too")], synced.encoder)
@@ -508,7 +509,7 @@ def test_a_memory_from_before_sync_is_compacted_and_indexed(synced: Synced, monk
     from latentrag.memory.verify import verify
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "schema", without_origin(module.schema))
+        patch.setattr(module, "schema", without_origin(schema))
         memory = Memory.create(synced.path, synced.encoder)
         memory = memory.add([Passage(f"h{i}", f"by hand {i}") for i in range(20)], synced.encoder)
     memory.build_index(kind)
@@ -532,7 +533,7 @@ def test_a_memory_from_before_sync_is_compacted_and_indexed(synced: Synced, monk
 def test_a_memory_from_before_sync_can_be_reencoded(synced: Synced, monkeypatch, first):
     from latentrag.memory import table as module
 
-    monkeypatch.setattr(module, "schema", without_origin(module.schema))
+    monkeypatch.setattr(module, "schema", without_origin(schema))
     memory = Memory.create(synced.path, synced.encoder).add([Passage("h", "by hand")], synced.encoder)
     monkeypatch.undo()
     synced.write("a.txt", "text")
@@ -597,7 +598,7 @@ def test_notes_that_are_lost_or_damaged_cost_time_only(synced: Synced, damage):
     assert set(synced.texts().values()) == {"text 0", "text 1", "text 2"}
 
 
-def test_other_writers_are_refused_from_the_first_commit_of_a_sync_to_its_end(synced: Synced):
+def test_other_writers_are_refused_from_the_first_commit_of_a_sync_to_its_end(synced: Synced, monkeypatch):
     for i in range(4):
         synced.write(f"{i}.txt", f"text {i}")
     working = synced.encoder.encode_passages
@@ -607,7 +608,7 @@ def test_other_writers_are_refused_from_the_first_commit_of_a_sync_to_its_end(sy
             Memory.open(synced.path).add([Passage("h", "by hand")], CountingEncoder())
         return working(passages, **options)
 
-    synced.encoder.encode_passages = meddling
+    monkeypatch.setattr(synced.encoder, "encode_passages", meddling)
     assert files(synced.sync(passages_per_commit=1)) == (4, 0, 0, 0, 0, 0)
     synced.memory.add([Passage("h", "by hand")], CountingEncoder())
     assert set(synced.texts().values()) == {"text 0", "text 1", "text 2", "text 3", "by hand"}

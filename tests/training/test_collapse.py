@@ -1,6 +1,6 @@
 """A run that collapses says so, and one that learns does not: the loop over a retriever with real gradients."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -10,13 +10,14 @@ from latentrag.training.data import Example
 from latentrag.training.log import read_log
 from latentrag.training.loop import Trainer
 from latentrag.training.options import TrainingOptions
-from latentrag.types import Asked, Passage, Question, Retrieved, singles
+from latentrag.types import Asked, LatentLists, Passage, Question, Retrieved, Targets, singles
+from tests.toy import ToyPrepared, ToyRetriever
 from tests.training.test_health import Reader, letter, passage
 
 N, D = 60, 12
 
 
-class LinearRetriever:
+class LinearRetriever(ToyRetriever):
     """q(x) = W f(x) over N fixed passages. Features point mostly one way, as those of real encoders do."""
 
     def __init__(self) -> None:
@@ -40,13 +41,21 @@ class LinearRetriever:
         found: list[list[Passage]] = [[self.passages[i] for i in row] for row in index.tolist()]
         return Retrieved(singles(found), {"dense": best}, 1)
 
-    def retrieve_in_hindsight(self, x: Sequence[str], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
+    def retrieve_in_hindsight(self, x: Sequence[Asked], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
         raise AssertionError("not asked for")
 
 
 class FixedReader(Reader):
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return iter(())
+
+    def prepare_together(self, x: Sequence[Asked], latents: LatentLists) -> ToyPrepared:
+        raise AssertionError("not asked for")
+
+    def log_p_theta_and_mean(
+        self, prepared: ToyPrepared, targets: Targets, weigh: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        raise AssertionError("not asked for")
 
 
 def warnings_of(lr: float, folder) -> list[str]:

@@ -13,13 +13,13 @@ from latentrag.errors import InputError
 from latentrag.model import JointModel
 from latentrag.training.health import Health, alarms, measure
 from latentrag.types import Asked, Passage, Question, Retrieved, Variant, singles
-from tests.toy import ToyGenerator
+from tests.toy import ToyGenerator, ToyRetriever
 
 TOLERANCE = 1e-5  # float32 sums of a few terms of size one
 
 
 @dataclass
-class TableRetriever:
+class TableRetriever(ToyRetriever):
     """Passages and scores of each question, from a table."""
 
     table: dict[str, tuple[list[Passage], list[float]]]

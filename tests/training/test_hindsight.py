@@ -22,7 +22,8 @@ def gradients(sides, options: TrainingOptions, **more) -> list[list[torch.Tensor
     weights = [[weight for _, weight in side.named_parameters()] for side in sides]
     for weight in (*weights[0], *weights[1]):
         weight.grad = None
-    losses(*sides, X, Y, options=options, **more).loss.sum().backward()
+    retriever, generator = sides
+    losses(retriever, generator, X, Y, options=options, **more).loss.sum().backward()
     return [[torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in side] for side in weights]
 
 

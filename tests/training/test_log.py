@@ -106,7 +106,8 @@ class FakeWriter:
     made: list["FakeWriter"]
 
     def __init__(self, folder: str, purge_step: int | None) -> None:
-        self.folder, self.purge_step, self.scalars, self.closed = folder, purge_step, [], False
+        self.folder, self.purge_step, self.closed = folder, purge_step, False
+        self.scalars: list[tuple[str, float, int]] = []
         self.made.append(self)
 
     def add_scalar(self, name: str, value: float, step: int) -> None:

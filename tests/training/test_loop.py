@@ -5,9 +5,11 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from latentrag.encoder import load_passage_encoder, load_query_encoder
 from latentrag.errors import InputError, TrainingError
@@ -23,6 +25,7 @@ from latentrag.training.options import TrainingOptions
 from latentrag.types import Passage
 from tests import tiny
 from tests.encoder.tiny import write_sentence_encoder
+from tests.noting import noting
 
 PASSAGES = [
     Passage("paris", "paris is the capital city of france", "paris"),
@@ -65,6 +68,13 @@ def parts(tmp_path_factory) -> Path:
     encoder = load_passage_encoder(folder / "encoder")
     Memory.create(folder / "memory.lance", encoder).add(PASSAGES, encoder)
     return folder
+
+
+def newest(run: Path) -> checkpoint.Checkpoint:
+    """The run's last checkpoint, which is there."""
+    found = checkpoint.newest(run)
+    assert found is not None
+    return found
 
 
 def made(parts: Path, *, kind: str = "llama", lora: Lora | None = None):
@@ -125,8 +135,9 @@ def test_the_loss_falls_and_only_what_is_to_learn_changes(parts, tmp_path, kind,
 def test_hindsight_ends_where_it_is_to_end(parts, tmp_path) -> None:
     """Until then the losses are those of hindsight in all steps."""
     found = {}
-    for name, changes in {"all": {}, "some": {"hindsight_steps": 2}, "none": {"hindsight": 0}}.items():
-        options = replace(OPTIONS, **{"hindsight": 3, **changes}, num_steps=3, lr_generator=0.0)
+    all_steps = replace(OPTIONS, hindsight=3, num_steps=3, lr_generator=0.0)
+    some_steps, no_steps = replace(all_steps, hindsight_steps=2), replace(all_steps, hindsight=0)
+    for name, options in {"all": all_steps, "some": some_steps, "none": no_steps}.items():
         trainer(parts, tmp_path / name, options=options).run()
         found[name] = losses_of(tmp_path / name)
     assert found["some"][:2] == found["all"][:2] != found["none"][:2]
@@ -169,7 +180,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(parts, tmp_path, stop, monkeypat
     first = trainer(parts, tmp_path / "parts", lora=lora, dev=EXAMPLES)
     step = first._step
 
-    def interrupted(number: int, *rest: object) -> float:
+    def interrupted(number: int, *rest: Any) -> float:
         if number == stop:
             raise KeyboardInterrupt
         return step(number, *rest)
@@ -209,29 +220,30 @@ def test_the_best_step_is_kept(parts, tmp_path) -> None:
     dev = {r["step"]: r["nll_per_token"] for r in read_log(tmp_path / "run" / "log.jsonl") if r["event"] == "dev"}
     assert sorted(dev) == [0, 3, 6, 9]
     del dev[0]
-    assert outcome.best_step == min(dev, key=dev.get)
+    assert outcome.best_step == min(dev, key=dev.__getitem__)
     assert outcome.best_nll_per_token == dev[outcome.best_step]
     found = checkpoint.best(tmp_path / "run")
+    assert found is not None
     assert found.step == outcome.best_step
     assert [folder.name for folder in sorted((tmp_path / "run").glob("best-*"))] == [f"best-{found.step:08d}"]
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(parts, tmp_path, monkeypatch) -> None:
-    real, written = checkpoint.save_file, []
+    written = []
 
     def full(tensors, path, *rest) -> None:
         written.append(path)
         if len(written) == 4:  # the optimiser's moments of the second checkpoint
             Path(path).write_bytes(b"half of it")
             raise OSError(28, "No space left on device")
-        real(tensors, path, *rest)
+        save_file(tensors, path, *rest)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     run = trainer(parts, tmp_path / "run")
     with pytest.raises(TrainingError, match=r"step-00000004 cannot be written .*No space left.* is intact"):
         run.run()
-    assert checkpoint.newest(tmp_path / "run").step == 2
-    monkeypatch.setattr(checkpoint, "save_file", real)
+    assert newest(tmp_path / "run").step == 2
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
     again = trainer(parts, tmp_path / "run")
     assert again.run(resume=True).finished
     assert not list((tmp_path / "run").glob(".*"))
@@ -251,14 +263,15 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(parts, tmp_path) -> None:
         trainer(parts, tmp_path / "run").run(resume=True)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_the_weights_do(parts, tmp_path) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_before_the_weights_do(parts, tmp_path, monkeypatch) -> None:
     run = trainer(parts, tmp_path / "run", options=replace(OPTIONS, num_steps=3, save_every=1))
     real = run.generator.log_p_theta
-    run.generator.log_p_theta = lambda *given: real(*given) * (math.nan if run.optimiser.state else 1.0)
+    broken = lambda *given: real(*given) * (math.nan if run.optimiser.state else 1.0)  # noqa: E731
+    monkeypatch.setattr(run.generator, "log_p_theta", broken)
     with pytest.raises(TrainingError, match="the loss of step 2 is nan"):
         run.run()
     assert all(torch.isfinite(weight).all() for weight in run.parameters.values())
-    assert checkpoint.newest(tmp_path / "run").step == 1
+    assert newest(tmp_path / "run").step == 1
 
 
 def test_a_gradient_that_is_no_number_ends_the_run_before_the_weights_do(parts, tmp_path) -> None:
@@ -268,7 +281,7 @@ def test_a_gradient_that_is_no_number_ends_the_run_before_the_weights_do(parts, 
     with pytest.raises(TrainingError, match=r"the gradient of the generator of step 2 is (inf|nan); begin again in"):
         run.run()
     assert all(torch.isfinite(weight).all() for weight in run.parameters.values())
-    assert checkpoint.newest(tmp_path / "run").step == 1
+    assert newest(tmp_path / "run").step == 1
 
 
 def test_a_generator_that_learns_later_has_no_moments_before(parts, tmp_path) -> None:
@@ -281,8 +294,9 @@ def test_a_generator_that_learns_later_has_no_moments_before(parts, tmp_path) ->
 
 
 def test_a_stop_at_a_step_that_was_saved_saves_nothing_again(parts, tmp_path, monkeypatch) -> None:
-    saved, save = [], checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda run, step, **rest: saved.append(step) or save(run, step, **rest))
+    saved: list[int] = []
+    save = noting(checkpoint.save, lambda _, step, **__: saved.append(step))
+    monkeypatch.setattr(checkpoint, "save", save)
     trainer(parts, tmp_path / "run", options=replace(OPTIONS, num_steps=6, save_every=2)).run(until=4)
     assert saved == [2, 4]
 
@@ -294,7 +308,9 @@ def save_best(run: Path, value: float) -> None:
 
 def best_weights(run: Path) -> list[float]:
     read = {"w": torch.nn.Parameter(torch.zeros(2))}
-    checkpoint.restore(checkpoint.best(run), parameters=read)
+    found = checkpoint.best(run)
+    assert found is not None
+    checkpoint.restore(found, parameters=read)
     return read["w"].tolist()
 
 
@@ -322,7 +338,7 @@ def test_the_best_weights_are_saved_and_a_checkpoint_that_was_being_replaced_sta
     (only,) = tmp_path.glob("step-*")
     only.rename(before := only.with_name(f".{only.name}.{suffix}"))
     save_best(tmp_path, 1.0)
-    assert checkpoint.newest(tmp_path).folder == before
+    assert newest(tmp_path).folder == before
 
 
 def test_a_run_goes_on_from_a_checkpoint_that_was_being_replaced(parts, tmp_path) -> None:

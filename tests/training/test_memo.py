@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from latentrag.training import checkpoint
 from latentrag.training.step import ScoreMemo
-from tests.training.test_loop import OPTIONS, losses_of, made, parts, trainer  # noqa: F401  (a fixture)
+from tests.training.test_loop import OPTIONS, losses_of, made, newest, parts, trainer  # noqa: F401  (a fixture)
 
 ASKING = replace(OPTIONS, freeze="generator", hindsight=2, num_steps=9)  # seven examples, 36 places: five epochs
 
@@ -86,8 +85,9 @@ def test_an_empty_one_is_restored() -> None:
 def test_interrupted_it_goes_on_with_the_same_digits(parts, tmp_path) -> None:  # noqa: F811
     trainer(parts, tmp_path / "whole", options=ASKING).run()
     trainer(parts, tmp_path / "cut", options=ASKING).run(until=5)
-    found = checkpoint.newest(tmp_path / "cut")
-    known = len(found.scores()["keys"])
+    scores = newest(tmp_path / "cut").scores()
+    assert scores is not None
+    known = len(scores["keys"])
     resumed = trainer(parts, tmp_path / "cut", options=ASKING)
     counting = Counting(resumed.generator)
     resumed.generator = counting
@@ -101,6 +101,6 @@ def test_a_checkpoint_of_a_generator_that_learns_has_none(parts, tmp_path) -> No
     options = replace(ASKING, freeze="none", warmup_retriever=8, num_steps=12)
     run = trainer(parts, tmp_path, options=options)
     run.run(until=7)
-    assert checkpoint.newest(tmp_path).scores() is not None
+    assert newest(tmp_path).scores() is not None
     run.run(resume=True, until=10)
-    assert checkpoint.newest(tmp_path).scores() is None
+    assert newest(tmp_path).scores() is None

@@ -7,16 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from latentrag.training import checkpoint
 from latentrag.training.log import read_log
 from tests.training import test_loop
-from tests.training.test_loop import OPTIONS, losses_of, trainer
+from tests.training.test_loop import OPTIONS, losses_of, newest, trainer
 
 parts = test_loop.parts
 
@@ -30,7 +29,7 @@ def started(*command: str, **more) -> subprocess.Popen:
 
 def test_two_processes_do_what_one_does(parts, tmp_path) -> None:
     """Sums of float32 gradients in another order: losses differ by rounding."""
-    options = test_loop.replace(OPTIONS, batch_size=5, hindsight=1)  # five rows: the shares differ
+    options = replace(OPTIONS, batch_size=5, hindsight=1)  # five rows: the shares differ
     trainer(parts, tmp_path / "one", options=options, dev=test_loop.EXAMPLES).run()
     launch = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d")
     process = started(
@@ -47,7 +46,7 @@ def test_two_processes_do_what_one_does(parts, tmp_path) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(parts, tmp_path, seed) -> None:
-    options = test_loop.replace(OPTIONS, num_steps=30)
+    options = replace(OPTIONS, num_steps=30)
     trainer(parts, tmp_path / "whole", options=options, dev=test_loop.EXAMPLES).run()
     run = tmp_path / "killed"
     process = started("-m", "tests.training.processes_run", str(parts), str(run), json.dumps(asdict(options)))
@@ -61,7 +60,7 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(parts, tmp_pat
         time.sleep(0.002)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    found = checkpoint.newest(run)
+    found = newest(run)
     reached = max(r["step"] for r in read_log(run / "log.jsonl"))
     assert reached - found.step <= options.save_every
     assert found.step < options.num_steps

@@ -7,19 +7,19 @@ have three tokens or more: theirs loses the prior of shorter ones (tests/test_tr
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from latentrag.assemble.rag_layout import RagCheckpoint
+from latentrag.generator import Seq2SeqGenerator
 from latentrag.model import JointModel
 from latentrag.place import Place
 from latentrag.retriever import DenseRetriever
-from latentrag.types import Passage, SearchResult, Variant
+from latentrag.types import Passage, Variant
 from tests.test_transformers_rag import K, checkpoint, labels_of, their_inputs
+from tests.toy import ToyMemory
 
 GRADIENT_TOLERANCE = 1e-4
 """Of the norm of a parameter's gradient, in float32: the two sides add up in another order (found: below 1e-5)."""
@@ -41,27 +41,6 @@ BATCHES = [
 ]
 
 
-class WholeMemory:
-    """K passages, all of them found every time, best first."""
-
-    version = 1
-
-    def __init__(self, d: Tensor) -> None:
-        self.d = d.numpy()  # (K, D)
-
-    def __len__(self) -> int:
-        return len(self.d)
-
-    def check(self, query_encoder: Any) -> None:
-        assert query_encoder.dimension == self.d.shape[1]
-
-    def search(self, q: np.ndarray, k: int) -> SearchResult:
-        scores = q @ self.d.T  # (B, K)
-        order = np.argsort(-scores, axis=1)[:, :k]
-        passages = [[PASSAGES[n] for n in row] for row in order]
-        return SearchResult(passages, self.d[order], np.take_along_axis(scores, order, axis=1), self.version)
-
-
 @dataclass(frozen=True)
 class Side:
     """A model in training: its parameters under common names, and −Σ log p(y|x) of a batch."""
@@ -80,8 +59,9 @@ def sides(folder: Path, variant: Variant) -> tuple[Side, Side]:
     halves = RagCheckpoint(folder, name="tiny")
     encoder, generator = halves.query_encoder(Place()), halves.generator(Place())
     d = torch.randn(K, encoder.dimension, generator=torch.Generator().manual_seed(7))
-    joint = JointModel(DenseRetriever(encoder, WholeMemory(d)), generator)
+    joint = JointModel(DenseRetriever(encoder, ToyMemory(PASSAGES, d.numpy())), generator)
     assert not any(module.training for module in (encoder.module, generator.model, theirs))
+    assert isinstance(generator, Seq2SeqGenerator)
     tokenizer = generator.tokenizer  # the question encoder has the same
 
     def our_loss(x: list[str], y: list[str]) -> Tensor:
@@ -119,7 +99,7 @@ def test_gradients_are_equal(variant: Variant, half: str, tmp_path) -> None:
 def gradients_of(side: Side, half: str) -> dict[str, Tensor]:
     """Of the parameters of one half that the loss depends on, summed over the batches."""
     parameters = getattr(side, half)
-    sum(side.loss(x, y) for x, y in BATCHES).backward()
+    torch.stack([side.loss(x, y) for x, y in BATCHES]).sum().backward()
     return {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
 
 
