@@ -36,7 +36,7 @@ from latentrag.memory import LiveMemory, Memory
 from latentrag.place import computes_bfloat16
 from latentrag.rag import Rag
 
-DECODING = {"num_beams": 1, "max_tokens": 16}
+DECODING: dict[str, Any] = {"num_beams": 1, "max_tokens": 16}
 QUESTIONS_PER_SWAP = 6
 CACHE_BYTES = 1 << 30
 

@@ -50,7 +50,9 @@ class _Run:
     settings: Mapping[str, Any]
 
 
-def write_report(out: Path, file: Path, *, arms: Sequence[str], options: Mapping[str, Any], machine: Mapping[str, Any]):
+def write_report(
+    out: Path, file: Path, *, arms: Sequence[str], options: Mapping[str, Any], machine: Mapping[str, Any]
+) -> None:
     """Put tables and curves between the marks of the report, whose words are written by hand."""
     done = {arm: run for arm in arms if (run := _run(out, arm)) is not None}
     if not done:

@@ -170,7 +170,7 @@ def test_all_of_them_run_in_turn_and_one_that_fails_does_not_end_it(tmp_path, mo
         stdout.write("a table\n")
         return subprocess.CompletedProcess(command, returncode=int(command[2] == "benchmarks.b"))
 
-    monkeypatch.setattr(every.subprocess, "run", started)
+    monkeypatch.setattr(subprocess, "run", started)
     assert every.run({"one": ["a"], "two": ["b", "--size", "tiny"], "three": ["c"]}, tmp_path / "out") == ["two"]
     assert given == ["benchmarks.a", "benchmarks.b", "benchmarks.c"]
     assert (tmp_path / "out" / "three.md").read_text("utf-8") == "a table\n"

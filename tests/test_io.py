@@ -91,6 +91,7 @@ with io.exclusive(Path(sys.argv[1])) as it:
     command = [sys.executable, "-c", code, tmp_path]
     held = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with held:
+        assert held.stdout is not None
         assert held.stdout.readline() == "True\n"
         with io.exclusive(tmp_path) as alone:
             assert not alone

@@ -11,6 +11,8 @@ from latentrag import place as place_module
 from latentrag.assemble import load
 from latentrag.errors import InputError
 from latentrag.place import Place, Places
+from tests import tiny
+from tests.toy import ToyRetriever
 
 SOURCE = Path(__file__).parent.parent / "src" / "latentrag"
 
@@ -48,7 +50,7 @@ def test_a_gpu_that_is_not_used_changes_nothing(has_gpu, pair, filled, monkeypat
     config = pair[1] / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float16"}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    assert load(pair, memory=filled).generator.model.dtype == torch.float32
+    assert tiny.causal_of(load(pair, memory=filled)).model.dtype == torch.float32
 
 
 def test_places_from_options(monkeypatch) -> None:
@@ -87,7 +89,7 @@ def test_encoder_and_generator_on_different_devices_answer(pair, filled) -> None
     rag = load(pair, memory=filled, k=3)
     expected = [rag.answer("paris ?", max_tokens=3), rag.score("paris ?", "rome"), rag.classify("paris ?", ["a", "b"])]
 
-    class Elsewhere:
+    class Elsewhere(ToyRetriever):
         """Logits on another device: tensors that can do nothing but be moved."""
 
         def __init__(self, retriever: Any) -> None:

@@ -86,6 +86,7 @@ def test_the_saved_model_fits_the_refreshed_memory(spec, path, tmp_path) -> None
 
     memory = open_memory(path)  # and can be trained on
     further = retriever_for_training(again, tmp_path / "model", memory, True, device="cpu")
+    assert isinstance(further, RefreshingRetriever)
     assert further.refresh() == 5
 
 

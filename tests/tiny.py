@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 
+from latentrag.generator import CausalGenerator
+from latentrag.rag import Rag
+
 WORDS = """a an the of in is was who what where when which capital city river moon sun planet king queen france paris
 germany berlin rome italy tokyo japan wrote opera fidelio beethoven austen emma novel author question answer title
 text it he she they one two three four five red blue green . , : ? ! / //""".split()
@@ -152,6 +155,12 @@ def save_granite(folder: Path, *, seed: int = 0) -> Any:
     config = GraniteConfig(**_causal(), num_key_value_heads=1, logits_scaling=2.5)
     torch.manual_seed(seed)
     return _saved(GraniteForCausalLM(config), folder)
+
+
+def causal_of(rag: Rag) -> CausalGenerator:
+    """Its generator, which is a causal one."""
+    assert isinstance(rag.generator, CausalGenerator)
+    return rag.generator
 
 
 def _causal() -> dict[str, Any]:

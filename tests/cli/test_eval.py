@@ -3,13 +3,14 @@
 import json
 import re
 import shutil
+from typing import Any
 
 import pytest
 
 import latentrag
 from tests.cli.conftest import QUESTION, cli
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"id": "f", "question": QUESTION, "answer": ["Beethoven", "Ludwig"], "title": "fidelio"},
     {"id": "e", "question": "Who wrote Emma?", "answer": ["Austen"], "title": "emma"},
     {"id": "p", "question": "What is the capital of France?", "answer": ["Paris"], "title": "paris"},

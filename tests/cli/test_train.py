@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,10 +18,11 @@ from latentrag import io
 from latentrag.generator import CausalGenerator
 from latentrag.memory import Memory
 from latentrag.rag import Rag
+from tests import tiny
 from tests.cli.conftest import DOCUMENTS, QUESTION, cli
 from tests.encoder.tiny import write_sentence_encoder
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"question": QUESTION, "answer": ["Beethoven"]},
     {"question": "Who wrote the novel Emma?", "answer": ["Austen"]},
     {"question": "What is the capital of France?", "answer": ["Paris"]},
@@ -143,7 +145,7 @@ def test_the_passage_encoder_is_trained_too(train, memory, tmp_path) -> None:
 def with_examples(model, memory, tmp_path):
     """The model with a worked example in its prompt."""
     rag = latentrag.load(model, memory=memory)
-    old = rag.generator
+    old = tiny.causal_of(rag)
     template = replace(old.template, preamble="the moon is red\n", closed_book_preamble="red\n")
     folder = tmp_path / "with-examples"
     latentrag.save(Rag(rag.retriever, CausalGenerator(old.model, old.tokenizer, template=template), k=2), folder)
@@ -157,7 +159,7 @@ def test_worked_examples_stay_where_training_does_not_take_their_place(
     train, with_examples, memory, tmp_path, arguments, kept
 ) -> None:
     assert train("-m", with_examples, "--steps", 2, *arguments).code == 0
-    template = latentrag.load(tmp_path / "run" / "model", memory=memory).generator.template
+    template = tiny.causal_of(latentrag.load(tmp_path / "run" / "model", memory=memory)).template
     assert (template.preamble, template.closed_book_preamble) == (("the moon is red\n", "red\n") if kept else ("", ""))
 
 
@@ -171,7 +173,7 @@ def test_a_run_that_began_without_worked_examples_goes_on_without_them(train, wi
     (run / "run.json").write_text(json.dumps({**record, "keep_preamble": False}))
     shutil.rmtree(run / "model")
     assert train(*arguments, "--resume").code == 0
-    assert latentrag.load(run / "model", memory=memory).generator.template.preamble == ""
+    assert tiny.causal_of(latentrag.load(run / "model", memory=memory)).template.preamble == ""
     assert "has keep_preamble=False, now asked for True" in train(*arguments, "--resume", "--keep-preamble").error()
 
 

@@ -167,11 +167,11 @@ def test_verify_and_repair(own) -> None:
     assert warning.startswith("warning: version 4 ")
     assert "; opened version 3, the newest that can" in warning
     assert error.startswith("error: version 4 ")
-    why, missing, lost, done = cli("index", "repair", own).stdout.splitlines()
+    why, missing, lost, repaired = cli("index", "repair", own).stdout.splitlines()
     assert why == f"version 4: {version_files.manifest_name(4)} is not as it was written"
     assert missing == "missing, an older passage of that id is in version 3: rome.txt"
     assert lost == "lost: moon.txt"
-    assert done == f"{own} version 3: set aside version 4"
+    assert repaired == f"{own} version 3: set aside version 4"
     assert cli("index", "repair", own).stdout == f"{own} version 3: every version is whole\n"
     assert cli("index", "delete", own, "paris.txt").code == 0
     assert cli("index", "verify", own).code == 0

@@ -120,7 +120,7 @@ def test_it_is_made_once_and_answers(shop, settings, capsys) -> None:
     assert memory.card.encoder == "all-MiniLM-L6-v2"
     assert (memory.card.scale, memory.card.max_tokens) == (20.0, 24)
     rag = load("demo", memory="demo")
-    assert rag.generator.template == demo.DEMO_TEMPLATE
+    assert tiny.causal_of(rag).template == demo.DEMO_TEMPLATE
     assert rag.answer("who wrote emma ?").sources
     folder = demo.model_folder(settings)
     assert (folder / "generator" / "GEMMA_TERMS.html").exists()

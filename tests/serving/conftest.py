@@ -1,5 +1,6 @@
 """A tiny model over a tiny memory, served on loopback by a thread of this process."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,11 +59,11 @@ def serving(app: Any, options: ServeOptions | None = None) -> Iterator[Served]:
         started = threading.Event()
         startup = server.startup
 
-        async def and_say_so(**kwargs: Any) -> None:
-            await startup(**kwargs)
+        async def and_say_so(sockets: list[socket.socket] | None = None) -> None:
+            await startup(sockets)
             started.set()
 
-        server.startup = and_say_so
+        setattr(server, "startup", and_say_so)  # noqa: B010
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         assert started.wait(PATIENCE_S)
@@ -102,7 +103,8 @@ class GatedGenerator(ToyGenerator):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.gate, self.reached, self.batches = threading.Event(), threading.Event(), []
+        self.gate, self.reached = threading.Event(), threading.Event()
+        self.batches: list[int] = []
 
     @contextmanager
     def closed(self) -> Iterator[None]:

@@ -161,7 +161,13 @@ def busy(gated, live) -> Iterator[tuple[Any, ThreadPoolExecutor]]:
 def test_questions_that_wait_are_answered_together_and_seeded_samples_alone(gated, live) -> None:
     with busy(gated, live) as (served, pool):
         seeded = {"sample": True, "seed": 1}
-        bodies = [{"question": "one?"}, {"question": "two?"}, {"question": "three?", "beams": 1}, seeded, seeded]
+        bodies: list[dict[str, Any]] = [
+            {"question": "one?"},
+            {"question": "two?"},
+            {"question": "three?", "beams": 1},
+            seeded,
+            seeded,
+        ]
         others = [pool.submit(served.post, "/v1/answer", {"question": "x?", **body}) for body in bodies]
         while len(served.batcher) < 5:
             time.sleep(0.001)

@@ -239,7 +239,7 @@ def expected(answer: dict[str, Any], current: dict[str, Any]) -> tuple[str, ...]
 
 
 def told(ways: Any) -> list[tuple[str, ...]]:
-    found = []
+    found: list[tuple[str, ...]] = []
     for way in ways.all():
         probability, log_prob, agreement, time = way.locator("dd").all_inner_texts()
         assert re.fullmatch(r"[\d,]+ ms", time)
@@ -275,7 +275,8 @@ def test_all_ways_side_by_side(chromium, served, question) -> None:
 
 
 def test_one_way_that_fails_or_hangs_takes_no_other_with_it(chromium, served) -> None:
-    hanging, ended = [], []
+    hanging: list[Any] = []
+    ended: list[Any] = []
     broken = {"error": {"message": "<b>no</b>", "type": "t", "param": None, "code": "c"}}
 
     def answered(route: Any) -> None:

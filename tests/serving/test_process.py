@@ -28,6 +28,7 @@ def test_a_server_from_start_to_end(model, memory, ask) -> None:
     environment = {**os.environ, "LATENTRAG_API_KEY": KEY}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
+            assert process.stderr is not None
             first = process.stderr.readline()
             assert first.startswith("serving tiny over notes.lance version 2 at http://127.0.0.1:")
             url = first.split()[-1]
@@ -55,6 +56,7 @@ def test_a_server_that_is_killed_while_it_exchanges_its_memory_loses_nothing(
     command = [sys.executable, "-m", "latentrag", "serve", "-m", model, "-i", path, "--port", "0", "--quiet"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, ThreadPoolExecutor(1) as pool:
         try:
+            assert process.stderr is not None
             url = process.stderr.readline().split()[-1]
             exchanges = pool.submit(exchange_until_gone, url)
             process.stderr.close()
@@ -124,6 +126,7 @@ def test_tools_of_the_model_context_protocol(model, memory, ask) -> None:
     import anyio
     from mcp.client import ClientSession
     from mcp.client.stdio import StdioServerParameters, stdio_client
+    from mcp.types import TextContent
 
     arguments = ["-m", "latentrag", "mcp", "-m", str(model), "-i", str(memory)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
@@ -142,6 +145,7 @@ def test_tools_of_the_model_context_protocol(model, memory, ask) -> None:
         ids = [each["id"] for each in found.structured_content["passages"]]
         assert ids == [each["id"] for each in expected["sources"]]
         assert wrong.is_error
+        assert isinstance(wrong.content[0], TextContent)
         assert "k=50 exceeds the memory's 4 passages" in wrong.content[0].text
 
     anyio.run(talk)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Concatenate, Protocol
 
 from latentrag.place import Places
 from latentrag.protocols import Memory, Retriever
@@ -23,15 +24,10 @@ class ModelParts(Protocol):
         ...
 
 
-class RetrieverFactory(Protocol):
-    """Makes a retriever over a memory.
-
-    Args:
-        settings: as the retriever's ``settings()`` gave them when the model was saved, by name; none otherwise.
-    Raises: InputError for settings that cannot be; EncoderMismatchError if the memory does not fit.
-    """
-
-    def __call__(self, parts: ModelParts, memory: Memory, places: Places, **settings: Any) -> Retriever: ...
+RetrieverFactory = Callable[Concatenate[ModelParts, Memory, Places, ...], Retriever]
+"""Makes a retriever over a memory: (parts, memory, places, **settings). The settings are as the retriever's
+``settings()`` gave them when the model was saved, by name; none otherwise. InputError for settings that cannot be;
+EncoderMismatchError if the memory does not fit."""
 
 
 RETRIEVERS: Table[RetrieverFactory] = Table(
