@@ -8,7 +8,7 @@ begin with it. Everything here is differentiable in the retriever and the genera
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast, get_args
+from typing import Generic, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from latentrag.marginal import (
     token_posterior,
     without_passage,
 )
-from latentrag.protocols import Retriever, Scores
+from latentrag.protocols import Prepared, Retriever, Scores
 from latentrag.types import (
     Asked,
     Latent,
@@ -109,7 +109,7 @@ class Read(Generic[G_co]):
     questions: Sequence[Question]
     retrieved: Retrieved
     log_p_eta: Tensor
-    prepared: Any
+    prepared: Prepared
 
     def rows(self, places: Sequence[int]) -> "Read[G_co]":
         """The questions at these places."""

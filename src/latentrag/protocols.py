@@ -188,7 +188,7 @@ class Scores(Protocol):
         """Saved generation settings of the model, under the names of ``DecodingOptions``."""
         ...
 
-    def prepare(self, x: Sequence[Asked], latents: LatentLists) -> Any:
+    def prepare(self, x: Sequence[Asked], latents: LatentLists) -> Prepared:
         """A ``Prepared`` for x with its K latent values each. An empty one is read without any passage (closed book).
         InputError for an empty question, or where the numbers of latent values differ."""
         ...
@@ -215,12 +215,12 @@ class Generator(Scores, Protocol):
     """A generator that decodes too: p_θ(y_i|x,z,y_<i) step by step. Decoder states are its own affair: callers only
     hand them back."""
 
-    def start(self, prepared: Any) -> tuple[Tensor, Any]:
+    def start(self, prepared: Any) -> tuple[Tensor, object]:
         """Log-probabilities of the first token, (B, K, 1, V) float32, and the state that goes with them. Neither here
         nor in ``step`` are there gradients: those of a sequence come from ``log_p_theta``."""
         ...
 
-    def step(self, state: Any, parents: Tensor, tokens: Tensor) -> tuple[Tensor, Any]:
+    def step(self, state: Any, parents: Tensor, tokens: Tensor) -> tuple[Tensor, object]:
         """One more token for every beam. ``state`` is used up.
 
         Args:
@@ -285,7 +285,7 @@ class TrainableGenerator(Generator, Protocol):
         """θ, under names that do not change between runs; with LoRA only the adapter's weights need a gradient."""
         ...
 
-    def prepare_together(self, x: Sequence[Asked], latents: LatentLists) -> Any:
+    def prepare_together(self, x: Sequence[Asked], latents: LatentLists) -> Prepared:
         """A ``Prepared`` of B × 1 rows, each of which reads all passages at once: p_θ(y|x,Z).
 
         Encoder–decoders encode the passages apart and let the decoder attend to all of them; causal models read

@@ -1,20 +1,19 @@
 """Token sequences scored as Thorough Decoding scores its candidates."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentrag.decoding import rescore
 from latentrag.decoding.trie import Candidates
-from latentrag.protocols import Generator
+from latentrag.protocols import Generator, Prepared
 
 
 @torch.no_grad()
 def rescored(
     generator: Generator,
-    prepared: Any,
+    prepared: Prepared,
     log_p_eta: Tensor,
     question: Sequence[int],
     sequences: Sequence[Sequence[int]],

@@ -5,7 +5,6 @@ hypotheses continue those, so what is certain stays certain.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from latentrag.decoding.loop import Decided, Decoded, Ended, Event, rank, run
 from latentrag.decoding.step import Beams, forbid, is_end, marginal_step, stopped
 from latentrag.errors import InputError
 from latentrag.options import DecodingOptions
-from latentrag.protocols import Generator
+from latentrag.protocols import Generator, Prepared
 from latentrag.types import Variant
 
 
@@ -82,7 +81,7 @@ class BeamSearch:
     """
 
     def __init__(
-        self, generator: Generator, prepared: Any, log_p_eta: Tensor, *, variant: Variant, options: DecodingOptions
+        self, generator: Generator, prepared: Prepared, log_p_eta: Tensor, *, variant: Variant, options: DecodingOptions
     ) -> None:
         if options.sample:
             raise InputError("a beam search does not sample; needed sample=False, or Sampling")
@@ -93,7 +92,7 @@ class BeamSearch:
         self._beams = Beams.initial(log_p_eta)
         self._parents = torch.empty(0)
         self._num_open: list[int] = []
-        self._state: Any = None
+        self._state: object = None
         self._length = 0
 
     @property
@@ -167,7 +166,7 @@ class BeamSearch:
 
 
 def marginal_beam(
-    generator: Generator, prepared: Any, log_p_eta: Tensor, *, variant: Variant, options: DecodingOptions
+    generator: Generator, prepared: Prepared, log_p_eta: Tensor, *, variant: Variant, options: DecodingOptions
 ) -> list[list[Decoded]]:
     """``BeamSearch`` to its end. Returns: for each question up to ``options.num_best`` hypotheses, best first."""
     return run(BeamSearch(generator, prepared, log_p_eta, variant=variant, options=options))

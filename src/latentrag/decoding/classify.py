@@ -1,19 +1,18 @@
 """Classification: labels as targets (Lewis et al. 2020, §2.1, §3.4)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentrag.errors import InputError
 from latentrag.marginal import sequence_log_likelihood, token_log_likelihood
-from latentrag.protocols import Scores
+from latentrag.protocols import Prepared, Scores
 from latentrag.types import Targets, Variant
 
 
 def label_log_likelihoods(
-    generator: Scores, prepared: Any, log_p_eta: Tensor, labels: Sequence[str], *, variant: Variant
+    generator: Scores, prepared: Prepared, log_p_eta: Tensor, labels: Sequence[str], *, variant: Variant
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log p(label|x) of every label, and the evidence behind it.
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from latentrag.decoding.trie import Candidates, score
 from latentrag.errors import InputError
 from latentrag.marginal import sequence_log_likelihood
 from latentrag.options import DecodingOptions
-from latentrag.protocols import Generator
+from latentrag.protocols import Generator, Prepared
 from latentrag.types import Targets, Variant
 
 _ROWS_AT_ONCE = 256
@@ -28,7 +27,7 @@ class Rescoring:
         self,
         decode: Callable[..., list[list[Decoded]]],
         generator: Generator,
-        prepared: Any,
+        prepared: Prepared,
         log_p_eta: Tensor,
         *,
         variant: Variant,
@@ -61,7 +60,7 @@ class Rescoring:
 
 
 def thorough(
-    generator: Generator, prepared: Any, log_p_eta: Tensor, *, options: DecodingOptions
+    generator: Generator, prepared: Prepared, log_p_eta: Tensor, *, options: DecodingOptions
 ) -> list[list[Decoded]]:
     """Thorough Decoding of RAG-Sequence (Lewis et al. 2020, §2.5).
 
@@ -114,7 +113,9 @@ def _log_marginal(log_p_eta: Tensor, log_p_theta: Tensor) -> float:
     return sequence_log_likelihood(log_p_eta[None], log_p_theta[None], mask).item()
 
 
-def fast(generator: Generator, prepared: Any, log_p_eta: Tensor, *, options: DecodingOptions) -> list[list[Decoded]]:
+def fast(
+    generator: Generator, prepared: Prepared, log_p_eta: Tensor, *, options: DecodingOptions
+) -> list[list[Decoded]]:
     """Fast Decoding of RAG-Sequence (Lewis et al. 2020, §2.5).
 
     As Thorough Decoding, but p_θ(y|x,z) counts as 0 where y is missing from z's beam, so nothing is scored twice.
@@ -142,7 +143,7 @@ def fast(generator: Generator, prepared: Any, log_p_eta: Tensor, *, options: Dec
 
 
 def _beams_of_passages(
-    generator: Generator, prepared: Any, log_p_eta: Tensor, options: DecodingOptions
+    generator: Generator, prepared: Prepared, log_p_eta: Tensor, options: DecodingOptions
 ) -> list[list[list[Decoded]]]:
     """B × K lists of M hypotheses: a beam search over p_θ(y|x,z) for every passage alone."""
     num_questions, num_passages = log_p_eta.shape
@@ -152,7 +153,7 @@ def _beams_of_passages(
     return [beams[b * num_passages : (b + 1) * num_passages] for b in range(num_questions)]
 
 
-def _score(generator: Generator, prepared: Any, of_questions: Sequence[Candidates]) -> None:
+def _score(generator: Generator, prepared: Prepared, of_questions: Sequence[Candidates]) -> None:
     """Questions together as long as a step has few enough rows."""
     together: list[int] = []
     widest = 0
@@ -169,7 +170,7 @@ def _score(generator: Generator, prepared: Any, of_questions: Sequence[Candidate
 
 
 def _score_together(
-    generator: Generator, prepared: Any, of_questions: Sequence[Candidates], together: Sequence[int]
+    generator: Generator, prepared: Prepared, of_questions: Sequence[Candidates], together: Sequence[int]
 ) -> None:
     score(generator, prepared.rows(torch.tensor(together)), [of_questions[b] for b in together])
 

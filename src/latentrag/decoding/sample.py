@@ -1,7 +1,6 @@
 """Samples from the marginal p(y|x), token by token."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch import Tensor
 from latentrag.decoding.loop import Decided, Decoded, Ended, Event
 from latentrag.decoding.step import Beams, forbid, is_end, marginal_step, stopped
 from latentrag.options import DecodingOptions
-from latentrag.protocols import Generator
+from latentrag.protocols import Generator, Prepared
 from latentrag.types import Variant
 
 
@@ -27,7 +26,7 @@ class Sampling:
     """
 
     def __init__(
-        self, generator: Generator, prepared: Any, log_p_eta: Tensor, *, variant: Variant, options: DecodingOptions
+        self, generator: Generator, prepared: Prepared, log_p_eta: Tensor, *, variant: Variant, options: DecodingOptions
     ) -> None:
         self._generator, self._variant, self._options = generator, variant, options
         self._random = torch.Generator(device=log_p_eta.device)
@@ -41,7 +40,7 @@ class Sampling:
         self._beams = Beams.initial(log_p_eta[every])  # each sample is a question of its own, with one beam
         self._prepared = prepared.rows(every)
         self._keep: list[int] = []
-        self._state: Any = None
+        self._state: object = None
         self._length = 0
 
     @property

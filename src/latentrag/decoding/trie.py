@@ -3,12 +3,11 @@ what cannot win is left out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentrag.protocols import Generator
+from latentrag.protocols import Generator, Prepared
 
 _MARGIN = 1e-3
 """Nats by which a bound may be off: far more than rounding adds up to."""
@@ -125,7 +124,7 @@ class Trie:
 
 
 @torch.no_grad()
-def score(generator: Generator, prepared: Any, of_questions: Sequence[Candidates]) -> None:
+def score(generator: Generator, prepared: Prepared, of_questions: Sequence[Candidates]) -> None:
     """Score the candidates of all B questions, or as many as may be among the best.
 
     Every passage has a tree of its own. A step of the generator is a token; its beams are the prefixes.
