@@ -58,7 +58,7 @@ class Bias:
             passage_cache_bytes=4 << 30,
             passage_cache_folder=cache,
         )
-        encoder = load_query_encoder(model_place("demo") / "query_encoder")
+        encoder = load_query_encoder(Path(model_place("demo"), "query_encoder"))
         self.retriever = DenseRetriever(encoder, self.memory)
         everything = self.memory.search(np.zeros((1, encoder.dimension), np.float32), len(self.memory))
         self.passages = everything.passages[0]

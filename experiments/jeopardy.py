@@ -108,7 +108,7 @@ class Experiment:
             return None if arm == "closed book" else BM25Retriever(self.memory)
         if arm in QUERY_SIDE_FIRST:
             return self.trained("query side").retriever
-        return DenseRetriever(load_query_encoder(model_place("demo") / "query_encoder"), self.memory)
+        return DenseRetriever(load_query_encoder(Path(model_place("demo"), "query_encoder")), self.memory)
 
     # Training
 

@@ -1,11 +1,10 @@
 """Where things are kept, and what names mean."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
 import latentrag
@@ -17,8 +16,9 @@ from latentrag.assemble.memories import memory_at
 from latentrag.assemble.parts import _generator, open_parts
 from latentrag.errors import InputError, MemoryStoreError, ModelError
 from latentrag.memory import Memory
-from latentrag.types import Passage, SearchResult
+from latentrag.registry import Table
 from tests.cli.conftest import QUESTION, cli, encoder, files, generator, memory, model
+from tests.toy import ToyMemory
 
 __all__ = ["encoder", "files", "generator", "memory", "model"]
 
@@ -100,42 +100,12 @@ def test_what_can_only_be_a_path_must_exist(name):
         model_place(name)
 
 
-@dataclass(frozen=True)
-class ToyMemory:
-    """Passages and vectors in lists: another kind of memory, of which nothing lies in a folder."""
-
-    found: list[Passage]
-    vectors: np.ndarray
-    version: int = 3
-
-    def __len__(self) -> int:
-        return len(self.found)
-
-    def search(self, q: np.ndarray, k: int) -> SearchResult:
-        scores = q @ self.vectors.T
-        order = np.argsort(-scores, axis=1)[:, :k]
-        passages = [[self.found[i] for i in row] for row in order]
-        return SearchResult(passages, self.vectors[order], np.take_along_axis(scores, order, axis=1), self.version)
-
-    def passages(self) -> Iterator[Passage]:
-        return iter(self.found)
-
-    def get(self, ids: Sequence[str]) -> list[Passage]:
-        return [next(passage for passage in self.found if passage.id == key) for key in ids]
-
-    def check(self, query_encoder: object) -> None:
-        pass
-
-    def snapshot(self) -> "ToyMemory":
-        return self
-
-
 @pytest.fixture
 def toy(memory, model) -> Iterator[ToyMemory]:
     """Rows of the three tables for the scheme ``toy:`` and the ending ``.toy``, as another package would add them."""
     passages = list(Memory.open(memory).passages())
     vectors = load_passage_encoder(model).encode_passages(passages).half().float().numpy()  # as the table has them
-    kept = ToyMemory(passages, vectors)
+    kept = ToyMemory(passages, vectors, version=3)
     asked: list[object] = []
 
     def open_memory(address: str, *, version: int | str | None) -> ToyMemory:
@@ -143,7 +113,7 @@ def toy(memory, model) -> Iterator[ToyMemory]:
         assert address == "toy:notes"
         return kept
 
-    rows = (
+    rows: tuple[tuple[Table[Any], str, object], ...] = (
         (addresses.MEMORIES, "toy", open_memory),
         (addresses.MODELS, "toy", lambda _, places: open_parts(model, places)),
         (addresses.GENERATORS, ".toy", lambda _, place: _generator(model / "generator", place)),

@@ -126,10 +126,8 @@ def toy_of(rag: Rag) -> ToyGenerator:
 class ToyMemory:
     """Passages with their vectors, searched one by one. It does not change, and takes any encoder."""
 
-    version = 7
-
-    def __init__(self, kept: Sequence[Passage] = (), vectors: np.ndarray | None = None) -> None:
-        self.kept = list(kept)
+    def __init__(self, kept: Sequence[Passage] = (), vectors: np.ndarray | None = None, *, version: int = 7) -> None:
+        self.kept, self.version = list(kept), version
         self.vectors = np.zeros((len(kept), 1), np.float32) if vectors is None else vectors
 
     def __len__(self) -> int:

@@ -35,11 +35,9 @@ class FakeQueryEncoder:
 class FakeMemory(ToyMemory):
     """Nine passages; keeps what was found last."""
 
-    version = 3
-
     def __init__(self, *, fits: bool = True) -> None:
         vectors = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
-        super().__init__([Passage(str(row), f"text {row}") for row in range(9)], vectors)
+        super().__init__([Passage(str(row), f"text {row}") for row in range(9)], vectors, version=3)
         self.fits = fits
         self.checked: list[object] = []
 
