@@ -203,7 +203,8 @@ def test_an_empty_folder_is_a_free_place(tmp_path, encoder, files) -> None:
 
 
 def test_interrupted_it_goes_on_with_the_same_command(tmp_path, encoder, files, monkeypatch) -> None:
-    working, encoded = SentenceEncoder.encode_passages, []
+    working = SentenceEncoder.encode_passages
+    encoded: list[object] = []
 
     def interrupted(self, passages, **options):
         if len(encoded) == 2:

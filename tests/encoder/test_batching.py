@@ -1,5 +1,7 @@
 """What must not change the vectors: batches, order, padding, dropout. And what a question must be."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -99,7 +101,8 @@ def test_models_are_loaded_in_eval_mode(encoder, query_folder, passage_folder):
 
 
 def test_progress_is_shown_on_stderr_and_only_when_asked(encoder, capfd, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as if standard error were a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     passages = [Passage("1", "paris"), Passage("2", "rome")]
     encoder.encode_passages(passages)
     assert capfd.readouterr() == ("", "")

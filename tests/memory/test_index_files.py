@@ -326,7 +326,8 @@ def test_vectors_are_streamed(tmp_path, monkeypatch):
 def test_progress_goes_to_stderr_and_only_if_asked(capsys, memory, monkeypatch):
     memory.build_index("ivf-rabitq")
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setenv("FORCE_COLOR", "1")  # to rich: a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     memory.delete(["p0"]).build_index("ivf-rabitq", progress=True)
     out, err = capsys.readouterr()
     assert out == ""
