@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from new_seq2seq import new_seq2seq, save_new
 
-from experiments.new_seq2seq import new_seq2seq, save_new
 from latentrag.errors import InputError, ModelError
 from latentrag.generator import Seq2SeqGenerator, load_generator
 from latentrag.generator.gold import OutputHead
