@@ -32,7 +32,8 @@ def unsynced(monkeypatch) -> list[str]:
             # One that another library wrote to a scratch name of ours is synced under that name.
             if not str(target).endswith((".new", ".old")):
                 early.extend(str(path) for path in files if path.stat().st_ino not in synced)
-            return move(self, target)
+            moved_to: Path = move(self, target)
+            return moved_to
 
         return moved
 

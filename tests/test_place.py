@@ -68,7 +68,7 @@ def test_places_from_options(monkeypatch) -> None:
 
 
 def test_each_part_gets_its_own_place(pair, filled, monkeypatch) -> None:
-    """A second device and another number format: meta tensors, which have shapes and no values."""
+    """A second device and another number format; who is moved where is noted and not done."""
     moved: list[tuple[str, str, torch.dtype]] = []
     to = torch.nn.Module.to
 

@@ -109,9 +109,9 @@ class ToyRetriever:
         return {}
 
 
-def toy(parts: object, memory: Memory, places: object, *, weight: float = WEIGHT) -> ToyRetriever:
+def toy(parts: object, memory: Memory, places: object, **settings: float) -> ToyRetriever:
     """A row of the table of retrievers."""
-    return ToyRetriever(memory, weight=weight)
+    return ToyRetriever(memory, **settings)
 
 
 def prior_by_hand(x: str) -> list[float]:

@@ -119,12 +119,10 @@ def _keeps_preamble(setup: Setup, options: TrainingOptions, before: Mapping[str,
 def _save(rag: Rag, folder: Path, *, refreshed: bool) -> None:
     generator: Any = rag.generator
     generator.passage_cache = None
-    encoder = None
     if refreshed:  # the memory's newest version becomes that of the weights that are saved
         retriever: Any = rag.retriever
         retriever.refresh()
-        encoder = retriever.passage_encoder
-    save(rag, folder, passage_encoder=encoder)
+    save(rag, folder)
 
 
 def _examples(path: Path, setup: Setup, say: Callable[[str], None]) -> tuple[Example, ...]:

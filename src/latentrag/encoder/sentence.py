@@ -132,15 +132,26 @@ class SentenceEncoder:
 
     def save(self, folder: str | Path) -> None:
         """sentence-transformers' layout, and latentrag_encoder.json for the scale and the pairing."""
-        saved = Saved(
-            kind="sentence",
-            role="both",
-            name=self.name,
-            scale=self.scale,
-            passage_fingerprint=self.passage_fingerprint,
-            dtype=dtype_name(self.module.transformer),
-        )
-        save_sentence_module(self.module, self._tokenizer, settings=self._settings, saved=saved, folder=Path(folder))
+        module, settings = self.module, self._settings
+        dtype = dtype_name(module.transformer)
+        saved = Saved("sentence", "both", self.name, self.scale, self.passage_fingerprint, dtype)
+        stages = [("Transformer", ""), ("Pooling", "1_Pooling")]
+        with replacing(Path(folder)) as scratch, quiet():
+            module.transformer.save_pretrained(scratch)
+            self._tokenizer.save(scratch)
+            text = {"max_seq_length": self.max_tokens, "do_lower_case": settings.lower_case}
+            write_json(scratch / "sentence_bert_config.json", text)
+            write_json(scratch / "1_Pooling" / "config.json", _pooling_content(module))
+            for i, layer in enumerate(module.head, start=len(stages)):
+                kind = type(layer).__name__
+                stages.append((kind, f"{i}_{kind}"))
+                _save_layer(layer, scratch / f"{i}_{kind}")
+            prompts = {"query": settings.query_prompt, "document": settings.passage_prompt}
+            write_json(scratch / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": None})
+            rows = enumerate(stages)
+            listed = [{"idx": i, "name": str(i), "path": path, "type": TYPES + kind} for i, (kind, path) in rows]
+            write_json(scratch / MODULES, listed)
+            saved.write(scratch)
 
     def _encode(self, rows: Sequence[TokenRow], *, prompt: str, progress: bool = False) -> Tensor:
         num_prompt_tokens = self._tokenizer.num_leading_tokens(prompt)
@@ -188,33 +199,6 @@ def load_sentence_module(folder: Path, *, dtype: torch.dtype) -> tuple[SentenceM
     text = next((read_object(path) for path in sorted(at.glob("sentence_*_config.json"))), {})
     tokenizer = load_tokenizer(at, transformer, max_seq_length=text.get("max_seq_length"))
     return module, tokenizer, _read_settings(folder, lower_case=bool(text.get("do_lower_case", False)))
-
-
-def save_sentence_module(
-    module: SentenceModule,
-    tokenizer: TextTokenizer,
-    *,
-    settings: SentenceSettings,
-    saved: Saved,
-    folder: Path,
-) -> None:
-    """The stages' own files, and latentrag_encoder.json for what they have no place for."""
-    stages = [("Transformer", ""), ("Pooling", "1_Pooling")]
-    with replacing(folder) as scratch, quiet():
-        module.transformer.save_pretrained(scratch)
-        tokenizer.save(scratch)
-        text = {"max_seq_length": tokenizer.max_tokens, "do_lower_case": settings.lower_case}
-        write_json(scratch / "sentence_bert_config.json", text)
-        write_json(scratch / "1_Pooling" / "config.json", _pooling_content(module))
-        for i, layer in enumerate(module.head, start=len(stages)):
-            kind = type(layer).__name__
-            stages.append((kind, f"{i}_{kind}"))
-            _save_layer(layer, scratch / f"{i}_{kind}")
-        prompts = {"query": settings.query_prompt, "document": settings.passage_prompt}
-        write_json(scratch / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": None})
-        listed = [{"idx": i, "name": str(i), "path": at, "type": TYPES + kind} for i, (kind, at) in enumerate(stages)]
-        write_json(scratch / MODULES, listed)
-        saved.write(scratch)
 
 
 def _stages(folder: Path) -> list[tuple[str, Path]]:
