@@ -20,7 +20,7 @@ from latentrag import io
 from latentrag.errors import FetchError, MemoryStoreError
 from latentrag.memory import history
 from latentrag.memory.memory import Memory
-from latentrag.memory.schema import EncoderCard, schema, to_passages
+from latentrag.memory.schema import EncoderCard, schema, to_passages, with_all_columns
 from latentrag.memory.storage import Place, storage_of
 from latentrag.memory.stores import LISTING, Store, open_store
 from latentrag.memory.table import Table
@@ -144,7 +144,7 @@ def write_files(table: Table, folder: Path) -> Iterator[ListedFile]:
 
     columns = schema(table.card).remove_metadata()
     num_left, num_files = len(table), -(-len(table) // ROWS_PER_FILE)
-    batches = (_with_all(batch, columns) for batch in table.record_batches())
+    batches = (with_all_columns(batch, columns) for batch in table.record_batches())
     rows = columns.empty_table()
     for i in range(num_files):
         num_rows = min(num_left, ROWS_PER_FILE)
@@ -178,22 +178,11 @@ def read_file(path: Path, card: EncoderCard, num_rows: int) -> Iterator[pa.Recor
                 raise _unusable(path, f"{file.metadata.num_rows} rows, its listing says {num_rows}")
             for batch in file.iter_batches(ROWS_PER_BATCH):
                 batch.validate(full=True)
-                whole = _with_all(batch, columns)
+                whole = with_all_columns(batch, columns)
                 _check(whole, path)
                 yield whole
     except (pa.ArrowException, OSError) as error:
         raise _unusable(path, str(error).splitlines()[0]) from error
-
-
-def _with_all(batch: pa.RecordBatch, columns: pa.Schema) -> pa.RecordBatch:
-    """The batch with all columns: an older memory may lack the last ones."""
-    import pyarrow as pa
-
-    arrays = [
-        batch[name] if name in batch.schema.names else pa.nulls(len(batch), columns.field(name).type)
-        for name in columns.names
-    ]
-    return pa.RecordBatch.from_arrays(arrays, schema=columns)
 
 
 def _check(batch: pa.RecordBatch, path: Path) -> None:

@@ -6,6 +6,7 @@ is never pruned. The tag ``served`` is the version that is asked where nobody sa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import warnings
@@ -203,15 +204,12 @@ def _newest_at(table: Table, moment: datetime, which: str) -> int:
 
 
 def _moment(text: str) -> datetime | None:
-    try:
+    with contextlib.suppress(ValueError):
         return datetime.combine(date.fromisoformat(text), time.max, UTC)
-    except ValueError:
-        pass
-    try:
+    with contextlib.suppress(ValueError):
         moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return None
 
 
 # Differences

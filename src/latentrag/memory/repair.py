@@ -12,6 +12,7 @@ import numpy as np
 
 from latentrag.errors import DamagedVersionError, MemoryStoreError
 from latentrag.memory import history, version_files
+from latentrag.memory.schema import with_all_columns
 from latentrag.memory.storage import Place, Storage, storage_of
 from latentrag.memory.table import Table
 from latentrag.memory.version_files import changing, passages_of_file, recover, remove_orphans, unacknowledged
@@ -19,7 +20,6 @@ from latentrag.types import Passage
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    import pyarrow as pa
     from lance.fragment import LanceFragment
 
     RowIds = npt.NDArray[np.int64]
@@ -138,16 +138,14 @@ class Intact:
         before = version_files.present(self.table.path)
         change = f"repaired: kept {len(self.row_ids)}, took {self.num_elsewhere} from older versions"
         try:
-            staged = self.table.stage(self._batches())
+            rows = (
+                rows for table, fragment, ids in self.elsewhere for rows in table.rows([fragment], ids) if len(rows)
+            )
+            staged = self.table.stage(with_all_columns(batch, self.table.columns) for batch in rows)
             return self.table.exchange(list(self.damaged.values()), staged, change=change)
         except BaseException:
             remove_orphans(self.table.storage, among=version_files.present(self.table.path) - before)
             raise
-
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        for table, fragment, rows in self.elsewhere:
-            for passages, vectors in table.rows([fragment], rows):
-                yield self.table.record_batch(passages, vectors)
 
     def missing(self, back: Table | None) -> Missing:
         """What is missing if the memory goes on from the version ``back``, or, where that is None, from these rows."""

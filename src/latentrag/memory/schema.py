@@ -176,6 +176,17 @@ def to_record_batch(
     return pa.RecordBatch.from_arrays([arrays[name] for name in columns.names], schema=columns)
 
 
+def with_all_columns(rows: pa.RecordBatch, columns: pa.Schema) -> pa.RecordBatch:
+    """The same rows with these columns: an older memory may lack the last ones."""
+    import pyarrow as pa
+
+    arrays = [
+        rows[name] if name in rows.schema.names else pa.nulls(len(rows), columns.field(name).type)
+        for name in columns.names
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=columns)
+
+
 def to_passages(rows: pa.RecordBatch | pa.Table) -> list[Passage]:
     """The passages of these rows; one without an origin was added by hand."""
     present = set(rows.schema.names)

@@ -191,17 +191,12 @@ class Table:
         for batch in self.scan(["id"], with_row_id=True, fragments=fragments):
             yield batch["id"].to_pylist(), batch["_rowid"].to_numpy().astype(np.int64)
 
-    def rows(
-        self, fragments: list[LanceFragment], row_ids: npt.NDArray[np.int64]
-    ) -> Iterator[tuple[list[Passage], npt.NDArray[np.float16]]]:
-        """Batches of those rows of these fragments that have one of these row ids: n passages and vectors (n, D)."""
+    def rows(self, fragments: list[LanceFragment], row_ids: npt.NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
+        """Batches of those rows of these fragments that have one of these row ids, each with its vector."""
         import pyarrow as pa
 
-        columns = [*self.passage_columns, "vector"]
-        for batch in self.scan(columns, with_row_id=True, fragments=fragments):
-            kept = batch.filter(pa.array(np.isin(batch["_rowid"].to_numpy(), row_ids)))
-            if len(kept):
-                yield to_passages(kept), to_vectors(kept, self.card.dimension)
+        for batch in self.scan([*self.passage_columns, "vector"], with_row_id=True, fragments=fragments):
+            yield batch.filter(pa.array(np.isin(batch["_rowid"].to_numpy(), row_ids)))
 
     def origins(self) -> Iterator[tuple[str, str]]:
         """Every passage's id and origin, in the order of the rows."""
@@ -286,9 +281,10 @@ class Table:
 
     def record_batch(self, passages: Sequence[Passage], vectors: npt.NDArray[np.float16]) -> pa.RecordBatch:
         """Rows of the table. vectors: (n, D). Raises: DataError for a value that its column cannot hold."""
-        return to_record_batch(self._columns(), passages, vectors)
+        return to_record_batch(self.columns, passages, vectors)
 
-    def _columns(self) -> pa.Schema:
+    @property
+    def columns(self) -> pa.Schema:
         """The columns in the table's own order, by which Lance numbers them, with this card."""
         return self.dataset.schema.with_metadata(schema(self.card).metadata)
 
@@ -364,7 +360,7 @@ class Table:
         """One new version that holds the staged rows only, and this table's card. Raises: as ``commit``."""
         import lance
 
-        operation = lance.LanceOperation.Overwrite(self._columns(), staged.fragments)
+        operation = lance.LanceOperation.Overwrite(self.columns, staged.fragments)
         return self._commit(operation, change, staged.checksums)
 
     def compact(self, *, deleted_share: float = 0.1, keep: Collection[int] = (), change: str | None = None) -> Table:

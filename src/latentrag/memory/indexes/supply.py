@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import warnings
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -53,14 +54,6 @@ class _Loaded:
     fingerprint: str
     fragments: list[Fragment]
     name: str = ""
-
-
-class _Candidate(NamedTuple):
-    """A published index, what has changed since it was built, and as a share."""
-
-    published: Published
-    changes: Difference
-    share: float
 
 
 class IndexSupply:
@@ -123,34 +116,35 @@ class IndexSupply:
 
     def _from_disk(self, table: Table) -> Index | None:
         """The usable published index that has drifted least."""
-        for candidate in sorted(self._candidates(table), key=lambda candidate: candidate.share):
-            of = candidate.published.description
+        for share, published, changes in sorted(self._usable(table), key=itemgetter(0)):
+            of = published.description
             try:
-                index = self._opened(candidate.published)
-                served = serving(index, candidate.changes, table)
+                index = self._opened(published)
+                served = serving(index, changes, table)
             except FileNotFoundError:
                 continue  # thrown away at this moment for a newer one
             except IndexDamagedError as error:
                 self._discard(error)
                 continue
             self._loaded = _Loaded(index, of.fingerprint, of.fragments, of.name)
-            if candidate.share > DRIFT_TO_RENEW:
+            if share > DRIFT_TO_RENEW:
                 self._warn_once(
                     of.name,
-                    f"{candidate.share:.0%} of {table.path} has changed since its index was built at version "
+                    f"{share:.0%} of {table.path} has changed since its index was built at version "
                     f"{of.version}; `latentrag index build {table.path}` makes searches as fast again as they were",
                 )
             return served
         return None
 
-    def _candidates(self, table: Table) -> list[_Candidate]:
-        """Published indexes of the chosen kind and the table's encoder that are not too far from the version."""
+    def _usable(self, table: Table) -> list[tuple[float, Published, Difference]]:
+        """Published indexes of the chosen kind and the table's encoder that are not too far from the version: the
+        share of rows that changed since one was built, the index, the changes."""
         if self.choice != AUTO and not is_stored(self.choice):
             return []
         indexes, damaged = self.folder(table).indexes()
         for error in damaged:
             self._discard(error)
-        usable: list[_Candidate] = []
+        usable = []
         for published in indexes:
             of = published.description
             if self.choice not in {AUTO, of.kind} or not is_stored(of.kind) or of.name in self._refused:
@@ -166,7 +160,7 @@ class IndexSupply:
                 continue
             share = changes.share(of.num_rows)
             if share <= DRIFT_TO_REFUSE:
-                usable.append(_Candidate(published, changes, share))
+                usable.append((share, published, changes))
         return usable
 
     def _discard(self, error: IndexDamagedError) -> None:
