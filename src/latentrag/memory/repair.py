@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -138,10 +139,8 @@ class Intact:
         before = version_files.present(self.table.path)
         change = f"repaired: kept {len(self.row_ids)}, took {self.num_elsewhere} from older versions"
         try:
-            rows = (
-                rows for table, fragment, ids in self.elsewhere for rows in table.rows([fragment], ids) if len(rows)
-            )
-            staged = self.table.stage(with_all_columns(batch, self.table.columns) for batch in rows)
+            batches = chain.from_iterable(table.rows([fragment], ids) for table, fragment, ids in self.elsewhere)
+            staged = self.table.stage(with_all_columns(rows, self.table.columns) for rows in batches if len(rows))
             return self.table.exchange(list(self.damaged.values()), staged, change=change)
         except BaseException:
             remove_orphans(self.table.storage, among=version_files.present(self.table.path) - before)

@@ -47,7 +47,7 @@ class Writer:
         self.num_pending = 0
         self._load_encoder = encoder
         self._encoder: PassageEncoder | None = None
-        self._on_passages = on_passages
+        self._on_passages = on_passages or (lambda _: None)
         self._rows: list[pa.RecordBatch] = []
         self._staged = Staged()
 
@@ -64,12 +64,12 @@ class Writer:
         of_all = np.empty((len(passages), self.table.card.dimension), np.float16)
         for place, vector in known.items():
             of_all[place] = vector
-        self._tell(len(known))
+        self._on_passages(len(known))
         others = [place for place in range(len(passages)) if place not in known]
         for start in range(0, len(others), PASSAGES_PER_ENCODING):
             places = others[start : start + PASSAGES_PER_ENCODING]
             of_all[places] = fp16_vectors([passages[place] for place in places], self._checked_encoder())
-            self._tell(len(places))
+            self._on_passages(len(places))
         table = self.table.with_columns(columns_needed(passages))
         if table is not self.table:
             self._stage()  # rows without the new columns
@@ -105,10 +105,6 @@ class Writer:
             self.table.card.check_passage_encoder(encoder)
             self._encoder = encoder
         return self._encoder
-
-    def _tell(self, number: int) -> None:
-        if self._on_passages is not None and number:
-            self._on_passages(number)
 
 
 @dataclass(frozen=True, slots=True)
