@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from latentrag.memory.schema import EncoderCard
     from latentrag.protocols import QueryEncoder
     from latentrag.types import Passage, SearchResult
 
@@ -77,11 +76,6 @@ class LiveMemory:
     def version(self) -> int:
         """Of the memory that is there now."""
         return self._memory.version
-
-    @property
-    def card(self) -> EncoderCard:
-        """What encoded the passages that are there now."""
-        return self._memory.card
 
     def __len__(self) -> int:
         return len(self._memory)
