@@ -64,7 +64,8 @@ class Writer:
         of_all = np.empty((len(passages), self.table.card.dimension), np.float16)
         for place, vector in known.items():
             of_all[place] = vector
-        self._on_passages(len(known))
+        if known:
+            self._on_passages(len(known))
         others = [place for place in range(len(passages)) if place not in known]
         for start in range(0, len(others), PASSAGES_PER_ENCODING):
             places = others[start : start + PASSAGES_PER_ENCODING]
