@@ -29,6 +29,7 @@ from latentrag.decoding import fast, marginal_beam, thorough
 from latentrag.evaluation.intervals import paired_difference, share_interval
 from latentrag.evaluation.metrics import contains_answer, exact_match, normalised, regex_match
 from latentrag.marginal import log_prior
+from latentrag.protocols import can_decode
 from latentrag.rag import Rag
 from latentrag.types import Passage, no_passages, singles
 
@@ -90,6 +91,7 @@ def answers(rag: Rag, question: str, passages: list[Passage], scores: Tensor, *,
     """What every decoding says, as ``rag.answer`` would; the passages are read once for all of them."""
     options = rag.options(num_beams=num_beams, max_tokens=MAX_TOKENS)
     generator, prior = rag.generator, log_prior(scores[None, :K])
+    assert can_decode(generator)
     prepared = generator.prepare([question], singles([passages[:K]]))
     alone = generator.prepare([question], no_passages(len([question])))
     found = {

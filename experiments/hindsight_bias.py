@@ -24,6 +24,7 @@ from torch import Tensor
 from latentrag import assemble
 from latentrag.addresses import model_place
 from latentrag.encoder import load_query_encoder
+from latentrag.generator import CausalGenerator
 from latentrag.retriever import DenseRetriever
 from latentrag.training.data import read_examples
 from latentrag.types import singles
@@ -51,8 +52,9 @@ class Bias:
         self.rows = read_examples(data / "jeopardy-vital.train.jsonl.gz").rows[:num_clues]
         self.wide, self.sample = wide, sample
         bare = assemble.load("demo", memory=self.memory, retriever="bm25").generator
+        assert isinstance(bare, CausalGenerator)
         self.generator: Any = assemble.generator_for_training(
-            bare,  # type: ignore[arg-type]
+            bare,
             lora=None,
             frozen=True,
             passage_cache_bytes=4 << 30,

@@ -36,6 +36,7 @@ from latentrag import assemble
 from latentrag.addresses import model_place
 from latentrag.encoder import load_query_encoder
 from latentrag.evaluation.run import evaluate
+from latentrag.generator import CausalGenerator
 from latentrag.generator.tuning import Lora
 from latentrag.place import computes_bfloat16
 from latentrag.rag import Rag
@@ -93,8 +94,9 @@ class Experiment:
     def generator(self, *, frozen: bool = False) -> Any:
         """The demo's, its prompt without worked examples, with a fresh adapter unless it is not to learn."""
         bare = assemble.load("demo", memory=self.memory, retriever="bm25").generator
+        assert isinstance(bare, CausalGenerator)
         return assemble.generator_for_training(
-            bare,  # type: ignore[arg-type]
+            bare,
             lora=None if frozen else LORA,
             frozen=frozen,
             seed=self.options.seed,

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -18,12 +19,14 @@ from latentrag.assemble import (
     with_parts,
 )
 from latentrag.errors import EncoderMismatchError, InputError, MemoryStoreError, ModelError
+from latentrag.generator import Seq2SeqGenerator
 from latentrag.generator.passages import PassageCache
 from latentrag.generator.tuning import Lora, split_weights
 from latentrag.memory import Memory
 from latentrag.rag import Rag
 from latentrag.retriever import BM25Retriever, DenseRetriever
 from latentrag.types import Passage, singles
+from tests import tiny
 from tests.encoder.tiny import write_dpr
 from tests.test_transformers_rag import checkpoint
 
@@ -92,7 +95,7 @@ def test_a_failed_save_leaves_the_old_model_and_nothing_else(parts, memory, tmp_
     others = set(tmp_path.iterdir())
     rename = Path.rename
 
-    def full(*_args: object) -> None:
+    def full(*_args: object) -> NoReturn:
         raise OSError("no space left on device")
 
     def renamed(self: Path, target: Path) -> Path:
@@ -118,6 +121,8 @@ def test_the_layout_of_facebook_rag_loads(variant, tmp_path) -> None:
         rag = load(tmp_path / "rag", memory=memory)
     assert (rag.variant, rag.k) == (variant.lower(), 3)
     question = "what is the capital"
+    assert isinstance(rag.generator, Seq2SeqGenerator)
+    assert isinstance(rag.retriever, DenseRetriever)
     ids = rag.generator.tokenizer(question, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         expected = theirs.question_encoder(ids, attention_mask=torch.ones_like(ids))[0]
@@ -156,16 +161,23 @@ def test_versions(parts, memory) -> None:
 
 
 def test_dtypes(parts, memory) -> None:
-    assert load(parts, memory=memory).generator.model.dtype == torch.float32
-    assert load(parts, memory=memory, dtype="bfloat16").generator.model.dtype == torch.bfloat16
+    assert tiny.causal_of(load(parts, memory=memory)).model.dtype == torch.float32
+    assert tiny.causal_of(load(parts, memory=memory, dtype="bfloat16")).model.dtype == torch.bfloat16
     with pytest.raises(InputError, match="dtype='int4' is unknown; needed auto, .*float16 or int8"):
         load(parts, memory=memory, dtype="int4")
 
 
+def cache_of(rag: Rag) -> PassageCache:
+    """What its generator keeps of passages."""
+    cache = tiny.causal_of(rag).passage_cache
+    assert cache is not None
+    return cache
+
+
 def test_what_was_read_of_passages_outlives_the_process(parts, memory, tmp_path) -> None:
-    def opened(**options: object) -> tuple[Rag, PassageCache]:
+    def opened(**options: Any) -> tuple[Rag, PassageCache]:
         rag = load(parts, memory=memory, passage_cache_folder=tmp_path / "kv", **options)
-        return rag, rag.generator.passage_cache
+        return rag, cache_of(rag)
 
     (first, cold), (again, warm), (other, foreign) = opened(), opened(), opened(dtype="bfloat16")
     expected = first.answer(QUESTION, k=2, max_tokens=3)
@@ -184,17 +196,17 @@ def test_what_is_kept_on_disk_needs_no_ram(parts, memory, tmp_path) -> None:
     for _ in range(2):
         rag = load(parts, memory=memory, passage_cache_bytes=0, passage_cache_folder=tmp_path / "kv")
         rag.answer(QUESTION, k=2, max_tokens=3)
-        misses.append(rag.generator.passage_cache.num_misses)
-        assert rag.generator.passage_cache.num_bytes == 0
+        misses.append(cache_of(rag).num_misses)
+        assert cache_of(rag).num_bytes == 0
     assert misses == [2, 0]
-    assert load(parts, memory=memory, passage_cache_bytes=0).generator.passage_cache is None
+    assert tiny.causal_of(load(parts, memory=memory, passage_cache_bytes=0)).passage_cache is None
 
 
 @pytest.mark.parametrize(("scope", "misses"), [("question", 0), ("all", 2)])
 def test_passages_read_by_an_adapter_are_not_those_of_the_model(parts, memory, tmp_path, scope, misses) -> None:
     rag = load(parts, memory=memory, passage_cache_folder=tmp_path / "kv")
     rag.answer(QUESTION, k=2, max_tokens=3)
-    tuned = generator_for_training(rag.generator, lora=Lora(rank=2, scope=scope))
+    tuned = generator_for_training(tiny.causal_of(rag), lora=Lora(rank=2, scope=scope))
     with torch.no_grad():
         for weights in split_weights(tuned.model.state_dict())[1].values():
             weights.fill_(0.01)
@@ -202,6 +214,7 @@ def test_passages_read_by_an_adapter_are_not_those_of_the_model(parts, memory, t
         tuned, lora=None, frozen=True, keep_preamble=True, passage_cache_folder=tmp_path / "kv"
     )
     with_parts(rag, rag.retriever, frozen).answer(QUESTION, k=2, max_tokens=3)
+    assert frozen.passage_cache is not None
     assert frozen.passage_cache.num_misses == misses
 
 
@@ -209,7 +222,7 @@ def test_passages_read_by_an_adapter_are_not_those_of_the_model(parts, memory, t
 def test_a_tuned_model_handed_on_reads_passages_as_it_was_trained(parts, memory, tmp_path, keep_preamble) -> None:
     """Its adapter is for questions: what it reads of passages is that of the model without it, and is kept as such."""
     rag = load(parts, memory=memory, passage_cache_folder=tmp_path / "kv")
-    tuned = generator_for_training(rag.generator, lora=Lora(rank=2), keep_preamble=True)
+    tuned = generator_for_training(tiny.causal_of(rag), lora=Lora(rank=2), keep_preamble=True)
     with torch.no_grad():
         for weights in split_weights(tuned.model.state_dict())[1].values():
             weights.fill_(0.05)
@@ -225,28 +238,29 @@ def test_a_tuned_model_handed_on_reads_passages_as_it_was_trained(parts, memory,
     )
     torch.testing.assert_close(log_p(handed_on), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(log_p(tuned), expected, rtol=0, atol=1e-5)
-    rag.generator.passage_cache.forget()
+    cache_of(rag).forget()
     own = generator_for_training(
         tuned, lora=None, frozen=True, keep_preamble=True, passage_cache_folder=tmp_path / "kv"
     )
     torch.testing.assert_close(log_p(own), expected, rtol=0, atol=1e-5)
+    assert own.passage_cache is not None
     assert own.passage_cache.num_misses == 0
 
 
 def test_another_adapter_than_the_model_has_is_refused(parts, memory) -> None:
-    tuned = generator_for_training(load(parts, memory=memory).generator, lora=Lora(rank=2))
+    tuned = generator_for_training(tiny.causal_of(load(parts, memory=memory)), lora=Lora(rank=2))
     with pytest.raises(InputError, match=r"has an adapter .*rank=2.* already"):
         generator_for_training(tuned, lora=Lora(rank=4))
 
 
 def test_a_new_adapter_seeds_no_generator_of_random_numbers(parts, memory, monkeypatch) -> None:
     """torch.manual_seed would seed those of accelerators too."""
-    generator = load(parts, memory=memory).generator
+    generator = tiny.causal_of(load(parts, memory=memory))
     monkeypatch.setattr(torch, "manual_seed", None)
     before = torch.get_rng_state()
     first = generator_for_training(generator, lora=Lora(rank=2), seed=3)
     assert torch.equal(torch.get_rng_state(), before)
-    again = generator_for_training(load(parts, memory=memory).generator, lora=Lora(rank=2), seed=3)
+    again = generator_for_training(tiny.causal_of(load(parts, memory=memory)), lora=Lora(rank=2), seed=3)
     for one, two in zip(first.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, two)
 
@@ -319,6 +333,7 @@ def test_bm25_opens_no_encoder(parts, memory, tmp_path) -> None:
 
 def test_a_bm25_model_saved_and_loaded_gives_the_same_answers(parts, memory, tmp_path) -> None:
     rag = load(parts, memory=memory, retriever="bm25", variant="token", k=3)
+    assert isinstance(rag.retriever, BM25Retriever)
     rag.retriever.scale = 0.5
     save(rag, tmp_path / "saved")
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["generator", "latentrag.json"]
@@ -391,19 +406,20 @@ def test_what_a_newer_version_saved_is_refused_by_name(change, message, parts, m
 
 def test_the_prompt_and_the_adapter_of_a_model_beat_those_in_its_generators_folder(parts, memory, tmp_path) -> None:
     rag = load(parts, memory=memory)
-    tuned = generator_for_training(rag.generator, lora=Lora(rank=2, scope="question"))
+    tuned = generator_for_training(tiny.causal_of(rag), lora=Lora(rank=2, scope="question"))
     save(with_parts(rag, rag.retriever, tuned), tmp_path / "saved")
     file = tmp_path / "saved" / "latentrag.json"
     content = json.loads(file.read_text())
     assert content["adapter"]["rank"] == 2
-    assert load(tmp_path / "saved", memory=memory).generator.lora == tuned.lora
+    assert tiny.causal_of(load(tmp_path / "saved", memory=memory)).lora == tuned.lora
     content["template"]["preamble"] = "one two three ."
     file.write_text(json.dumps(content))
-    assert load(tmp_path / "saved", memory=memory).generator.template.preamble == "one two three ."
+    assert tiny.causal_of(load(tmp_path / "saved", memory=memory)).template.preamble == "one two three ."
 
 
 def test_models_of_format_1_open_and_are_saved_as_format_2(parts, memory, tmp_path) -> None:
     rag = load(parts, memory=memory, retriever="bm25", variant="token", k=3)
+    assert isinstance(rag.retriever, BM25Retriever)
     rag.retriever.scale = 0.5
     rag.defaults = {"max_tokens": 6, "stop": ["zzz"]}
     save(rag, tmp_path / "saved")

@@ -14,6 +14,7 @@ from latentrag.generator import Seq2SeqGenerator, load_generator
 from latentrag.generator.gold import OutputHead
 from latentrag.types import Passage, no_passages, singles
 from tests.encoder.tiny import write_dpr, write_sentence_encoder
+from tests.toy import Tolerance
 
 PAD, BEGIN, END = 0, 2, 3
 X = ["who wrote hamlet ?", "where is the seine"]
@@ -23,7 +24,7 @@ PASSAGES = [
 ]
 Y = ["london", "in paris , france"]
 # float32, a few layers of width 16: padding and caching change the order of sums, nothing else.
-TOLERANCE = {"rtol": 0, "atol": 1e-4}
+TOLERANCE: Tolerance = {"rtol": 0, "atol": 1e-4}
 
 
 @pytest.fixture
@@ -148,7 +149,8 @@ def test_gold_tokens_equal_the_models_own_logits(generator, gradients) -> None:
 @torch.no_grad()
 def test_decoding_steps_equal_gold_scores_while_beams_move(generator) -> None:
     log_p, state = generator.start(generator.prepare(X, singles(PASSAGES)))
-    prefixes, questions = [[[]], [[]]], [0, 1]
+    prefixes: list[list[list[int]]] = [[[]], [[]]]
+    questions = [0, 1]
     moves = [
         ([[0, 0], [1, 1]], [[6, 7], [8, 9]], [0, 1]),
         ([[1, 0], [3, 3]], [[10, 11], [12, 13]], [0, 1]),
@@ -275,7 +277,9 @@ def test_a_folder_in_use_is_left_alone(encoder, tmp_path) -> None:
     generator = new_seq2seq(encoder, num_layers=1)
     (tmp_path / "empty").mkdir()
     save_new(generator, tmp_path / "empty")
-    assert load_generator(tmp_path / "empty").end_id == END
+    again = load_generator(tmp_path / "empty")
+    assert isinstance(again, Seq2SeqGenerator)
+    assert again.end_id == END
     (tmp_path / "file").write_text("mine")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine").touch()

@@ -18,6 +18,7 @@ from latentrag.marginal import log_prior, sequence_log_likelihood, token_log_lik
 from latentrag.options import DecodingOptions
 from latentrag.types import Passage, Targets, singles
 from tests import tiny
+from tests.toy import ToyRetriever
 
 K = 3
 SEEDS = range(6)
@@ -263,7 +264,7 @@ def test_fault_saved_generation_settings_are_lost(tmp_path) -> None:
     generated = theirs.generate(**their_inputs(ours, x, passages), doc_scores=scores, min_length=8)
     assert generated.shape[1] > 6
 
-    class Fixed:
+    class Fixed(ToyRetriever):
         def retrieve(self, x, k):
             return Retrieved(singles(passages), {"dense": scores}, 1)
 

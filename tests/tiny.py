@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from latentrag.generator import CausalGenerator
+from latentrag.generator import CausalGenerator, load_generator
 from latentrag.rag import Rag
 
 WORDS = """a an the of in is was who what where when which capital city river moon sun planet king queen france paris
@@ -155,6 +155,13 @@ def save_granite(folder: Path, *, seed: int = 0) -> Any:
     config = GraniteConfig(**_causal(), num_key_value_heads=1, logits_scaling=2.5)
     torch.manual_seed(seed)
     return _saved(GraniteForCausalLM(config), folder)
+
+
+def load_causal(folder: Path, **options: Any) -> CausalGenerator:
+    """As ``load_generator``, of a folder that holds a causal one."""
+    generator = load_generator(folder, **options)
+    assert isinstance(generator, CausalGenerator)
+    return generator
 
 
 def causal_of(rag: Rag) -> CausalGenerator:

@@ -11,6 +11,7 @@ from latentrag.generator import CausalGenerator, load_generator
 from latentrag.generator.passages import PassageCache
 from latentrag.generator.tuning import Lora
 from latentrag.types import Passage, singles
+from tests import tiny
 from tests.generator.test_generators import CAUSAL, PASSAGES, TOLERANCE, X, Y, make
 
 LORA = Lora(rank=2, alpha=4)
@@ -24,7 +25,7 @@ def plain(request, tmp_path):
 def adapted(plain: CausalGenerator, folder: Path, lora: Lora, *, seed: int = 0, **more) -> CausalGenerator:
     """The same model with an adapter whose effect is as large as the model's own weights."""
     plain.save(folder)
-    again = load_generator(folder)
+    again = tiny.load_causal(folder)
     generator = CausalGenerator(again.model, again.tokenizer, lora=lora, **more)
     torch.manual_seed(seed)
     for name, parameter in generator.named_parameters():
@@ -39,7 +40,7 @@ def scored(generator: CausalGenerator, x=X, passages=PASSAGES, y=Y) -> torch.Ten
 
 def test_a_new_adapter_changes_nothing(plain, tmp_path) -> None:
     plain.save(tmp_path / "again")
-    again = load_generator(tmp_path / "again")
+    again = tiny.load_causal(tmp_path / "again")
     with_lora = CausalGenerator(again.model, again.tokenizer, lora=LORA)
     torch.testing.assert_close(scored(with_lora), scored(plain), **TOLERANCE)
 
@@ -197,9 +198,9 @@ def test_adapters_are_saved_beside_unchanged_weights(plain, tmp_path) -> None:
     generator = adapted(plain, tmp_path / "a", LORA)
     with torch.no_grad():
         generator.save(tmp_path / "b")
-        torch.testing.assert_close(scored(load_generator(tmp_path / "b")), scored(generator), rtol=0, atol=0)
+        torch.testing.assert_close(scored(tiny.load_causal(tmp_path / "b")), scored(generator), rtol=0, atol=0)
         (tmp_path / "b" / "latentrag_generator.json").unlink()
-        torch.testing.assert_close(scored(load_generator(tmp_path / "b")), scored(plain), rtol=0, atol=0)
+        torch.testing.assert_close(scored(tiny.load_causal(tmp_path / "b")), scored(plain), rtol=0, atol=0)
 
 
 def test_a_foreign_or_lost_adapter_is_refused(plain, tmp_path) -> None:
@@ -248,6 +249,6 @@ def test_settings_that_cannot_be(plain) -> None:
     with pytest.raises(InputError, match="rank 0"):
         Lora(rank=0)
     with pytest.raises(InputError, match="scope='some'"):
-        Lora(scope="some")
+        Lora(scope="some")  # type: ignore[arg-type]  # on purpose
     with pytest.raises(ModelError, match="no_such_layer"):
         CausalGenerator(plain.model, plain.tokenizer, lora=Lora(layers=("no_such_layer",)))

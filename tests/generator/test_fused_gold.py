@@ -1,6 +1,7 @@
 """The fused loss against the layer applied at once."""
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from latentrag.generator import fused_gold
 from latentrag.generator.fused_gold import fused_gold_log_probs
+from tests.toy import grad_of
 
 R, H, V = 6, 8, 53
 TOLERANCE = 1e-5
@@ -56,7 +58,7 @@ def test_log_probs_and_gradients(with_bias: bool, after) -> None:
         wanted = [t for t, is_trained in zip(arguments, trained, strict=False) if is_trained]
         for tensor in wanted:
             tensor.requires_grad_()
-        given = {"weight": weight, "bias": bias if with_bias else None, "after": after}
+        given: dict[str, Any] = {"weight": weight, "bias": bias if with_bias else None, "after": after}
         found, expected = fused_gold_log_probs(hidden, gold, **given), at_once(hidden, gold, **given)
         assert_near(found, expected)
         if wanted:
@@ -73,7 +75,7 @@ def test_log_probs_and_gradients(with_bias: bool, after) -> None:
 @pytest.mark.usefixtures("blocks")
 def test_without_gradients() -> None:
     hidden, gold, weight, bias, _ = layer()
-    given = {"weight": weight.requires_grad_(), "bias": bias, "after": AFTER["capped"]}
+    given: dict[str, Any] = {"weight": weight.requires_grad_(), "bias": bias, "after": AFTER["capped"]}
     with torch.no_grad():
         found = fused_gold_log_probs(hidden, gold, **given)
     assert not found.requires_grad
@@ -86,8 +88,8 @@ def test_no_rows() -> None:
     found = fused_gold_log_probs(hidden, gold[:0], weight=weight.requires_grad_(), bias=None, after=AFTER["capped"])
     found.sum().backward()
     assert found.shape == (0,)
-    assert hidden.grad.shape == (0, H)
-    assert torch.equal(weight.grad, torch.zeros(V, H))
+    assert grad_of(hidden).shape == (0, H)
+    assert torch.equal(grad_of(weight), torch.zeros(V, H))
 
 
 def test_a_token_that_is_certain_keeps_its_gradient_in_bfloat16() -> None:

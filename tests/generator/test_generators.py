@@ -19,6 +19,7 @@ from latentrag.generator import (
 from latentrag.generator.gold import OutputHead, OwnLogits
 from latentrag.types import Latent, Passage, Targets, no_passages, singles
 from tests import tiny
+from tests.toy import Tolerance
 
 SEQ2SEQ = {"bart": tiny.save_bart, "t5": tiny.save_t5}
 CAUSAL = {
@@ -43,7 +44,7 @@ PASSAGES = [
 Y = ["paris", "beethoven wrote it in rome"]
 # float32, two layers of width 16: padding and caching change the order of sums, nothing else. The logits of these
 # random models reach some tens, so a few units in the last place are 1e-5.
-TOLERANCE = {"rtol": 0, "atol": 1e-4}
+TOLERANCE: Tolerance = {"rtol": 0, "atol": 1e-4}
 
 
 def make(kind: str, folder: Path):
@@ -113,14 +114,14 @@ def test_decoding_steps_equal_gold_scores_while_beams_move(generator) -> None:
     """Beams swap, multiply and questions leave; every step must still be the model's own distribution."""
     prepared = generator.prepare(X, singles(PASSAGES))
     log_p, state = generator.start(prepared)
-    prefixes = [[[]], [[]]]
+    prefixes: list[list[list[int]]] = [[[]], [[]]]
     questions = [0, 1]
     moves = [
         (torch.tensor([[0, 0], [1, 1]]), torch.tensor([[6, 7], [8, 9]]), [0, 1]),
         (torch.tensor([[1, 0], [3, 3]]), torch.tensor([[10, 11], [12, 13]]), [0, 1]),
         (torch.tensor([[3, 2, 2]]), torch.tensor([[14, 15, 16]]), [1]),
     ]
-    for parents, tokens, kept in [*moves, (None, None, None)]:
+    for move in [*moves, None]:
         for row, b in enumerate(questions):
             for k in range(3):
                 for m, prefix in enumerate(prefixes[row]):
@@ -128,14 +129,15 @@ def test_decoding_steps_equal_gold_scores_while_beams_move(generator) -> None:
                         expected = slow(generator, X[b], (PASSAGES[b][k],), [*prefix, token])[-1]
                         torch.testing.assert_close(log_p[row, k, m, token], expected, **TOLERANCE)
         torch.testing.assert_close(log_p.exp().sum(dim=-1), torch.ones(log_p.shape[:-1]), rtol=0, atol=1e-5)
-        if parents is None:
+        if move is None:
             break
+        parents, tokens, questions_left = move
         flat = [prefix for of_one in prefixes for prefix in of_one]
         prefixes = [
             [[*flat[parent], token] for parent, token in zip(ps, ts, strict=True)]
             for ps, ts in zip(parents.tolist(), tokens.tolist(), strict=True)
         ]
-        questions = kept
+        questions = questions_left
         log_p, state = generator.step(state, parents, tokens)
 
 
@@ -319,7 +321,7 @@ def test_an_end_of_several_tokens_is_refused(tmp_path) -> None:
     settings = {"template": {"end": " the moon"}}
     with pytest.raises(ModelError, match="3 tokens|2 tokens"):
         load_generator(tmp_path, settings=settings)
-    assert load_generator(tmp_path, settings={"template": {"end": None}}).end_id == tiny.END
+    assert tiny.load_causal(tmp_path, settings={"template": {"end": None}}).end_id == tiny.END
 
 
 def test_a_target_with_the_end_inside_is_refused(tmp_path) -> None:

@@ -1,5 +1,6 @@
 """The output layer in chunks against all logits at once: values, gradients, and how much is held."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 from latentrag.generator import gold
 from latentrag.generator.gold import OutputHead
 from latentrag.packed import pack
+from tests.toy import Tolerance, grad_of
 
 B, K, T, H, V = 2, 3, 4, 5, 11
 # float32, sums of 11 terms: chunks change their order and nothing else.
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
+TOLERANCE: Tolerance = {"rtol": 1e-5, "atol": 1e-6}
 
 
 def head(*, cap: float | None = None) -> OutputHead:
@@ -58,6 +60,9 @@ def test_values_and_gradients_equal_those_of_all_logits(what: str, trained: bool
     hidden, log_weights, ids, mask = question()
     if what == "gold in chunks":
         of.linear.register_forward_hook(lambda module, inputs, output: output)  # more than a matrix and a bias
+    inputs: list[Tensor]
+    fast: Callable[..., Tensor]
+    slow: Callable[..., Tensor]
     if what != "mean":
         ids, mask = (tensor.repeat_interleave(K, dim=0) for tensor in (ids, mask))
         inputs, fast, slow = [hidden], of.gold_log_probs, naive_gold
@@ -150,10 +155,15 @@ def test_what_is_held_and_how_often_it_is_computed(trained: bool, times: int, mo
     sizes: list[int] = []
     of.linear.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
     kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
     hidden, log_weights, ids, mask = question()
     for name in ("mean", "gold"):
         sizes.clear()
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             if name == "mean":
                 result = of.mean_log_probs(hidden.requires_grad_(), log_weights.requires_grad_(), mask)
                 num_rows = K * int(mask.sum())
@@ -176,14 +186,14 @@ def test_half_precision_hidden_states() -> None:
     mean = of.mean_log_probs(low, log_weights, mask)
     assert mean.dtype == torch.float32
     mean.sum().backward()
-    assert low.grad.dtype == torch.bfloat16
+    assert grad_of(low).dtype == torch.bfloat16
     of.linear.float()
     exact = low.detach().float().requires_grad_()
     expected = naive_mean(of, exact, log_weights, mask)
     expected.sum().backward()
     # Logits of a few units in 8 bits: errors of 2⁻⁷ each, of which the mean over 11 tokens keeps less.
     torch.testing.assert_close(mean, expected, rtol=0, atol=0.05)
-    torch.testing.assert_close(low.grad.float(), exact.grad, rtol=0.05, atol=0.02)
+    torch.testing.assert_close(grad_of(low).float(), exact.grad, rtol=0.05, atol=0.02)
 
 
 @pytest.mark.usefixtures("chunks")
@@ -204,6 +214,7 @@ def test_packed_weights_give_the_same_without_gradients(cap: float | None, at_a_
 @torch.no_grad()
 def test_packed_weights_in_half_precision_and_beside_far_logits(monkeypatch) -> None:
     of = head()
+    assert isinstance(of.linear, nn.Linear)
     of.linear.weight.zero_()
     of.linear.bias.zero_()
     of.linear.weight[:3, 0] = torch.tensor([1.0, 0.0, -1.0])

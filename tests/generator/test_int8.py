@@ -1,6 +1,7 @@
 """Eight bits: exact integer sums, rows that do not depend on each other, and generators that stay close to float32."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from latentrag.generator.int8 import Int8Linear, quantised
 from latentrag.generator.tuning import Lora
 from latentrag.memory import Memory
 from latentrag.place import Place
+from latentrag.protocols import Scores
 from latentrag.types import Passage, singles
 from tests import tiny
 from tests.encoder.tiny import write_sentence_encoder
@@ -89,13 +91,17 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(dtype) -> None:
 @torch.no_grad()
 def test_a_generator_stays_close_and_its_ways_agree(kind, tmp_path) -> None:
     folder = folder_of(kind, tmp_path)
-    exact, rounded = load_generator(folder), load_generator(folder, place=Place(number_format="int8"))
+    rounded = load_generator(folder, place=Place(number_format="int8"))
+    assert isinstance(rounded, CausalGenerator | Seq2SeqGenerator)
+    prepared: Any = rounded.prepare(X, singles(PASSAGES))
     assert not any(type(module) is nn.Linear for module in rounded.model.modules())
     targets = rounded.targets(Y)
-    expected, found = (g.log_p_theta(g.prepare(X, singles(PASSAGES)), targets) for g in (exact, rounded))
+    generators: tuple[Scores, Scores] = (load_generator(folder), rounded)
+    expected, found = (g.log_p_theta(g.prepare(X, singles(PASSAGES)), targets) for g in generators)
     apart = (found - expected).abs()[targets.mask[:, None].expand_as(found)]
     assert 0 < apart.mean() < 0.2  # of weights this large; 1 or more if a scale is wrong
-    log_p, state = rounded.start(rounded.prepare(X, singles(PASSAGES)))
+    state: Any
+    log_p, state = rounded.start(prepared)
     first = targets.ids[:, 0]
     torch.testing.assert_close(
         log_p[:, :, 0].gather(2, first[:, None, None].expand(-1, 2, 1))[..., 0], found[:, :, 0], rtol=0, atol=0.05
@@ -108,7 +114,7 @@ def test_a_generator_stays_close_and_its_ways_agree(kind, tmp_path) -> None:
 def test_an_adapter_stays_as_it_is(tmp_path) -> None:
     pytest.importorskip("peft")
     folder = folder_of("llama", tmp_path)
-    plain = load_generator(folder)
+    plain = tiny.load_causal(folder)
     adapted = CausalGenerator(plain.model, plain.tokenizer, lora=Lora(rank=2, alpha=4, scope="question"))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
@@ -116,7 +122,8 @@ def test_an_adapter_stays_as_it_is(tmp_path) -> None:
     adapted.save(tmp_path / "adapted")
     rounded = load_generator(tmp_path / "adapted", place=Place(number_format="int8"))
     targets = adapted.targets(Y)
-    expected, found = (g.log_p_theta(g.prepare(X, singles(PASSAGES)), targets) for g in (adapted, rounded))
+    generators: tuple[Scores, Scores] = (adapted, rounded)
+    expected, found = (g.log_p_theta(g.prepare(X, singles(PASSAGES)), targets) for g in generators)
     assert 0 < (found - expected).abs()[targets.mask[:, None].expand_as(found)].mean() < 0.2
 
 
@@ -141,7 +148,7 @@ def parts(tmp_path):
 def test_a_model_in_int8_answers_and_is_not_saved(parts, tmp_path) -> None:
     pair, memory = parts
     rag = load(pair, memory=memory, k=2, dtype="int8")
-    assert rag.generator.int8
+    assert tiny.causal_of(rag).int8
     answer = rag.answer(X[0], max_tokens=4)
     # The passages are known now, what is computed is the same.
     assert rag.answer(X[0], max_tokens=4) == copy.deepcopy(answer)

@@ -2,22 +2,24 @@
 
 import weakref
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from transformers import DynamicCache
 
 from latentrag.errors import ModelError
-from latentrag.generator import CausalGenerator, Seq2SeqGenerator, load_generator
+from latentrag.generator import Seq2SeqGenerator, load_generator
 from latentrag.generator.passages import PassageCache
 from latentrag.generator.tuning import Lora, fixed, recompute_activations, repeatable_layers
 from latentrag.types import singles
 from tests import tiny
 from tests.generator.test_generators import PASSAGES, X, Y, make
+from tests.toy import Tolerance
 
 KINDS = ["bart", "t5", "llama", "gemma2", "gpt2"]
 # The same operations on the same numbers, in one thread; what is summed into a gradient may come in another order.
-GRADIENTS = {"rtol": 1e-5, "atol": 1e-6}
+GRADIENTS: Tolerance = {"rtol": 1e-5, "atol": 1e-6}
 
 
 @pytest.fixture(params=KINDS)
@@ -32,9 +34,9 @@ def again(generator, folder: Path):
     return load_generator(folder)
 
 
-def with_lora(generator, scope: str) -> CausalGenerator | Seq2SeqGenerator:
+def with_lora(generator, scope: Literal["question", "all"]):
     """With an adapter that has an effect."""
-    made = type(generator)(generator.model, generator.tokenizer, lora=Lora(rank=2, alpha=4.0, scope=scope))
+    made = type(generator)(generator.model, generator.tokenizer, lora=Lora(rank=2, alpha=4, scope=scope))
     torch.manual_seed(1)
     for name, parameter in made.named_parameters():
         if "lora_" in name:
@@ -103,7 +105,7 @@ def test_fewer_activations_are_kept(generator, tmp_path) -> None:
     ("kind", "scope"),
     [("bart", "all"), ("llama", "all"), ("llama", "question"), ("gemma2", "all"), ("gemma2", "question")],
 )
-def test_with_an_adapter(tmp_path, kind: str, scope: str) -> None:
+def test_with_an_adapter(tmp_path, kind: str, scope: Literal["question", "all"]) -> None:
     """With scope "question" the layers are given the passages' cache, and must not add to it twice."""
     plain = make(kind, tmp_path / "plain")
     saving = again(plain, tmp_path / "again")
@@ -124,6 +126,7 @@ def test_dropout_comes_back_only_if_the_model_is_trained_with_it(tmp_path) -> No
     tiny.save_tokenizer(tmp_path / "plain")
     tiny.save_bart(tmp_path / "plain", dropout=0.3)
     plain = load_generator(tmp_path / "plain")
+    assert isinstance(plain, Seq2SeqGenerator)
     saving = again(plain, tmp_path / "again")
     recompute_activations(saving.model)
     assert_same(gradients(saving), gradients(plain))

@@ -11,7 +11,7 @@ from latentrag.generator import Seq2SeqGenerator, load_generator
 from latentrag.generator.gold import OwnLogits
 from latentrag.generator.tuning import Lora
 from latentrag.marginal import log_prior, marginal_weights
-from latentrag.types import singles
+from latentrag.types import Variant, singles
 from tests.generator.test_generators import PASSAGES, SEQ2SEQ, TOLERANCE, X, Y, make
 
 
@@ -28,7 +28,7 @@ def test_parameters_are_the_models(generator) -> None:
 
 @pytest.mark.parametrize("own_logits", [False, True])
 @pytest.mark.parametrize("variant", ["sequence", "token"])
-def test_smoothing_equals_the_naive_computation(generator, variant: str, own_logits: bool, monkeypatch) -> None:
+def test_smoothing_equals_the_naive_computation(generator, variant: Variant, own_logits: bool, monkeypatch) -> None:
     """From the model's own logits for every (x, z), values and gradients of all that learns."""
     targets = generator.targets(Y)
     scores = torch.tensor([[0.3, -0.2, 1.0], [0.0, 2.0, -1.0]], requires_grad=True)
@@ -154,6 +154,7 @@ def test_an_adapter_learns_alone_and_is_saved(generator, tmp_path) -> None:
         folder.mkdir()
         adapted.save(folder)
         again = load_generator(folder)
+        assert isinstance(again, Seq2SeqGenerator)
         assert again.lora == adapted.lora
         loaded = again.log_p_theta(again.prepare(X, singles(PASSAGES)), targets)
     torch.testing.assert_close(loaded, changed, rtol=0, atol=0)

@@ -74,7 +74,7 @@ def test_models_that_cannot_share_keep_their_attention(tmp_path) -> None:
     """Soft-capped attention is not torch's; an attention that somebody chose stays."""
     tiny.save_tokenizer(tmp_path / "capped", end=False, max_tokens=64)
     tiny.save_gemma2(tmp_path / "capped")
-    capped = load_generator(tmp_path / "capped")
+    capped = tiny.load_causal(tmp_path / "capped")
     assert not capped._shares_context
     chosen = make("bart", tmp_path / "bart").model
     chosen.set_attn_implementation("eager")

@@ -19,9 +19,9 @@ Y = ["paris", "the red moon", "beethoven wrote it", "emma"]
 def generator_of(kind: str, folder):
     tiny.save_tokenizer(folder, end=kind == "bart", max_tokens=64)
     (tiny.save_bart if kind == "bart" else tiny.save_llama)(folder, seed=3)
-    plain = load_generator(folder)
     if kind != "adapted":
-        return plain
+        return load_generator(folder)
+    plain = tiny.load_causal(folder)
     made = CausalGenerator(plain.model, plain.tokenizer, lora=Lora(rank=2, scope="question"))
     with torch.no_grad():
         for name, weight in made.named_parameters():

@@ -231,6 +231,14 @@ def test_recall_against_the_oracle(path, table):
     class Half:
         """Finds the best, and every other one after it."""
 
+        kind = "half"
+
+        def __len__(self) -> int:
+            return len(rows.row_ids)
+
+        def passages(self, row_ids):
+            return {}
+
         def search(self, q, k):
             row_ids, scores = oracle(rows, q, 2 * k)
             return Hits(row_ids[:, ::2], np.empty((len(q), k, 0), np.float32), scores[:, ::2])

@@ -79,10 +79,10 @@ def newest(run: Path) -> checkpoint.Checkpoint:
 
 def made(parts: Path, *, kind: str = "llama", lora: Lora | None = None):
     retriever = DenseRetriever(load_query_encoder(parts / "encoder"), Memory.open(parts / "memory.lance"))
-    generator = load_generator(parts / kind)
-    if lora is not None:
-        generator = CausalGenerator(generator.model, generator.tokenizer, lora=lora)
-    return retriever, generator
+    if lora is None:
+        return retriever, load_generator(parts / kind)
+    plain = tiny.load_causal(parts / kind)
+    return retriever, CausalGenerator(plain.model, plain.tokenizer, lora=lora)
 
 
 def trainer(parts: Path, run: Path, *, options=OPTIONS, kind="llama", lora=None, examples=EXAMPLES, **more) -> Trainer:

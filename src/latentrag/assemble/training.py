@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from latentrag.assemble.parts import ModelSpec, Source, load_passage_encoder
 from latentrag.errors import InputError
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from latentrag.rag import Rag
 
 
+G = TypeVar("G", bound="TransformersGenerator[Any, Any]")
+
+
 def generator_for_training(
-    generator: TransformersGenerator[Any, Any],
+    generator: G,
     *,
     lora: Lora | None,
     frozen: bool = False,
@@ -30,7 +33,7 @@ def generator_for_training(
     passage_cache_bytes: int = 0,
     passage_cache_folder: Source | None = None,
     passage_cache_folder_bytes: int = PASSAGE_FOLDER_BYTES,
-) -> TransformersGenerator[Any, Any]:
+) -> G:
     """The generator, ready to be trained.
 
     Args:
