@@ -16,8 +16,13 @@ from latentrag.marginal import log_prior
 
 ROOT = Path(__file__).parent.parent
 
-LIBRARIES_OF = {"latentrag.memory.indexes.flat": {"faiss"}, "latentrag.memory.indexes.ivf_rabitq": {"faiss"}}
-"""Modules that a table imports when their row is asked for, and the heavy library that each is about."""
+LIBRARIES_OF = {
+    "latentrag.memory.exchange": {"pyarrow"},
+    "latentrag.memory.indexes.flat": {"faiss"},
+    "latentrag.memory.indexes.ivf_rabitq": {"faiss"},
+}
+"""Modules that are imported only when a row of a table or a command asks for them, and the heavy library that each is
+about."""
 
 IMPORT_EVERYTHING = f"""
 import importlib, pkgutil, latentrag

@@ -99,7 +99,7 @@ def test_commands_have_the_flags_defaults_and_help_of_the_options(names: tuple[s
             shown = field.option.default or number
             assert f"{shown}]" in parameter.help
         if field.choices:
-            assert f"<{'|'.join(field.choices)}>" in shown_help(names)
+            assert f"<{'|'.join(map(str, field.choices))}>" in shown_help(names)
 
 
 def test_every_shared_option_is_one_of_a_dataclass() -> None:

@@ -11,20 +11,22 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from latentrag.errors import InputError, MemoryStoreError, ModelError
 from latentrag.options import DEMO
 from latentrag.registry import Table
 
 if TYPE_CHECKING:
-    from latentrag.protocols import Generator, Memory
+    from latentrag.protocols import Memory, SavableGenerator
+
+T = TypeVar("T")
 
 MEMORIES: Table[Callable[..., Memory]] = Table("scheme of memories", {}, group="latentrag.memories")
 """Scheme → function from an address and ``version`` to an open memory."""
 MODELS: Table[Callable[..., Any]] = Table("scheme of models", {}, group="latentrag.models")
 """Scheme → function from an address and ``place.Places`` to ``assemble.parts.Parts``."""
-GENERATORS: Table[Callable[..., Generator]] = Table("scheme of generators", {}, group="latentrag.generators")
+GENERATORS: Table[Callable[..., SavableGenerator]] = Table("scheme of generators", {}, group="latentrag.generators")
 """Scheme or ending → function from an address and ``place.Place`` to a generator."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
@@ -59,7 +61,7 @@ def home() -> Home:
     return Home(_expanded(Path(named)).absolute() if named else _cache() / "latentrag")
 
 
-def opener(address: object, table: Table[Callable[..., Any]]) -> Callable[..., Any] | None:
+def opener(address: object, table: Table[Callable[..., T]]) -> Callable[..., T] | None:
     """What opens an address by its scheme or ending; None for all others, which are names and paths.
 
     Raises: InputError for "scheme://…" where there is no such scheme.

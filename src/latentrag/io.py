@@ -16,7 +16,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import Task, TaskID
 
 _IS_WINDOWS = os.name == "nt"
 
@@ -163,7 +167,7 @@ def finite(value: Any, *, strict: bool = False) -> Any:
     return value
 
 
-def append_lines(path: Path, records: Iterable[Mapping[str, Any]], *, durable: bool = False) -> None:
+def append_lines(path: Path, records: Iterable[Mapping[str, object]], *, durable: bool = False) -> None:
     """Append records to a file of JSON lines, after cutting a line that a kill left unfinished.
 
     Args:
@@ -282,28 +286,30 @@ def num_bytes_of_ram() -> int | None:
 class Progress:
     """A progress bar on standard error, or nothing at all: callers need not know which."""
 
-    def __init__(self, bar: Any = None, task: Any = None) -> None:
-        self._bar, self._task = bar, task
+    def __init__(self, shown: tuple[RichProgress, TaskID] | None = None) -> None:
+        self._shown = shown
 
     def advance(self, number: int = 1) -> None:
         """So many more are done."""
-        if self._bar is not None:
-            self._bar.advance(self._task, number)
+        if self._shown is not None:
+            bar, task = self._shown
+            bar.advance(task, number)
 
     def update(self, *, completed: int | None = None, total: int | None = None, description: str | None = None) -> None:
         """Set what is shown; None leaves it."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=completed, total=total, description=description)
+        if self._shown is not None:
+            bar, task = self._shown
+            bar.update(task, completed=completed, total=total, description=description)
 
     @property
     def is_live(self) -> bool:
         """Whether standard error shows a bar."""
-        return self._bar is not None and not self._bar.disable
+        return self._shown is not None and not self._shown[0].disable
 
     def say(self, line: str) -> None:
         """A line on standard error, above the bar if there is one."""
-        if self.is_live:
-            self._bar.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        if self._shown is not None and self.is_live:
+            self._shown[0].console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
@@ -316,7 +322,7 @@ def progress(
     *,
     wanted: bool = True,
     completed: int = 0,
-    unit_of: Callable[[Any], str] | None = None,
+    unit_of: Callable[[Task], str] | None = None,
     time_left: bool = True,
 ) -> Iterator[Progress]:
     """A bar with the time left on standard error, wiped away at the end; none where ``wanted`` is False or standard
@@ -335,12 +341,12 @@ def progress(
     from rich.text import Text
 
     class Unit(rich_progress.ProgressColumn):
-        def render(self, task: Any) -> Text:
+        def render(self, task: Task) -> Text:
             assert unit_of is not None
             return Text(unit_of(task))
 
     console = Console(stderr=True)
-    columns: Sequence[Any] = (
+    columns: Sequence[rich_progress.ProgressColumn] = (
         rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn() if unit_of is None else Unit(),
@@ -348,4 +354,4 @@ def progress(
     )
     live = sys.stderr.isatty() and console.is_interactive
     with rich_progress.Progress(*columns, console=console, transient=True, disable=not live) as bar:
-        yield Progress(bar, bar.add_task(description, total=total, completed=completed))
+        yield Progress((bar, bar.add_task(description, total=total, completed=completed)))

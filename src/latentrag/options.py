@@ -110,12 +110,12 @@ class OptionField:
         return self.option.flags or (f"--{self.name.replace('_', '-')}",)
 
     @property
-    def choices(self) -> tuple[Any, ...]:
+    def choices(self) -> tuple[object, ...]:
         """The values of a Literal; empty for other types."""
         of_union = get_args(self.type) if get_origin(self.type) in {Union, UnionType} else (self.type,)
         return tuple(value for part in of_union if get_origin(part) is Literal for value in get_args(part))
 
-    def check(self, value: Any, *, called: str = "") -> None:
+    def check(self, value: object, *, called: str = "") -> None:
         """Raises: InputError, which calls the option ``called``, for a value that it does not take."""
         if value is None:
             return
@@ -148,7 +148,7 @@ def _attributes(cls: type) -> dict[str, str]:
     return {name: " ".join(text.split()) for section in sections for name, text in _ATTRIBUTE.findall(section)}
 
 
-def check_options(options: Any) -> None:
+def check_options(options: object) -> None:
     """For ``__post_init__``. Raises: InputError for a value out of its option's limits or choices."""
     for name, field in options_of(type(options)).items():
         field.check(getattr(options, name))
@@ -161,7 +161,7 @@ class Given(dict[str, Any], Generic[T]):
     """
 
     @classmethod
-    def of(cls, options: type[T], values: Mapping[str, Any]) -> Given[T]:
+    def of(cls, options: type[T], values: Mapping[str, object]) -> Given[T]:
         """Values that are None are not given.
 
         Raises: InputError for an unknown name, or a value out of its option's limits.
@@ -394,7 +394,7 @@ class DecodingOptions:
             )
 
 
-Defaults = DecodingOptions | Mapping[str, Any] | None
+Defaults = DecodingOptions | Mapping[str, object] | None
 """Decoding options that somebody chose for a model: all of them, or some by name, or none."""
 
 
@@ -405,7 +405,7 @@ def chosen_options(defaults: Defaults) -> dict[str, Any]:
 
 
 def decoding_options(
-    given: Mapping[str, Any], *, defaults: Defaults, saved: Mapping[str, Any], most_tokens: int | None = None
+    given: Mapping[str, object], *, defaults: Defaults, saved: Mapping[str, object], most_tokens: int | None = None
 ) -> DecodingOptions:
     """The options of a call: those given, else those chosen for the model, else its saved settings, else the usual.
 

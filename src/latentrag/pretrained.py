@@ -21,7 +21,7 @@ from latentrag.errors import ModelError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 HUB_FILES = ["*.json", "*.safetensors", "*vocab.txt", "*merges.txt", "*.model"]
 """What is fetched of a model on the hub, in its subfolders too."""
@@ -134,7 +134,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     return config_of(read_object(folder / "config.json"), folder / "config.json")
 
 
-def config_of(content: Mapping[str, Any], path: Path) -> PretrainedConfig:
+def config_of(content: Mapping[str, object], path: Path) -> PretrainedConfig:
     """A configuration from JSON values; code that a folder brings along is never run.
 
     Args:
@@ -234,7 +234,7 @@ def build(
     return built
 
 
-def load_tokenizer(folder: Path, *, what: str) -> Any:
+def load_tokenizer(folder: Path, *, what: str) -> PreTrainedTokenizerBase:
     """The fast tokenizer beside a model. Raises: ModelError if there is none."""
     from transformers import AutoTokenizer
 

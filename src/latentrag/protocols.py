@@ -119,7 +119,7 @@ class SavableRetriever(Retriever, Protocol):
         """Its name in the table of retrievers."""
         ...
 
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self) -> Mapping[str, object]:
         """JSON values by name."""
         ...
 
@@ -184,7 +184,7 @@ class Scores(Protocol):
         ...
 
     @property
-    def decoding_defaults(self) -> Mapping[str, Any]:
+    def decoding_defaults(self) -> Mapping[str, object]:
         """Saved generation settings of the model, under the names of ``DecodingOptions``."""
         ...
 
@@ -240,7 +240,7 @@ def can_decode(generator: Scores) -> TypeGuard[Generator]:
 class SavableGenerator(Scores, SavablePart, Protocol):
     """A generator that can be saved with its model: ``load_generator`` opens its folder again."""
 
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self) -> Mapping[str, object]:
         """JSON values by name; "kind" is its name in the table of kinds."""
         ...
 

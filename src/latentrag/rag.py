@@ -1,7 +1,7 @@
 """What a user holds: questions in, answers out, each with its probability and the share of every passage."""
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 
@@ -61,7 +61,7 @@ class Rag:
         """p_θ(y|x,z)."""
         return self.model.generator
 
-    def options(self, **given: Any) -> DecodingOptions:
+    def options(self, **given: object) -> DecodingOptions:
         """Decoding options: those given, else ``defaults``, else the generator's saved settings, else the usual.
 
         Raises: InputError for an unknown name or a value out of range.
@@ -82,7 +82,7 @@ class Rag:
         variant: Variant | None = None,
         decoding: Decoding = "exact",
         without: Sequence[str] = (),
-        **options: Any,
+        **options: object,
     ) -> Answer:
         """The most probable answer to x that the search finds, with its evidence (§2.5).
 
@@ -104,7 +104,7 @@ class Rag:
         variant: Variant | None = None,
         decoding: Decoding = "exact",
         without: Sequence[str] = (),
-        **options: Any,
+        **options: object,
     ) -> list[Answer]:
         """``answer`` for several questions at once; the answers do not depend on each other."""
         answering = self.answering(x, k=k, variant=variant, decoding=decoding, without=without, **options)
@@ -122,7 +122,7 @@ class Rag:
         variant: Variant | None = None,
         decoding: Decoding = "exact",
         without: Sequence[str] = (),
-        **options: Any,
+        **options: object,
     ) -> Answering:
         """``answer_batch`` a step at a time: what is certain of each answer is said as soon as it is, and questions
         that nobody wants any more can be dropped."""

@@ -45,9 +45,9 @@ class ModelFile:
     variant: Variant = "sequence"
     k: int = 5
     retriever: str = "dense"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    decoding: Mapping[str, Any] = field(default_factory=dict)
-    generator: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
+    decoding: Mapping[str, object] = field(default_factory=dict)
+    generator: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -91,7 +91,7 @@ _OF_GENERATOR = {"template": "template", "adapter": "lora"}
 """Sections that are settings of the generator, under its names."""
 
 
-def _from_format_1(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _from_format_1(content: Mapping[str, Any], folder: Path) -> dict[str, object]:
     """Its parts are those whose folders are there."""
     parts = {name: name for name in ("query_encoder", "passage_encoder", "generator") if (folder / name).is_dir()}
     retriever = content.get("retriever", "dense")

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from latentrag.addresses import GENERATORS, MODELS, model_place, opener
 from latentrag.assemble.model_file import FILE_NAME, ModelFile
 from latentrag.errors import ModelError
 from latentrag.place import Place, Places
+from latentrag.pretrained import read_object, resolve
 
 if TYPE_CHECKING:
     from latentrag.encoder import DprPassageEncoder, DprQueryEncoder, SentenceEncoder
@@ -81,8 +82,6 @@ def open_parts(source: Source | ModelSpec | tuple[Source, Source], places: Place
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(f"{source} holds neither {FILE_NAME} nor config.json; needed a model folder")
     if not folder.is_dir():
-        from latentrag.pretrained import resolve
-
         folder = resolve(str(place))
     if _model_type(folder) == "rag":
         return _open_rag_layout(folder, str(source), places)
@@ -158,19 +157,17 @@ def _open_rag_layout(folder: Path, name: str, places: Places) -> Parts:
 
 def _generator_at(source: Source, place: Place) -> Callable[[], SavableGenerator]:
     """What opens a generator, which is looked up now."""
-    opens: Any = opener(source, GENERATORS)
+    opens = opener(source, GENERATORS)
     return partial(_generator, model_place(source), place) if opens is None else partial(opens, source, place)
 
 
-def _generator(source: Source, place: Place, settings: Mapping[str, Any] | None = None) -> SavableGenerator:
+def _generator(source: Source, place: Place, settings: Mapping[str, object] | None = None) -> SavableGenerator:
     from latentrag.generator import load_generator
 
     return load_generator(source, settings=settings, place=place)
 
 
 def _model_type(folder: Path) -> str | None:
-    from latentrag.pretrained import read_object
-
     if not (folder / "config.json").is_file():
         return None
     model_type = read_object(folder / "config.json").get("model_type")

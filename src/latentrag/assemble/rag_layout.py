@@ -20,6 +20,7 @@ from latentrag.pretrained import config_of, load_tokenizer, read_object, read_we
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
 
 class RagCheckpoint:
@@ -79,7 +80,7 @@ class RagCheckpoint:
     def _dtype(self, place: Place) -> torch.dtype:
         return place.dtype(self.config.get("dtype", self.config.get("torch_dtype")))
 
-    def _settings(self, half: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    def _settings(self, half: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
         begin = tokenizer.bos_token_id
         begins = begin is not None and tokenizer(text_target="a")["input_ids"][0] == begin
         return {

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 
 import typer
 
+from latentrag import assemble
 from latentrag.cli.output import working
 from latentrag.errors import InputError
 from latentrag.options import (
@@ -28,7 +29,6 @@ from latentrag.options import (
 )
 
 if TYPE_CHECKING:
-    from latentrag.assemble import ModelSpec
     from latentrag.rag import Rag
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
@@ -128,10 +128,8 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def model_source(options: ModelOptions) -> str | ModelSpec:
+def model_source(options: ModelOptions) -> str | assemble.ModelSpec:
     """What ``latentrag.load`` takes. Raises: InputError if the options do not go together."""
-    from latentrag.assemble import ModelSpec
-
     model, encoder, generator = options.model, options.encoder, options.generator
     if encoder is None and generator is None and options.passage_encoder is None:
         return DEMO if model is None else model
@@ -140,7 +138,7 @@ def model_source(options: ModelOptions) -> str | ModelSpec:
     if encoder is None or generator is None:
         missing = "--encoder" if encoder is None else "--generator"
         raise InputError(f"got parts of a model without {missing}; give --encoder and --generator, or -m")
-    return ModelSpec(encoder=encoder, generator=generator, passage_encoder=options.passage_encoder)
+    return assemble.ModelSpec(encoder=encoder, generator=generator, passage_encoder=options.passage_encoder)
 
 
 def open_rag(
@@ -149,9 +147,9 @@ def open_rag(
     """The model and its memory. Raises as ``latentrag.load``."""
     source, place = model_source(model), place or PlaceOptions()
     with working("loading the model and its memory"), uncollected():
-        from latentrag.assemble import load
-
-        return load(source, memory=memory.memory, version=version.as_of, retriever=model.retriever, dtype=place.dtype)
+        return assemble.load(
+            source, memory=memory.memory, version=version.as_of, retriever=model.retriever, dtype=place.dtype
+        )
 
 
 def size_in_bytes(text: str, what: str) -> int:

@@ -19,6 +19,7 @@ from latentrag.options import (
     PlaceOptions,
     VersionOptions,
 )
+from latentrag.records import answer_record, classification_record
 
 
 def ask(
@@ -37,8 +38,6 @@ def ask(
     with working("answering"):
         answer = rag.answer(question, **asdict(how), **decoding)
     if as_json:
-        from latentrag.records import answer_record
-
         print_json(answer_record(answer))
     else:
         from latentrag.cli.render import show_answer, terminal
@@ -64,8 +63,6 @@ def classify(
     with working("comparing the labels"):
         result = rag.classify(question, labels, k=how.k, variant=how.variant)
     if as_json:
-        from latentrag.records import classification_record
-
         print_json(classification_record(result))
     else:
         from latentrag.cli.render import show_classification, terminal
@@ -83,8 +80,6 @@ def demo(as_json: arg.AsJson = False) -> None:
     prepare(progress=True)
     rag = arg.open_rag(ModelOptions(), MemoryOptions(), VersionOptions())
     if as_json:
-        from latentrag.records import answer_record
-
         print_json({"answers": [answer_record(rag.answer(question)) for question in QUESTIONS]})
         return
     from rich.rule import Rule

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from latentrag import addresses
+from latentrag import addresses, assemble
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import EXIT_PROBLEMS, print_json
 from latentrag.errors import EncoderMismatchError, LatentRagError, ModelError
 from latentrag.options import MemoryOptions, ModelOptions
+from latentrag.place import computes_bfloat16
 
 if TYPE_CHECKING:
-    from latentrag.assemble import ModelSpec
     from latentrag.memory import Memory
     from latentrag.rag import Rag
 
@@ -63,8 +63,6 @@ def _versions() -> Facts:
 
 
 def _machine() -> Facts:
-    from latentrag.place import computes_bfloat16
-
     return {
         "system": platform.platform(),
         "cores": _cores(),
@@ -96,10 +94,8 @@ def _size_bytes(folder: Path) -> int:
 
 
 def _open_memory(name: str, problems: list[str]) -> Memory | None:
-    from latentrag.assemble import open_memory
-
     try:
-        opened = open_memory(name)
+        opened = assemble.open_memory(name)
     except LatentRagError as error:
         problems.append(str(error))
         return None
@@ -123,7 +119,7 @@ def _memory(opened: Memory) -> Facts:
 
 
 def _model(
-    source: str | ModelSpec, memory: Memory | None, problems: list[str], *, retriever: str | None
+    source: str | assemble.ModelSpec, memory: Memory | None, problems: list[str], *, retriever: str | None
 ) -> Facts | None:
     try:
         with _loaded(source, memory, retriever=retriever) as rag:
@@ -141,25 +137,24 @@ def _model(
 
 
 @contextmanager
-def _loaded(source: str | ModelSpec, memory: Memory | None, *, retriever: str | None) -> Iterator[Rag]:
+def _loaded(source: str | assemble.ModelSpec, memory: Memory | None, *, retriever: str | None) -> Iterator[Rag]:
     """The model over an empty memory of its own, so that it opens whatever the state of the real one.
 
     A model without a passage encoder can make none, and gets the real one.
     """
-    from latentrag.assemble import load, load_passage_encoder
     from latentrag.memory import Memory
 
     with tempfile.TemporaryDirectory(prefix="latentrag-") as scratch:
         try:
-            own = Memory.create(Path(scratch) / "empty.lance", load_passage_encoder(source))
+            own = Memory.create(Path(scratch) / "empty.lance", assemble.load_passage_encoder(source))
         except ModelError:
             if memory is None:
                 raise
             own = memory
-        yield load(source, memory=own, retriever=retriever)
+        yield assemble.load(source, memory=own, retriever=retriever)
 
 
-def _parts(rag: Rag, source: str | ModelSpec) -> Facts:
+def _parts(rag: Rag, source: str | assemble.ModelSpec) -> Facts:
     model: Any = rag.generator
     return {
         "source": source if isinstance(source, str) else f"{source.encoder} + {source.generator}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -128,8 +129,6 @@ def _name(source: str | ModelSpec) -> str:
 
 def _stamp(source: str | ModelSpec) -> str:
     """Changes when files of the model change, so that rows of two models under one name are not mixed."""
-    import hashlib
-
     names: list[Any] = [source] if isinstance(source, str) else [source.encoder, source.generator]
     folders = [Path(place) for place in map(model_place, names)]
     stamps = [entry for folder in folders if folder.is_dir() for entry in _entries(folder)]

@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
+from latentrag import assemble
 from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import EXIT_INTERRUPTED, print_json, print_line, say
+from latentrag.corpus import passages
 from latentrag.errors import LatentRagError
 from latentrag.options import PassageEncoderOptions, ReadingOptions
 
@@ -37,8 +39,6 @@ def add(
     commit: passages that the memory has already, word for word, are not encoded again. A memory keeps to the encoder
     that it began with. Files in a folder that cannot be read are skipped and listed at the end.
     """
-    from latentrag.assemble import load_passage_encoder
-    from latentrag.corpus import passages
     from latentrag.memory import add as add_to
 
     path = memory_path(memory)
@@ -55,7 +55,7 @@ def add(
         done = add_to(
             path,
             found,
-            lambda: load_passage_encoder(encoder.source),
+            lambda: assemble.load_passage_encoder(encoder.source),
             upsert=upsert,
             passages_per_commit=reading.passages_per_commit,
             progress=sys.stderr.isatty(),
@@ -92,9 +92,7 @@ def add(
 
 def log(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
     """Every version of a memory, oldest first. Ask an earlier one with `latentrag ask --as-of VERSION`."""
-    from latentrag.assemble import open_memory
-
-    newest = open_memory(memory, version="newest")
+    newest = assemble.open_memory(memory, version="newest")
     path, versions = newest.name, newest.log()
     named = newest.tags()
     served = named.pop("served", versions[-1].number)
@@ -129,11 +127,9 @@ def delete(
     as_json: arg.AsJson = False,
 ) -> None:
     """Commit a version without these passages. Earlier versions keep them; `index forget` leaves none."""
-    from latentrag.assemble import open_memory
-
     for each in ids:
         arg.check_text(each, "id")
-    before = open_memory(memory, version="newest")
+    before = assemble.open_memory(memory, version="newest")
     after = before.delete(ids)
     deleted = len(before) - len(after)
     if as_json:
@@ -165,10 +161,8 @@ def build(
     be deleted at any time. Passages added and deleted later are found and not found at once; build again when many
     have changed. The index flat needs no files and removes those of the others.
     """
-    from latentrag.assemble import open_memory
-
     bound = None if max_memory is None else arg.size_in_bytes(max_memory, "--max-memory")
-    opened = open_memory(memory)
+    opened = assemble.open_memory(memory)
     made = opened.build_index(kind, max_memory=bound, progress=sys.stderr.isatty())
     if as_json:
         print_json({"memory": opened.name, **asdict(made)})

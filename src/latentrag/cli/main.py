@@ -10,12 +10,25 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from latentrag.cli import output
+from latentrag.cli.arguments import command
+from latentrag.cli.ask import ask, classify, demo
+from latentrag.cli.doctor import doctor
+from latentrag.cli.evaluate import compare, evaluate
+from latentrag.cli.exchange import pull, push
+from latentrag.cli.index import add, build, delete, log
+from latentrag.cli.score import score
+from latentrag.cli.serve import mcp, serve
+from latentrag.cli.sync import sync
+from latentrag.cli.train import train
+from latentrag.cli.upkeep import compact, forget, prune, repair, verify
+from latentrag.cli.versions import diff, tag, use
 from latentrag.errors import LatentRagError
 
 EXIT_BROKEN_PIPE = 141
@@ -29,20 +42,7 @@ def run() -> None:
 
 def app() -> typer.Typer:
     """The commands. None of them imports anything heavy before it runs."""
-    from latentrag.cli.arguments import command
-    from latentrag.cli.ask import ask, classify, demo
-    from latentrag.cli.doctor import doctor
-    from latentrag.cli.evaluate import compare, evaluate
-    from latentrag.cli.exchange import pull, push
-    from latentrag.cli.index import add, build, delete, log
-    from latentrag.cli.score import score
-    from latentrag.cli.serve import mcp, serve
-    from latentrag.cli.sync import sync
-    from latentrag.cli.train import train
-    from latentrag.cli.upkeep import compact, forget, prune, repair, verify
-    from latentrag.cli.versions import diff, tag, use
-
-    options: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
+    make = partial(typer.Typer, no_args_is_help=True, rich_markup_mode=None)
     of_questions: tuple[Callable[..., None], ...] = (demo, ask, score, classify)
     of_memories: tuple[Callable[..., None], ...] = (
         *(add, sync, delete, forget),
@@ -50,11 +50,11 @@ def app() -> typer.Typer:
         *(push, pull),
         *(build, prune, compact, verify, repair),
     )
-    commands = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False, **options)
+    commands = make(cls=_Commands, add_completion=False, pretty_exceptions_enable=False)
     commands.callback()(_top)
     for function in of_questions:
         commands.command()(command(function))
-    index = typer.Typer(help="Make memories, change them, go through their versions, keep them whole.", **options)
+    index = make(help="Make memories, change them, go through their versions, keep them whole.")
     for function in of_memories:
         index.command()(command(function))
     commands.add_typer(index, name="index")
@@ -67,7 +67,7 @@ def app() -> typer.Typer:
 class _Commands(TyperGroup):
     """The commands, with our way of ending."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> object:
         output.lenient_streams()
         try:
             with warnings.catch_warnings():

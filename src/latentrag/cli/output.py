@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
 
 from latentrag.io import finite
 
@@ -55,7 +54,7 @@ def print_line(line: str) -> None:
     sys.stdout.write(clean(line) + "\n")
 
 
-def print_json(record: Mapping[str, Any]) -> None:
+def print_json(record: Mapping[str, object]) -> None:
     """One JSON object as one line, at once.
 
     −∞, a probability of zero, is null. What could steer a terminal is written as \\u

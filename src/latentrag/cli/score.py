@@ -16,6 +16,7 @@ from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
 from latentrag.errors import DataError, InputError
 from latentrag.options import AskOptions, MemoryOptions, ModelOptions, PlaceOptions, VersionOptions
+from latentrag.records import score_record
 from latentrag.types import Variant
 
 if TYPE_CHECKING:
@@ -146,8 +147,6 @@ def _opened(file: str) -> Iterator[BinaryIO]:
 
 def _write(scores: Sequence[Score], *, as_json: bool, first: bool) -> None:
     if as_json:
-        from latentrag.records import score_record
-
         for each in scores:
             print_json(score_record(each))
     else:

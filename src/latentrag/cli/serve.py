@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from dataclasses import asdict
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from latentrag import assemble
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import say, working
 from latentrag.errors import ModelError
@@ -19,7 +21,6 @@ from latentrag.serving.options import ServeOptions
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latentrag.assemble import ModelSpec
     from latentrag.memory import LiveMemory
     from latentrag.rag import Rag
 
@@ -101,11 +102,9 @@ def _sources(
     model: ModelOptions, memory: MemoryOptions, version: VersionOptions, place: PlaceOptions, how: AskOptions
 ) -> tuple[LiveMemory, Callable[..., Rag]]:
     """The memory, and what loads the model over it."""
-    from latentrag.assemble import live_memory, load
-
     source = arg.model_source(model)
-    live = live_memory(memory.memory, version=version.as_of)
-    return live, partial(load, source, memory=live, retriever=model.retriever, **asdict(how), **asdict(place))
+    live = assemble.live_memory(memory.memory, version=version.as_of)
+    return live, partial(assemble.load, source, memory=live, retriever=model.retriever, **asdict(how), **asdict(place))
 
 
 def _opened(live: LiveMemory, load: Callable[[], Rag]) -> Rag:
@@ -116,7 +115,7 @@ def _opened(live: LiveMemory, load: Callable[[], Rag]) -> Rag:
     return rag
 
 
-def _name(source: str | ModelSpec) -> str:
+def _name(source: str | assemble.ModelSpec) -> str:
     """What clients call the model: the last part of a folder or hub id, of the generator where there are parts."""
     return Path(source if isinstance(source, str) else source.generator).resolve().name
 
@@ -132,8 +131,6 @@ def _log(*, quiet: bool) -> None:
 
 
 def _require(extra: str, *modules: str) -> None:
-    from importlib.util import find_spec
-
-    absent = [module for module in modules if find_spec(module) is None]
+    absent = [module for module in modules if importlib.util.find_spec(module) is None]
     if absent:
         raise ModelError(f"this needs {' and '.join(absent)}; run `pip install 'latentrag[{extra}]'`")

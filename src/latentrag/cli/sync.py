@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from latentrag import assemble
 from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.index import MemoryPath
@@ -37,7 +38,6 @@ def sync(
     keep what the memory has of them. What `index add` has added stays. Interrupted or killed, the same command goes
     on where it was.
     """
-    from latentrag.assemble import load_passage_encoder
     from latentrag.sync import sync as run
 
     if options.name is not None:
@@ -48,7 +48,7 @@ def sync(
             report = run(
                 path,
                 folder,
-                lambda: load_passage_encoder(encoder.source),
+                lambda: assemble.load_passage_encoder(encoder.source),
                 options=options,
                 on_progress=_shown_on(bar),
             )

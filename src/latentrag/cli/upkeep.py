@@ -18,6 +18,7 @@ from latentrag.options import MemoryOptions, ModelOptions, VersionOptions
 
 if TYPE_CHECKING:
     from latentrag.memory.repair import Repaired
+    from latentrag.memory.upkeep import Forgotten
     from latentrag.memory.verify import Report
     from latentrag.rag import Rag
     from latentrag.types import Passage
@@ -114,7 +115,7 @@ def forget(
         raise typer.Exit(EXIT_PROBLEMS)
 
 
-def _show_forgotten(path: Path, done: Any, known: list[dict[str, Any]]) -> None:
+def _show_forgotten(path: Path, done: Forgotten, known: list[dict[str, Any]]) -> None:
     for passage in done.passages:
         print_line(f"- {passage.id}: {passage.text}")
     names = f" with the tags {', '.join(done.tags)}" if done.tags else ""

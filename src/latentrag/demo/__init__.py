@@ -17,10 +17,15 @@ from typing import TYPE_CHECKING
 from latentrag import io
 from latentrag.addresses import Home
 from latentrag.addresses import home as default_home
+from latentrag.assemble import FILE_NAME, ModelFile, load_passage_encoder
+from latentrag.corpus import split
 from latentrag.demo import wheels
+from latentrag.encoder import load_query_encoder
 from latentrag.errors import FetchError, MemoryStoreError
-from latentrag.generator import PromptTemplate
+from latentrag.generator import SETTINGS_FILE, PromptTemplate
+from latentrag.memory import Memory, add
 from latentrag.options import DEMO
+from latentrag.pretrained import read_object
 from latentrag.types import Document, Passage
 
 if TYPE_CHECKING:
@@ -121,10 +126,6 @@ def build_memory(home: Home, *, progress: bool = False) -> Path:
     path = memory_path(home)
     if path.exists():
         return path
-    from latentrag.assemble import load_passage_encoder
-    from latentrag.corpus import split
-    from latentrag.memory import add
-
     passages: list[Passage] = [
         passage for document in documents(home.wheels / wheels.CORPUS.filename) for passage in split(document)
     ]
@@ -141,8 +142,6 @@ def build_memory(home: Home, *, progress: bool = False) -> Path:
 
 def _is_begun(parts: Path, encoder: PassageEncoder) -> bool:
     """Whether an earlier run has begun a memory there, with the same encoder."""
-    from latentrag.memory import Memory
-
     try:
         return Memory.open(parts).card.fingerprint == encoder.fingerprint
     except MemoryStoreError:
@@ -157,18 +156,12 @@ def documents(wheel: Path) -> Iterator[Document]:
 
 def _name_encoder(folder: Path) -> None:
     """Say beside the encoder's weights what it is called and which scale its scores have."""
-    from latentrag.encoder import load_query_encoder
-
     load_query_encoder(folder, name=ENCODER_NAME).save(folder)
 
 
 def _write_settings(folder: Path) -> None:
     """The model's own settings and the prompt, which may change with the version of latentrag; what says so already is
     left alone."""
-    from latentrag.assemble import FILE_NAME, ModelFile
-    from latentrag.generator import SETTINGS_FILE
-    from latentrag.pretrained import read_object
-
     model = ModelFile({name: name for name in ("query_encoder", "generator")}, decoding={"max_tokens": 32})
     if not (folder / FILE_NAME).exists() or ModelFile.read(folder / FILE_NAME) != model:
         model.write(folder / FILE_NAME)

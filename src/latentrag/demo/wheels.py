@@ -21,6 +21,8 @@ from io import StringIO
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
+import torch
+
 from latentrag import io
 from latentrag.errors import FetchError
 
@@ -225,7 +227,6 @@ def convert_gguf(gguf: Path, folder: Path, *, progress: bool = False) -> None:
     absent = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if absent:
         raise FetchError(f"reading GGUF needs {' and '.join(absent)}; run `pip install 'latentrag[demo]'`")
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     say(progress, f"converting {gguf.name} to safetensors, once (about a minute)")

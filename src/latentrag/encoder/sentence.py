@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import save_file
+
 from latentrag.encoder.identity import Fingerprint, Saved, check_scale, dtype_name
 from latentrag.encoder.sentence_module import (
     ACTIVATIONS,
@@ -164,7 +166,7 @@ class SentenceEncoder:
             progress=progress,
         )
 
-    def _passage_settings(self) -> dict[str, Any]:
+    def _passage_settings(self) -> dict[str, object]:
         return {
             "kind": "sentence",
             "title": "line",
@@ -236,7 +238,7 @@ def _read_pooling(path: Path) -> Pooling:
     return Pooling(modes, include_prompt=bool(content.get("include_prompt", True)))
 
 
-def _pooling_content(module: SentenceModule) -> dict[str, Any]:
+def _pooling_content(module: SentenceModule) -> dict[str, object]:
     flags = {flag: mode in module.pooling.modes for flag, mode in FLAGS.items()}
     return {
         "word_embedding_dimension": module.transformer.config.hidden_size,
@@ -285,8 +287,6 @@ def _check_sizes(head: Sequence[Normalize | Dense], *, pooled: int, folder: Path
 
 
 def _save_layer(layer: object, path: Path) -> None:
-    from safetensors.torch import save_file
-
     if not isinstance(layer, Dense):
         write_json(path / "config.json", {})
         return

@@ -62,7 +62,7 @@ class TextTokenizer:
         sidecars: tokenizer_config.json and special_tokens_map.json by file name, kept for ``save`` only.
     """
 
-    def __init__(self, backend: Tokenizer, *, max_tokens: int, sidecars: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, backend: Tokenizer, *, max_tokens: int, sidecars: Mapping[str, Mapping[str, object]]) -> None:
         backend.no_padding()
         backend.enable_truncation(max_tokens)
         self._backend = backend

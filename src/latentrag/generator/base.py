@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latentrag import io
@@ -35,7 +37,7 @@ from latentrag.pretrained import build, config_of, load_tokenizer, one_line, qui
 from latentrag.types import Targets
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SETTINGS_FILE = "latentrag_generator.json"
 ADAPTER_FILE = "lora.safetensors"
@@ -95,7 +97,7 @@ class TransformersGenerator(ABC, Generic[P, T]):
     end_id: int
     _detokenizer: Detokenizer
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model = model
         self.tokenizer = tokenizer
 
@@ -143,13 +145,13 @@ class TransformersGenerator(ABC, Generic[P, T]):
         cls,
         config: PretrainedConfig,
         weights: Mapping[str, Tensor],
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         settings: Mapping[str, Any],
         *,
         folder: Path,
         place: Place,
         dtype: torch.dtype,
-        older: Mapping[str, Any] | None = None,
+        older: Mapping[str, object] | None = None,
     ) -> Self:
         """A generator from the parts of a folder.
 
@@ -172,14 +174,14 @@ class TransformersGenerator(ABC, Generic[P, T]):
 
     @classmethod
     @abstractmethod
-    def model_class(cls, config: PretrainedConfig) -> Any:
+    def model_class(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
         """transformers' class for this configuration. Raises: ModelError if it is not for this kind."""
 
     @abstractmethod
-    def _arguments(self) -> dict[str, Any]:
+    def _arguments(self) -> dict[str, object]:
         """What the constructor got besides model, tokenizer and adapter; JSON values, but for the template."""
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What ``load`` needs besides the model's own files, as JSON values."""
         template: Any = self.template
         return {
@@ -199,8 +201,6 @@ class TransformersGenerator(ABC, Generic[P, T]):
 
         Raises: InputError for one in int8, whose weights are not those of the model any more.
         """
-        from safetensors.torch import save_file
-
         if self.int8:
             raise InputError("a generator in int8 cannot be saved; load it in another dtype and save that")
         weights, adapter = split_weights(self.model.state_dict())
@@ -255,7 +255,7 @@ class TransformersGenerator(ABC, Generic[P, T]):
         return (self.end_id,)
 
     @property
-    def decoding_defaults(self) -> Mapping[str, Any]:
+    def decoding_defaults(self) -> Mapping[str, object]:
         """What the model's ``generation_config`` sets.
 
         Only values that the file really sets: transformers' own defaults (20 tokens, length penalty 1, …) are not the
@@ -311,14 +311,16 @@ class TransformersGenerator(ABC, Generic[P, T]):
         return self._detokenizer.pieces(ids)
 
 
-def mapped_class(config: PretrainedConfig, mapping: Any, *, needed: str) -> Any:
+def mapped_class(
+    config: PretrainedConfig, mapping: Mapping[type[PretrainedConfig], type[PreTrainedModel]], *, needed: str
+) -> type[PreTrainedModel]:
     """transformers' class for a configuration, from one of its mappings. Raises: ModelError if there is none."""
     if type(config) not in mapping:
         raise ModelError(f"model_type={config.model_type!r} does not generate text as {needed}; name another generator")
     return mapping[type(config)]
 
 
-def _generation_config(folder: Path, older: Mapping[str, Any]) -> Any:
+def _generation_config(folder: Path, older: Mapping[str, object]) -> GenerationConfig:
     from transformers import GenerationConfig
 
     try:
@@ -344,9 +346,6 @@ def _unusable(error: Exception) -> ModelError:
 
 
 def _adapter_weights(folder: Path) -> Mapping[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         return load_file(folder / ADAPTER_FILE)
     except (OSError, SafetensorError) as error:

@@ -1,13 +1,19 @@
 """Rows and key–value caches: B questions × K passages × M beams as rows of one batch, how rows follow their beams, and
 caches of transformers whose rows are chosen, joined, or shared by the beams of a context."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import Cache
+    from transformers.cache_utils import DynamicLayer
 
 # Rows
 
@@ -41,7 +47,7 @@ def token_positions(mask: Tensor) -> Tensor:
 # Caches
 
 
-def selected(whole: Any, index: Tensor) -> Any:
+def selected(whole: Cache, index: Tensor) -> Cache:
     """The rows at ``index`` as a cache of their own: what is appended to it does not reach the given one."""
     own = copy.copy(whole)
     own.layers = [copy.copy(layer) for layer in whole.layers]
@@ -50,7 +56,7 @@ def selected(whole: Any, index: Tensor) -> Any:
     return own
 
 
-def joined(parts: Sequence[tuple[Any, Tensor]], rows: Sequence[Sequence[int]]) -> tuple[Any, Tensor]:
+def joined(parts: Sequence[tuple[Cache, Tensor]], rows: Sequence[Sequence[int]]) -> tuple[Cache, Tensor]:
     """One cache in place of several, with every row's tokens moved to its end. The parts are used up.
 
     Args:
@@ -96,7 +102,7 @@ def _at_places(states: Tensor, places: Tensor) -> Tensor:
 # Beams that share what was read before them
 
 
-def beam_cache(read: Any, rows: Tensor) -> Any:
+def beam_cache(read: Cache, rows: Tensor) -> Cache:
     """A cache for the beams' own tokens, which come after a context that stands once for all beams of a row.
 
     Args:
@@ -111,14 +117,14 @@ def beam_cache(read: Any, rows: Tensor) -> Any:
     return made
 
 
-def select_contexts(of_beams: Any, indices: Tensor) -> None:
+def select_contexts(of_beams: Cache, indices: Tensor) -> None:
     """Choose rows of the contexts alone, not of the beams' own tokens."""
     for layer in of_beams.layers:
         layer.context = tuple(states[indices] for states in layer.context)
 
 
 @cache
-def _beam_layer() -> Any:
+def _beam_layer() -> type[DynamicLayer]:
     """The class of the layers of ``beam_cache``; made when it is first needed, as transformers is imported then."""
     from transformers.cache_utils import DynamicLayer
 
@@ -130,7 +136,7 @@ def _beam_layer() -> Any:
             super().__init__()
             self.context = context
 
-        def update(self, *states: Any, **named: Any) -> tuple[Any, Tensor]:
+        def update(self, *states: Tensor, **named: object) -> tuple[Tensor, Tensor]:
             keys, values = super().update(*states, **named)
             keys.context = self.context
             return keys, values

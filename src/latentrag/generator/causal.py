@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from latentrag.protocols import Capabilities
 from latentrag.types import Asked, Latent, LatentLists, Targets
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import Cache, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _TARGET_POSITIONS = 256
 """Positions kept free for y where the model's window is the only limit."""
@@ -46,7 +46,7 @@ _INPUT_LIMIT = 2048
 class _ReadPrompts:
     """What the model makes of the prompts: its cache, left-padded, and the last position before the output layer."""
 
-    cache: Any
+    cache: Cache
     mask: Tensor  # (R, S) bool, which positions of the cache hold a token
     hidden: Tensor  # (R, 1, H)
 
@@ -83,7 +83,7 @@ class PreparedPrompts:
 class _State:
     """Caches of B·K·M rows, and which of their positions hold a token."""
 
-    cache: Any
+    cache: Cache
     mask: Tensor  # (B·K·M, S + tokens so far)
     num_questions: int
     num_passages: int
@@ -110,8 +110,8 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         template: PromptTemplate | None = None,
         max_input_tokens: int | None = None,
@@ -131,12 +131,12 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
         self._passages = PassageReader(model, self._head, pad_id=self._pad_id, without_adapter=self._spares_passages)
 
     @classmethod
-    def model_class(cls, config: PretrainedConfig) -> Any:
+    def model_class(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
         return mapped_class(config, MODEL_FOR_CAUSAL_LM_MAPPING, needed="a causal language model")
 
-    def _arguments(self) -> dict[str, Any]:
+    def _arguments(self) -> dict[str, object]:
         return {"template": self.template, "max_input_tokens": self.max_input_tokens}
 
     @property
@@ -266,14 +266,16 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
             )
         return torch.cat([hidden, more], dim=1)
 
-    def _block(self, past: tuple[Any, Tensor] | None, blocks: Sequence[Sequence[int]]) -> tuple[Tensor, Any, Tensor]:
+    def _block(
+        self, past: tuple[Cache, Tensor] | None, blocks: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Cache, Tensor]:
         """A forward pass of right-padded rows after their past.
 
         Returns: the inputs of the output layer (R, Q, H), the cache, and which of its positions hold a token.
         """
         ids, mask = padded(blocks, pad=self._pad_id)
         ids, mask = ids.to(self.device), mask.to(self.device)
-        inputs: dict[str, Any] = {"use_cache": False}
+        inputs: dict[str, object] = {"use_cache": False}
         if past is not None:
             cache, before = past
             mask = torch.cat([before, mask], dim=1)
@@ -328,7 +330,7 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
                 yield rows[start:stop]
                 start = stop
 
-    def _read_part(self, prompts: Prompts, rows: Sequence[int]) -> tuple[Tensor, Any, Tensor]:
+    def _read_part(self, prompts: Prompts, rows: Sequence[int]) -> tuple[Tensor, Cache, Tensor]:
         """What comes out at the last positions (R', 1, H), the cache, and which of its positions hold a token."""
         passages, questions = ([of_all[row] for row in rows] for of_all in (prompts.passages, prompts.questions))
         past = self._passages.past(passages, recurring=prompts.recurring)
@@ -372,13 +374,13 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
         return ids[0]
 
 
-def _window(model: Any) -> int | None:
+def _window(model: PreTrainedModel) -> int | None:
     """Positions for prompt and target together."""
     window: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     return window
 
 
-def _input_limit(model: Any) -> int:
+def _input_limit(model: PreTrainedModel) -> int:
     window = _window(model)
     if window is None:
         return _INPUT_LIMIT

@@ -16,7 +16,6 @@ the forward pass: a layer that is trained has its logits computed a second time,
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +29,10 @@ BLOCK_ELEMENTS = 1 << 21
 ACCELERATOR_BLOCK_ELEMENTS = 1 << 25
 """The same elsewhere than on a CPU, where every operation has a price of its own: 128 MiB."""
 
-After = Callable[[Tensor, Any], Tensor]
+Columns = slice | Tensor
+"""Tokens of the vocabulary: from one to another, or these."""
+
+After = Callable[[Tensor, Columns], Tensor]
 """(logits (R, C), columns) → logits (R, C), elementwise; columns says which tokens of the vocabulary the C are."""
 
 
@@ -133,7 +135,7 @@ def _slope_at(layer: _Layer, gold_raw: Tensor, gold: Tensor) -> Tensor:
     return slope.T
 
 
-def _autocast_as_now(hidden: Tensor) -> AbstractContextManager[Any]:
+def _autocast_as_now(hidden: Tensor) -> torch.autocast:
     """Mixed precision as it is now, for the backward pass, which runs without."""
     kind = hidden.device.type
     return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))

@@ -8,10 +8,13 @@ everything else. With gradients, neither keeps its logits for the backward pass:
 are taken at once, a layer that is trained is applied a second time.
 """
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeGuard
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +23,12 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from latentrag.errors import ModelError
-from latentrag.generator.fused_gold import fused_gold_log_probs
+from latentrag.generator.fused_gold import Columns, fused_gold_log_probs
 from latentrag.packed import LINEAR, PackedLinear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.utils import ModelOutput
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits of a chunk: 64 MiB in float32. With gradients a chunk takes five to seven times that."""
@@ -39,7 +46,7 @@ class OutputHead:
 
     linear: nn.Module
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.lock = threading.RLock()
         """To be held while the model computes: ``run`` changes its output layer for a moment."""
@@ -48,7 +55,7 @@ class OutputHead:
             raise ModelError(f"{type(model).__name__} has no output layer; needed a model that generates text")
 
     @classmethod
-    def of(cls, model: Any, **probe: Tensor) -> "OutputHead":
+    def of(cls, model: PreTrainedModel, **probe: Tensor) -> OutputHead:
         """The head of this model.
 
         Args:
@@ -57,7 +64,7 @@ class OutputHead:
         head = cls(model)
         return head if head.agrees(**probe) else OwnLogits(model)
 
-    def after(self, logits: Tensor, columns: Any = ...) -> Tensor:
+    def after(self, logits: Tensor, columns: Columns | EllipsisType = ...) -> Tensor:
         """What the model does to its output layer's result. logits: (…, V), or those of the tokens ``columns``."""
         config = self.model.config.get_text_config(decoder=True)
         bias = getattr(self.model, "final_logits_bias", None)
@@ -74,7 +81,7 @@ class OutputHead:
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def run(self, **inputs: Any) -> tuple[Tensor, Any]:
+    def run(self, **inputs: object) -> tuple[Tensor, ModelOutput]:
         """Hidden states (R, S, H) that enter the output layer, and the model's output, which has no logits."""
         with self._narrowed() as seen:
             output = self.model(**inputs)
@@ -84,7 +91,7 @@ class OutputHead:
     def _narrowed(self) -> Iterator[list[Tensor]]:
         seen: list[Tensor] = []
 
-        def narrow(_module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        def narrow(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             seen.append(arguments[0])
             return (arguments[0][:, :0],)
 
@@ -95,7 +102,7 @@ class OutputHead:
             handle.remove()
 
     @torch.no_grad()
-    def agrees(self, **probe: Any) -> bool:
+    def agrees(self, **probe: Tensor) -> bool:
         """Whether after(linear(hidden)) equals the model's own logits on a probe, up to its dtype's rounding."""
         own = self.model(**probe).logits.float()
         hidden, _ = self.run(**probe)
@@ -178,14 +185,14 @@ class OwnLogits(OutputHead):
     """For models whose output layer's result is changed in ways that ``OutputHead`` does not know: what it calls hidden
     states are the model's own logits, all of them held."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         self.linear = nn.Identity()
 
-    def after(self, logits: Tensor, columns: Any = ...) -> Tensor:
+    def after(self, logits: Tensor, columns: Columns | EllipsisType = ...) -> Tensor:
         return logits[..., columns]
 
-    def run(self, **inputs: Any) -> tuple[Tensor, Any]:
+    def run(self, **inputs: object) -> tuple[Tensor, ModelOutput]:
         output = self.model(**inputs)
         return output.logits, output
 

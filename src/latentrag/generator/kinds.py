@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from latentrag.errors import InputError, ModelError
 from latentrag.generator.base import SETTINGS_FILE
@@ -18,7 +18,7 @@ from latentrag.registry import Table
 class GeneratorKind(Protocol):
     """Opens generators of a kind; the class of the generators, usually."""
 
-    def load(self, folder: Path, settings: Mapping[str, Any], place: Place) -> SavableGenerator:
+    def load(self, folder: Path, settings: Mapping[str, object], place: Place) -> SavableGenerator:
         """A generator from a folder.
 
         Args:
@@ -40,7 +40,7 @@ GENERATOR_KINDS: Table[GeneratorKind] = Table(
 
 
 def load_generator(
-    source: str | os.PathLike[str], *, settings: Mapping[str, Any] | None = None, place: Place | None = None
+    source: str | os.PathLike[str], *, settings: Mapping[str, object] | None = None, place: Place | None = None
 ) -> SavableGenerator:
     """A generator from a folder or hub id; of the kind that its settings name, else the one its configuration is for.
 
@@ -56,7 +56,7 @@ def load_generator(
     if name is None:
         name = "seq2seq" if read_config(folder).is_encoder_decoder else "causal"
     try:
-        kind = GENERATOR_KINDS[name]
+        kind = GENERATOR_KINDS[str(name)]
     except InputError as error:
         raise ModelError(f"{folder / SETTINGS_FILE}: {error}") from error
     return kind.load(folder, chosen, place or Place(number_format="float32"))

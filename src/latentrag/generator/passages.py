@@ -5,6 +5,8 @@ The prompt has the passage first, and every passage stands alone in its prompt, 
 for it changes no digit of any result.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import threading
@@ -13,9 +15,11 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latentrag import io
@@ -23,6 +27,9 @@ from latentrag.generator.gold import OutputHead
 from latentrag.generator.tokens import padded
 from latentrag.generator.tuning import MARK, without_lora
 from latentrag.options import PASSAGE_FOLDER_BYTES
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
 
 _READ_TOKENS = 4096
 """Tokens of passages read in one forward pass on an accelerator, padding included. A processor reads each passage
@@ -129,9 +136,6 @@ class _Files:
 
     def read(self, key: bytes) -> Layers | None:
         """None for what is not there, or damaged: it is read by the model again, and written anew."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         path = self._path(key)
         try:
             stored = load_file(path)
@@ -142,8 +146,6 @@ class _Files:
         return [stored[str(number)] for number in range(len(stored))]
 
     def write(self, key: bytes, layers: Layers) -> None:
-        from safetensors.torch import save_file
-
         size = _num_bytes(layers)
         if not self._is_writable or size > self.max_bytes:
             return
@@ -214,7 +216,7 @@ class PassageReader:
     folder is for weights that do not change.
     """
 
-    def __init__(self, model: Any, head: OutputHead, *, pad_id: int, without_adapter: bool) -> None:
+    def __init__(self, model: PreTrainedModel, head: OutputHead, *, pad_id: int, without_adapter: bool) -> None:
         self._model = model
         self._head = head
         self._pad_id = pad_id
@@ -222,7 +224,7 @@ class PassageReader:
         self.cache: PassageCache | None = None
         self._weights = self._state_of_weights()
 
-    def past(self, rows: Sequence[Sequence[int]], *, recurring: bool) -> tuple[Any, Tensor]:
+    def past(self, rows: Sequence[Sequence[int]], *, recurring: bool) -> tuple[Cache, Tensor]:
         """The cache of these passages, left-padded, and its mask (R, P). Passages that are not kept are read."""
         from transformers import DynamicCache
 

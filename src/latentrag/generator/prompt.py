@@ -1,6 +1,8 @@
 """How x and z become one input: templates, and their texts as tokens. A passage that is too long loses its last words,
 the question never does."""
 
+from __future__ import annotations
+
 import hashlib
 import re
 import threading
@@ -8,11 +10,14 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from latentrag.errors import InputError
 from latentrag.registry import Table
 from latentrag.types import Latent, Passage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 KEPT_PASSAGES = 1 << 17
 """Passages whose tokens are kept: about 60 MB at 100 words each."""
@@ -167,7 +172,7 @@ def _one_line(text: str) -> str:
 # Tokens
 
 
-def input_ids(tokenizer: Any, inputs: Sequence[Rendered], *, limit: int) -> list[list[int]]:
+def input_ids(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[Rendered], *, limit: int) -> list[list[int]]:
     """Token ids of every input, special tokens included, none longer than ``limit``.
 
     Raises: InputError if an input is too long without any passage.
@@ -179,12 +184,14 @@ def input_ids(tokenizer: Any, inputs: Sequence[Rendered], *, limit: int) -> list
     ]
 
 
-def _bare(tokenizer: Any, rendered: Rendered) -> list[int]:
+def _bare(tokenizer: PreTrainedTokenizerBase, rendered: Rendered) -> list[int]:
     ids: list[int] = tokenizer(rendered.before + rendered.after, verbose=False)["input_ids"]
     return ids
 
 
-def shortened(tokenizer: Any, rendered: Rendered, limit: int, *, bare: Sequence[int], num_after: int = 0) -> list[int]:
+def shortened(
+    tokenizer: PreTrainedTokenizerBase, rendered: Rendered, limit: int, *, bare: Sequence[int], num_after: int = 0
+) -> list[int]:
     """Token ids of an input that is too long, with as many of the passage's words as fit.
 
     Args:
@@ -221,7 +228,7 @@ class PromptTokens:
         tokenizer: of the model; a fast one.
     """
 
-    def __init__(self, tokenizer: Any, template: PromptTemplate) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self._kept: OrderedDict[bytes, array[int]] = OrderedDict()

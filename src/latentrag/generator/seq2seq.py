@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from latentrag.protocols import Capabilities
 from latentrag.types import Asked, LatentLists, Targets
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import Cache, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _UNBOUNDED_LIMIT = 512
 """Input tokens for models with relative positions, which name no limit of their own."""
@@ -46,7 +46,7 @@ class PreparedContexts:
 class _State:
     """Decoder caches of B·K·M rows; the encoder's states and mask of the B·K rows behind them."""
 
-    cache: Any
+    cache: Cache
     prepared: PreparedContexts
     num_beams: int
 
@@ -74,8 +74,8 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         template: InputTemplate | None = None,
         max_input_tokens: int | None = None,
@@ -103,12 +103,12 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
         self._set_up(lora=lora, seed=seed, int8=int8)
 
     @classmethod
-    def model_class(cls, config: PretrainedConfig) -> Any:
+    def model_class(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
         from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
         return mapped_class(config, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, needed="an encoder–decoder")
 
-    def _arguments(self) -> dict[str, Any]:
+    def _arguments(self) -> dict[str, object]:
         return {
             "template": self.template,
             "max_input_tokens": self.max_input_tokens,
@@ -199,7 +199,7 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
         log_p = self._head.next_token_log_probs(hidden[:, -1])
         return log_p.view(prepared.num_questions, prepared.num_passages, num_beams, -1)
 
-    def _context(self, prepared: PreparedContexts, repeats: int) -> dict[str, Any]:
+    def _context(self, prepared: PreparedContexts, repeats: int) -> dict[str, object]:
         from transformers.modeling_outputs import BaseModelOutput
 
         states, mask = prepared.states, prepared.mask
@@ -217,14 +217,14 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
         return begin
 
 
-def _input_limit(model: Any, tokenizer: Any) -> int:
+def _input_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     limits = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length]
     # Tokenizers without a limit carry a number that no text reaches.
     known = [limit for limit in limits if limit is not None and limit < 1_000_000]
     return min(known) if known else _UNBOUNDED_LIMIT
 
 
-def _decoder_prefix(model: Any, tokenizer: Any) -> list[int]:
+def _decoder_prefix(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     start = getattr(model.config, "decoder_start_token_id", None)
     if start is None:
         start = getattr(model.generation_config, "decoder_start_token_id", None)

@@ -5,21 +5,26 @@ positions of one row: a query sees all keys, whatever stands beside it. In the s
 attend to the context side by side and to their own tokens each alone, under one softmax.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentrag.generator.caches import beam_cache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "latentrag_shared_context"
 SWITCH = "LATENTRAG_SHARED_CONTEXT"
 """The environment's variable that turns this off: 0."""
 
 
-def share_context(model: Any) -> bool:
+def share_context(model: PreTrainedModel) -> bool:
     """Let a model's decoder take M rows for every row of its context, where it can.
 
     Models of transformers that choose their attention by name and use torch's can; others, and models whose
@@ -45,14 +50,14 @@ def share_context(model: Any) -> bool:
     return False
 
 
-def _attention_of(model: Any) -> str | None:
+def _attention_of(model: PreTrainedModel) -> str | None:
     config = model.config.get_text_config(decoder=True)
     name: str | None = getattr(config, "_attn_implementation", None)
     return name
 
 
 def attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """Torch's attention, but for rows that share a context.
 
@@ -97,7 +102,7 @@ def _after_context(
     *,
     scaling: float | None = None,
     softcap: float | None = None,
-    **_: Any,
+    **_: object,
 ) -> Tensor:
     """One token of each beam (Q = 1) after its context and its own tokens. Returns (C·M, 1, N, D)."""
     if query.shape[2] != 1 or softcap is not None:
@@ -126,7 +131,7 @@ def _after_context(
 
 
 @torch.no_grad()
-def _agrees(model: Any, probe: Callable[[Any, bool], Tensor]) -> bool:
+def _agrees(model: PreTrainedModel, probe: Callable[[PreTrainedModel, bool], Tensor]) -> bool:
     """Two beams of each of two contexts, one of them padded."""
     try:
         shared, apart = probe(model, True).float(), probe(model, False).float()
@@ -136,11 +141,11 @@ def _agrees(model: Any, probe: Callable[[Any, bool], Tensor]) -> bool:
     return bool(torch.allclose(shared, apart, rtol=rounding, atol=rounding * float(apart.abs().max())))
 
 
-def _ids(model: Any, rows: list[list[int]]) -> Tensor:
+def _ids(model: PreTrainedModel, rows: list[list[int]]) -> Tensor:
     return torch.tensor(rows, device=model.device)
 
 
-def _encoder_decoder(model: Any, shared: bool) -> Tensor:
+def _encoder_decoder(model: PreTrainedModel, shared: bool) -> Tensor:
     from transformers import DynamicCache, EncoderDecoderCache
     from transformers.modeling_outputs import BaseModelOutput
 
@@ -165,7 +170,7 @@ def _encoder_decoder(model: Any, shared: bool) -> Tensor:
     return logits
 
 
-def _causal(model: Any, shared: bool) -> Tensor:
+def _causal(model: PreTrainedModel, shared: bool) -> Tensor:
     from transformers import DynamicCache
 
     mask = _ids(model, [[1, 1, 1], [0, 1, 1]])

@@ -1,14 +1,19 @@
 """Questions, latent values and targets as rows of tokens, and tokens as text again."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from itertools import pairwise, takewhile
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from latentrag.errors import InputError
 from latentrag.types import Asked, Latent, LatentLists, Question
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def pairs(x: Sequence[Asked], latents: LatentLists) -> tuple[list[tuple[str, Latent]], int]:
@@ -61,7 +66,7 @@ class Detokenizer:
         cue: tokens that stand before every text, for tokenizers whose first token decodes differently from the rest.
     """
 
-    def __init__(self, tokenizer: Any, *, cue: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, cue: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._cue = list(cue)
         self._text_of_cue = self._decode(()) if cue else ""

@@ -12,19 +12,24 @@ in train mode only, with dropout, and takes the cache away from the layers. Here
 the mode stays what it is and results stay what they were.
 """
 
+from __future__ import annotations
+
 import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from latentrag.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
 
 # Adapters
 
@@ -56,7 +61,7 @@ class Lora:
             raise InputError(f"LoRA's scope={self.scope!r} is unknown; needed one of {', '.join(get_args(Scope))}")
 
 
-def add_lora(model: Any, lora: Lora, *, seed: int = 0) -> None:
+def add_lora(model: PreTrainedModel, lora: Lora, *, seed: int = 0) -> None:
     """Put an adapter, as yet without effect, into the model; from then on only its weights need a gradient.
 
     Raises: ModelError if peft is not installed or the model has none of the layers.
@@ -65,7 +70,7 @@ def add_lora(model: Any, lora: Lora, *, seed: int = 0) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ModelError("LoRA needs peft; install latentrag[train]") from error
-    targets: Any = list(lora.layers) or "all-linear"
+    targets: list[str] | str = list(lora.layers) or "all-linear"
     settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)
     # peft draws from the processor's global generator; what the caller draws afterwards must not depend on the model's
     # size. torch.manual_seed would seed the generators of accelerators too, which fork_rng does not restore here.
@@ -98,18 +103,18 @@ class _InTheInputsDtype(nn.Module):
         return nn.functional.linear(x, self.weight.to(x.dtype))
 
 
-def has_lora(model: Any) -> bool:
+def has_lora(model: PreTrainedModel) -> bool:
     """Whether the model has an adapter."""
     return bool(_adapted(model))
 
 
-def _adapted(model: Any) -> list[Any]:
+def _adapted(model: PreTrainedModel) -> list[Any]:
     """The layers that have an adapter."""
     return [module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")]
 
 
 @contextmanager
-def without_lora(model: Any) -> Iterator[None]:
+def without_lora(model: PreTrainedModel) -> Iterator[None]:
     """Within: the model as it was before training."""
     layers = _adapted(model)
     try:
@@ -127,7 +132,7 @@ def split_weights(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
     return own, {name: tensor for name, tensor in weights.items() if MARK in name}
 
 
-def load_adapter(model: Any, weights: Mapping[str, Tensor]) -> None:
+def load_adapter(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
     """Give a model with an adapter that adapter's saved weights. Raises: ModelError if they are another's."""
     wanted = {name: parameter for name, parameter in model.named_parameters() if MARK in name}
     if wanted.keys() != weights.keys() or any(wanted[name].shape != weights[name].shape for name in wanted):
@@ -167,12 +172,12 @@ def recompute_activations(model: nn.Module) -> None:
         wrapped.forward = partial(_forward, layer)
 
 
-def fixed(cache: Any) -> Any:
+def fixed(cache: Cache) -> Cache:
     """The cache itself, which from now on stays as it is: a layer sees its keys and values and the new ones after
     them, and the new ones are forgotten."""
     layers = cache.layers  # not the cache, which would hold itself and be freed late
 
-    def update(keys: Tensor, values: Tensor, layer: int, *rest: Any, **more: Any) -> tuple[Tensor, Tensor]:
+    def update(keys: Tensor, values: Tensor, layer: int, *rest: object, **more: object) -> tuple[Tensor, Tensor]:
         if layer >= len(layers):
             return keys, values
         # The copy's tensors are replaced by longer ones; those of the layer itself are not written to.
@@ -195,7 +200,7 @@ def repeatable_layers(module: nn.Module) -> Iterator[nn.Module]:
             yield from repeatable_layers(child)
 
 
-def _forward(layer: nn.Module, *inputs: Any, **named: Any) -> Any:
+def _forward(layer: nn.Module, *inputs: object, **named: object) -> object:
     from transformers import Cache
 
     forward = partial(type(layer).forward, layer, **named)

@@ -12,9 +12,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from latentrag import io
 from latentrag.errors import FetchError, MemoryStoreError
@@ -25,9 +27,6 @@ from latentrag.memory.storage import Place, storage_of
 from latentrag.memory.stores import LISTING, Store, open_store
 from latentrag.memory.table import Table
 from latentrag.memory.version_files import changing, is_free
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 FORMAT = 1
 MAX_LISTING_BYTES = 64_000_000
@@ -139,9 +138,6 @@ def write_files(table: Table, folder: Path) -> Iterator[ListedFile]:
     Deleted rows are not in a version's rows, and nothing else of the table is written. The same rows make the same
     bytes, so that pushing twice sends nothing twice.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     columns = schema(table.card).remove_metadata()
     num_left, num_files = len(table), -(-len(table) // ROWS_PER_FILE)
     batches = (with_all_columns(batch, columns) for batch in table.record_batches())
@@ -164,9 +160,6 @@ def read_file(path: Path, card: EncoderCard, num_rows: int) -> Iterator[pa.Recor
 
     Raises: FetchError if they are not ``num_rows`` passages with vectors of this encoder's dimension.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     columns = schema(card)
     try:
         with pq.ParquetFile(path) as file:

@@ -17,6 +17,7 @@ from latentrag.protocols import Memory, SavablePart
 from latentrag.types import Asked, Passage, Retrieved, question_texts, singles
 
 if TYPE_CHECKING:
+    import bm25s
     import numpy.typing as npt
     from torch import nn
 
@@ -150,8 +151,8 @@ class _WordIndex:
     """
 
     ids: list[str]
-    tokenizer: Any
-    parts: Any | None
+    tokenizer: bm25s.tokenization.Tokenizer
+    parts: bm25s.BM25 | None
 
     @classmethod
     def build(cls, passages: Iterable[Passage]) -> _WordIndex:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Body, FastAPI, Query
@@ -48,8 +49,6 @@ def create_app(
         load: loads the model anew over ``live``, for whoever asks for that; None: nobody can.
         access: who may ask; None: everybody who can reach it.
     """
-    from importlib.metadata import version
-
     options, metrics = options or ServeOptions(), Metrics()
     service = Service(name, Memories(rag, live, load), Engine(options, metrics), metrics, options)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from latentrag.errors import EncoderMismatchError, InputError, LatentRagError, MemoryStoreError
 
@@ -30,7 +29,7 @@ class Refused(Exception):  # noqa: N818  it is no error of ours
         self.retry_after_s = retry_after_s
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """The body of the response."""
         kind = _KINDS.get(self.status, BAD_REQUEST)
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
-from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -131,11 +130,11 @@ async def _events(sources: Sources, rest: AsyncIterator[tuple[Token, ...] | Answ
             index += 1
 
 
-def _event(name: str, record: Mapping[str, Any]) -> bytes:
+def _event(name: str, record: Mapping[str, object]) -> bytes:
     return f"event: {name}\n".encode() + b"data: " + as_json(record) + b"\n\n"
 
 
-async def _data(records: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[bytes]:
+async def _data(records: AsyncIterator[Mapping[str, object]]) -> AsyncIterator[bytes]:
     async for record in records:
         yield b"data: " + as_json(record) + b"\n\n"
     yield b"data: [DONE]\n\n"

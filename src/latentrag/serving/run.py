@@ -12,11 +12,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+import uvicorn
+
 from latentrag.errors import InputError
 from latentrag.serving.guard import Access
+from latentrag.serving.protocol import bounded
 
 if TYPE_CHECKING:
-    import uvicorn
     from fastapi import FastAPI
 
     from latentrag.serving.options import ServeOptions
@@ -100,10 +102,6 @@ def address(listening: socket.socket) -> str:
 
 def configured(app: FastAPI, options: ServeOptions) -> uvicorn.Config:
     """How uvicorn is used."""
-    import uvicorn
-
-    from latentrag.serving.protocol import bounded
-
     return uvicorn.Config(
         app,
         http=bounded(options),
@@ -122,8 +120,6 @@ def configured(app: FastAPI, options: ServeOptions) -> uvicorn.Config:
 
 def run(app: FastAPI, listening: socket.socket, options: ServeOptions) -> None:
     """Serve until SIGINT or SIGTERM, then finish what was accepted; a second one ends it at once."""
-    import uvicorn
-
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     # uvicorn raises the signal again when all is done, for whoever was to hear it before.
     before = {number: signal.signal(number, _already_heard) for number in (signal.SIGINT, signal.SIGTERM)}

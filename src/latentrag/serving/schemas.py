@@ -47,7 +47,7 @@ Version = Annotated[
     Field(description="A number, a tag, a date, newest or served."),
 ]
 
-SERVED: Mapping[str, Any] = {
+SERVED: Mapping[str, object] = {
     "k": Field(le=limit.MAX_PASSAGES),
     "beams": Field(le=limit.MAX_BEAMS),
     "best": Field(le=limit.MAX_BEAMS),
@@ -76,7 +76,7 @@ class Asked(BaseModel):
         """The options among the fields that were given."""
         return Given.of(options, {name: value for name, value in self._values(options).items() if value is not False})
 
-    def _values(self, options: type) -> dict[str, Any]:
+    def _values(self, options: type) -> dict[str, object]:
         values = {name: getattr(self, field.name, field.default) for name, field in options_of(options).items()}
         return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 

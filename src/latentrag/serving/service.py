@@ -119,11 +119,11 @@ def responses(model: type) -> Responses:
     return {200: {"model": model, "description": "Done."}, **ERRORS}
 
 
-def json_response(record: Mapping[str, Any]) -> Response:
+def json_response(record: Mapping[str, object]) -> Response:
     """−∞ is null."""
     return Response(as_json(record), media_type="application/json")
 
 
-def as_json(record: Mapping[str, Any]) -> bytes:
+def as_json(record: Mapping[str, object]) -> bytes:
     """In one line."""
     return json.dumps(finite(record, strict=True), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

@@ -7,10 +7,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from latentrag import io
 from latentrag.errors import DataError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 Event = Literal["start", "resume", "train", "dev", "refresh", "warning", "done"]
 
@@ -32,7 +35,7 @@ class TrainingLog:
     def __init__(self, folder: Path, *, append: bool, enabled: bool = True) -> None:
         self.path = folder / LOG_NAME
         self._enabled = enabled
-        self._writer: Any = None
+        self._writer: SummaryWriter | None = None
         self._writer_class = _summary_writer_class() if enabled else None
         self._purge_step: int | None = None
         if enabled:
@@ -40,7 +43,7 @@ class TrainingLog:
             with self.path.open("ab" if append else "wb"):
                 pass
 
-    def write(self, event: Event, step: int, **values: Any) -> None:
+    def write(self, event: Event, step: int, **values: object) -> None:
         """One line. Values are what JSON knows, mappings included; numbers that are not finite become null."""
         if not self._enabled:
             return
@@ -68,7 +71,7 @@ class TrainingLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _mirror(self, event: Event, step: int, values: Mapping[str, Any]) -> None:
+    def _mirror(self, event: Event, step: int, values: Mapping[str, object]) -> None:
         if self._writer_class is None:
             return
         if self._writer is None:
@@ -193,7 +196,7 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}"
 
 
-def _numbers(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _numbers(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[str, float]]:
     """Every number with the path of names that leads to it."""
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -202,7 +205,7 @@ def _numbers(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, floa
             yield f"{prefix}/{name}", float(value)
 
 
-def _summary_writer_class() -> Any:
+def _summary_writer_class() -> type[SummaryWriter] | None:
     """TensorBoard's writer; None where it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
