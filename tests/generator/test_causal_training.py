@@ -183,7 +183,7 @@ def test_a_disk_that_is_full_costs_time_only(plain, tmp_path, monkeypatch) -> No
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("latentrag.generator.passages.save_file", full)
     generator = adapted(plain, tmp_path / "a", LORA)
     with torch.no_grad():
         expected = scored(generator)
