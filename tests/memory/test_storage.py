@@ -125,6 +125,17 @@ def test_of_simultaneous_commits_without_a_lock_one_wins(store, encoder):
     assert len(Memory.open(store)) == 5
 
 
+def test_a_winner_records_its_own_transaction_and_no_losers(store, path, encoder):
+    """Who loses writes a transaction too, and Lance removes it at any moment."""
+    memory = Memory.create(store, encoder).add([Passage("a", "one")], encoder)
+    of_loser = "_transactions/2-00000000-0000-0000-0000-000000000000.txn"
+    (path / of_loser).write_bytes(b"")
+    memory.delete(["a"])
+    recorded = {name for name in store.checksums() if name.startswith("_transactions/2-")}
+    assert len(recorded) == 1
+    assert of_loser not in recorded
+
+
 def test_its_checksums_decide_what_is_damaged(store, path, encoder):
     Memory.create(store, encoder).add([Passage("a", "one")], encoder).add([Passage("b", "two")], encoder)
     manifest = sorted((path / "_versions").iterdir())[0]  # the newest comes first

@@ -440,8 +440,12 @@ class Table:
                     f"someone else committed to {self.path} after version {self.version}; "
                     "open it without a version and try again"
                 ) from error
-        published = [*self._transaction_files(), version_files.manifest_name(dataset.version)]
         try:
+            transaction = dataset.read_transaction(dataset.version)
+            assert transaction is not None
+            # Not all transactions on top of this version: without a lock, those of others who lose come and go.
+            name = f"_transactions/{transaction.read_version}-{transaction.uuid}.txn"
+            published = [name, version_files.manifest_name(dataset.version)]
             self.storage.force(published)
             self.storage.record({**checksums, **{name: Checksum.of(self.path / name) for name in published}})
         except OSError as error:
@@ -450,11 +454,6 @@ class Table:
                 f"({error.strerror or error}); mend the disk, then run `latentrag index verify {self.path}`"
             ) from error
         return Table(self.storage, dataset, self.card)
-
-    def _transaction_files(self) -> list[str]:
-        """Of commits on top of this version."""
-        folder = self.path / "_transactions"
-        return sorted(f"_transactions/{file.name}" for file in folder.glob(f"{self.version}-*.txn"))
 
 
 @dataclass(frozen=True, slots=True)
