@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 DATA ?= ../shared/data
+CLUES = $(DATA)/jeopardy-vital.dev.jsonl.gz --prefix-field category
 BIN := .venv/bin
 AXE := 4.14.1
 STAMP := .venv/installed
@@ -69,7 +70,7 @@ experiment-hot-swap: demo  ## Exchange facts of the demo's memory while it answe
 	@$(BIN)/python experiments/hot_swap.py
 
 experiment-precision: demo  ## Measure what bfloat16 and int8 do to answers on DATA's clues, hours; LIMIT=20; goes on where it was.
-	@$(BIN)/python experiments/precision.py --data $(DATA)/jeopardy-vital.dev.jsonl.gz $(if $(LIMIT),--limit $(LIMIT))
+	@$(BIN)/python experiments/precision.py --data $(CLUES) $(if $(LIMIT),--limit $(LIMIT))
 
 bench: demo $(BENCH)  ## Run every benchmark in turn, hours; reports in build/bench; RUNS=5, QUICK=1 for minutes.
 	@$(BIN)/python -m benchmarks.every --data $(DATA) $(if $(RUNS),--runs $(RUNS)) $(if $(QUICK),--quick)
@@ -82,7 +83,7 @@ bench-encoding: demo $(BENCH)  ## Measure encoding beside sentence-transformers,
 	@$(BIN)/python -m benchmarks.encoding --json build/bench/encoding.json $(if $(LIMIT),--limit $(LIMIT)) $(if $(RUNS),--runs $(RUNS))
 
 bench-ask: demo  ## Measure where the time of an answer goes, on DATA's clues, minutes; LIMIT=20.
-	@$(BIN)/python -m benchmarks.ask --json build/bench/ask.json --data $(DATA)/jeopardy-vital.dev.jsonl.gz $(if $(LIMIT),--questions $(LIMIT))
+	@$(BIN)/python -m benchmarks.ask --json build/bench/ask.json --data $(CLUES) $(if $(LIMIT),--questions $(LIMIT))
 
 bench-gpu: $(STAMP)  ## Measure decoding and a training step on a GPU, minutes.
 	@$(BIN)/python -m benchmarks.gpu --json build/bench/gpu.json
@@ -101,7 +102,7 @@ bench-training: $(STAMP)  ## Measure a training step beside transformers' RAG, h
 		$(if $(LENGTHS),--lengths $(LENGTHS)) $(if $(RUNS),--runs $(RUNS))
 
 bench-cache: demo  ## Measure what it saves to keep passages that were read, on DATA's clues, half an hour.
-	@$(BIN)/python -m benchmarks.passage_cache --data $(DATA)/jeopardy-vital.dev.jsonl.gz
+	@$(BIN)/python -m benchmarks.passage_cache --data $(CLUES)
 
 bench-memory: $(STAMP)  ## Measure a memory's indexes beside faiss, hours and 30 GB under WORK; goes on where it was; SIZE, DIM, RUNS, WAYS, LIKE=MEMORY.
 	@$(BIN)/python -m benchmarks.memory --work $(or $(WORK),build/bench-memory) --report $(or $(WORK),build/bench-memory)/report.md \
@@ -115,7 +116,7 @@ bench-sync: $(STAMP)  ## Sync 2,000 files, interrupted three times, 3 minutes; M
 	@$(BIN)/python -m benchmarks.sync --work $(or $(WORK),build) $(if $(MODEL),--model $(MODEL))
 
 bench-serving: demo $(BENCH)  ## Put a server under load, with exchanges of its memory, 18 minutes; asks DATA's clues. CLIENTS, SECONDS.
-	@$(BIN)/python -m benchmarks.serving --data $(DATA)/jeopardy-vital.dev.jsonl.gz \
+	@$(BIN)/python -m benchmarks.serving --data $(CLUES) \
 		$(if $(CLIENTS),--clients $(CLIENTS)) $(if $(SECONDS),--seconds $(SECONDS))
 
 # What the benchmarks compare with.

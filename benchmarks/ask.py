@@ -170,6 +170,7 @@ def main() -> int:
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--prefix-field", metavar="NAME", help="put before each question: category, for clues")
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--memory", default="demo")
@@ -184,7 +185,7 @@ def main() -> int:
     from latentrag.training.data import read_examples
 
     torch.set_num_threads(1)
-    questions = [row.x for row in read_examples(given.data).rows[: given.questions + 1]]
+    questions = [row.x for row in read_examples(given.data, prefix_field=given.prefix_field).rows[: given.questions + 1]]
     stages = _apart(given.model, given.memory, questions[-1])
     rag = latentrag.load(given.model, memory=given.memory, dtype=given.dtype, variant=given.variant)
     rag.answer(questions[-1])

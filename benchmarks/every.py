@@ -20,7 +20,7 @@ SMALL_LOAD = "--questions 4 --clients 4 --seconds 10 --long-seconds 20 --swaps 3
 
 def commands(*, data: Path, work: Path, runs: int, quick: bool) -> dict[str, list[str]]:
     """The module and the arguments of each, by the name of its report."""
-    clues = ["--data", str(data / "jeopardy-vital.dev.jsonl.gz")]
+    clues = ["--data", str(data / "jeopardy-vital.dev.jsonl.gz"), "--prefix-field", "category"]
     turns = ["--runs", str(runs)]
     if quick:
         turns += ["--malloc", "default"]

@@ -86,6 +86,7 @@ def _bytes_of_one(rag: Any, x: str) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--prefix-field", metavar="NAME", help="put before each question: category, for clues")
     parser.add_argument("--questions", type=int, default=50)
     parser.add_argument("--stream", type=int, default=300)
     parser.add_argument("--dtype", default="auto")
@@ -96,7 +97,7 @@ def main() -> int:
     from latentrag.training.data import read_examples
 
     torch.set_num_threads(1)
-    questions = [row.x for row in read_examples(given.data).rows]
+    questions = [row.x for row in read_examples(given.data, prefix_field=given.prefix_field).rows]
     rag: Any = latentrag.load("demo", memory="demo", dtype=given.dtype)
     rag.answer(questions[-1], k=K)
     asked = questions[: given.questions]

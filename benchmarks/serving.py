@@ -75,7 +75,7 @@ def prepared(given: argparse.Namespace, folder: Path) -> tuple[Path, dict[str, A
     from latentrag.memory import Memory
     from latentrag.training.data import read_examples
 
-    questions = [row.x for row in read_examples(given.data).rows[: given.questions]]
+    questions = [row.x for row in read_examples(given.data, prefix_field=given.prefix_field).rows[: given.questions]]
     path = Path(shutil.copytree(open_memory(given.memory).path, folder / "memory.lance"))
     found = latentrag.load(given.model, memory=path).retriever.retrieve(questions, K).passages
     changed = {z.id: replace(z, text=z.text + MARK) for of_one in found for z in of_one}
@@ -234,6 +234,7 @@ def shown(report: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="questions, one JSON object a line")
+    parser.add_argument("--prefix-field", metavar="NAME", help="put before each question: category, for clues")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--memory", default="demo")
     parser.add_argument("--questions", type=int, default=100)

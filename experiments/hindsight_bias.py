@@ -49,7 +49,7 @@ def gradient(log_prior: Tensor, log_p: Tensor, d: Tensor, weight: Tensor | None 
 class Bias:
     def __init__(self, data: Path, *, num_clues: int, wide: int, sample: int, cache: Path | None) -> None:
         self.memory = assemble.open_memory("demo")
-        self.rows = read_examples(data / "jeopardy-vital.train.jsonl.gz").rows[:num_clues]
+        self.rows = read_examples(data / "jeopardy-vital.train.jsonl.gz", prefix_field="category").rows[:num_clues]
         self.wide, self.sample = wide, sample
         bare = assemble.load("demo", memory=self.memory, retriever="bm25").generator
         assert isinstance(bare, CausalGenerator)

@@ -73,8 +73,8 @@ class Experiment:
         self.out = out
         self.cache = cache
         self.memory = assemble.open_memory("demo")
-        self.examples = read_examples(data / TRAIN).rows
-        dev = read_examples(data / DEV).rows
+        self.examples = read_examples(data / TRAIN, prefix_field="category").rows
+        dev = read_examples(data / DEV, prefix_field="category").rows
         self.test, self.ranked, self.dev = dev[:num_dev], dev[:NUM_RANKED], dev[-64:]
         self.options = TrainingOptions(
             k=K,
@@ -162,7 +162,7 @@ class Experiment:
             found = retriever.retrieve([row.x for row in rows], 50).passages
             titles = [[passage.title for passage in of_one] for of_one in found]
             ranks += [
-                of_one.index(row.title) if row.title in of_one else 50 for row, of_one in zip(rows, titles, strict=True)
+                of_one.index(row.titles[0]) if row.titles[0] in of_one else 50 for row, of_one in zip(rows, titles, strict=True)
             ]
         recall = {str(k): sum(rank < k for rank in ranks) / len(ranks) for k in (1, 5, 10, 20, 50)}
         folder.mkdir(parents=True, exist_ok=True)

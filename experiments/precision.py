@@ -31,7 +31,9 @@ K = 5
 Row = dict[str, Any]
 
 
-def measure(dtype: str, out: Path, *, data: Path, limit: int, model: str, memory: str) -> None:
+def measure(
+    dtype: str, out: Path, *, data: Path, prefix_field: str | None, limit: int, model: str, memory: str
+) -> None:
     """In a process of its own, so that formats do not share memory or caches."""
     import torch
 
@@ -39,7 +41,7 @@ def measure(dtype: str, out: Path, *, data: Path, limit: int, model: str, memory
     from latentrag.training.data import read_examples
 
     torch.set_num_threads(1)
-    examples = read_examples(data).rows[:limit]
+    examples = read_examples(data, prefix_field=prefix_field).rows[:limit]
     done = {row["x"] for row in read_lines(out)}
     todo = [example for example in examples if example.x not in done]
     if not todo:
@@ -102,6 +104,7 @@ def report(results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="clues with answers")
+    parser.add_argument("--prefix-field", metavar="NAME", help="put before each question: category, for clues")
     parser.add_argument("--out", type=Path, default=Path("runs/precision"))
     parser.add_argument("--report", type=Path, default=Path("docs/experiments/precision.md"))
     parser.add_argument("--limit", type=int, default=200)
@@ -112,7 +115,15 @@ def main() -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     if given.one is not None:
         file = given.out / f"{given.one}.jsonl"
-        measure(given.one, file, data=given.data, limit=given.limit, model=given.model, memory=given.memory)
+        measure(
+            given.one,
+            file,
+            data=given.data,
+            prefix_field=given.prefix_field,
+            limit=given.limit,
+            model=given.model,
+            memory=given.memory,
+        )
         return 0
     for dtype in DTYPES:
         code = subprocess.run([sys.executable, *sys.argv, "--one", dtype], check=False).returncode  # noqa: S603

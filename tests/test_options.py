@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -90,7 +90,7 @@ def test_commands_have_the_flags_defaults_and_help_of_the_options(names: tuple[s
         if field.option.limits not in {"", "0 or more"}:
             assert field.option.limits in parameter.help
         is_flag = field.type is bool
-        assert parameter.required == (field.default is fields(RunOptions)[0].default)
+        assert parameter.required == (field.default is MISSING)
         expected = None if is_given and not is_flag else field.default
         if not parameter.required:
             assert parameter.default == ([] if expected == () else expected)

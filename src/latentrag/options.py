@@ -292,6 +292,20 @@ class SyncOptions(ReadingOptions):
 
 
 @dataclass(frozen=True, slots=True)
+class RowOptions:
+    """How a file of questions with answers is read.
+
+    Attributes:
+        prefix_field: Field of a row whose text is put before its question: "category" makes "CATEGORY: clue" of
+            Jeopardy's rows.
+        skip_bad: Leave out rows without question or answer.
+    """
+
+    prefix_field: Annotated[str | None, Option(metavar="NAME", default="none")] = None
+    skip_bad: Annotated[bool, Option()] = False
+
+
+@dataclass(frozen=True, slots=True)
 class RetrievalOptions:
     """How many passages.
 

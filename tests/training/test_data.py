@@ -44,17 +44,44 @@ def written(path: Path, *rows: object) -> Path:
                 "input": "who?",
                 "output": [{"provenance": [{"title": "Me"}]}, {"answer": "me"}, {"answer": "I", "provenance": []}],
             },
-            Example("k", "who?", ("me", "I"), "Me"),
+            Example("k", "who?", ("me", "I"), ("Me",)),
+        ),
+        (  # any of the pages that KILT gives is right
+            {
+                "input": "who?",
+                "output": [
+                    {"answer": "me", "provenance": [{"title": "Me"}, {"title": 7}]},
+                    {"answer": "I", "provenance": [{"title": "I (pronoun)"}, {"title": "Me"}]},
+                ],
+            },
+            Example("1", "who?", ("me", "I"), ("Me", "I (pronoun)")),
         ),
         (
             {"id": "s1", "category": "LAKES", "question": "Largest", "answer": ["Caspian"], "title": "Caspian Sea"},
-            Example("s1", "LAKES: Largest", ("Caspian",), "Caspian Sea"),
+            Example("s1", "Largest", ("Caspian",), ("Caspian Sea",)),
         ),
+        ({"question": "q", "answer": "a", "title": ["A", "", "B", "A"]}, Example("1", "q", ("a",), ("A", "B"))),
         ({"id": "c", "question": "when?", "answer_regex": "Sep|Feb"}, Example("c", "when?", (), pattern="Sep|Feb")),
     ],
 )
 def test_every_format(row, expected, tmp_path) -> None:
     assert read_examples(written(tmp_path / "rows.jsonl", row)).rows == (expected,)
+
+
+def test_a_field_is_put_before_the_question_where_that_is_asked_for(tmp_path) -> None:
+    rows = [{"category": "LAKES", "question": "Largest", "answer": "a"}, {"category": " ", "input": "x", "answer": "a"}]
+    path = written(tmp_path / "rows.jsonl", *rows, {"question": "q", "answer": "a"})
+    assert [example.x for example in read_examples(path)] == ["Largest", "x", "q"]
+    found = read_examples(path, prefix_field="category", skip_bad=True)
+    assert [example.x for example in found] == ["LAKES: Largest"]
+    assert found.skipped == tuple(BadRow(line, "no text in its field 'category'") for line in (2, 3))
+
+
+def test_rows_without_an_id_get_one_that_no_other_row_has(tmp_path) -> None:
+    ids: list[object] = ["2", None, 4, None, None, "", None, "line 4"]
+    rows = [{"question": "q", "answer": "a", **({} if id_ is None else {"id": id_})} for id_ in ids]
+    found = [example.id for example in read_examples(written(tmp_path / "rows.jsonl", *rows))]
+    assert found == ["2", "line 2", "4", "line line 4", "5", "6", "7", "line 4"]
 
 
 def claims(row: JsonRow) -> Fields:

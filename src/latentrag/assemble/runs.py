@@ -127,7 +127,7 @@ def _save(rag: Rag, folder: Path, *, refreshed: bool) -> None:
 
 def _examples(path: Path, setup: Setup, say: Callable[[str], None]) -> tuple[Example, ...]:
     """Those of a file that have an answer: a pattern cannot be trained on."""
-    examples = read_examples(path, skip_bad=setup.skip_bad, say=say)
+    examples = read_examples(path, skip_bad=setup.skip_bad, prefix_field=setup.prefix_field, say=say)
     usable = tuple(example for example in examples if example.answers)
     if not usable:
         raise DataError(f"{path} has patterns and no answers; needed rows with an answer to train on")
@@ -183,6 +183,7 @@ def _request(
         "data": {"name": setup.data.name, "sha256": io.sha256_of_file(setup.data)},
         "dev": None if setup.dev is None else {"name": setup.dev.name, "sha256": io.sha256_of_file(setup.dev)},
         "dev_limit": setup.dev_limit,
+        "prefix_field": setup.prefix_field,
         "memory": {"path": memory.name, "version": memory.version, "encoder": memory.card.fingerprint},
         "model": str(setup.model),
         "retriever": setup.retriever,

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 QuestionFile = Annotated[Path, typer.Argument(help="Questions with answers: JSON lines or an array, also gzipped.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out rows without question or answer.")]
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

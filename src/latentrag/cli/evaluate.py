@@ -21,6 +21,7 @@ from latentrag.options import (
     MemoryOptions,
     ModelOptions,
     PlaceOptions,
+    RowOptions,
     VersionOptions,
 )
 
@@ -41,6 +42,7 @@ def evaluate(
     version: VersionOptions,
     model: ModelOptions,
     place: PlaceOptions,
+    reading: RowOptions,
     how: AnswerOptions,
     decoding: Given[DecodingOptions],
     closed_book: Annotated[bool, typer.Option("--closed-book", help="Answer without passages.")] = False,
@@ -50,12 +52,11 @@ def evaluate(
         Path | None,
         typer.Option(help="File RUN.jsonl for a row per question; the same command continues an interrupted run."),
     ] = None,
-    skip_bad: arg.SkipBad = False,
     as_json: arg.AsJson = False,
 ) -> None:
     """Measure a model: exact match, F1, recall, likelihood, each with its 95 % interval.
 
-    Question files as NQ-open, DPR, KILT and FlashRAG have them are read. Rows with a title, that of the article
+    Question files as NQ-open, DPR, KILT and FlashRAG have them are read. Rows with a title, that of an article
     which holds the answer, also measure title recall.
     """
     from latentrag.evaluation.run import evaluate as run
@@ -63,9 +64,16 @@ def evaluate(
 
     data, model = _data_and_model(what, model)
     source = arg.model_source(model)
-    examples = read_examples(data, skip_bad=skip_bad, say=say).rows[:limit]
+    examples = read_examples(data, **asdict(reading), say=say).rows[:limit]
     rag = arg.open_rag(model, memory, version, place)
-    about = {"model": _name(source), "model_files": _stamp(source), "memory": _place(memory.memory)}
+    about: dict[str, object] = {
+        "model": _name(source),
+        "model_files": _stamp(source),
+        "memory": _place(memory.memory),
+        "retriever": type(rag.retriever).__name__,
+        "dtype": place.dtype,
+        "prefix_field": reading.prefix_field,
+    }
     try:
         result = run(
             rag,
@@ -75,7 +83,7 @@ def evaluate(
             options=rag.options(**decoding),
             batch_size=batch_size,
             closed_book=closed_book,
-            about={**about, "retriever": type(rag.retriever).__name__, "dtype": place.dtype},
+            about=about,
             progress=True,
         )
     except KeyboardInterrupt:

@@ -157,7 +157,7 @@ def _holds_answer(example: Example, text: str) -> bool:
 
 
 def _rank_of_title(example: Example, _text: str, passages: Sequence[Passage]) -> int | None:
-    return _first(bool(example.title) and z.title == example.title for z in passages)
+    return _first(z.title in example.titles for z in passages)
 
 
 def _first(hits: Iterable[bool]) -> int | None:
@@ -170,7 +170,7 @@ def _has_passages(row: Row) -> bool:
 
 
 def _has_title(row: Row) -> bool:
-    return _has_passages(row) and bool(row["title"])
+    return _has_passages(row) and bool(row.get("titles") or row.get("title"))  # latentrag 0.1.0 wrote one title
 
 
 METRICS: Table[Metric] = Table(

@@ -57,11 +57,11 @@ def evaluate(
 ) -> Report:
     """How well the model retrieves, answers and predicts the first answer.
 
-    A row holds: id, x, answers (and pattern, title where the example has them) · text, log_prob: what the model
+    A row holds: id, x, answers (and pattern where the example has one), titles · text, log_prob: what the model
     answers, and log p(text|x) · log_likelihood, num_tokens: log p(y|x) of the first answer y, nats, over so many
     tokens · memory_version; null for closed book · a value for each metric of the task. For open-domain questions:
-    exact_match, f1 · rank, title_rank: of the first passage that holds an answer, and of the first one of the article
-    ``title``, from 1; null if none was retrieved.
+    exact_match, f1 · rank, title_rank: of the first passage that holds an answer, and of the first one of an article of
+    ``titles``, from 1; null if none was retrieved.
 
     Where an example has a pattern, exact_match and rank are about matches of it, and f1 and log_likelihood are null.
 
@@ -193,7 +193,7 @@ def _measured(rag: Rag, plan: Plan, task: Task, batch: Sequence[Example]) -> lis
                 "x": example.x,
                 "answers": list(example.answers),
                 **({"pattern": example.pattern} if example.pattern else {}),
-                "title": example.title,
+                "titles": list(example.titles),
                 "text": text,
                 "log_prob": log_prob,
                 "log_likelihood": log_p,

@@ -10,8 +10,8 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, cast, get_args
@@ -35,14 +35,15 @@ class Example:
         id: unique within its file.
         x: the input.
         answers: any of them is right; none where there is a ``pattern`` instead.
-        title: of the article that holds the evidence. It measures retrieval and is never trained on (§2.4).
+        titles: of the articles that hold the evidence; any of them is right. They measure retrieval and are never
+            trained on (§2.4).
         pattern: a regular expression that right answers match, as CuratedTREC has it; good for evaluation only.
     """
 
     id: str
     x: str
     answers: tuple[str, ...]
-    title: str = ""
+    titles: tuple[str, ...] = ()
     pattern: str = ""
 
 
@@ -78,7 +79,7 @@ class Fields:
     Attributes:
         question: text.
         answers: text or a list of texts.
-        title: of the article that holds the evidence.
+        title: of the article that holds the evidence: text, or a list of texts, any of which is right.
         pattern: a regular expression that right answers match.
     """
 
@@ -88,26 +89,18 @@ class Fields:
     pattern: object = None
 
 
-def _with_category(row: JsonRow) -> object:
-    """The question, in Jeopardy's rows "CATEGORY: clue"."""
-    question, category = row.get("question"), row.get("category")
-    if isinstance(question, str) and question.strip() and isinstance(category, str) and category:
-        return f"{category}: {question}"
-    return question
-
-
 def _questions_with(answers: str) -> Callable[[JsonRow], Fields]:
     """The format whose answers are in the field of this name."""
-    return lambda row: Fields(_with_category(row), row.get(answers), row.get("title"), row.get("answer_regex"))
+    return lambda row: Fields(row.get("question"), row.get(answers), row.get("title"), row.get("answer_regex"))
 
 
 def _kilt(row: JsonRow) -> Fields:
     listed = row.get("output")
     outputs = [output for output in listed if isinstance(output, dict)] if isinstance(listed, list) else []
     origins = [origin for output in outputs for origin in output.get("provenance") or [] if isinstance(origin, dict)]
-    titles = (origin["title"] for origin in origins if isinstance(origin.get("title"), str))
+    titles = [origin["title"] for origin in origins if isinstance(origin.get("title"), str)]
     answers = [output["answer"] for output in outputs if output.get("answer") is not None]
-    return Fields(row.get("input"), answers or None, next(titles, None))
+    return Fields(row.get("input"), answers or None, titles or None)
 
 
 FORMATS: Table[Callable[[JsonRow], Fields]] = Table(
@@ -130,6 +123,7 @@ def read_examples(
     path: str | Path,
     *,
     skip_bad: bool = False,
+    prefix_field: str | None = None,
     formats: Sequence[str] = QUESTIONS_AND_ANSWERS,
     say: Callable[[str], None] = lambda _: None,
 ) -> Examples:
@@ -140,18 +134,20 @@ def read_examples(
     | | x | answers |
     |---|---|---|
     | ours, NQ-open | question | answer: text or a list |
-    | Jeopardy | category and question: "CATEGORY: clue" | answer |
     | CuratedTREC | question | answer_regex |
     | DPR | question | answers |
     | FlashRAG | question | golden_answers |
     | `latentrag score` | x | y |
     | KILT | input | output: [{"answer": …, "provenance": [{"title": …}]}] |
 
-    ``id`` or ``_id`` is the example's id, else its line number; an id that comes twice makes the second row a bad
-    one. ``title``, or the first title of KILT's provenance, is the title. Other fields are ignored.
+    ``id`` or ``_id`` is the example's id; one that comes twice makes the second row a bad one. A row without gets its
+    line number, as "line 7" where "7" is another row's id. ``title``, a text or a list of texts, and every title of
+    KILT's provenance are the titles. Other fields are ignored.
 
     Args:
         skip_bad: leave rows that are no examples out, and list them in ``skipped``.
+        prefix_field: a field whose text is put before the question: "category" makes "CATEGORY: clue" of Jeopardy's
+            rows. A row without such a text is a bad one.
         formats: which a row may have, names in ``FORMATS``.
         say: gets a warning about rows that are left out, in one line.
     Raises: DataError if the file cannot be read or has no example, or for bad rows: how many, and where the first are.
@@ -161,16 +157,21 @@ def read_examples(
     rows: list[Example] = []
     bad: list[BadRow] = []
     seen: dict[str, int] = {}
+    without_id: dict[int, int] = {}  # place among the rows → line
     for line, row in _rows(path):
         try:
-            example = _example(row, line, readers)
+            example = _example(row, readers, prefix_field)
         except _BadRowError as error:
             bad.append(BadRow(line, str(error)))
             continue
-        if seen.setdefault(example.id, line) != line:
+        if not example.id:
+            without_id[len(rows)] = line
+        elif seen.setdefault(example.id, line) != line:
             bad.append(BadRow(line, f"its id {example.id!r} is that of line {seen[example.id]}"))
             continue
         rows.append(example)
+    for place, line in without_id.items():
+        rows[place] = replace(rows[place], id=_free_id(line, seen))
     if bad and not skip_bad:
         raise DataError(f"{path}: {described(bad, of=len(rows) + len(bad))}; correct them or pass --skip-bad")
     if not rows:
@@ -260,7 +261,8 @@ def _parsed(raw: bytes) -> object:
         return _BadRowError("not valid JSON in UTF-8")
 
 
-def _example(row: object, line: int, readers: Sequence[Callable[[JsonRow], Fields]]) -> Example:
+def _example(row: object, readers: Sequence[Callable[[JsonRow], Fields]], prefix_field: str | None) -> Example:
+    """The row's example; its id is empty where the row has none."""
     if isinstance(row, _BadRowError):
         raise row
     if not isinstance(row, dict):
@@ -269,13 +271,14 @@ def _example(row: object, line: int, readers: Sequence[Callable[[JsonRow], Field
     answers = _answers(_first(of_format.answers for of_format in fields))
     pattern = _pattern(_first(of_format.pattern for of_format in fields))
     x = _question(_first(of_format.question for of_format in fields))
-    title = _first(of_format.title for of_format in fields if isinstance(of_format.title, str))
+    if prefix_field is not None:
+        x = f"{_prefix(row, prefix_field)}: {x}"
     if not answers and not pattern:
         raise _BadRowError("no answer")
     for text in (x, *answers):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise _BadRowError("half a character (a lone surrogate)")
-    return Example(_id(row, line), x, answers, str(title or ""), pattern)
+    return Example(_id(row), x, answers, _titles(_first(of_format.title for of_format in fields)), pattern)
 
 
 def _first(values: Iterable[object]) -> object:
@@ -290,6 +293,19 @@ def _question(value: object) -> str:
     if not value.strip():
         raise _BadRowError("no question")
     return value
+
+
+def _prefix(row: JsonRow, field: str) -> str:
+    value = row.get(field)
+    if not isinstance(value, str) or not value.strip():
+        raise _BadRowError(f"no text in its field {field!r}")
+    return value
+
+
+def _titles(value: object) -> tuple[str, ...]:
+    """Those that are texts, each once."""
+    titles = value if isinstance(value, list) else [value]
+    return tuple(dict.fromkeys(title for title in titles if isinstance(title, str) and title))
 
 
 def _answers(value: object) -> tuple[str, ...]:
@@ -317,8 +333,15 @@ def _pattern(value: object) -> str:
     raise _BadRowError("its answer_regex is no regular expression")
 
 
-def _id(row: JsonRow, line: int) -> str:
-    value = _first((row.get("id"), row.get("_id"), line))
+def _id(row: JsonRow) -> str:
+    value = _first((row.get("id"), row.get("_id"), ""))
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise _BadRowError(f"its id is a {type(value).__name__}, needed text or a whole number")
     return str(value)
+
+
+def _free_id(line: int, taken: Collection[str]) -> str:
+    name = str(line)
+    while name in taken:
+        name = f"line {name}"
+    return name

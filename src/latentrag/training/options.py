@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from latentrag.errors import InputError
-from latentrag.options import Given, Option, check_options, options_of
+from latentrag.options import Given, Option, RowOptions, check_options, options_of
 from latentrag.registry import Table
 from latentrag.types import Variant
 
@@ -228,7 +228,7 @@ def chosen_for(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
+class RunOptions(RowOptions):
     """What a run needs besides ``TrainingOptions``: where it writes, what it evaluates, which weights it trains.
 
     Attributes:
@@ -248,7 +248,6 @@ class RunOptions:
         dtype: Number format of the generator's weights; auto: float32 if they are trained, else as in its
             files.
         device: Device: auto, cpu, cuda, …
-        skip_bad: Leave out rows without question or answer.
     """
 
     out: Annotated[Path, Option()]
@@ -266,7 +265,6 @@ class RunOptions:
     passage_cache_folder_size: Annotated[float, Option(gt=0)] = 20.0
     dtype: Annotated[TrainingDtype, Option()] = "auto"
     device: Annotated[str, Option()] = "auto"
-    skip_bad: Annotated[bool, Option()] = False
 
     def __post_init__(self) -> None:
         check_options(self)
