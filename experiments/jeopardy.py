@@ -161,9 +161,8 @@ class Experiment:
             rows = self.ranked[start : start + 100]
             found = retriever.retrieve([row.x for row in rows], 50).passages
             titles = [[passage.title for passage in of_one] for of_one in found]
-            ranks += [
-                of_one.index(row.titles[0]) if row.titles[0] in of_one else 50 for row, of_one in zip(rows, titles, strict=True)
-            ]
+            wanted = [row.titles[0] for row in rows]
+            ranks += [each.index(one) if one in each else 50 for one, each in zip(wanted, titles, strict=True)]
         recall = {str(k): sum(rank < k for rank in ranks) / len(ranks) for k in (1, 5, 10, 20, 50)}
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "retriever.jsonl").open("a", encoding="utf-8") as file:
