@@ -35,7 +35,7 @@ from latentrag.options import (
 )
 from latentrag.serving.app import create_app
 from latentrag.serving.options import ServeOptions
-from latentrag.training.options import RunOptions, TrainingOptions, options_from
+from latentrag.training.options import RunOptions, TrainingOptions, chosen_for, options_from
 from tests.serving.conftest import gated
 
 __all__ = ["gated"]
@@ -195,9 +195,53 @@ def test_options_of_a_run_follow_from_its_length() -> None:
     def chosen(**given: Any) -> TrainingOptions:
         return options_from(Given.of(TrainingOptions, given), epochs=2.0, num_examples=800)
 
-    assert (chosen().num_steps, chosen().warmup_steps, chosen().lr_generator) == (100, 5, 0.0)
+    assert (chosen().num_steps, chosen().warmup_steps) == (100, 5)
     assert (chosen(batch_size=4).num_steps, chosen(num_steps=40).warmup_steps) == (400, 2)
     assert (chosen(warmup_steps=0).warmup_steps, chosen(lr_generator=1e-3).lr_generator) == (0, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "num_examples", "batch_size", "num_steps"),
+    [
+        (1, 23, 16, 2),
+        (1, 7, 16, 1),
+        (1.0, 32, 16, 2),
+        (2, 23, 16, 3),
+        (0.7, 10, 1, 7),
+        (1.1, 10, 1, 11),
+        (0.01, 5, 2, 1),
+    ],
+)
+def test_every_example_counts(epochs, num_examples, batch_size, num_steps) -> None:
+    given = Given.of(TrainingOptions, {"batch_size": batch_size})
+    assert options_from(given, epochs, num_examples).num_steps == num_steps
+
+
+def test_the_usual_rate_is_that_of_what_is_trained() -> None:
+    def rate(*, trains_adapter: bool, **given: Any) -> float:
+        options = TrainingOptions(**given)
+        about: Any = {"reads_untrained": True, "trains_adapter": trains_adapter, "num_passages": 9}
+        return chosen_for(options, given, **about).lr_generator
+
+    assert (rate(trains_adapter=True), rate(trains_adapter=False)) == (2e-4, 3e-5)
+    assert rate(trains_adapter=True, lr_generator=3e-5) == 3e-5
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_numbers_are_finite(value) -> None:
+    for options in (DecodingOptions, TrainingOptions, RunOptions, ReadingOptions, ServeOptions):
+        for field in options_of(options).values():
+            if field.type is float:
+                with pytest.raises(InputError, match=f"{field.field}={value}; needed a finite number"):
+                    field.check(value)
+
+
+def test_texts_are_not_empty() -> None:
+    for options in (ModelOptions, MemoryOptions, VersionOptions, PassageEncoderOptions, SyncOptions, TrainingOptions):
+        for field in options_of(options).values():
+            if field.type in (str, str | None):
+                with pytest.raises(InputError, match=f"{field.field} is empty; give it a value or leave it out"):
+                    field.check("")
 
 
 @dataclass(frozen=True)

@@ -73,13 +73,13 @@ class Option:
         return " and ".join(parts)
 
     def allows(self, value: float) -> bool:
-        """Whether a number is within the limits; NaN never is."""
+        """Whether a number is within the limits; NaN and infinities never are."""
         return (
             (self.ge is None or value >= self.ge)
             and (self.gt is None or value > self.gt)
             and (self.le is None or value <= self.le)
             and (self.lt is None or value < self.lt)
-            and not math.isnan(value)
+            and math.isfinite(value)
         )
 
 
@@ -122,8 +122,11 @@ class OptionField:
         called = called or self.field
         if self.choices and isinstance(value, str) and value not in self.choices:
             raise InputError(f"{called}={value!r} is unknown; needed one of {', '.join(map(str, self.choices))}")
+        if value == "":
+            raise InputError(f"{called} is empty; give it a value or leave it out")
         if isinstance(value, int | float) and not self.option.allows(value):
-            raise InputError(f"{called}={value}; needed {self.option.limits or 'a number'}")
+            wanted = self.option.limits if math.isfinite(value) else "a finite number"
+            raise InputError(f"{called}={value}; needed {wanted}")
 
 
 def options_of(options: type) -> Mapping[str, OptionField]:

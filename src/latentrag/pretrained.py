@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -116,14 +116,19 @@ def replacing(folder: Path) -> Iterator[Path]:
     Loaded weights may still be mapped from the very file that is being replaced, so that writing into it would
     destroy them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
-        yield Path(scratch)
-        for path in sorted(p for p in Path(scratch).rglob("*") if p.is_file()):
+    scratch = folder / ".saving"
+    for leftover in folder.glob(".saving*"):  # of a save that was killed
+        shutil.rmtree(leftover)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        for path in sorted(p for p in scratch.rglob("*") if p.is_file()):
             target = folder / path.relative_to(scratch)
             target.parent.mkdir(parents=True, exist_ok=True)
             with io.replacing_file(target) as new:
                 path.replace(new)
+    finally:
+        shutil.rmtree(scratch)
 
 
 def read_config(folder: Path) -> PretrainedConfig:

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import latentrag
 from latentrag import io
+from latentrag.cli.train import resuming
 from latentrag.generator import CausalGenerator
 from latentrag.memory import Memory
 from latentrag.rag import Rag
@@ -209,6 +211,67 @@ def test_resumed(train, tmp_path) -> None:
     assert (cut / "model").is_dir()
 
 
+def test_a_finished_run_says_the_same_again(train, data, tmp_path) -> None:
+    done = train("--steps", 2, "--dev", data, "--json")
+    assert train("--steps", 2, "--dev", data, "--json", "--resume").json == done.json
+    assert done.json["nll"] == log(tmp_path / "run", "train")[-1]["nll"]
+
+
+def test_after_running_out_of_memory_a_run_goes_on_in_smaller_batches(train, tmp_path) -> None:
+    assert train("--steps", 4).code == 0
+    cut = shutil.copytree(tmp_path / "run", tmp_path / "cut")
+    shutil.rmtree(cut / "model")
+    done = train("--steps", 4, "--micro-batch-size", 1, "--save-every", 1, "--resume", out="cut")
+    assert done.code == 0, done.stderr
+    assert (cut / "model").is_dir()
+
+
+def test_what_killed_saves_of_a_model_left_is_removed(train, tmp_path) -> None:
+    assert train("--steps", 2).code == 0
+    run = tmp_path / "run"
+    shutil.rmtree(run / "model")
+    for name in (".model.saving-4711", ".model.new"):
+        (run / name / "generator").mkdir(parents=True)
+        (run / name / "generator" / "model.safetensors").write_bytes(b"600 MB")
+    assert train("--steps", 2, "--resume").code == 0
+    assert (run / "model").is_dir()
+    assert not list(run.glob(".*"))
+
+
+def test_a_model_that_was_better_before_training_is_said_to_be(train, data) -> None:
+    done = train("--steps", 2, "--dev", data, "--lr-generator", 10, "--json")
+    assert done.json["best_nll_per_token"] > done.json["untrained_nll_per_token"]
+    untrained = f"{done.json['untrained_nll_per_token']:.4f} nats per token on --dev before the first step"
+    assert f"warning: training made the model no better: {untrained}" in done.stderr
+    better = train("--steps", 4, "--dev", data, "--lr-generator", 0.01, "--json", out="better")
+    assert better.json["best_nll_per_token"] < better.json["untrained_nll_per_token"]
+    assert "warning" not in better.stderr
+
+
+def test_the_line_that_resumes_begins_with_the_launcher(monkeypatch) -> None:
+    given = ["train", "my data.jsonl", "--out", "run", "--resume"]
+    monkeypatch.setattr(sys, "argv", ["latentrag", *given])
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert resuming() == "latentrag train 'my data.jsonl' --out run --resume"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(os, "getppid", lambda: 0)  # nobody knows the launcher's command
+    launch = "accelerate launch --num_processes 2 --module latentrag"
+    assert resuming() == f"{launch} train 'my data.jsonl' --out run --resume"
+    launcher = ["--cpu", "--num_processes", "2", "--module", "latentrag"]
+    with subprocess.Popen([sys.executable, "-c", "input()", *launcher, *given], stdin=subprocess.PIPE) as parent:
+        monkeypatch.setattr(os, "getppid", lambda: parent.pid)
+        line = resuming()
+        parent.communicate(b"\n")
+    if Path("/proc").exists():
+        assert shlex.split(line) == [sys.executable, "-c", "input()", *launcher, *given]
+
+
+def test_of_several_processes_one_speaks(train, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    done = train("--steps", 1, "--json")
+    assert (done.code, done.stdout) == (0, "")
+
+
 MISTAKES = {
     "a run is there": (["--steps", 2], "holds a run already; continue it with --resume"),
     "other settings": (["--steps", 2, "-k", 3, "--resume"], "has k=2, now asked for 3; resume with what it began with"),
@@ -264,6 +327,11 @@ def test_mistakes_in_the_data(train, tmp_path) -> None:
         (["--freeze", "retriever", "--hindsight-steps", 3], "hindsight proposes"),
         (["--retriever", "bm25", "--refresh-every", 2], "refresh"),
         (["--retriever", "bm25", "--freeze", "generator"], "freeze"),
+        (["--lr-retriever", 0], "--lr-retriever=0.0; needed more than 0"),
+        (["--lr-generator", 0], "--lr-generator=0.0; needed more than 0"),
+        (["--epochs", "inf"], "--epochs=inf; needed a finite number"),
+        (["--passage-cache", "inf"], "--passage-cache=inf; needed a finite number"),
+        (["--objective", ""], "--objective is empty"),
     ],
 )
 def test_settings_that_exclude_each_other(train, tmp_path, arguments, message) -> None:

@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -148,6 +150,20 @@ def test_bad_rows(line, problem, tmp_path) -> None:
     )
     found = read_examples(path, skip_bad=True)
     assert ([example.id for example in found], found.skipped) == (["good"], (BadRow(2, problem),))
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, 0, 5, True, "", [], {}, [None], [[]], [{}], {"a": None}])
+def test_any_value_in_any_field_makes_an_example_or_a_bad_row(value, tmp_path) -> None:
+    asked: dict[str, Any] = {"question": "q", "answer": "a"}
+    names = "question answer answers golden_answers x y title category answer_regex id _id".split()
+    rows = [{**asked, name: value} for name in names]
+    rows += [{"input": "q", "output": value}, {"input": value, "output": [{"answer": "a"}]}]
+    for of_output in ({"answer": value}, {"answer": "a", "provenance": value}, {"provenance": [{"title": value}]}):
+        rows += [{"input": "q", "output": [of_output]}, {"input": "q", "output": [of_output, {"answer": "a"}]}]
+    numbered = [{"id": f"row {n}", **row} for n, row in enumerate(rows)]
+    found = read_examples(written(tmp_path / "rows.jsonl", *numbered, {**asked, "id": "good"}), skip_bad=True)
+    assert len(found) + len(found.skipped) == len(rows) + 1
+    assert all(example.x and (example.answers or example.pattern) for example in found)
 
 
 def test_the_first_three_bad_rows_are_named_and_all_are_counted(tmp_path) -> None:

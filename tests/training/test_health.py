@@ -240,6 +240,13 @@ def test_one_passage_for_all_is_flagged():
     assert "--lr-retriever" in line
 
 
+@pytest.mark.parametrize("share", [0.85, 0.95, 1.0])
+def test_one_passage_for_all_before_training_is_no_collapse(share) -> None:
+    first = replace(HEALTHY, top_share=share, unique_top=0.02)
+    assert alarms(first, first=first) == []
+    assert alarms(replace(first, top_share=(1 + share) / 2), first=first) == []
+
+
 def test_a_flat_prior_over_passages_that_are_all_alike_is_flagged():
     retriever, x, y = task(40, 40, k=3, spread=0.01)
     copies = {

@@ -135,7 +135,7 @@ def test_the_loss_falls_and_only_what_is_to_learn_changes(parts, tmp_path, kind,
 def test_hindsight_ends_where_it_is_to_end(parts, tmp_path) -> None:
     """Until then the losses are those of hindsight in all steps."""
     found = {}
-    all_steps = replace(OPTIONS, hindsight=3, num_steps=3, lr_generator=0.0)
+    all_steps = replace(OPTIONS, hindsight=3, num_steps=3, freeze="generator")
     some_steps, no_steps = replace(all_steps, hindsight_steps=2), replace(all_steps, hindsight=0)
     for name, options in {"all": all_steps, "some": some_steps, "none": no_steps}.items():
         trainer(parts, tmp_path / name, options=options).run()
@@ -368,6 +368,9 @@ def test_settings_that_cannot_be() -> None:
         ({"warmup_retriever": 2, "freeze": "retriever"}, "leave one of them out"),
         ({"freeze": "retriever", "refresh_every": 5}, "refresh_every"),
         ({"lr_retriever": -1.0}, "lr_retriever"),
+        ({"lr_retriever": 0.0}, "lr_retriever=0.0; needed more than 0"),
+        ({"lr_generator": 0.0}, "lr_generator=0.0; needed more than 0"),
+        ({"lr_generator": math.inf}, "lr_generator=inf; needed a finite number"),
     ):
         with pytest.raises(InputError, match=message):
             replace(OPTIONS, **changes)

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from latentrag import io
 from latentrag.assemble.memories import memory_at
 from latentrag.assemble.model_file import FILE_NAME, ModelFile
@@ -154,5 +156,5 @@ def _published(folder: Path) -> Iterator[Path]:
     try:
         with io.replacing_folder(folder) as scratch:
             yield scratch
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"{folder} cannot be written ({error}); choose another place or make room") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -94,7 +95,7 @@ def train(
         progress=progress,
     )
     if before is not None:
-        checkpoint.check_same_request(setup.out, before, request)
+        checkpoint.check_same_request(setup.out, before, request, free=_free(options))
     with checkpoint.claimed(setup.out) if processes.is_main else nullcontext():
         if before is None and processes.is_main:
             checkpoint.write_request(setup.out, request)
@@ -104,6 +105,13 @@ def train(
             _save(rag, setup.out / "model", refreshed=options.refresh_every > 0)
     processes.wait()
     return outcome
+
+
+def _free(options: TrainingOptions) -> set[str]:
+    """Options that a resumed run need not have begun with: how much memory and disk it takes, and the rate of a side
+    that is not trained, which earlier versions wrote as 0."""
+    rates = {"lr_retriever": options.trains_retriever, "lr_generator": options.trains_generator}
+    return {"micro_batch_size", "save_every", *(name for name, learns in rates.items() if not learns)}
 
 
 def _keeps_preamble(setup: Setup, options: TrainingOptions, before: Mapping[str, object] | None) -> bool:
@@ -122,6 +130,8 @@ def _save(rag: Rag, folder: Path, *, refreshed: bool) -> None:
     if refreshed:  # the memory's newest version becomes that of the weights that are saved
         retriever: Any = rag.retriever
         retriever.refresh()
+    for leftover in folder.parent.glob(f".{folder.name}.saving-*"):  # of a save by 0.1.0 that was killed
+        shutil.rmtree(leftover)
     save(rag, folder)
 
 

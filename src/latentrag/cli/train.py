@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from dataclasses import asdict
@@ -47,19 +48,36 @@ def train(
         retriever=model.retriever,
         **asdict(run_options),
     )
-    outcome = run(setup, training, resume=resume, progress=True, say=say)
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes the first alone
+    outcome = run(setup, training, resume=resume, progress=True, say=say if speaks else lambda _: None)
     if not outcome.finished:
-        say(f"stopped after step {outcome.step}; continue with: {_resuming()}")
+        if speaks:
+            say(f"stopped after step {outcome.step}; continue with: {resuming()}")
         raise typer.Exit(130)
-    _report(outcome, run_options.out / "model", memory.memory, as_json=as_json)
+    if speaks:
+        _report(outcome, run_options.out / "model", memory.memory, as_json=as_json)
 
 
-def _resuming() -> str:
-    given = [each for each in sys.argv[1:] if each != "--resume"]
-    return shlex.join(["latentrag", *given, "--resume"])
+def resuming() -> str:
+    """The command that continues this run; one of several processes is started by a launcher again."""
+    given = sys.argv[1:]
+    command = ["latentrag"]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        parent = Path(f"/proc/{os.getppid()}/cmdline")
+        words = os.fsdecode(parent.read_bytes()).split("\0")[:-1] if parent.exists() else []
+        known = len(words) > len(given) and words[-len(given) :] == given
+        usual = f"accelerate launch --num_processes {os.environ['WORLD_SIZE']} --module latentrag"
+        command = words[: -len(given)] if known else usual.split()
+    return shlex.join([*command, *(each for each in given if each != "--resume"), "--resume"])
 
 
 def _report(outcome: Outcome, model: Path, memory: str, *, as_json: bool) -> None:
+    best, untrained = outcome.best_nll_per_token, outcome.untrained_nll_per_token
+    if best is not None and untrained is not None and best >= untrained:
+        say(
+            f"warning: training made the model no better: {untrained:.4f} nats per token on --dev before the first "
+            f"step, {best:.4f} at the best; lower --lr-retriever and --lr-generator, or train on more examples"
+        )
     if as_json:
         print_json(
             {
@@ -67,11 +85,12 @@ def _report(outcome: Outcome, model: Path, memory: str, *, as_json: bool) -> Non
                 "nll": outcome.last_nll,
                 "best_step": outcome.best_step,
                 "best_nll_per_token": outcome.best_nll_per_token,
+                "untrained_nll_per_token": outcome.untrained_nll_per_token,
                 "model": str(model),
             }
         )
         return
     if outcome.best_step is not None:
-        say(f"best step {outcome.best_step}: {outcome.best_nll_per_token:.4f} nats per token on --dev")
+        say(f"best step {outcome.best_step}: {best:.4f} nats per token on --dev")
     asked = ["latentrag", "ask", "-m", str(model), *(() if memory == DEMO else ("-i", memory)), "QUESTION"]
     say(f"the model is in {model}; ask it with: {shlex.join(asked)}")

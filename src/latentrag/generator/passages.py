@@ -155,10 +155,10 @@ class _Files:
             path.parent.mkdir(exist_ok=True)
             with io.replacing_file(path, shared=True) as scratch:
                 save_file({str(number): layer.contiguous() for number, layer in enumerate(layers)}, scratch)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             self._is_writable = False
             warnings.warn(
-                f"{self.folder} cannot be written ({error.strerror or error}), so nothing more is kept there; make "
+                f"{self.folder} cannot be written ({error}), so nothing more is kept there; make "
                 "room, or name another folder",
                 stacklevel=2,
             )

@@ -16,7 +16,7 @@ checkpoints are removed when the new one is on the disk.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,8 +193,14 @@ def read_request(run: Path, *, resume: bool) -> Mapping[str, Any] | None:
     return request
 
 
-def check_same_request(run: Path, before: Mapping[str, object], now: Mapping[str, object]) -> None:
-    """Raises: InputError if a resumed run is asked for something else."""
+def check_same_request(
+    run: Path, before: Mapping[str, object], now: Mapping[str, object], *, free: Collection[str] = ()
+) -> None:
+    """Raises: InputError if a resumed run is asked for something else.
+
+    Args:
+        free: names of options that may change: results do not depend on them but for rounding.
+    """
     for name, value in now.items():
         old = before.get(name)
         pairs = [(name, old, value)]
@@ -202,7 +208,7 @@ def check_same_request(run: Path, before: Mapping[str, object], now: Mapping[str
             prefix = "" if name == "options" else f"{name}."
             pairs = [(prefix + key, old.get(key), value[key]) for key in value]
         for key, was, wanted in pairs:
-            if was != wanted:
+            if was != wanted and key not in free:
                 raise InputError(
                     f"the run in {run} has {key}={was!r}, now asked for {wanted!r}; resume with what it began with"
                 )

@@ -97,7 +97,8 @@ def _questions_with(answers: str) -> Callable[[JsonRow], Fields]:
 def _kilt(row: JsonRow) -> Fields:
     listed = row.get("output")
     outputs = [output for output in listed if isinstance(output, dict)] if isinstance(listed, list) else []
-    origins = [origin for output in outputs for origin in output.get("provenance") or [] if isinstance(origin, dict)]
+    provenance = [output["provenance"] for output in outputs if isinstance(output.get("provenance"), list)]
+    origins = [origin for of_output in provenance for origin in of_output if isinstance(origin, dict)]
     titles = [origin["title"] for origin in origins if isinstance(origin.get("title"), str)]
     answers = [output["answer"] for output in outputs if output.get("answer") is not None]
     return Fields(row.get("input"), answers or None, titles or None)

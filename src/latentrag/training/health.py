@@ -133,7 +133,7 @@ def alarms(health: Health, *, first: Health | None = None) -> list[str]:
     """
     if health.num_examples < MIN_EXAMPLES:
         return []
-    checks = (_useless_passages(health, first), _shared_passage(health, first), _flat_prior(health))
+    checks = (_useless_passages(health, first), _shared_passage(health, first), _flat_prior(health, first))
     return [line for line in checks if line]
 
 
@@ -230,9 +230,10 @@ def _useless_passages(health: Health, first: Health | None) -> str:
         "with --hindsight N, and check that the passages hold the answers"
     )
     if highest < negligible:
+        before = "" if first is None else f"; before training {first.gap:.3f}"
         return (
             f"the passages of another question serve as well as a question's own (gap {health.gap:.3f} nats of a loss "
-            f"of {health.nll:.2f}): the generator ignores them or they do not help, and the retriever learns "
+            f"of {health.nll:.2f}{before}): the generator ignores them or they do not help, and the retriever learns "
             f"nothing; {remedy}"
         )
     if first is not None and first.gap - 2 * first.gap_error > negligible and _quartered(health, first):
@@ -255,10 +256,11 @@ def _shared_passage(health: Health, first: Health | None) -> str:
 
     Without a first measure only nine in ten are too many: a small memory has passages that many questions share.
     With one: five times its share, or half of what was left to one where that is less; or a fifth of its passages.
+    So what was so before training is no collapse.
     """
     limit, fewest = 0.9, 0.0
     if first is not None:
-        limit = max(0.2, min(limit, 5 * first.top_share, (1 + first.top_share) / 2))
+        limit = max(0.2, min(5 * first.top_share, (1 + first.top_share) / 2))
         fewest = first.unique_top / 5
     if health.top_share <= limit and health.unique_top > fewest:
         return ""
@@ -270,7 +272,7 @@ def _shared_passage(health: Health, first: Health | None) -> str:
     )
 
 
-def _flat_prior(health: Health) -> str:
+def _flat_prior(health: Health, first: Health | None) -> str:
     """The prior is flat and y does not say more: nothing tells a question's K passages apart.
 
     A prior that is sure of its passage leaves y nothing to add either, and is as it should be.
@@ -278,8 +280,10 @@ def _flat_prior(health: Health) -> str:
     flattest = math.log(health.num_passages)
     if health.num_passages < 2 or health.prior_entropy < 0.98 * flattest or health.kl > 0.01:
         return ""
+    before = "" if first is None else f"; before training {first.prior_entropy:.3f}"
     return (
-        f"the prior is flat (entropy {health.prior_entropy:.3f} of at most {flattest:.3f} nats) and the posterior adds "
-        f"nothing (KL {health.kl:.4f} nats): a question's {health.num_passages} passages are not told apart; check "
-        "the scale of the scores (20 for most encoders of unit vectors), raise --k or train with --hindsight N"
+        f"the prior is flat (entropy {health.prior_entropy:.3f} of at most {flattest:.3f} nats{before}) and the "
+        f"posterior adds nothing (KL {health.kl:.4f} nats): a question's {health.num_passages} passages are not told "
+        "apart; check the scale of the scores (20 for most encoders of unit vectors), raise --k or train with "
+        "--hindsight N"
     )

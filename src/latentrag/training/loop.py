@@ -28,13 +28,20 @@ from latentrag.training.step import ScoreMemo, losses
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended. ``best_step`` and ``best_nll_per_token`` are None without a development set."""
+    """How a run ended.
+
+    Attributes:
+        last_nll: mean −log p(y|x) of the last step, nats; None for a run that had ended in an earlier version.
+        best_step, best_nll_per_token: on the development set; None without one.
+        untrained_nll_per_token: the same before the first step; None without a development set.
+    """
 
     step: int
     finished: bool
-    last_nll: float
+    last_nll: float | None
     best_step: int | None
     best_nll_per_token: float | None
+    untrained_nll_per_token: float | None
 
 
 class Refresher(Protocol):
@@ -92,6 +99,8 @@ class Trainer:
         self._progress = progress
         self._first: Health | None = None
         self.best: dict[str, Any] = {}
+        self._untrained: float | None = None
+        self._nll: float | None = None
         self._saved: int | None = None
         self._memo = ScoreMemo() if self._scores_again() else None
         self._order: tuple[int, list[int]] = (-1, [])  # of the last epoch that was asked for
@@ -147,17 +156,16 @@ class Trainer:
             log.write("resume" if step else "start", step)
             if step == 0:
                 self._evaluate(0, log, progress)
-            nll = math.nan
             while step < self.options.num_steps:
                 progress.phase(self._phase(step))
-                nll = self._step(step, log, progress)
+                self._nll = self._step(step, log, progress)
                 step += 1
                 self._between(step, log, progress)
                 if step < self.options.num_steps and (step == until or self.processes.agree(stop_wanted())):
                     self._save(step)
-                    return self._outcome(step, nll)
+                    return self._outcome(step)
             log.write("done", step, best=self.best or None)
-        return self._outcome(step, nll)
+        return self._outcome(step)
 
     def restore_best(self) -> None:
         """The weights of the best step on the development set, where there is one."""
@@ -177,6 +185,8 @@ class Trainer:
             self._memo.restore(scores)
         first, version = newest.state.get("first_health"), newest.state.get("memory_version")
         self._first = None if first is None else Health.of_record(first)
+        self._untrained = newest.state.get("untrained", None if first is None else first["nll_per_token"])
+        self._nll = newest.state.get("nll")
         if self._refresher is not None and version is not None:
             self._refresher.use(version)
         return newest.step
@@ -271,7 +281,13 @@ class Trainer:
         if self.processes.is_main and step != self._saved:
             first = None if self._first is None else self._first.as_record()
             version = None if self._refresher is None else self._refresher.version
-            state = {"best": self.best, "first_health": first, "memory_version": version}
+            state = {
+                "best": self.best,
+                "untrained": self._untrained,
+                "nll": self._nll,
+                "first_health": first,
+                "memory_version": version,
+            }
             learns_not = not self.options.trains_generator or step < self.options.warmup_retriever
             memo = self._memo if learns_not else None
             checkpoint.save(
@@ -307,6 +323,8 @@ class Trainer:
                     progress.say(f"warning: {line}")
                     log.write("warning", step, text=line)
         progress.say(f"step {step}: dev {nll_per_token:.4f} nats per token")
+        if not step:
+            self._untrained = nll_per_token
         if step and nll_per_token < self.best.get("nll_per_token", math.inf):
             self.best = {"step": step, "nll_per_token": nll_per_token}
             checkpoint.save_best(self.folder, step, parameters=self.parameters, state=self.best)
@@ -322,13 +340,14 @@ class Trainer:
             num_tokens += found.num_tokens
         return total / num_tokens
 
-    def _outcome(self, step: int, nll: float) -> Outcome:
+    def _outcome(self, step: int) -> Outcome:
         return Outcome(
             step=step,
             finished=step == self.options.num_steps,
-            last_nll=nll,
+            last_nll=self._nll,
             best_step=self.best.get("step"),
             best_nll_per_token=self.best.get("nll_per_token"),
+            untrained_nll_per_token=self._untrained,
         )
 
 

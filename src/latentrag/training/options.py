@@ -1,7 +1,9 @@
 """What a training run is asked to do."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -45,8 +47,8 @@ class TrainingOptions:
         num_steps: Optimiser steps, in place of --epochs.
         batch_size: Examples in a step, over all processes.
         micro_batch_size: Examples in a forward pass; fewer need less RAM. Gradients add up over the batch.
-        lr_retriever: Highest learning rate of the query encoder.
-        lr_generator: Highest learning rate of the generator.
+        lr_retriever: Highest learning rate of the query encoder; --freeze leaves it as it is.
+        lr_generator: Highest learning rate of the generator; --freeze leaves it as it is.
         warmup_steps: Steps in which a learning rate rises to its highest.
         warmup_generator: Steps at the start in which only the generator is trained: one that cannot read yet
             sends noise to the retriever.
@@ -77,8 +79,8 @@ class TrainingOptions:
     num_steps: Annotated[int, Option(name="steps", default="from --epochs", ge=1)] = 1000
     batch_size: Annotated[int, Option(ge=1)] = 16
     micro_batch_size: Annotated[int, Option(ge=1)] = 8
-    lr_retriever: Annotated[float, Option(ge=0)] = 5e-5
-    lr_generator: Annotated[float, Option(default="2e-4 for an adapter, 3e-5 for all weights", ge=0)] = 3e-5
+    lr_retriever: Annotated[float, Option(gt=0)] = 5e-5
+    lr_generator: Annotated[float, Option(default="2e-4 for an adapter, 3e-5 for all weights", gt=0)] = 3e-5
     warmup_steps: Annotated[int, Option(default="5 % of all steps", ge=0)] = 50
     warmup_generator: Annotated[
         int, Option(default="a fifth of all steps for encoder-decoders, 0 for causal generators", ge=0)
@@ -185,11 +187,11 @@ RETRIEVER_FIRST = 200
 def options_from(given: Given[TrainingOptions], epochs: float, num_examples: int) -> TrainingOptions:
     """The options of a run of so many epochs: those given, else those that follow from its length, else the usual.
 
-    A generator's rate of 0 stands for the usual one of whatever is trained; see ``chosen_for``.
+    Every example is seen as often as that: a last batch that they do not fill takes the first ones of the next epoch.
     """
     batch_size = given.get("batch_size", options_of(TrainingOptions)["batch_size"].default)
-    num_steps = given.get("num_steps", max(1, round(epochs * num_examples / batch_size)))
-    following = {"num_steps": num_steps, "warmup_steps": num_steps // 20, "lr_generator": 0.0}
+    num_steps = given.get("num_steps", math.ceil(Fraction(str(epochs)) * num_examples / batch_size))
+    following = {"num_steps": num_steps, "warmup_steps": num_steps // 20}
     return TrainingOptions(**{**following, **given})
 
 
@@ -213,8 +215,8 @@ def chosen_for(
         num_passages: in the memory.
     """
     both = options.trains_generator and options.trains_retriever
-    if options.lr_generator == 0 and options.trains_generator:
-        options = replace(options, lr_generator=2e-4 if trains_adapter else 3e-5)
+    if trains_adapter and "lr_generator" not in given:
+        options = replace(options, lr_generator=2e-4)
     if both and not {"warmup_generator", "warmup_retriever"} & set(given):
         if reads_untrained:
             options = replace(options, warmup_retriever=min(options.num_steps // 2, RETRIEVER_FIRST))
@@ -253,7 +255,7 @@ class RunOptions(RowOptions):
     out: Annotated[Path, Option()]
     dev: Annotated[Path | None, Option()] = None
     dev_limit: Annotated[int, Option(ge=1)] = 200
-    epochs: Annotated[float, Option(ge=0)] = 1.0
+    epochs: Annotated[float, Option(gt=0)] = 1.0
     lora: Annotated[
         int | None, Option(default="16 for causal generators of 100 million parameters or more, else 0", ge=0)
     ] = None
