@@ -185,7 +185,8 @@ def main() -> int:
     from latentrag.training.data import read_examples
 
     torch.set_num_threads(1)
-    questions = [row.x for row in read_examples(given.data, prefix_field=given.prefix_field).rows[: given.questions + 1]]
+    examples = read_examples(given.data, prefix_field=given.prefix_field)
+    questions = [row.x for row in examples.rows[: given.questions + 1]]
     stages = _apart(given.model, given.memory, questions[-1])
     rag = latentrag.load(given.model, memory=given.memory, dtype=given.dtype, variant=given.variant)
     rag.answer(questions[-1])
