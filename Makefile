@@ -13,7 +13,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help test lint test-page torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
+.PHONY: help test lint test-page test-properties torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
 	experiment-precision bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
 	bench-memory bench-swap bench-sync bench-serving clean
 
@@ -38,6 +38,10 @@ test-page: $(STAMP) build/axe-core/package/axe.min.js  ## Try the page in Chromi
 build/axe-core/package/axe.min.js:
 	@mkdir -p build/axe-core
 	@! command -v npm >/dev/null || { cd build/axe-core && npm pack --silent axe-core@$(AXE) && tar xzf axe-core-$(AXE).tgz; }
+
+test-properties: $(STAMP)  ## Run the property tests again and again, each time with other examples; RUNS=20.
+	@for run in $$(seq $(or $(RUNS),20)); do \
+		$(BIN)/python -m pytest -q -n 2 --no-header --hypothesis-profile=anew $$(grep -rlE '^from hypothesis' tests) || exit 1; done
 
 torture: $(STAMP)  ## Kill writers of a memory at random moments, minutes; RUNS=100.
 	@$(BIN)/python -m tests.memory.torture $(if $(RUNS),--runs $(RUNS))

@@ -19,6 +19,7 @@ import pytest
 
 # A loaded machine is slow, not wrong.
 hypothesis.settings.register_profile("house", deadline=None)
+hypothesis.settings.register_profile("anew", deadline=None, database=None)  # no example of earlier runs
 hypothesis.settings.load_profile("house")
 jaxtyping.install_import_hook(["latentrag.marginal"], "beartype.beartype")
 

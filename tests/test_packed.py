@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from latentrag.packed import SWITCH, PackedLinear, pack
+from latentrag.packed import SWITCH, PackedLinear, pack, packed_bytes
 
 pytestmark = pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="packs nothing here")
 
@@ -42,6 +42,12 @@ def test_a_packed_layer_is_the_layer(shape, bias, dtype) -> None:
     every_other = torch.randn(*shape[:-1], 96, dtype=dtype)[..., ::2]
     for x in (torch.randn(shape, dtype=dtype), every_other):
         torch.testing.assert_close(layer(x), plain(layer, x), rtol=rounding, atol=rounding)
+
+
+def test_the_copies_take_as_much_as_the_weights() -> None:
+    model = nn.Sequential(packed(), nn.LayerNorm(33), packed(33, 5))
+    assert packed_bytes(model) == 4 * (48 * 33 + 33 * 5)
+    assert packed_bytes(nn.Linear(4, 3)) == 0
 
 
 def test_it_can_be_switched_off(monkeypatch) -> None:

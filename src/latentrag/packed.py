@@ -100,6 +100,14 @@ def pack(model: nn.Module) -> None:
             module.__class__ = PackedLinear
 
 
+def packed_bytes(model: nn.Module) -> int:
+    """RAM that the second copies take once a model has computed: 0 where nothing is packed."""
+    layers = (module for module in model.modules() if isinstance(module, PackedLinear))
+    probes = ((layer.weight, layer.weight.detach()[:1]) for layer in layers)
+    with torch.no_grad():
+        return sum(weight.nbytes for weight, probe in probes if _is_packable(probe, weight))
+
+
 def _is_packable(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == weight.device.type == "cpu"

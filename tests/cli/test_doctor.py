@@ -44,6 +44,8 @@ def test_a_model_and_a_memory_that_fit(model, memory, home) -> None:
         "PromptTemplate",
     )
     assert generator["dtype"] == "float32"
+    packs = platform.machine() in {"x86_64", "AMD64"}
+    assert (0 < generator["packed_bytes"] <= 4 * generator["parameters"]) is packs
     seen = cli("doctor", "-m", model, "-i", memory)
     words = " ".join(seen.stdout.split())
     assert seen.code == 0

@@ -155,6 +155,8 @@ def _loaded(source: str | assemble.ModelSpec, memory: Memory | None, *, retrieve
 
 
 def _parts(rag: Rag, source: str | assemble.ModelSpec) -> Facts:
+    from latentrag.packed import packed_bytes
+
     model: Any = rag.generator
     return {
         "source": source if isinstance(source, str) else f"{source.encoder} + {source.generator}",
@@ -167,6 +169,7 @@ def _parts(rag: Rag, source: str | assemble.ModelSpec) -> Facts:
             "template": type(model.template).__name__,
             "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
             "dtype": "int8" if model.int8 else str(model.model.dtype).removeprefix("torch."),
+            "packed_bytes": packed_bytes(model.model),
             "max_input_tokens": model.max_input_tokens,
         },
     }
@@ -203,6 +206,9 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         kind = f"{generator['class']} ({generator['kind']}, {generator['template']})"
         size = f"{generator['parameters']:,} parameters in {generator['dtype']}"
         yield "generator", f"{kind}, {size}, reads {generator['max_input_tokens']:,} tokens"
+        if generator["packed_bytes"]:
+            yield "", f"its packed weights take {_gigabytes(generator['packed_bytes'])} more RAM"
+            yield "", "LATENTRAG_PACKED_WEIGHTS=0 does without, slower"
     if memory is None:
         yield "memory", "cannot be used"
     else:

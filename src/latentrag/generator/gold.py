@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits of a chunk: 64 MiB in float32. With gradients a chunk takes five to seven times that."""
+STEP_BLOCK_ELEMENTS = 1 << 20
+"""Logits that a decoding step normalises at a time: 4 MiB in float32, which stay in a processor's caches."""
 
 
 class OutputHead:
@@ -114,7 +116,17 @@ class OutputHead:
 
     def next_token_log_probs(self, hidden: Tensor) -> Tensor:
         """log softmax over the vocabulary, (R, V) float32. hidden: (R, H)."""
-        return torch.log_softmax(self.after(self.linear(hidden)), dim=-1, dtype=torch.float32)
+        logits = self.after(self.linear(hidden))
+        if logits.device.type != "cpu":
+            return torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+        # A few rows at a time, which stay in the processor's caches between the passes over them, and one at least for
+        # each thread, as torch divides them.
+        log_p = torch.empty(logits.shape, dtype=torch.float32)
+        size = max(torch.get_num_threads(), STEP_BLOCK_ELEMENTS // logits.shape[1])
+        for start in range(0, len(logits), size):
+            rows = slice(start, start + size)
+            torch.log_softmax(logits[rows].float(), dim=-1, out=log_p[rows])
+        return log_p
 
     def gold_log_probs(self, hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """log p(ids) at every scored position.
