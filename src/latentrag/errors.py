@@ -60,3 +60,7 @@ class FetchError(LatentRagError):
 
 class TrainingError(LatentRagError):
     """A run that cannot go on: its checkpoint does not fit, its loss is no number, its folder cannot be written."""
+
+
+class OutputError(LatentRagError):
+    """Standard output that cannot be written."""

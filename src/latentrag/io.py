@@ -264,6 +264,14 @@ def _is_at(handle: int, path: Path) -> bool:
         return False
 
 
+def text_of(path: Path | str) -> str:
+    """A path as text: its bytes as UTF-8, whatever the locale, so that a name is the same on every machine.
+
+    Bytes that are not UTF-8 become lone surrogates.
+    """
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
 def sha256_of_file(path: Path) -> str:
     """Of the file's bytes, as hexadecimal digits. Raises: OSError."""
     with path.open("rb") as stream:

@@ -1,6 +1,9 @@
 """A tiny real model on disk, a memory made by `index add`, and a way to run commands."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,3 +101,12 @@ def ask(model, memory) -> Callable[..., Ran]:
         return cli("ask", *arguments, "-m", model, "-i", memory)
 
     return run
+
+
+def program(*arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """Runs a command as a process of its own, as users do; ``options`` are those of ``subprocess.run``."""
+    options["env"] = {**os.environ, **options.get("env", {})}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    command = [sys.executable, "-m", "latentrag", *map(str, arguments)]
+    done: Any = subprocess.run(command, check=False, **options)
+    return done

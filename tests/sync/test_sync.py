@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def test_passages_that_vanish_from_a_file_are_removed(synced: Synced):
     synced.write("rows.jsonl", rows(("3", "three"), ("1", "uno")))
     report = synced.sync()
     assert astuple(report.passages) == (0, 2, 3, 0, 2)
-    assert set(synced.passages()) == {"notes/a.txt#0", "notes/a.txt#1", "1", "3"}
+    assert set(synced.texts()) == {"notes/a.txt#0", "notes/a.txt#1", "1", "3"}
     assert synced.texts()["1"] == "uno"
     synced.write("rows.jsonl", "")  # a file that is empty is one whose passages have all gone
     assert astuple(synced.sync().passages) == (0, 0, 2, 0, 2)
@@ -120,7 +121,7 @@ def test_files_that_are_gone_stay_unless_asked(synced: Synced):
     assert (report.missing, report.passages.missing) == (["notes/b.txt", "notes/sub/c.txt"], 2)
     report = synced.sync(delete_missing=True)
     assert (files(report), astuple(report.passages)) == ((0, 0, 2, 0, 1, 0), (0, 0, 2, 0, 1))
-    assert set(synced.passages()) == {"notes/a.txt"}
+    assert set(synced.texts()) == {"notes/a.txt"}
     assert synced.sync(delete_missing=True).version == report.version == 3
 
 
@@ -133,7 +134,7 @@ def test_an_empty_folder_does_not_empty_the_memory(synced: Synced):
     assert files(synced.sync()) == (0, 0, 0, 1, 0, 0)
     with pytest.raises(DataError, match="cannot be read"):
         synced.sync(synced.folder / "nowhere", name="notes", delete_missing=True)
-    assert set(synced.passages()) == {"notes/a.txt"}
+    assert set(synced.texts()) == {"notes/a.txt"}
 
 
 def test_a_renamed_file_keeps_its_vectors(synced: Synced):
@@ -221,7 +222,7 @@ def test_a_passage_deleted_from_the_memory_alone_comes_back(synced: Synced):
     synced.memory.delete(["notes/a.txt#1"])
     report = synced.sync()
     assert (files(report), astuple(report.passages)) == ((0, 1, 0, 0, 0, 0), (1, 0, 0, 0, 1))
-    assert set(synced.passages()) == {"notes/a.txt#0", "notes/a.txt#1"}
+    assert set(synced.texts()) == {"notes/a.txt#0", "notes/a.txt#1"}
 
 
 def test_two_folders_in_one_memory(synced: Synced, tmp_path):
@@ -639,3 +640,19 @@ def test_passages_keep_pages_and_offsets(synced: Synced):
     text = (synced.folder / "a.txt").read_text()
     assert [text[z.start : z.end] for z in (first, second)] == [first.text, second.text]
     assert replace(first, origin="").page is None
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names there are always UTF-8")
+def test_a_name_that_is_not_text_may_be_that_of_what_is_missing(synced: Synced):
+    """café.txt and süd/c.txt are renamed by a program in another encoding; the others are gone."""
+    for name in ("café.txt", "sub/b.txt", "süd/c.txt", "süd/d.txt"):
+        synced.write(name, name)
+    synced.sync()
+    folder = os.fsencode(synced.folder)
+    (synced.folder / "sub/b.txt").unlink()
+    (synced.folder / "süd/d.txt").unlink()
+    for name in ("/café.txt", "/süd"):
+        os.rename(folder + name.encode(), folder + name.encode("latin-1"))  # noqa: PTH104
+    report = synced.sync(delete_missing=True)
+    assert set(synced.texts()) == {"notes/café.txt", "notes/süd/c.txt"}
+    assert (report.files.removed, len(report.skipped)) == (2, 2)

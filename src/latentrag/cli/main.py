@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from latentrag.cli import output
+from latentrag.cli import output, streams
 from latentrag.cli.arguments import command
 from latentrag.cli.ask import ask, classify, demo
 from latentrag.cli.doctor import doctor
@@ -29,15 +29,27 @@ from latentrag.cli.sync import sync
 from latentrag.cli.train import train
 from latentrag.cli.upkeep import compact, forget, prune, repair, verify
 from latentrag.cli.versions import diff, tag, use
-from latentrag.errors import LatentRagError
+from latentrag.errors import LatentRagError, OutputError
 
 EXIT_BROKEN_PIPE = 141
 
 
 def run() -> None:
     """What the command ``latentrag`` calls."""
+    streams.prepare()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its log would mix with our messages
-    app()(prog_name="latentrag")
+    try:
+        try:
+            app()(prog_name="latentrag")
+        finally:
+            sys.stdout.flush()
+    # Of what is written before and after a command: help, the version.
+    except OutputError as error:
+        output.say(f"error: {error}")
+        sys.exit(output.EXIT_USER)
+    except BrokenPipeError:
+        output.silence()
+        sys.exit(EXIT_BROKEN_PIPE)
 
 
 def app() -> typer.Typer:

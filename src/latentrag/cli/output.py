@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
+from latentrag.cli import streams
 from latentrag.io import finite
 
 EXIT_PROBLEMS = 1
@@ -78,13 +78,12 @@ def lenient_streams() -> None:
 
 def silence() -> None:
     """Send what is still to be written nowhere: whoever was reading has gone."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
             continue
         with contextlib.suppress(OSError, ValueError):
-            os.dup2(nowhere, stream.fileno())
+            streams.silence(stream.fileno())
 
 
 def _spelt_out(match: re.Match[str]) -> str:

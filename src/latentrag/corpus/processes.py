@@ -60,7 +60,7 @@ def read_in_processes(files: Iterable[File], *, workers: int, time_limit_s: floa
             if not handed_out:
                 return
             file, worker = handed_out.popleft()
-            ledger = Ledger(str(file.path))
+            ledger = Ledger(file.source)
             documents = worker.documents(ledger)
             yield Reading(file, documents, ledger)
             with contextlib.suppress(UnreadableError):
@@ -211,7 +211,8 @@ def _receive(tasks: SimpleQueue[bytes]) -> None:
 def _messages(task: bytes) -> Iterator[tuple[str, dict[str, object]]]:
     """Each document, and how the reading ended."""
     path, name, format_name, in_folder = json.loads(task)
-    file, ledger = File(Path(path), name, format_name, in_folder=in_folder), Ledger(path)
+    file = File(Path(path), name, format_name, in_folder=in_folder)
+    ledger = Ledger(file.source)
     problem, line = None, None
     try:
         for document in file.documents(ledger):

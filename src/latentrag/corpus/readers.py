@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
+from latentrag.io import text_of
 from latentrag.registry import Table
 from latentrag.types import Document
 
@@ -167,6 +168,11 @@ class File:
     @property
     def reader(self) -> Reader:
         return READERS[self.format]
+
+    @property
+    def source(self) -> str:
+        """What its documents name as their source where they do not say themselves."""
+        return text_of(self.path)
 
     def documents(self, ledger: Ledger) -> Iterator[Document]:
         """What is in it. Raises: UnreadableError."""

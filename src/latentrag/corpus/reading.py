@@ -13,6 +13,7 @@ from latentrag.corpus.processes import read_in_processes
 from latentrag.corpus.readers import File, Formats, Ledger, Reading, UnreadableError, refusal
 from latentrag.corpus.splitting import CountTokens, check_bounds, split
 from latentrag.errors import DataError
+from latentrag.io import text_of
 from latentrag.options import TIME_LIMIT_S, ReadingOptions
 from latentrag.types import Document, Passage
 
@@ -123,7 +124,7 @@ def read_each(files: Iterable[File], *, workers: int, time_limit_s: float = TIME
         yield from read_in_processes(files, workers=workers, time_limit_s=time_limit_s)
         return
     for file in files:
-        ledger = Ledger(str(file.path))
+        ledger = Ledger(file.source)
         yield Reading(file, file.documents(ledger), ledger)
 
 
@@ -136,7 +137,7 @@ def find_files(path: StrPath, on_skip: OnSkip | None = None, formats: Formats | 
         raise DataError(f"{path}: {refusal(error)}") from error
     if is_folder:
         return sorted(_walk(path, on_skip, formats), key=lambda file: file.name)
-    file = _file(path, path.name, formats, in_folder=False)
+    file = _file(path, text_of(path.name), formats, in_folder=False)
     if isinstance(file, str):
         raise DataError(f"{path}: {file}")
     return [file]
@@ -164,7 +165,7 @@ def _walk(root: Path, on_skip: OnSkip | None, formats: Formats) -> Iterator[File
             if path.is_symlink() and on_skip is not None:
                 on_skip(path, "a link to a folder, which is not followed; pass that folder as well")
         for path in (Path(folder, name) for name in names if not name.startswith(".")):
-            file = _file(path, path.relative_to(root).as_posix(), formats, in_folder=True)
+            file = _file(path, text_of(path.relative_to(root).as_posix()), formats, in_folder=True)
             if isinstance(file, File):
                 yield file
             elif on_skip is not None or formats.of(path.name):

@@ -17,7 +17,7 @@ from latentrag.corpus import UnreadableError, split
 from latentrag.corpus.readers import File, Reading, refusal
 from latentrag.corpus.reading import OnSkip, find_files, read_each
 from latentrag.errors import DataError, InputError
-from latentrag.io import sha256_of_file
+from latentrag.io import sha256_of_file, text_of
 from latentrag.memory.origins import FileDigest, digest
 from latentrag.options import SyncOptions
 from latentrag.sync.journal import Fact, Journal
@@ -60,7 +60,7 @@ def folder_name(folder: Path, name: str | None) -> str:
     Raises: InputError for a name that ids cannot be made of.
     """
     if name is None:
-        name = folder.name if folder.name not in {"", ".."} else folder.resolve().name
+        name = text_of(folder.name if folder.name not in {"", ".."} else folder.resolve().name)
     if not name or "/" in name or not name.isprintable():
         raise InputError(f"a folder cannot be known as {name!r}; pass a name of letters, digits, spaces, . - or _")
     return name
@@ -98,7 +98,11 @@ def make_plan(files: list[File], report: Report, journal: Journal, options: Sync
     """
     plan = Plan()
     # What lies under a folder that cannot be entered is out of sight, not gone.
-    hidden = {PurePosixPath(report.name, path.relative_to(report.folder).as_posix()) for path, _ in report.skipped}
+    hidden = {
+        PurePosixPath(report.name, text_of(path.relative_to(report.folder).as_posix())) for path, _ in report.skipped
+    }
+    unclear = [PurePosixPath(file.name) for file in files if not _is_text(file.name)]
+    closed = [path for path in hidden if not _is_text(str(path))]
     for file in files:
         noted = journal.facts.get(file.name)
         try:
@@ -115,9 +119,22 @@ def make_plan(files: list[File], report: Report, journal: Journal, options: Sync
     present = {file.name for file in files}
     for name, of_file in sorted(journal.in_memory.items()):
         path = PurePosixPath(name)
-        if of_file.num_passages and name not in present and hidden.isdisjoint((path, *path.parents)):
+        is_gone = name not in present and hidden.isdisjoint((path, *path.parents))
+        may_be_there = any(_may_be(each, path) for each in unclear)
+        may_be_closed = any(_may_be(each, around) for each in closed for around in (path, *path.parents))
+        if of_file.num_passages and is_gone and not may_be_there and not may_be_closed:
             plan.missing.append(name)
     return plan
+
+
+def _is_text(name: str) -> bool:
+    return name.isascii() or name.encode(errors="replace").decode() == name
+
+
+def _may_be(unclear: PurePosixPath, path: PurePosixPath) -> bool:
+    """Whether a path with names that are not UTF-8 may be this one."""
+    same_depth = len(unclear.parts) == len(path.parts)
+    return same_depth and all(a == b or not _is_text(a) for a, b in zip(unclear.parts, path.parts, strict=True))
 
 
 def _known(file: File, fact: Fact | None, options: SyncOptions) -> Fact | None:
@@ -225,6 +242,6 @@ def _passages_of(reading: Reading, options: SyncOptions) -> Iterator[Passage]:
     file = reading.file
     for document in reading:
         # Where the row names no source: not the path, which another machine or working directory would change.
-        source = file.name if document.source == str(file.path) else document.source
+        source = file.name if document.source == file.source else document.source
         for passage in split(replace(document, source=source), words=options.words or WORDS):
             yield replace(passage, origin=file.name)
