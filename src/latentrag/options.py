@@ -301,7 +301,7 @@ class RowOptions:
     Attributes:
         prefix_field: Field of a row whose text is put before its question: "category" makes "CATEGORY: clue" of
             Jeopardy's rows.
-        skip_bad: Leave out rows without question or answer.
+        skip_bad: Leave out rows without question or answer; in training also those too long for the model.
     """
 
     prefix_field: Annotated[str | None, Option(metavar="NAME", default="none")] = None

@@ -263,6 +263,15 @@ class KeepsPassages(Protocol):
         ...
 
 
+@runtime_checkable
+class ChecksQuestions(Protocol):
+    """An encoder, retriever or generator that says of a question, without reading it, whether it can be used."""
+
+    def check_questions(self, x: Sequence[str]) -> None:
+        """InputError for a question that is empty or too long."""
+        ...
+
+
 class TrainableRetriever(Retriever, Protocol):
     """A retriever with parameters η."""
 

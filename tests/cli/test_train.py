@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import latentrag
 from latentrag import io
@@ -44,11 +45,19 @@ def data(tmp_path):
 
 @pytest.fixture
 def train(data, model, memory, tmp_path):
-    def run(*arguments: object, out="run", data=data, memory=memory):
-        settings = ["-m", model, "-i", memory, "--out", tmp_path / out, "--k", 2, "--batch-size", 4, "--save-every", 2]
-        return cli("train", data, *settings, *arguments)
+    def run(*arguments: object, out="run", data=data, memory=memory, parts=None):
+        settings = ["-i", memory, "--out", tmp_path / out, "--k", 2, "--batch-size", 4, "--save-every", 2]
+        return cli("train", data, *(parts or ["-m", model]), *settings, *arguments)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def seq2seq(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parts") / "bart"
+    tiny.save_tokenizer(folder)
+    tiny.save_bart(folder)
+    return folder
 
 
 def log(folder, event):
@@ -352,6 +361,108 @@ def test_a_memory_of_another_encoder(train, tmp_path) -> None:
     assert cli("index", "add", tmp_path / "other.lance", documents, "--encoder", other).code == 0
     assert "use the query encoder that belongs to other" in train("--steps", 1, memory=tmp_path / "other.lance").error()
     assert not (tmp_path / "run").exists()
+
+
+START_AGAIN: dict[str, tuple[list[object], str, list[object]]] = {
+    "passages": (["-k", 50], "k=50 exceeds the memory's 4 passages", []),
+    "hindsight": (
+        ["--hindsight", 3],
+        "k=2 passages and 3 more by hindsight exceed the memory's 4; lower either, or add passages",
+        ["--hindsight", 2],
+    ),
+    "hindsight, by words": (
+        ["--hindsight", 3, "--retriever", "bm25", "--freeze", "retriever"],
+        "hindsight proposes passages to a retriever that learns",
+        ["--retriever", "bm25"],
+    ),
+    "number format": (["--dtype", "bfloat16"], "use --autocast, which computes in bfloat16", ["--autocast"]),
+    "adapter": (["--lora", 2, "--lora-scope", "question", "--hindsight", 9], "by hindsight", ["--lora", 2]),
+}
+
+
+@pytest.mark.parametrize("name", START_AGAIN)
+def test_a_start_that_fails_leaves_the_folder_free(train, tmp_path, name) -> None:
+    wrong, message, right = START_AGAIN[name]
+    assert message in train("--steps", 1, *wrong).error()
+    assert not (tmp_path / "run").exists()
+    done = train("--steps", 1, *right)
+    assert done.code == 0, done.stderr
+
+
+LONG = "Who wrote " + 80 * "the opera " + "Fidelio?"
+UNUSABLE: dict[str, dict[str, Any]] = {
+    "question": {"id": "q", "question": LONG, "answer": "Beethoven"},
+    "answer": {"id": "a", "question": QUESTION, "answer": "one two three " * 60},
+    "one of its answers": {"id": "o", "question": QUESTION, "answer": ["Beethoven", "one two three " * 60]},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "in_dev"),
+    [
+        ("question", "causal", False),
+        ("question", "encoder-decoder", True),
+        ("answer", "encoder-decoder", False),
+        ("answer", "causal", True),
+        ("one of its answers", "causal", False),
+    ],
+)
+def test_rows_that_are_too_long_are_known_before_the_first_step(
+    train, encoder, seq2seq, tmp_path, name, in_dev, kind
+) -> None:
+    rows = write(tmp_path / "long.jsonl", [*ROWS, UNUSABLE[name]])
+    parts = ["--encoder", encoder, "--generator", seq2seq] if kind == "encoder-decoder" else None
+    where = {"data": rows} if not in_dev else {}
+    more = ["--steps", 1, "--answers", "sample", *(["--dev", rows] if in_dev else [])]
+
+    def run(*arguments: object, out: str) -> Any:
+        return train(*more, *arguments, out=out, parts=parts, **where)
+
+    refused = run(out="run")
+    assert refused.code == 2
+    error = refused.stderr.splitlines()[-1]
+    assert f"long.jsonl: 1 of 5 examples ({UNUSABLE[name]['id']}: " in error
+    assert error.endswith("cannot be used; correct them or pass --truncate or --skip-bad")
+    assert not (tmp_path / "run").exists()
+    for option, said in (("--skip-bad", "they are left out"), ("--truncate", "they are cut")):
+        done = run(option, out=option)
+        assert done.code == 0, done.stderr
+        assert "1 of 5 examples" in done.stderr
+        assert said in done.stderr
+    assert run("--truncate", "--resume", out="--truncate").code == 0
+    refused = run("--skip-bad", "--resume", out="--truncate")
+    assert refused.code == 2
+    assert "has truncate=True, now asked for None; resume with what it began with" in refused.stderr
+
+
+def test_answers_of_several_lines_are_learned(train, model, memory, tmp_path) -> None:
+    """The end of the line ends an answer of this model, until it learns others."""
+    answer = "one two\nthree four\n\nfive"
+    rows = write(tmp_path / "lines.jsonl", [{"question": row["question"], "answer": answer} for row in ROWS])
+    done = train("--epochs", 80, "--lr-generator", 0.01, data=rows)
+    assert done.code == 0, done.stderr
+    rag = latentrag.load(tmp_path / "run" / "model", memory=memory)
+    lines = [line.strip() for line in rag.answer(QUESTION, max_tokens=20).text.split("\n")]
+    assert lines == answer.split("\n")
+    frozen = train("--steps", 1, "--freeze", "generator", data=rows, out="frozen").error()
+    assert "4 of 4 examples" in frozen
+    assert train("--steps", 1, "--freeze", "generator", "--truncate", data=rows, out="frozen").code == 0
+
+
+def test_an_encoder_in_half_precision_is_trained_in_float32(train, model, memory, tmp_path) -> None:
+    """A step changes nearly every weight; in bfloat16 it would change few."""
+    half = shutil.copytree(model, tmp_path / "half")
+    weights = half / "query_encoder" / "model.safetensors"
+    before = {name: tensor.bfloat16() for name, tensor in load_file(weights).items()}
+    save_file(before, weights, {"format": "pt"})
+    config = json.loads((half / "query_encoder" / "config.json").read_text())
+    (half / "query_encoder" / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    done = train("-m", half, "--steps", 1, "--freeze", "generator", "--lr-retriever", 1e-5)
+    assert done.code == 0, done.stderr
+    after = load_file(tmp_path / "run" / "model" / "query_encoder" / "model.safetensors")
+    layers = [name for name in before if "encoder.layer" in name and name.endswith("weight")]
+    moved = [(after[name].float() != before[name].float()).double().mean() for name in layers]
+    assert min(moved) > 0.5
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -201,7 +201,7 @@ def test_what_cannot_be_retrieved():
         retriever.retrieve([], 1)
     with pytest.raises(InputError, match="needed a list"):
         retriever.retrieve("river", 1)
-    with pytest.raises(InputError, match="k=6 exceeds"):
+    with pytest.raises(InputError, match="k=3 passages and 3 more by hindsight exceed the memory.s 5"):
         retriever.retrieve_in_hindsight(["river"], ["Seine"], 3, 3)
     with pytest.raises(InputError, match="num_hindsight=-1"):
         retriever.retrieve_in_hindsight(["river"], ["Seine"], 3, -1)

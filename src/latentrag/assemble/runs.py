@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from latentrag import io
 from latentrag.assemble.memories import open_memory
@@ -19,12 +21,14 @@ from latentrag.errors import DataError, InputError
 from latentrag.generator import Lora
 from latentrag.memory import Memory
 from latentrag.options import Given
+from latentrag.protocols import ChecksQuestions, TrainableRetriever
 from latentrag.rag import Rag
 from latentrag.training import checkpoint
 from latentrag.training.data import Example, read_examples
 from latentrag.training.loop import Outcome, Trainer
 from latentrag.training.options import RunOptions, TrainingOptions, chosen_for, options_from
 from latentrag.training.processes import Processes
+from latentrag.training.rows import usable
 
 LARGE = 100_000_000
 """Parameters from which on a causal generator is trained by an adapter unless the options say otherwise."""
@@ -72,10 +76,12 @@ def train(
     if options.refresh_every and processes.count > 1:
         raise InputError("refresh_every needs a single process, which re-encodes the memory; start one")
     keep_preamble = _keeps_preamble(setup, options, before)
-    rag, lora = _model(setup, memory, options, device=str(processes.device), keep_preamble=keep_preamble)
+    rag, lora = _model(setup, memory, options, examples, device=str(processes.device), keep_preamble=keep_preamble)
     generator: Any = rag.generator
+    examples = _usable(setup.data, examples, rag, setup, options, say)
+    dev = dev and _usable(setup.dev, dev, rag, setup, replace(options, answers="first"), say)
     options = chosen_for(
-        options,
+        options_from(given, setup.epochs, len(examples)),
         given,
         reads_untrained=generator.capabilities.keeps_prefixes,
         trains_adapter=lora is not None,
@@ -83,6 +89,8 @@ def train(
     )
     request = _request(setup, options, lora, memory, keep_preamble=keep_preamble)
     retriever: Any = None if options.closed_book else rag.retriever
+    if retriever is not None:
+        _try_retrieval(retriever, examples[0], options)
     trainer = Trainer(
         retriever,
         generator,
@@ -105,6 +113,42 @@ def train(
             _save(rag, setup.out / "model", refreshed=options.refresh_every > 0)
     processes.wait()
     return outcome
+
+
+def _usable(
+    path: Path | None,
+    examples: tuple[Example, ...],
+    rag: Rag,
+    setup: Setup,
+    options: TrainingOptions,
+    say: Callable[[str], None],
+) -> tuple[Example, ...]:
+    """The examples that the model can read and learn, as ``rows.usable``."""
+    parts = (None if options.closed_book else rag.retriever, rag.generator)
+
+    def check(x: Sequence[str]) -> None:
+        for part in parts:
+            if isinstance(part, ChecksQuestions):
+                part.check_questions(x)
+
+    return usable(
+        examples,
+        name=path,
+        question=check,
+        y=rag.generator.targets,
+        answers=options.answers,
+        truncate=setup.truncate,
+        skip_bad=setup.skip_bad,
+        say=say,
+    )
+
+
+@torch.no_grad()
+def _try_retrieval(retriever: TrainableRetriever, example: Example, options: TrainingOptions) -> None:
+    """Retrieve once as training will, for what is refused then. Raises: InputError."""
+    retriever.retrieve([example.x], options.k)
+    if options.hindsight:
+        retriever.retrieve_in_hindsight([example.x], [example.answers[0]], options.k, options.hindsight)
 
 
 def _free(options: TrainingOptions) -> set[str]:
@@ -147,9 +191,15 @@ def _examples(path: Path, setup: Setup, say: Callable[[str], None]) -> tuple[Exa
 
 
 def _model(
-    setup: Setup, memory: Memory, options: TrainingOptions, *, device: str, keep_preamble: bool
+    setup: Setup,
+    memory: Memory,
+    options: TrainingOptions,
+    examples: Sequence[Example],
+    *,
+    device: str,
+    keep_preamble: bool,
 ) -> tuple[Rag, Lora | None]:
-    """The model as it is to be trained, and its adapter's settings."""
+    """The model as it is to be trained on these examples, and its adapter's settings."""
     rag = load(
         setup.model,
         memory=memory,
@@ -167,19 +217,31 @@ def _model(
     if lora is None and rank and options.trains_generator:
         scope: Any = setup.lora_scope or ("question" if causal else "all")
         lora = Lora(rank=rank, alpha=2 * rank, scope=scope)
+    whole = options.trains_generator and lora is None
+    if whole and setup.dtype == "bfloat16":
+        raise InputError(
+            "dtype=bfloat16 keeps too few digits for weights that are trained: most steps would not change them; use "
+            "--autocast, which computes in bfloat16 with float32 weights, or train an adapter (--lora 16)"
+        )
+    end: str = getattr(generator.template, "end", None) or ""
+    multiline = end != "" and any(end in answer.strip() for each in examples for answer in each.answers)
     generator = generator_for_training(
         generator,
         lora=lora,
         seed=options.seed,
         keep_preamble=keep_preamble,
-        whole=options.trains_generator and lora is None and setup.dtype == "auto",
+        whole=whole,
+        multiline=multiline and options.trains_generator,
         recompute=setup.recompute,
         passage_cache_bytes=round(setup.passage_cache * 2**30),
         passage_cache_folder=setup.passage_cache_folder,
         passage_cache_folder_bytes=round(setup.passage_cache_folder_size * 2**30),
         frozen=not options.trains_generator,
     )
-    retriever = retriever_for_training(rag, setup.model, memory, options.refresh_every > 0, device=device)
+    refresh = options.refresh_every > 0
+    retriever = retriever_for_training(
+        rag, setup.model, memory, refresh, device=device, frozen=not options.trains_retriever
+    )
     return with_parts(rag, retriever, generator), lora if options.trains_generator else None
 
 
@@ -194,6 +256,7 @@ def _request(
         "dev": None if setup.dev is None else {"name": setup.dev.name, "sha256": io.sha256_of_file(setup.dev)},
         "dev_limit": setup.dev_limit,
         "prefix_field": setup.prefix_field,
+        "truncate": setup.truncate or None,
         "memory": {"path": memory.name, "version": memory.version, "encoder": memory.card.fingerprint},
         "model": str(setup.model),
         "retriever": setup.retriever,

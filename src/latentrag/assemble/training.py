@@ -30,6 +30,7 @@ def generator_for_training(
     recompute: bool = False,
     seed: int = 0,
     keep_preamble: bool = False,
+    multiline: bool = False,
     passage_cache_bytes: int = 0,
     passage_cache_folder: Source | None = None,
     passage_cache_folder_bytes: int = PASSAGE_FOLDER_BYTES,
@@ -37,13 +38,15 @@ def generator_for_training(
     """The generator, ready to be trained.
 
     Args:
-        lora, whole, recompute, seed, keep_preamble: as for ``TransformersGenerator.for_training``.
+        lora, whole, recompute, seed, keep_preamble, multiline: as for ``TransformersGenerator.for_training``.
         frozen: nothing of it is trained.
         passage_cache_bytes, passage_cache_folder, passage_cache_folder_bytes: for a generator that keeps passages and
             reads them without learning, so that each is read once.
     Raises: InputError for a generator that cannot be trained.
     """
-    ready = generator.for_training(lora=lora, whole=whole, recompute=recompute, seed=seed, keep_preamble=keep_preamble)
+    ready = generator.for_training(
+        lora=lora, whole=whole, recompute=recompute, seed=seed, keep_preamble=keep_preamble, multiline=multiline
+    )
     spares_passages = ready.lora is not None and ready.lora.scope == "question"
     if isinstance(ready, KeepsPassages) and (frozen or spares_passages):
         ready.keep_passages(
@@ -53,20 +56,23 @@ def generator_for_training(
 
 
 def retriever_for_training(
-    rag: Rag, source: Source | ModelSpec, memory: Memory, refresh: bool, *, device: str
+    rag: Rag, source: Source | ModelSpec, memory: Memory, refresh: bool, *, device: str, frozen: bool = False
 ) -> Retriever:
-    """The model's retriever, made ready to be trained.
+    """The model's retriever, made ready to be trained: weights that are become float32.
 
     Args:
+        frozen: none is.
         source: the model, for its passage encoder.
         refresh: train the passage encoder too and re-encode the memory meanwhile. It is loaded apart from the query
             encoder, also where one model serves as both: they part as they learn.
     Raises: InputError for BM25, which has no encoders; ModelError if the model has no passage encoder;
         EncoderMismatchError if it is not that of the memory.
     """
-    from latentrag.retriever import RefreshingRetriever
+    from latentrag.retriever import DenseRetriever, RefreshingRetriever
 
     retriever: Any = rag.retriever
+    if isinstance(retriever, DenseRetriever) and not frozen:
+        retriever.query_encoder.module.float()
     if not refresh:
         return rag.retriever
     if retriever.kind != "dense":
@@ -75,4 +81,6 @@ def retriever_for_training(
             "vectors (dense)"
         )
     passage_encoder = load_passage_encoder(source, place=Place(device))
-    return RefreshingRetriever(retriever.query_encoder, passage_encoder, memory)
+    refreshing = RefreshingRetriever(retriever.query_encoder, passage_encoder, memory)
+    passage_encoder.module.float()  # after its vectors were compared with the memory's
+    return refreshing

@@ -111,6 +111,10 @@ class DprQueryEncoder(_DprEncoder):
         """
         return self._encode(self._tokenizer.question_rows(question_texts(x)))
 
+    def check_questions(self, x: Sequence[str]) -> None:
+        """Raises: InputError as ``encode_queries``."""
+        self._tokenizer.question_rows(question_texts(x))
+
     def pair_with(self, passage_fingerprint: str) -> None:
         """From now on its queries belong to the vectors of the passage encoder with this fingerprint."""
         self.passage_fingerprint = passage_fingerprint

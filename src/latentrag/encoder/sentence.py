@@ -128,6 +128,10 @@ class SentenceEncoder:
         rows = self._tokenizer.rows([self._settings.passage(z) for z in passages])
         return self._encode(rows, prompt=self._settings.passage_prompt, progress=progress)
 
+    def check_questions(self, x: Sequence[str]) -> None:
+        """Raises: InputError as ``encode_queries``."""
+        self._tokenizer.question_rows([self._settings.question(text) for text in question_texts(x)])
+
     def pair_with(self, passage_fingerprint: str) -> None:
         """From now on its queries belong to the vectors of the passage encoder with this fingerprint."""
         self.passage_fingerprint = passage_fingerprint

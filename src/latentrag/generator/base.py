@@ -219,6 +219,7 @@ class TransformersGenerator(ABC, Generic[P, T]):
         recompute: bool = False,
         seed: int = 0,
         keep_preamble: bool = False,
+        multiline: bool = False,
     ) -> Self:
         """A generator around the same model that can be trained.
 
@@ -228,6 +229,7 @@ class TransformersGenerator(ABC, Generic[P, T]):
             recompute: keep fewer activations, compute them again in the backward pass.
             seed: of a new adapter's first weights.
             keep_preamble: keep the prompt's worked examples, which training takes the place of otherwise.
+            multiline: the end-of-sequence token ends y, so that y may hold the text that ends it otherwise.
         Raises: InputError for a generator in int8, or for another adapter than the model has already.
         """
         if self.int8:
@@ -238,6 +240,8 @@ class TransformersGenerator(ABC, Generic[P, T]):
         if recompute:
             recompute_activations(model)
         template = self.template if keep_preamble else self.template.without_examples()
+        if multiline:
+            template = template.multiline()
         arguments = {**self._arguments(), "template": template}
         return type(self)(model, self.tokenizer, **arguments, lora=lora or self.lora, seed=seed)  # type: ignore[call-arg]
 

@@ -24,7 +24,7 @@ from latentrag.generator.caches import (
     token_positions,
 )
 from latentrag.generator.passages import PassageCache, PassageReader, weights_key
-from latentrag.generator.prompt import PromptTemplate, PromptTokens
+from latentrag.generator.prompt import EMPTY, PromptTemplate, PromptTokens
 from latentrag.generator.tokens import Detokenizer, check_lengths, padded, pairs
 from latentrag.generator.tuning import Lora, fixed, split_weights
 from latentrag.options import PASSAGE_FOLDER_BYTES
@@ -203,6 +203,10 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
         first, questions = self._prompts.parts(rows, limit=self.max_input_tokens, keep=recurring)
         index = torch.arange(len(rows), device=self.device)
         return PreparedPrompts(Prompts(first, questions, recurring), index, len(rows) // num_latents, num_latents)
+
+    def check_questions(self, x: Sequence[str]) -> None:
+        """Raises: InputError for a question whose prompt is too long, with an empty passage or none."""
+        self._prompts.parts([(text, z) for text in x for z in EMPTY], limit=self.max_input_tokens, keep=False)
 
     def targets(self, y: Sequence[str]) -> Targets:
         rows = [[*self._after_cue(" " + text.strip() if text.strip() else ""), self.end_id] for text in y]

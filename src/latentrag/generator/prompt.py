@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 KEPT_PASSAGES = 1 << 17
 """Passages whose tokens are kept: about 60 MB at 100 words each."""
 
+EMPTY: tuple[Latent, ...] = ((), (Passage("", ""),))
+"""Closed book, and a passage without words: what a question is read with at least."""
+
 _FIELD = re.compile(r"\{(title|text|question)\}")
 
 # Templates
@@ -40,6 +43,10 @@ class Template(Protocol):
 
     def without_examples(self) -> Self:
         """The same without constant text that shows a model what to do."""
+        ...
+
+    def multiline(self) -> Self:
+        """The same with a y that the end-of-sequence token ends, whatever its text."""
         ...
 
 
@@ -72,6 +79,10 @@ class InputTemplate:
 
     def without_examples(self) -> Self:
         """The same: it has none."""
+        return self
+
+    def multiline(self) -> Self:
+        """The same: no text ends y."""
         return self
 
     def render(self, question: str, z: Latent) -> Rendered:
@@ -128,6 +139,10 @@ class PromptTemplate:
     def without_examples(self) -> Self:
         """The same without its preambles."""
         return replace(self, preamble="", closed_book_preamble="")
+
+    def multiline(self) -> Self:
+        """The same with the end-of-sequence token as its end."""
+        return replace(self, end=None)
 
     def render(self, question: str, z: Latent) -> Rendered:
         """The prompt for x and z, or for x alone (closed book)."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from latentrag.errors import InputError, ModelError
 from latentrag.generator.base import TransformersGenerator, exclusive, mapped_class
 from latentrag.generator.caches import are_all, rows_of_parents, rows_of_questions
-from latentrag.generator.prompt import InputTemplate, input_ids
+from latentrag.generator.prompt import EMPTY, InputTemplate, input_ids
 from latentrag.generator.tokens import Detokenizer, check_lengths, padded, pairs
 from latentrag.generator.tuning import Lora
 from latentrag.protocols import Capabilities
@@ -139,6 +139,11 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
         apart = self.prepare(x, latents)
         states = apart.states.reshape(len(x), -1, apart.states.shape[2])  # (B, K·S, H)
         return PreparedContexts(states, apart.mask.reshape(len(x), -1), len(x), 1)
+
+    def check_questions(self, x: Sequence[str]) -> None:
+        """Raises: InputError for a question whose input is too long, with an empty passage or none."""
+        inputs = [self.template.render(text, z) for text in x for z in EMPTY]
+        input_ids(self.tokenizer, inputs, limit=self.max_input_tokens)
 
     def targets(self, y: Sequence[str]) -> Targets:
         begin = self._begin_id

@@ -14,6 +14,7 @@ import torch
 from latentrag.errors import InputError, MemoryStoreError, ModelError
 from latentrag.place import Places
 from latentrag.protocols import Memory, SavablePart
+from latentrag.retriever.dense import check_hindsight
 from latentrag.types import Asked, Passage, Retrieved, question_texts, singles
 
 if TYPE_CHECKING:
@@ -82,11 +83,9 @@ class BM25Retriever:
         Returns: scores (B, K + num_hindsight) float32, without gradient.
         Raises: as ``retrieve``; InputError for num_hindsight < 0 or k + num_hindsight > len(memory).
         """
-        if num_hindsight < 0:
-            raise InputError(f"num_hindsight={num_hindsight} passages cannot be added; choose 0 or more")
         memory, questions = self.memory.snapshot(), question_texts(x)
         _check(memory, questions, k)
-        _check(memory, questions, k + num_hindsight)
+        check_hindsight(memory, k, num_hindsight)
         index = self._built_index(memory)
         logits, rows = [], []
         for question, target in zip(questions, y, strict=True):

@@ -10,7 +10,7 @@ import torch
 
 from latentrag.errors import InputError
 from latentrag.place import Places
-from latentrag.protocols import Memory, QueryEncoder, SavablePart
+from latentrag.protocols import ChecksQuestions, Memory, QueryEncoder, SavablePart
 from latentrag.types import Asked, Passage, Retrieved, question_texts, singles
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class DenseRetriever:
         Raises: as ``retrieve``; InputError if the memory has fewer passages than that.
         """
         memory = self.memory.snapshot()
+        check_hindsight(memory, k, num_hindsight)
         more = memory.search(_searched(self._q_of_both(x, y)), k + num_hindsight)
         q = self._q(x)  # last: a call that takes gradients lets packed weights go
         found = memory.search(_searched(q), k)
@@ -90,6 +91,11 @@ class DenseRetriever:
             passages.append([*of_x, *(more.passages[b][i] for i in others)])
             vectors.append(np.concatenate([found.vectors[b], more.vectors[b][others]]))
         return self._scored(q, passages, np.stack(vectors), found.version)
+
+    def check_questions(self, x: Sequence[str]) -> None:
+        """Raises: InputError for a question that cannot be encoded, as far as its encoder says."""
+        if isinstance(self.query_encoder, ChecksQuestions):
+            self.query_encoder.check_questions(x)
 
     def settings(self) -> Mapping[str, object]:
         """None: its scale is the encoder's."""
@@ -131,6 +137,17 @@ class DenseRetriever:
 def dense(parts: ModelParts, memory: Memory, places: Places) -> DenseRetriever:  # noqa: ARG001
     """A row of the table of retrievers."""
     return DenseRetriever(parts.query_encoder(), memory)
+
+
+def check_hindsight(memory: Memory, k: int, num_hindsight: int) -> None:
+    """Raises: InputError if the memory has fewer passages than k and those that hindsight adds."""
+    if num_hindsight < 0:
+        raise InputError(f"num_hindsight={num_hindsight} passages cannot be added; choose 0 or more")
+    if k + num_hindsight > len(memory) >= k:
+        raise InputError(
+            f"k={k} passages and {num_hindsight} more by hindsight exceed the memory's {len(memory)}; lower either, or "
+            "add passages"
+        )
 
 
 def _searched(q: Tensor) -> np.ndarray:

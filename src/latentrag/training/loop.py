@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +42,12 @@ class Outcome:
     best_step: int | None
     best_nll_per_token: float | None
     untrained_nll_per_token: float | None
+
+
+MIN_MOVED = 0.01
+"""Share of the weights with a gradient that a step should change at least."""
+_Watched = tuple[Tensor, Tensor, Tensor]
+"""A tensor of weights, places in it, and what stood there before the step."""
 
 
 class Refresher(Protocol):
@@ -100,6 +106,7 @@ class Trainer:
         self._first: Health | None = None
         self.best: dict[str, Any] = {}
         self._untrained: float | None = None
+        self._stuck: set[str] = set()  # sides whose weights were seen not to move
         self._nll: float | None = None
         self._saved: int | None = None
         self._memo = ScoreMemo() if self._scores_again() else None
@@ -123,6 +130,12 @@ class Trainer:
             of_side = {f"{name}.{key}": weight for key, weight in named.items() if weight.requires_grad}
             if wanted and part is not None and not of_side:
                 raise InputError(f"the {name} has no weights to train; freeze it")
+            short = next((each.dtype for each in of_side.values() if each.dtype.itemsize < 4), None)
+            if short is not None:
+                raise InputError(
+                    f"the {name}'s weights are {short}, in which most steps would not change them; load it in float32 "
+                    "(autocast computes in bfloat16)"
+                )
             if of_side:
                 sides[name] = of_side
         return sides
@@ -219,13 +232,37 @@ class Trainer:
                 raise TrainingError(
                     f"the {what} of step {step + 1} is {value}; begin again in another folder with lower learning rates"
                 )
+        watched = {name: _watched(self._sides[name].values()) for name in norms}
         self.optimiser.step()
+        self._check_moves(step, rates, watched, log, progress)
         num_tokens = round(num_tokens * len(batch))
         progress.update(step + 1, loss=loss, num_tokens=num_tokens)
         shown = {f"lr_{name}": rate for name, rate in rates.items()}
         shown |= {f"norm_{name}": norm for name, norm in norms.items()}
         log.write("train", step + 1, loss=loss, nll=nll, num_tokens=num_tokens, **shown)
         return nll
+
+    def _check_moves(
+        self,
+        step: int,
+        rates: Mapping[str, float],
+        watched: Mapping[str, Sequence[_Watched]],
+        log: TrainingLog,
+        progress: Progress,
+    ) -> None:
+        """Warn once of a side whose weights do not move, at a step near its highest rate."""
+        for name, of_side in watched.items():
+            if name in self._stuck or 2 * rates[name] < getattr(self.options, f"lr_{name}"):
+                continue
+            share = _share_moved(of_side)
+            if share < MIN_MOVED:
+                self._stuck.add(name)
+                line = (
+                    f"step {step + 1} changed {share:.1%} of those weights of the {name} that have a gradient: its "
+                    f"rate of {rates[name]:g} is too small for their size, or their gradients are; raise --lr-{name}"
+                )
+                progress.say(f"warning: {line}")
+                log.write("warning", step + 1, text=line)
 
     def _batch(self, step: int) -> list[tuple[str, str]]:
         """The pairs (x, y) of a step, the same on every process."""
@@ -349,6 +386,29 @@ class Trainer:
             best_nll_per_token=self.best.get("nll_per_token"),
             untrained_nll_per_token=self._untrained,
         )
+
+
+@torch.no_grad()
+def _watched(weights: Iterable[nn.Parameter], num_places: int = 64) -> list[_Watched]:
+    """Some places of each tensor, those of them that have a gradient."""
+    found: list[_Watched] = []
+    for weight in weights:
+        if weight.grad is not None:
+            places = torch.arange(0, weight.numel(), max(1, weight.numel() // num_places), device=weight.device)
+            places = places[weight.grad.reshape(-1)[places] != 0]
+            found.append((weight, places, weight.reshape(-1)[places]))
+    return found
+
+
+@torch.no_grad()
+def _share_moved(watched: Sequence[_Watched]) -> float:
+    """The share of the weights that have changed, as far as the watched places tell; 1 where none is watched."""
+    with_gradient = [each for each in watched if len(each[1])]
+    if not with_gradient:
+        return 1.0
+    moved = [(weight.reshape(-1)[places] != before).float().mean() for weight, places, before in with_gradient]
+    sizes = torch.tensor([float(weight.numel()) for weight, _, _ in with_gradient], device=moved[0].device)
+    return float((torch.stack(moved) * sizes).sum() / sizes.sum())
 
 
 @contextmanager

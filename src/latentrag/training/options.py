@@ -237,6 +237,7 @@ class RunOptions(RowOptions):
         out: Folder of the run: checkpoints, log, and at the end model/.
         dev: Questions with answers to evaluate on; the model of the best step is kept.
         dev_limit: Only the first questions of --dev, this many.
+        truncate: Cut questions and answers that are too long for the model; else they are refused.
         epochs: How often every example is seen.
         lora: Rank of the generator's adapter; 0: train all weights.
         lora_scope: Whether the adapter also changes how passages are read (all) or not (question, which is
@@ -255,6 +256,7 @@ class RunOptions(RowOptions):
     out: Annotated[Path, Option()]
     dev: Annotated[Path | None, Option()] = None
     dev_limit: Annotated[int, Option(ge=1)] = 200
+    truncate: Annotated[bool, Option()] = False
     epochs: Annotated[float, Option(gt=0)] = 1.0
     lora: Annotated[
         int | None, Option(default="16 for causal generators of 100 million parameters or more, else 0", ge=0)

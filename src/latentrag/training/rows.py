@@ -1,0 +1,105 @@
+"""Rows that a run cannot train on, found before its first step: they are named, cut or left out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from latentrag.errors import DataError, InputError
+from latentrag.training.data import Example
+from latentrag.training.options import Answers
+
+Check = Callable[[Sequence[str]], object]
+"""Raises InputError for texts among which one cannot be used: as question, or as y."""
+
+_AT_ONCE = 256
+_NAMED = 3
+
+
+def usable(
+    examples: Sequence[Example],
+    *,
+    name: object,
+    question: Check,
+    y: Check,
+    answers: Answers,
+    truncate: bool,
+    skip_bad: bool,
+    say: Callable[[str], None],
+) -> tuple[Example, ...]:
+    """The examples whose question and targets can be used.
+
+    Args:
+        name: of their file, for messages.
+        question, y: what raises InputError for a text.
+        answers: which answers of an example become y.
+        truncate: cut texts that cannot be used where they can, at the end of a word if there is one.
+        skip_bad: leave out examples that still cannot be used.
+        say: gets a line about those that are cut or left out.
+    Raises: DataError that names the first of them; also if none is left.
+    """
+    num_trained = None if answers == "sample" else 1
+    questions = _refused([example.x for example in examples], question)
+    targets = _refused([text for example in examples for text in example.answers[:num_trained]], y)
+
+    def fitting(text: str, refused: Mapping[str, str], check: Check) -> str:
+        if text not in refused:
+            return text
+        return shortened(text, check) if truncate else ""
+
+    kept: list[Example] = []
+    cut: list[str] = []
+    bad: list[str] = []
+    for example in examples:
+        chosen = example.answers[:num_trained]
+        x = fitting(example.x, questions, question)
+        texts = [fitting(text, targets, y) for text in chosen]
+        fits = bool(x) and all(texts)
+        problem = questions.get(example.x) or next((targets[text] for text in chosen if text in targets), None)
+        if problem:
+            (cut if fits else bad).append(f"{example.id}: {problem}")
+        if fits:
+            kept.append(replace(example, x=x, answers=(*texts, *example.answers[len(texts) :])))
+    if bad and not (skip_bad and kept):
+        remedy = "--skip-bad" if truncate else "--truncate or --skip-bad"
+        raise DataError(f"{name}: {_described(bad, examples)} cannot be used; correct them or pass {remedy}")
+    for names, what in ((cut, "cut"), (bad, "left out")):
+        if names:
+            say(f"warning: {name}: {_described(names, examples)} cannot be used as they are; they are {what}")
+    return tuple(kept)
+
+
+def _described(bad: Sequence[str], examples: Sequence[Example]) -> str:
+    """How many of all, and the first of them."""
+    more = "; …" if len(bad) > _NAMED else ""
+    return f"{len(bad)} of {len(examples)} examples ({'; '.join(bad[:_NAMED])}{more})"
+
+
+def shortened(text: str, check: Check) -> str:
+    """The longest beginning of a text that can be used; empty if there is none."""
+    text = text.strip()
+    fits, too_long = 0, len(text) + 1
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        fits, too_long = (fits, middle) if _refused([text[:middle]], check) else (middle, too_long)
+    beginning = text[:fits]
+    words, space, _ = beginning.rpartition(" ")
+    whole = not space or fits == len(text) or text[fits].isspace()
+    chosen = (beginning if whole else words).strip()
+    return chosen if chosen and not _refused([chosen], check) else ""
+
+
+def _refused(texts: Sequence[str], check: Check) -> dict[str, str]:
+    """Those of the texts that cannot be used, with what is said of them."""
+    found: dict[str, str] = {}
+    texts = sorted(set(texts), key=len)  # those of like length together: little is padded
+    waiting = [texts[start : start + _AT_ONCE] for start in range(0, len(texts), _AT_ONCE)]
+    while waiting:
+        part = waiting.pop()
+        try:
+            check(part)
+        except InputError as error:
+            if len(part) == 1:
+                found[part[0]] = str(error)
+            else:
+                half = len(part) // 2
+                waiting += [part[:half], part[half:]]
+    return found
