@@ -6,6 +6,7 @@ leaves either the old or the new content. Nothing here knows what the files hold
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import Task, TaskID
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a disk, or a share of it, that is full."""
 _IS_WINDOWS = os.name == "nt"
 
 # Forced to the disk

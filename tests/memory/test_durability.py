@@ -266,11 +266,37 @@ def test_a_lock_whose_writer_died_is_taken_over_and_its_files_removed(path, fill
 
 
 def test_the_lock_of_another_machine_is_respected(path, filled):
-    leave_lock(path, host="elsewhere", pid=7)
+    leave_lock(path, host="elsewhere", pid=7, boot="of another kernel")
     with pytest.raises(MemoryStoreError, match="by process 7 on elsewhere .*; wait, or delete .*_writer.lock if"):
         filled.delete(["p0"])
     (path / storage.LOCK_FILE).unlink()
     assert len(filled.delete(["p0"])) == 11
+
+
+@pytest.mark.skipif(not storage.Owner.this_process().boot, reason="this system does not name its kernel's start")
+def test_a_writer_that_died_in_another_container_of_this_kernel_locks_nobody_out(path, filled):
+    """Each container has a host name of its own; the kernel's lock ended with the writer."""
+    leave_lock(path, host="3f2a9c", pid=1)
+    assert Memory.open(path).delete(["p0"]).version == 3
+    lock = {"host": "3f2a9c", "pid": 1, "since": storage.Owner.this_process().since}
+    (path / storage.LOCK_FILE).write_text(json.dumps(lock))  # as latentrag before wrote it: nothing tells where that is
+    with pytest.raises(MemoryStoreError, match="by process 1 on 3f2a9c .*; wait, or delete"):
+        Memory.open(path).delete(["p1"])
+
+
+def test_nobody_has_to_learn_who_makes_room_on_a_full_disk(monkeypatch, path, filled):
+    filled.delete(["p0"])
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "sync_handle", full)
+        with io.exclusive(path / storage.LOCK_FILE), pytest.raises(MemoryStoreError, match="is being changed by"):
+            upkeep.prune(path, keep=1)
+        with storage.LocalDisk(path).lock() as lock:
+            assert lock.died is None
+    assert upkeep.prune(path, keep=1).removed == [1, 2]
 
 
 def test_a_lock_file_that_is_deleted_while_it_is_taken_locks_nobody_out(monkeypatch, path, filled):
@@ -320,9 +346,9 @@ def small_files():
 
 
 @pytest.mark.parametrize("change", ["add", "upsert", "delete", "compact", "reencode"])
-@pytest.mark.parametrize("room", [100, 1_000])
+@pytest.mark.parametrize("room", [200, 1_000])
 def test_a_full_disk_leaves_the_memory_as_it_was(path, encoder, filled, small_files, change, room):
-    """100 bytes: the first file fails. 1,000 bytes: files with rows fail, smaller ones do not."""
+    """200 bytes: the first file but the lock fails. 1,000 bytes: files with rows fail, smaller ones do not."""
     many = [Passage(f"q{i}", f"text {i}") for i in range(100)]
     memory = filled.delete(["p3"]).add([Passage("one", "t")], encoder)
     before, records = version_files.present(path), (path / storage.CHECKSUMS_FILE).read_bytes()
@@ -373,11 +399,11 @@ def test_files_that_cannot_be_forced_to_the_disk_are_not_committed(monkeypatch, 
 
 def test_a_lock_that_cannot_be_forced_to_the_disk_is_not_taken(monkeypatch, path, filled):
     def fails(handle):
-        raise OSError(28, "No space left on device")
+        raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
         patched.setattr(io, "sync_handle", fails)
-        with pytest.raises(MemoryStoreError, match=r"cannot be written .No space left on device.; make room"):
+        with pytest.raises(MemoryStoreError, match=r"cannot be written .Input/output error.; make room"):
             filled.delete(["p0"])
     assert len(filled.delete(["p0"])) == 11
 

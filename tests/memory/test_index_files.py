@@ -258,7 +258,7 @@ def test_the_sample_shrinks_to_keep_the_bound():
 
 def test_a_full_disk_is_refused_in_one_line(memory, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 100))
-    with pytest.raises(MemoryStoreError, match=r"the index ivf-rabitq needs 0.00 GB on the disk of .*; make room$"):
+    with pytest.raises(MemoryStoreError, match=r"the index ivf-rabitq needs 0.01 MB on the disk of .*; make room$"):
         memory.build_index("ivf-rabitq")
     assert left(memory) == []
 

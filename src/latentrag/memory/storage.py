@@ -43,16 +43,28 @@ class Checksum:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The process that writes, or that died while writing. ``since`` is UTC, ISO 8601."""
+    """The process that writes, or that died while writing.
+
+    Attributes:
+        since: UTC, ISO 8601.
+        boot: of the kernel under which it runs, this start of it; empty where the system does not say.
+    """
 
     host: str
     pid: int
     since: str
+    boot: str = ""
 
     @classmethod
     def this_process(cls) -> Owner:
         """This process, from now on."""
-        return cls(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"))
+        return cls(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"), _boot())
+
+    @property
+    def is_under_our_locks(self) -> bool:
+        """Whether a lock of the operating system that it held would be seen here: containers of one kernel share
+        locks whatever their host names, and a host that started anew holds none."""
+        return self.host == socket.gethostname() or self.boot == _boot() != ""
 
     def __str__(self) -> str:
         age = datetime.now(UTC).replace(microsecond=0) - datetime.fromisoformat(self.since)
@@ -148,7 +160,7 @@ class LocalDisk:
             if not alone:
                 by = died or "another process"
                 raise MemoryStoreError(f"{self.folder} is being changed by {by}; try again when that is done")
-            if died is not None and died.host != socket.gethostname():
+            if died is not None and not died.is_under_our_locks:
                 raise MemoryStoreError(
                     f"{self.folder} is being changed by {died}, or was left so; wait, or delete {path} if that "
                     "process is gone"
@@ -218,13 +230,26 @@ def _require_locks() -> None:
         ) from error
 
 
+def _boot() -> str:
+    """Which start of which kernel this is; empty where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return ""
+
+
 def _write_owner(path: Path) -> None:
+    """Say who writes. Not on a full disk: what makes room must not need it, and what needs it fails soon enough."""
     content = json.dumps(asdict(Owner.this_process())).encode()
     with path.open("r+b", buffering=0) as stream:
-        # Cut to length afterwards: where this fails, the file still says that a writer died, if one did.
-        stream.write(content)
-        stream.truncate(len(content))
-        io.sync_handle(stream.fileno())
+        try:
+            # Cut to length afterwards: where this fails, the file still says that a writer died, if one did.
+            stream.write(content)
+            stream.truncate(len(content))
+            io.sync_handle(stream.fileno())
+        except OSError as error:
+            if error.errno not in io.NO_ROOM:
+                raise
 
 
 @contextmanager

@@ -163,20 +163,37 @@ def forget(place: Place, ids: Iterable[str]) -> Forgotten:
         for disposable in (version_files.INDEXES, version_files.DAMAGED):
             with changing(folder):
                 _remove_whole(folder / disposable)
-        newest = _without(Table.open(storage), unwanted, set(holders))
-        dropped = [
-            version
-            for version in version_files.version_numbers(folder)
-            if not holders.keys().isdisjoint(version_files.sizes(version_files.open_whole(storage, version)))
-        ]
-        named = [name for name, version in history.tags(folder).items() if version in dropped]
-        history.remove_tags(folder, named)
-        _drop(storage, dropped)
+        dropped: dict[int, list[str]] = {}
+        try:
+            newest = _without(Table.open(storage), unwanted, set(holders))
+        except MemoryStoreError as error:
+            if not version_files.is_full(error):
+                raise
+            dropped |= _drop_holders(storage, holders)  # which makes room
+            newest = _without(Table.open(storage), unwanted, set(holders))
+        dropped |= _drop_holders(storage, holders)
         with changing(folder):
             _remove_whole(folder / version_files.INDEXES)  # one may have been built of a version still there
         freed = before - _size_bytes(folder)
         same_text, left = _search(folder, passages)
-    return Forgotten(passages, newest.version, dropped, named, freed, same_text, left)
+    named = [name for names in dropped.values() for name in names]
+    return Forgotten(passages, newest.version, list(dropped), named, freed, same_text, left)
+
+
+def _drop_holders(storage: Storage, holders: Collection[str]) -> dict[int, list[str]]:
+    """Remove every version but the newest that needs one of these files. Returns: the tags of each."""
+    *older, _ = version_files.version_numbers(storage.folder)
+    dropped: dict[int, list[str]] = {
+        version: []
+        for version in older
+        if not set(holders).isdisjoint(version_files.sizes(version_files.open_whole(storage, version)))
+    }
+    for name, version in history.tags(storage.folder).items():
+        if version in dropped:
+            dropped[version].append(name)
+    history.remove_tags(storage.folder, [name for names in dropped.values() for name in names])
+    _drop(storage, dropped)
+    return dropped
 
 
 def _remove_whole(place: Path) -> None:

@@ -325,10 +325,20 @@ def changing(folder: Path) -> AbstractContextManager[None]:
     )
 
 
-def _remedy(folder: Path, error: BaseException) -> str:
-    """Lance gives the system's errors in words, and reads too when it changes a table."""
+def _errno(error: BaseException | None) -> int | None:
+    """The system's number of an error; Lance gives it in words."""
     said = re.search(r"\(os error (\d+)\)", str(error))
-    number = int(said[1]) if said else getattr(error, "errno", None)
+    return int(said[1]) if said else getattr(error, "errno", None)
+
+
+def is_full(error: MemoryStoreError) -> bool:
+    """Whether a change failed for want of room on the disk."""
+    return _errno(error.__cause__) in io.NO_ROOM
+
+
+def _remedy(folder: Path, error: BaseException) -> str:
+    """Lance reads too when it changes a table."""
+    number = _errno(error)
     if number in {EACCES, EPERM, EROFS}:
         return "check its permissions or copy it elsewhere"
     if number is None:

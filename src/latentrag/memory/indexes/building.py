@@ -102,8 +102,8 @@ def plan(kind: str, num_rows: int, dimension: int, *, max_memory: int | None = N
         given = "this machine has" if max_memory is None else "it may take"
         other = "" if kind == "ivf-rabitq" else ", or build ivf-rabitq"
         raise InputError(
-            f"the index {kind} of {num_rows} vectors of {dimension} needs {_gigabytes(ram_bytes)} of memory, {given} "
-            f"{_gigabytes(bound)}; give it more{other}"
+            f"the index {kind} of {num_rows} vectors of {dimension} needs {_size(ram_bytes)} of memory, {given} "
+            f"{_size(bound)}; give it more{other}"
         )
     of_rows = 0 if row.proposer is None else num_rows * (vector_bytes(dimension) + 8)
     return replace(needed, ram_bytes=ram_bytes, disk_bytes=needed.disk_bytes + of_rows)
@@ -117,8 +117,8 @@ def physical_bytes() -> int:
     return min(whole, int(given)) if given.isdigit() else whole
 
 
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB"
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.2f} MB"
 
 
 # Building
@@ -233,8 +233,7 @@ def _require_room(table: Table, kind: str, planned: Plan, folder: IndexFolder) -
     free, needed = shutil.disk_usage(folder.path).free, planned.disk_bytes + bytes_of_passages(table)
     if needed > free:
         raise MemoryStoreError(
-            f"the index {kind} needs {_gigabytes(needed)} on the disk of {folder.path}, {_gigabytes(free)} are free; "
-            "make room"
+            f"the index {kind} needs {_size(needed)} on the disk of {folder.path}, {_size(free)} are free; make room"
         )
 
 
