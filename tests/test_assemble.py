@@ -111,6 +111,21 @@ def test_a_failed_save_leaves_the_old_model_and_nothing_else(parts, memory, tmp_
     assert set(tmp_path.iterdir()) == others
 
 
+@pytest.mark.parametrize("num_bytes", [0, 1_000, 20_000])
+def test_a_full_disk_costs_one_line(parts, memory, tmp_path, num_bytes) -> None:
+    """No file may grow beyond so many bytes: safetensors has an error of its own for that."""
+    resource = pytest.importorskip("resource")
+    rag = load(parts, memory=memory)
+    before, others = resource.getrlimit(resource.RLIMIT_FSIZE), set(tmp_path.iterdir())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"saved cannot be written \("):
+            save(rag, tmp_path / "saved")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert set(tmp_path.iterdir()) == others
+
+
 @pytest.mark.parametrize("variant", ["Sequence", "Token"])
 def test_the_layout_of_facebook_rag_loads(variant, tmp_path) -> None:
     theirs, _ = checkpoint(tmp_path / "rag", 0, variant=variant)

@@ -171,16 +171,22 @@ def finite(value: Any, *, strict: bool = False) -> Any:
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, object]], *, durable: bool = False) -> None:
-    """Append records to a file of JSON lines, after cutting a line that a kill left unfinished.
+    """Append records to a file of JSON lines, after cutting a line that a kill left unfinished: all of them or none.
 
     Args:
         durable: on the disk when this returns.
     """
     lines = b"".join(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n" for record in records)
-    with path.open("ab+") as stream:
+    with path.open("ab+", buffering=0) as stream:
         _cut_unfinished_line(stream.fileno())
-        stream.write(lines)
-        stream.flush()
+        size = os.fstat(stream.fileno()).st_size
+        try:
+            written = 0
+            while written < len(lines):  # on a full disk a part is written first
+                written += stream.write(lines[written:]) or 0
+        except OSError:
+            os.ftruncate(stream.fileno(), size)
+            raise
         if durable:
             sync_handle(stream.fileno())
 

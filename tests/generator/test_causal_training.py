@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from latentrag.errors import InputError, ModelError
 from latentrag.generator import CausalGenerator, load_generator
@@ -179,9 +180,12 @@ def test_a_cache_on_disk_outlives_the_process_and_heals(plain, tmp_path) -> None
         assert other.get(generator.prepare(X, singles(PASSAGES)).prompts.passages[0]) is None
 
 
-def test_a_disk_that_is_full_costs_time_only(plain, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left on device")]
+)
+def test_a_disk_that_is_full_costs_time_only(plain, tmp_path, monkeypatch, error) -> None:
     def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     monkeypatch.setattr("latentrag.generator.passages.save_file", full)
     generator = adapted(plain, tmp_path / "a", LORA)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from latentrag.errors import DataError
+from latentrag.errors import DataError, TrainingError
 from latentrag.training.log import Progress, TrainingLog, read_log
 
 TENSORBOARD = "torch.utils.tensorboard"
@@ -81,7 +81,7 @@ def test_a_log_that_cannot_be_rewritten_stays_as_it_is(tmp_path, monkeypatch):
         log.write("train", 1)
         log.write("train", 2)
         monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(TrainingError, match=r"log.jsonl cannot be written \(disk full\); make room"):
             log.drop_after(1)
     assert steps(log.path) == [1, 2]
     assert [file.name for file in tmp_path.iterdir()] == ["log.jsonl"]

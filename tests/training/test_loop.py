@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from latentrag import io
 from latentrag.encoder import load_passage_encoder, load_query_encoder
 from latentrag.errors import InputError, TrainingError
 from latentrag.generator import CausalGenerator, load_generator
@@ -247,6 +248,54 @@ def test_a_full_disk_leaves_the_checkpoint_before(parts, tmp_path, monkeypatch) 
     again = trainer(parts, tmp_path / "run")
     assert again.run(resume=True).finished
     assert not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.parametrize("full_at", [0, 4, 5, 9])
+def test_a_disk_that_is_full_for_the_log_costs_no_step(parts, tmp_path, monkeypatch, full_at) -> None:
+    """The run ends after that step with a checkpoint, and goes on with the same log as without."""
+    whole = trainer(parts, tmp_path / "whole", dev=EXAMPLES)
+    whole.run()
+    append = io.append_lines
+
+    def full(path: Path, records: Any, **more: Any) -> None:
+        records = list(records)
+        if path.name == "log.jsonl" and any(record["step"] >= full_at for record in records):
+            raise OSError(28, "No space left on device")
+        append(path, records, **more)
+
+    monkeypatch.setattr(io, "append_lines", full)
+    with pytest.raises(TrainingError, match=r"log.jsonl cannot be written \(No space left on device\); make room"):
+        trainer(parts, tmp_path / "run", dev=EXAMPLES).run()
+    assert newest(tmp_path / "run").step == max(1, full_at)
+    monkeypatch.setattr(io, "append_lines", append)
+    second = trainer(parts, tmp_path / "run", dev=EXAMPLES)
+    assert second.run(resume=True).finished
+    for name, weight in whole.parameters.items():
+        assert torch.equal(second.parameters[name], weight), name
+    found, expected = (
+        [{**record, "time_s": 0} for record in read_log(tmp_path / name / "log.jsonl") if record["event"] != "resume"]
+        for name in ("run", "whole")
+    )
+    assert [record for record in found if record["event"] != "done"] == expected[:-1]
+
+
+@pytest.mark.parametrize("num_bytes", [0, 700, 20_000, 60_000])
+def test_a_full_disk_costs_one_line(parts, tmp_path, num_bytes) -> None:
+    """Whatever it is that does not fit: a line of the log, the weights of a step or of the best one."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    run = trainer(parts, tmp_path / "run", dev=EXAMPLES)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"cannot be written \(.*make room"):
+            run.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "run").glob(".*"))
+    again = trainer(parts, tmp_path / "run", dev=EXAMPLES)
+    assert again.run(resume=True).finished
+    trainer(parts, tmp_path / "whole", dev=EXAMPLES).run()
+    assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
 
 
 def test_another_models_checkpoint_is_refused(parts, tmp_path) -> None:

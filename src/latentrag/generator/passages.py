@@ -157,8 +157,9 @@ class _Files:
                 save_file({str(number): layer.contiguous() for number, layer in enumerate(layers)}, scratch)
         except (OSError, SafetensorError) as error:
             self._is_writable = False
+            reason = getattr(error, "strerror", None) or error
             warnings.warn(
-                f"{self.folder} cannot be written ({error}), so nothing more is kept there; make "
+                f"{self.folder} cannot be written ({reason}), so nothing more is kept there; make "
                 "room, or name another folder",
                 stacklevel=2,
             )

@@ -146,9 +146,9 @@ def _saving(run: Path, kind: str, step: int) -> Iterator[Path]:
         with io.replacing_folder(folder) as scratch:
             yield scratch
     except (OSError, SafetensorError) as error:
-        raise TrainingError(
-            f"{folder} cannot be written ({error}); the checkpoint before it is intact: make room and resume"
-        ) from error
+        before = next((each.name for each in sorted(run.glob(f"{_STEP}[0-9]*"), reverse=True) if each != folder), "")
+        intact = f"{before}, the checkpoint before it, is intact" if before else "no checkpoint was made before"
+        raise TrainingError(f"{folder} cannot be written ({error}); {intact}: make room and resume") from error
     for pattern in (f"{kind}*", f".{kind}*"):
         for other in run.glob(pattern):
             if other != folder:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from latentrag import io
-from latentrag.errors import DataError
+from latentrag.errors import DataError, TrainingError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -23,13 +23,15 @@ LOG_NAME = "log.jsonl"
 class TrainingLog:
     """folder/log.jsonl, a JSON object a line: ``{"step": 40, "event": "train", "time_s": …, "loss": …}``.
 
-    Every line is out of this process when ``write`` returns, so that killing it loses none. Numbers go to TensorBoard
-    as well where it is installed, as ``event/name``, under folder/tensorboard.
+    Every line is out of this process when ``write`` returns, so that killing it loses none. Where it cannot be written,
+    on a full disk for instance, it waits in ``unwritten``, and ``error`` says why. Numbers go to TensorBoard as well
+    where it is installed, as ``event/name``, under folder/tensorboard.
 
     Args:
         folder: of the run; made if it is missing.
         append: continue the log that is there. False begins a new one.
         enabled: False writes nothing: the log of a process that is not the main one.
+    Raises: TrainingError if it cannot be written.
     """
 
     def __init__(self, folder: Path, *, append: bool, enabled: bool = True) -> None:
@@ -38,26 +40,50 @@ class TrainingLog:
         self._writer: SummaryWriter | None = None
         self._writer_class = _summary_writer_class() if enabled else None
         self._purge_step: int | None = None
+        self.unwritten: list[dict[str, object]] = []
+        self.error: OSError | None = None
         if enabled:
-            folder.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab" if append else "wb"):
-                pass
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with self.path.open("ab" if append else "wb"):
+                    pass
+            except OSError as error:
+                raise self.failure(error) from error
+
+    def failure(self, error: OSError) -> TrainingError:
+        """What it means for a run that the log cannot be written."""
+        return TrainingError(
+            f"{self.path} cannot be written ({error.strerror or error}); make room, then continue with --resume"
+        )
 
     def write(self, event: Event, step: int, **values: object) -> None:
         """One line. Values are what JSON knows, mappings included; numbers that are not finite become null."""
         if not self._enabled:
             return
         record = {"step": step, "event": event, "time_s": round(time.time(), 3), **io.finite(values)}
-        io.append_lines(self.path, [record])
-        self._mirror(event, step, values)
+        try:
+            self.unwritten.append(record)
+            io.append_lines(self.path, self.unwritten)
+            self.unwritten, self.error = [], None
+            self._mirror(event, step, values)
+        except OSError as error:
+            self.error = error
 
-    def drop_after(self, step: int) -> None:
-        """Remove the lines of later steps, which a run resumed at ``step`` will take again. All or nothing."""
+    def drop_after(self, step: int, *, unwritten: Sequence[Mapping[str, object]] = ()) -> None:
+        """Remove the lines of later steps, which a run resumed at ``step`` will take again. All or nothing.
+
+        Args:
+            unwritten: lines of earlier steps that could not be written then.
+        Raises: TrainingError if it cannot be written.
+        """
         if not self._enabled:
             return
         kept = [record for record in read_log(self.path) if record["step"] <= step]
-        with io.replacing_file(self.path) as scratch:
-            io.append_lines(scratch, kept)
+        try:
+            with io.replacing_file(self.path) as scratch:
+                io.append_lines(scratch, [*kept, *unwritten])
+        except OSError as error:
+            raise self.failure(error) from error
         self._purge_step = step + 1
 
     def close(self) -> None:

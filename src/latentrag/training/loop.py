@@ -108,6 +108,7 @@ class Trainer:
         self._untrained: float | None = None
         self._stuck: set[str] = set()  # sides whose weights were seen not to move
         self._nll: float | None = None
+        self._unwritten: list[dict[str, object]] = []  # lines of the log, before the checkpoint that is resumed
         self._saved: int | None = None
         self._memo = ScoreMemo() if self._scores_again() else None
         self._order: tuple[int, list[int]] = (-1, [])  # of the last epoch that was asked for
@@ -155,7 +156,8 @@ class Trainer:
 
         Ctrl-C (or SIGTERM) ends the run after the step in hand, with a checkpoint.
 
-        Raises: TrainingError if a checkpoint cannot be read or written, or the loss is no number.
+        Raises: TrainingError if a checkpoint cannot be read or written, or the loss is no number; or if the log cannot
+            be written, after a checkpoint.
         """
         step = self._restored() if resume else 0
         main = self.processes.is_main
@@ -165,7 +167,7 @@ class Trainer:
             _stop_requests() as stop_wanted,
         ):
             if resume:
-                log.drop_after(step)
+                log.drop_after(step, unwritten=self._unwritten)
             log.write("resume" if step else "start", step)
             if step == 0:
                 self._evaluate(0, log, progress)
@@ -174,10 +176,14 @@ class Trainer:
                 self._nll = self._step(step, log, progress)
                 step += 1
                 self._between(step, log, progress)
-                if step < self.options.num_steps and (step == until or self.processes.agree(stop_wanted())):
-                    self._save(step)
-                    return self._outcome(step)
-            log.write("done", step, best=self.best or None)
+                ends = step == self.options.num_steps
+                if not ends and (step == until or self.processes.agree(stop_wanted() or log.error is not None)):
+                    self._save(step, log)
+                    break
+            else:
+                log.write("done", step, best=self.best or None)
+            if log.error is not None:
+                raise log.failure(log.error) from log.error
         return self._outcome(step)
 
     def restore_best(self) -> None:
@@ -200,6 +206,7 @@ class Trainer:
         self._first = None if first is None else Health.of_record(first)
         self._untrained = newest.state.get("untrained", None if first is None else first["nll_per_token"])
         self._nll = newest.state.get("nll")
+        self._unwritten = newest.state.get("unwritten", [])
         if self._refresher is not None and version is not None:
             self._refresher.use(version)
         return newest.step
@@ -312,9 +319,9 @@ class Trainer:
         if step % options.eval_every == 0 or last:
             self._evaluate(step, log, progress)
         if step % options.save_every == 0 or last or refreshed:
-            self._save(step)
+            self._save(step, log)
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, log: TrainingLog) -> None:
         if self.processes.is_main and step != self._saved:
             first = None if self._first is None else self._first.as_record()
             version = None if self._refresher is None else self._refresher.version
@@ -324,6 +331,7 @@ class Trainer:
                 "nll": self._nll,
                 "first_health": first,
                 "memory_version": version,
+                "unwritten": log.unwritten,
             }
             learns_not = not self.options.trains_generator or step < self.options.warmup_retriever
             memo = self._memo if learns_not else None
