@@ -13,7 +13,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help test lint test-page test-properties torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
+.PHONY: help test lint test-gpu test-page test-properties torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
 	experiment-precision bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
 	bench-memory bench-swap bench-sync bench-serving clean
 
@@ -28,6 +28,9 @@ lint: $(STAMP)  ## Check style, types and import rules.
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+
+test-gpu: $(STAMP)  ## Run the tests of devices on a real accelerator, a minute; DEVICE=mps, default cuda.
+	@LATENTRAG_TEST_DEVICE=$(or $(DEVICE),cuda) $(BIN)/python -m pytest tests/test_devices.py
 
 test-page: $(STAMP) build/axe-core/package/axe.min.js  ## Try the page in Chromium, which must be installed; CHROMIUM=/usr/bin/chromium.
 	@$(BIN)/python -c 'import playwright' 2>/dev/null || \

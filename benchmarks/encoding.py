@@ -60,11 +60,11 @@ def theirs(config: Config, dtype: str) -> Callable[[list[Any]], Any]:
 
 
 def ours(config: Config, dtype: str) -> Callable[[list[Any]], Any]:
-    from latentrag.assemble import load_passage_encoder
+    from latentrag.encoder import load_passage_encoder
     from latentrag.place import Places
 
     place = Places.of("cpu", number_format=dtype).generator
-    encoder: Any = load_passage_encoder(config.model, place=place)
+    encoder: Any = load_passage_encoder(folder(config.model), place=place)
     encoder.batch_tokens = config.batch_tokens or None
     return encoder.encode_passages
 

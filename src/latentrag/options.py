@@ -39,6 +39,8 @@ PASSAGE_FOLDER_BYTES = 20 << 30
 """How large a folder of passages that were read may become, unless told otherwise."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "int8"]
+CacheMemory = Literal["ram", "device"]
+_DEVICES = "auto|cpu|cuda|cuda:N|mps|xpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +201,24 @@ class ModelOptions:
     retriever: Annotated[str | None, Option(default="as the model was saved, else dense")] = None
 
 
+@dataclass(frozen=True)  # without slots: those of a run have a second base
+class DeviceOptions:
+    """Where the model computes.
+
+    Attributes:
+        device: Where the generator computes; auto: on the best device of this machine. `doctor` lists them.
+        encoder_device: Where the encoders compute.
+        passage_cache_in: Memory in which a causal generator keeps passages that it has read: ram (the computer's)
+            or device (that of --device). The size given for them counts this memory.
+    """
+
+    device: Annotated[str, Option(metavar=_DEVICES)] = "auto"
+    encoder_device: Annotated[str | None, Option(metavar=_DEVICES, default="as --device")] = None
+    passage_cache_in: Annotated[CacheMemory, Option()] = "ram"
+
+
 @dataclass(frozen=True, slots=True)
-class PlaceOptions:
+class PlaceOptions(DeviceOptions):
     """Where and in which number format the model computes.
 
     Attributes:
@@ -241,10 +259,12 @@ class PassageEncoderOptions:
     Attributes:
         model: A model whose encoder is used: a folder, a hub id, or demo.
         encoder: In place of -m: the encoder of the passages, a folder or hub id.
+        device: Where the encoder computes; auto: on the best device of this machine. `doctor` lists them.
     """
 
     model: Annotated[str | None, Option(flags=("-m", "--model"), default=DEMO)] = None
     encoder: Annotated[str | None, Option()] = None
+    device: Annotated[str, Option(flags=("--device", "--encoder-device"), metavar=_DEVICES)] = "auto"
 
     def __post_init__(self) -> None:
         if self.model is not None and self.encoder is not None:

@@ -3,6 +3,7 @@ passed on as a value. Nothing else in the package asks what the machine has."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, get_args
@@ -11,6 +12,9 @@ from latentrag.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+ACCELERATORS = ("cuda", "xpu", "mps")
+"""torch's names of the accelerators that are supported, best first. ROCm's are called cuda."""
 
 NumberFormat = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 """auto: as the files have the weights, if the device computes in that; int8: linear layers in eight bits, everything
@@ -49,15 +53,14 @@ class Place:
 
         name = self.number_format
         if name == "auto":
-            name = _number_format(saved) or "auto"
-            if self.is_cpu and not (name == "bfloat16" and computes_bfloat16()):
-                name = "float32"
+            found = _number_format(saved)
+            name = found if found in formats(self.device) else "float32"
         return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the parts of a model compute, each its own. The memory is searched on the processor."""
+    """Where the parts of a model compute, each its own. The memory is searched on the CPU."""
 
     encoder: Place = Place()
     generator: Place = Place()
@@ -65,31 +68,94 @@ class Places:
 
     @classmethod
     def of(
-        cls, device: str = "cpu", *, encoder_device: str | None = None, number_format: torch.dtype | str = "auto"
+        cls, device: str = "auto", *, encoder_device: str | None = None, number_format: torch.dtype | str = "auto"
     ) -> Self:
         """From options.
 
         Args:
-            device: of torch, or "auto": the best that this machine has.
+            device: "cpu", "cuda", "cuda:1", …, or "auto": the best that this machine has; for int8 its CPU.
             encoder_device: where it is another one.
             number_format: of the generator; a name or a dtype.
-        Raises: InputError for an unknown format, or int8 elsewhere than on a processor.
+        Raises: InputError for an unknown format, int8 elsewhere than on a CPU, or a device that is not there.
         """
         known = _number_format(number_format)
         if known is None:
             *others, last = get_args(NumberFormat)
             raise InputError(f"dtype={number_format!r} is unknown; needed {', '.join(others)} or {last}")
-        generator = Place(_device(device), known)
+        generator = Place("cpu" if (device, known) == ("auto", "int8") else _device(device), known)
         if generator.is_int8 and not generator.is_cpu:
-            raise InputError(f"dtype='int8' is for processors, device={device!r} is none; use bfloat16 there")
+            raise InputError(f"dtype='int8' is for CPUs, device={device!r} is none; use bfloat16 there")
         return cls(Place(_device(encoder_device or device)), generator)
 
 
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device of this machine.
+
+    Attributes:
+        name: as options take it: "cpu", "cuda:0", …
+        description: what its driver calls it; empty where it says nothing.
+        memory_bytes: RAM, or the accelerator's own memory; None: unknown.
+        formats: number formats that it computes in at full speed; "auto" keeps to them.
+    """
+
+    name: str
+    description: str
+    memory_bytes: int | None
+    formats: tuple[NumberFormat, ...]
+
+
+def devices() -> tuple[Device, ...]:
+    """The CPU and the accelerators of this machine."""
+    names = ["cpu", *(f"{kind}:{index}" for kind in ACCELERATORS for index in range(_count(kind)))]
+    return tuple(Device(name, *_properties(name), formats(name)) for name in names)
+
+
 def best_device() -> str:
-    """The accelerator of this machine, else its processor."""
+    """The accelerator of this machine, else its CPU."""
+    return next((kind for kind in ACCELERATORS if _count(kind)), "cpu")
+
+
+def formats(device: str) -> tuple[NumberFormat, ...]:
+    """The number formats that a device of this machine computes in at full speed."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    kind = device.partition(":")[0]
+    if kind == "cpu":
+        return ("float32", "bfloat16", "int8") if computes_bfloat16() else ("float32", "int8")
+    bfloat16 = True
+    if kind == "cuda":  # older ones emulate it
+        bfloat16 = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    elif kind == "xpu":
+        bfloat16 = torch.xpu.get_device_properties(device).has_bfloat16_conversions
+    elif kind == "mps":
+        bfloat16 = torch.backends.mps.is_macos_or_newer(14, 0)
+    return ("float32", "float16", "bfloat16") if bfloat16 else ("float32", "float16")
+
+
+def _properties(device: str) -> tuple[str, int | None]:
+    """What a device is called, and the bytes of its memory."""
+    import torch
+
+    kind = device.partition(":")[0]
+    if kind in {"cuda", "xpu"}:
+        properties = torch.get_device_module(kind).get_device_properties(device)
+        return properties.name, properties.total_memory
+    return "", torch.mps.recommended_max_memory() if kind == "mps" else _ram_bytes()
+
+
+def _ram_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _count(kind: str) -> int:
+    import torch
+
+    module = torch.get_device_module(kind)
+    return module.device_count() if module.is_available() else 0
 
 
 def computes_bfloat16() -> bool:
@@ -102,7 +168,17 @@ def computes_bfloat16() -> bool:
 
 
 def _device(name: str) -> str:
-    return best_device() if name == "auto" else name
+    """Raises: InputError for an unknown name, or a device that is not there."""
+    if name == "auto":
+        return best_device()
+    kind, colon, index = name.partition(":")
+    if kind not in {"cpu", *ACCELERATORS} or (colon and not index.isdecimal()):
+        known = ", ".join(ACCELERATORS)
+        raise InputError(f"device={name!r} is unknown; needed auto, cpu, {known}, or one of several as cuda:1")
+    if kind != "cpu" and int(index or 0) >= _count(kind):
+        there = ", ".join(device.name for device in devices())
+        raise InputError(f"device={name!r} is not there, or torch was installed without it; this machine has {there}")
+    return name
 
 
 def _number_format(value: object) -> NumberFormat | None:

@@ -250,12 +250,18 @@ class KeepsPassages(Protocol):
     """A generator with the capability ``keeps_prefixes``."""
 
     def keep_passages(
-        self, max_bytes: int, *, folder: str | os.PathLike[str] | None = None, max_folder_bytes: int = ...
+        self,
+        max_bytes: int,
+        *,
+        on_device: bool = False,
+        folder: str | os.PathLike[str] | None = None,
+        max_folder_bytes: int = ...,
     ) -> None:
         """Keep what is read of passages for the next question.
 
         Args:
-            max_bytes: of RAM. With 0 and no folder nothing is kept.
+            max_bytes: of memory. With 0 and no folder nothing is kept.
+            on_device: in the memory of the generator's device, not in RAM.
             folder: keeps them on disk too.
             max_folder_bytes: how large the folder may become.
         Raises: InputError for a folder that nothing can be kept in.

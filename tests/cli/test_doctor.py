@@ -1,6 +1,7 @@
 """doctor: the facts, and every problem with its remedy."""
 
 import platform
+import re
 
 import pytest
 
@@ -36,6 +37,7 @@ def test_a_model_and_a_memory_that_fit(model, memory, home) -> None:
         "dimension": 16,
         "scale": 20.0,
         "passage_fingerprint": manifest.fingerprint,
+        "device": "cpu",
     }
     generator = facts["model"]["generator"]
     assert (generator["class"], generator["kind"], generator["template"]) == (
@@ -43,15 +45,21 @@ def test_a_model_and_a_memory_that_fit(model, memory, home) -> None:
         "causal",
         "PromptTemplate",
     )
-    assert generator["dtype"] == "float32"
+    assert (generator["dtype"], generator["device"]) == ("float32", "cpu")
     packs = platform.machine() in {"x86_64", "AMD64"}
     assert (0 < generator["packed_bytes"] <= 4 * generator["parameters"]) is packs
+    assert facts["model"]["passage_cache"] == {"device": "cpu", "max_bytes": 1 << 30}
+    assert facts["devices"][0]["name"] == "cpu"
+    assert facts["devices"][0]["memory_bytes"] == facts["machine"]["memory_bytes"] > 0
+    assert {"float32", "int8"} <= set(facts["devices"][0]["formats"])
     seen = cli("doctor", "-m", model, "-i", memory)
     words = " ".join(seen.stdout.split())
     assert seen.code == 0
     assert f"{generator['parameters']:,} parameters in float32" in words
     assert manifest.fingerprint in words
     assert "no problem found" in words
+    assert "keeps passages that it has read in 1.07 GB of RAM" in words
+    assert re.search(r"devices cpu: \d+\.\d\d GB of memory, computes in float32, ", words)
 
 
 def test_nothing_is_set_up(home) -> None:

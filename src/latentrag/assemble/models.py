@@ -14,7 +14,7 @@ from latentrag.assemble.memories import memory_at
 from latentrag.assemble.model_file import FILE_NAME, ModelFile
 from latentrag.assemble.parts import ModelSpec, Parts, Source, open_parts
 from latentrag.errors import InputError, ModelError
-from latentrag.options import PASSAGE_FOLDER_BYTES, chosen_options
+from latentrag.options import PASSAGE_FOLDER_BYTES, CacheMemory, chosen_options
 from latentrag.place import Places
 from latentrag.protocols import KeepsPassages, SavableRetriever
 
@@ -34,10 +34,11 @@ def load(
     variant: Variant | None = None,
     k: int | None = None,
     retriever: str | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     encoder_device: str | None = None,
     dtype: torch.dtype | str = "auto",
     passage_cache_bytes: int = 1 << 30,
+    passage_cache_in: CacheMemory = "ram",
     passage_cache_folder: Source | None = None,
     passage_cache_folder_bytes: int = PASSAGE_FOLDER_BYTES,
 ) -> Rag:
@@ -54,13 +55,15 @@ def load(
         k: passages retrieved for a question; None: as the model says, else 5.
         retriever: "dense"; "bm25", which needs no query encoder and fits any memory; or one that another package
             adds. None: as the model says, else "dense".
-        device: where the model computes, as torch names it; "auto": the best that this machine has.
+        device: where the model computes: "cpu", "cuda", "cuda:1", "mps", "xpu"; "auto": the best device of this
+            machine. The memory is searched on the CPU.
         encoder_device: where the query encoder computes; None: on ``device``.
         dtype: of the generator: "auto" (as its files have it, float32 where its device does not compute in
-            that), "float32", "bfloat16", "float16" or a torch dtype; or "int8", for answering on a processor only:
+            that), "float32", "bfloat16", "float16" or a torch dtype; or "int8", for answering on a CPU only:
             linear layers in eight bits, the rest in float32.
-        passage_cache_bytes: RAM in which a causal generator keeps what it has read of passages for the next
+        passage_cache_bytes: memory in which a causal generator keeps what it has read of passages for the next
             question; it changes no result.
+        passage_cache_in: which memory that is: "ram", or "device", that of ``device``.
         passage_cache_folder: keeps that on disk too, for later runs of the same weights. Several processes may share
             the folder.
         passage_cache_folder_bytes: how large the folder may become; what was used longest ago is deleted.
@@ -79,7 +82,10 @@ def load(
     generator = parts.generator()
     if isinstance(generator, KeepsPassages):
         generator.keep_passages(
-            passage_cache_bytes, folder=passage_cache_folder, max_folder_bytes=passage_cache_folder_bytes
+            passage_cache_bytes,
+            on_device=passage_cache_in == "device",
+            folder=passage_cache_folder,
+            max_folder_bytes=passage_cache_folder_bytes,
         )
     return Rag(
         made,

@@ -91,15 +91,17 @@ def open_parts(source: Source | ModelSpec | tuple[Source, Source], places: Place
     )
 
 
-def load_passage_encoder(source: Source | ModelSpec, *, place: Place | None = None) -> PassageEncoder:
+def load_passage_encoder(source: Source | ModelSpec, *, device: str = "auto") -> PassageEncoder:
     """d(z) of a model (as for ``load``), or from an encoder's own folder or hub id.
 
     Args:
-        place: None: the processor.
-    Raises: ModelError if the model has none, as ``facebook/rag-*``, which ship without their passage encoder.
+        device: where it computes, as for ``load``.
+    Raises: InputError for a device that is not there; ModelError if the model has none, as ``facebook/rag-*``, which
+        ship without their passage encoder.
     """
     from latentrag import encoder
 
+    place = Places.of(device).encoder
     if isinstance(source, ModelSpec):
         source = source.passage_encoder or source.encoder
     folder = model_place(source)
@@ -113,7 +115,7 @@ def load_passage_encoder(source: Source | ModelSpec, *, place: Place | None = No
             f"{source} holds no passage encoder; name the one it was trained with, "
             "for instance facebook/dpr-ctx_encoder-multiset-base"
         )
-    return encoder.load_passage_encoder(folder, place=place or Place())
+    return encoder.load_passage_encoder(folder, place=place)
 
 
 def _open_own(folder: Path, places: Places) -> Parts:

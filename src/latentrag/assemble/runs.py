@@ -207,6 +207,7 @@ def _model(
         variant=options.variant,
         k=options.k,
         device=device,
+        encoder_device=setup.encoder_device,
         dtype=setup.dtype,
     )
     generator: Any = rag.generator
@@ -234,13 +235,18 @@ def _model(
         multiline=multiline and options.trains_generator,
         recompute=setup.recompute,
         passage_cache_bytes=round(setup.passage_cache * 2**30),
+        passage_cache_in=setup.passage_cache_in,
         passage_cache_folder=setup.passage_cache_folder,
         passage_cache_folder_bytes=round(setup.passage_cache_folder_size * 2**30),
         frozen=not options.trains_generator,
     )
-    refresh = options.refresh_every > 0
     retriever = retriever_for_training(
-        rag, setup.model, memory, refresh, device=device, frozen=not options.trains_retriever
+        rag,
+        setup.model,
+        memory,
+        options.refresh_every > 0,
+        device=setup.encoder_device or device,
+        frozen=not options.trains_retriever,
     )
     return with_parts(rag, retriever, generator), lora if options.trains_generator else None
 

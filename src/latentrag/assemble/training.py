@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from latentrag.assemble.parts import ModelSpec, Source, load_passage_encoder
 from latentrag.errors import InputError
-from latentrag.options import PASSAGE_FOLDER_BYTES
-from latentrag.place import Place
+from latentrag.options import PASSAGE_FOLDER_BYTES, CacheMemory
 from latentrag.protocols import KeepsPassages
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ def generator_for_training(
     keep_preamble: bool = False,
     multiline: bool = False,
     passage_cache_bytes: int = 0,
+    passage_cache_in: CacheMemory = "ram",
     passage_cache_folder: Source | None = None,
     passage_cache_folder_bytes: int = PASSAGE_FOLDER_BYTES,
 ) -> G:
@@ -40,8 +40,8 @@ def generator_for_training(
     Args:
         lora, whole, recompute, seed, keep_preamble, multiline: as for ``TransformersGenerator.for_training``.
         frozen: nothing of it is trained.
-        passage_cache_bytes, passage_cache_folder, passage_cache_folder_bytes: for a generator that keeps passages and
-            reads them without learning, so that each is read once.
+        passage_cache_bytes, passage_cache_in, passage_cache_folder, passage_cache_folder_bytes: for a generator that
+            keeps passages and reads them without learning, so that each is read once.
     Raises: InputError for a generator that cannot be trained.
     """
     ready = generator.for_training(
@@ -50,7 +50,10 @@ def generator_for_training(
     spares_passages = ready.lora is not None and ready.lora.scope == "question"
     if isinstance(ready, KeepsPassages) and (frozen or spares_passages):
         ready.keep_passages(
-            passage_cache_bytes, folder=passage_cache_folder, max_folder_bytes=passage_cache_folder_bytes
+            passage_cache_bytes,
+            on_device=passage_cache_in == "device",
+            folder=passage_cache_folder,
+            max_folder_bytes=passage_cache_folder_bytes,
         )
     return ready
 
@@ -63,6 +66,7 @@ def retriever_for_training(
     Args:
         frozen: none is.
         source: the model, for its passage encoder.
+        device: where that computes.
         refresh: train the passage encoder too and re-encode the memory meanwhile. It is loaded apart from the query
             encoder, also where one model serves as both: they part as they learn.
     Raises: InputError for BM25, which has no encoders; ModelError if the model has no passage encoder;
@@ -80,7 +84,7 @@ def retriever_for_training(
             f"{retriever.kind} retrieval has no passage encoder to refresh; leave refresh_every out or retrieve with "
             "vectors (dense)"
         )
-    passage_encoder = load_passage_encoder(source, place=Place(device))
+    passage_encoder = load_passage_encoder(source, device=device)
     refreshing = RefreshingRetriever(retriever.query_encoder, passage_encoder, memory)
     passage_encoder.module.float()  # after its vectors were compared with the memory's
     return refreshing

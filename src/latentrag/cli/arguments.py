@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING
+from dataclasses import MISSING, asdict
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
@@ -144,10 +144,14 @@ def open_rag(
     model: ModelOptions, memory: MemoryOptions, version: VersionOptions, place: PlaceOptions | None = None
 ) -> Rag:
     """The model and its memory. Raises as ``latentrag.load``."""
-    source, place = model_source(model), place or PlaceOptions()
+    source = model_source(model)
     with working("loading the model and its memory"), uncollected():
         return assemble.load(
-            source, memory=memory.memory, version=version.as_of, retriever=model.retriever, dtype=place.dtype
+            source,
+            memory=memory.memory,
+            version=version.as_of,
+            retriever=model.retriever,
+            **asdict(place or PlaceOptions()),
         )
 
 

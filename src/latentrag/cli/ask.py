@@ -70,15 +70,15 @@ def classify(
         show_classification(result, terminal())
 
 
-def demo(as_json: arg.AsJson = False) -> None:
+def demo(place: PlaceOptions, as_json: arg.AsJson = False) -> None:
     """Fetch a small model and an encyclopedia, and ask them three questions.
 
     The first run downloads 330 MB and prepares for some minutes.
     """
     from latentrag.demo import QUESTIONS, prepare
 
-    prepare(progress=True)
-    rag = arg.open_rag(ModelOptions(), MemoryOptions(), VersionOptions())
+    prepare(progress=True, device=place.encoder_device or place.device)
+    rag = arg.open_rag(ModelOptions(), MemoryOptions(), VersionOptions(), place)
     if as_json:
         print_json({"answers": [answer_record(rag.answer(question)) for question in QUESTIONS]})
         return

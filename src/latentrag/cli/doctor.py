@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,8 @@ from latentrag import addresses, assemble
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import EXIT_PROBLEMS, print_json
 from latentrag.errors import EncoderMismatchError, LatentRagError, ModelError
-from latentrag.options import MemoryOptions, ModelOptions
-from latentrag.place import computes_bfloat16
+from latentrag.options import MemoryOptions, ModelOptions, PlaceOptions
+from latentrag.place import computes_bfloat16, devices
 
 if TYPE_CHECKING:
     from latentrag.memory import Memory
@@ -31,17 +32,19 @@ _LIBRARIES = ("torch", "transformers", "faiss-cpu", "pylance", "pyarrow")
 def doctor(
     memory: MemoryOptions,
     model: ModelOptions,
+    place: PlaceOptions,
     as_json: arg.AsJson = False,
 ) -> None:
-    """Check the installation, a model and a memory.
+    """Check the installation, the devices, a model and a memory.
 
     Exits with 1 if something is wrong, for instance if they do not belong together.
     """
     source = arg.model_source(model)
     problems: list[str] = []
     facts: Facts = {"versions": _versions(), "machine": _machine(), "home": _home()}
+    facts["devices"] = [asdict(device) for device in devices()]
     opened = _open_memory(memory.memory, problems)
-    facts["model"] = _model(source, opened, problems, retriever=model.retriever)
+    facts["model"] = _model(source, opened, problems, retriever=model.retriever, place=place)
     facts["memory"] = None if opened is None else _memory(opened)
     facts["problems"] = problems
     if as_json:
@@ -66,7 +69,7 @@ def _machine() -> Facts:
     return {
         "system": platform.platform(),
         "cores": _cores(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": devices()[0].memory_bytes,
         "bfloat16": computes_bfloat16(),
     }
 
@@ -74,13 +77,6 @@ def _machine() -> Facts:
 def _cores() -> int | None:
     """Those that this process may use, where the system says."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def _home() -> Facts:
@@ -119,10 +115,15 @@ def _memory(opened: Memory) -> Facts:
 
 
 def _model(
-    source: str | assemble.ModelSpec, memory: Memory | None, problems: list[str], *, retriever: str | None
+    source: str | assemble.ModelSpec,
+    memory: Memory | None,
+    problems: list[str],
+    *,
+    retriever: str | None,
+    place: PlaceOptions,
 ) -> Facts | None:
     try:
-        with _loaded(source, memory, retriever=retriever) as rag:
+        with _loaded(source, memory, retriever=retriever, place=place) as rag:
             facts = _parts(rag, source)
             query_encoder = getattr(rag.retriever, "query_encoder", None)
     except LatentRagError as error:
@@ -137,7 +138,9 @@ def _model(
 
 
 @contextmanager
-def _loaded(source: str | assemble.ModelSpec, memory: Memory | None, *, retriever: str | None) -> Iterator[Rag]:
+def _loaded(
+    source: str | assemble.ModelSpec, memory: Memory | None, *, retriever: str | None, place: PlaceOptions
+) -> Iterator[Rag]:
     """The model over an empty memory of its own, so that it opens whatever the state of the real one.
 
     A model without a passage encoder can make none, and gets the real one.
@@ -146,12 +149,12 @@ def _loaded(source: str | assemble.ModelSpec, memory: Memory | None, *, retrieve
 
     with tempfile.TemporaryDirectory(prefix="latentrag-") as scratch:
         try:
-            own = Memory.create(Path(scratch) / "empty.lance", assemble.load_passage_encoder(source))
+            own = Memory.create(Path(scratch) / "empty.lance", assemble.load_passage_encoder(source, device="cpu"))
         except ModelError:
             if memory is None:
                 raise
             own = memory
-        yield assemble.load(source, memory=own, retriever=retriever)
+        yield assemble.load(source, memory=own, retriever=retriever, **asdict(place))
 
 
 def _parts(rag: Rag, source: str | assemble.ModelSpec) -> Facts:
@@ -170,9 +173,17 @@ def _parts(rag: Rag, source: str | assemble.ModelSpec) -> Facts:
             "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
             "dtype": "int8" if model.int8 else str(model.model.dtype).removeprefix("torch."),
             "packed_bytes": packed_bytes(model.model),
+            "device": str(model.device),
             "max_input_tokens": model.max_input_tokens,
         },
+        "passage_cache": _passage_cache(model),
     }
+
+
+def _passage_cache(generator: Any) -> Facts | None:
+    """Which memory passages that were read are kept in, and how much of it; None: the generator keeps none."""
+    cache = getattr(generator, "passage_cache", None)
+    return None if cache is None else {"device": str(cache.device), "max_bytes": cache.max_bytes}
 
 
 def _retriever(rag: Rag) -> Facts:
@@ -182,6 +193,7 @@ def _retriever(rag: Rag) -> Facts:
     if query_encoder is None:
         return {"retriever": {"kind": "bm25", "scale": retriever.scale}, "encoder": None}
     encoder = {name: getattr(query_encoder, name) for name in ("name", "dimension", "scale", "passage_fingerprint")}
+    encoder["device"] = str(next(query_encoder.module.parameters()).device)
     return {"retriever": {"kind": "dense", "scale": query_encoder.scale}, "encoder": encoder}
 
 
@@ -191,6 +203,7 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     machine, home, model, memory = facts["machine"], facts["home"], facts["model"], facts["memory"]
     yield "machine", f"{machine['system']}, {machine['cores']} cores, {_gigabytes(machine['memory_bytes'])} of RAM"
     yield "bfloat16", "computed by this CPU" if machine["bfloat16"] else "not computed by this CPU; float32 is used"
+    yield from _device_lines(facts["devices"])
     sizes = ", ".join(f"{name} {_gigabytes(home[f'{name}_bytes'])}" for name in ("models", "memories", "wheels"))
     yield "home", f"{home['path']} ({sizes})"
     if model is None:
@@ -201,14 +214,19 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if encoder is None:
             yield "retriever", f"BM25, scale {retriever['scale']:g}; needs no encoder"
         else:
-            yield "encoder", f"{encoder['name']}, {encoder['dimension']} dimensions, scale {encoder['scale']:g}"
+            size = f"{encoder['dimension']} dimensions, scale {encoder['scale']:g}"
+            yield "encoder", f"{encoder['name']}, {size}, on {encoder['device']}"
             yield "", f"for passages of {encoder['passage_fingerprint'] or 'an encoder that its files do not name'}"
         kind = f"{generator['class']} ({generator['kind']}, {generator['template']})"
         size = f"{generator['parameters']:,} parameters in {generator['dtype']}"
-        yield "generator", f"{kind}, {size}, reads {generator['max_input_tokens']:,} tokens"
+        yield "generator", f"{kind}, {size}, reads {generator['max_input_tokens']:,} tokens, on {generator['device']}"
         if generator["packed_bytes"]:
             yield "", f"its packed weights take {_gigabytes(generator['packed_bytes'])} more RAM"
             yield "", "LATENTRAG_PACKED_WEIGHTS=0 does without, slower"
+        cache = model["passage_cache"]
+        if cache is not None:
+            of = "RAM" if cache["device"] == "cpu" else f"the memory of {cache['device']}"
+            yield "", f"keeps passages that it has read in {_gigabytes(cache['max_bytes'])} of {of}"
     if memory is None:
         yield "memory", "cannot be used"
     else:
@@ -218,6 +236,13 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "problem", problem
     if not facts["problems"]:
         yield "result", "model and memory fit; no problem found"
+
+
+def _device_lines(found: Sequence[Facts]) -> Iterator[tuple[str, str]]:
+    for number, device in enumerate(found):
+        called = f" ({device['description']})" if device["description"] else ""
+        size = f"{_gigabytes(device['memory_bytes'])} of memory, computes in {', '.join(device['formats'])}"
+        yield "" if number else "devices", f"{device['name']}{called}: {size}"
 
 
 def _gigabytes(size_bytes: int | None) -> str:

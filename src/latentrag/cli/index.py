@@ -55,7 +55,7 @@ def add(
         done = add_to(
             path,
             found,
-            lambda: assemble.load_passage_encoder(encoder.source),
+            lambda: assemble.load_passage_encoder(encoder.source, device=encoder.device),
             upsert=upsert,
             passages_per_commit=reading.passages_per_commit,
             progress=sys.stderr.isatty(),

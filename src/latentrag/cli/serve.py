@@ -43,7 +43,8 @@ def serve(
         str,
         typer.Option(
             metavar="SIZE",
-            help="RAM for passages that the generator has read, 3.5 MB a passage with the demo's model.",
+            help="Size of the memory (see --passage-cache-in) for passages that the generator has read, 3.5 MB a "
+            "passage with the demo's model.",
         ),
     ] = "1GiB",
     passage_cache_folder: Annotated[

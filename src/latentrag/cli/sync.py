@@ -48,7 +48,7 @@ def sync(
             report = run(
                 path,
                 folder,
-                lambda: assemble.load_passage_encoder(encoder.source),
+                lambda: assemble.load_passage_encoder(encoder.source, device=encoder.device),
                 options=options,
                 on_progress=_shown_on(bar),
             )

@@ -172,7 +172,8 @@ def _score(generator: Generator, prepared: Prepared, of_questions: Sequence[Cand
 def _score_together(
     generator: Generator, prepared: Prepared, of_questions: Sequence[Candidates], together: Sequence[int]
 ) -> None:
-    score(generator, prepared.rows(torch.tensor(together)), [of_questions[b] for b in together])
+    index = torch.tensor(together, device=generator.device)
+    score(generator, prepared.rows(index), [of_questions[b] for b in together])
 
 
 def as_targets(sequences: Sequence[Sequence[int]], *, device: torch.device) -> Targets:

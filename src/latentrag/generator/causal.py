@@ -148,19 +148,22 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
         self,
         max_bytes: int,
         *,
+        on_device: bool = False,
         folder: str | os.PathLike[str] | None = None,
         max_folder_bytes: int = PASSAGE_FOLDER_BYTES,
     ) -> None:
         """Keep what is read of passages for the next question. The weights that read them must not change then.
 
         Args:
-            max_bytes: of RAM. With 0 and no folder nothing is kept.
+            max_bytes: of memory. With 0 and no folder nothing is kept.
+            on_device: in the memory of the generator's device, not in RAM.
             folder: keeps them on disk too, for later runs of the same weights.
             max_folder_bytes: how large the folder may become; what was used longest ago is deleted.
         Raises: InputError for a folder that nothing can be kept in.
         """
+        device = self.device if on_device else None
         if folder is None:
-            self.passage_cache = PassageCache(max_bytes) if max_bytes else None
+            self.passage_cache = PassageCache(max_bytes, device=device) if max_bytes else None
             return
         if self.int8:
             raise InputError("what is read in eight bits is not kept on disk; choose another --dtype, or no folder")
@@ -169,7 +172,11 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
             weights, _ = split_weights(weights)
         try:
             self.passage_cache = PassageCache(
-                max_bytes, folder=folder, max_folder_bytes=max_folder_bytes, model=weights_key(weights)
+                max_bytes,
+                device=device,
+                folder=folder,
+                max_folder_bytes=max_folder_bytes,
+                model=weights_key(weights),
             )
         except OSError as error:
             raise InputError(f"{folder}: cannot be a folder ({error.strerror}); name another") from error

@@ -40,10 +40,11 @@ Layers = list[Tensor]
 
 
 class PassageCache:
-    """The passages used last: in RAM, and if a folder is named on disk too. Several threads may use it.
+    """The passages used last: in memory, and if a folder is named on disk too. Several threads may use it.
 
     Args:
-        max_bytes: of keys and values in RAM.
+        max_bytes: of keys and values in memory.
+        device: whose memory that is; None: RAM.
         folder: for files that outlive the process, one for each passage. Several processes may share it.
         max_folder_bytes: the files used longest ago are deleted before the folder gets larger than this.
         model: names the model that has read them, weights included; entries of another are never found.
@@ -53,11 +54,13 @@ class PassageCache:
         self,
         max_bytes: int,
         *,
+        device: torch.device | None = None,
         folder: str | os.PathLike[str] | None = None,
         max_folder_bytes: int = PASSAGE_FOLDER_BYTES,
         model: str = "",
     ) -> None:
         self.max_bytes = max_bytes
+        self.device = device or torch.device("cpu")
         self.num_hits = 0
         self.num_misses = 0
         self.num_bytes = 0
@@ -94,15 +97,18 @@ class PassageCache:
             self._files.write(key, layers)
 
     def forget(self) -> None:
-        """Drop what is in RAM: the model that has read it is no more."""
+        """Drop what is in memory: the model that has read it is no more."""
         with self._lock:
             self._entries.clear()
             self.num_bytes = 0
 
     def _keep(self, key: bytes, layers: Layers) -> None:
         size = _num_bytes(layers)
+        if size > self.max_bytes:
+            return
+        layers = [layer.to(self.device) for layer in layers]
         with self._lock:
-            if key in self._entries or size > self.max_bytes:
+            if key in self._entries:
                 return
             while self.num_bytes + size > self.max_bytes:
                 _, oldest = self._entries.popitem(last=False)
@@ -242,8 +248,7 @@ class PassageReader:
             for r, row in enumerate(rows):
                 if row:
                     whole[:, r, :, width - len(row) :] = known[tuple(row)][number]
-            keys, values = whole.to(self._model.device)
-            cache.update(keys, values, number)
+            cache.update(*whole, number)
         return cache, mask.to(self._model.device)
 
     def _state_of_weights(self) -> int:
@@ -266,7 +271,7 @@ class PassageReader:
             if kept is None:
                 unread.append(row)
             else:
-                layers_of[row] = kept
+                layers_of[row] = [layer.to(self._model.device) for layer in kept]
         while unread:
             size = 1 if self._model.device.type == "cpu" else max(1, _READ_TOKENS // len(unread[0]))
             batch, unread = unread[:size], unread[size:]

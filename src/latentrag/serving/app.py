@@ -92,8 +92,10 @@ def _model(service: Service) -> APIRouter:
 
     def record() -> Response:
         rag = service.memories.rag
-        loaded = service.memories.loaded.isoformat()
-        return json_response({"name": service.name, "variant": rag.variant, "k": rag.k, "loaded": loaded})
+        loaded, device = service.memories.loaded.isoformat(), str(rag.generator.device)
+        return json_response(
+            {"name": service.name, "variant": rag.variant, "k": rag.k, "device": device, "loaded": loaded}
+        )
 
     @router.get("/v1/model", responses=responses(schemas.ServedModelRecord), response_model=None)
     async def model() -> Response:

@@ -248,6 +248,7 @@ class ServedModelRecord(TypedDict):
     name: str
     variant: Variant
     k: int
+    device: str
     loaded: str
 
 

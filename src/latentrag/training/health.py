@@ -149,10 +149,11 @@ def _measure_batch(
     targets = model.generator.targets(y)
     read = model.read_of(x, retrieved)
     evidence, log_p_eta = read.evidence(targets), read.log_p_eta
-    log_p = evidence.log_likelihood(variant).double()  # (B,)
-    prior = log_p_eta.double().exp()  # (B, K)
-    posterior = evidence.posterior(variant).double()  # (B, K)
-    log_ratio = posterior.log() - log_p_eta.double()
+    # In float64, which some accelerators have not.
+    log_p = evidence.log_likelihood(variant).cpu().double()  # (B,)
+    log_prior = log_p_eta.cpu().double()  # (B, K)
+    prior, posterior = log_prior.exp(), evidence.posterior(variant).cpu().double()
+    log_ratio = posterior.log() - log_prior
     # 0 · log 0 is 0: a passage that the posterior rules out adds nothing, whatever its prior.
     kl = (posterior * log_ratio).masked_fill(posterior == 0, 0.0).sum(dim=1)
     values = {
@@ -165,7 +166,7 @@ def _measure_batch(
     }
     if others is not None:
         exchanged = model.read_of(x, replace(retrieved, latents=others)).evidence(targets)
-        values["gap"] = log_p - exchanged.log_likelihood(variant).double()
+        values["gap"] = log_p - exchanged.log_likelihood(variant).cpu().double()
         values["overlap"] = _overlap(prior, retrieved.latents, others)
     return evidence, values
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from latentrag.errors import InputError
-from latentrag.options import Given, Option, RowOptions, check_options, options_of
+from latentrag.options import DeviceOptions, Given, Option, RowOptions, check_options, options_of
 from latentrag.registry import Table
 from latentrag.types import Variant
 
@@ -230,7 +230,7 @@ def chosen_for(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions(RowOptions):
+class RunOptions(RowOptions, DeviceOptions):
     """What a run needs besides ``TrainingOptions``: where it writes, what it evaluates, which weights it trains.
 
     Attributes:
@@ -245,12 +245,12 @@ class RunOptions(RowOptions):
         keep_preamble: Train with the worked examples of the model's prompt. With a frozen generator they always
             stay.
         recompute: Keep fewer activations and compute them again: less RAM, more time.
-        passage_cache: GB of RAM for passages that the generator has read, where that does not change.
+        passage_cache: GB of memory (see --passage-cache-in) for passages that the generator has read, where that
+            does not change.
         passage_cache_folder: Folder that keeps them on disk too, for later runs.
         passage_cache_folder_size: Largest size of that folder in GB; passages used longest ago are deleted.
         dtype: Number format of the generator's weights; auto: float32 if they are trained, else as in its
             files.
-        device: Device: auto, cpu, cuda, …
     """
 
     out: Annotated[Path, Option()]
@@ -268,7 +268,6 @@ class RunOptions(RowOptions):
     passage_cache_folder: Annotated[Path | None, Option()] = None
     passage_cache_folder_size: Annotated[float, Option(gt=0)] = 20.0
     dtype: Annotated[TrainingDtype, Option()] = "auto"
-    device: Annotated[str, Option()] = "auto"
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrag.errors import TrainingError
-from latentrag.place import best_device
+from latentrag.place import Places
 
 _Item = TypeVar("_Item")
 
@@ -32,13 +32,13 @@ class Processes:
         """As the environment that a launcher has set up says; alone where there is none.
 
         Args:
-            device: "auto": the GPU that belongs to this process, else the CPU; or a device of torch.
-        Raises: TrainingError if there are several and accelerate is not installed.
+            device: as options have it. With several processes "cpu", or else the accelerator of this process.
+        Raises: InputError for a device that is not there; TrainingError if there are several processes and accelerate
+            is not installed.
         """
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
         if alone:
-            chosen = best_device() if device == "auto" else device
-            return cls(device=torch.device(chosen))
+            return cls(device=torch.device(Places.of(device).generator.device))
         try:
             from accelerate import PartialState
         except ImportError as error:
