@@ -16,10 +16,10 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,9 +52,11 @@ class Tokenizer:
     """As much of a tokenizer as generators ask before they read text; the contexts are tokens already."""
 
     eos_token_id, pad_token_id, bos_token_id, model_max_length = END, PAD, BEGIN, 1024
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+    vocab_size, chat_template = 0, None
 
-    def __call__(self, *_: Any, **__: Any) -> dict[str, list[int]]:
-        return {"input_ids": []}
+    def __call__(self, texts: Sequence[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[] for _ in texts]}
 
 
 def generator_of(kind: str, config: Config) -> Any:

@@ -19,7 +19,8 @@ from latentrag.assemble import (
     with_parts,
 )
 from latentrag.errors import EncoderMismatchError, InputError, MemoryStoreError, ModelError
-from latentrag.generator import Seq2SeqGenerator
+from latentrag.generator import PromptTemplate, Seq2SeqGenerator
+from latentrag.generator.chat import ChatTemplate
 from latentrag.generator.passages import PassageCache
 from latentrag.generator.tuning import Lora, split_weights
 from latentrag.memory import Memory
@@ -430,6 +431,59 @@ def test_the_prompt_and_the_adapter_of_a_model_beat_those_in_its_generators_fold
     content["template"]["preamble"] = "one two three ."
     file.write_text(json.dumps(content))
     assert tiny.causal_of(load(tmp_path / "saved", memory=memory)).template.preamble == "one two three ."
+
+
+@pytest.fixture
+def instructed(parts) -> tuple[Path, Path]:
+    """Parts of which the generator has a chat template."""
+    generator = parts[1]
+    chat = "{% for m in messages %}{{ '<s>' + m.content + '</s>' }}{% endfor %}"
+    (generator / "chat_template.jinja").write_text(chat)
+    return parts
+
+
+def test_an_instruction_is_saved_with_its_model(instructed, memory, tmp_path) -> None:
+    own = tiny.causal_of(load(instructed, memory=memory)).template
+    assert isinstance(own, ChatTemplate)
+    assert own.preamble.startswith("<s>Answer the question in as few words")
+    rag = load(instructed, memory=memory, k=2, instruction="one two three !")
+    save(rag, tmp_path / "saved")
+    section = json.loads((tmp_path / "saved" / "latentrag.json").read_text())["template"]
+    assert (section["kind"], section["instruction"]) == ("chat", "one two three !")
+    again = load(tmp_path / "saved", memory=memory)
+    assert tiny.causal_of(again).template.preamble == "<s>one two three !\n\n"
+    assert again.answer(QUESTION) == rag.answer(QUESTION)
+    other = load(tmp_path / "saved", memory=memory, instruction="four five .")
+    assert tiny.causal_of(other).template.preamble == "<s>four five .\n\n"
+
+
+def test_a_prompt_from_a_file_is_saved_with_its_model(instructed, memory, tmp_path) -> None:
+    file = tmp_path / "prompt.json"
+    file.write_text(json.dumps({"preamble": "the moon is red\n"}))
+    rag = load(instructed, memory=memory, k=2, template=file)
+    save(rag, tmp_path / "saved")
+    file.unlink()
+    again = load(tmp_path / "saved", memory=memory)
+    assert tiny.causal_of(again).template == PromptTemplate(preamble="the moon is red\n")
+    assert again.answer(QUESTION) == rag.answer(QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"instruction": "one", "template": "file"}, InputError, "both instruction and template"),
+        ({"instruction": "one"}, ModelError, "has no chat template, which an instruction needs; give a prompt"),
+        ({"template": "nowhere.json"}, InputError, "nowhere.json is no file"),
+        ({"template": "broken.json"}, ModelError, "the generator's settings cannot be used"),
+    ],
+)
+def test_prompts_that_cannot_be(given, error, message, parts, memory, tmp_path) -> None:
+    (tmp_path / "broken.json").write_text('{"preamble": "a", "epilogue": "b"}')
+    if "template" in given:
+        given = {**given, "template": tmp_path / given["template"]}
+    with pytest.raises(error, match=message) as caught:
+        load(parts, memory=memory, **given)
+    assert "\n" not in str(caught.value)
 
 
 def test_models_of_format_1_open_and_are_saved_as_format_2(parts, memory, tmp_path) -> None:

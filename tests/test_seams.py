@@ -343,7 +343,7 @@ def test_another_template_is_saved_with_its_model(pair, filled, tmp_path, monkey
     content["template"]["kind"] = "whispered"
     (tmp_path / "saved" / "latentrag.json").write_text(json.dumps(content))
     with pytest.raises(
-        ModelError, match="prompt template 'whispered' is unknown; needed one of input, prompt, shouted"
+        ModelError, match="prompt template 'whispered' is unknown; needed one of input, prompt, chat, shouted"
     ):
         load(tmp_path / "saved", memory=filled)
 

@@ -354,7 +354,8 @@ def test_fault_the_question_is_truncated_first(tmp_path) -> None:
     theirs = ours.tokenizer([text], max_length=64, truncation=True)["input_ids"][0]
     assert "capital" not in ours.tokenizer.decode(theirs)
     from latentrag.generator.prompt import input_ids
+    from latentrag.generator.texts import TextEncoder
 
-    (kept,) = input_ids(ours.tokenizer, [ours.template.render(question, (passage,))], limit=64)
+    (kept,) = input_ids(TextEncoder(ours.tokenizer), [ours.template.render(question, (passage,))], limit=64)
     assert len(kept) <= 64
     assert question in ours.tokenizer.decode(kept, skip_special_tokens=True)

@@ -164,6 +164,16 @@ def load_causal(folder: Path, **options: Any) -> CausalGenerator:
     return generator
 
 
+def log_probs(generator: Any, logits: torch.Tensor) -> torch.Tensor:
+    """The generator's distribution from its model's logits (…, V): all of the tokens that end y count as the first."""
+    log_p = torch.log_softmax(logits.float(), dim=-1)
+    ends = generator._head.ends
+    end = log_p[..., ends].logsumexp(dim=-1)
+    log_p[..., ends] = float("-inf")
+    log_p[..., ends[0]] = end
+    return log_p
+
+
 def causal_of(rag: Rag) -> CausalGenerator:
     """Its generator, which is a causal one."""
     assert isinstance(rag.generator, CausalGenerator)

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, fields
 from functools import cache
 from inspect import cleandoc
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -192,6 +193,9 @@ class ModelOptions:
         passage_encoder: With --encoder: the encoder of the passages, where it is not that of the questions.
         retriever: How passages are retrieved: dense (by vectors), bm25 (by words), or by the name that a
             package adds.
+        instruction: What an instruct model is told before the passage and the question; saved with a trained model.
+        template: In place of --instruction: a JSON file with the generator's whole prompt, as a saved model's
+            latentrag.json has it under "template".
     """
 
     model: Annotated[str | None, Option(flags=("-m", "--model"), default=DEMO)] = None
@@ -199,6 +203,13 @@ class ModelOptions:
     generator: Annotated[str | None, Option()] = None
     passage_encoder: Annotated[str | None, Option()] = None
     retriever: Annotated[str | None, Option(default="as the model was saved, else dense")] = None
+    instruction: Annotated[
+        str | None,
+        Option(metavar="TEXT", default="to answer in as few words as the passage allows, in the question's language"),
+    ] = None
+    template: Annotated[
+        Path | None, Option(metavar="FILE", default="as the model was saved, else its chat template")
+    ] = None
 
 
 @dataclass(frozen=True)  # without slots: those of a run have a second base

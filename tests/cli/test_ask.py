@@ -128,6 +128,16 @@ def test_parts_of_a_model_answer_as_the_model_does(ask, encoder, generator, memo
     assert cli("ask", QUESTION, *parts, "--json").stdout == ask(QUESTION, "--json").stdout
 
 
+def test_a_prompt_of_ones_own(ask, model, memory, tmp_path) -> None:
+    (tmp_path / "prompt.json").write_text('{"question": "{question} answer :"}')
+    done = ask(QUESTION, "--json", "--template", tmp_path / "prompt.json")
+    answer = latentrag.load(model, memory=memory, template=tmp_path / "prompt.json").answer(QUESTION)
+    assert done.json["log_prob"] == answer.log_prob != ask(QUESTION, "--json").json["log_prob"]
+    refused = ask(QUESTION, "--instruction", "In French.")
+    assert refused.code == 2
+    assert refused.stderr.count("\n") == 1
+
+
 def test_an_earlier_version_is_asked_as_it_was(tmp_path, encoder, files, model) -> None:
     path = tmp_path / "m.lance"
     cli("index", "add", path, files, "--encoder", encoder)

@@ -16,6 +16,7 @@ from latentrag.assemble.parts import ModelSpec, Parts, Source, open_parts
 from latentrag.errors import InputError, ModelError
 from latentrag.options import PASSAGE_FOLDER_BYTES, CacheMemory, chosen_options
 from latentrag.place import Places
+from latentrag.pretrained import read_object
 from latentrag.protocols import KeepsPassages, SavableRetriever
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def load(
     variant: Variant | None = None,
     k: int | None = None,
     retriever: str | None = None,
+    instruction: str | None = None,
+    template: Source | None = None,
     device: str = "auto",
     encoder_device: str | None = None,
     dtype: torch.dtype | str = "auto",
@@ -55,6 +58,10 @@ def load(
         k: passages retrieved for a question; None: as the model says, else 5.
         retriever: "dense"; "bm25", which needs no query encoder and fits any memory; or one that another package
             adds. None: as the model says, else "dense".
+        instruction: what an instruct model is told before the passage and the question; None: as the model says, else
+            to answer in as few words as the passage allows, in the question's language.
+        template: in place of an instruction: a JSON file with the generator's prompt, as latentrag.json has it under
+            "template". ``save`` keeps either.
         device: where the model computes: "cpu", "cuda", "cuda:1", "mps", "xpu"; "auto": the best device of this
             machine. The memory is searched on the CPU.
         encoder_device: where the query encoder computes; None: on ``device``.
@@ -77,7 +84,7 @@ def load(
         RETRIEVERS[retriever]  # refused before anything is opened
     places = Places.of(device, encoder_device=encoder_device, number_format=dtype)
     opened = memory_at(memory, version=version)
-    parts = open_parts(source, places)
+    parts = open_parts(source, places, prompt_settings(instruction, template))
     made = _retriever(parts, opened, places, name=retriever or parts.file.retriever)
     generator = parts.generator()
     if isinstance(generator, KeepsPassages):
@@ -94,6 +101,20 @@ def load(
         k=parts.file.k if k is None else k,
         defaults=chosen_options(parts.file.decoding),
     )
+
+
+def prompt_settings(instruction: str | None, template: Source | None) -> dict[str, object]:
+    """Settings of a generator that give it another prompt. Raises: InputError if both are given; ModelError for a file
+    that cannot be read."""
+    if instruction is None:
+        if template is None:
+            return {}
+        if not Path(template).is_file():
+            raise InputError(f"{template} is no file; needed a JSON file with the generator's prompt")
+        return {"template": read_object(Path(template))}
+    if template is not None:
+        raise InputError("got both instruction and template; give one of them")
+    return {"template": {"kind": "chat", "instruction": instruction}}
 
 
 def save(rag: Rag, folder: Source, *, passage_encoder: SavablePart | None = None) -> None:

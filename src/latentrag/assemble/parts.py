@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from latentrag.addresses import GENERATORS, MODELS, model_place, opener
 from latentrag.assemble.model_file import FILE_NAME, ModelFile
-from latentrag.errors import ModelError
+from latentrag.errors import InputError, ModelError
 from latentrag.place import Place, Places
 from latentrag.pretrained import read_object, resolve
 
@@ -64,26 +64,35 @@ class Parts:
         return folder
 
 
-def open_parts(source: Source | ModelSpec | tuple[Source, Source], places: Places) -> Parts:
-    """Raises: ModelError for a source that is no model."""
+def open_parts(
+    source: Source | ModelSpec | tuple[Source, Source], places: Places, settings: Mapping[str, object] | None = None
+) -> Parts:
+    """
+    Args:
+        settings: of the generator, by name, in place of those that are saved with it.
+    Raises: ModelError for a source that is no model; InputError for settings of one that takes none.
+    """
+    settings = settings or {}
     if isinstance(source, tuple):
         source = ModelSpec(*source)
     if isinstance(source, ModelSpec):
-        generator = _generator_at(source.generator, places.generator)
+        generator = _generator_at(source.generator, places.generator, settings)
         return Parts(str(source.encoder), partial(_query_encoder_of, source, places.encoder), generator)
     opens = opener(source, MODELS)
     if opens is not None:
+        _refuse(settings, source)
         parts: Parts = opens(source, places)
         return parts
     place = model_place(source)
     folder = Path(place)
     if (folder / FILE_NAME).is_file():
-        return _open_own(folder, places)
+        return _open_own(folder, places, settings)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(f"{source} holds neither {FILE_NAME} nor config.json; needed a model folder")
     if not folder.is_dir():
         folder = resolve(str(place))
     if _model_type(folder) == "rag":
+        _refuse(settings, source)
         return _open_rag_layout(folder, str(source), places)
     raise ModelError(
         f"{source} is one model; needed a folder that latentrag saved, one in the layout of facebook/rag-*, "
@@ -118,7 +127,12 @@ def load_passage_encoder(source: Source | ModelSpec, *, device: str = "auto") ->
     return encoder.load_passage_encoder(folder, place=place)
 
 
-def _open_own(folder: Path, places: Places) -> Parts:
+def _refuse(settings: Mapping[str, object], source: Source) -> None:
+    if settings:
+        raise InputError(f"{source} has a prompt of its own; leave instruction and template out")
+
+
+def _open_own(folder: Path, places: Places, settings: Mapping[str, object]) -> Parts:
     from latentrag.encoder import load_query_encoder
 
     file = ModelFile.read(folder / FILE_NAME)
@@ -127,7 +141,7 @@ def _open_own(folder: Path, places: Places) -> Parts:
         return load_query_encoder(parts.folder("query_encoder"), place=places.encoder)
 
     def generator() -> SavableGenerator:
-        return _generator(parts.folder("generator"), places.generator, file.generator)
+        return _generator(parts.folder("generator"), places.generator, {**file.generator, **settings})
 
     parts = Parts(str(folder), query_encoder, generator, file, folder)
     return parts
@@ -157,10 +171,13 @@ def _open_rag_layout(folder: Path, name: str, places: Places) -> Parts:
     )
 
 
-def _generator_at(source: Source, place: Place) -> Callable[[], SavableGenerator]:
+def _generator_at(source: Source, place: Place, settings: Mapping[str, object]) -> Callable[[], SavableGenerator]:
     """What opens a generator, which is looked up now."""
     opens = opener(source, GENERATORS)
-    return partial(_generator, model_place(source), place) if opens is None else partial(opens, source, place)
+    if opens is None:
+        return partial(_generator, model_place(source), place, settings)
+    _refuse(settings, source)
+    return partial(opens, source, place)
 
 
 def _generator(source: Source, place: Place, settings: Mapping[str, object] | None = None) -> SavableGenerator:

@@ -14,7 +14,7 @@ import torch
 
 from latentrag import io
 from latentrag.assemble.memories import open_memory
-from latentrag.assemble.models import load, save, with_parts
+from latentrag.assemble.models import load, prompt_settings, save, with_parts
 from latentrag.assemble.parts import ModelSpec, Source
 from latentrag.assemble.training import generator_for_training, retriever_for_training
 from latentrag.errors import DataError, InputError
@@ -43,12 +43,15 @@ class Setup(RunOptions):
         memory: a path or "demo". A run keeps to the version that it began with.
         model: as for ``latentrag.load``.
         retriever: a name in ``RETRIEVERS``, or as the model says.
+        instruction, template: the generator's prompt, as for ``latentrag.load``.
     """
 
     data: Path
     memory: Source
     model: Source | ModelSpec
     retriever: str | None = None
+    instruction: str | None = None
+    template: Source | None = None
 
 
 def train(
@@ -204,6 +207,8 @@ def _model(
         setup.model,
         memory=memory,
         retriever=setup.retriever,
+        instruction=setup.instruction,
+        template=setup.template,
         variant=options.variant,
         k=options.k,
         device=device,
@@ -268,4 +273,5 @@ def _request(
         "retriever": setup.retriever,
         "keep_preamble": keep_preamble,
         "dtype": setup.dtype,
+        "template": prompt_settings(setup.instruction, setup.template).get("template"),
     }

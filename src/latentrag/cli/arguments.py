@@ -140,6 +140,11 @@ def model_source(options: ModelOptions) -> str | assemble.ModelSpec:
     return assemble.ModelSpec(encoder=encoder, generator=generator, passage_encoder=options.passage_encoder)
 
 
+def loading(options: ModelOptions) -> dict[str, Any]:
+    """What else ``latentrag.load`` takes of a model."""
+    return {name: getattr(options, name) for name in ("retriever", "instruction", "template")}
+
+
 def open_rag(
     model: ModelOptions, memory: MemoryOptions, version: VersionOptions, place: PlaceOptions | None = None
 ) -> Rag:
@@ -150,7 +155,7 @@ def open_rag(
             source,
             memory=memory.memory,
             version=version.as_of,
-            retriever=model.retriever,
+            **loading(model),
             **asdict(place or PlaceOptions()),
         )
 

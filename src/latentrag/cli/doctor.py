@@ -44,7 +44,7 @@ def doctor(
     facts: Facts = {"versions": _versions(), "machine": _machine(), "home": _home()}
     facts["devices"] = [asdict(device) for device in devices()]
     opened = _open_memory(memory.memory, problems)
-    facts["model"] = _model(source, opened, problems, retriever=model.retriever, place=place)
+    facts["model"] = _model(source, opened, problems, {**arg.loading(model), **asdict(place)})
     facts["memory"] = None if opened is None else _memory(opened)
     facts["problems"] = problems
     if as_json:
@@ -115,15 +115,10 @@ def _memory(opened: Memory) -> Facts:
 
 
 def _model(
-    source: str | assemble.ModelSpec,
-    memory: Memory | None,
-    problems: list[str],
-    *,
-    retriever: str | None,
-    place: PlaceOptions,
+    source: str | assemble.ModelSpec, memory: Memory | None, problems: list[str], options: Mapping[str, Any]
 ) -> Facts | None:
     try:
-        with _loaded(source, memory, retriever=retriever, place=place) as rag:
+        with _loaded(source, memory, options) as rag:
             facts = _parts(rag, source)
             query_encoder = getattr(rag.retriever, "query_encoder", None)
     except LatentRagError as error:
@@ -138,9 +133,7 @@ def _model(
 
 
 @contextmanager
-def _loaded(
-    source: str | assemble.ModelSpec, memory: Memory | None, *, retriever: str | None, place: PlaceOptions
-) -> Iterator[Rag]:
+def _loaded(source: str | assemble.ModelSpec, memory: Memory | None, options: Mapping[str, Any]) -> Iterator[Rag]:
     """The model over an empty memory of its own, so that it opens whatever the state of the real one.
 
     A model without a passage encoder can make none, and gets the real one.
@@ -154,7 +147,7 @@ def _loaded(
             if memory is None:
                 raise
             own = memory
-        yield assemble.load(source, memory=own, retriever=retriever, **asdict(place))
+        yield assemble.load(source, memory=own, **options)
 
 
 def _parts(rag: Rag, source: str | assemble.ModelSpec) -> Facts:
@@ -170,6 +163,7 @@ def _parts(rag: Rag, source: str | assemble.ModelSpec) -> Facts:
             "class": type(model.model).__name__,
             "kind": model.kind,
             "template": type(model.template).__name__,
+            "instruction": getattr(model.template, "instruction", None),
             "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
             "dtype": "int8" if model.int8 else str(model.model.dtype).removeprefix("torch."),
             "packed_bytes": packed_bytes(model.model),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latentrag import assemble
 from latentrag.addresses import MEMORIES, memory_path, model_place, opener
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
@@ -26,7 +27,6 @@ from latentrag.options import (
 )
 
 if TYPE_CHECKING:
-    from latentrag.assemble import ModelSpec
     from latentrag.evaluation.report import Report
 
 
@@ -73,6 +73,7 @@ def evaluate(
         "retriever": type(rag.retriever).__name__,
         "dtype": place.dtype,
         "prefix_field": reading.prefix_field,
+        **assemble.prompt_settings(model.instruction, model.template),
     }
     try:
         result = run(
@@ -131,11 +132,11 @@ def _data_and_model(what: Sequence[str], model: ModelOptions) -> tuple[Path, Mod
     return Path(what[-1]), replace(model, model=what[0]) if len(what) == 2 else model
 
 
-def _name(source: str | ModelSpec) -> str:
+def _name(source: str | assemble.ModelSpec) -> str:
     return source if isinstance(source, str) else f"{source.encoder} + {source.generator}"
 
 
-def _stamp(source: str | ModelSpec) -> str:
+def _stamp(source: str | assemble.ModelSpec) -> str:
     """Changes when files of the model change, so that rows of two models under one name are not mixed."""
     names: list[Any] = [source] if isinstance(source, str) else [source.encoder, source.generator]
     folders = [Path(place) for place in map(model_place, names)]

@@ -105,7 +105,7 @@ def _sources(
     """The memory, and what loads the model over it."""
     source = arg.model_source(model)
     live = assemble.live_memory(memory.memory, version=version.as_of)
-    return live, partial(assemble.load, source, memory=live, retriever=model.retriever, **asdict(how), **asdict(place))
+    return live, partial(assemble.load, source, memory=live, **arg.loading(model), **asdict(how), **asdict(place))
 
 
 def _opened(live: LiveMemory, load: Callable[[], Rag]) -> Rag:

@@ -45,7 +45,7 @@ def train(
         data=data,
         memory=memory.memory,
         model=arg.model_source(model),
-        retriever=model.retriever,
+        **arg.loading(model),
         **asdict(run_options),
     )
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes the first alone

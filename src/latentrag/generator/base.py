@@ -17,6 +17,7 @@ from torch import Tensor
 
 from latentrag import io
 from latentrag.errors import InputError, ModelError
+from latentrag.generator.chat import ChatTemplate
 from latentrag.generator.gold import OutputHead
 from latentrag.generator.int8 import to_int8
 from latentrag.generator.prompt import TEMPLATES, Template
@@ -113,8 +114,16 @@ class TransformersGenerator(ABC, Generic[P, T]):
         pack(model)
         probe = torch.tensor([[self.end_id, self.end_id]], device=self.device)
         decoder = {"decoder_input_ids": probe} if model.config.is_encoder_decoder else {}
-        self._head = OutputHead.of(model, input_ids=probe, **decoder)
+        self._head = OutputHead.of(model, self._ends(), input_ids=probe, **decoder)
         self._shares_context = share_context(model)
+
+    def _ends(self) -> list[int]:
+        """All tokens that end y: ``end_id`` first, then the model's own."""
+        own = self.model.generation_config.eos_token_id
+        listed = own if isinstance(own, list) else [own]
+        ends = [self.end_id, *listed, self.tokenizer.eos_token_id]
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        return [end for end in dict.fromkeys(ends) if end is not None and end < vocabulary]
 
     # From folders and back
 
@@ -164,7 +173,7 @@ class TransformersGenerator(ABC, Generic[P, T]):
         model.generation_config = _generation_config(folder, older or {})
         given = dict(settings)
         if given.get("template"):
-            given["template"] = _template(cls.template_kind, given["template"])
+            given["template"] = _template(cls.template_kind, given["template"], tokenizer)
         if given.get("lora") is not None:
             given["lora"] = from_settings(given["lora"])
         try:
@@ -255,7 +264,7 @@ class TransformersGenerator(ABC, Generic[P, T]):
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The token that ends y."""
+        """The token that ends y. It stands for all of the model's end tokens: its probability is the sum of theirs."""
         return (self.end_id,)
 
     @property
@@ -337,10 +346,13 @@ def _generation_config(folder: Path, older: Mapping[str, object]) -> GenerationC
         raise ModelError(f"{folder}: its generation settings cannot be read ({one_line(error)})") from error
 
 
-def _template(usual: str, values: Mapping[str, Any]) -> Template:
+def _template(usual: str, values: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Template:
     fields = dict(values)
+    kind = fields.pop("kind", usual)
+    if kind == ChatTemplate.kind and fields.keys() <= {"instruction"}:
+        return ChatTemplate.of(tokenizer, **fields)
     try:
-        return TEMPLATES[fields.pop("kind", usual)](**fields)
+        return TEMPLATES[kind](**fields)
     except (TypeError, InputError) as error:
         raise _unusable(error) from error
 

@@ -23,6 +23,7 @@ from latentrag.generator.caches import (
     selected,
     token_positions,
 )
+from latentrag.generator.chat import ChatTemplate
 from latentrag.generator.passages import PassageCache, PassageReader, weights_key
 from latentrag.generator.prompt import EMPTY, PromptTemplate, PromptTokens
 from latentrag.generator.tokens import Detokenizer, check_lengths, padded, pairs
@@ -96,7 +97,7 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
     Args:
         model: any transformers causal language model.
         tokenizer: its tokenizer (a fast one).
-        template: the prompt, passage first.
+        template: the prompt, passage first; default: the model's chat template, if it has one.
         max_input_tokens: longer prompts lose words of the passage; default: what the model reads, at most 2,048.
         lora: the model's adapter, to train instead of its own weights; added if the model has none yet.
         seed: of an added adapter's first weights.
@@ -120,13 +121,13 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
         int8: bool = False,
     ) -> None:
         super().__init__(model, tokenizer)
-        self.template = template or PromptTemplate()
+        self.template = template or (ChatTemplate.of(tokenizer) if tokenizer.chat_template else PromptTemplate())
         self.max_input_tokens = max_input_tokens or _input_limit(model)
-        self._cue: list[int] = tokenizer(self.template.cue, add_special_tokens=False)["input_ids"]
+        self._prompts = PromptTokens(tokenizer, self.template)
         self.end_id = self._end_token()
         self._pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
-        self._prompts = PromptTokens(tokenizer, self.template)
-        self._detokenizer = Detokenizer(tokenizer, cue=self._cue)
+        (cue,) = self._prompts.encoder.ids([self.template.cue], special=False)
+        self._detokenizer = Detokenizer(tokenizer, cue=cue)
         self._set_up(lora=lora, seed=seed, int8=int8)
         self._passages = PassageReader(model, self._head, pad_id=self._pad_id, without_adapter=self._spares_passages)
 
@@ -216,8 +217,9 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
         self._prompts.parts([(text, z) for text in x for z in EMPTY], limit=self.max_input_tokens, keep=False)
 
     def targets(self, y: Sequence[str]) -> Targets:
-        rows = [[*self._after_cue(" " + text.strip() if text.strip() else ""), self.end_id] for text in y]
-        if any(self.end_id in row[:-1] for row in rows):
+        rows = [[*ids, self.end_id] for ids in self._prompts.targets(y)]
+        ends = set(self._head.ends)
+        if any(not ends.isdisjoint(row[:-1]) for row in rows):
             raise InputError(
                 f"a target contains {self.template.end!r}, which ends every target of this generator; "
                 "write it in one line"
@@ -360,29 +362,24 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
             prompts.read = _ReadPrompts(cache, mask, last)
         return prompts.read
 
-    def _after_cue(self, text: str) -> list[int]:
-        """Tokens of text as it follows the prompt's last characters."""
-        both: list[int] = self.tokenizer(self.template.cue + text, add_special_tokens=False)["input_ids"]
-        if both[: len(self._cue)] != self._cue:
-            raise InputError(
-                f"{(self.template.cue + text)!r} is tokenised across the border between prompt and target; "
-                "end the prompt template with a character that stands alone, such as ':'"
-            )
-        return both[len(self._cue) :]
-
     def _end_token(self) -> int:
         if self.template.end is None:
             end: int | None = self.tokenizer.eos_token_id
             if end is None:
                 raise ModelError("the generator's tokenizer has no end-of-sequence token; name an end in the template")
             return end
-        ids = self._after_cue(self.template.end)
+        ids = self._prompts.end()
         if len(ids) != 1:
             raise ModelError(
                 f"the prompt template's end {self.template.end!r} is {len(ids)} tokens of this generator, needed one; "
                 "choose another end, or null for the end-of-sequence token"
             )
         return ids[0]
+
+    def _ends(self) -> list[int]:
+        """Also those that hold the template's end, such as a full stop with a line break."""
+        with_end = [] if self.template.end is None else self._prompts.encoder.tokens_with(self.template.end)
+        return [*dict.fromkeys([*super()._ends(), *with_end])]
 
 
 def _window(model: PreTrainedModel) -> int | None:

@@ -11,7 +11,7 @@ are taken at once, a layer that is trained is applied a second time.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -43,13 +43,16 @@ class OutputHead:
     architecture does to the logits afterwards (BART's bias, soft capping, scaling) is read from its attributes;
     ``agrees`` tells whether that reproduces the model's own logits. Where it does not, ``OwnLogits`` takes its place.
 
+    Args:
+        ends: tokens that all end y. They count as one token, the first, whose probability is the sum of theirs.
     Raises: ModelError if the model has no output layer.
     """
 
     linear: nn.Module
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, ends: Sequence[int] = ()) -> None:
         self.model = model
+        self.ends = list(ends)
         self.lock = threading.RLock()
         """To be held while the model computes: ``run`` changes its output layer for a moment."""
         self.linear = model.get_output_embeddings()
@@ -57,14 +60,15 @@ class OutputHead:
             raise ModelError(f"{type(model).__name__} has no output layer; needed a model that generates text")
 
     @classmethod
-    def of(cls, model: PreTrainedModel, **probe: Tensor) -> OutputHead:
+    def of(cls, model: PreTrainedModel, ends: Sequence[int], **probe: Tensor) -> OutputHead:
         """The head of this model.
 
         Args:
+            ends: as for the class.
             probe: a small input of the model.
         """
-        head = cls(model)
-        return head if head.agrees(**probe) else OwnLogits(model)
+        head = cls(model, ends)
+        return head if head.agrees(**probe) else OwnLogits(model, ends)
 
     def after(self, logits: Tensor, columns: Columns | EllipsisType = ...) -> Tensor:
         """What the model does to its output layer's result. logits: (…, V), or those of the tokens ``columns``."""
@@ -115,17 +119,12 @@ class OutputHead:
         return bool(torch.allclose(own, ours, rtol=rounding, atol=rounding * float(own.abs().max())))
 
     def next_token_log_probs(self, hidden: Tensor) -> Tensor:
-        """log softmax over the vocabulary, (R, V) float32. hidden: (R, H)."""
-        logits = self.after(self.linear(hidden))
-        if logits.device.type != "cpu":
-            return torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-        # A few rows at a time, which stay in the processor's caches between the passes over them, and one at least for
-        # each thread, as torch divides them.
-        log_p = torch.empty(logits.shape, dtype=torch.float32)
-        size = max(torch.get_num_threads(), STEP_BLOCK_ELEMENTS // logits.shape[1])
-        for start in range(0, len(logits), size):
-            rows = slice(start, start + size)
-            torch.log_softmax(logits[rows].float(), dim=-1, out=log_p[rows])
+        """log softmax over the vocabulary, (R, V) float32, without gradients. hidden: (R, H)."""
+        log_p = _log_softmax(self.after(self.linear(hidden)))
+        if len(self.ends) > 1:
+            log_p_end = log_p[:, self.ends].logsumexp(dim=1)
+            log_p[:, self.ends] = float("-inf")
+            log_p[:, self.ends[0]] = log_p_end
         return log_p
 
     def gold_log_probs(self, hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -137,11 +136,20 @@ class OutputHead:
             mask: (R, T) bool, True = scored.
         Returns: (R, T) float32 nats, 0 where masked.
         """
+        if len(self.ends) > 1:
+            ends = mask & (ids == self.ends[0])
+            any_end = torch.tensor([self.ends], device=hidden.device).expand(int(ends.sum()), -1)
+            of_ends = self._in_chunks(self._gold_of_chunk, self._rows_of_chunk(hidden), hidden[ends], any_end)
+            return self._single_gold(hidden, ids, mask & ~ends).masked_scatter(ends, of_ends)
+        return self._single_gold(hidden, ids, mask)
+
+    def _single_gold(self, hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """``gold_log_probs`` where each token counts for itself."""
         rows, gold, layer = hidden[mask], ids[mask], self.linear
         if _is_plain(layer) and not (isinstance(layer, PackedLinear) and layer.packs(rows)):
             log_probs = fused_gold_log_probs(rows, gold, weight=layer.weight, bias=layer.bias, after=self.after)
         else:
-            log_probs = self._in_chunks(self._gold_of_chunk, self._rows_of_chunk(hidden), rows, gold)
+            log_probs = self._in_chunks(self._gold_of_chunk, self._rows_of_chunk(hidden), rows, gold[:, None])
         return torch.zeros(mask.shape, device=hidden.device).masked_scatter(mask, log_probs)
 
     def mean_log_probs(self, hidden: Tensor, log_weights: Tensor, mask: Tensor) -> Tensor:
@@ -167,13 +175,13 @@ class OutputHead:
         return max(1, CHUNK_ELEMENTS // (hidden.shape[-1] if weight is None else len(weight)))
 
     def _gold_of_chunk(self, hidden: Tensor, gold: Tensor) -> Tensor:
-        """As the pass over blocks has it: the gold token apart from the others, for the sake of probabilities near
-        one."""
+        """As the pass over blocks has it: the gold tokens (n, G), any of which will do, apart from the others, for the
+        sake of probabilities near one."""
         logits = self.after(self.linear(hidden)).float()
-        gold_logits = logits.gather(1, gold[:, None])
+        gold_logits = logits.gather(1, gold).logsumexp(dim=1)
         hide = logits.scatter if torch.is_grad_enabled() else logits.scatter_
-        others = hide(1, gold[:, None], -torch.inf).logsumexp(dim=1)
-        return -functional.softplus(others - gold_logits[:, 0])  # (n,)
+        others = hide(1, gold, -torch.inf).logsumexp(dim=1)
+        return -functional.softplus(others - gold_logits)  # (n,)
 
     def _mean_of_chunk(self, hidden: Tensor, log_weights: Tensor) -> Tensor:
         logits = self.after(self.linear(hidden)).float()  # (n, K, V)
@@ -197,8 +205,8 @@ class OwnLogits(OutputHead):
     """For models whose output layer's result is changed in ways that ``OutputHead`` does not know: what it calls hidden
     states are the model's own logits, all of them held."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
+    def __init__(self, model: PreTrainedModel, ends: Sequence[int] = ()) -> None:
+        super().__init__(model, ends)
         self.linear = nn.Identity()
 
     def after(self, logits: Tensor, columns: Columns | EllipsisType = ...) -> Tensor:
@@ -207,6 +215,20 @@ class OwnLogits(OutputHead):
     def run(self, **inputs: object) -> tuple[Tensor, ModelOutput]:
         output = self.model(**inputs)
         return output.logits, output
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """log softmax over the vocabulary, (R, V) float32."""
+    if logits.device.type != "cpu":
+        return torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    # A few rows at a time, which stay in the processor's caches between the passes over them, and one at least for
+    # each thread, as torch divides them.
+    log_p = torch.empty(logits.shape, dtype=torch.float32)
+    size = max(torch.get_num_threads(), STEP_BLOCK_ELEMENTS // logits.shape[1])
+    for start in range(0, len(logits), size):
+        rows = slice(start, start + size)
+        torch.log_softmax(logits[rows].float(), dim=-1, out=log_p[rows])
+    return log_p
 
 
 def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from latentrag.errors import InputError
+from latentrag.generator.texts import TextEncoder
 from latentrag.registry import Table
 from latentrag.types import Latent, Passage
 
@@ -108,17 +109,21 @@ def _single_spaced(text: str) -> str:
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
     """A causal model's prompt: preamble + passage + question, in this order, so that what the model computes for
-    the passage does not depend on the question.
+    the passage does not depend on the question. Names of control tokens mean these tokens; in passages and questions
+    they are text.
 
     Attributes:
         preamble: constant text, worked examples for instance.
         passage: with {title} and {text}; ``untitled`` is used for a passage that has no title.
-        question: with {question}; y follows it after one space.
+        question: with {question}.
         end: the text that ends y, one token of the model; None: the tokenizer's end-of-sequence token.
         closed_book_preamble: stands in for the preamble where there is no passage.
+        lead: what stands between the prompt and y; None: a space, or nothing after white space.
     """
 
     kind: ClassVar[str] = "prompt"
+    is_whole: ClassVar[bool] = False
+    """Whether it says all, so that the tokenizer puts no token before or after it."""
 
     preamble: str = ""
     passage: str = "{title}: {text}\n"
@@ -126,6 +131,7 @@ class PromptTemplate:
     question: str = "Question: {question}\nAnswer:"
     end: str | None = "\n"
     closed_book_preamble: str = ""
+    lead: str | None = None
 
     def __post_init__(self) -> None:
         for name, text, field in (
@@ -172,9 +178,17 @@ class PromptTemplate:
         """The last piece of every prompt, after which y begins."""
         return self.question.rsplit("{question}", 1)[1] or ":"
 
+    def say(self, y: str) -> str:
+        """y as it follows the prompt, without the end."""
+        y = y.strip()
+        lead = self.lead if self.lead is not None else " " * (not self.cue[-1].isspace())
+        return lead + y if y else ""
+
 
 TEMPLATES: Table[Callable[..., Template]] = Table(
-    "prompt template", {"input": InputTemplate, "prompt": PromptTemplate}, group="latentrag.templates"
+    "prompt template",
+    {"input": InputTemplate, "prompt": PromptTemplate, "chat": "latentrag.generator.chat:ChatTemplate"},
+    group="latentrag.templates",
 )
 """Kinds that a model's settings may name for its template; where they name none it is the usual one of its generator.
 Causal generators need what ``PromptTemplate`` has, encoder–decoders what ``InputTemplate`` has."""
@@ -187,53 +201,48 @@ def _one_line(text: str) -> str:
 # Tokens
 
 
-def input_ids(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[Rendered], *, limit: int) -> list[list[int]]:
+def input_ids(encoder: TextEncoder, inputs: Sequence[Rendered], *, limit: int) -> list[list[int]]:
     """Token ids of every input, special tokens included, none longer than ``limit``.
 
     Raises: InputError if an input is too long without any passage.
     """
-    encoded: list[list[int]] = tokenizer([str(rendered) for rendered in inputs], verbose=False)["input_ids"]
+    encoded = encoder.ids([str(rendered) for rendered in inputs])
     return [
-        ids if len(ids) <= limit else shortened(tokenizer, rendered, limit, bare=_bare(tokenizer, rendered))
+        ids if len(ids) <= limit else shortened(encoder, rendered, limit)
         for rendered, ids in zip(inputs, encoded, strict=True)
     ]
 
 
-def _bare(tokenizer: PreTrainedTokenizerBase, rendered: Rendered) -> list[int]:
-    ids: list[int] = tokenizer(rendered.before + rendered.after, verbose=False)["input_ids"]
-    return ids
-
-
 def shortened(
-    tokenizer: PreTrainedTokenizerBase, rendered: Rendered, limit: int, *, bare: Sequence[int], num_after: int = 0
+    encoder: TextEncoder, rendered: Rendered, limit: int, *, num_after: int = 0, special: bool = True
 ) -> list[int]:
     """Token ids of an input that is too long, with as many of the passage's words as fit.
 
     Args:
         limit: of tokens, those that come after the input included.
-        bare: the input's tokens without any of those words.
         num_after: tokens that come after the input.
+        special: with the tokens that the tokenizer puts around a text.
     Raises: InputError if it is too long without any of those words.
     """
     before, text, after = rendered.before, rendered.text, rendered.after
     room = limit - num_after
+    (bare,) = encoder.ids([before + after], special=special)
     if len(bare) > room:
         raise InputError(
             f"the question, its prompt and the passage's title are {len(bare) + num_after} tokens, the generator reads "
             f"{limit}; shorten the question"
         )
     while text:
-        encoded = tokenizer(before + text + after, return_offsets_mapping=True, verbose=False)
-        ids: list[int] = encoded["input_ids"]
+        ids, places = encoder.ids_and_places(before + text + after, special=special)
         if len(ids) <= room:
             return ids
         first, last = len(before), len(before) + len(text)
-        starts = [start for start, end in encoded["offset_mapping"] if first <= start < last and end > start]
+        starts = [start for start, end in places if first <= start < last and end > start]
         excess = len(ids) - room
         cut = starts[-excess] - first if excess <= len(starts) else 0
         # Cutting can change how the rest is tokenised, so at least one character goes each time round.
         text = text[: min(cut, len(text) - 1)].rstrip()
-    return list(bare)
+    return bare
 
 
 class PromptTokens:
@@ -244,7 +253,7 @@ class PromptTokens:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> None:
-        self.tokenizer = tokenizer
+        self.encoder = TextEncoder(tokenizer)
         self.template = template
         self._kept: OrderedDict[bytes, array[int]] = OrderedDict()
         self._lock = threading.Lock()
@@ -261,7 +270,9 @@ class PromptTokens:
         Raises: InputError if there is not even room for the template, the title and the question.
         """
         second_of = {
-            closed_book: self._questions([x for x, z in pairs if bool(z) != closed_book], closed_book=closed_book)
+            closed_book: self._questions(
+                list(dict.fromkeys(x for x, z in pairs if bool(z) != closed_book)), closed_book=closed_book
+            )
             for closed_book in {not z for _, z in pairs}
         }
         second = [second_of[not z][x] for x, z in pairs]
@@ -277,18 +288,22 @@ class PromptTokens:
         ]
         return fitted, second
 
+    def targets(self, y: Sequence[str]) -> list[list[int]]:
+        """Every y as it follows any prompt, without the end."""
+        said = [self.template.say(self.encoder.quoted(text)) for text in y]
+        return self.encoder.after([self.template.cue, "\n"], said)
+
+    def end(self) -> list[int]:
+        """The tokens of the template's end as it follows the prompt, or of the end alone if those are fewer."""
+        ends = [self.template.end or ""]
+        (after,), (alone,) = self.encoder.after([self.template.cue], ends), self.encoder.ids(ends, special=False)
+        return min(after, alone, key=len)
+
     def _questions(self, x: Sequence[str], *, closed_book: bool) -> dict[str, list[int]]:
         """The second part of every question's prompt, as tokenised after the character before it."""
-        texts = list(dict.fromkeys(x))
-        asked = [self.template.ask(text) for text in texts]
         before = str(self.template.read(() if closed_book else (Passage("", ""),)))[-1:]
-        if not before:
-            return dict(zip(texts, self._encode(asked, special=True), strict=True))
-        lead = self._encode([before])[0]
-        both = self._encode([before + text for text in asked])
-        if all(ids[: len(lead)] == lead for ids in both):
-            return {text: ids[len(lead) :] for text, ids in zip(texts, both, strict=True)}
-        return dict(zip(texts, self._encode(asked), strict=True))
+        asked = [self.template.ask(self.encoder.quoted(text)) for text in x]
+        return dict(zip(x, self.encoder.after([before], asked) if before else self._begun(asked), strict=True))
 
     def _latents(self, latents: Sequence[Latent], *, keep: bool) -> list[list[int]]:
         """The first part of the prompt of every z; what was not met before is tokenised."""
@@ -296,8 +311,8 @@ class PromptTokens:
         with self._lock:
             known = {key: list(ids) for key in keys if (ids := self._kept.get(key)) is not None}
         unknown = {key: z for key, z in zip(keys, latents, strict=True) if key not in known}
-        shown = [str(self.template.read(z)) for z in unknown.values()]
-        encoded = iter(self._encode([text for text in shown if text], special=True))
+        shown = [str(self._read(z)) for z in unknown.values()]
+        encoded = iter(self._begun([text for text in shown if text]))
         fresh = {key: next(encoded) if text else [] for key, text in zip(unknown, shown, strict=True)}
         with self._lock:
             for key, tokens in fresh.items() if keep else ():
@@ -307,20 +322,20 @@ class PromptTokens:
         known |= fresh
         return [list(known[key]) for key in keys]
 
-    def _shortened(self, z: Latent, num_after: int, limit: int) -> list[int]:
-        rendered = self.template.read(z)
-        bare = self._encode([rendered.before + rendered.after], special=True)[0]
-        return self._open_ended(shortened(self.tokenizer, rendered, limit, bare=bare, num_after=num_after))
+    def _read(self, z: Latent) -> Rendered:
+        return self.template.read(self.encoder.quoted_passages(z))
 
-    def _encode(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
-        if not texts:
-            return []
-        rows = self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
-        return [self._open_ended(ids) for ids in rows] if special else rows
+    def _shortened(self, z: Latent, num_after: int, limit: int) -> list[int]:
+        rendered, special = self._read(z), not self.template.is_whole
+        return self._open_ended(shortened(self.encoder, rendered, limit, num_after=num_after, special=special))
+
+    def _begun(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts with which prompts begin."""
+        return [self._open_ended(ids) for ids in self.encoder.ids(texts, special=not self.template.is_whole)]
 
     def _open_ended(self, ids: list[int]) -> list[int]:
         """Without the end-of-sequence token with which some tokenizers close every text."""
-        return ids[:-1] if ids[-1:] == [self.tokenizer.eos_token_id] else ids
+        return ids[:-1] if ids[-1:] == [self.encoder.tokenizer.eos_token_id] else ids
 
 
 def _key(z: Latent) -> bytes:

@@ -13,6 +13,7 @@ from latentrag.errors import InputError, ModelError
 from latentrag.generator.base import TransformersGenerator, exclusive, mapped_class
 from latentrag.generator.caches import are_all, rows_of_parents, rows_of_questions
 from latentrag.generator.prompt import EMPTY, InputTemplate, input_ids
+from latentrag.generator.texts import TextEncoder
 from latentrag.generator.tokens import Detokenizer, check_lengths, padded, pairs
 from latentrag.generator.tuning import Lora
 from latentrag.protocols import Capabilities
@@ -99,6 +100,7 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
             raise InputError(
                 f"LoRA of scope {lora.scope!r} is for causal generators, this is an encoder–decoder; use 'all'"
             )
+        self._encoder = TextEncoder(tokenizer)
         self._detokenizer = Detokenizer(tokenizer)
         self._set_up(lora=lora, seed=seed, int8=int8)
 
@@ -123,11 +125,11 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
     @exclusive
     def prepare(self, x: Sequence[Asked], latents: LatentLists) -> PreparedContexts:
         rows, num_passages = pairs(x, latents)
-        rendered = [self.template.render(question, z) for question, z in rows]
-        ids, mask = padded(input_ids(self.tokenizer, rendered, limit=self.max_input_tokens), pad=self._pad_id)
+        encoder = self._encoder
+        rendered = [self.template.render(encoder.quoted(question), encoder.quoted_passages(z)) for question, z in rows]
+        ids, mask = padded(input_ids(encoder, rendered, limit=self.max_input_tokens), pad=self._pad_id)
         ids, mask = ids.to(self.device), mask.to(self.device)
-        encoder = self.model.get_encoder()
-        states = encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # (B·K, S, H)
+        states = self.model.get_encoder()(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # (B·K, S, H)
         return PreparedContexts(states, mask, len(x), num_passages)
 
     def prepare_together(self, x: Sequence[Asked], latents: LatentLists) -> PreparedContexts:
@@ -142,15 +144,12 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
 
     def check_questions(self, x: Sequence[str]) -> None:
         """Raises: InputError for a question whose input is too long, with an empty passage or none."""
-        inputs = [self.template.render(text, z) for text in x for z in EMPTY]
-        input_ids(self.tokenizer, inputs, limit=self.max_input_tokens)
+        inputs = [self.template.render(self._encoder.quoted(text), z) for text in x for z in EMPTY]
+        input_ids(self._encoder, inputs, limit=self.max_input_tokens)
 
     def targets(self, y: Sequence[str]) -> Targets:
-        begin = self._begin_id
-        rows = []
-        for ids in self.tokenizer(text_target=list(y), verbose=False)["input_ids"]:
-            body = ids[1:] if begin is not None and ids[:1] == [begin] else ids
-            rows.append(body if body[-1:] == [self.end_id] else [*body, self.end_id])
+        quoted = [self._encoder.quoted(text) for text in y]
+        rows = [[*ids, self.end_id] for ids in self._encoder.ids(quoted, special=False)]
         check_lengths(rows, self.max_target_tokens)
         ids, mask = padded(rows, pad=self._pad_id)
         return Targets(ids.to(self.device), mask.to(self.device))
@@ -215,11 +214,6 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
 
     def _prefix(self, rows: int) -> Tensor:
         return torch.tensor([self.decoder_prefix], device=self.device).expand(rows, -1)  # (R, P)
-
-    @property
-    def _begin_id(self) -> int | None:
-        begin: int | None = self.tokenizer.bos_token_id
-        return begin
 
 
 def _input_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
