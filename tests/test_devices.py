@@ -14,18 +14,25 @@ from latentrag import place as place_module
 from latentrag.assemble import ModelSpec, load, load_passage_encoder
 from latentrag.assemble.runs import Setup, train
 from latentrag.cli.serve import _sources
+from latentrag.encoder import load_query_encoder, loading
+from latentrag.errors import ModelError
 from latentrag.evaluation.run import evaluate
 from latentrag.memory import Memory
 from latentrag.options import AskOptions, Given, MemoryOptions, ModelOptions, PlaceOptions, VersionOptions
+from latentrag.place import Place
 from latentrag.rag import Rag
 from latentrag.serving.app import create_app
+from latentrag.training import processes
 from latentrag.training.data import Example
 from latentrag.training.loop import Trainer
 from latentrag.training.options import TrainingOptions
+from latentrag.training.processes import Processes
 from tests import fake_device, tiny
 from tests.cli.conftest import cli
+from tests.encoder.tiny import write_dpr, write_sentence_encoder
 from tests.serving.conftest import serving
 from tests.test_assemble import PASSAGES
+from tests.test_transformers_rag import checkpoint
 
 QUESTIONS = ["what is the capital of france ?", "who wrote the opera fidelio ?"]
 ANSWERS = ["paris", "beethoven wrote it"]
@@ -135,6 +142,58 @@ def test_each_part_on_a_device_of_its_own(apart, spec, filled, device) -> None:
 
 def pair_of(number: int) -> tuple[str, str]:
     return QUESTIONS[number], ANSWERS[number]
+
+
+@pytest.mark.parametrize("kind", ["t5", "gemma2", "gpt2"])
+def test_other_architectures_answer(kind, pair, filled, tmp_path, device) -> None:
+    folder = tmp_path / kind
+    tiny.save_tokenizer(folder, begin=kind != "t5", end=kind == "t5")
+    getattr(tiny, f"save_{kind}")(folder)
+    there, here = (rag.answer(QUESTIONS[0], max_tokens=5) for rag in both((pair[0], folder), filled, device))
+    assert here.text == there.text
+    assert here.log_prob == pytest.approx(there.log_prob, abs=CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore:cannot verify")
+def test_the_layout_of_facebook_rag(tmp_path, device) -> None:
+    checkpoint(tmp_path / "rag", 0)
+    encoder = load_passage_encoder(write_dpr(tmp_path / "d", "DPRContextEncoder"), device="cpu")
+    memory = Memory.create(tmp_path / "memory.lance", encoder).add(PASSAGES, encoder)
+    there, here = (rag.answer(QUESTIONS[0], max_tokens=4) for rag in both(tmp_path / "rag", memory.path, device))
+    assert here.text == there.text
+    assert here.log_prob == pytest.approx(there.log_prob, abs=CLOSE)
+
+
+@pytest.mark.parametrize("modes", [["cls", "max"], ["mean_sqrt_len_tokens", "weightedmean"], ["lasttoken"], ["dpr"]])
+def test_encoders(modes, tmp_path, device) -> None:
+    if modes == ["dpr"]:
+        folders = [write_dpr(tmp_path / name, f"DPR{name}Encoder") for name in ("Question", "Context")]
+    else:
+        folders = [write_sentence_encoder(tmp_path / "encoder", modes=modes, head=["Dense", "Normalize"])] * 2
+    queries, vectors = [], []
+    for name in ("cpu", device):
+        queries.append(load_query_encoder(folders[0], place=Place(name)).encode_queries(QUESTIONS).detach().cpu())
+        vectors.append(load_passage_encoder(folders[1], device=name).encode_passages(PASSAGES))
+    torch.testing.assert_close(queries[1], queries[0], rtol=1e-4, atol=CLOSE)
+    torch.testing.assert_close(vectors[1], vectors[0], rtol=1e-4, atol=CLOSE)
+
+
+def test_an_encoder_in_float64_on_a_device_without(tmp_path, device, monkeypatch) -> None:
+    monkeypatch.setattr(loading, "has_float64", lambda name: not name.startswith(device))
+    encoder = load_passage_encoder(write_sentence_encoder(tmp_path / "encoder"), device="cpu")
+    encoder.module.double()
+    encoder.save(tmp_path / "double")
+    assert load_passage_encoder(tmp_path / "double", device="cpu").encode_passages(PASSAGES).dtype == torch.float32
+    with pytest.raises(ModelError, match=f"saved in float64, which {device} has not; use --encoder-device cpu"):
+        load_passage_encoder(tmp_path / "double", device=device)
+
+
+def test_several_processes_add_up_without_float64(device, monkeypatch) -> None:
+    monkeypatch.setattr(processes, "has_float64", lambda name: not name.startswith(device))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.mul_(2))
+    several = Processes(0, 2, torch.device(device))
+    assert several.sum(torch.tensor([1.5, 3.0], dtype=torch.float64)).tolist() == [3.0, 6.0]
+    assert several.agree(True) is True
 
 
 def test_a_memory_is_filled_and_encoded_again(pair, tmp_path, device) -> None:

@@ -133,6 +133,14 @@ def formats(device: str) -> tuple[NumberFormat, ...]:
     return ("float32", "float16", "bfloat16") if bfloat16 else ("float32", "float16")
 
 
+def has_float64(device: str) -> bool:
+    """Whether a device of this machine computes in float64 at all."""
+    import torch
+
+    kind = device.partition(":")[0]
+    return kind != "mps" and (kind != "xpu" or torch.xpu.get_device_properties(device).has_fp64)
+
+
 def _properties(device: str) -> tuple[str, int | None]:
     """What a device is called, and the bytes of its memory."""
     import torch

@@ -146,6 +146,17 @@ def test_a_bug_keeps_its_traceback(memory, monkeypatch) -> None:
         cli("index", "log", memory)
 
 
+def test_too_little_memory_on_a_device(memory, monkeypatch) -> None:
+    said = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.78 GiB of which …"
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("latentrag.assemble.load", full)
+    line = cli("ask", "who", "-m", "any", "-i", memory).error()
+    assert line.startswith("error: CUDA out of memory. Tried to allocate 2.00 GiB; lower -k or --beams")
+
+
 def test_control_c(memory, monkeypatch) -> None:
     def interrupted(*_args: object, **_options: object) -> None:
         raise KeyboardInterrupt

@@ -32,6 +32,7 @@ from latentrag.cli.versions import diff, tag, use
 from latentrag.errors import LatentRagError, OutputError
 
 EXIT_BROKEN_PIPE = 141
+_LESS_MEMORY = "lower -k or --beams, in training --micro-batch-size; or choose --dtype bfloat16 or another --device"
 
 
 def run() -> None:
@@ -89,6 +90,12 @@ class _Commands(TyperGroup):
                 return result
         except LatentRagError as error:
             output.say(f"error: {error}")
+            raise typer.Exit(output.EXIT_USER) from error
+        except RuntimeError as error:
+            if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+                raise
+            first = ". ".join(" ".join(str(error).split()).split(". ")[:2]).removesuffix(".")
+            output.say(f"error: {first}; {_LESS_MEMORY}")
             raise typer.Exit(output.EXIT_USER) from error
         except KeyboardInterrupt:
             output.say("interrupted")

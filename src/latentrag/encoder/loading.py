@@ -12,7 +12,7 @@ from latentrag.encoder.dpr import DprPassageEncoder, DprQueryEncoder
 from latentrag.encoder.identity import DTYPES, FILE_NAME, Role, Saved
 from latentrag.encoder.sentence import MODULES, SentenceEncoder, load_sentence_module
 from latentrag.errors import ModelError
-from latentrag.place import Place
+from latentrag.place import Place, has_float64
 from latentrag.pretrained import read_config, read_weights, resolve
 
 if TYPE_CHECKING:
@@ -107,7 +107,12 @@ def _opened(source: Source, *, role: Role, name: str | None, scale: float | None
 
 
 def _dtype(place: Place, saved: str) -> torch.dtype:
-    """An encoder keeps the number format that it was saved in, on every device."""
+    """An encoder keeps the number format that it was saved in, on every device.
+
+    Raises: ModelError for one that the device has not.
+    """
+    if place.number_format == "auto" and saved == "float64" and not has_float64(place.device):
+        raise ModelError(f"the encoder is saved in float64, which {place.device} has not; use --encoder-device cpu")
     return DTYPES[saved] if place.number_format == "auto" else place.dtype()
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrag.errors import TrainingError
-from latentrag.place import Places
+from latentrag.place import Places, has_float64
 
 _Item = TypeVar("_Item")
 
@@ -58,7 +58,7 @@ class Processes:
     def sum(self, values: Tensor) -> Tensor:
         """The sum over the processes, on each of them."""
         if self.count > 1:
-            values = values.to(self.device)
+            values = values.to(self.device, values.dtype if has_float64(str(self.device)) else torch.float32)
             torch.distributed.all_reduce(values)
         return values
 
