@@ -20,7 +20,7 @@ from latentrag.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 HUB_FILES = ["*.json", "*.safetensors", "*vocab.txt", "*merges.txt", "*.model"]
@@ -235,8 +235,28 @@ def build(
             f"{folder} lacks {len(wrong)} weights of {model_class.__name__}, or has them in another shape "
             f"({', '.join(wrong[:2] or info['error_msgs'])}…); it is incomplete or another kind of model"
         )
+    _keep_to_this_process(model)
     built: PreTrainedModel = model.eval()
     return built
+
+
+def _keep_to_this_process(model: nn.Module) -> None:
+    """Refuse to compute in a process that is forked off this one later: threads do not come along, and the first
+    product of matrices that is shared among them would wait for ever."""
+    from torch import nn
+
+    pid = os.getpid()
+
+    def check(*_: object) -> None:
+        if os.getpid() != pid:
+            raise ModelError(
+                f"this model was loaded by process {pid}, of which {os.getpid()} is a fork, and cannot compute here; "
+                "load it after the fork, or spawn processes instead of forking them"
+            )
+
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):  # where a token enters, whichever part of the model is called
+            module.register_forward_pre_hook(check)
 
 
 def load_tokenizer(folder: Path, *, what: str) -> PreTrainedTokenizerBase:

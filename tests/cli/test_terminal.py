@@ -11,7 +11,15 @@ from rich.console import Console
 
 from latentrag.cli.arguments import uncollected
 from latentrag.cli.output import clean, print_json, say
-from latentrag.cli.render import contribution, percent, probability, show_answer, show_classification, show_scores
+from latentrag.cli.render import (
+    contribution,
+    percent,
+    probability,
+    show_answer,
+    show_classification,
+    show_rows,
+    show_scores,
+)
 from latentrag.types import Answer, Classification, Hypothesis, Label, Passage, Score, Source, Token
 from tests.cli.conftest import cli
 
@@ -74,7 +82,7 @@ def test_hostile_text_cannot_steer_a_terminal(kind) -> None:
         text = shown(show_scores, [score], header=True)
     else:
         labels = (Label(HOSTILE, 0.7, -1.0), Label("b", 0.3, -2.0))
-        text = shown(show_classification, Classification(HOSTILE, labels, "token", 2, answer.sources))
+        text = shown(show_classification, show_rows, Classification(HOSTILE, labels, "token", 2, answer.sources))
     ours = re.compile(r"\x1b\[[0-9;]*m")  # rich's own colours
     assert ours.search(text)
     assert not CONTROL.search(ours.sub("", text))
@@ -115,6 +123,20 @@ def test_json_has_no_infinities(capsys) -> None:
 def test_lines_fit(width) -> None:
     lines = re.sub(r"\x1b\[[0-9;]*m", "", shown(show_answer, hostile_answer(), width=width)).splitlines()
     assert max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_only_the_last_column_of_a_table_is_wrapped(width, is_terminal) -> None:
+    """In a pipe nothing is: a line is a row."""
+    file, row = io.StringIO(), ("12", "2026-11-30 02:25:28", "before, (served)", "synced notes: added 1 and removed 0")
+    show_rows(["version", "time", "tags", "change"], [row], Console(file=file, width=width, force_terminal=is_terminal))
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue()).splitlines()
+    for cell in row[:3]:
+        assert cell in lines[1]
+    shown = " ".join(lines[1:]).replace(" ".join(row[2:3]), "").split()
+    assert [word for word in shown if word in row[3].split()] == row[3].split()
+    assert is_terminal or len(lines) == 2
 
 
 def test_no_color(monkeypatch) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from latentrag.errors import IndexDamagedError
 from latentrag.memory.indexes import ivf_rabitq
-from latentrag.memory.indexes.building import plan
+from latentrag.memory.indexes.building import cgroup_limits, plan
 from latentrag.memory.indexes.flat import FlatIndex, revised
 from latentrag.memory.indexes.index import Rows
 from latentrag.memory.indexes.ivf_rabitq import IvfRabitq, promises
@@ -327,3 +327,23 @@ def test_rows_are_known_after_more_were_added(tmp_path):
     more = append(table, drawn(50, 8, seed=1), prefix="q")
     assert len(built(table, "ivf-rabitq")) == 50
     assert len(built(more, "ivf-rabitq")) == 100
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limits"),
+    [
+        ("0::/\n", {"sys/fs/cgroup/memory.max": "1000\n"}, [1000]),
+        ("0::/a/b\n", {"sys/fs/cgroup/a/b/memory.max": "max\n", "sys/fs/cgroup/a/memory.max": "70"}, [70]),
+        ("4:memory:/a\n0::/\n", {"sys/fs/cgroup/memory/a/memory.limit_in_bytes": "80\n"}, [80]),
+        ("4:cpu,memory:/not/here\n", {"sys/fs/cgroup/memory/memory.limit_in_bytes": "90\n"}, [90]),
+        ("3:cpu:/a\n", {"sys/fs/cgroup/a/memory.max": "70"}, []),
+        ("0::/a:b\n", {}, []),
+        (None, {"sys/fs/cgroup/memory.max": "1000\n"}, []),
+    ],
+)
+def test_control_groups_bound_the_memory(tmp_path, groups, files, limits):
+    """At the root of the tree, in a group below it, of version 1, in a container that sees its group as the root."""
+    for name, text in {**files, **({} if groups is None else {"proc/self/cgroup": groups})}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert list(cgroup_limits(tmp_path)) == limits

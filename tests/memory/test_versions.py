@@ -1,9 +1,13 @@
 """Names and dates of versions, what differs between them, and getting rid of them."""
 
+import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import lance
+import lance.dataset as lance_dataset
 import numpy as np
 import pytest
 
@@ -136,6 +140,54 @@ def test_dates_are_those_of_the_log(path, filled):
     assert number_of(path, first.isoformat()) == 1
     assert number_of(path, second.isoformat()) == 2
     assert number_of(path, str(datetime.now(UTC).date())) == 2
+
+
+@pytest.mark.parametrize("written", ["%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y%m%dT%H%M%S", "%Y-%m-%d %H:%M"])
+def test_a_time_copied_from_the_log_finds_its_version(path, filled, monkeypatch, written):
+    """The log cuts times to seconds: a second means its end."""
+    at = datetime(2026, 3, 1, 12, 30, 59, 400_000, UTC)
+    plain = history.logged
+
+    def fixed(table, number):
+        found = plain(table, number)
+        assert found is not None
+        return replace(found, time=at - timedelta(hours=2 - number))
+
+    monkeypatch.setattr(history, "logged", fixed)
+    assert number_of(path, at.strftime(written)) == 2
+    assert number_of(path, (at - timedelta(hours=1)).strftime(written)) == 1
+    assert number_of(path, (at - timedelta(minutes=1)).strftime(written)) == 1
+
+
+class Dated:
+    """A Lance data set whose version is of another time, given as Lance does: in nanoseconds, and as local time."""
+
+    def __init__(self, dataset: lance.LanceDataset, time: datetime) -> None:
+        self.dataset, self.nanoseconds, self._ds = dataset, int(time.timestamp() * 1e6) * 1_000, self
+
+    def current_version(self) -> Any:
+        return {**self.dataset._ds.current_version(), "timestamp": self.nanoseconds}
+
+    def get_version(self) -> Any:
+        return lance_dataset._convert_version_timestamp(self.current_version())
+
+    def read_transaction(self, version: int) -> Any:
+        return self.dataset.read_transaction(version)
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="this system sets no zone for one process")
+@pytest.mark.parametrize("hour", [0, 1])
+def test_times_are_right_when_summer_time_ends(path, filled, monkeypatch, hour):
+    """That night in Berlin, 2:30 comes twice."""
+    then, plain, table = datetime(2026, 10, 25, hour, 30, 0, 400_000, UTC), lance.dataset, Table.open(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(lance, "dataset", lambda *args, **options: Dated(plain(*args, **options), then))
+        patch.setenv("TZ", "Europe/Berlin")
+        time.tzset()
+        found = history.logged(table, 1)
+    time.tzset()
+    assert found is not None
+    assert found.time == then
 
 
 def test_a_version_that_cannot_be_read_is_passed_over_by_a_date(path, filled):

@@ -117,8 +117,8 @@ def log(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
     for v in versions:
         names = [*of_version[v.number], *(["(served)"] if v.number == served else [])]
         time = f"{v.time:%Y-%m-%d %H:%M:%S}"
-        rows_shown.append((str(v.number), time, str(v.num_passages), v.change, ", ".join(names)))
-    show_rows(["version", "time (UTC)", "passages", "change", "tags"], rows_shown, terminal())
+        rows_shown.append((str(v.number), time, str(v.num_passages), ", ".join(names), v.change))
+    show_rows(["version", "time (UTC)", "passages", "tags", "change"], rows_shown, terminal())
 
 
 def delete(

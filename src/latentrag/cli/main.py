@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -97,12 +98,28 @@ class _Commands(TyperGroup):
             first = ". ".join(" ".join(str(error).split()).split(". ")[:2]).removesuffix(".")
             output.say(f"error: {first}; {_LESS_MEMORY}")
             raise typer.Exit(output.EXIT_USER) from error
+        except FileNotFoundError:
+            if _has_temporary_folder():
+                raise
+            output.say(
+                "error: no folder for temporary files can be written, and libraries need one; set TMPDIR to one that "
+                "can be, for example a tmpfs"
+            )
+            raise typer.Exit(output.EXIT_USER) from None
         except KeyboardInterrupt:
             output.say("interrupted")
             raise typer.Exit(output.EXIT_INTERRUPTED) from None
         except BrokenPipeError:
             output.silence()
             raise typer.Exit(EXIT_BROKEN_PIPE) from None
+
+
+def _has_temporary_folder() -> bool:
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _print_version(wanted: bool) -> None:

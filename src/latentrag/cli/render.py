@@ -27,6 +27,7 @@ _SHOWN_SOURCES = 10
 _SHOWN_SHARE = 0.1
 """Passages with a prior or posterior of this much show more of their text."""
 _LONG_TEXT = 180
+_WIDEST = 10_000
 
 
 class _Terminal(Console):
@@ -111,12 +112,21 @@ def show_facts(facts: Iterable[tuple[str, str]], console: Console) -> None:
 
 
 def show_rows(header: Sequence[str], rows: Iterable[Sequence[str]], console: Console) -> None:
-    """A plain table; the last column is text, the others are aligned to the right."""
+    """A plain table; the last column is text, the others are aligned to the right.
+
+    Only the last column is wrapped, and only in a terminal: where that does not do, lines are longer than it is wide.
+    """
+    lines = [[Text(clean(value)) for value in row] for row in rows]
     *numbers, last = header
-    columns = [Column(name, justify="right", no_wrap=True) for name in numbers]
-    table = Table(*columns, Column(last), box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(Text(clean(value)) for value in row))
+    columns = [
+        Column(name, justify="right", no_wrap=True, min_width=max(len(name), *(line[i].cell_len for line in lines)))
+        for i, name in enumerate(numbers)
+    ]
+    table = Table(*columns, Column(last, min_width=len(last)), box=None, pad_edge=False, header_style="bold")
+    for line in lines:
+        table.add_row(*line)
+    least, most = console.measure(table, options=console.options.update(width=_WIDEST))
+    console.width = max(least, min(most, console.width)) if console.is_terminal else most
     console.print(table)
 
 

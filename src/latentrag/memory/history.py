@@ -13,7 +13,7 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -63,7 +63,8 @@ def logged(table: Table, number: int) -> Version | None:
             lambda error: DamagedVersionError(table.path, number, version_files.reason(error))
         ):
             dataset = lance.dataset(str(table.path), version=number, session=table.dataset.session())
-            version = dataset.get_version()
+            # The public way gives local time, which says one hour twice when summer time ends.
+            version = dataset._ds.current_version()  # noqa: SLF001
             transaction = dataset.read_transaction(number)
     except DamagedVersionError as error:
         warnings.warn(str(error).split("; ")[0], stacklevel=4)
@@ -71,8 +72,7 @@ def logged(table: Table, number: int) -> Version | None:
     properties = (transaction.transaction_properties if transaction else None) or {}
     return Version(
         number=number,
-        # Lance gives local time without a zone.
-        time=cast("datetime", version["timestamp"]).astimezone(UTC),
+        time=datetime.fromtimestamp(0, UTC) + timedelta(microseconds=cast("int", version["timestamp"]) // 1_000),
         num_passages=int(version["metadata"]["total_rows"]),
         change=properties.get(LANCE_COMMIT_MESSAGE_KEY, "unknown"),
     )
@@ -159,7 +159,7 @@ def number_of(place: Place, which: int | str | None) -> int | None:
 
     Args:
         which: a number; a tag; ``newest`` (or None); ``served``; or a moment in ISO 8601, for the version that was the
-            newest then. A day without a time means its end, a time without a zone is UTC, as in the log.
+            newest then. A day, minute or second means its end; a time without a zone is UTC, as in the log.
     Raises: UnknownVersionError if the memory has no such version; MemoryStoreError.
     """
     storage = storage_of(place)
@@ -208,6 +208,10 @@ def _moment(text: str) -> datetime | None:
         return datetime.combine(date.fromisoformat(text), time.max, UTC)
     with contextlib.suppress(ValueError):
         moment = datetime.fromisoformat(text)
+        of_day = re.split(r"[T ]", text, maxsplit=1)[1]
+        num_digits = len(re.sub(r"[^0-9]", "", re.split(r"[-+Z]", of_day)[0]))
+        unit = {2: timedelta(hours=1), 4: timedelta(minutes=1), 6: timedelta(seconds=1)}.get(num_digits)
+        moment += timedelta(0) if unit is None else unit - datetime.resolution
         return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
     return None
 

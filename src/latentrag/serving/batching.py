@@ -99,6 +99,9 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise Refused(503, "the server is stopping; try again later", "stopping", retry_after_s=5)
+            if not self.is_alive:
+                message = "this server was forked after its model was loaded; load it after the fork, or spawn"
+                raise Refused(503, message, "forked")
             self._queue = [each for each in self._queue if not each.result.cancelled()]
             if len(self._queue) < self._options.max_queue:
                 self._queue.append(job)

@@ -12,9 +12,10 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -110,11 +111,34 @@ def plan(kind: str, num_rows: int, dimension: int, *, max_memory: int | None = N
 
 
 def physical_bytes() -> int:
-    """RAM of this machine, or of the container where one is bounded; unlimited where the system does not say."""
-    whole = io.num_bytes_of_ram() or sys.maxsize
-    limit = Path("/sys/fs/cgroup/memory.max")
-    given = limit.read_text().strip() if limit.is_file() else ""
-    return min(whole, int(given)) if given.isdigit() else whole
+    """RAM of this machine, or what this process may take of it; unlimited where the system does not say."""
+    return min(io.num_bytes_of_ram() or sys.maxsize, *cgroup_limits(), sys.maxsize)
+
+
+def cgroup_limits(root: Path = Path("/")) -> Iterator[int]:
+    """Bytes that the control groups around this process let it take, of versions 1 and 2.
+
+    A container may see its own group at the root of the tree, under whatever name the kernel knows it by, or the whole
+    tree: a group counts where it is found, and so does every one around it.
+
+    Args:
+        root: of the file system.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        folder, name = "sys/fs/cgroup", "memory.max"
+        if "memory" in controllers.split(","):
+            folder, name = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        elif controllers:
+            continue
+        group = PurePosixPath(path.lstrip("/"))
+        for each in (group, *group.parents):
+            with suppress(OSError, ValueError):  # a group that is not there, or "max"
+                yield int((root / folder / each / name).read_text("utf-8"))
 
 
 def _size(num_bytes: int) -> str:
