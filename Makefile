@@ -8,6 +8,7 @@ BIN := .venv/bin
 AXE := 4.14.1
 STAMP := .venv/installed
 BENCH := .venv/installed-bench
+LLAMA := .venv/installed-llama-cpp
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -20,8 +21,16 @@ SHELL := bash
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-test: lint  ## Check style, types, the rooms' import rules, and run the tests.
+test: lint $(LLAMA)  ## Check style, types, the rooms' import rules, and run the tests.
 	@$(BIN)/python -m pytest -n 2
+
+# Where it cannot be compiled, the tests of GGUF files are skipped, and say so.
+$(LLAMA): $(STAMP)
+	@echo "compiling llama-cpp-python (minutes, the first time)"
+	@CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" \
+		$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[llama-cpp]' || \
+		echo "llama-cpp-python cannot be compiled here; tests of GGUF files will be skipped" >&2
+	@touch $@
 
 lint: $(STAMP)  ## Check style, types and import rules.
 	@$(BIN)/ruff check

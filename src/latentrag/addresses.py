@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from latentrag.errors import InputError, MemoryStoreError, ModelError
-from latentrag.options import DEMO
+from latentrag.options import DEMO, DEMOS
 from latentrag.registry import Table
 
 if TYPE_CHECKING:
@@ -26,8 +26,13 @@ MEMORIES: Table[Callable[..., Memory]] = Table("scheme of memories", {}, group="
 """Scheme → function from an address and ``version`` to an open memory."""
 MODELS: Table[Callable[..., Any]] = Table("scheme of models", {}, group="latentrag.models")
 """Scheme → function from an address and ``place.Places`` to ``assemble.parts.Parts``."""
-GENERATORS: Table[Callable[..., SavableGenerator]] = Table("scheme of generators", {}, group="latentrag.generators")
-"""Scheme or ending → function from an address and ``place.Place`` to a generator."""
+GENERATORS: Table[Callable[..., SavableGenerator]] = Table(
+    "scheme of generators",
+    {".gguf": "latentrag.generator.llama_cpp:open_gguf"},
+    group="latentrag.generators",
+)
+"""Scheme or ending → function from an address and ``place.Place``, and settings by name if it takes them, to a
+generator."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _SCHEME = re.compile(r"([a-z][a-z0-9+-]+):(//)?", re.ASCII)
@@ -81,25 +86,30 @@ def opener(address: object, table: Table[Callable[..., T]]) -> Callable[..., T] 
 def memory_path(address: str | os.PathLike[str]) -> Path:
     """The path of a memory that is a folder.
 
-    ``"demo"`` is the demo's; every other string, and every Path, is a path, which need not exist yet. The path
-    ``./demo`` is a folder of that name.
+    ``"demo"`` and ``"good"`` are the demos'; every other string, and every Path, is a path, which need not exist yet.
+    The path ``./demo`` is a folder of that name.
 
     Raises: MemoryStoreError if the demo's memory has not been made; InputError for an address with a scheme.
     """
     if opener(address, MEMORIES) is not None:
         raise InputError(f"{address} is not a folder, and only a memory in a folder can be used so; name its path")
-    if address != DEMO:
+    if address not in DEMOS:
         return _expanded(Path(address))
-    path = home().memories / "demo.lance"
+    path = home().memories / f"{address}.lance"
     if not path.exists():
-        raise MemoryStoreError(f"the demo's memory is not at {path}; run `latentrag demo` to make it")
+        raise MemoryStoreError(f"the demo's memory is not at {path}; run {_making(address)} to make it")
     return path
+
+
+def memory_for(memory: T, model: object) -> T | str:
+    """The address of a memory as it is meant beside a model: ``"demo"`` is that of the demo whose model it is."""
+    return model if memory == DEMO and isinstance(model, str) and model in DEMOS else memory
 
 
 def model_place(address: str | os.PathLike[str]) -> Path | str:
     """The folder of a model, or its id on a model hub.
 
-    ``"demo"`` is the demo's, a path that exists is itself, and a string that looks like ``name`` or
+    ``"demo"`` and ``"good"`` are the demos', a path that exists is itself, and a string that looks like ``name`` or
     ``owner/name`` is a hub id.
 
     An address with a scheme, and a generator with an ending of its own, stay as they are.
@@ -109,10 +119,10 @@ def model_place(address: str | os.PathLike[str]) -> Path | str:
     """
     if opener(address, MODELS) is not None or opener(address, GENERATORS) is not None:
         return str(address)
-    if address == DEMO:
-        path = home().models / DEMO
+    if address in DEMOS:
+        path = home().models / str(address)
         if not path.exists():
-            raise ModelError(f"the demo's model is not at {path}; run `latentrag demo` to make it")
+            raise ModelError(f"the demo's model is not at {path}; run {_making(address)} to make it")
         return path
     path = _expanded(Path(address))
     if path.exists():
@@ -120,6 +130,10 @@ def model_place(address: str | os.PathLike[str]) -> Path | str:
     if isinstance(address, str) and _HUB_ID.fullmatch(address):
         return address
     raise ModelError(f"no model at {address}; give a folder that exists or a hub id such as owner/name")
+
+
+def _making(demo: object) -> str:
+    return "`latentrag demo`" if demo == DEMO else f"`latentrag demo --model {demo}`"
 
 
 def _cache() -> Path:

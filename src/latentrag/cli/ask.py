@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say, working
 from latentrag.options import (
+    DEMO,
     AskOptions,
     DecodingOptions,
     Given,
@@ -70,15 +71,22 @@ def classify(
         show_classification(result, terminal())
 
 
-def demo(place: PlaceOptions, as_json: arg.AsJson = False) -> None:
-    """Fetch a small model and an encyclopedia, and ask them three questions.
+DemoName = Annotated[
+    Literal["demo", "good"],
+    typer.Option("-m", "--model", help="demo: small, 0.3 GB to fetch; good: answers well, 1.5 GB to fetch."),
+]
 
-    The first run downloads 330 MB and prepares for some minutes.
+
+def demo(place: PlaceOptions, model: DemoName = "demo", as_json: arg.AsJson = False) -> None:
+    """Fetch a model and an encyclopedia, and ask them three questions.
+
+    The first run downloads them and prepares for some minutes; `-m good` in every other command is the good one, and
+    `-i demo` beside it its own memory.
     """
     from latentrag.demo import QUESTIONS, prepare
 
-    prepare(progress=True, device=place.encoder_device or place.device)
-    rag = arg.open_rag(ModelOptions(), MemoryOptions(), VersionOptions(), place)
+    prepare(name=model, progress=True, device=place.encoder_device or place.device)
+    rag = arg.open_rag(ModelOptions(model=model), MemoryOptions(), VersionOptions(), place)
     if as_json:
         print_json({"answers": [answer_record(rag.answer(question)) for question in QUESTIONS]})
         return
@@ -92,6 +100,9 @@ def demo(place: PlaceOptions, as_json: arg.AsJson = False) -> None:
         console.print(Rule(Text(question), align="left"))
         show_answer(rag.answer(question), console)
         console.print()
-    say('Next, ask something yourself: latentrag ask "Who discovered penicillin?"')
-    say("or ask documents of your own: latentrag index add notes.lance FOLDER")
-    say('and then: latentrag ask "…" -i notes.lance')
+    named = "" if model == DEMO else f" -m {model}"
+    say(f'Next, ask something yourself: latentrag ask "Who discovered penicillin?"{named}')
+    say(f"or ask documents of your own: latentrag index add notes.lance FOLDER{named}")
+    say(f'and then: latentrag ask "…" -i notes.lance{named}')
+    if model == DEMO:
+        say("A model that answers better: latentrag demo --model good")

@@ -43,7 +43,7 @@ def doctor(
     problems: list[str] = []
     facts: Facts = {"versions": _versions(), "machine": _machine(), "home": _home()}
     facts["devices"] = [asdict(device) for device in devices()]
-    opened = _open_memory(memory.memory, problems)
+    opened = _open_memory(addresses.memory_for(memory.memory, model.model), problems)
     facts["model"] = _model(source, opened, problems, {**arg.loading(model), **asdict(place)})
     facts["memory"] = None if opened is None else _memory(opened)
     facts["problems"] = problems
@@ -151,8 +151,6 @@ def _loaded(source: str | assemble.ModelSpec, memory: Memory | None, options: Ma
 
 
 def _parts(rag: Rag, source: str | assemble.ModelSpec) -> Facts:
-    from latentrag.packed import packed_bytes
-
     model: Any = rag.generator
     return {
         "source": source if isinstance(source, str) else f"{source.encoder} + {source.generator}",
@@ -160,13 +158,10 @@ def _parts(rag: Rag, source: str | assemble.ModelSpec) -> Facts:
         "k": rag.k,
         **_retriever(rag),
         "generator": {
-            "class": type(model.model).__name__,
+            **model.facts(),
             "kind": model.kind,
             "template": type(model.template).__name__,
             "instruction": getattr(model.template, "instruction", None),
-            "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
-            "dtype": "int8" if model.int8 else str(model.model.dtype).removeprefix("torch."),
-            "packed_bytes": packed_bytes(model.model),
             "device": str(model.device),
             "max_input_tokens": model.max_input_tokens,
         },

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latentrag import assemble
-from latentrag.addresses import MEMORIES, memory_path, model_place, opener
+from latentrag.addresses import MEMORIES, memory_for, memory_path, model_place, opener
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
 from latentrag.errors import InputError
@@ -69,7 +69,7 @@ def evaluate(
     about: dict[str, object] = {
         "model": _name(source),
         "model_files": _stamp(source),
-        "memory": _place(memory.memory),
+        "memory": _place(memory_for(memory.memory, model.model)),
         "retriever": type(rag.retriever).__name__,
         "dtype": place.dtype,
         "prefix_field": reading.prefix_field,

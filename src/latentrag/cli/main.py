@@ -23,6 +23,7 @@ from latentrag.cli.ask import ask, classify, demo
 from latentrag.cli.doctor import doctor
 from latentrag.cli.evaluate import compare, evaluate
 from latentrag.cli.exchange import pull, push
+from latentrag.cli.export import export
 from latentrag.cli.index import add, build, delete, log
 from latentrag.cli.score import score
 from latentrag.cli.serve import mcp, serve
@@ -73,7 +74,7 @@ def app() -> typer.Typer:
         index.command()(command(function))
     commands.add_typer(index, name="index")
     commands.command("eval")(command(evaluate))
-    for function in (serve, mcp, train, compare, doctor):
+    for function in (serve, mcp, train, export, compare, doctor):
         commands.command()(command(function))
     return commands
 

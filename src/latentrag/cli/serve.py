@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentrag import assemble
+from latentrag.addresses import memory_for
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import say, working
 from latentrag.errors import ModelError
@@ -104,7 +105,7 @@ def _sources(
 ) -> tuple[LiveMemory, Callable[..., Rag]]:
     """The memory, and what loads the model over it."""
     source = arg.model_source(model)
-    live = assemble.live_memory(memory.memory, version=version.as_of)
+    live = assemble.live_memory(memory_for(memory.memory, model.model), version=version.as_of)
     return live, partial(assemble.load, source, memory=live, **arg.loading(model), **asdict(how), **asdict(place))
 
 

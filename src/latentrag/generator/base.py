@@ -29,10 +29,11 @@ from latentrag.generator.tuning import (
     from_settings,
     has_lora,
     load_adapter,
+    merge_lora,
     recompute_activations,
     split_weights,
 )
-from latentrag.packed import pack
+from latentrag.packed import pack, packed_bytes
 from latentrag.place import Place
 from latentrag.pretrained import build, config_of, load_tokenizer, one_line, quiet, read_object, read_weights
 from latentrag.types import Targets
@@ -173,7 +174,7 @@ class TransformersGenerator(ABC, Generic[P, T]):
         model.generation_config = _generation_config(folder, older or {})
         given = dict(settings)
         if given.get("template"):
-            given["template"] = _template(cls.template_kind, given["template"], tokenizer)
+            given["template"] = made_template(cls.template_kind, given["template"], tokenizer)
         if given.get("lora") is not None:
             given["lora"] = from_settings(given["lora"])
         try:
@@ -201,6 +202,15 @@ class TransformersGenerator(ABC, Generic[P, T]):
                 **({} if template.kind == self.template_kind else {"kind": template.kind}),
             },
             **({} if self.lora is None else {"lora": asdict(self.lora)}),
+        }
+
+    def facts(self) -> dict[str, object]:
+        """What the model is, as JSON values, for a report."""
+        return {
+            "class": type(self.model).__name__,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "dtype": "int8" if self.int8 else str(self.model.dtype).removeprefix("torch."),
+            "packed_bytes": packed_bytes(self.model),
         }
 
     def save(self, folder: Path) -> None:
@@ -253,6 +263,16 @@ class TransformersGenerator(ABC, Generic[P, T]):
             template = template.multiline()
         arguments = {**self._arguments(), "template": template}
         return type(self)(model, self.tokenizer, **arguments, lora=lora or self.lora, seed=seed)  # type: ignore[call-arg]
+
+    def merged(self) -> Self:
+        """A generator around the same model, its adapter a part of the weights.
+
+        Raises: InputError for a generator in int8.
+        """
+        if self.int8:
+            raise InputError("a generator in int8 has no weights to merge an adapter into; load it in another dtype")
+        merge_lora(self.model)
+        return type(self)(self.model, self.tokenizer, **self._arguments())
 
     # As the protocols have them
 
@@ -346,7 +366,8 @@ def _generation_config(folder: Path, older: Mapping[str, object]) -> GenerationC
         raise ModelError(f"{folder}: its generation settings cannot be read ({one_line(error)})") from error
 
 
-def _template(usual: str, values: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Template:
+def made_template(usual: str, values: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The template that settings describe, of the usual kind where they name none. Raises: ModelError."""
     fields = dict(values)
     kind = fields.pop("kind", usual)
     if kind == ChatTemplate.kind and fields.keys() <= {"instruction"}:

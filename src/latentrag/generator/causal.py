@@ -26,6 +26,7 @@ from latentrag.generator.caches import (
 from latentrag.generator.chat import ChatTemplate
 from latentrag.generator.passages import PassageCache, PassageReader, weights_key
 from latentrag.generator.prompt import EMPTY, PromptTemplate, PromptTokens
+from latentrag.generator.texts import TextEncoder
 from latentrag.generator.tokens import Detokenizer, check_lengths, padded, pairs
 from latentrag.generator.tuning import Lora, fixed, split_weights
 from latentrag.options import PASSAGE_FOLDER_BYTES
@@ -123,7 +124,7 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
         super().__init__(model, tokenizer)
         self.template = template or (ChatTemplate.of(tokenizer) if tokenizer.chat_template else PromptTemplate())
         self.max_input_tokens = max_input_tokens or _input_limit(model)
-        self._prompts = PromptTokens(tokenizer, self.template)
+        self._prompts = PromptTokens(TextEncoder(tokenizer), self.template)
         self.end_id = self._end_token()
         self._pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
         (cue,) = self._prompts.encoder.ids([self.template.cue], special=False)

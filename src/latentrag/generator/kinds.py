@@ -34,6 +34,7 @@ GENERATOR_KINDS: Table[GeneratorKind] = Table(
     {
         "seq2seq": "latentrag.generator.seq2seq:Seq2SeqGenerator",
         "causal": "latentrag.generator.causal:CausalGenerator",
+        "llama-cpp": "latentrag.generator.llama_cpp:LlamaCppGenerator",
     },
     group="latentrag.generator_kinds",
 )

@@ -10,15 +10,12 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 from latentrag.errors import InputError
 from latentrag.generator.texts import TextEncoder
 from latentrag.registry import Table
 from latentrag.types import Latent, Passage
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 KEPT_PASSAGES = 1 << 17
 """Passages whose tokens are kept: about 60 MB at 100 words each."""
@@ -249,11 +246,11 @@ class PromptTokens:
     """A causal model's prompts as token ids, in two parts: the passage's, tokenised once and kept, and the question's.
 
     Args:
-        tokenizer: of the model; a fast one.
+        encoder: with the model's tokenizer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> None:
-        self.encoder = TextEncoder(tokenizer)
+    def __init__(self, encoder: TextEncoder, template: PromptTemplate) -> None:
+        self.encoder = encoder
         self.template = template
         self._kept: OrderedDict[bytes, array[int]] = OrderedDict()
         self._lock = threading.Lock()

@@ -128,6 +128,11 @@ class TextEncoder:
         return copy
 
 
+def unmarked(text: str) -> str:
+    """The text as it was before ``quoted`` marked names in it."""
+    return _MARKED.sub(lambda match: chr(ord(match[0]) - _MARKS), text)
+
+
 def _mark(name: str) -> str:
     return chr(_MARKS + (ord(name[0]) & 0xFFFF)) + name[1:]
 

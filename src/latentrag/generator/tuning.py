@@ -132,6 +132,19 @@ def split_weights(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
     return own, {name: tensor for name, tensor in weights.items() if MARK in name}
 
 
+@torch.no_grad()
+def merge_lora(model: PreTrainedModel) -> None:
+    """Add the adapter's update to the weights that it was put on, and take it away. On a model without, nothing."""
+    layers = {id(layer): layer for layer in _adapted(model)}
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if id(child) in layers:
+                base = layers[id(child)].get_base_layer()
+                (adapter,) = layers[id(child)].active_adapters
+                base.weight.add_(layers[id(child)].get_delta_weight(adapter).to(base.weight.dtype))
+                setattr(module, name, base)
+
+
 def load_adapter(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
     """Give a model with an adapter that adapter's saved weights. Raises: ModelError if they are another's."""
     wanted = {name: parameter for name, parameter in model.named_parameters() if MARK in name}
