@@ -81,7 +81,7 @@ def test_files_of_a_folder_that_cannot_be_read_are_skipped_and_reported(tmp_path
     folder = tmp_path / "mixed"
     folder.mkdir()
     (folder / "a.txt").write_text("Paris is a city.")
-    (folder / "broken.txt").write_bytes(b"\xff\xfe\x00")
+    (folder / "broken.txt").write_bytes(b"\xff\x00")
     (folder / "model.pkl").write_bytes(b"\x80\x04.")
     os.mkfifo(folder / "pipe.txt")
     done = cli("index", "add", tmp_path / "m.lance", folder, "--encoder", encoder, "--json")
@@ -98,7 +98,7 @@ def test_files_of_a_folder_that_cannot_be_read_are_skipped_and_reported(tmp_path
 
 def test_skipped_files_are_reported_when_nothing_is_left(tmp_path, encoder) -> None:
     (tmp_path / "mixed").mkdir()
-    (tmp_path / "mixed" / "broken.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "mixed" / "broken.txt").write_bytes(b"\xff\x00")
     done = cli("index", "add", tmp_path / "m.lance", tmp_path / "mixed", "--encoder", encoder)
     assert done.code == 2
     skipped, error = done.stderr.splitlines()

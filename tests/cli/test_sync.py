@@ -8,12 +8,14 @@ import pytest
 from latentrag.memory import Memory
 from tests.cli.conftest import DOCUMENTS, cli
 
+NOT_UTF_8 = "not UTF-8 text (byte 0xff at offset 0); save it as UTF-8, or say with --encoding what it is"
+
 
 @pytest.fixture
 def folder(files, tmp_path) -> Path:
     """A folder of text files that the test may change, one of them not readable."""
     own = shutil.copytree(files, tmp_path / "notes")
-    (own / "broken.txt").write_bytes(b"\xff\xfe\x00")
+    (own / "broken.txt").write_bytes(b"\xff\x00")
     return own
 
 
@@ -22,7 +24,7 @@ def test_a_folder_is_synced_and_can_be_asked(tmp_path, folder, encoder, model) -
     done = cli("index", "sync", path, folder, "--encoder", encoder, "--json")
     assert done.code == 0
     assert done.stderr.splitlines() == [
-        f"skipped {folder}/broken.txt: not UTF-8 text (byte 0xff at offset 0); save it as UTF-8"
+        f"skipped {folder}/broken.txt: {NOT_UTF_8}",
     ]
     assert done.json == {
         "memory": str(path),
@@ -43,7 +45,7 @@ def test_a_folder_is_synced_and_can_be_asked(tmp_path, folder, encoder, model) -
         "skipped": [
             {
                 "file": str(folder / "broken.txt"),
-                "reason": "not UTF-8 text (byte 0xff at offset 0); save it as UTF-8",
+                "reason": NOT_UTF_8,
             }
         ],
         "missing": [],

@@ -106,7 +106,7 @@ def write_mixed(folder: Path) -> None:
     (folder / "letter.docx").write_bytes(making.docx(making.paragraph("Dear all")))
     (folder / "wiki.xml.bz2").write_bytes(bz2.compress(making.dump(*(making.page(i, "T", "x" * i) for i in range(50)))))
     (folder / "broken.pdf").write_bytes(b"%PDF")
-    (folder / "broken.txt").write_bytes(b"\xff")
+    (folder / "broken.txt").write_bytes(b"\xff\x00")
     (folder / "photo.png").write_bytes(b"")
 
 

@@ -62,7 +62,7 @@ def test_other_formats_in_a_folder_are_reported_and_do_not_raise(tmp_path):
 
 def test_a_wrong_file_in_a_folder_keeps_its_rows_so_far_and_is_reported(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"id": "a1", "text": "t"}\nno\n{"id": "a3", "text": "t"}\n')
-    (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "b.txt").write_bytes(b"\xff\x00")
     (tmp_path / "c.tsv.gz").write_bytes(gzip.compress(b"c1\tt\tT\n" * 10_000)[:-20])
     (tmp_path / "d.jsonl.gz").write_text("plain")
     (tmp_path / "e.txt").write_text("text")

@@ -4,7 +4,6 @@ import csv
 import gzip
 import io
 import json
-import re
 import tracemalloc
 from collections import deque
 from pathlib import Path
@@ -13,8 +12,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from latentrag.corpus import read, split
-from latentrag.corpus.readers import Ledger
+from latentrag.corpus import Ledger, passages, read, split
 from latentrag.corpus.text import tsv
 from latentrag.errors import DataError
 from latentrag.types import Document
@@ -51,15 +49,72 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
         ("intro\n\n# First\n# Second\n", "First"),
         ("#  Padded  ##\n", "Padded"),
         ("# About C#\r\ntext\n", "About C#"),
-        ("## Smaller\n#hashtag\n# \n", "notes"),
-        ("```sh\n# a comment\n```\n# After\n", "After"),
+        ("#hashtag\n# \n", "notes"),
+        ("## Smaller\ntext\n### Smallest\n", "Smaller"),
+        ("## Smaller\n# First\n", "First"),
+        ("Under*lined*\n====\n\ntext", "Underlined"),
+        ("# [Linked](http://a.b) `code` ![picture](p.png) <b>bold</b> &amp; {#anchor}\n", "Linked code picture bold &"),
+        ("<!--\n# a comment\n-->\n> # quoted\n\n    # indented\n", "notes"),
+        ("~~~~\n~~~\n# a comment\n~~~~\n## After\n", "After"),
+        ("---\n# a comment\ntitle: Front\n---\n# First\n", "Front"),
+        ("---\r\ntitle: 'Front'\r\n...\r\ntext", "Front"),
+        ("---\ntitle: Untitled\n---\n# First\n", "First"),
+        ("---\ntitle:\nweight: 1\n---\n# First\n", "First"),
+        ("---\ntitle: Not YAML: this\nx: [\n---\ntext", "Not YAML: this"),
+        ("---\ntitle: 2024\n---\ntext", "2024"),
+        ('+++\n# a comment\ntitle = "Front"\n+++\ntext', "Front"),
+        ('{\n"title": "Front"\n}\n\ntext', "Front"),
+        ("---\n# First\n---\ntext", "First"),
+        ("---\nx: " + "[" * 9_000 + "\n---\n# First\n", "First"),
         ("", "notes"),
+        ("```sh\n# a comment\n```\n# After\n", "After"),
     ],
 )
 def test_markdown_title(tmp_path, text, title):
     (tmp_path / "notes.md").write_text(text, newline="")
     (document,) = read(tmp_path / "notes.md")
     assert (document.title, document.text) == (title, text)
+
+
+@pytest.mark.parametrize(
+    ("front", "fields"),
+    [
+        (
+            "date: 2021-03-04\nauthor: Ada\nlang: de\nsection: Quays",
+            {"date": "2021-03-04", "author": "Ada", "language": "de", "section": "Quays"},
+        ),
+        ("Published: 4 March\nauthors:\n- Ada\n- {name: Bo}", {"date": "4 March", "author": "Ada, Bo"}),
+        ("weight: 3\nauthor: [[x]]\ndate:\ndraft: true", {}),
+    ],
+)
+def test_front_matter_gives_fields(tmp_path, front, fields):
+    (tmp_path / "a.md").write_text(f"---\ntitle: T\n{front}\n---\none two three")
+    found = list(passages(tmp_path / "a.md", words=2))
+    assert len(found) > 1
+    assert all(z.fields == fields for z in found)
+
+
+def test_rows_give_fields(tmp_path):
+    row: dict[str, object] = {
+        "text": "t",
+        "Date": "2021-03-04",
+        "authors": ["Ada", "Bo"],
+        "lang": "de",
+        "section": None,
+        "views": 7,
+    }
+    (document,) = read(write(tmp_path / "a.jsonl", row))
+    assert document.fields == {"date": "2021-03-04", "author": "Ada, Bo", "language": "de"}
+
+
+def test_a_title_leaves_room_for_text(tmp_path):
+    title = "word " * 5000
+    (tmp_path / "a.md").write_text(f"# {title}\ntext")
+    write(tmp_path / "b.jsonl", {"text": "t", "title": "x" * 5000}, {"text": "t", "title": "y" * 200})
+    ledgers: list[Ledger] = []
+    titles = [document.title for document in read(tmp_path, on_ledger=ledgers.append)]
+    assert titles == ["word " * 38 + "word…", "x" * 199 + "…", "y" * 200]
+    assert ledgers[1].left_out == {"character at the end of a long title": 4800}
 
 
 def test_plain_text_has_no_headings(tmp_path):
@@ -137,21 +192,6 @@ def test_a_wrong_json_line_is_named(tmp_path, line, problem):
     with pytest.raises(DataError, match=rf"docs\.jsonl line 3: {problem}.*; fix or remove the line$") as raised:
         next(documents)
     assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "good_line", "place"),
-    [
-        ("a.jsonl", b'{"text": "t"}\n', " line 2: not UTF-8 text (byte 0xe9 at offset 3)"),
-        ("a.tsv", b"1\tt\tT\n", " line 2: not UTF-8 text (byte 0xe9 at offset 3)"),
-        ("a.txt", b"t\n", ": not UTF-8 text (byte 0xe9 at offset 5)"),
-        ("a.md", b"t\n", ": not UTF-8 text (byte 0xe9 at offset 5)"),
-    ],
-)
-def test_text_that_is_not_utf8_is_named(tmp_path, name, good_line, place):
-    (tmp_path / name).write_bytes(good_line + b"caf\xe9\n")
-    with pytest.raises(DataError, match=re.escape(f"{name}{place}; save it as UTF-8")):
-        list(read(tmp_path / name))
 
 
 DPR_HEADER = "id\ttext\ttitle\n"

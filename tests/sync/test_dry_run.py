@@ -28,7 +28,7 @@ def lay_out(folder: Path, rows: dict[str, tuple[str, str]], texts: dict[str, int
         wanted[name] = wanted.get(name, "") + json.dumps({"id": key, "text": text, "title": key}) + "\n"
     raw = {name: text.encode() for name, text in wanted.items()}
     if broken in raw:
-        raw[broken] += b"\xff"
+        raw[broken] += b"\xff\x00"
     raw["always.txt"] = b"here"
     for file in [*folder.rglob("*.jsonl"), *folder.rglob("*.txt")]:
         if str(file.relative_to(folder)) not in raw:

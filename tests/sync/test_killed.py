@@ -19,7 +19,7 @@ def fill(synced: Synced) -> None:
     """Some hundred small files, five kinds, every fifteenth broken."""
     for i in range(NUM_FILES):
         if i % 15 == 7:
-            broken = (".txt", f"broken {i} ".encode() + b"\xff") if i % 2 else (".pdf", b"%PDF-1.4\nno more")
+            broken = (".txt", f"broken {i} ".encode() + b"\xff\x00") if i % 2 else (".pdf", b"%PDF-1.4\nno more")
             synced.write(f"{i % 10}/{i:03}{broken[0]}", broken[1])
         elif i % 15 == 4:
             synced.write(f"{i % 10}/{i:03}.html", f"<title>t{i}</title><p>" + " ".join(f"f{i}w{j}" for j in range(20)))

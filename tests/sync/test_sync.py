@@ -289,7 +289,7 @@ def test_files_that_cannot_be_read_keep_what_the_memory_has(synced: Synced):
     synced.write("rows.jsonl", rows(("1", "one"), ("2", "two")))
     synced.write("sub/c.txt", "c text")
     synced.sync()
-    synced.write("a.txt", b"\xff\xfe broken")
+    synced.write("a.txt", b"\xff\x00 broken")
     synced.write("rows.jsonl", rows(("1", "uno"), ("3", "three")) + "{")
     synced.write("new.jsonl", rows(("4", "four")) + "no")
     synced.write("photo.png", b"png")
@@ -416,7 +416,7 @@ def test_a_memory_inside_the_folder_is_not_read(synced: Synced):
 
 
 def test_nothing_to_put_into_a_memory_makes_none(synced: Synced):
-    synced.write("broken.txt", b"\xff")
+    synced.write("broken.txt", b"\xff\x00")
     report = synced.sync()
     assert (report.version, report.num_passages, len(report.skipped)) == (None, 0, 1)
     assert not synced.path.exists()

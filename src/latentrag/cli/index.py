@@ -50,6 +50,7 @@ def add(
         on_skip=lambda file, reason: skipped.append((file, reason)),
         workers=reading.workers,
         time_limit_s=reading.time_limit_s,
+        encoding=reading.encoding,
     )
     try:
         done = add_to(

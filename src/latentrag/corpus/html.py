@@ -15,8 +15,8 @@ from itertools import accumulate
 from pathlib import PurePath
 from typing import TYPE_CHECKING, BinaryIO
 
+from latentrag.corpus.encodings import decode
 from latentrag.corpus.readers import Ledger, Reader, UnreadableError
-from latentrag.corpus.text import decode
 from latentrag.types import Document
 
 if TYPE_CHECKING:

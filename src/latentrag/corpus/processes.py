@@ -60,7 +60,7 @@ def read_in_processes(files: Iterable[File], *, workers: int, time_limit_s: floa
             if not handed_out:
                 return
             file, worker = handed_out.popleft()
-            ledger = Ledger(file.source)
+            ledger = file.ledger()
             documents = worker.documents(ledger)
             yield Reading(file, documents, ledger)
             with contextlib.suppress(UnreadableError):
@@ -87,7 +87,7 @@ class _Worker:
         self._start()
 
     def hand(self, file: File) -> None:
-        task = json.dumps([str(file.path), file.name, file.format, file.in_folder]).encode() + b"\n"
+        task = json.dumps([str(file.path), file.name, file.format, file.in_folder, file.encoding]).encode() + b"\n"
         self.tasks.append(task)
         self._send([task])
 
@@ -101,7 +101,8 @@ class _Worker:
                 yield Document(**{**content, "page_starts": tuple(content["page_starts"])})
                 continue
             self.tasks.popleft()
-            ledger.encoding, ledger.left_out = content["encoding"], content["left_out"]
+            ledger.left_out = content["left_out"]
+            ledger.encoding, ledger.is_guess = content["encoding"], content["is_guess"]
             if content["problem"] is not None:
                 raise UnreadableError(content["problem"], content["line"])
             return
@@ -210,13 +211,14 @@ def _receive(tasks: SimpleQueue[bytes]) -> None:
 
 def _messages(task: bytes) -> Iterator[tuple[str, dict[str, object]]]:
     """Each document, and how the reading ended."""
-    path, name, format_name, in_folder = json.loads(task)
-    file = File(Path(path), name, format_name, in_folder=in_folder)
-    ledger = Ledger(file.source)
+    path, name, format_name, in_folder, encoding = json.loads(task)
+    file = File(Path(path), name, format_name, in_folder=in_folder, encoding=encoding)
+    ledger = file.ledger()
     problem, line = None, None
     try:
         for document in file.documents(ledger):
             yield "document", asdict(document)
     except UnreadableError as error:
         problem, line = error.problem, error.line
-    yield "end", {"encoding": ledger.encoding, "left_out": ledger.left_out, "problem": problem, "line": line}
+    encoding = {"encoding": ledger.encoding, "is_guess": ledger.is_guess}
+    yield "end", {**encoding, "left_out": ledger.left_out, "problem": problem, "line": line}

@@ -14,11 +14,12 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
+from latentrag.corpus.stating import bounded
 from latentrag.io import text_of
 from latentrag.registry import Table
 from latentrag.types import Document
@@ -47,12 +48,16 @@ class Ledger:
         characters: of the documents' texts together.
         left_out: reason → count of what is in no document. The reason names what is counted: "page without text".
         encoding: what the bytes were taken for; empty where the format itself says how text is stored.
+        is_guess: the encoding was guessed, since neither the file nor the user states it and it is not UTF-8.
+        asked_encoding: what the user says of files that do not state theirs; empty: nothing.
     """
 
     file: str
     characters: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     encoding: str = ""
+    is_guess: bool = False
+    asked_encoding: str = field(default="", compare=False)
 
     def leave_out(self, reason: str, count: int = 1) -> None:
         """Note that so much more was left out for this reason. A count of 0 notes nothing."""
@@ -158,12 +163,18 @@ class File:
         name: what ids are made of: its path relative to the given folder; its own name if it was given itself.
         format: its reader's name in the table.
         in_folder: found in a folder, so that it is left out if it cannot be read; otherwise that is an error.
+        encoding: of its text if it does not state it itself; empty: UTF-8, else a guess.
     """
 
     path: Path
     name: str
     format: str
     in_folder: bool
+    encoding: str = ""
+
+    def ledger(self) -> Ledger:
+        """An empty one."""
+        return Ledger(self.source, asked_encoding=self.encoding)
 
     @property
     def reader(self) -> Reader:
@@ -180,7 +191,10 @@ class File:
         try:
             self.check()
             with open_file(self.path, "rb") as stream:
-                yield from self.reader.read(stream, self.name, ledger)
+                for document in self.reader.read(stream, self.name, ledger):
+                    title = bounded(document.title)
+                    ledger.leave_out("character at the end of a long title", len(document.title) - len(title))
+                    yield document if title == document.title else replace(document, title=title)
         except (EOFError, OSError, zlib.error) as error:
             # What the system refuses has a number.
             if isinstance(error, OSError) and (error.errno is not None or not packing):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from stat import S_ISDIR
 from typing import TypeAlias
@@ -33,6 +34,7 @@ def read(
     on_ledger: OnLedger | None = None,
     workers: int = 0,
     time_limit_s: float = TIME_LIMIT_S,
+    encoding: str | None = None,
 ) -> Generator[Document]:
     """The documents of files and folders, one at a time; those of a folder in the order of the sorted paths.
 
@@ -67,16 +69,18 @@ def read(
         workers: how many processes read, a file each at a time; the documents and their order are the same. A file
             that crashes its process is unreadable, like others. 0: this process reads, and would crash with it.
         time_limit_s: with workers, how long one document may take; a file that has a longer one is unreadable.
+        encoding: of files that do not state theirs, as Python names it; None: UTF-8, and of a file that is not UTF-8
+            a guess (charset-normalizer), which its ledger names.
     Raises: InputError for ``workers`` < 0 or a time limit that is not positive. DataError. When called: a path that
         does not exist, or is of another format, or of one whose library is not installed; two files of one document
         each that would have the same id. While reading, with the file
         and where possible the line: text that is not UTF-8, malformed rows, incomplete files, PDFs that are encrypted
         or only pictures, whatever the operating system refuses.
     """
-    ReadingOptions(workers=workers, time_limit_s=time_limit_s)  # raises InputError
+    ReadingOptions(workers=workers, time_limit_s=time_limit_s, encoding=encoding)  # raises InputError
     formats = Formats()
     given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    files = [file for path in given for file in find_files(path, on_skip, formats)]
+    files = [file for path in given for file in find_files(path, on_skip, formats, encoding)]
     _check_ids(files)
     return _documents(read_each(files, workers=workers, time_limit_s=time_limit_s), on_skip, on_ledger)
 
@@ -92,16 +96,19 @@ def passages(
     on_ledger: OnLedger | None = None,
     workers: int = 0,
     time_limit_s: float = TIME_LIMIT_S,
+    encoding: str | None = None,
 ) -> Generator[Passage]:
     """The passages of files and folders: ``read``, then ``split``. ``close`` it as what ``read`` returns.
 
     Args:
         words, count_tokens, max_tokens, max_chars: see ``split``.
-        paths, on_skip, on_ledger, workers, time_limit_s: see ``read``.
+        paths, on_skip, on_ledger, workers, time_limit_s, encoding: see ``read``.
     Raises: InputError and DataError as ``split`` and ``read`` do.
     """
     check_bounds(words, count_tokens, max_tokens, max_chars)
-    documents = read(paths, on_skip=on_skip, on_ledger=on_ledger, workers=workers, time_limit_s=time_limit_s)
+    documents = read(
+        paths, on_skip=on_skip, on_ledger=on_ledger, workers=workers, time_limit_s=time_limit_s, encoding=encoding
+    )
 
     def stream() -> Generator[Passage]:
         with closing(documents):
@@ -124,11 +131,13 @@ def read_each(files: Iterable[File], *, workers: int, time_limit_s: float = TIME
         yield from read_in_processes(files, workers=workers, time_limit_s=time_limit_s)
         return
     for file in files:
-        ledger = Ledger(file.source)
+        ledger = file.ledger()
         yield Reading(file, file.documents(ledger), ledger)
 
 
-def find_files(path: StrPath, on_skip: OnSkip | None = None, formats: Formats | None = None) -> list[File]:
+def find_files(
+    path: StrPath, on_skip: OnSkip | None = None, formats: Formats | None = None, encoding: str | None = None
+) -> list[File]:
     """The files that ``read`` reads, sorted by name. Arguments and errors are those of ``read``."""
     path, formats = Path(path), formats or Formats()
     try:
@@ -136,11 +145,12 @@ def find_files(path: StrPath, on_skip: OnSkip | None = None, formats: Formats | 
     except OSError as error:
         raise DataError(f"{path}: {refusal(error)}") from error
     if is_folder:
-        return sorted(_walk(path, on_skip, formats), key=lambda file: file.name)
+        files = (replace(file, encoding=encoding or "") for file in _walk(path, on_skip, formats))
+        return sorted(files, key=lambda file: file.name)
     file = _file(path, text_of(path.name), formats, in_folder=False)
     if isinstance(file, str):
         raise DataError(f"{path}: {file}")
-    return [file]
+    return [replace(file, encoding=encoding or "")]
 
 
 def _documents(readings: Generator[Reading], on_skip: OnSkip | None, on_ledger: OnLedger | None) -> Generator[Document]:

@@ -1,4 +1,4 @@
-"""Text, Markdown, JSON lines and TSV, and what other formats that are made of text need too: UTF-8, XML as a stream."""
+"""Text, Markdown, JSON lines and TSV, and what other formats need too: XML as a stream."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from types import MappingProxyType
 from typing import IO, BinaryIO, Literal, NamedTuple
 from xml.parsers import expat
 
+from latentrag.corpus.encodings import decode, text_lines
 from latentrag.corpus.readers import Ledger, Reader, UnreadableError
+from latentrag.corpus.stating import fields_of, front_matter, markdown_heading, title_of
 from latentrag.types import Document
 
-_BOM = "\ufeff"
 _ID_FIELDS = ("id", "_id", "wikipedia_id")
 _TITLE_FIELDS = ("title", "wikipedia_title")
 _TSV_COLUMNS = ("id", "text", "title")
@@ -28,14 +29,17 @@ _UNCLOSED_FIELD = re.compile(r'"(?:[^"]+|"")*+\Z')
 
 def plain_text(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
     """One document: the file's text to the character, line ends included. Title: the file's stem."""
-    text = decode(file.read(), ledger).removeprefix(_BOM)
+    text = decode(file.read(), ledger)
     yield Document(id=name, text=text, title=PurePath(name).stem, source=ledger.file)
 
 
 def markdown(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
-    """As plain text, marks and all. Title: the first ``# `` heading if there is one, else the file's stem."""
+    """As plain text, marks and all. Title: the one that its front matter states, else the first heading of the first
+    level, else the first of any level, else the file's stem. Front matter gives fields too."""
     for document in plain_text(file, name, ledger):
-        yield replace(document, title=_first_heading(document.text) or document.title)
+        stated, start = front_matter(document.text)
+        title = title_of(str(stated.get("title") or ""), markdown_heading(document.text[start:]), name)
+        yield replace(document, title=title, fields=fields_of(stated))
 
 
 def json_lines(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
@@ -48,9 +52,10 @@ def json_lines(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
     | BEIR | _id | title | text |
     | FlashRAG | id | first line of contents | contents after it |
 
-    A row may name its ``source``. Null counts as absent, other fields are ignored.
+    A row may name its ``source``; date, author, language and section become fields (``stating.fields_of``). Null counts
+    as absent, other fields are ignored.
     """
-    for number, line in _lines(file, ledger):
+    for number, line in text_lines(file, ledger):
         if not line.strip():
             continue
         try:
@@ -84,33 +89,6 @@ JSON_LINES = Reader(json_lines, suffixes=(".jsonl",), mime_types=("application/j
 TSV = Reader(tsv, suffixes=(".tsv",), mime_types=("text/tab-separated-values",), packed=True)
 
 
-def decode(raw: bytes, ledger: Ledger, line: int | None = None) -> str:
-    """UTF-8. Raises: UnreadableError."""
-    ledger.encoding = "utf-8"
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        problem = f"not UTF-8 text (byte 0x{raw[error.start]:02x} at offset {error.start}); save it as UTF-8"
-        raise UnreadableError(problem, line) from error
-
-
-def _lines(file: BinaryIO, ledger: Ledger) -> Iterator[tuple[int, str]]:
-    """Lines, their ends kept, with their numbers. Decoded one by one, so that a wrong byte has a line."""
-    for number, raw in enumerate(file, start=1):
-        line = decode(raw, ledger, number)
-        yield number, line.removeprefix(_BOM) if number == 1 else line
-
-
-def _first_heading(text: str) -> str:
-    in_code = False
-    for line in text.splitlines():
-        if line.lstrip().startswith(("```", "~~~")):
-            in_code = not in_code
-        elif line.startswith("# ") and not in_code:
-            return re.sub(r"\s#+$", "", line[2:].strip()).strip()
-    return ""
-
-
 def _json_object(line: str) -> dict[str, object]:
     try:
         row = json.loads(line)
@@ -132,7 +110,7 @@ def _row_document(row: dict[str, object], fallback_id: str, source: str) -> Docu
     else:
         raise UnreadableError(f"no text among its fields {reprlib.repr(list(row))}, needed text or contents")
     key = _string(row, *_ID_FIELDS, numbers=True) or fallback_id
-    return Document(key, text, title=title, source=_string(row, "source") or source)
+    return Document(key, text, title=title, source=_string(row, "source") or source, fields=fields_of(row))
 
 
 def _string(row: dict[str, object], *fields: str, numbers: bool = False) -> str:
@@ -183,7 +161,7 @@ def _tsv_rows(file: BinaryIO, ledger: Ledger) -> Iterator[tuple[int, list[str]]]
     Not the csv module: its limit on a field's length is global to the process, and one stray quote makes it
     swallow the rest of the file.
     """
-    lines = _lines(file, ledger)
+    lines = text_lines(file, ledger)
     for number, line in lines:
         if not line.strip():
             continue

@@ -66,7 +66,7 @@ def folder_name(folder: Path, name: str | None) -> str:
     return name
 
 
-def list_files(folder: Path, name: str, *, memory: Path, on_skip: OnSkip) -> list[File]:
+def list_files(folder: Path, name: str, *, memory: Path, on_skip: OnSkip, encoding: str | None = None) -> list[File]:
     """The files of a folder, each named ``f"{name}/{path in the folder}"``; a memory inside of it is passed over.
 
     Raises: DataError as ``corpus.read``, and if it is no folder.
@@ -79,7 +79,7 @@ def list_files(folder: Path, name: str, *, memory: Path, on_skip: OnSkip) -> lis
         if not path.resolve().is_relative_to(memory):
             on_skip(path, reason)
 
-    files = find_files(folder, skip)
+    files = find_files(folder, skip, encoding=encoding)
     if memory.is_relative_to(folder.resolve()):
         files = [file for file in files if not file.path.resolve().is_relative_to(memory)]
     return [replace(file, name=f"{name}/{file.name}") for file in files]
@@ -159,7 +159,8 @@ def _stat(file: File) -> os.stat_result:
 @cache
 def _reading(options: SyncOptions) -> str:
     """What else than a file's bytes decides over its passages: the readers and the splitter."""
-    return json.dumps({"latentrag": version("latentrag"), "words": options.words})
+    encoding = {"encoding": options.encoding} if options.encoding else {}
+    return json.dumps({"latentrag": version("latentrag"), "words": options.words, **encoding})
 
 
 def _fact(file: File, options: SyncOptions) -> Fact:

@@ -61,7 +61,13 @@ def sync(
     _see_memory(journal, base, name)
     version, num_passages = (None, 0) if base is None else (base.version, len(base))
     report = Report(memory, folder, name, options.dry_run, version, num_passages)
-    files = list_files(folder, name, memory=memory, on_skip=lambda *skipped: report.skipped.append(skipped))
+    files = list_files(
+        folder,
+        name,
+        memory=memory,
+        on_skip=lambda *skipped: report.skipped.append(skipped),
+        encoding=options.encoding,
+    )
     plan = make_plan(files, report, journal, options)
     if options.delete_missing and not files and plan.missing:
         raise InputError(
