@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from latentrag.corpus import read, split
+from latentrag.corpus import Ledger, read, split
 from latentrag.corpus.wikipedia import plain
 from latentrag.errors import DataError
 from tests.corpus.making import dump, page
@@ -143,9 +143,9 @@ HIDDEN = frozenset(("file", "category"))
         ("* one\n* [[two]]\n# three\n; term : definition", "one\ntwo\nthree\nterm definition"),
         ("[[File:a.jpg|thumb|A [[linked]] caption]]See [http://x.org a site], [http://y.org] and http://z.org", None),
         ("35&nbsp;mm &ndash; &lt;b&gt; &#233;&#xD800;", "35 mm – <b> é\ufffd"),
-        ("<nowiki>[[kept]]</nowiki> <math>x^2</math>H<sub>2</sub>O<br />next", "[[kept]] H2O\nnext"),
+        ("<nowiki>[[kept]]</nowiki> <math>x^2</math> H<sub>2</sub>O<br />next", "[[kept]] x^2 H2O\nnext"),
         ("<gallery>\na.jpg|caption\n</gallery><timeline>x</timeline>end", "end"),
-        ("X ({{IPA|x}}; born 1901) and Y ({{lang-fr|y}}) __NOTOC__", "X (born 1901) and Y"),
+        ("X ({{IPA|x}}; born 1901) and Y ({{lang-fr|y}}) __NOTOC__", "X (born 1901) and Y (y)"),
         ("{{convert|1,234|km|mi|0}} or {{cvt|5|to|6|ft}}, {{lang|fr|mot}}, {{nowrap|a [[b|c]]}}{{convert}}", None),
         ("<script>alert(1)</script>", "alert(1)"),
         ("unclosed [[link and {{template and ''' bold", "unclosed [[link and {{template and ''' bold"),
@@ -158,6 +158,50 @@ def test_plain(wikitext, text):
         "{{co": "1,234 km or 5 to 6 ft, mot, a c",
     }.get(wikitext[:4], text)
     assert plain(wikitext, HIDDEN) == text
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("{{convert|4500|m|ft|abbr=on}}", "4500 m"),
+        ("{{convert|5|ft|11|in|cm}} and {{cvt|9|st|4|lb}}", "5 ft 11 in and 9 st 4 lb"),
+        ("{{convert|5|km|mi|1}}, {{convert|5|km|1}}, {{convert|3|x|4|x|5|m|ft}}", "5 km, 5 km, 3 x 4 x 5 m"),
+        ("10{{sup|3}}, 10<sup>−3</sup>, x{{sup|n+1}}, 4{{sup|th}}, CO{{sub|2}}", "10^3, 10^−3, x^(n+1), 4th, CO2"),
+        ("1999{{ndash}}2004, red{{snd}}blue, no{{mdash}}yes, 5{{nbsp}}m", "1999–2004, red – blue, no—yes, 5 m"),
+        (
+            "{{formatnum:1234567.891}}, {{formatnum:{{convert|9000|m}}}}, {{formatnum:1,234|R}}",
+            "1,234,567.891, 9,000 m, 1,234",
+        ),
+        ("{{ill|Ada Berg|de}}, {{interlanguage link|Bo|sv|lt=Mr Bo}}, {{ill|[[Cy]]|fr|Cy (x)}}", "Ada Berg, Mr Bo, Cy"),
+        (
+            "{{USS|Petrel|ASR-14}}, {{HMS|Ark|R07|2}}, {{HNoMS|Fram}}, {{ship|SS|Rex}}, {{ms|x}}",
+            "USS Petrel (ASR-14), HMS Ark, HNoMS Fram, SS Rex,",
+        ),
+        ("{{circa|1920|1925}} {{c.|1800}}", "circa 1920 – circa 1925 circa 1800"),
+        ("{{frac|3|1|2}}, {{sfrac|a|b}}, {{frac|4}}, {{val|6.02|e=23|u=mol}}", "3 1/2, a/b, 1/4, 6.02×10^23 mol"),
+        (
+            "{{As of|2010|5}}, {{as of|2011|lc=y}}, {{as of|2012|alt=in 2012}}",
+            "As of May 2010, as of 2011, in 2012",
+        ),
+        ("{{US$|5}}, {{£|7}}, {{abbr|kn|knots}}, {{nihongo|Tea|茶|cha}}", "US$5, £7, kn, Tea (茶, cha)"),
+        ("{{quote|text=Let it be.|author=X}}<chem>H2O</chem> {{lang-fr|mot}}", "Let it be.H2O mot"),
+    ],
+)
+def test_templates_within_sentences(wikitext, text):
+    assert plain(wikitext, HIDDEN) == text
+
+
+def test_what_is_not_shown_is_counted(tmp_path):
+    text = "{{Infobox|a={{USS|b}}}} <ref>r</ref><ref>s</ref> {{cvt|5|m}} {{unknown}}\n{|\n| x\n|}<gallery>y</gallery>"
+    (tmp_path / "a.xml").write_bytes(dump(page(1, "T", text)))
+    ledgers: list[Ledger] = []
+    list(read(tmp_path, on_ledger=ledgers.append))
+    assert ledgers[0].left_out == {
+        "template in wikitext": 2,
+        "reference in wikitext": 2,
+        "table in wikitext": 1,
+        "gallery in wikitext": 1,
+    }
 
 
 def test_nesting_is_bounded():

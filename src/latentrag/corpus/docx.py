@@ -3,43 +3,60 @@
 from __future__ import annotations
 
 import re
-import zlib
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import PurePath
+from dataclasses import dataclass, field
 from typing import BinaryIO
-from zipfile import BadZipFile, ZipFile
 
-from latentrag.corpus.readers import Ledger, Reader, UnreadableError
-from latentrag.corpus.text import XmlEvent, xml_events
+from latentrag.corpus.docx_lists import Lists, Styles
+from latentrag.corpus.docx_math import formula
+from latentrag.corpus.notation import NO_CHARACTER, fraction, numbered, raised, symbol
+from latentrag.corpus.ooxml import element, events, opened, properties, target
+from latentrag.corpus.readers import Ledger, Reader
+from latentrag.corpus.stating import fields_of, title_of
+from latentrag.corpus.text import XmlEvent
 from latentrag.types import Document
 
-_MAX_PART_BYTES = 1 << 29
-"""Unpacked. A part that says it is larger is a bomb, or no document that one could read."""
-_OLE = b"\xd0\xcf\x11\xe0"
 # Deleted and moved text, and the older form of a text box that is there in a newer form too.
 _NOT_SHOWN = frozenset(("del", "moveFrom", "Fallback"))
-_OTHER_PARTS = re.compile(r"word/(comments|endnotes|footer|footnotes|header)\d*\.xml")
+_NOTES = {"footnoteReference": "footnote", "endnoteReference": "endnote"}
+_APART = ("txbxContent", "footnote", "endnote")
+_NO_NOTES = ("separator", "continuationSeparator", "continuationNotice")
+_AROUND = re.compile(r"word/(header|footer)\d*\.xml")
+_COMMENTS = re.compile(r"word/comments\w*\.xml")
 _CHARACTERS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
+_SYMBOL_FONTS = re.compile("[\uf020-\uf0ff]")
+_COUNTER = re.compile(r"\s*SEQ\s+(\S+)")
+_FRACTION = re.compile(r"\\f\s*\(([^,;()]+)[,;]([^,;()]+)\)")
 
 
 def docx(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
-    """One document: the text of its body with tables and text boxes, a line for each paragraph and each row of a
-    table; without headers, footers, notes, comments and deleted text. Title: the one in the file's properties, else
-    the file's stem."""
-    try:
-        if file.read(len(_OLE)) == _OLE:
-            raise UnreadableError("encrypted, or the older .doc; save it as .docx without a password")
-        file.seek(0)
-        with ZipFile(file) as archive:
-            title = _title(archive)
-            text = _body(archive, _target(archive, "officeDocument") or "word/document.xml", ledger)
-            for part in archive.namelist():
-                if kind := _OTHER_PARTS.fullmatch(part):
-                    ledger.leave_out(f"part of the document: {kind[1]}")
-    # zipfile raises the last two for methods of compression and encryption that it does not know.
-    except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UnreadableError(f"not a whole .docx file ({error}); fetch or save it again") from error
-    yield Document(id=name, text=text, title=title or PurePath(name).stem, source=ledger.file)
+    """One document: headers, body, footers, each of them once; a line for each paragraph and each row of a table.
+
+    Notes follow the paragraph that refers to them, text boxes the one they are anchored in. Numbers of lists and of
+    captions are counted as Word does. Deleted text and comments are left out. Title: the one in the file's properties,
+    unless a program made it up, else the first heading, else the file's stem. Author, date and language are fields.
+    """
+    with opened(file, "docx", "the older .doc; save it as .docx without a password") as archive:
+        stated = properties(archive)
+        styles = Styles.read(archive)
+        words = _Words(ledger, Lists.read(archive, styles), styles)
+        for kind in ("footnotes", "endnotes"):
+            if f"word/{kind}.xml" in archive.namelist():
+                words.add(events(archive, f"word/{kind}.xml"))
+        body = words.text(events(archive, target(archive, "officeDocument") or "word/document.xml"))
+        around: dict[str, list[str]] = {"header": [], "footer": []}
+        for part in sorted(archive.namelist()):
+            if place := _AROUND.fullmatch(part):
+                text = words.text(events(archive, part)).strip()
+                if text and text not in around[place[1]]:
+                    around[place[1]].append(text)
+            elif _COMMENTS.fullmatch(part):
+                num_comments = sum(event.kind == "start" and event.tag == "comment" for event in events(archive, part))
+                ledger.leave_out("comment", num_comments)
+    text = "\n".join((*around["header"], body, *around["footer"]))
+    title = title_of(stated.get("title", ""), words.heading, name)
+    yield Document(id=name, text=text, title=title, source=ledger.file, fields=fields_of(stated))
 
 
 DOCX = Reader(
@@ -50,55 +67,201 @@ DOCX = Reader(
 )
 
 
-def _events(archive: ZipFile, part: str) -> Iterator[XmlEvent]:
-    try:
-        info = archive.getinfo(part)
-    except KeyError as error:
-        raise UnreadableError(f"not a Word document: no {part} in it; save it as .docx") from error
-    if info.file_size > _MAX_PART_BYTES:
-        raise UnreadableError(f"{part} would unpack to {info.file_size >> 20} MiB; split the document")
-    with archive.open(info) as stream:
-        yield from xml_events(stream)
+@dataclass(slots=True)
+class _Field:
+    """A field of Word: what it is to show, and how much text there was when its result began."""
+
+    instruction: str = ""
+    num_pieces: int = 0
 
 
-def _target(archive: ZipFile, kind: str) -> str:
-    """Where the package says that the part of this kind is; empty if it does not say."""
-    if "_rels/.rels" not in archive.namelist():
-        return ""
-    for event in _events(archive, "_rels/.rels"):
-        if event.attributes.get("Type", "").endswith(f"/{kind}"):
-            return event.attributes.get("Target", "").removeprefix("/")
-    return ""
+@dataclass(slots=True)
+class _Words:
+    """The text of the parts of one document."""
 
+    ledger: Ledger
+    lists: Lists
+    styles: Styles
+    heading: str = ""
+    notes: dict[tuple[str, str], str] = field(default_factory=dict)
+    _numbers: dict[tuple[str, str], int] = field(default_factory=dict)
+    _counters: Counter[str] = field(default_factory=Counter)
+    # Text boxes and notes are parts of a text with a text of their own.
+    _texts: list[list[str]] = field(default_factory=lambda: [[]])
+    _behind: list[str] = field(default_factory=list)
+    _raised: list[str] = field(default_factory=list)
+    _fields: list[_Field] = field(default_factory=list)
+    _hidden: int = 0
+    _tables: int = 0
+    _style: str = ""
+    _level: str = ""
+    _list: str = ""
+    _font: str = ""
+    _is_raised: bool = False
+    _note: str = ""
+    _around: list[tuple[str, int]] = field(default_factory=list)
+    _start: int = 0
 
-def _title(archive: ZipFile) -> str:
-    part = _target(archive, "core-properties")
-    if part not in archive.namelist():
-        return ""
-    title = "".join(event.text for event in _events(archive, part) if event.tag == "title")
-    return " ".join(title.split())
+    def text(self, told: Iterator[XmlEvent]) -> str:
+        self.add(told)
+        self._flush()
+        text = "".join(self._texts[-1]).strip("\n")
+        self._texts = [[]]
+        return text
 
+    def add(self, told: Iterator[XmlEvent]) -> None:
+        for event in told:
+            if event.kind == "start" and event.tag == "oMath":
+                self._put(self._apart(formula(element("oMath", told))))
+            elif event.kind == "start":
+                self._begin(event)
+            elif event.kind == "text":
+                self._read(event)
+            else:
+                self._end(event.tag)
 
-def _body(archive: ZipFile, part: str, ledger: Ledger) -> str:
-    pieces: list[str] = []
-    hidden = 0
-    for event in _events(archive, part):
-        if event.kind == "start" and event.tag in _NOT_SHOWN:
-            hidden += 1
-            ledger.leave_out(f"element that is not shown: {event.tag}")
-        elif event.kind == "start" and event.parent == "r" and not hidden:  # a tab outside of a run is a tab stop
-            pieces.append(_CHARACTERS.get(event.tag, ""))
-        elif event.kind == "text" and event.tag == "t" and not hidden:
-            pieces.append(event.text)
-        elif event.kind == "end":
-            hidden -= event.tag in _NOT_SHOWN
-            _end(event.tag, pieces)
-    return "".join(pieces).strip("\n")
+    def _begin(self, event: XmlEvent) -> None:
+        tag, value = event.tag, event.attributes.get("val", "")
+        if tag in _NOT_SHOWN:
+            self._hidden += 1
+            self.ledger.leave_out(f"element that is not shown: {tag}")
+        elif event.parent in ("pPr", "numPr", "rPr"):
+            self._property(event.parent, tag, value, event)
+        elif tag == "p":
+            self._style = self._level = self._list = ""
+            self._start = len(self._texts[-1])
+        elif tag == "r":
+            self._is_raised, self._font = False, ""
+        elif tag == "tbl":
+            self._tables += 1
+        elif tag in _APART:
+            self._flush_raised()
+            self._texts.append([])
+            self._around.append((self._style, self._start))
+            self._note = event.attributes.get("id", "")
+            if event.attributes.get("type") in _NO_NOTES:
+                self._note = ""
+        elif tag == "fldSimple":
+            self._fields.append(_Field(event.attributes.get("instr", ""), len(self._texts[-1])))
+        elif event.parent == "r" and not self._hidden:  # a tab outside of a run is a tab stop
+            self._in_run(tag, event)
 
+    def _property(self, parent: str, tag: str, value: str, event: XmlEvent) -> None:
+        if parent == "numPr":
+            self._level = value if tag == "ilvl" else self._level
+            self._list = value if tag == "numId" else self._list
+        elif tag == "pStyle":
+            self._style = value
+        elif tag == "vertAlign" and parent == "rPr":
+            self._is_raised = value == "superscript"
+        elif tag == "rFonts":
+            self._font = event.attributes.get("ascii") or event.attributes.get("hAnsi") or ""
 
-def _end(tag: str, pieces: list[str]) -> None:
-    """Ends a paragraph, a cell or a row of a table."""
-    if tag in ("p", "tr"):
-        pieces.append("\n")
-    elif tag == "tc" and pieces[-1:] == ["\n"]:
-        pieces[-1] = "\t"
+    def _in_run(self, tag: str, event: XmlEvent) -> None:
+        if tag == "sym":
+            code = int(event.attributes.get("char") or "0", 16) & 0xFF
+            self._put(self._symbol(event.attributes.get("font", ""), code))
+        elif tag in _NOTES:
+            self._refer(_NOTES[tag], event.attributes.get("id", ""))
+        elif tag == "fldChar":
+            match event.attributes.get("fldCharType"):
+                case "begin":
+                    self._fields.append(_Field(num_pieces=len(self._texts[-1])))
+                case "end":
+                    self._end_field()
+        elif tag in _CHARACTERS:
+            self._put(_CHARACTERS[tag])
+
+    def _read(self, event: XmlEvent) -> None:
+        if event.tag == "instrText" and self._fields:
+            self._fields[-1].instruction += event.text
+        elif event.tag == "t" and not self._hidden:
+            text = _SYMBOL_FONTS.sub(lambda found: self._symbol(self._font, ord(found[0]) & 0xFF), event.text)
+            if self._is_raised:
+                self._raised.append(text)
+            else:
+                self._put(text)
+
+    def _end(self, tag: str) -> None:
+        """Ends a paragraph, a cell or a row of a table, or something in a text of its own."""
+        pieces = self._texts[-1]
+        if tag in _NOT_SHOWN:
+            self._hidden -= 1
+        elif tag == "pPr":
+            self._put(self.lists.label(self._list, self._level, self._style))
+        elif tag == "fldSimple":
+            self._end_field()
+        elif tag in ("p", "tr"):
+            self._flush_raised()
+            if tag == "p":
+                self._end_paragraph()
+            pieces.append("\n")
+        elif tag == "tc" and pieces[-1:] == ["\n"]:
+            pieces[-1] = "\t"
+        elif tag == "tbl":
+            self._tables -= 1
+        elif tag in _APART:
+            self._end_apart(tag)
+        if tag in ("p", "tbl") and not self._tables and len(self._texts) == 1:
+            self._flush()
+
+    def _end_apart(self, tag: str) -> None:
+        self._flush_raised()
+        text = "".join(self._texts.pop()).strip()
+        self._style, self._start = self._around.pop()
+        if tag == "txbxContent":
+            self._behind.append(text)
+        elif self._note:
+            self.notes[tag, self._note] = text
+
+    def _end_paragraph(self) -> None:
+        if not self.heading and self.styles.is_heading(self._style):
+            self.heading = "".join(self._texts[-1][self._start :])
+
+    def _put(self, text: str) -> None:
+        if text and not self._hidden:
+            self._flush_raised()
+            self._texts[-1].append(text)
+
+    def _flush_raised(self) -> None:
+        if self._raised:
+            text, self._raised = "".join(self._raised), []
+            self._texts[-1].append(raised(text))
+
+    def _flush(self) -> None:
+        """What belongs behind the paragraph that has ended."""
+        self._flush_raised()
+        for text in filter(None, self._behind):
+            self._texts[-1].append(f"{text}\n")
+        self._behind.clear()
+
+    def _refer(self, kind: str, key: str) -> None:
+        note = self.notes.get((kind, key))
+        if note:
+            number = self._numbers.setdefault((kind, key), 1 + sum(other == kind for other, _ in self._numbers))
+            mark = f"[{number}]" if kind == "footnote" else f"[{numbered(number, 'lowerRoman')}]"
+            self._put(mark)
+            self._behind.append(f"{mark} {note}")
+
+    def _end_field(self) -> None:
+        """A field whose result was never computed: a caption's number, a fraction."""
+        if not self._fields:
+            return
+        ended = self._fields.pop()
+        has_result = len(self._texts[-1]) > ended.num_pieces or bool(self._raised)
+        if counter := _COUNTER.match(ended.instruction):
+            self._counters[counter[1]] += 1
+            if not has_result:
+                self._put(str(self._counters[counter[1]]))
+        elif not has_result and (found := _FRACTION.search(ended.instruction)):
+            self._put(self._apart(fraction(found[1], found[2])))
+
+    def _apart(self, text: str) -> str:
+        """What begins with a digit must not grow onto another: 3 1/2 is not 31/2."""
+        before = "".join(self._texts[-1][-1:])
+        return f" {text}" if before[-1:].isdigit() and text[:1].isdigit() else text
+
+    def _symbol(self, font: str, code: int) -> str:
+        character = symbol(font, code)
+        self.ledger.leave_out(f"symbol of the font {font}", character == NO_CHARACTER)
+        return character

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html import unescape
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from latentrag.corpus.notation import raised
 from latentrag.corpus.readers import Ledger, Reader, UnreadableError
 from latentrag.corpus.text import json_lines, xml_events
+from latentrag.corpus.wiki_templates import shown
 from latentrag.types import Document
 
 if TYPE_CHECKING:
@@ -24,14 +26,12 @@ _HIDDEN_KEYS = ("-2", "6", "14")
 _HIDDEN_NAMES = ("media", "file", "image", "category")
 
 _NO_TEXT = frozenset(
-    "categorytree ce chem gallery graph hiero imagemap indicator inputbox mapframe maplink math ref references score "
+    "categorytree gallery graph hiero imagemap indicator inputbox mapframe maplink ref references score "
     "section style syntaxhighlight source table templatedata templatestyles timeline".split()
 )
 _BREAKS = frozenset(("br", "hr", "p", "div", "blockquote", "poem", "pre"))
-# Templates that stand in the middle of sentences, and which of their arguments are shown there.
-_UNITS = frozenset(("convert", "cvt"))
-_RANGES = frozenset(("-", "–", "to", "and", "or", "by", "x"))
-_SHOWN_ARGUMENT: Mapping[str, int] = {"lang": 2, "nowrap": 1, "nobr": 1, "transliteration": 2, "transl": 2}
+_TEX = frozenset(("ce", "chem", "math"))
+_COUNTED = {"table": "table", "ref": "reference", "gallery": "gallery"}
 
 _SWITCHES = re.compile(r"__[A-Z]+__")
 _EMPTY_BRACKETS = re.compile(r" ?[(\[][\s,;:–-]*[)\]]")
@@ -50,7 +50,7 @@ def dump(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:  # no
         if namespace.strip() not in ("", "0") or "redirect" in page or _REDIRECT.match(wikitext):
             ledger.leave_out("page that is a redirect or of another namespace than articles")
         else:
-            text = plain(wikitext, hidden, name=title)
+            text = plain(wikitext, hidden, name=title, ledger=ledger)
             yield Document(key.strip(), text, title=title.strip(), source=ledger.file)
 
 
@@ -104,15 +104,17 @@ def _pages(file: BinaryIO) -> Iterator[tuple[dict[str, str], frozenset[str]]]:
 # Wikitext → the text that a reader of the article sees
 
 
-def plain(wikitext: str, hidden: frozenset[str] = frozenset(), *, name: str = "") -> str:
+def plain(wikitext: str, hidden: frozenset[str] = frozenset(), *, name: str = "", ledger: Ledger | None = None) -> str:
     """The running text, headings and lists of an article, without tables, references, pictures and templates.
 
     As WikiExtractor, whose output DPR's passages are made of, except that lists stay. Templates would have to be
-    run by MediaWiki; of a few that stand within sentences, such as units, the arguments that matter are kept.
+    run by MediaWiki; those that stand within sentences, such as units, are written out (``wiki_templates``). Formulas
+    are their TeX.
 
     Args:
         hidden: names of namespaces, in lower case, links into which show no text: files, categories.
         name: of the article, for the error.
+        ledger: gets the number of templates, tables, references and galleries that are not shown.
     Raises: UnreadableError if the parser gives up.
     """
     import mwparserfromhell
@@ -122,7 +124,7 @@ def plain(wikitext: str, hidden: frozenset[str] = frozenset(), *, name: str = ""
         code = mwparserfromhell.parse(wikitext, skip_style_tags=False)
     except ParserError as error:
         raise UnreadableError(f"the wikitext of {name!r} cannot be parsed ({error}); remove the page") from error
-    text = _SWITCHES.sub("", _Shown(hidden).of(code))
+    text = _SWITCHES.sub("", _Shown(hidden, ledger or Ledger("")).of(code))
     text = _EMPTY_BRACKETS.sub("", text)
     text = _OPENED_EMPTY.sub("(", text)
     text = _LINE_END.sub("\n", _SPACE_IN_LINE.sub(" ", text))
@@ -132,10 +134,11 @@ def plain(wikitext: str, hidden: frozenset[str] = frozenset(), *, name: str = ""
 class _Shown:
     """What of a node is shown. The parser nests no deeper than 40 levels, so that recursion is bounded."""
 
-    def __init__(self, hidden: frozenset[str]) -> None:
+    def __init__(self, hidden: frozenset[str], ledger: Ledger) -> None:
         from mwparserfromhell import nodes
 
         self._hidden = hidden
+        self._ledger = ledger
         self._by_kind: dict[type, Callable[[Any], str]] = {
             nodes.Text: lambda node: node.value,
             nodes.Wikilink: self._link,
@@ -167,23 +170,21 @@ class _Shown:
     def _tag(self, node: Tag) -> str:
         tag = str(node.tag).strip().lower()
         if tag in _NO_TEXT:
+            if tag in _COUNTED:
+                self._ledger.leave_out(f"{_COUNTED[tag]} in wikitext")
             return ""
         text = self.of(node.contents)
+        if tag in _TEX:
+            return " ".join(text.split())
+        if tag == "sup":
+            return raised(text)
         if tag in _BREAKS:
             return f"\n{text}\n" if text else "\n"
         return text
 
     def _template(self, node: Template) -> str:
-        template = str(node.name).strip().lower()
-        if template in _UNITS:
-            return self._measure(node)
-        shown = _SHOWN_ARGUMENT.get(template)
-        return self._argument(node, shown) if shown is not None else ""
-
-    def _measure(self, node: Template) -> str:
-        """{{convert|5|to|6|km}}: 5 to 6 km."""
-        num_shown = 4 if self._argument(node, 2) in _RANGES else 2
-        return " ".join(filter(None, (self._argument(node, i) for i in range(1, num_shown + 1))))
-
-    def _argument(self, node: Template, i: int) -> str:
-        return self.of(node.get(i).value).strip() if node.has(i) else ""
+        make = shown(self.of(node.name).strip())
+        if make is None:
+            self._ledger.leave_out("template in wikitext")
+            return ""
+        return make({str(each.name).strip(): self.of(each.value).strip() for each in node.params})
