@@ -393,6 +393,36 @@ def test_what_cannot_be_used_leaves_what_is_served(changing, monkeypatch) -> Non
     assert served.get("/v1/memory").json()["version"] == 3
 
 
+def test_a_memory_that_cannot_be_written_is_exchanged_in_this_process(changing, monkeypatch) -> None:
+    from latentrag.memory import storage
+
+    served, path = changing
+
+    def read_only(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_write_owner", read_only)
+        used = served.post("/v1/memory", {"action": "use", "version": 2})
+    assert used.status_code == 200
+    for record in (used.json(), served.get("/v1/memory").json()):
+        assert (record["version"], record["follows_newest"], record["choice_kept"]) == (2, False, False)
+    assert live_memory(path).version == 3  # whoever opens it next hears nothing of that
+    used = served.post("/v1/memory", {"action": "use", "version": "newest"}).json()
+    assert (used["version"], used["follows_newest"], used["choice_kept"]) == (3, True, True)
+
+
+def test_an_older_version_is_not_said_to_be_the_newest(model, memory, encoder, tmp_path) -> None:
+    """Neither where the server was started with it, nor where there is a newer one since."""
+    path = shutil.copytree(memory, tmp_path / "own.lance")
+    live = live_memory(path)
+    with serving(create_app(load(model, memory=live), live, name="tiny")) as running:
+        assert running.get("/v1/memory").json()["follows_newest"]
+        Memory.open(path).delete(["emma.txt"])
+        record = running.get("/v1/memory").json()
+    assert (record["version"], record["newest"], record["follows_newest"]) == (2, 3, False)
+
+
 def test_synced_folders(tmp_path, model, encoder, files) -> None:
     path = tmp_path / "synced.lance"
     assert cli("index", "sync", path, files, "--encoder", encoder).code == 0

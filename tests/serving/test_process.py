@@ -1,5 +1,6 @@
 """`latentrag serve` and `latentrag mcp` as processes, and what they refuse before they load anything."""
 
+import asyncio
 import itertools
 import os
 import shutil
@@ -7,14 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from latentrag.assemble import live_memory, load_passage_encoder
 from latentrag.memory import Memory, history
+from latentrag.serving.options import ServeOptions
+from latentrag.serving.run import address, bound, run
 from latentrag.types import Passage
 from tests.cli.conftest import QUESTION, cli
 from tests.serving.conftest import PATIENCE_S
@@ -44,6 +49,31 @@ def test_a_server_from_start_to_end(model, memory, ask) -> None:
     assert close(answer.json(), to_clients(ask(QUESTION, "--json").json))
     assert [line.split(" ", 2)[2].rsplit(" ", 2)[0] for line in log] == ["GET /v1/models 401", "POST /v1/answer 200"]
     assert QUESTION not in "".join(log)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_lets_the_server_finish_what_it_accepted(name) -> None:
+    app, accepted = FastAPI(), threading.Event()
+
+    @app.get("/slow")
+    async def slow() -> str:
+        accepted.set()
+        await asyncio.sleep(0.5)
+        return "done"
+
+    def ask(url: str) -> str:
+        return httpx.get(f"{url}/slow", timeout=PATIENCE_S).text
+
+    def hang_up() -> None:
+        assert accepted.wait(PATIENCE_S)
+        os.kill(os.getpid(), getattr(signal, name))
+
+    with bound("127.0.0.1", 0) as listening, ThreadPoolExecutor(2) as pool:
+        listening.listen()
+        answer = pool.submit(ask, address(listening))
+        pool.submit(hang_up)
+        run(app, listening, ServeOptions())
+        assert answer.result() == '"done"'
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.05])

@@ -59,7 +59,7 @@ def serve(
 ) -> None:
     """Answer over HTTP: a JSON API, streams, and the interface of OpenAI's clients.
 
-    Ctrl-C or SIGTERM finishes accepted requests before exiting.
+    Ctrl-C, SIGTERM or SIGHUP finishes accepted requests before exiting.
     """
     _require("serve", "fastapi", "uvicorn")
     from latentrag.serving.run import access_to, address, bound, limited, run

@@ -336,6 +336,11 @@ def is_full(error: MemoryStoreError) -> bool:
     return _errno(error.__cause__) in io.NO_ROOM
 
 
+def is_unwritable(error: MemoryStoreError) -> bool:
+    """Whether the system refused a change: a disk that is read-only, full or broken."""
+    return _errno(error.__cause__) is not None
+
+
 def _remedy(folder: Path, error: BaseException) -> str:
     """Lance reads too when it changes a table."""
     number = _errno(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from latentrag.assemble import open_memory, with_memory
-from latentrag.errors import InputError
+from latentrag.errors import InputError, MemoryStoreError
+from latentrag.memory.version_files import is_unwritable
 from latentrag.serving.failures import busy
 from latentrag.serving.options import MAX_COMPARED
 from latentrag.serving.schemas import ChangesRecord, DiffRecord, MemoryRecord, SyncedRecord
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from latentrag.memory import LiveMemory
     from latentrag.rag import Rag
 
+_LOG = logging.getLogger("latentrag.serving")
 _KEPT = 2
 """Other versions that stay open, each with its index."""
 _OPENED_AT_ONCE = 8
@@ -42,6 +45,8 @@ class Memories:
         self.rag, self.live = rag, live
         self.loaded = datetime.now(UTC)
         """When the model was."""
+        self.is_choice_kept = True
+        """Whether the served version was chosen in the memory too, or none was."""
         self.load = load
         self._others: OrderedDict[int, Future[Rag]] = OrderedDict()
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="latentrag-versions")
@@ -94,6 +99,8 @@ class Memories:
     def use(self, which: int | str) -> None:
         """Serve a version from now on, and where the memory is opened next; ``newest`` chooses none.
 
+        Where the memory cannot be written, this process alone serves it.
+
         Raises: MemoryStoreError or EncoderMismatchError; the version from before is served then.
         """
         with self._changing:
@@ -101,9 +108,13 @@ class Memories:
             before = self.live.use("newest" if number is None else number)
             try:
                 before.serve(number)
-            except BaseException:
-                self.live.use(before)
-                raise
+                self.is_choice_kept = True
+            except BaseException as error:
+                if not (isinstance(error, MemoryStoreError) and is_unwritable(error)):
+                    self.live.use(before)
+                    raise
+                _LOG.warning("the choice of version %s is not kept: %s", which, error)
+                self.is_choice_kept = False
 
     def exchange_model(self, load: Callable[[], Rag]) -> None:
         """Answer with another model from now on; requests that came before end with the old one.
@@ -166,7 +177,8 @@ class Memories:
             "passages": len(serving),
             "encoder": serving.card.encoder,
             "newest": log[-1].number,
-            "follows_newest": chosen is None,
+            "follows_newest": chosen is None and serving.version == log[-1].number,
+            "choice_kept": self.is_choice_kept,
             "tags": named,
             "versions": [
                 {

@@ -119,12 +119,16 @@ def configured(app: FastAPI, options: ServeOptions) -> uvicorn.Config:
 
 
 def run(app: FastAPI, listening: socket.socket, options: ServeOptions) -> None:
-    """Serve until SIGINT or SIGTERM, then finish what was accepted; a second one ends it at once."""
+    """Serve until SIGINT, SIGTERM or SIGHUP, then finish what was accepted; a second SIGINT ends it at once."""
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     # uvicorn raises the signal again when all is done, for whoever was to hear it before.
     before = {number: signal.signal(number, _already_heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    server = uvicorn.Server(configured(app, options))
+    hang_up = getattr(signal, "SIGHUP", None)  # of which uvicorn does not know
+    if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:  # as nohup has it
+        before[hang_up] = signal.signal(hang_up, server.handle_exit)
     try:
-        uvicorn.Server(configured(app, options)).run(sockets=[listening])
+        server.run(sockets=[listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -228,7 +228,8 @@ class SyncedRecord(TypedDict):
 class MemoryRecord(TypedDict):
     """The memory: what is served, its versions (the newest 100), tags, and synced folders.
 
-    ``follows_newest``: no version was chosen with use.
+    ``follows_newest``: no version was chosen with use, and the newest is served. ``choice_kept``: false if the memory
+    cannot be written, so that this process alone knows which version was chosen, until it ends.
     """
 
     name: str
@@ -237,6 +238,7 @@ class MemoryRecord(TypedDict):
     encoder: str
     newest: int
     follows_newest: bool
+    choice_kept: bool
     tags: dict[str, int]
     versions: list[VersionRecord]
     synced: list[SyncedRecord]
