@@ -193,6 +193,7 @@ class ModelOptions:
         encoder: In place of -m: the encoder of questions and passages, a folder or hub id.
         generator: With --encoder: any encoder-decoder or causal language model, a folder or hub id.
         passage_encoder: With --encoder: the encoder of the passages, where it is not that of the questions.
+        adapter: With --generator: an adapter for it in PEFT's layout (LoRA, …), a folder or hub id.
         retriever: How passages are retrieved: dense (by vectors), bm25 (by words), or by the name that a
             package adds.
         instruction: What an instruct model is told before the passage and the question; saved with a trained model.
@@ -204,6 +205,7 @@ class ModelOptions:
     encoder: Annotated[str | None, Option()] = None
     generator: Annotated[str | None, Option()] = None
     passage_encoder: Annotated[str | None, Option()] = None
+    adapter: Annotated[str | None, Option()] = None
     retriever: Annotated[str | None, Option(default="as the model was saved, else dense")] = None
     instruction: Annotated[
         str | None,

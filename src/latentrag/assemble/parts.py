@@ -34,11 +34,13 @@ class ModelSpec:
         encoder: of the questions, and of the passages unless ``passage_encoder`` says otherwise.
         generator: any encoder–decoder or causal language model.
         passage_encoder: DPR's context encoder, for instance.
+        adapter: of the generator, in PEFT's layout; it is merged into the weights.
     """
 
     encoder: Source
     generator: Source
     passage_encoder: Source | None = None
+    adapter: Source | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ def open_parts(
     if isinstance(source, tuple):
         source = ModelSpec(*source)
     if isinstance(source, ModelSpec):
+        if source.adapter is not None:
+            settings = {**settings, "adapter": model_place(source.adapter)}
         generator = _generator_at(source.generator, places.generator, settings)
         return Parts(str(source.encoder), partial(_query_encoder_of, source, places.encoder), generator)
     opens = opener(source, MODELS)

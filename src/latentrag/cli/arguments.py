@@ -130,6 +130,8 @@ def uncollected() -> Iterator[None]:
 def model_source(options: ModelOptions) -> str | assemble.ModelSpec:
     """What ``latentrag.load`` takes. Raises: InputError if the options do not go together."""
     model, encoder, generator = options.model, options.encoder, options.generator
+    if options.adapter is not None and generator is None:
+        raise InputError("got --adapter without --generator; name the generator that it was trained for")
     if encoder is None and generator is None and options.passage_encoder is None:
         return DEMO if model is None else model
     if model is not None:
@@ -137,7 +139,7 @@ def model_source(options: ModelOptions) -> str | assemble.ModelSpec:
     if encoder is None or generator is None:
         missing = "--encoder" if encoder is None else "--generator"
         raise InputError(f"got parts of a model without {missing}; give --encoder and --generator, or -m")
-    return assemble.ModelSpec(encoder=encoder, generator=generator, passage_encoder=options.passage_encoder)
+    return assemble.ModelSpec(encoder, generator, options.passage_encoder, options.adapter)
 
 
 def loading(options: ModelOptions) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from latentrag.generator.tuning import (
     has_lora,
     load_adapter,
     merge_lora,
+    merge_peft,
     recompute_activations,
     split_weights,
 )
@@ -173,6 +174,9 @@ class TransformersGenerator(ABC, Generic[P, T]):
         model = build(cls.model_class(config), config, weights, folder=folder, dtype=dtype)
         model.generation_config = _generation_config(folder, older or {})
         given = dict(settings)
+        adapter = given.pop("adapter", None)
+        if adapter is not None:
+            model = merge_peft(model, adapter)
         if given.get("template"):
             given["template"] = made_template(cls.template_kind, given["template"], tokenizer)
         if given.get("lora") is not None:

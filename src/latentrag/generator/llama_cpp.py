@@ -138,6 +138,8 @@ class LlamaCppGenerator:
         """
         if place.number_format != "auto":
             raise InputError(f"{path} has a number format of its own; leave --dtype {place.number_format} out")
+        if "adapter" in settings:
+            raise InputError(f"{path} takes no adapter; give --generator the folder that the adapter was trained on")
         return cls(path, gpu=not place.is_cpu, **settings)
 
     def settings(self) -> dict[str, object]:

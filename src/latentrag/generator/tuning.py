@@ -15,6 +15,7 @@ the mode stays what it is and results stay what they were.
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,10 +24,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from latentrag.errors import InputError, ModelError
+from latentrag.pretrained import one_line, quiet, resolve
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -143,6 +146,32 @@ def merge_lora(model: PreTrainedModel) -> None:
                 (adapter,) = layers[id(child)].active_adapters
                 base.weight.add_(layers[id(child)].get_delta_weight(adapter).to(base.weight.dtype))
                 setattr(module, name, base)
+
+
+def merge_peft(model: PreTrainedModel, source: str | os.PathLike[str]) -> PreTrainedModel:
+    """The model with an adapter in PEFT's layout added to its weights.
+
+    Args:
+        source: a folder, or a hub id.
+    Raises: ModelError if peft is not installed, or for an adapter that is pickled, incomplete or another model's.
+    """
+    folder = resolve(source)
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{folder} has no adapter_config.json; needed an adapter in PEFT's layout")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder} has no adapter_model.safetensors; convert its weights to safetensors")
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ModelError("adapters need peft; install latentrag[train]") from error
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("error", UserWarning)  # peft warns of weights that it does not find
+            merged: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+            return merged
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, UserWarning, SafetensorError) as error:
+        raise ModelError(f"{folder}: the adapter does not fit this generator ({one_line(error)})") from error
 
 
 def load_adapter(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
