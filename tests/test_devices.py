@@ -64,7 +64,12 @@ def spec(request, pair, tmp_path) -> tuple[Path, Path]:
 def both(spec: Any, memory: Path, device: str, **options: Any) -> tuple[Rag, Rag]:
     """The model on the CPU and on the device."""
     options = {"k": 3, **options}
-    return load(spec, memory=memory, device="cpu", **options), load(spec, memory=memory, device=device, **options)
+    there, here = (load(spec, memory=memory, device=name, **options) for name in ("cpu", device))
+    parts: list[Any] = [here.generator, getattr(here.retriever, "query_encoder", None)]
+    for part in filter(None, parts):
+        module = part.model if part is here.generator else part.module
+        assert {weight.device.type for weight in module.parameters()} == {torch.device(device).type}
+    return there, here
 
 
 @pytest.mark.parametrize("decoding", ["exact", "thorough", "fast"])

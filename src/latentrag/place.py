@@ -82,10 +82,12 @@ class Places:
         if known is None:
             *others, last = get_args(NumberFormat)
             raise InputError(f"dtype={number_format!r} is unknown; needed {', '.join(others)} or {last}")
-        generator = Place("cpu" if (device, known) == ("auto", "int8") else _device(device), known)
-        if generator.is_int8 and not generator.is_cpu:
-            raise InputError(f"dtype='int8' is for CPUs, device={device!r} is none; use bfloat16 there")
-        return cls(Place(_device(encoder_device or device)), generator)
+        of_encoder = encoder_device or device
+        if known == "int8":
+            if not (device == "auto" or Place(device).is_cpu):
+                raise InputError(f"dtype='int8' is for CPUs, device={device!r} is none; use bfloat16 there")
+            device = "cpu"
+        return cls(Place(_device(of_encoder)), Place(_device(device), known))
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,5 +160,5 @@ def test_a_model_in_int8_answers_and_is_not_saved(parts, tmp_path) -> None:
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps"])
 def test_only_on_a_processor(parts, device) -> None:
-    with pytest.raises(InputError, match=rf"^dtype='int8' is for processors, device='{device}' is none; use bfloat16"):
+    with pytest.raises(InputError, match=rf"^dtype='int8' is for CPUs, device='{device}' is none; use bfloat16"):
         load(parts[0], memory=parts[1], retriever="bm25", dtype="int8", device=device)
