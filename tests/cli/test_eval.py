@@ -1,6 +1,7 @@
 """eval and compare, with a real tiny model."""
 
 import json
+import os
 import re
 import shutil
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 import latentrag
-from tests.cli.conftest import QUESTION, cli
+from tests.cli.conftest import QUESTION, change_weights, cli
 
 ROWS: list[dict[str, Any]] = [
     {"id": "f", "question": QUESTION, "answer": ["Beethoven", "Ludwig"], "title": "fidelio"},
@@ -120,11 +121,35 @@ def test_control_c_says_how_to_go_on(measure, tmp_path, monkeypatch) -> None:
     assert len(calls) == 5
 
 
+def test_the_questions_are_not_replaced_by_a_report(model, memory, tmp_path) -> None:
+    questions = tmp_path / "webq.json"
+    questions.write_text(json.dumps(ROWS))
+    refused = cli("eval", questions, "-m", model, "-i", memory, "--out", tmp_path / "webq.jsonl")
+    assert "webq.json is not the settings file of an evaluation; name another file" in refused.error()
+    assert json.loads(questions.read_text()) == ROWS
+    assert not (tmp_path / "webq.jsonl").exists()
+
+
+def test_a_memory_made_anew_under_the_same_path_is_not_mixed_in(model, encoder, data, files, tmp_path) -> None:
+    path, command = tmp_path / "m.lance", ["eval", data, "-m", model, "--out", tmp_path / "run.jsonl", "-i"]
+    assert cli("index", "add", path, files, "--encoder", encoder).code == 0
+    assert cli(*command, path).code == 0
+    shutil.copytree(path, tmp_path / "copy.lance")
+    shutil.rmtree(path)
+    assert cli("index", "add", path, files, "--encoder", encoder).code == 0
+    assert "run.jsonl was begun with memory_identity=" in cli(*command, path).error()
+    shutil.rmtree(path)
+    (tmp_path / "copy.lance").rename(path)
+    assert cli(*command, path).code == 0
+
+
 def test_a_model_that_has_changed_is_not_mixed_in(measure, model, memory, data, tmp_path) -> None:
     out, copy = tmp_path / "run.jsonl", shutil.copytree(model, tmp_path / "model")
     command = ["eval", data, "-m", copy, "-i", memory, "--out", out]
     assert cli(*command).code == 0
-    (copy / "latentrag.json").write_text((copy / "latentrag.json").read_text() + " ")
+    os.utime(copy / "latentrag.json")
+    assert cli(*command).code == 0
+    change_weights(copy / "generator")
     assert "begun with model_files=" in cli(*command).error()
     assert measure("--out", tmp_path / "other.jsonl").code == 0
     assert "begun with k=3, this run has 2" in measure("--out", tmp_path / "other.jsonl", "-k", 2).error()

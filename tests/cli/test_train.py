@@ -22,7 +22,7 @@ from latentrag.generator import CausalGenerator
 from latentrag.memory import Memory
 from latentrag.rag import Rag
 from tests import tiny
-from tests.cli.conftest import DOCUMENTS, QUESTION, cli
+from tests.cli.conftest import DOCUMENTS, QUESTION, change_weights, cli
 from tests.encoder.tiny import write_sentence_encoder
 
 ROWS: list[dict[str, Any]] = [
@@ -279,6 +279,28 @@ def test_of_several_processes_one_speaks(train, monkeypatch) -> None:
     monkeypatch.setenv("RANK", "1")
     done = train("--steps", 1, "--json")
     assert (done.code, done.stdout) == (0, "")
+
+
+def test_a_run_goes_on_with_the_memory_and_the_weights_that_it_began_with(
+    train, model, encoder, files, tmp_path
+) -> None:
+    base, memory = shutil.copytree(model, tmp_path / "base"), tmp_path / "m.lance"
+    assert cli("index", "add", memory, files, "--encoder", encoder).code == 0
+    command = ["-m", base, "--steps", 2]
+    assert train(*command, memory=memory).code == 0
+    assert train(*command, "--resume", memory=memory).code == 0
+    shutil.copytree(memory, tmp_path / "kept.lance")
+    shutil.rmtree(memory)
+    assert cli("index", "add", memory, files, "--encoder", encoder).code == 0
+    assert "run has memory.identity=" in train(*command, "--resume", memory=memory).error()
+    shutil.rmtree(memory)
+    (tmp_path / "kept.lance").rename(memory)
+    change_weights(base / "generator")
+    assert "run has model.files=" in train(*command, "--resume", memory=memory).error()
+    change_weights(base / "generator")
+    assert train(*command, "--resume", memory=memory).code == 0
+    refused = train(*command, "--resume", "--prefix-field", "question", memory=memory)
+    assert "run has prefix_field=None, now asked for 'question'" in refused.error()
 
 
 MISTAKES = {

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,9 +238,25 @@ def test_other_settings_do_not_mix(tmp_path) -> None:
     for problem, changes in changed:
         with pytest.raises(InputError, match=problem):
             evaluate(model(), EXAMPLES, out, **{"options": OPTIONS, "about": {"model": "m"}, **changes})
-    with pytest.raises(InputError, match="another example with the id one"):
-        evaluate(model(), [Example("one", "other?", ("c",))], out, options=OPTIONS, about={"model": "m"})
+    for change in (
+        {"x": "other?"},
+        {"answers": ("c",)},
+        {"pattern": "c|b"},
+        {"titles": ("title 2",)},
+    ):
+        with pytest.raises(InputError, match=f"another example with the id one: {next(iter(change))}="):
+            evaluate(model(), [replace(EXAMPLES[0], **change)], out, options=OPTIONS, about={"model": "m"})
     assert len(rows_of(out)) == 1
+
+
+def test_rows_of_another_memory_do_not_mix(tmp_path, monkeypatch) -> None:
+    """It may have the same path and the same version number."""
+    out, rag = tmp_path / "run.jsonl", model()
+    evaluate(rag, EXAMPLES[:1], out, options=OPTIONS)
+    monkeypatch.setattr(ToyMemory, "identity", "another", raising=False)
+    with pytest.raises(InputError, match="begun with memory_identity=None, this run has 'another'"):
+        evaluate(rag, EXAMPLES, out, options=OPTIONS)
+    evaluate(rag, EXAMPLES, tmp_path / "closed.jsonl", options=OPTIONS, closed_book=True)
 
 
 def test_one_evaluation_at_a_time_writes_a_file(tmp_path) -> None:
@@ -251,6 +268,38 @@ def test_one_evaluation_at_a_time_writes_a_file(tmp_path) -> None:
     assert out.read_bytes() == before
     evaluate(model(), EXAMPLES, out, options=OPTIONS)
     assert len(rows_of(out)) == len(EXAMPLES)
+
+
+def same(path: Path) -> tuple[bytes, list[str]]:
+    return path.read_bytes(), sorted(each.name for each in path.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"question": "who?", "answer": "me"}],
+        {"format": 3, "options": {}, "memory": {}},  # the request of a training run
+        {"settings": {"theme": "dark"}},
+        {"settings": {"format": 2}, "mine": 1},
+        "text",
+    ],
+)
+def test_a_file_under_the_derived_name_that_is_not_ours_stays(content, tmp_path) -> None:
+    theirs = tmp_path / "run.json"
+    theirs.write_text(json.dumps(content))
+    before = same(theirs)
+    with pytest.raises(DataError, match=r"run.json is not the settings file of an evaluation; name another file"):
+        evaluate(model(), EXAMPLES, tmp_path / "run.jsonl", options=OPTIONS)
+    assert same(theirs) == before
+
+
+def test_rows_that_are_not_ours_stay_as_they_are(tmp_path) -> None:
+    out = tmp_path / "run.jsonl"
+    evaluate(model(), EXAMPLES[:1], out, options=OPTIONS)
+    out.write_text('{"question": "who?"}\n{"question": "what?"}')
+    with pytest.raises(DataError, match=r"run.jsonl line 1 is not a row"):
+        evaluate(model(), EXAMPLES, out, options=OPTIONS)
+    assert out.read_text() == '{"question": "who?"}\n{"question": "what?"}'
 
 
 def test_ended_before_its_first_row(tmp_path) -> None:

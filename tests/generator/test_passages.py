@@ -74,6 +74,18 @@ def test_a_folder_from_before_is_brought_below_the_bound(tmp_path: Path) -> None
     assert is_kept(tmp_path, 20)
 
 
+def test_files_of_others_are_neither_counted_nor_deleted(tmp_path: Path) -> None:
+    album = tmp_path / "2019"
+    album.mkdir()
+    for name in ("wedding.jpg", f"{'ab' * 20}.safetensors", "ab.safetensors"):
+        (album / name).write_bytes(bytes(ENTRY_BYTES))
+    cache = cache_of(tmp_path, 5 * ENTRY_BYTES)
+    for number in range(20):
+        cache.put([number], layers(number))
+    assert len(list(album.iterdir())) == 3
+    assert sum(is_kept(tmp_path, number) for number in range(20)) >= 3
+
+
 WRITER = """
 import sys, torch
 from latentrag.generator.passages import PassageCache

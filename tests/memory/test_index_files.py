@@ -231,6 +231,7 @@ def test_folders_of_others_are_left_alone(memory):
     (memory.path / folder.FOLDER / "my-own-notes" / "a.txt").write_text("years of work")
     memory.delete(["p0"]).build_index("ivf-rabitq")
     IndexFolder.of(memory.path).indexes()
+    memory.build_index("flat")  # takes all indexes away
     assert (memory.path / folder.FOLDER / "my-own-notes" / "a.txt").exists()
 
 

@@ -404,6 +404,16 @@ def test_a_best_step_that_comes_again_replaces_its_weights(tmp_path, killed, suf
     assert [path.name for path in tmp_path.iterdir()] == [only.name]
 
 
+def test_copies_under_other_names_are_left_alone_and_are_no_checkpoints(tmp_path) -> None:
+    save_best(tmp_path, 1.0)
+    names = ("best-00000003-keep", "best-00000003.bak", "best-of-all", ".best-notes")
+    for name in names:
+        shutil.copytree(tmp_path / "best-00000003", tmp_path / name)
+    save_best(tmp_path, 2.0)
+    assert best_weights(tmp_path) == [2.0, 2.0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["best-00000003", *names])
+
+
 @pytest.mark.parametrize("suffix", ["old", "replaced"])
 def test_the_best_weights_are_saved_and_a_checkpoint_that_was_being_replaced_stays(parts, tmp_path, suffix) -> None:
     """It is the only one, until the next step is saved."""

@@ -15,7 +15,7 @@ import torch
 from latentrag import io
 from latentrag.assemble.memories import open_memory
 from latentrag.assemble.models import load, prompt_settings, save, with_parts
-from latentrag.assemble.parts import ModelSpec, Source
+from latentrag.assemble.parts import ModelSpec, Source, content_key
 from latentrag.assemble.training import check_trainable, generator_for_training, retriever_for_training
 from latentrag.errors import DataError, InputError
 from latentrag.generator import Lora
@@ -288,8 +288,13 @@ def _request(
         "dev_limit": setup.dev_limit,
         "prefix_field": setup.prefix_field,
         "truncate": setup.truncate or None,
-        "memory": {"path": memory.name, "version": memory.version, "encoder": memory.card.fingerprint},
-        "model": str(setup.model),
+        "memory": {
+            "path": memory.name,
+            "version": memory.version,
+            "identity": memory.identity,
+            "encoder": memory.card.fingerprint,
+        },
+        "model": {"name": str(setup.model), "files": content_key(setup.model)},
         "retriever": setup.retriever,
         "keep_preamble": keep_preamble,
         "dtype": setup.dtype,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from latentrag import assemble
-from latentrag.addresses import MEMORIES, memory_for, memory_path, model_place, opener
+from latentrag.addresses import MEMORIES, memory_for, memory_path, opener
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
 from latentrag.errors import InputError
@@ -68,7 +67,7 @@ def evaluate(
     rag = arg.open_rag(model, memory, version, place)
     about: dict[str, object] = {
         "model": _name(source),
-        "model_files": _stamp(source),
+        "model_files": assemble.content_key(source) if out is not None else None,
         "memory": _place(memory_for(memory.memory, model.model)),
         "retriever": type(rag.retriever).__name__,
         "dtype": place.dtype,
@@ -136,23 +135,8 @@ def _name(source: str | assemble.ModelSpec) -> str:
     return source if isinstance(source, str) else f"{source.encoder} + {source.generator}"
 
 
-def _stamp(source: str | assemble.ModelSpec) -> str:
-    """Changes when files of the model change, so that rows of two models under one name are not mixed."""
-    names: list[Any] = [source] if isinstance(source, str) else [source.encoder, source.generator]
-    folders = [Path(place) for place in map(model_place, names)]
-    stamps = [entry for folder in folders if folder.is_dir() for entry in _entries(folder)]
-    return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
-
-
 def _place(memory: str) -> str:
     return memory if opener(memory, MEMORIES) else str(memory_path(memory))
-
-
-def _entries(folder: Path) -> Iterator[str]:
-    """Name, size and time of every file."""
-    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
-        status = path.stat()
-        yield f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}"
 
 
 def _show(found: Report) -> None:

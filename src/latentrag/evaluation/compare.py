@@ -110,7 +110,7 @@ def _check_same_examples(ours: Path, our_rows: Mapping[str, Row], theirs: Path, 
                 f"{alone[0]} first; evaluate both on the same examples"
             )
     for name, row in our_rows.items():
-        if any(row.get(key) != their_rows[name].get(key) for key in ("x", "answers", "pattern")):
+        if any(row.get(key) != their_rows[name].get(key) for key in ("x", "answers", "pattern", "titles")):
             raise DataError(f"example {name} is another one in {theirs}; evaluate both on the same examples")
 
 

@@ -86,12 +86,14 @@ def begun(rows_path: Path, settings: Mapping[str, object]) -> Iterator[dict[str,
     A line that a kill cut short is removed.
 
     Raises: InputError if another process is in such a block, or if the rows were made with other settings and cannot
-        be continued.
+        be continued; DataError if the file of settings is something else, or something cannot be read or written.
     """
     if rows_path.suffix != ".jsonl":
         raise InputError(f"{rows_path} does not end with .jsonl; needed such a name, since a .json goes beside it")
     with ExitStack() as opened:
         with _explained(rows_path):
+            if settings_path(rows_path).exists():
+                _settings(rows_path)  # what stands under the name that follows from ours is ours, or stays as it is
             rows_path.parent.mkdir(parents=True, exist_ok=True)
             rows_path.touch()
             alone = opened.enter_context(io.exclusive(rows_path))
@@ -109,8 +111,9 @@ def _continued(rows_path: Path, settings: Mapping[str, object]) -> dict[str, Row
     before = _settings(rows_path)
     if before != settings:
         raise InputError(_difference(rows_path, before, settings))
+    rows = _rows(rows_path, unfinished=False)
     io.cut_unfinished_line(rows_path)
-    return _rows(rows_path)
+    return rows
 
 
 def append(rows_path: Path, rows: Sequence[Row]) -> None:
@@ -142,19 +145,20 @@ def settings_path(rows_path: Path) -> Path:
 def _settings(rows_path: Path) -> dict[str, object]:
     path = settings_path(rows_path)
     try:
-        settings = json.loads(path.read_bytes())["settings"]
+        record = json.loads(path.read_bytes())
+        settings = record["settings"] if record.keys() <= {"settings", "examples", "metrics", "notes"} else None
     except FileNotFoundError:
         raise DataError(f"{rows_path} has no {path.name} beside it, which says how it was made") from None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         settings = None
-    if not isinstance(settings, dict):
-        raise DataError(f"{path} is not the settings file of an evaluation; restore it or name another file")
+    if not isinstance(settings, dict) or "format" not in settings:
+        raise DataError(f"{path} is not the settings file of an evaluation; name another file for the rows")
     return settings
 
 
-def _rows(rows_path: Path) -> dict[str, Row]:
+def _rows(rows_path: Path, *, unfinished: bool = True) -> dict[str, Row]:
     rows = {}
-    for number, row in io.read_lines(rows_path):
+    for number, row in io.read_lines(rows_path, unfinished=unfinished):
         if not isinstance(row, dict) or not isinstance(row.get("id"), str):
             raise DataError(f"{rows_path} line {number} is not a row of an evaluation; remove the line")
         rows[row["id"]] = row

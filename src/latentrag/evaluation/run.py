@@ -24,7 +24,7 @@ from latentrag.rag import Rag, check_decoding
 from latentrag.training.data import Example
 from latentrag.types import Decoding, Retrieved, Variant
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def evaluate(
 ) -> Report:
     """How well the model retrieves, answers and predicts the first answer.
 
-    A row holds: id, x, answers (and pattern where the example has one), titles · text, log_prob: what the model
+    A row holds: id, x, answers, pattern, titles · text, log_prob: what the model
     answers, and log p(text|x) · log_likelihood, num_tokens: log p(y|x) of the first answer y, nats, over so many
     tokens · memory_version; null for closed book · a value for each metric of the task. For open-domain questions:
     exact_match, f1 · rank, title_rank: of the first passage that holds an answer, and of the first one of an article of
@@ -145,12 +145,15 @@ def _plan(
 
 def _settings(rag: Rag, plan: Plan, task: str, about: Mapping[str, object]) -> dict[str, object]:
     """What makes rows comparable. The batch size is not among it: it changes the last bits only."""
+    memory = rag.retriever.memory
     settings = {
         "format": FORMAT,
         **({} if task == OPEN_QA else {"task": task}),  # runs from before there were tasks go on
         **about,
         "closed_book": plan.k is None,
-        "memory_version": rag.retriever.memory.version if plan.k else None,
+        "memory_version": memory.version if plan.k else None,
+        # Memories of other packages need not name what they hold.
+        "memory_identity": getattr(memory, "identity", None) if plan.k else None,
         **asdict(plan),
     }
     # As it will be read back: JSON has lists where we have tuples.
@@ -161,9 +164,23 @@ def _is_done(example: Example, done: Mapping[str, Row], out: Path | None) -> boo
     row = done.get(example.id)
     if row is None:
         return False
-    if (row.get("x"), row.get("answers")) != (example.x, list(example.answers)):
-        raise InputError(f"{out} has another example with the id {example.id}; name another file for other data")
+    for name, value in _of_example(example).items():
+        if row.get(name) != value:
+            raise InputError(
+                f"{out} has another example with the id {example.id}: {name}={row.get(name)!r}, now {value!r}; name "
+                "another file for other data"
+            )
     return True
+
+
+def _of_example(example: Example) -> Row:
+    """What a row has of its example, and what its measures depend on."""
+    return {
+        "x": example.x,
+        "answers": list(example.answers),
+        "pattern": example.pattern or None,
+        "titles": list(example.titles),
+    }
 
 
 def _rows(rag: Rag, plan: Plan, task: Task, batch: Sequence[Example]) -> list[Row]:
@@ -190,10 +207,7 @@ def _measured(rag: Rag, plan: Plan, task: Task, batch: Sequence[Example]) -> lis
         rows.append(
             {
                 "id": example.id,
-                "x": example.x,
-                "answers": list(example.answers),
-                **({"pattern": example.pattern} if example.pattern else {}),
-                "titles": list(example.titles),
+                **_of_example(example),
                 "text": text,
                 "log_prob": log_prob,
                 "log_likelihood": log_p,

@@ -35,6 +35,10 @@ _READ_TOKENS = 4096
 """Tokens of passages read in one forward pass on an accelerator, padding included. A processor reads each passage
 alone, which takes no longer and makes what is kept of it independent of what was read beside it."""
 
+_HEX = "[0-9a-f]"
+_FILES = f"{_HEX * 2}/{_HEX * 40}.safetensors*"
+"""Kept passages on disk, unfinished ones too. What else lies in their folder is neither counted nor deleted."""
+
 Layers = list[Tensor]
 """For each layer (2, H, L, D): keys and values of the L tokens read."""
 
@@ -188,7 +192,7 @@ class _Files:
     def _sizes(self) -> list[tuple[float, int, Path]]:
         """When each file was used last, its bytes, and where it is."""
         files = []
-        for path in self.folder.glob("*/*"):
+        for path in self.folder.glob(_FILES):
             with suppress(OSError):  # another process has deleted it
                 state = path.stat()
                 files.append((state.st_mtime, state.st_size, path))

@@ -77,6 +77,11 @@ class LiveMemory:
         """Of the memory that is there now."""
         return self._memory.version
 
+    @property
+    def identity(self) -> str:
+        """As ``Memory.identity``."""
+        return self._memory.identity
+
     def __len__(self) -> int:
         return len(self._memory)
 

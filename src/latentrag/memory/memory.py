@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -122,6 +123,12 @@ class Memory:
     def version(self) -> int:
         """Counts commits from 1, the empty memory."""
         return self._table.version
+
+    @property
+    def identity(self) -> str:
+        """Names what this version holds: that of another memory differs, though path and number be the same."""
+        names = sorted(name for of_fragment in self._table.fragments() for name in of_fragment)
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
     @property
     def card(self) -> EncoderCard:

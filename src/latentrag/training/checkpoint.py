@@ -15,6 +15,7 @@ checkpoints are removed when the new one is on the disk.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -31,7 +32,7 @@ from latentrag import io
 from latentrag.errors import InputError, TrainingError
 
 REQUEST_FILE = "run.json"
-FORMAT = 2
+FORMAT = 3
 _STEP = "step-"
 _BEST = "best-"
 
@@ -119,12 +120,19 @@ def _moments(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Opti
 
 
 def _newest(run: Path, kind: str) -> Checkpoint | None:
-    aside = io.name_aside(f"{kind}[0-9]*")  # killed between the two renames of a save
-    aside_before = f".{kind}[0-9]*.replaced"  # the same, by latentrag 0.1.0
-    for pattern in (f"{kind}[0-9]*", aside, aside_before):
-        if folders := sorted(run.glob(pattern)):
+    for ending in ("", "old", "replaced"):  # the last two: killed between the two renames of a save, now or by 0.1.0
+        if folders := sorted(_named(run, kind, ending)):
             return _opened(folders[-1])
     return None
+
+
+def _named(run: Path, kind: str, *endings: str) -> Iterator[Path]:
+    """What ``save`` and ``save_best`` have made in a run: checkpoints, for the ending "", and what killed ones left.
+    Copies that somebody has made under names of their own are not among it."""
+    for path in run.iterdir() if run.is_dir() else ():
+        name = re.fullmatch(rf"{kind}[0-9]{{8}}|\.{kind}[0-9]{{8}}\.(?P<ending>[a-z]+)", path.name)
+        if name is not None and (name["ending"] or "") in endings:
+            yield path
 
 
 def _opened(folder: Path) -> Checkpoint:
@@ -140,19 +148,17 @@ def _saving(run: Path, kind: str, step: int) -> Iterator[Path]:
     """A scratch folder that becomes the checkpoint of a step, in place of all others of its kind."""
     folder = run / f"{kind}{step:08d}"
     try:
-        for pattern in (f".{kind}*.new", f".{kind}*.saving"):  # of a save that was killed
-            for leftover in run.glob(pattern):
-                shutil.rmtree(leftover)
+        for leftover in list(_named(run, kind, "new", "saving")):  # of a save that was killed
+            shutil.rmtree(leftover)
         with io.replacing_folder(folder) as scratch:
             yield scratch
     except (OSError, SafetensorError) as error:
-        before = next((each.name for each in sorted(run.glob(f"{_STEP}[0-9]*"), reverse=True) if each != folder), "")
+        before = next((each.name for each in sorted(_named(run, _STEP, ""), reverse=True) if each != folder), "")
         intact = f"{before}, the checkpoint before it, is intact" if before else "no checkpoint was made before"
         raise TrainingError(f"{folder} cannot be written ({error}); {intact}: make room and resume") from error
-    for pattern in (f"{kind}*", f".{kind}*"):
-        for other in run.glob(pattern):
-            if other != folder:
-                shutil.rmtree(other, ignore_errors=True)
+    for other in list(_named(run, kind, "", "old", "replaced")):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

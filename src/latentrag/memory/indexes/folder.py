@@ -136,7 +136,9 @@ class IndexFolder:
         return sorted(published, key=lambda index: index.preferred_ns, reverse=True), damaged
 
     def _folders(self) -> list[Path]:
-        return sorted(path for path in self.path.glob("*-*-*/") if not path.name.startswith("."))
+        """Those that hold an index: others are not ours."""
+        described = (file.parent for file in self.path.glob(f"*-*-*/{DESCRIPTION}"))
+        return sorted(path for path in described if not path.name.startswith("."))
 
     @contextmanager
     def building(self) -> Iterator[None]:
