@@ -286,21 +286,22 @@ def test_a_run_goes_on_with_the_memory_and_the_weights_that_it_began_with(
 ) -> None:
     base, memory = shutil.copytree(model, tmp_path / "base"), tmp_path / "m.lance"
     assert cli("index", "add", memory, files, "--encoder", encoder).code == 0
+    rows = write(tmp_path / "rows.jsonl", [{**row, "category": "A"} for row in ROWS])
     command = ["-m", base, "--steps", 2]
-    assert train(*command, memory=memory).code == 0
-    assert train(*command, "--resume", memory=memory).code == 0
+    assert train(*command, memory=memory, data=rows).code == 0
+    assert train(*command, "--resume", memory=memory, data=rows).code == 0
     shutil.copytree(memory, tmp_path / "kept.lance")
     shutil.rmtree(memory)
     assert cli("index", "add", memory, files, "--encoder", encoder).code == 0
-    assert "run has memory.identity=" in train(*command, "--resume", memory=memory).error()
+    assert "run has memory.identity=" in train(*command, "--resume", memory=memory, data=rows).error()
     shutil.rmtree(memory)
     (tmp_path / "kept.lance").rename(memory)
     change_weights(base / "generator")
-    assert "run has model.files=" in train(*command, "--resume", memory=memory).error()
+    assert "run has model.files=" in train(*command, "--resume", memory=memory, data=rows).error()
     change_weights(base / "generator")
-    assert train(*command, "--resume", memory=memory).code == 0
-    refused = train(*command, "--resume", "--prefix-field", "question", memory=memory)
-    assert "run has prefix_field=None, now asked for 'question'" in refused.error()
+    assert train(*command, "--resume", memory=memory, data=rows).code == 0
+    refused = train(*command, "--resume", "--prefix-field", "category", memory=memory, data=rows)
+    assert "run has prefix_field=None, now asked for 'category'" in refused.error()
 
 
 MISTAKES = {
