@@ -15,7 +15,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help test lint test-gpu test-page test-properties torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
-	experiment-precision bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
+	experiment-precision experiment-intervals bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
 	bench-memory bench-swap bench-sync bench-serving clean
 
 help:  ## List the targets.
@@ -87,6 +87,9 @@ experiment-hot-swap: demo  ## Exchange facts of the demo's memory while it answe
 
 experiment-precision: demo  ## Measure what bfloat16 and int8 do to answers on DATA's clues, hours; LIMIT=20; goes on where it was.
 	@$(BIN)/python experiments/precision.py --data $(CLUES) $(if $(LIMIT),--limit $(LIMIT))
+
+experiment-intervals: $(STAMP)  ## Simulate how often intervals cover and comparisons cry wolf, minutes.
+	@$(BIN)/python experiments/intervals.py
 
 bench: demo $(BENCH)  ## Run every benchmark in turn, hours; reports in build/bench; RUNS=5, QUICK=1 for minutes.
 	@$(BIN)/python -m benchmarks.every --data $(DATA) $(if $(RUNS),--runs $(RUNS)) $(if $(QUICK),--quick)

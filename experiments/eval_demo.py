@@ -11,7 +11,6 @@ The prompt was chosen on webquestions.train, not on these questions.
 import argparse
 import gzip
 import json
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ import latentrag
 from latentrag.assemble import open_memory
 from latentrag.decoding import fast, marginal_beam, thorough
 from latentrag.evaluation.intervals import paired_difference, share_interval
-from latentrag.evaluation.metrics import contains_answer, exact_match, normalised, regex_match
+from latentrag.evaluation.metrics import answer_tokens, contains_answer, contains_match, exact_match, regex_match
 from latentrag.marginal import log_prior
 from latentrag.protocols import can_decode
 from latentrag.rag import Rag
@@ -53,7 +52,7 @@ def as_text(passage: Passage) -> str:
 
 def holds_answer(row: Row, text: str) -> bool:
     if "answer_regex" in row:
-        return re.search(row["answer_regex"], text, re.IGNORECASE) is not None
+        return contains_match(text, row["answer_regex"])
     return contains_answer(text, row["answer"])
 
 
@@ -69,12 +68,12 @@ class Anywhere:
     def __init__(self, passages: Iterator[Passage]) -> None:
         texts = [as_text(passage) for passage in passages]
         self.raw = "\n\n".join(texts)
-        self.normalised = "\n".join(f" {normalised(text)} " for text in texts)
+        self.tokens = "\n".join(map(answer_tokens, texts))
 
     def holds(self, row: Row) -> bool:
         if "answer_regex" in row:
-            return re.search(row["answer_regex"], self.raw, re.IGNORECASE) is not None
-        return any(f" {wanted} " in self.normalised for wanted in map(normalised, row["answer"]) if wanted)
+            return contains_match(self.raw, row["answer_regex"])
+        return any(wanted in self.tokens for wanted in map(answer_tokens, row["answer"]) if wanted.strip())
 
 
 @torch.no_grad()

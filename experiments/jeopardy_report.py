@@ -11,7 +11,7 @@ from typing import Any
 
 from running import between_marks, read_lines
 
-from latentrag.evaluation.compare import compare
+from latentrag.evaluation.compare import Difference, compare
 from latentrag.evaluation.intervals import Estimate
 from latentrag.evaluation.metrics import Row
 from latentrag.evaluation.report import RECALL_AT, read_run, report, settings_path
@@ -83,7 +83,13 @@ def _run(out: Path, arm: str) -> _Run | None:
 def _percent(estimate: Estimate | None) -> str:
     if estimate is None:
         return "–"
-    return f"{100 * estimate.mean:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+    return f"{100 * estimate.mean:.1f}{_span(estimate, '.1f', 100)}"
+
+
+def _span(found: Estimate | Difference, digits: str, scale: int) -> str:
+    if found.low is None or found.high is None:
+        return ""
+    return f" [{scale * found.low:{digits}}, {scale * found.high:{digits}}]"
 
 
 def _tables(done: Mapping[str, _Run]) -> list[str]:
@@ -96,7 +102,7 @@ def _tables(done: Mapping[str, _Run]) -> list[str]:
 
 
 def _table(done: Mapping[str, _Run], number: int, *, first: bool) -> str:
-    about = "In percent, with 95 % bootstrap intervals; log p in nats per token. " if first else "The same, "
+    about = "In percent, with 95 % intervals; log p in nats per answer. " if first else "The same, "
     lines = [
         f"{about}{'The' if first else 'the'} first {number:,} clues.",
         "",
@@ -105,9 +111,9 @@ def _table(done: Mapping[str, _Run], number: int, *, first: bool) -> str:
     ]
     for arm, run in done.items():
         found = report(run.rows[:number], run.settings, recall_at=RECALL_AT).estimates
-        log_p = found["log_likelihood_per_token"]
+        log_p = found["log_likelihood_per_answer"]
         cells = [_percent(found.get(name)) for name in MEASURES]
-        cells.append(f"{log_p.mean:.3f} [{log_p.low:.3f}, {log_p.high:.3f}]")
+        cells.append(f"{log_p.mean:.3f}{_span(log_p, '.3f', 1)}")
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -123,7 +129,7 @@ def _differences(done: Mapping[str, _Run]) -> str:
             with tempfile.TemporaryDirectory() as scratch:
                 found = compare(*(_first(done[arm], number, Path(scratch) / arm) for arm in (ours, theirs))).differences
             cells = [
-                f"{100 * d.difference:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" if d is not None else "–"
+                f"{100 * d.difference:+.1f}{_span(d, '+.1f', 100)}" if d is not None else "–"
                 for d in (found.get(name) for name in ("exact_match", "title_recall@1", "title_recall@10"))
             ]
             p = f"{found['exact_match'].p:.4f}"

@@ -75,7 +75,7 @@ def test_what_people_see(measure) -> None:
     lines = [line.rstrip() for line in done.stdout.splitlines()]
     assert lines[0].split() == ["mean", "95", "%", "interval", "questions", "measure"]
     assert re.fullmatch(r" *\d+\.\d % +\[\d+\.\d, \d+\.\d\] +3 +recall at 1", next(x for x in lines if "recall" in x))
-    assert re.fullmatch(r" *-\d+\.\d{3} nats +\[-\d+\.\d{3}, -\d+\.\d{3}\] +3 +log p per token", lines[-1])
+    assert re.fullmatch(r" *-\d+\.\d{3} nats +none below 20 +3 +log p per answer", lines[-1])
     assert all(len(line) <= 80 for line in lines)
 
 
@@ -89,8 +89,8 @@ def test_closed_book_and_compare(measure, tmp_path) -> None:
     assert len(lines) == 4
     assert all(len(line) <= 80 for line in lines)
     record = cli("compare", book, closed, "--json").json
-    assert list(record["metrics"]) == ["exact_match", "f1", "log_likelihood_per_token"]
-    each = record["metrics"]["log_likelihood_per_token"]
+    assert list(record["metrics"]) == ["exact_match", "f1", "log_likelihood_per_answer"]
+    each = record["metrics"]["log_likelihood_per_answer"]
     assert lines[-1].split()[:3] == [f"{each['ours']:.3f}", f"{each['theirs']:.3f}", f"{each['difference']:+.3f}"]
     assert "only in" not in cli("compare", book, book).stdout
     assert measure("--out", tmp_path / "two.jsonl", "--limit", 2).code == 0

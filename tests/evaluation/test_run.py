@@ -12,7 +12,8 @@ import torch
 
 from latentrag import io
 from latentrag.errors import DataError, InputError, ModelError
-from latentrag.evaluation.compare import compare
+from latentrag.evaluation.compare import Difference, compare
+from latentrag.evaluation.intervals import Estimate
 from latentrag.evaluation.metrics import DECODERS, METRICS, TASKS, Task, mean_of, token_f1
 from latentrag.evaluation.run import Plan, evaluate
 from latentrag.model import Read
@@ -106,23 +107,45 @@ def test_ranks_by_hand() -> None:
         "exact_match",
         "f1",
         *(f"{name}@{k}" for name in ("recall", "title_recall") for k in (1, 2, 3, 5)),
-        "log_likelihood_per_token",
+        "log_likelihood_per_answer",
     ]
     assert [metrics[f"recall@{k}"]["mean"] for k in (1, 2, 3, 5)] == pytest.approx([0.4, 0.4, 0.6, 0.6])
     assert [metrics[f"title_recall@{k}"]["mean"] for k in (3, 5)] == [0.0, 0.5]
     assert metrics["title_recall@5"]["num_examples"] == 2
     scored = [row for row in found.rows if row["num_tokens"]]
-    per_token = sum(row["log_likelihood"] for row in scored) / sum(row["num_tokens"] for row in scored)
-    assert metrics["log_likelihood_per_token"]["mean"] == pytest.approx(per_token)
-    assert metrics["log_likelihood_per_token"]["low"] < per_token < metrics["log_likelihood_per_token"]["high"]
+    per_answer = sum(row["log_likelihood"] for row in scored) / len(scored)
+    assert metrics["log_likelihood_per_answer"]["mean"] == pytest.approx(per_answer)
+    # Too few for an interval of what has no bounds; shares and F1 have one.
+    assert metrics["log_likelihood_per_answer"]["low"] is metrics["log_likelihood_per_answer"]["high"] is None
+    assert 0 <= metrics["f1"]["low"] <= metrics["f1"]["mean"] <= metrics["f1"]["high"] <= 1
     assert (metrics["f1"]["num_examples"], metrics["exact_match"]["num_examples"]) == (4, 5)
+
+
+def test_recall_of_answers_without_spaces_has_a_name_of_its_own(monkeypatch) -> None:
+    kept = [Passage(id="a", text="東京は日本の首都です"), Passage(id="b", text="a 東京 b"), *PASSAGES[2:]]
+    monkeypatch.setitem(globals(), "PASSAGES", kept)
+    monkeypatch.setattr("latentrag.evaluation.run._gold", lambda *_: {})  # the toy writes few letters
+    examples = [Example("one", "どこ?" * 2, ("東京",)), Example("two", "whose is it?", ("b",))]
+    found = evaluate(model(), examples, options=OPTIONS, recall_at=(6,))
+    assert (found.rows[0]["rank"], found.rows[0]["unspaced_rank"]) == (2, 1)
+    assert found.rows[1]["unspaced_rank"] is None
+    assert found.estimates["unspaced_recall@6"].num_examples == 1
+    assert found.estimates["recall@6"].num_examples == 2
+
+
+def test_answers_that_normalise_to_nothing_are_counted(monkeypatch) -> None:
+    monkeypatch.setattr("latentrag.evaluation.run._gold", lambda *_: {})
+    examples = [Example("one", "who?", ("The",)), Example("two", "w", ("x", "!")), Example("three", "when?", ("b",))]
+    found = evaluate(model(), examples, options=OPTIONS)
+    assert found.as_record()["wordless_answers"] == 2
+    assert [row["exact_match"] for row in found.rows] == [False, False, found.rows[2]["text"] == "b"]
 
 
 def test_closed_book() -> None:
     rag = model()
     found = evaluate(rag, EXAMPLES, options=OPTIONS, closed_book=True)
     assert searches(rag) == []
-    assert list(found.estimates) == ["exact_match", "f1", "log_likelihood_per_token"]
+    assert list(found.estimates) == ["exact_match", "f1", "log_likelihood_per_answer"]
     for row, example in zip(found.rows, EXAMPLES, strict=True):
         assert (row["memory_version"], row["rank"], row["title_rank"]) == (None, None, None)
         if example.answers:
@@ -151,7 +174,7 @@ def test_another_task_with_a_decoder_and_a_metric_of_its_own(tmp_path) -> None:
             ("what", -1.5, 4),
         ]
         metrics: Any = found.as_record()["metrics"]
-        assert list(metrics) == ["letters", "recall@1", "recall@3", "recall@5", "log_likelihood_per_token"]
+        assert list(metrics) == ["letters", "recall@1", "recall@3", "recall@5", "log_likelihood_per_answer"]
         assert metrics["letters"]["mean"] == (4 + 4 + 1 + 5 + 5) / 5
         usual = evaluate(model(), EXAMPLES, tmp_path / "usual.jsonl", options=OPTIONS, recall_at=(1, 5))
         assert [row["rank"] for row in found.rows] == [row["rank"] for row in usual.rows]
@@ -364,6 +387,12 @@ def test_a_broken_model_is_not_averaged() -> None:
         evaluate(Rag(FakeRetriever(), BrokenGenerator(), k=3), EXAMPLES, options=OPTIONS, recall_at=(6,))
 
 
+def span(found: Estimate | Difference) -> tuple[float, float]:
+    assert found.low is not None
+    assert found.high is not None
+    return found.low, found.high
+
+
 def test_compare(tmp_path) -> None:
     examples = [Example(str(i), f"question {'?' * (i % 9)}{i}", ("abc"[i % 3],)) for i in range(60)]
     ours, theirs = tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl"
@@ -374,16 +403,17 @@ def test_compare(tmp_path) -> None:
     assert found.num_examples == 60
     for name, each in found.differences.items():
         assert each.difference == pytest.approx(each.ours - each.theirs)
-        assert each.low <= each.difference <= each.high
-        other = back.differences[name]
-        assert (other.low, other.high, other.p) == pytest.approx((-each.high, -each.low, each.p))
+        (low, high), other = span(each), back.differences[name]
+        assert low <= each.difference <= high
+        assert (*span(other), other.p) == pytest.approx((-high, -low, each.p))
         assert (other.wins, other.losses) == (each.losses, each.wins)
     match = found.differences["exact_match"]
     assert match.wins == sum(a[i]["exact_match"] > b[i]["exact_match"] for i in a)
     assert match.ours == pytest.approx(sum(row["exact_match"] for row in a.values()) / 60)
     # The same passages for both: no difference, no doubt.
     recall = found.differences["recall@3"]
-    assert (recall.difference, recall.low, recall.high, recall.p, recall.wins) == (0, 0, 0, 1, 0)
+    assert (recall.difference, recall.p, recall.wins) == (0, 1, 0)
+    assert span(recall)[0] == -span(recall)[1] < 0  # none of 60 differs: a few of a hundred may
     record: Any = compare(ours, ours).as_record()
     assert record["metrics"]["f1"]["p"] == 1
 
@@ -399,15 +429,54 @@ def test_p_is_small_where_one_is_always_better_and_large_where_it_is_chance(tmp_
         row["f1"] += (-1) ** i  # better as often as worse
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = compare(tmp_path / "ours.jsonl", path).differences
-    likelihood = found["log_likelihood_per_token"]
-    assert likelihood.p == pytest.approx(2 / 10_001)
+    likelihood = found["log_likelihood_per_answer"]
+    assert likelihood.p == 1 / 10_001
     assert (likelihood.wins, likelihood.losses) == (40, 0)
-    assert likelihood.low > 0
+    assert span(likelihood)[0] > 0
     assert found["f1"].p > 0.5
-    assert found["f1"].low < 0 < found["f1"].high
+    assert span(found["f1"])[0] < 0 < span(found["f1"])[1]
     # Closed book has no recall, so that only what both have is compared.
     closed = compare(tmp_path / "ours.jsonl", tmp_path / "closed.jsonl").differences
-    assert list(closed) == ["exact_match", "f1", "log_likelihood_per_token"]
+    assert list(closed) == ["exact_match", "f1", "log_likelihood_per_answer"]
+
+
+def test_few_questions_prove_little(tmp_path) -> None:
+    """One to five questions, all won: the exact test of signs, and intervals that reach beyond 0."""
+    for n in (1, 2, 5):
+        examples = [Example(str(i), "who?", ("c",)) for i in range(n)]
+        ours, theirs = tmp_path / f"ours{n}.jsonl", tmp_path / f"theirs{n}.jsonl"
+        for path in (ours, theirs):
+            evaluate(model(), examples, path, options=OPTIONS)
+        rows = [{**row, "exact_match": True, "log_likelihood": row["log_likelihood"] + 1} for row in rows_of(ours)]
+        ours.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found = compare(ours, theirs).differences
+        match, likelihood = found["exact_match"], found["log_likelihood_per_answer"]
+        assert (match.wins, match.p, likelihood.p) == (n, 2 ** (1 - n), 2 ** (1 - n))
+        assert span(match)[0] < match.difference <= span(match)[1] <= 1
+        assert n == 5 or span(match)[0] < 0
+        assert (likelihood.low, likelihood.high) == (None, None)
+
+
+def test_runs_that_were_measured_otherwise_are_not_compared(tmp_path) -> None:
+    for name in ("ours", "theirs"):
+        evaluate(model(), EXAMPLES, tmp_path / f"{name}.jsonl", options=OPTIONS)
+    path = tmp_path / "theirs.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "settings": {**record["settings"], "format": 1}}))
+    with pytest.raises(DataError, match="has format=2, .*theirs.jsonl 1, which measure otherwise"):
+        compare(tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl")
+
+
+def test_log_p_is_compared_across_tokenizers(tmp_path) -> None:
+    """The same probabilities over twice the tokens are no difference."""
+    examples = [Example(str(i), f"q{i}", ("a",)) for i in range(30)]
+    ours, theirs = tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl"
+    for path in (ours, theirs):
+        evaluate(model(), examples, path, options=OPTIONS)
+    rows = [{**row, "num_tokens": 2 * row["num_tokens"]} for row in rows_of(theirs)]
+    theirs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = compare(ours, theirs).differences["log_likelihood_per_answer"]
+    assert (found.difference, found.p) == (0, 1)
 
 
 def test_runs_that_cannot_be_compared(tmp_path) -> None:

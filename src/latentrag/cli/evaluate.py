@@ -90,6 +90,11 @@ def evaluate(
         kept = "nothing is kept without --out" if out is None else f"{out} has the rows so far"
         say(f"{kept}; the same command {'starts again' if out is None else 'continues from there'}")
         raise
+    if result.num_wordless:
+        say(
+            f"{result.num_wordless} of {len(examples)} questions have an answer that is only articles, punctuation or "
+            "signs; such an answer is compared as it stands"
+        )
     if as_json:
         print_json(result.as_record())
     else:
@@ -101,7 +106,10 @@ def compare(
     theirs: Annotated[Path, typer.Argument(metavar="B.jsonl", help="Rows of the same questions.")],
     as_json: arg.AsJson = False,
 ) -> None:
-    """Whether one evaluation is better than another: paired bootstrap over their questions."""
+    """Whether one evaluation is better than another, question by question.
+
+    p: how often signs drawn at random make as large a difference; exact for shares.
+    """
     from latentrag.evaluation.compare import compare as compared
 
     result = compared(ours, theirs)
@@ -115,11 +123,10 @@ def compare(
         scale, digits = (1, 3) if name.startswith("log_") else (100, 1)
         values = (measure.ours, measure.theirs)
         numbers = [f"{scale * value:.{digits}f}" for value in values]
-        signed = [f"{scale * value:+.{digits}f}" for value in (measure.difference, measure.low, measure.high)]
+        gain = f"{scale * measure.difference:+.{digits}f}"
+        span = _span(measure.low, measure.high, f"+.{digits}f", scale)
         p = "<0.001" if measure.p < 0.001 else f"{measure.p:.3f}"
-        rows.append(
-            (*numbers, signed[0], f"[{signed[1]}, {signed[2]}]", p, f"{measure.wins}/{measure.losses}", _words(name))
-        )
+        rows.append((*numbers, gain, span, p, f"{measure.wins}/{measure.losses}", _words(name)))
     show_rows(["A", "B", "A − B", "95 % interval", "p", "won/lost", "measure"], rows, terminal())
 
 
@@ -145,10 +152,18 @@ def _show(found: Report) -> None:
     rows = []
     for name, estimate in found.estimates.items():
         scale, digits = (1, 3) if name.startswith("log_") else (100, 1)
-        mean, low, high = (f"{scale * each:.{digits}f}" for each in (estimate.mean, estimate.low, estimate.high))
-        unit = "nats" if scale == 1 else "%"
-        rows.append((f"{mean} {unit}", f"[{low}, {high}]", f"{estimate.num_examples:,}", _words(name)))
+        mean, unit = f"{scale * estimate.mean:.{digits}f}", "nats" if scale == 1 else "%"
+        span = _span(estimate.low, estimate.high, f".{digits}f", scale)
+        rows.append((f"{mean} {unit}", span, f"{estimate.num_examples:,}", _words(name)))
     show_rows(["mean", "95 % interval", "questions", "measure"], rows, terminal())
+
+
+def _span(low: float | None, high: float | None, digits: str, scale: int) -> str:
+    from latentrag.evaluation.intervals import FEWEST_UNBOUNDED
+
+    if low is None or high is None:
+        return f"none below {FEWEST_UNBOUNDED}"
+    return f"[{scale * low:{digits}}, {scale * high:{digits}}]"
 
 
 def _words(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentrag.errors import DataError
-from latentrag.evaluation.intervals import LEVELS, RESAMPLES, means, resampled_means
+from latentrag.evaluation.intervals import Bounds, bounded_interval, mean_interval, paired_p
 from latentrag.evaluation.metrics import Row
 from latentrag.evaluation.report import RECALL_AT, measured, read_run, task_of
 
@@ -24,17 +24,16 @@ class Difference:
 
     Attributes:
         ours, theirs: its means.
-        difference: ours − theirs, with the 95 % interval [low, high] of a paired bootstrap.
-        p: two-sided; how often resampling puts the difference on the other side of 0, twice. Never below
-            2 / (resamples + 1).
+        difference: ours − theirs, with the 95 % interval [low, high]; None where they are too few for one.
+        p: two-sided, that there is no difference: ``intervals.paired_p``.
         wins, losses: examples where ours is higher, and lower.
     """
 
     ours: float
     theirs: float
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p: float
     wins: int
     losses: int
@@ -53,49 +52,52 @@ class Comparison:
         return {"examples": self.num_examples, "metrics": metrics}
 
 
-def compare(ours: Path, theirs: Path, *, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
-    """Our run against theirs by paired bootstrap (Efron 1979): examples are resampled, each with both its results.
+def compare(ours: Path, theirs: Path, *, seed: int = 0) -> Comparison:
+    """Our run against theirs, example by example.
 
     Args:
         ours, theirs: files of rows, as ``evaluate`` writes them.
-    Raises: DataError if they cannot be read or are not about the same examples.
+        seed: of the signs that are drawn where p is not counted out.
+    Raises: DataError if they cannot be read, are not about the same examples, or were not measured in one way.
     """
     (our_settings, our_rows), (their_settings, their_rows) = read_run(ours), read_run(theirs)
     task = task_of(our_settings)
     if task_of(their_settings) != task:
         raise DataError(f"{ours} has the task {task}, {theirs} {task_of(their_settings)}; evaluate both on one task")
+    formats = our_settings.get("format"), their_settings.get("format")
+    if formats[0] != formats[1]:
+        raise DataError(
+            f"{ours} has format={formats[0]!r}, {theirs} {formats[1]!r}, which measure otherwise; "
+            "evaluate the older anew"
+        )
     _check_same_examples(ours, our_rows, theirs, their_rows)
     ids = sorted(our_rows)
     recall_at = _recall_at(our_settings, their_settings)
-    names, our_parts = measured([our_rows[name] for name in ids], task, recall_at=recall_at)
-    _, their_parts = measured([their_rows[name] for name in ids], task, recall_at=recall_at)
-    both = np.flatnonzero(our_parts[:, :, 1].any(axis=0) & their_parts[:, :, 1].any(axis=0))
-    our_parts, their_parts = our_parts[:, both], their_parts[:, both]
-    # The same seed draws the same examples for both.
-    resampled = resampled_means(our_parts, resamples=resamples, seed=seed)
-    resampled -= resampled_means(their_parts, resamples=resamples, seed=seed)
-    differences = {
-        names[m]: _difference(our_parts[:, [c]], their_parts[:, [c]], resampled[:, c]) for c, m in enumerate(both)
-    }
+    ours_by_name = measured([our_rows[name] for name in ids], task, recall_at=recall_at)
+    theirs_by_name = measured([their_rows[name] for name in ids], task, recall_at=recall_at)
+    differences = {}
+    for name, (values, bounds) in ours_by_name.items():
+        both = zip(values, theirs_by_name[name][0], strict=True)
+        pairs = [(our, their) for our, their in both if our is not None and their is not None]
+        if pairs:
+            differences[name] = _difference(np.array(pairs, dtype=float), bounds, seed)
     return Comparison(len(ids), differences)
 
 
-def _difference(ours: Array, theirs: Array, resampled: Array) -> Difference:
-    """Of one measure: its parts (n, 1, 2) in both runs, and the resampled differences of its mean (R,)."""
-    our_mean, their_mean = float(means(ours)[0]), float(means(theirs)[0])
-    resampled = resampled[~np.isnan(resampled)]
-    low, high = np.quantile(resampled, LEVELS)
-    # The observed sample counts as one of the resamples, so that p is never 0.
-    tails = [(side.sum() + 1) / (len(resampled) + 1) for side in (resampled <= 0, resampled >= 0)]
-    with np.errstate(invalid="ignore"):
-        gain = ours[:, 0, 0] / ours[:, 0, 1] - theirs[:, 0, 0] / theirs[:, 0, 1]  # nan where it is not measured
+def _difference(pairs: Array, bounds: Bounds | None, seed: int) -> Difference:
+    """Of one measure: its values (n, 2) in both runs."""
+    gain = pairs[:, 0] - pairs[:, 1]
+    width = None if bounds is None else bounds[1] - bounds[0]
+    found = mean_interval(gain) if width is None else bounded_interval(gain, (-width, width))
+    low, high = found or (None, None)
+    our_mean, their_mean = (float(mean) for mean in pairs.mean(axis=0))
     return Difference(
         our_mean,
         their_mean,
         our_mean - their_mean,
-        float(low),
-        float(high),
-        min(1.0, 2 * float(min(tails))),
+        low,
+        high,
+        paired_p(gain.tolist(), seed=seed),
         int((gain > 0).sum()),
         int((gain < 0).sum()),
     )

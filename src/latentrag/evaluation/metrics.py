@@ -5,13 +5,18 @@ Metrics of strings are pure functions with the conventions of open-domain questi
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
+from unicodedata import normalize
 
+import regex
+
+from latentrag.evaluation.intervals import UNIT, Bounds
 from latentrag.registry import Table
 from latentrag.training.data import QUESTIONS_AND_ANSWERS
 
@@ -31,10 +36,6 @@ if TYPE_CHECKING:
 Row: TypeAlias = dict[str, Any]
 """What is known of one example; ``evaluate`` says what the keys are."""
 
-Part: TypeAlias = tuple[float, float]
-"""What an example adds to a mean, and how much that counts: 0 where it is not measured."""
-NOT_MEASURED: Part = (0.0, 0.0)
-
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -43,13 +44,15 @@ class Metric:
     Attributes:
         key: of its value in a row.
         value: of one example.
-        parts: what a row adds to which means: the same names for every row, given the numbers of passages k at which
-            recall is reported.
+        measures: a row's values of which means, None where it is not measured: the same names for every row, given the
+            numbers of passages k at which recall is reported.
+        bounds: between which the measures of a row lie; None: there are none. Intervals depend on it.
     """
 
     key: str
     value: Value
-    parts: Callable[[Row, Sequence[int]], Mapping[str, Part]]
+    measures: Callable[[Row, Sequence[int]], Mapping[str, float | None]]
+    bounds: Bounds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +70,9 @@ class Task:
     metrics: tuple[str, ...]
 
 
-def mean_of(key: str, value: Value) -> Metric:
+def mean_of(key: str, value: Value, *, bounds: Bounds | None = None) -> Metric:
     """The mean of the examples' values."""
-    return Metric(key, value, lambda row, _: {key: NOT_MEASURED if row[key] is None else (float(row[key]), 1.0)})
+    return Metric(key, value, lambda row, _: {key: None if row[key] is None else float(row[key])}, bounds)
 
 
 def share_at(name: str, key: str, value: Value, applies: Callable[[Row], bool]) -> Metric:
@@ -79,44 +82,69 @@ def share_at(name: str, key: str, value: Value, applies: Callable[[Row], bool]) 
         applies: whether it is measured of a row.
     """
 
-    def parts(row: Row, at: Sequence[int]) -> Mapping[str, Part]:
+    def measures(row: Row, at: Sequence[int]) -> Mapping[str, float | None]:
         if not applies(row):
-            return {f"{name}@{k}": NOT_MEASURED for k in at}
-        return {f"{name}@{k}": (float(row[key] is not None and row[key] <= k), 1.0) for k in at}
+            return {f"{name}@{k}": None for k in at}
+        return {f"{name}@{k}": float((row.get(key) or math.inf) <= k) for k in at}
 
-    return Metric(key, value, parts)
+    return Metric(key, value, measures, UNIT)
 
 
 # Strings
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_TOKENS = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
+_SINGLE = r"\p{Han}\p{Hiragana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_RUNS = r"[\p{Katakana}ー]+|\p{Hangul}+"
+_SCRIPTS = regex.compile(
+    rf"{_RUNS}|[{_SINGLE}]\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--[{_SINGLE}\p{{Katakana}}\p{{Hangul}}ー]]+|[^\p{{Z}}\p{{C}}]",
+    regex.VERSION1,
+)
+_ENDS_IN_KOREAN = regex.compile(r"\p{Hangul} $")
+_UNSPACED = regex.compile(rf"[{_SINGLE}\p{{Katakana}}\p{{Hangul}}]")
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation, English articles and surplus white space (SQuAD; Rajpurkar et al. 2016)."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """Lower case, without punctuation, English articles and surplus white space (SQuAD; Rajpurkar et al. 2016).
+
+    Differs: canonically equivalent characters are one (NFC).
+    """
+    return " ".join(_ARTICLES.sub(" ", _unpunctuated(text)).split())
+
+
+def _unpunctuated(text: str) -> str:
+    return normalize("NFC", text).lower().translate(_PUNCTUATION)
+
+
+def compared_words(text: str) -> list[str]:
+    """The words by which answers are compared: the normalised ones. Where none is left ("The The", "A", "!!!"), those
+    with articles, and where that leaves none either the text as it is, case aside: an answer is never equal to none."""
+    return normalised(text).split() or _unpunctuated(text).split() or text.lower().split()
+
+
+def is_wordless(answer: str) -> bool:
+    """Whether normalisation leaves nothing of an answer: it is only articles, punctuation or signs."""
+    return not normalised(answer)
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> bool:
-    """Whether the prediction is one of the answers, both normalised."""
-    return normalised(prediction) in {normalised(answer) for answer in answers}
+    """Whether the prediction has the words of one of the answers."""
+    return compared_words(prediction) in [compared_words(answer) for answer in answers]
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
-    """Harmonic mean of precision and recall of the normalised words, against the answer where it is highest.
+    """Harmonic mean of precision and recall of the words, against the answer where it is highest.
 
-    Where one side has no words the value is 1 if neither has, else 0 (SQuAD; Rajpurkar et al. 2016). 0 without answers.
+    0 where one side has no words, and without answers.
     """
-    said = Counter(normalised(prediction).split())
-    return max((_f1(said, Counter(normalised(answer).split())) for answer in answers), default=0.0)
+    said = Counter(compared_words(prediction))
+    return max((_f1(said, Counter(compared_words(answer))) for answer in answers), default=0.0)
 
 
 def _f1(said: Counter[str], gold: Counter[str]) -> float:
-    if not said or not gold:
-        return float(said == gold)
     # 2PR / (P + R) with P = shared / |said| and R = shared / |gold|.
-    return 2 * (said & gold).total() / (said.total() + gold.total())
+    return 2 * (said & gold).total() / max(1, said.total() + gold.total())
 
 
 def regex_match(prediction: str, pattern: str) -> bool:
@@ -126,14 +154,45 @@ def regex_match(prediction: str, pattern: str) -> bool:
 
 
 def contains_answer(text: str, answers: Sequence[str]) -> bool:
-    """Whether the normalised text holds a normalised answer, as whole words. Empty answers are never found."""
-    padded = f" {normalised(text)} "
-    return any(f" {wanted} " in padded for wanted in map(normalised, answers) if wanted)
+    """Whether the text holds an answer, token by token: has_answer of DPR (Karpukhin et al. 2020), after DrQA."""
+    tokens = answer_tokens(text)
+    return any(wanted in tokens for wanted in map(answer_tokens, answers) if wanted.strip())
+
+
+def answer_tokens(text: str) -> str:
+    """DPR's tokens of a text, with a space before, between and after: runs of letters, numbers and marks, and every
+    other visible character, in NFD and lower case."""
+    return _spaced(_TOKENS, normalize("NFD", text))
+
+
+def contains_unspaced(text: str, answers: Sequence[str]) -> bool:
+    """As ``contains_answer``, for texts without spaces between words, or with particles that cling to them.
+
+    In NFKC and lower case. A token is one character of Chinese, hiragana, Thai, Lao, Khmer or Burmese, with its marks,
+    or a run of one other script; Korean may go on after an answer ("서울" in "서울은"). It finds too much where the
+    characters are within a longer word ("京都" in "東京都"), which takes a dictionary to see.
+    """
+    tokens = _spaced(_SCRIPTS, normalize("NFKC", text))
+    for answer in answers:
+        wanted = _spaced(_SCRIPTS, normalize("NFKC", answer))
+        if wanted.strip() and (wanted.rstrip() if _ENDS_IN_KOREAN.search(wanted) else wanted) in tokens:
+            return True
+    return False
+
+
+def is_unspaced(answer: str) -> bool:
+    """Whether an answer has a character of a script that ``contains_unspaced`` is for."""
+    return _UNSPACED.search(answer) is not None
 
 
 def contains_match(text: str, pattern: str) -> bool:
-    """Whether the pattern matches anywhere in the text as it is, case aside."""
-    return re.search(pattern, text, re.IGNORECASE) is not None
+    """Whether the pattern matches anywhere in the text, case aside, both in NFD (DPR's, for CuratedTREC)."""
+    return re.search(normalize("NFD", pattern), normalize("NFD", text), re.IGNORECASE | re.MULTILINE) is not None
+
+
+def _spaced(tokens: regex.Pattern[str], text: str) -> str:
+    """The tokens with a space before, between and after: what holds others holds them as a string."""
+    return f" {' '.join(tokens.findall(text.lower()))} "
 
 
 # Examples
@@ -149,11 +208,17 @@ def _f1_of_example(example: Example, text: str, _passages: Sequence[Passage]) ->
 
 
 def _rank_of_answer(example: Example, _text: str, passages: Sequence[Passage]) -> int | None:
-    return _first(_holds_answer(example, f"{z.title}\n{z.text}") for z in passages)  # as the generator reads z
+    return _first(_holds_answer(example, z.text) for z in passages)  # not the title: as DPR counts
 
 
 def _holds_answer(example: Example, text: str) -> bool:
     return contains_match(text, example.pattern) if example.pattern else contains_answer(text, example.answers)
+
+
+def _rank_of_unspaced(example: Example, _text: str, passages: Sequence[Passage]) -> int | None:
+    if example.pattern or not any(map(is_unspaced, example.answers)):
+        return None
+    return _first(contains_unspaced(z.text, example.answers) for z in passages)
 
 
 def _rank_of_title(example: Example, _text: str, passages: Sequence[Passage]) -> int | None:
@@ -169,6 +234,10 @@ def _has_passages(row: Row) -> bool:
     return row["memory_version"] is not None
 
 
+def _has_unspaced(row: Row) -> bool:
+    return _has_passages(row) and not row.get("pattern") and any(map(is_unspaced, row.get("answers", ())))
+
+
 def _has_title(row: Row) -> bool:
     return _has_passages(row) and bool(row.get("titles") or row.get("title"))  # latentrag 0.1.0 wrote one title
 
@@ -176,9 +245,10 @@ def _has_title(row: Row) -> bool:
 METRICS: Table[Metric] = Table(
     "metric",
     {
-        "exact_match": mean_of("exact_match", is_right),
-        "f1": mean_of("f1", _f1_of_example),
+        "exact_match": mean_of("exact_match", is_right, bounds=UNIT),
+        "f1": mean_of("f1", _f1_of_example, bounds=UNIT),
         "recall": share_at("recall", "rank", _rank_of_answer, _has_passages),
+        "unspaced_recall": share_at("unspaced_recall", "unspaced_rank", _rank_of_unspaced, _has_unspaced),
         "title_recall": share_at("title_recall", "title_rank", _rank_of_title, _has_title),
     },
     group="latentrag.metrics",
@@ -193,7 +263,7 @@ TASKS: Table[Task] = Table(
         OPEN_QA: Task(
             formats=QUESTIONS_AND_ANSWERS,
             decoder="search",
-            metrics=("exact_match", "f1", "recall", "title_recall"),
+            metrics=("exact_match", "f1", "recall", "unspaced_recall", "title_recall"),
         )
     },
     group="latentrag.tasks",

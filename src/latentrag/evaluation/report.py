@@ -10,18 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from latentrag import io
 from latentrag.errors import DataError, InputError
-from latentrag.evaluation.intervals import Estimate, estimates
-from latentrag.evaluation.metrics import METRICS, NOT_MEASURED, OPEN_QA, TASKS, Part, Row
+from latentrag.evaluation.intervals import Bounds, Estimate, estimate
+from latentrag.evaluation.metrics import METRICS, OPEN_QA, TASKS, Row, is_wordless
 
-if TYPE_CHECKING:
-    from latentrag.evaluation.intervals import Array
-
+LOG_LIKELIHOOD = "log_likelihood_per_answer"
+_KEYS = {"settings", "examples", "metrics", "wordless_answers"}
 RECALL_AT = (1, 5, 10, 20, 50)
 
 
@@ -32,8 +28,10 @@ class Report:
     Attributes:
         settings: how it was made.
         estimates: by name, what could be measured: the task's metrics, for open-domain questions exact_match, f1,
-            recall@k (the first k passages hold an answer) and title_recall@k (one of them is of the article that holds
-            the evidence); and log_likelihood_per_token (Σ log p(y|x) / Σ tokens, nats; y is the first answer).
+            recall@k (the first k passages hold an answer; unspaced_recall@k for scripts without spaces between words)
+            and title_recall@k (one of them is of an article that holds the evidence); and log_likelihood_per_answer
+            (the mean of log p(y|x), nats; y is the first answer), by which models with different tokenizers can be
+            compared.
         rows: the examples' own results, in the order of the examples.
     """
 
@@ -44,7 +42,13 @@ class Report:
     def as_record(self) -> dict[str, object]:
         """Everything but the rows, as JSON has it."""
         metrics = {name: asdict(estimate) for name, estimate in self.estimates.items()}
-        return {"examples": len(self.rows), "settings": dict(self.settings), "metrics": metrics}
+        record = {"examples": len(self.rows), "settings": dict(self.settings), "metrics": metrics}
+        return {**record, "wordless_answers": self.num_wordless}
+
+    @property
+    def num_wordless(self) -> int:
+        """Examples with an answer of which normalisation leaves nothing; such answers are compared as they stand."""
+        return sum(any(map(is_wordless, row.get("answers", ()))) for row in self.rows)
 
 
 def report(rows: Sequence[Row], settings: Mapping[str, object], *, recall_at: Sequence[int]) -> Report:
@@ -53,10 +57,12 @@ def report(rows: Sequence[Row], settings: Mapping[str, object], *, recall_at: Se
     Args:
         recall_at: the k of recall@k and title_recall@k; no more than were searched.
     """
-    names, parts = measured(rows, task_of(settings), recall_at=recall_at)
-    some = np.flatnonzero(parts[:, :, 1].any(axis=0))
-    of_names = zip([names[m] for m in some], estimates(parts[:, some]), strict=True)
-    return Report(settings, dict(of_names), tuple(rows))
+    found = {}
+    for name, (values, bounds) in measured(rows, task_of(settings), recall_at=recall_at).items():
+        known = [value for value in values if value is not None]
+        if known:
+            found[name] = estimate(known, bounds)
+    return Report(settings, found, tuple(rows))
 
 
 def task_of(settings: Mapping[str, object]) -> str:
@@ -64,16 +70,17 @@ def task_of(settings: Mapping[str, object]) -> str:
     return str(settings.get("task", OPEN_QA))
 
 
-def measured(rows: Sequence[Row], task: str, *, recall_at: Sequence[int]) -> tuple[list[str], Array]:
-    """The names of M measures, and what n rows add to their means: parts (n, M, 2), as ``estimates`` has them."""
-    metrics = [METRICS[name] for name in TASKS[task].metrics]
-    of_rows: list[dict[str, Part]] = []
-    for row in rows:
-        parts = {name: part for metric in metrics for name, part in metric.parts(row, recall_at).items()}
-        scored = row["log_likelihood"] is not None
-        likelihood = (row["log_likelihood"], float(row["num_tokens"])) if scored else NOT_MEASURED
-        of_rows.append({**parts, "log_likelihood_per_token": likelihood})
-    return list(of_rows[0]), np.array([list(parts.values()) for parts in of_rows])
+def measured(
+    rows: Sequence[Row], task: str, *, recall_at: Sequence[int]
+) -> dict[str, tuple[list[float | None], Bounds | None]]:
+    """By the name of each measure the values of n rows, None where a row is not measured, and their bounds."""
+    found: dict[str, tuple[list[float | None], Bounds | None]] = {}
+    for metric in (METRICS[name] for name in TASKS[task].metrics):
+        for row in rows:
+            for name, value in metric.measures(row, recall_at).items():
+                found.setdefault(name, ([], metric.bounds))[0].append(value)
+    found[LOG_LIKELIHOOD] = [row["log_likelihood"] for row in rows], None
+    return found
 
 
 # On disk
@@ -146,7 +153,7 @@ def _settings(rows_path: Path) -> dict[str, object]:
     path = settings_path(rows_path)
     try:
         record = json.loads(path.read_bytes())
-        settings = record["settings"] if record.keys() <= {"settings", "examples", "metrics", "notes"} else None
+        settings = record["settings"] if record.keys() <= _KEYS else None
     except FileNotFoundError:
         raise DataError(f"{rows_path} has no {path.name} beside it, which says how it was made") from None
     except (ValueError, TypeError, KeyError, AttributeError):

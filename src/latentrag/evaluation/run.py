@@ -61,7 +61,8 @@ def evaluate(
     answers, and log p(text|x) · log_likelihood, num_tokens: log p(y|x) of the first answer y, nats, over so many
     tokens · memory_version; null for closed book · a value for each metric of the task. For open-domain questions:
     exact_match, f1 · rank, title_rank: of the first passage that holds an answer, and of the first one of an article of
-    ``titles``, from 1; null if none was retrieved.
+    ``titles``, from 1; null if none was retrieved · unspaced_rank: as rank, for answers in scripts without spaces
+    between words (``metrics.contains_unspaced``).
 
     Where an example has a pattern, exact_match and rank are about matches of it, and f1 and log_likelihood are null.
 
