@@ -331,6 +331,7 @@ class SyncOptions(ReadingOptions):
         delete_missing: Remove the passages of files that are gone.
         dry_run: Show what would be done, and change nothing.
         checksum: Hash all files, also those whose size and time are unchanged.
+        keep: Afterwards keep so many of the newest versions, as `index prune --keep`.
     """
 
     name: Annotated[str | None, Option(default="the folder's own name")] = None
@@ -338,6 +339,7 @@ class SyncOptions(ReadingOptions):
     delete_missing: Annotated[bool, Option()] = False
     dry_run: Annotated[bool, Option()] = False
     checksum: Annotated[bool, Option()] = False
+    keep: Annotated[int | None, Option(default="all", ge=1)] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ def test_a_model_and_a_memory_that_fit(model, memory, home) -> None:
         "scale": 20.0,
         "max_tokens": 20,
         "fingerprint": manifest.fingerprint,
+        "advice": None,
     }
     assert facts["model"]["encoder"] == {
         "name": "encoder",

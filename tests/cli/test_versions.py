@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from latentrag.cli.index import listed_versions
 from latentrag.memory import Memory, storage, version_files
 from tests.cli.conftest import DOCUMENTS, QUESTION, cli
 
@@ -68,6 +69,27 @@ def test_ask_as_of(model, own) -> None:
         "has no version 'x'; give a number or a tag (before)"
         in cli("ask", QUESTION, "-m", model, "-i", own, "--as-of", "x").error()
     )
+
+
+def test_notes_say_when_upkeep_is_worth_it(own, monkeypatch) -> None:
+    monkeypatch.setattr("latentrag.memory.upkeep.MANY_VERSIONS", 4)
+    done = cli("index", "log", own)
+    assert done.code == 0
+    assert done.stderr.startswith("note: every commit gets slower; remove the oldest of 4 versions with `latentrag ")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ([], "no version"),
+        ([7], "version 7"),
+        ([1, 2], "versions 1, 2"),
+        ([*range(1, 494)], "versions 1–493"),
+        ([9, 1, 2, 3, 5, 6], "versions 1–3, 5, 6, 9"),
+    ],
+)
+def test_versions_are_listed_as_runs(numbers, words) -> None:
+    assert listed_versions(numbers) == words
 
 
 def test_use_chooses_what_is_asked_and_changes_nothing(model, own) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from latentrag.errors import InputError, MemoryStoreError
-from latentrag.memory import Memory, history, upkeep, version_files
+from latentrag.memory import Memory, history, storage, upkeep, version_files
 from latentrag.memory import table as table_module
 from latentrag.memory.history import Version, diff, num_compared, number_of, titles
 from latentrag.memory.schema import to_passages
@@ -197,6 +197,32 @@ def test_a_version_that_cannot_be_read_is_passed_over_by_a_date(path, filled):
     with pytest.warns(UserWarning, match="version 3 of .* cannot be read"):
         found = [number_of(path, times[number]) for number in (1, 2, 3, 4)]
     assert found == [1, 2, 2, 4]
+
+
+def test_advice_where_versions_and_small_files_pile_up(path, encoder, filled, monkeypatch):
+    assert upkeep.advice(filled.table) is None
+    monkeypatch.setattr(upkeep, "MANY_FILES", 4)
+    monkeypatch.setattr(upkeep, "MANY_VERSIONS", 6)
+    memory = filled
+    for number in range(3):
+        memory = memory.add([Passage(f"new{number}", "new")], encoder)
+    assert upkeep.advice(memory.table) == (
+        f"every commit gets slower; join 4 small files with `latentrag index compact {path}`"
+    )
+    upkeep.compact(path)
+    assert upkeep.advice(Table.open(path)) == (
+        f"every commit gets slower; remove the oldest of 6 versions with `latentrag index prune {path} --keep 10`"
+    )
+    upkeep.prune(path, keep=1)
+    assert upkeep.advice(Table.open(path)) is None
+
+
+def test_a_commit_does_not_read_every_record_of_the_versions_before_it(path, filled, monkeypatch):
+    def read(disk):
+        raise AssertionError
+
+    monkeypatch.setattr(storage.LocalDisk, "checksums", read)
+    assert filled.delete(["p0"]).version == 3
 
 
 # What differs

@@ -303,6 +303,20 @@ def test_files_that_cannot_be_read_keep_what_the_memory_has(synced: Synced):
     assert synced.texts() == {"notes/a.txt": "a text", "1": "one", "2": "two", "notes/sub/c.txt": "c text"}
 
 
+def test_only_some_versions_are_kept_if_that_is_asked(synced: Synced):
+    """Those with a name stay."""
+    for number in range(5):
+        synced.write("a.txt", f"text {number}")
+        synced.sync()
+    synced.memory.tag("good", 2)
+    synced.write("a.txt", "text")
+    assert synced.sync(keep=2, dry_run=True).pruned == []
+    report = synced.sync(keep=2)
+    assert (report.version, report.pruned) == (7, [1, 3, 4, 5])
+    assert [version.number for version in synced.memory.log()] == [2, 6, 7]
+    assert synced.sync(keep=2).files.unchanged == 1
+
+
 def test_what_lies_behind_a_closed_door_is_not_gone(synced: Synced, monkeypatch):
     synced.write("a.txt", "a")
     synced.write("sub/deep/b.txt", "b")

@@ -101,6 +101,8 @@ def _open_memory(name: str, problems: list[str]) -> Memory | None:
 
 
 def _memory(opened: Memory) -> Facts:
+    from latentrag.memory.upkeep import advice
+
     card = opened.card
     return {
         "path": opened.name,
@@ -111,6 +113,7 @@ def _memory(opened: Memory) -> Facts:
         "scale": card.scale,
         "max_tokens": card.max_tokens,
         "fingerprint": card.fingerprint,
+        "advice": advice(opened.table),
     }
 
 
@@ -221,6 +224,8 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     else:
         yield "memory", f"{memory['path']} version {memory['version']}, {memory['passages']:,} passages"
         yield "", f"encoded by {memory['encoder']} ({memory['fingerprint']})"
+        if memory["advice"]:
+            yield "", memory["advice"]
     for problem in facts["problems"]:
         yield "problem", problem
     if not facts["problems"]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +17,9 @@ from latentrag.cli.output import EXIT_INTERRUPTED, print_json, print_line, say
 from latentrag.corpus import passages
 from latentrag.errors import LatentRagError
 from latentrag.options import PassageEncoderOptions, ReadingOptions
+
+if TYPE_CHECKING:
+    from latentrag.memory import Memory
 
 MemoryPath = Annotated[str, typer.Argument(metavar="MEMORY", help="Path of the memory, or demo.")]
 
@@ -97,6 +101,7 @@ def log(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
     path, versions = newest.name, newest.log()
     named = newest.tags()
     served = named.pop("served", versions[-1].number)
+    say_advice(newest)
     of_version = {v.number: [name for name in named if named[name] == v.number] for v in versions}
     if as_json:
         rows = [
@@ -120,6 +125,28 @@ def log(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
         time = f"{v.time:%Y-%m-%d %H:%M:%S}"
         rows_shown.append((str(v.number), time, str(v.num_passages), ", ".join(names), v.change))
     show_rows(["version", "time (UTC)", "passages", "tags", "change"], rows_shown, terminal())
+
+
+def say_advice(memory: Memory) -> None:
+    """Suggest what makes the memory smaller and quicker, where it is worth it."""
+    from latentrag.memory.upkeep import advice
+
+    if what := advice(memory.table):
+        say(f"note: {what}")
+
+
+def listed_versions(numbers: Sequence[int]) -> str:
+    """In words, runs of three or more as first–last."""
+    if not numbers:
+        return "no version"
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    parts = (f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+    return f"version{'s' if len(numbers) > 1 else ''} {', '.join(parts)}"
 
 
 def delete(

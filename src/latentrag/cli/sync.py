@@ -14,7 +14,7 @@ import typer
 from latentrag import assemble
 from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
-from latentrag.cli.index import MemoryPath
+from latentrag.cli.index import MemoryPath, listed_versions, say_advice
 from latentrag.cli.output import EXIT_INTERRUPTED, print_json, print_line, say
 from latentrag.io import Progress as Bar
 from latentrag.io import progress
@@ -59,6 +59,8 @@ def sync(
 
 
 def _show(report: Report, *, as_json: bool) -> None:
+    from latentrag.memory import Memory
+
     files, passages = report.files, report.passages
     for file, reason in report.skipped:
         say(f"skipped {file}: {reason}")
@@ -67,6 +69,8 @@ def _show(report: Report, *, as_json: bool) -> None:
             f"{len(report.missing)} files are gone from {report.folder}, their {passages.missing} passages "
             "stay; --delete-missing removes them"
         )
+    if report.version is not None and not report.dry_run:
+        say_advice(Memory.open(report.memory))
     if as_json:
         of_passages = {"encoded": report.num_encoded, "in_all": report.num_passages}
         print_json(
@@ -80,6 +84,7 @@ def _show(report: Report, *, as_json: bool) -> None:
                 "passages": {**asdict(passages), **of_passages},
                 "skipped": [{"file": str(file), "reason": reason} for file, reason in report.skipped],
                 "missing": report.missing,
+                "pruned": report.pruned,
             }
         )
         return
@@ -89,7 +94,7 @@ def _show(report: Report, *, as_json: bool) -> None:
         f"files {files.added} added, {files.changed} changed, {files.removed} removed, {files.unchanged} unchanged, "
         f"{len(report.skipped)} skipped; passages {passages.added} added, {passages.changed} changed, "
         f"{passages.removed} removed, {passages.unchanged} unchanged, {report.num_encoded} encoded; "
-        f"{report.num_passages} in all"
+        f"{report.num_passages} in all" + (f"; removed {listed_versions(report.pruned)}" if report.pruned else "")
     )
 
 

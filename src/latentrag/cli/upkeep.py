@@ -11,7 +11,7 @@ import typer
 
 from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
-from latentrag.cli.index import MemoryPath
+from latentrag.cli.index import MemoryPath, listed_versions
 from latentrag.cli.output import EXIT_PROBLEMS, print_json, print_line, say
 from latentrag.errors import InputError
 from latentrag.options import MemoryOptions, ModelOptions, VersionOptions
@@ -49,8 +49,8 @@ def prune(
     if as_json:
         print_json({"memory": str(path), **asdict(done)})
         return
-    kept = f"; kept {_listed(done.kept)}, which have a name" if done.kept else ""
-    print_line(f"{path}: removed {_versions(done.removed)}, {_megabytes(done.freed_bytes)} freed{kept}")
+    kept = f"; kept {listed_versions(done.kept)}, which have a name" if done.kept else ""
+    print_line(f"{path}: removed {listed_versions(done.removed)}, {_megabytes(done.freed_bytes)} freed{kept}")
 
 
 def compact(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
@@ -119,7 +119,7 @@ def _show_forgotten(path: Path, done: Forgotten, known: list[dict[str, Any]]) ->
     for passage in done.passages:
         print_line(f"- {passage.id}: {passage.text}")
     names = f" with the tags {', '.join(done.tags)}" if done.tags else ""
-    dropped = f"removed {_versions(done.dropped)}{names}, which shared files with them"
+    dropped = f"removed {listed_versions(done.dropped)}{names}, which shared files with them"
     print_line(f"{path} version {done.version}: forgot {len(done.passages)}; {dropped}; {_megabytes(done.freed_bytes)}")
     for key, others in done.same_text.items():
         print_line(f"the text of {key} is also in {_listed(others)}, which stays")
@@ -231,7 +231,7 @@ def repair(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
         return
     _show_missing(done)
     names = f" and their tags {', '.join(done.tags)}" if done.tags else ""
-    aside = f"set aside {_versions(done.set_aside)}{names}" if done.set_aside else "every version is whole"
+    aside = f"set aside {listed_versions(done.set_aside)}{names}" if done.set_aside else "every version is whole"
     rescued = f", {done.num_rescued} of them from older versions' files" if done.num_rescued else ""
     made = "" if done.num_rescued is None else f"; made of what is intact: {done.num_passages} passages{rescued}"
     print_line(f"{path} version {done.newest}: {aside}{made}")
@@ -240,7 +240,7 @@ def repair(memory: MemoryPath, as_json: arg.AsJson = False) -> None:
 def _show_missing(done: Repaired) -> None:
     for what in dict.fromkeys(done.why.values()):
         suffer = [version for version, why in done.why.items() if why == what]
-        print_line(f"{_versions(suffer)}: {what}")
+        print_line(f"{listed_versions(suffer)}: {what}")
     for version in sorted(set(done.older.values())):
         ids = [key for key, number in done.older.items() if number == version]
         print_line(f"missing, an older passage of that id is in version {version}: {_some(ids)}")
@@ -250,12 +250,6 @@ def _show_missing(done: Repaired) -> None:
         print_line(f"lost: {done.num_unnamed} passages whose ids cannot be read")
     if done.num_returned:
         print_line(f"{done.num_returned} passages are back that had been deleted or replaced")
-
-
-def _versions(numbers: Sequence[int]) -> str:
-    if not numbers:
-        return "no version"
-    return f"version{'s' if len(numbers) > 1 else ''} {_listed(numbers)}"
 
 
 def _listed(values: Sequence[object]) -> str:

@@ -13,7 +13,7 @@ from latentrag.errors import InputError, MemoryStoreError
 from latentrag.memory import history, version_files
 from latentrag.memory.schema import require_known
 from latentrag.memory.storage import Place, Storage, storage_of
-from latentrag.memory.table import Table
+from latentrag.memory.table import ROWS_PER_FRAGMENT, Table
 from latentrag.memory.version_files import (
     changing,
     ids_of_file,
@@ -26,6 +26,26 @@ from latentrag.types import Passage
 
 CHANCE_BYTES = 8
 """Texts shorter than this are looked for in the passages, not in the raw bytes, where they would turn up by chance."""
+
+
+MANY_VERSIONS = 100
+MANY_FILES = 50
+"""From so many on, of fewer rows than SMALL_FILE, every commit takes noticeably longer."""
+SMALL_FILE = ROWS_PER_FRAGMENT // 16
+KEPT = 10
+
+
+def advice(table: Table) -> str | None:
+    """What would make a memory smaller and its commits quicker, in words; None where nothing would."""
+    num_versions = len(version_files.version_numbers(table.path))
+    num_files = sum(fragment.count_rows() < SMALL_FILE for fragment in table.fragments().values())
+    remedies = []
+    if num_files >= MANY_FILES:
+        remedies.append(f"join {num_files} small files with `latentrag index compact {table.path}`")
+    if num_versions >= MANY_VERSIONS:
+        prune = f"`latentrag index prune {table.path} --keep {KEPT}`"
+        remedies.append(f"remove the oldest of {num_versions} versions with {prune}")
+    return f"every commit gets slower; {', then '.join(remedies)}" if remedies else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -408,9 +408,9 @@ def remove_orphans(storage: Storage, *, among: set[str] | None = None) -> int:
 def unacknowledged(storage: Storage) -> list[int]:
     """Versions newer than the newest that was acknowledged, ascending. Of a memory without records none is known."""
     numbers = version_numbers(storage.folder)
-    if storage.checksums() is None:
-        return []
     newest = next((n for n in reversed(numbers) if storage.checksum(manifest_name(n)) is not None), 0)
+    if not newest and storage.checksums() is None:  # asked last, since it reads every record
+        return []
     return [number for number in numbers if number > newest]
 
 

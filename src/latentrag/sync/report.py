@@ -38,6 +38,7 @@ class Report:
         num_passages: of the whole memory afterwards.
         skipped: files that were left out, each with the reason; what the memory had of them, it keeps.
         missing: files that are gone and whose passages stay.
+        pruned: versions that are gone, because only some were to be kept.
     """
 
     memory: Path
@@ -51,6 +52,7 @@ class Report:
     passages: Tally = field(default_factory=Tally)
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    pruned: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentrag.errors import InputError
-from latentrag.memory import Memory, origins
+from latentrag.memory import Memory, origins, upkeep
 from latentrag.memory.origins import FileDigest
 from latentrag.memory.version_files import is_free
 from latentrag.options import SyncOptions
@@ -97,6 +97,8 @@ def sync(
         journal.version_key = writer.version_key()
         if plan.to_read or plan.touched or noted != (journal.folder, journal.words, journal.version_key):
             journal.rewrite(file.name for file in files)
+        if options.keep is not None:
+            report.pruned = upkeep.prune(memory, keep=options.keep).removed
     return report
 
 
