@@ -312,6 +312,8 @@ class ReadingOptions:
         check_options(self)
         if self.encoding is not None and not _is_text_encoding(self.encoding):
             raise InputError(f"encoding={self.encoding!r} is unknown; needed the name of one, as utf-16 or cp1252")
+        if not self.workers and self.time_limit_s != TIME_LIMIT_S:
+            raise InputError("time_limit has no effect, since workers=0 reads in this process; leave one of them out")
 
 
 def _is_text_encoding(name: str) -> bool:
@@ -463,6 +465,12 @@ Defaults = DecodingOptions | Mapping[str, object] | None
 """Decoding options that somebody chose for a model: all of them, or some by name, or none."""
 
 
+OF_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+"""Decoding options that only sampling uses."""
+OF_SEARCH = ("length_penalty", "early_stopping")
+"""Those that only searching uses."""
+
+
 def chosen_options(defaults: Defaults) -> dict[str, Any]:
     """The decoding options that were chosen, by field name, as JSON or Python may have them."""
     values = asdict(defaults) if isinstance(defaults, DecodingOptions) else dict(defaults or {})
@@ -481,11 +489,15 @@ def decoding_options(
         given: by the call; None stands for not given.
         saved: the generator's ``generation_config``, under our names.
         most_tokens: the longest answer that the generator can write; None: any.
-    Raises: InputError for an unknown name or a value out of range.
+    Raises: InputError for an unknown name, a value out of range, or one that the call would not use.
     """
     asked = Given.of(DecodingOptions, given)
     values = {name: field.default for name, field in options_of(DecodingOptions).items()}
-    values |= {**saved, **chosen_options(defaults), **asked}
+    usual = {**values, **saved, **chosen_options(defaults)}
+    values = {**usual, **asked}
+    kind, unused = ("a search", OF_SAMPLING) if not values["sample"] else ("sampling", OF_SEARCH)
+    if name := next((name for name in unused if values[name] != usual[name]), None):
+        raise InputError(f"{name} has no effect on {kind}; leave it out, or change sample")
     if most_tokens is not None and values["max_tokens"] > most_tokens:
         if "max_tokens" in asked:
             raise InputError(

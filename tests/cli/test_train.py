@@ -267,12 +267,15 @@ def test_the_line_that_resumes_begins_with_the_launcher(monkeypatch) -> None:
     launch = "accelerate launch --num_processes 2 --module latentrag"
     assert resuming() == f"{launch} train 'my data.jsonl' --out run --resume"
     launcher = ["--cpu", "--num_processes", "2", "--module", "latentrag"]
-    with subprocess.Popen([sys.executable, "-c", "input()", *launcher, *given], stdin=subprocess.PIPE) as parent:
+    launched = [sys.executable, "-c", "print(flush=True); input()", *launcher, *given]
+    with subprocess.Popen(launched, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()  # it runs
         monkeypatch.setattr(os, "getppid", lambda: parent.pid)
         line = resuming()
         parent.communicate(b"\n")
     if Path("/proc").exists():
-        assert shlex.split(line) == [sys.executable, "-c", "input()", *launcher, *given]
+        assert shlex.split(line) == launched
 
 
 def test_of_several_processes_one_speaks(train, monkeypatch) -> None:

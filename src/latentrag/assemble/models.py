@@ -44,7 +44,7 @@ def load(
     device: str = "auto",
     encoder_device: str | None = None,
     dtype: torch.dtype | str = "auto",
-    passage_cache_bytes: int = 1 << 30,
+    passage_cache_bytes: int | None = None,
     passage_cache_in: CacheMemory = "ram",
     passage_cache_folder: Source | None = None,
     passage_cache_folder_bytes: int = PASSAGE_FOLDER_BYTES,
@@ -73,7 +73,7 @@ def load(
             that), "float32", "bfloat16", "float16" or a torch dtype; or "int8", for answering on a CPU only:
             linear layers in eight bits, the rest in float32.
         passage_cache_bytes: memory in which a causal generator keeps what it has read of passages for the next
-            question; it changes no result.
+            question; it changes no result. None: 1 GiB.
         passage_cache_in: which memory that is: "ram", or "device", that of ``device``.
         passage_cache_folder: keeps that on disk too, for later runs of the same weights. Several processes may share
             the folder.
@@ -90,10 +90,15 @@ def load(
     opened = memory_at(memory_for(memory, source), version=version)
     parts = open_parts(source, places, prompt_settings(instruction, template))
     made = _retriever(parts, opened, places, name=retriever or parts.file.retriever)
+    if encoder_device is not None and isinstance(made, SavableRetriever) and not made.parts():
+        raise InputError(f"encoder_device has no effect, since {made.kind} retrieval has no encoder; leave it out")
     generator = parts.generator()
-    if isinstance(generator, KeepsPassages):
+    if not isinstance(generator, KeepsPassages):
+        if passage_cache_bytes is not None or passage_cache_folder is not None or passage_cache_in != "ram":
+            raise InputError("a passage cache has no effect, since this generator reads passages with the question")
+    else:
         generator.keep_passages(
-            passage_cache_bytes,
+            1 << 30 if passage_cache_bytes is None else passage_cache_bytes,
             on_device=passage_cache_in == "device",
             folder=passage_cache_folder,
             max_folder_bytes=passage_cache_folder_bytes,

@@ -21,15 +21,24 @@ from latentrag.errors import DataError, InputError
 from latentrag.generator import Lora
 from latentrag.memory import Memory
 from latentrag.options import Given
-from latentrag.protocols import ChecksQuestions, TrainableRetriever
+from latentrag.protocols import ChecksQuestions, KeepsPassages, TrainableRetriever
 from latentrag.rag import Rag
 from latentrag.training import checkpoint
 from latentrag.training.data import Example, read_examples
 from latentrag.training.loop import Outcome, Trainer
-from latentrag.training.options import RunOptions, TrainingOptions, chosen_for, options_from
+from latentrag.training.options import (
+    RunOptions,
+    TrainingOptions,
+    check_used,
+    chosen_for,
+    options_from,
+    without_effect,
+)
 from latentrag.training.processes import Processes
 from latentrag.training.rows import usable
 
+DEV_LIMIT = 200
+"""Questions of a development set that are used unless the options say otherwise."""
 LARGE = 100_000_000
 """Parameters from which on a causal generator is trained by an adapter unless the options say otherwise."""
 
@@ -71,8 +80,10 @@ def train(
     Raises: InputError for a folder that holds another run; TrainingError, DataError, ModelError, MemoryStoreError.
     """
     examples = _examples(setup.data, setup, say)
-    dev = () if setup.dev is None else _examples(setup.dev, setup, say)[: setup.dev_limit]
-    options = options_from(given, setup.epochs, len(examples))
+    dev = () if setup.dev is None else _examples(setup.dev, setup, say)[: setup.dev_limit or DEV_LIMIT]
+    epochs = 1.0 if setup.epochs is None else setup.epochs
+    options = options_from(given, epochs, len(examples))
+    check_used(setup, given, options)
     before = checkpoint.read_request(setup.out, resume=resume)
     memory = open_memory(setup.memory, version=None if before is None else before["memory"]["version"])
     processes = Processes.start(device=setup.device)
@@ -84,7 +95,7 @@ def train(
     examples = _usable(setup.data, examples, rag, setup, options, say)
     dev = dev and _usable(setup.dev, dev, rag, setup, replace(options, answers="first"), say)
     options = chosen_for(
-        options_from(given, setup.epochs, len(examples)),
+        options_from(given, epochs, len(examples)),
         given,
         reads_untrained=generator.capabilities.keeps_prefixes,
         trains_adapter=lora is not None,
@@ -243,6 +254,7 @@ def _model(
     if lora is None and rank and options.trains_generator:
         scope: Any = setup.lora_scope or ("question" if causal else "all")
         lora = Lora(rank=rank, alpha=2 * rank, scope=scope)
+    _check_used(setup, options, generator, lora)
     whole = options.trains_generator and lora is None
     if whole and setup.dtype == "bfloat16":
         raise InputError(
@@ -259,10 +271,10 @@ def _model(
         whole=whole,
         multiline=multiline and options.trains_generator,
         recompute=setup.recompute,
-        passage_cache_bytes=round(setup.passage_cache * 2**30),
+        passage_cache_bytes=round((2.0 if setup.passage_cache is None else setup.passage_cache) * 2**30),
         passage_cache_in=setup.passage_cache_in,
         passage_cache_folder=setup.passage_cache_folder,
-        passage_cache_folder_bytes=round(setup.passage_cache_folder_size * 2**30),
+        passage_cache_folder_bytes=round((setup.passage_cache_folder_size or 20.0) * 2**30),
         frozen=not options.trains_generator,
     )
     retriever = retriever_for_training(
@@ -276,6 +288,35 @@ def _model(
     return with_parts(rag, retriever, generator), lora if options.trains_generator else None
 
 
+def _check_used(setup: Setup, options: TrainingOptions, generator: Any, lora: Lora | None) -> None:
+    """That this generator has a use for every option. Raises: InputError for one that it would ignore."""
+    has = generator.lora
+    if has is not None and setup.lora not in {None, has.rank}:
+        raise InputError(
+            f"the model has an adapter of rank {has.rank}, which is what is trained; got --lora {setup.lora}: leave it "
+            "out, or train a model without an adapter"
+        )
+    if has is not None and setup.lora_scope not in {None, has.scope}:
+        raise InputError(
+            f"the model's adapter has scope {has.scope}; got --lora-scope {setup.lora_scope}: leave it out, or train a "
+            "model without an adapter"
+        )
+    if lora is None and setup.lora_scope is not None:
+        raise without_effect("lora_scope", "all weights are trained, not an adapter")
+    keeps = isinstance(generator, KeepsPassages) and (
+        not options.trains_generator or (lora is not None and lora.scope == "question")
+    )
+    for name in ("passage_cache", "passage_cache_in", "passage_cache_folder"):
+        if getattr(setup, name) not in {None, "ram"} and not keeps:
+            raise without_effect(
+                name, "training changes how this generator reads passages, or it reads them with the question"
+            )
+    if setup.keep_preamble and generator.template.without_examples() == generator.template:
+        raise without_effect("keep_preamble", "the model's prompt has no worked examples")
+    if options.autocast and generator.model.dtype == torch.bfloat16:
+        raise without_effect("autocast", "the generator's weights are in bfloat16")
+
+
 def _request(
     setup: Setup, options: TrainingOptions, lora: Lora | None, memory: Memory, *, keep_preamble: bool
 ) -> dict[str, object]:
@@ -285,7 +326,7 @@ def _request(
         "lora": None if lora is None else json.loads(json.dumps(asdict(lora))),
         "data": {"name": setup.data.name, "sha256": io.sha256_of_file(setup.data)},
         "dev": None if setup.dev is None else {"name": setup.dev.name, "sha256": io.sha256_of_file(setup.dev)},
-        "dev_limit": setup.dev_limit,
+        "dev_limit": setup.dev_limit or DEV_LIMIT,
         "prefix_field": setup.prefix_field,
         "truncate": setup.truncate or None,
         "memory": {

@@ -62,6 +62,11 @@ def evaluate(
     from latentrag.training.data import read_examples
 
     data, model = _data_and_model(what, model)
+    if "num_best" in decoding:
+        raise InputError("--best has no effect, since the best answer alone is measured; leave it out")
+    for flag, value in (("--as-of", version.as_of), ("--retriever", model.retriever)):
+        if closed_book and value is not None:
+            raise InputError(f"{flag} has no effect, since closed book reads no passages; leave it out")
     source = arg.model_source(model)
     examples = read_examples(data, **asdict(reading), say=say).rows[:limit]
     rag = arg.open_rag(model, memory, version, place)

@@ -15,7 +15,7 @@ from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import EXIT_INTERRUPTED, print_json, print_line, say
 from latentrag.corpus import passages
-from latentrag.errors import LatentRagError
+from latentrag.errors import InputError, LatentRagError
 from latentrag.options import PassageEncoderOptions, ReadingOptions
 
 if TYPE_CHECKING:
@@ -189,6 +189,8 @@ def build(
     be deleted at any time. Passages added and deleted later are found and not found at once; build again when many
     have changed. The index flat needs no files and removes those of the others.
     """
+    if kind == "flat" and max_memory is not None:
+        raise InputError("--max-memory has no effect, since the index flat is not built; leave it out")
     bound = None if max_memory is None else arg.size_in_bytes(max_memory, "--max-memory")
     opened = assemble.open_memory(memory)
     made = opened.build_index(kind, max_memory=bound, progress=sys.stderr.isatty())

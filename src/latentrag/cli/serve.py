@@ -15,7 +15,7 @@ from latentrag import assemble
 from latentrag.addresses import memory_for
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import say, working
-from latentrag.errors import ModelError
+from latentrag.errors import InputError, ModelError
 from latentrag.options import AskOptions, MemoryOptions, ModelOptions, PlaceOptions, VersionOptions
 from latentrag.serving.options import ServeOptions
 
@@ -41,20 +41,23 @@ def serve(
         Path | None, typer.Option(help="File of API keys, one a line. Default: the variable LATENTRAG_API_KEY.")
     ] = None,
     passage_cache: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="SIZE",
             help="Size of the memory (see --passage-cache-in) for passages that the generator has read, 3.5 MB a "
-            "passage with the demo's model.",
+            "passage with the demo's model. Default: 1GiB.",
         ),
-    ] = "1GiB",
+    ] = None,
     passage_cache_folder: Annotated[
         Path | None, typer.Option(help="Folder that keeps them on disk too, for the server's next start.")
     ] = None,
     passage_cache_folder_size: Annotated[
-        str,
-        typer.Option(metavar="SIZE", help="Largest size of that folder; passages used longest ago are deleted."),
-    ] = "20GiB",
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Largest size of that folder; passages used longest ago are deleted. Default: 20GiB.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Log no requests.")] = False,
 ) -> None:
     """Answer over HTTP: a JSON API, streams, and the interface of OpenAI's clients.
@@ -65,8 +68,12 @@ def serve(
     from latentrag.serving.run import access_to, address, bound, limited, run
 
     access = access_to(host, key_file=api_key_file)
-    cache_bytes = arg.size_in_bytes(passage_cache, "--passage-cache")
-    folder_bytes = arg.size_in_bytes(passage_cache_folder_size, "--passage-cache-folder-size")
+    if quiet and limits.log_questions:
+        raise InputError("--log-questions has no effect, since --quiet logs no requests; leave one of them out")
+    if passage_cache_folder is None and passage_cache_folder_size is not None:
+        raise InputError("--passage-cache-folder-size has no effect without --passage-cache-folder; leave it out")
+    cache_bytes = None if passage_cache is None else arg.size_in_bytes(passage_cache, "--passage-cache")
+    folder_bytes = arg.size_in_bytes(passage_cache_folder_size or "20GiB", "--passage-cache-folder-size")
     with bound(host, port) as listening:
         with arg.uncollected():
             live, load = _sources(model, memory, version, place, how)

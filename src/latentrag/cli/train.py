@@ -40,8 +40,8 @@ def train(
     from latentrag.assemble.runs import Setup
     from latentrag.assemble.runs import train as run
 
-    if model.retriever == "bm25" and training.get("freeze", "none") == "none":
-        training["freeze"] = "retriever"
+    if model.retriever == "bm25":
+        training.setdefault("freeze", "retriever")
     address = memory_for(memory.memory, model.model)
     setup = Setup(
         data=data,

@@ -171,7 +171,7 @@ def verify(
         int,
         typer.Option(min=0, help="Passages to search for, to measure what indexes find of what there is; 0: none."),
     ] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="By which they are drawn.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed for the sample. Default: 0.")] = None,
     as_json: arg.AsJson = False,
 ) -> None:
     """Check that a memory is as it was written: every file, every version, the newest passages, the indexes.
@@ -184,7 +184,9 @@ def verify(
     from latentrag.memory.verify import verify as check
 
     path = memory_path(memory)
-    report = check(path, num_questions=sample, seed=seed)
+    if seed is not None and not sample:
+        raise InputError("--seed has no effect, since --sample 0 draws nothing; leave it out")
+    report = check(path, num_questions=sample, seed=seed or 0)
     if as_json:
         print_json({"memory": str(path), "whole": not report.problems, **asdict(report)})
     else:

@@ -133,6 +133,8 @@ def _plan(
     variant = checked(variant or rag.variant)
     check_decoding(variant, decoding, options)
     if closed_book:
+        if k is not None:
+            raise InputError("k has no effect, since closed book reads no passages; leave it out")
         return Plan(variant, decoding, options, None, None)
     k = rag.k if k is None else k
     if k < 1:

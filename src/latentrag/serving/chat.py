@@ -104,6 +104,8 @@ class ChatRequest(Asked):
         twice = sorted(set(chosen) & set(theirs))
         if twice:
             raise InputError(f"{twice[0]} is given by latentrag and by another field; leave one of them out")
+        if not {**chosen, **theirs}.get("sample"):
+            theirs.pop("seed", None)  # which clients may send with a search, too
         return Answering(**chosen, **theirs)
 
 

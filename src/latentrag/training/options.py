@@ -107,6 +107,8 @@ class TrainingOptions:
     def _check_combinations(self) -> None:
         if self.objective not in OBJECTIVES:
             raise InputError(f"objective={self.objective!r} is unknown; needed one of {', '.join(OBJECTIVES)}")
+        if self.label_smoothing and self.closed_book:
+            raise InputError("label_smoothing is not for closed_book; leave one of them out")
         if self.label_smoothing and not OBJECTIVES[self.objective].smooths_labels:
             raise InputError(f"label_smoothing is not for objective={self.objective!r}; leave one of them out")
         seeks = self.hindsight or self.hindsight_steps is not None
@@ -213,6 +215,7 @@ def chosen_for(
         given: names of options that stay as they are.
         reads_untrained: whether the generator is of the first kind.
         num_passages: in the memory.
+    Raises: InputError for a given option without effect.
     """
     both = options.trains_generator and options.trains_retriever
     if trains_adapter and "lr_generator" not in given:
@@ -222,11 +225,13 @@ def chosen_for(
             options = replace(options, warmup_retriever=min(options.num_steps // 2, RETRIEVER_FIRST))
         else:
             options = replace(options, warmup_generator=options.num_steps // 5)
-    if "hindsight" in given or not options.trains_retriever:
-        return options
-    alone = options.warmup_retriever if options.trains_generator else 0
-    number = max(0, min(options.k, num_passages - options.k))
-    return replace(options, hindsight=number, hindsight_steps=options.hindsight_steps or alone or None)
+    if "hindsight" not in given and options.trains_retriever:
+        alone = options.warmup_retriever if options.trains_generator else 0
+        number = max(0, min(options.k, num_passages - options.k))
+        options = replace(options, hindsight=number, hindsight_steps=options.hindsight_steps or alone or None)
+    if "hindsight_steps" in given and not options.hindsight:
+        raise without_effect("hindsight_steps", "there are no extra candidates")
+    return options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,19 +260,55 @@ class RunOptions(RowOptions, DeviceOptions):
 
     out: Annotated[Path, Option()]
     dev: Annotated[Path | None, Option()] = None
-    dev_limit: Annotated[int, Option(ge=1)] = 200
+    dev_limit: Annotated[int | None, Option(ge=1, default="200")] = None
     truncate: Annotated[bool, Option()] = False
-    epochs: Annotated[float, Option(gt=0)] = 1.0
+    epochs: Annotated[float | None, Option(gt=0, default="1")] = None
     lora: Annotated[
         int | None, Option(default="16 for causal generators of 100 million parameters or more, else 0", ge=0)
     ] = None
     lora_scope: Annotated[LoraScope | None, Option(default="question for causal generators, else all")] = None
     keep_preamble: Annotated[bool, Option()] = False
     recompute: Annotated[bool, Option()] = False
-    passage_cache: Annotated[float, Option(ge=0)] = 2.0
+    passage_cache: Annotated[float | None, Option(ge=0, default="2")] = None
     passage_cache_folder: Annotated[Path | None, Option()] = None
-    passage_cache_folder_size: Annotated[float, Option(gt=0)] = 20.0
+    passage_cache_folder_size: Annotated[float | None, Option(gt=0, default="20")] = None
     dtype: Annotated[TrainingDtype, Option()] = "auto"
 
     def __post_init__(self) -> None:
         check_options(self)
+
+
+def check_used(run: RunOptions, given: Collection[str], options: TrainingOptions) -> None:
+    """That a run has a use for every option that was given; ``assemble.runs`` asks the same of its model.
+
+    Args:
+        given: names of training options.
+        options: those of the run.
+    Raises: InputError for an option without effect.
+    """
+    no_dev, no_folder = run.dev is None, run.passage_cache_folder is None
+    rules: tuple[tuple[bool, str, tuple[str, ...]], ...] = (
+        (not options.trains_retriever, "the retriever is not trained", ("lr_retriever", "warmup_generator")),
+        (not options.trains_generator, "the generator is not trained", ("lr_generator", "warmup_retriever")),
+        (not options.trains_generator, "the generator is not trained", ("lora", "lora_scope", "recompute")),
+        (
+            not OBJECTIVES[options.objective].has_temperature,
+            f"the objective {options.objective} has no temperature",
+            ("temperature",),
+        ),
+        (no_dev, "there is no --dev", ("dev_limit", "eval_every")),
+        ("num_steps" in given, "--steps says how long to train", ("epochs",)),
+        (no_folder, "there is no --passage-cache-folder", ("passage_cache_folder_size",)),
+        (options.closed_book, "closed book reads no passages", ("passage_cache", "passage_cache_folder")),
+    )
+    for is_so, why, names in rules:
+        for name in names:
+            of_run = getattr(run, name, None)
+            if is_so and ((name in given and getattr(options, name)) or not (of_run is None or of_run is False)):
+                raise without_effect(name, why)
+
+
+def without_effect(name: str, why: str) -> InputError:
+    """What an option that would be ignored costs."""
+    field = {**options_of(TrainingOptions), **options_of(RunOptions)}[name]
+    return InputError(f"{field.flags[-1]} has no effect, since {why}; leave it out")

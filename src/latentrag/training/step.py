@@ -25,11 +25,13 @@ class Objective:
         with_reader: of these, which teach the retriever, and of log p(y_i|x,Z,y_<i) (B, T), by which the generator
             learns to read all passages at once. None: the generator learns from single passages.
         smooths_labels: whether it is the likelihood, so that label smoothing can be added.
+        has_temperature: whether it uses the option temperature.
     """
 
     loss: Callable[[Evidence, TrainingOptions], Tensor]
     with_reader: Callable[[Evidence, Tensor, TrainingOptions], Tensor] | None = None
     smooths_labels: bool = False
+    has_temperature: bool = True
 
 
 def _likelihood(evidence: Evidence, options: TrainingOptions) -> Tensor:
@@ -51,8 +53,8 @@ def _loop(evidence: Evidence, options: TrainingOptions) -> Tensor:
     return loop(*scores, mask, variant=options.variant, temperature=options.temperature)
 
 
-NLL = Objective(_likelihood, smooths_labels=True)
-EMDR2 = Objective(_likelihood, with_reader=_emdr2)
+NLL = Objective(_likelihood, smooths_labels=True, has_temperature=False)
+EMDR2 = Objective(_likelihood, with_reader=_emdr2, has_temperature=False)
 PDIST = Objective(_pdist)
 LOOP = Objective(_loop)
 
