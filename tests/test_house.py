@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 LIBRARIES_OF = {
     "latentrag.memory.exchange": {"pyarrow"},
+    "latentrag.memory.sources": {"pyarrow"},
     "latentrag.memory.indexes.flat": {"faiss"},
     "latentrag.memory.indexes.ivf_rabitq": {"faiss"},
 }

@@ -24,6 +24,7 @@ from latentrag.cli.doctor import doctor
 from latentrag.cli.evaluate import compare, evaluate
 from latentrag.cli.exchange import pull, push
 from latentrag.cli.export import export
+from latentrag.cli.importing import import_
 from latentrag.cli.index import add, build, delete, log
 from latentrag.cli.score import score
 from latentrag.cli.serve import mcp, serve
@@ -72,6 +73,7 @@ def app() -> typer.Typer:
     index = make(help="Make memories, change them, go through their versions, keep them whole.")
     for function in of_memories:
         index.command()(command(function))
+    index.command("import")(command(import_))
     commands.add_typer(index, name="index")
     commands.command("eval")(command(evaluate))
     for function in (serve, mcp, train, export, compare, doctor):

@@ -1,0 +1,71 @@
+"""`latentrag index import`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentrag import assemble
+from latentrag.addresses import memory_path
+from latentrag.cli import arguments as arg
+from latentrag.cli.index import MemoryPath
+from latentrag.cli.output import EXIT_INTERRUPTED, print_json, print_line, say
+from latentrag.errors import LatentRagError
+from latentrag.options import PassageEncoderOptions
+
+
+def import_(
+    memory: MemoryPath,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Parquet files with embeddings, a folder that datasets saved, or JSON lines as BEIR has them."
+        ),
+    ],
+    *,
+    encoder: PassageEncoderOptions,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The vectors: .npy, .npz or a flat faiss index.  [default: in or beside it]"),
+    ] = None,
+    passages_per_commit: Annotated[
+        int, typer.Option("--commit-every", metavar="PASSAGES", min=1, help="Passages per commit.")
+    ] = 65_536,
+    as_json: arg.AsJson = False,
+) -> None:
+    """Take over passages with the vectors that an encoder has made of them elsewhere.
+
+    The encoder is named: a sample is encoded again, and vectors of another one are refused. Interrupted or killed, the
+    same command goes on after its last commit.
+    """
+    from latentrag.memory.importing import import_vectors
+    from latentrag.memory.sources import read_source
+
+    path = memory_path(memory)
+    count, batches = read_source(source, vectors)
+    say(f"{count:,} passages in {source}")
+    try:
+        done = import_vectors(
+            path,
+            batches,
+            assemble.load_passage_encoder(encoder.source, device=encoder.device),
+            passages_per_commit=passages_per_commit,
+            progress=sys.stderr.isatty(),
+        )
+    except KeyboardInterrupt:
+        say("interrupted; what was committed stays, run the same command again to continue")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except LatentRagError as error:
+        for note in getattr(error, "__notes__", ()):
+            say(note)
+        raise
+    after = done.memory
+    if as_json:
+        facts = {"memory": str(path), "version": after.version, "added": done.added, "unchanged": done.unchanged}
+        print_json({**facts, "passages": len(after)})
+        return
+    unchanged = f", {done.unchanged} were there already" if done.unchanged else ""
+    print_line(f"{path} version {after.version}: imported {done.added}{unchanged}; {len(after)} passages in all")
