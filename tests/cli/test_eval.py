@@ -63,6 +63,28 @@ def test_rows_are_the_library_s_answers_and_scores(measure, model, memory, tmp_p
     assert json.loads(out.with_suffix(".json").read_text()) == record
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "long", "question": "Who wrote " + "the opera " * 80 + "?", "answer": "a"},
+        {"id": "long", "question": QUESTION, "answer": "one two three " * 60},
+    ],
+)
+def test_rows_that_are_too_long_are_known_before_the_first_answer(data, model, memory, tmp_path, row) -> None:
+    rows = tmp_path / "long.jsonl"
+    rows.write_text(data.read_text() + json.dumps(row) + "\n")
+    asked = ["eval", rows, "-m", model, "-i", memory, "--out", tmp_path / "run.jsonl", "--json"]
+    refused = cli(*asked)
+    assert refused.code == 2
+    last = refused.stderr.splitlines()[-1]
+    assert "long.jsonl: 1 of 5 examples (long: " in last
+    assert last.endswith("cannot be used; correct them or pass --skip-bad")
+    assert not list(tmp_path.glob("run.*"))
+    done = cli(*asked, "--skip-bad")
+    assert done.json["metrics"]["exact_match"]["num_examples"] == len(ROWS)
+    assert "they are left out" in done.stderr
+
+
 def test_the_model_may_come_first(measure, data, model, memory) -> None:
     assert cli("eval", model, data, "-i", memory, "--json").json == measure("--json").json
     assert "got the models m and " in cli("eval", "m", data, "-m", model, "-i", memory).error()

@@ -279,6 +279,21 @@ def test_a_long_passage_gives_way_to_the_question(generator) -> None:
     assert "france" in text.split("what is")[0]
 
 
+def test_long_titles_and_other_passages_give_way_to_the_question(generator) -> None:
+    """A row of training whose question fits must not end the run at a passage that it happens to retrieve."""
+    generator.max_input_tokens = 40
+    generator.check_questions(X[:1])
+    words = "paris is the capital city of france . " * 8
+    title, bare = (Passage("z", words, title) for title in ("the moon " * 40, ""))
+    read = [generator.prepare(X[:1], [[(passage,)]]) for passage in (title, bare)]
+    targets = generator.targets(Y[:1])
+    with torch.no_grad():
+        of_title, of_bare = (generator.log_p_theta(each, targets) for each in read)
+        torch.testing.assert_close(of_title, of_bare, **TOLERANCE)
+        together = generator.prepare_together(X[:1], singles([[bare, title, bare]]))
+        assert torch.isfinite(generator.log_p_theta(together, targets)).all()
+
+
 def test_a_question_that_is_too_long_is_refused(generator) -> None:
     generator.max_input_tokens = 40
     with pytest.raises(InputError, match="the generator reads 40; shorten the question"):

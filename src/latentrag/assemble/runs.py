@@ -21,7 +21,7 @@ from latentrag.errors import DataError, InputError
 from latentrag.generator import Lora
 from latentrag.memory import Memory
 from latentrag.options import Given
-from latentrag.protocols import ChecksQuestions, KeepsPassages, TrainableRetriever
+from latentrag.protocols import KeepsPassages, TrainableRetriever
 from latentrag.rag import Rag
 from latentrag.training import checkpoint
 from latentrag.training.data import Example, read_examples
@@ -35,7 +35,7 @@ from latentrag.training.options import (
     without_effect,
 )
 from latentrag.training.processes import Processes
-from latentrag.training.rows import usable
+from latentrag.training.rows import reads, usable
 
 DEV_LIMIT = 200
 """Questions of a development set that are used unless the options say otherwise."""
@@ -139,17 +139,10 @@ def _usable(
     say: Callable[[str], None],
 ) -> tuple[Example, ...]:
     """The examples that the model can read and learn, as ``rows.usable``."""
-    parts = (None if options.closed_book else rag.retriever, rag.generator)
-
-    def check(x: Sequence[str]) -> None:
-        for part in parts:
-            if isinstance(part, ChecksQuestions):
-                part.check_questions(x)
-
     return usable(
         examples,
         name=path,
-        question=check,
+        question=reads(None if options.closed_book else rag.retriever, rag.generator),
         y=rag.generator.targets,
         answers=options.answers,
         truncate=setup.truncate,

@@ -60,6 +60,7 @@ def evaluate(
     """
     from latentrag.evaluation.run import evaluate as run
     from latentrag.training.data import read_examples
+    from latentrag.training.rows import reads, usable
 
     data, model = _data_and_model(what, model)
     if "num_best" in decoding:
@@ -70,6 +71,15 @@ def evaluate(
     source = arg.model_source(model)
     examples = read_examples(data, **asdict(reading), say=say).rows[:limit]
     rag = arg.open_rag(model, memory, version, place)
+    examples = usable(
+        examples,
+        name=data,
+        question=reads(None if closed_book else rag.retriever, rag.generator),
+        y=rag.generator.targets,
+        answers="first",
+        skip_bad=reading.skip_bad,
+        say=say,
+    )
     about: dict[str, object] = {
         "model": _name(source),
         "model_files": assemble.content_key(source) if out is not None else None,

@@ -210,6 +210,15 @@ def input_ids(encoder: TextEncoder, inputs: Sequence[Rendered], *, limit: int) -
     ]
 
 
+def lighter(z: Latent) -> Latent | None:
+    """z with less beside its last passage's words: first without that one's title, then without the first of several
+    passages. None: there is nothing left to give up."""
+    *others, last = z or (Passage("", ""),)
+    if last.title:
+        return (*others, replace(last, title=""))
+    return z[1:] if others else None
+
+
 def shortened(
     encoder: TextEncoder, rendered: Rendered, limit: int, *, num_after: int = 0, special: bool = True
 ) -> list[int]:
@@ -260,7 +269,7 @@ class PromptTokens:
     ) -> tuple[list[list[int]], list[list[int]]]:
         """The first and the second part of the prompt of every (x, z); together at most ``limit`` tokens.
 
-        A passage's last words give way, the question never does.
+        A passage's last words give way, then its title, then the first of several passages; the question never does.
 
         Args:
             keep: keep the first parts' tokens for the next call.
@@ -324,7 +333,13 @@ class PromptTokens:
 
     def _shortened(self, z: Latent, num_after: int, limit: int) -> list[int]:
         rendered, special = self._read(z), not self.template.is_whole
-        return self._open_ended(shortened(self.encoder, rendered, limit, num_after=num_after, special=special))
+        try:
+            return self._open_ended(shortened(self.encoder, rendered, limit, num_after=num_after, special=special))
+        except InputError:
+            less = lighter(z)
+            if less is None:
+                raise
+            return self._shortened(less, num_after, limit)
 
     def _begun(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts with which prompts begin."""

@@ -12,12 +12,12 @@ from torch import Tensor
 from latentrag.errors import InputError, ModelError
 from latentrag.generator.base import TransformersGenerator, exclusive, mapped_class
 from latentrag.generator.caches import are_all, rows_of_parents, rows_of_questions
-from latentrag.generator.prompt import EMPTY, InputTemplate, input_ids
+from latentrag.generator.prompt import EMPTY, InputTemplate, input_ids, lighter
 from latentrag.generator.texts import TextEncoder
 from latentrag.generator.tokens import Detokenizer, check_lengths, padded, pairs
 from latentrag.generator.tuning import Lora
 from latentrag.protocols import Capabilities
-from latentrag.types import Asked, LatentLists, Targets
+from latentrag.types import Asked, Latent, LatentLists, Targets
 
 if TYPE_CHECKING:
     from transformers import Cache, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -127,10 +127,25 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
         rows, num_passages = pairs(x, latents)
         encoder = self._encoder
         rendered = [self.template.render(encoder.quoted(question), encoder.quoted_passages(z)) for question, z in rows]
-        ids, mask = padded(input_ids(encoder, rendered, limit=self.max_input_tokens), pad=self._pad_id)
+        try:
+            inputs = input_ids(encoder, rendered, limit=self.max_input_tokens)
+        except InputError:
+            inputs = [self._shortened(question, z) for question, z in rows]
+        ids, mask = padded(inputs, pad=self._pad_id)
         ids, mask = ids.to(self.device), mask.to(self.device)
         states = self.model.get_encoder()(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # (B·K, S, H)
         return PreparedContexts(states, mask, len(x), num_passages)
+
+    def _shortened(self, question: str, z: Latent) -> list[int]:
+        """The input for x and z, where z's titles may have to give way."""
+        rendered = self.template.render(self._encoder.quoted(question), self._encoder.quoted_passages(z))
+        try:
+            return input_ids(self._encoder, [rendered], limit=self.max_input_tokens)[0]
+        except InputError:
+            less = lighter(z)
+            if less is None:
+                raise
+            return self._shortened(question, less)
 
     def prepare_together(self, x: Sequence[Asked], latents: LatentLists) -> PreparedContexts:
         """B × 1 rows that read all K passages: Fusion-in-Decoder (Izacard & Grave 2021).

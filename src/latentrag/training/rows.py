@@ -1,9 +1,10 @@
-"""Rows that a run cannot train on, found before its first step: they are named, cut or left out."""
+"""Rows that a model cannot use, found before the first step or answer: they are named, cut or left out."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from latentrag.errors import DataError, InputError
+from latentrag.protocols import ChecksQuestions
 from latentrag.training.data import Example
 from latentrag.training.options import Answers
 
@@ -14,6 +15,17 @@ _AT_ONCE = 256
 _NAMED = 3
 
 
+def reads(*parts: object) -> Check:
+    """A check of questions by those parts of a model that say what they can read."""
+
+    def check(x: Sequence[str]) -> None:
+        for part in parts:
+            if isinstance(part, ChecksQuestions):
+                part.check_questions(x)
+
+    return check
+
+
 def usable(
     examples: Sequence[Example],
     *,
@@ -21,7 +33,7 @@ def usable(
     question: Check,
     y: Check,
     answers: Answers,
-    truncate: bool,
+    truncate: bool | None = None,
     skip_bad: bool,
     say: Callable[[str], None],
 ) -> tuple[Example, ...]:
@@ -31,7 +43,8 @@ def usable(
         name: of their file, for messages.
         question, y: what raises InputError for a text.
         answers: which answers of an example become y.
-        truncate: cut texts that cannot be used where they can, at the end of a word if there is one.
+        truncate: cut texts that cannot be used where they can, at the end of a word if there is one. None: that is not
+            to be had.
         skip_bad: leave out examples that still cannot be used.
         say: gets a line about those that are cut or left out.
     Raises: DataError that names the first of them; also if none is left.
@@ -59,7 +72,7 @@ def usable(
         if fits:
             kept.append(replace(example, x=x, answers=(*texts, *example.answers[len(texts) :])))
     if bad and not (skip_bad and kept):
-        remedy = "--skip-bad" if truncate else "--truncate or --skip-bad"
+        remedy = "--truncate or --skip-bad" if truncate is False else "--skip-bad"
         raise DataError(f"{name}: {_described(bad, examples)} cannot be used; correct them or pass {remedy}")
     for names, what in ((cut, "cut"), (bad, "left out")):
         if names:
