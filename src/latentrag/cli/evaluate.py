@@ -46,7 +46,15 @@ def evaluate(
     decoding: Given[DecodingOptions],
     closed_book: Annotated[bool, typer.Option("--closed-book", help="Answer without passages.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions, this many. Default: all.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 8,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default=False,
+            help="Questions answered together. Except in float32 an answer depends a little on those beside it. "
+            "[default: 8 in float32, else 1]",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="File RUN.jsonl for a row per question; the same command continues an interrupted run."),
