@@ -109,7 +109,8 @@ class Document:
 class Passage:
     """A passage of the memory. ``text == document.text[start:end]``, offsets in characters.
 
-    ``page`` is the page, counted from 1, on which it begins; None where there are no pages.
+    ``page`` is the page, counted from 1, on which it begins; None where there are no pages. The field "end_page" says
+    where it ends, if that is another one.
     ``origin`` names the file that `index sync` keeps the passage equal to; empty for one that was added by hand.
     ``fields`` are named values that its document states: date, author, language, …
     """

@@ -30,6 +30,44 @@ def pdf(pages: Sequence[Sequence[str]], title: str = "", *, encrypted: bool = Fa
     return _pdf_file(bodies, more)
 
 
+def placed_pdf(pages: Sequence[Sequence[tuple[float, float, float, str]]], *, title: str = "") -> bytes:
+    """A PDF of texts at places, in the order in which they are drawn: (x, y, size, text); "□" is a picture."""
+    kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(pages)))
+    bodies = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>".encode(),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
+    ]
+    picture = b"q 400 0 0 600 90 120 cm BI /W 1 /H 1 /CS /G /BPC 8 ID \x10 EI Q\n"
+    for i, page in enumerate(pages):
+        bodies.append(
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 595 842] /Contents {5 + 2 * i} 0 R "
+            "/Resources << /Font << /F 3 0 R >> >> >>".encode()
+        )
+        drawn = (
+            picture if text == "□" else f"BT /F {size} Tf {x} {y} Td (".encode() + _pdf_escaped(text) + b") Tj ET\n"
+            for x, y, size, text in page
+        )
+        bodies.append(_pdf_stream(b"".join(drawn), ""))
+    bodies.append(b"<< /Title (" + _pdf_escaped(title) + b") /Author (Ada) /CreationDate (D:20210304101112Z) >>")
+    return _pdf_file(bodies, f"/Info {len(bodies)} 0 R")
+
+
+def form_pdf(*widgets: str) -> bytes:
+    """A PDF of one page with the text "Form" and these annotations, each the entries of its dictionary."""
+    numbers = " ".join(f"{6 + i} 0 R" for i in range(len(widgets)))
+    bodies = [
+        f"<< /Type /Catalog /Pages 2 0 R /AcroForm << /Fields [{numbers}] /DA (/F 9 Tf 0 g) >> >>".encode(),
+        b"<< /Type /Pages /Kids [4 0 R] /Count 1 >>",
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 595 842] /Contents 5 0 R /Annots [{numbers}] "
+        "/Resources << /Font << /F 3 0 R >> >> >>".encode(),
+        _pdf_stream(b"BT /F 9 Tf 72 770 Td (Form) Tj ET", ""),
+        *(f"<< /Type /Annot /Rect [9 9 99 99] {entries} >>".encode() for entries in widgets),
+    ]
+    return _pdf_file(bodies, "")
+
+
 def _pdf_escaped(text: str) -> bytes:
     return b"".join(b"\\%03o" % byte for byte in text.encode("cp1252"))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TypeAlias
 
 from latentrag.errors import DataError, InputError
-from latentrag.types import Document, Passage
+from latentrag.types import Document, Passage, Scalar
 
 CountTokens: TypeAlias = Callable[[str, str], int]
 """(title, text) → how many tokens the encoder makes of such a passage, those that it adds itself included."""
@@ -86,9 +86,15 @@ def _passages(document: Document, words: int, fits: Fits) -> Iterator[Passage]:
             source=document.source,
             start=start,
             end=end,
-            page=bisect_right(document.page_starts, start) or None,
-            fields=document.fields,
+            page=(page := bisect_right(document.page_starts, start)) or None,
+            fields=_with_end_page(document, page, end),
         )
+
+
+def _with_end_page(document: Document, page: int, end: int) -> Mapping[str, Scalar]:
+    """The document's fields, and ``end_page`` where a passage ends on another page than it begins on."""
+    end_page = bisect_right(document.page_starts, end - 1)
+    return document.fields if page in (0, end_page) else {**document.fields, "end_page": end_page}
 
 
 def _spans(document: Document, words: int, fits: Fits) -> Iterator[Span]:
