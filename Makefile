@@ -16,7 +16,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help test lint test-gpu test-page test-properties torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
 	experiment-precision experiment-intervals bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
-	bench-memory bench-swap bench-sync bench-serving clean
+	bench-memory bench-swap bench-sync bench-serving bench-html clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -137,6 +137,10 @@ bench-sync: $(STAMP)  ## Sync 2,000 files, interrupted three times, 3 minutes; M
 bench-serving: demo $(BENCH)  ## Put a server under load, with exchanges of its memory, 18 minutes; asks DATA's clues. CLIENTS, SECONDS.
 	@$(BIN)/python -m benchmarks.serving --data $(CLUES) \
 		$(if $(CLIENTS),--clients $(CLIENTS)) $(if $(SECONDS),--seconds $(SECONDS))
+
+bench-html: $(STAMP)  ## Measure what is kept of web pages beside other extractors, 5 minutes; TRAFILATURA, READABILITY, DOCUMENTATION: folders.
+	@$(BIN)/python -m benchmarks.html_text --json build/bench/html.json $(if $(TRAFILATURA),--trafilatura $(TRAFILATURA)) \
+	  $(if $(READABILITY),--readability $(READABILITY)) $(if $(DOCUMENTATION),--documentation $(DOCUMENTATION))
 
 # What the benchmarks compare with.
 $(BENCH): $(STAMP)

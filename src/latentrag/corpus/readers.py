@@ -81,7 +81,7 @@ class Reader:
         suffixes: in lower case, with the dot; the first is the one that messages name.
         pattern: a regular expression for whole names in lower case.
         one_document: a file is one document, known by its name alone.
-        library: the module that it needs, of the extra ``documents``; empty: none.
+        library: the modules that it needs, of the extra ``documents``, with spaces between; empty: none.
         packed: read with .gz or .bz2 at the end of its name too.
     """
 
@@ -97,9 +97,8 @@ class Reader:
     @property
     def missing(self) -> str:
         """What to do before this reader can be used; empty if nothing is missing. Imports nothing."""
-        if not self.library or find_spec(self.library) is not None:
-            return ""
-        return f"reading it needs {self.library}; run pip install 'latentrag[documents]'"
+        missing = [library for library in self.library.split() if find_spec(library) is None]
+        return f"reading it needs {' and '.join(missing)}; run pip install 'latentrag[documents]'" if missing else ""
 
 
 READERS: Table[Reader] = Table(
