@@ -76,6 +76,7 @@ class Tokenizer(SimpleNamespace):
 
     def __init__(self) -> None:
         super().__init__(eos_token_id=END, pad_token_id=PAD, bos_token_id=BEGIN, model_max_length=1024)
+        self.added_tokens_decoder: dict[int, object] = {}
 
 
 def parser(description: str | None, ways: Sequence[str]) -> argparse.ArgumentParser:

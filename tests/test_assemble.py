@@ -352,7 +352,7 @@ def test_a_bm25_model_saved_and_loaded_gives_the_same_answers(parts, memory, tmp
     assert isinstance(rag.retriever, BM25Retriever)
     rag.retriever.scale = 0.5
     save(rag, tmp_path / "saved")
-    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["generator", "latentrag.json"]
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["README.md", "generator", "latentrag.json"]
     prior = json.loads((tmp_path / "saved" / "latentrag.json").read_text())["prior"]
     assert prior == {"variant": "token", "k": 3, "retriever": "bm25", "settings": {"scale": 0.5}}
     again = load(tmp_path / "saved", memory=memory)

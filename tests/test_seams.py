@@ -285,7 +285,7 @@ def test_a_third_retriever_is_loaded_saved_and_loaded_again(toy_row, pair, fille
     save(rag, tmp_path / "saved")
     content = json.loads((tmp_path / "saved" / "latentrag.json").read_text())
     assert content["prior"] == {"variant": "sequence", "k": 4, "retriever": "toy", "settings": {"weight": 0.25}}
-    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["generator", "latentrag.json"]
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["README.md", "generator", "latentrag.json"]
     again = load(tmp_path / "saved", memory=filled)
     assert again.answer("one", max_tokens=3) == rag.answer("one", max_tokens=3)
 

@@ -49,6 +49,7 @@ def test_a_folder_is_synced_and_can_be_asked(tmp_path, folder, encoder, model) -
             }
         ],
         "missing": [],
+        "pruned": [],
     }
     passages = {passage.id: passage.text for passage in Memory.open(path).passages()}
     assert passages == {f"notes/{name}.txt": text for name, text in DOCUMENTS.items()}

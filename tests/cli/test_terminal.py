@@ -82,7 +82,7 @@ def test_hostile_text_cannot_steer_a_terminal(kind) -> None:
         text = shown(show_scores, [score], header=True)
     else:
         labels = (Label(HOSTILE, 0.7, -1.0), Label("b", 0.3, -2.0))
-        text = shown(show_classification, show_rows, Classification(HOSTILE, labels, "token", 2, answer.sources))
+        text = shown(show_classification, Classification(HOSTILE, labels, "token", 2, answer.sources))
     ours = re.compile(r"\x1b\[[0-9;]*m")  # rich's own colours
     assert ours.search(text)
     assert not CONTROL.search(ours.sub("", text))

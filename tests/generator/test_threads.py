@@ -7,6 +7,7 @@ import torch
 
 from latentrag.generator import CausalGenerator, load_generator, prompt
 from latentrag.generator.passages import PassageCache
+from latentrag.generator.texts import TextEncoder
 from latentrag.generator.tuning import Lora
 from latentrag.types import Passage, singles
 from tests import tiny
@@ -57,7 +58,7 @@ def test_threads_share_the_tokens_of_passages(monkeypatch, tmp_path) -> None:
     """Room for the tokens of one passage: what a thread has found to be kept may be gone when it is used."""
     monkeypatch.setattr(prompt, "KEPT_PASSAGES", 1)
     tokenizer = tiny.save_tokenizer(tmp_path, end=False, max_tokens=64)
-    prompts = prompt.PromptTokens(tokenizer, prompt.PromptTemplate())
+    prompts = prompt.PromptTokens(TextEncoder(tokenizer), prompt.PromptTemplate())
     words = ["paris", "rome", "moon", "emma"]
     rows = [(X[0], (Passage(word, f"{word} is the capital"),)) for word in words]
     expected = {word: prompts.parts([row], limit=64, keep=False)[0][0] for word, row in zip(words, rows, strict=True)}
