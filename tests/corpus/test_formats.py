@@ -17,6 +17,14 @@ from tests.corpus import making
         ("a.b.MD", "markdown"),
         ("a.HTML", "html"),
         ("a.htm", "html"),
+        ("a.markdown", "markdown"),
+        ("a.rst", "restructured_text"),
+        ("a.csv.gz", "csv"),
+        ("a.json", "json_file"),
+        ("a.ipynb", "notebook"),
+        ("a.epub", "epub"),
+        ("a.pptx", "pptx"),
+        ("a.xlsx", "excel"),
         ("a.xhtml", "html"),
         ("a.pdf", "pdf"),
         ("a.docx", "docx"),
@@ -44,7 +52,13 @@ def test_names_of_files_that_are_not(name):
     assert Formats().of(name) is None
 
 
-LIBRARIES = {"a.pdf": "pypdfium2", "a.html": "selectolax", "a.xml.bz2": "mwparserfromhell"}
+LIBRARIES = {
+    "a.pdf": "pypdfium2",
+    "a.html": "selectolax",
+    "a.epub": "selectolax",
+    "a.xlsx": "python_calamine",
+    "a.xml.bz2": "mwparserfromhell",
+}
 
 
 @pytest.fixture

@@ -62,7 +62,8 @@ def test_another_package_adds_a_format(subtitles, tmp_path, workers):
     )
     assert [(d.id, d.text) for d in documents] == [("a.srt", "Qué?\nNada."), ("b", "Qué?\nNada."), ("e.txt", "text")]
     assert skipped["c.srt"] == "no line in it; fetch it again"
-    assert skipped["d"].endswith("convert it to one of .txt, .md, .html, .pdf, .docx, .jsonl, .tsv, .xml, .srt")
+    assert skipped["d"].endswith(f"convert it to one of {Formats().readable}")
+    assert Formats().readable.endswith(".jsonl, .tsv, .xml, .srt")
     assert ledgers == [
         Ledger(str(folder / "a.srt"), 10, {"line of numbers": 4}, "latin-1"),
         Ledger(str(folder / "b"), 10, {"line of numbers": 4}, "latin-1"),

@@ -48,15 +48,15 @@ def test_ids_are_the_same_at_every_reading_and_for_every_way_to_the_folder(tmp_p
 
 
 def test_other_formats_in_a_folder_are_reported_and_do_not_raise(tmp_path):
-    for name in ("a.txt", "photo.PNG", "LICENSE", "old.pkl", "rows.json"):
+    for name in ("a.txt", "photo.PNG", "LICENSE", "old.pkl", "data.yaml"):
         (tmp_path / name).write_text("text")
     ids, skipped = read_reporting(tmp_path)
     assert ids == ["a.txt"]
-    assert set(skipped) == {"photo.PNG", "LICENSE", "old.pkl", "rows.json"}
+    assert set(skipped) == {"photo.PNG", "LICENSE", "old.pkl", "data.yaml"}
     assert ".png is not a format that is read; convert it to one of .txt, .md" in skipped["photo.PNG"]
     assert "no extension" in skipped["LICENSE"]
     assert "pickle files are never read" in skipped["old.pkl"]
-    assert "name it .jsonl" in skipped["rows.json"]
+    assert ".yaml is not a format that is read" in skipped["data.yaml"]
     assert [document.id for document in read(tmp_path)] == ["a.txt"]
 
 
@@ -82,9 +82,9 @@ def test_a_wrong_file_in_a_folder_keeps_its_rows_so_far_and_is_reported(tmp_path
         ("a.jsonl.gz", b"plain", "not a whole gzip file"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "t"}', mtime=0)[:-4], "not a whole gzip file"),
         ("a.tsv.gz", gzip.compress(b"x", mtime=0)[:10] + b"\xff" * 20, "not a whole gzip file"),
-        ("a.csv", b"", r"\.csv is not a format that is read"),
+        ("a.yaml", b"", r"\.yaml is not a format that is read"),
         ("a", b"", "no extension is not a format"),
-        ("a.json", b"", r"only JSON lines are read, one object a line; name it \.jsonl"),
+        ("a.json", b"", "not valid JSON"),
         *((f"a{suffix}", b"\x80\x04].", "pickle files are never read") for suffix in (".pkl", ".pickle")),
         *((f"a{suffix}", b"", r"pickle files are never read.*\.jsonl") for suffix in (".pt", ".bin", ".tsv.PKL")),
     ],

@@ -28,7 +28,7 @@ def add(
     memory: MemoryPath,
     files: Annotated[
         list[Path],
-        typer.Argument(help="Files and folders: text, Markdown, HTML, PDF, DOCX, JSON lines, TSV, Wikipedia's dumps."),
+        typer.Argument(help="Files and folders: text, HTML, PDF, Office, EPUB, tables, JSON lines, Wikipedia's dumps."),
     ],
     *,
     encoder: PassageEncoderOptions,

@@ -43,14 +43,17 @@ def read(
 
     Formats, by the end of the name, text in UTF-8 unless the format says otherwise:
 
-    - .txt, .md: a document each.
-    - .html, .htm, .xhtml: the page's main text; .pdf: all its pages; .docx: its body. A document each; offsets
+    - .txt, .md, .markdown, .rst, .ipynb: a document each.
+    - .html, .htm, .xhtml: the page's main text; .pdf: all its pages; .pptx: all its slides; .docx: its text.
+      A document each; .epub: a document a chapter; offsets
       are those in the text that was extracted.
     - .jsonl with the field names of DPR, KILT, BEIR or FlashRAG, or simply ``text`` and perhaps ``title``, ``id``,
       ``source``; .tsv as DPR's psgs_w100.tsv, whose rows are passages already.
+    - .csv, .xlsx: a document a row, its cells after the heads of their columns; .json: a document an object.
     - .xml of MediaWiki (pages-articles) and wiki_00, wiki_01, … of WikiExtractor --json: a document each article.
 
-    The last two kinds may end in .gz or .bz2 too. HTML, PDF and MediaWiki's XML need ``latentrag[documents]``. Other
+    JSON lines, TSV, CSV and dumps may end in .gz or .bz2 too. HTML, EPUB, PDF, XLSX and MediaWiki's XML need
+    ``latentrag[documents]``. Other
     packages can add formats (``corpus.readers``).
 
     A folder is read with its subfolders. Hidden files are passed over in silence; files of other formats and
@@ -195,8 +198,6 @@ def _unknown(path: Path, formats: Formats) -> str:
     extension, readable = path.suffix.lower(), formats.readable
     if extension in _PICKLES:
         return f"pickle files are never read, since that can run any code; convert it to one of {readable}"
-    if extension == ".json":
-        return f"only JSON lines are read, one object a line; name it .jsonl if it is that (read: {readable})"
     return f"{extension or 'no extension'} is not a format that is read; convert it to one of {readable}"
 
 

@@ -7,6 +7,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import PurePath
 from types import MappingProxyType
 from typing import IO, BinaryIO, Literal, NamedTuple
@@ -22,8 +23,10 @@ _TITLE_FIELDS = ("title", "wikipedia_title")
 _TSV_COLUMNS = ("id", "text", "title")
 _MAX_LINES_OF_A_ROW = 1000
 
+_UNDERLINED = re.compile(r"^[ \t]*(\S.*?)[ \t]*\r?\n(([=\-`:'\"~^_*+#<>.])\3+)[ \t]*\r?$", re.MULTILINE)
+_RST_FIELD = re.compile(r"^:(\w+):[ \t]+(.*?)[ \t]*$", re.MULTILINE)
+_RST_FIELDS = 2_000
 # Possessive (*+), so that a quote that is never closed costs one pass over the row and not many.
-_QUOTED_FIELD = re.compile(r'"((?:[^"]+|"")*+)"\t')
 _UNCLOSED_FIELD = re.compile(r'"(?:[^"]+|"")*+\Z')
 
 
@@ -40,6 +43,15 @@ def markdown(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
         stated, start = front_matter(document.text)
         title = title_of(str(stated.get("title") or ""), markdown_heading(document.text[start:]), name)
         yield replace(document, title=title, fields=fields_of(stated))
+
+
+def restructured_text(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
+    """As plain text, marks and all. Title: the first underlined heading, else the file's stem. Fields before the first
+    paragraph (``:Author: …``) are fields of the passages."""
+    for document in plain_text(file, name, ledger):
+        headings = (found[1] for found in _UNDERLINED.finditer(document.text) if len(found[2]) >= len(found[1]))
+        title = title_of("", next(headings, ""), name)
+        yield replace(document, title=title, fields=fields_of(dict(_RST_FIELD.findall(document.text[:_RST_FIELDS]))))
 
 
 def json_lines(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
@@ -59,7 +71,7 @@ def json_lines(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
         if not line.strip():
             continue
         try:
-            document = _row_document(_json_object(line.rstrip()), f"{name}:{number}", ledger.file)
+            document = row_document(_json_object(line.rstrip()), f"{name}:{number}", ledger.file)
         except UnreadableError as error:
             raise UnreadableError(f"{error.problem}; fix or remove the line", number) from error
         yield document
@@ -69,7 +81,7 @@ def tsv(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
     """A passage for each row of id, text, title, as in DPR's psgs_w100.tsv; a header may give another order."""
     columns: tuple[str, ...] = _TSV_COLUMNS
     first = True
-    for number, fields in _tsv_rows(file, ledger):
+    for number, fields in delimited_rows(text_lines(file, ledger)):
         names = tuple(field.strip().lower() for field in fields) if first else ()
         first = False
         if sorted(names) == sorted(_TSV_COLUMNS):
@@ -84,7 +96,8 @@ def tsv(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
 
 
 TEXT = Reader(plain_text, suffixes=(".txt",), mime_types=("text/plain",), one_document=True)
-MARKDOWN = Reader(markdown, suffixes=(".md",), mime_types=("text/markdown",), one_document=True)
+RST = Reader(restructured_text, suffixes=(".rst",), mime_types=("text/x-rst",), one_document=True)
+MARKDOWN = Reader(markdown, suffixes=(".md", ".markdown"), mime_types=("text/markdown",), one_document=True)
 JSON_LINES = Reader(json_lines, suffixes=(".jsonl",), mime_types=("application/jsonl",), packed=True)
 TSV = Reader(tsv, suffixes=(".tsv",), mime_types=("text/tab-separated-values",), packed=True)
 
@@ -101,7 +114,8 @@ def _json_object(line: str) -> dict[str, object]:
     return row
 
 
-def _row_document(row: dict[str, object], fallback_id: str, source: str) -> Document:
+def row_document(row: Mapping[str, object], fallback_id: str, source: str) -> Document:
+    """A row with one of the known names for a text. Raises: UnreadableError."""
     title = _string(row, *_TITLE_FIELDS)
     if row.get("text") is not None:
         text = _text(row["text"])
@@ -113,7 +127,7 @@ def _row_document(row: dict[str, object], fallback_id: str, source: str) -> Docu
     return Document(key, text, title=title, source=_string(row, "source") or source, fields=fields_of(row))
 
 
-def _string(row: dict[str, object], *fields: str, numbers: bool = False) -> str:
+def _string(row: Mapping[str, object], *fields: str, numbers: bool = False) -> str:
     """The first of the fields that is there and not null, else nothing. ``numbers``: it may be a whole number too."""
     for field in fields:
         value = row.get(field)
@@ -155,51 +169,56 @@ def _valid_string(value: object, field: str) -> str:
     return value
 
 
-def _tsv_rows(file: BinaryIO, ledger: Ledger) -> Iterator[tuple[int, list[str]]]:
+def delimited_rows(lines: Iterator[tuple[int, str]], delimiter: str = "\t") -> Iterator[tuple[int, list[str]]]:
     """Rows that are not blank, with the number of their first line.
 
     Not the csv module: its limit on a field's length is global to the process, and one stray quote makes it
     swallow the rest of the file.
     """
-    lines = text_lines(file, ledger)
     for number, line in lines:
         if not line.strip():
             continue
         row, num_lines = line, 1
-        fields = _tsv_fields(row, number)
+        fields = _fields(row, number, delimiter)
         while fields is None:
             _, following = next(lines, (0, ""))
             num_lines += 1
             if not following or num_lines > _MAX_LINES_OF_A_ROW:
                 raise _unclosed(number)
             row += following
-            fields = _tsv_fields(row, number)
+            fields = _fields(row, number, delimiter)
         yield number, fields
 
 
-def _tsv_fields(row: str, number: int) -> list[str] | None:
+def _fields(row: str, number: int, delimiter: str) -> list[str] | None:
     """The fields of a row; None if a quoted one goes on in the next line.
 
     A field is quoted if it begins with a quote and its closing quote is its last character; quotes inside it
-    are doubled, tabs and line feeds are its own. In any other field a quote is a character like others.
+    are doubled, delimiters and line feeds are its own. In any other field a quote is a character like others.
     """
-    row = row.removesuffix("\n").removesuffix("\r") + "\t"
+    row = row.removesuffix("\n").removesuffix("\r") + delimiter
+    quoted_field = _quoted_field(delimiter)
     fields = []
     start = 0
     while start < len(row):
-        quoted = _QUOTED_FIELD.match(row, start)
+        quoted = quoted_field.match(row, start)
         if quoted:
             fields.append(quoted[1].replace('""', '"'))
             start = quoted.end()
             continue
         if _UNCLOSED_FIELD.match(row, start):
             return None
-        end = row.index("\t", start)
+        end = row.index(delimiter, start)
         if "\n" in row[start:end]:
             raise _unclosed(number)
         fields.append(row[start:end])
         start = end + 1
     return fields
+
+
+@cache
+def _quoted_field(delimiter: str) -> re.Pattern[str]:
+    return re.compile(rf'"((?:[^"]+|"")*+)"{re.escape(delimiter)}')
 
 
 def _unclosed(number: int) -> UnreadableError:
