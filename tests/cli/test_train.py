@@ -475,14 +475,14 @@ def test_answers_of_several_lines_are_learned(train, model, memory, tmp_path) ->
     assert train("--steps", 1, "--freeze", "generator", "--truncate", data=rows, out="frozen").code == 0
 
 
-def test_an_encoder_in_half_precision_is_trained_in_float32(train, model, memory, tmp_path) -> None:
+def test_an_encoder_in_half_precision_is_trained_in_float32(train, model, tmp_path) -> None:
     """A step changes nearly every weight; in bfloat16 it would change few."""
     half = shutil.copytree(model, tmp_path / "half")
     weights = half / "query_encoder" / "model.safetensors"
     before = {name: tensor.bfloat16() for name, tensor in load_file(weights).items()}
     save_file(before, weights, {"format": "pt"})
-    config = json.loads((half / "query_encoder" / "config.json").read_text())
-    (half / "query_encoder" / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    saved = half / "query_encoder" / "latentrag_encoder.json"
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "dtype": "bfloat16"}))
     done = train("-m", half, "--steps", 1, "--freeze", "generator", "--lr-retriever", 1e-5)
     assert done.code == 0, done.stderr
     after = load_file(tmp_path / "run" / "model" / "query_encoder" / "model.safetensors")
