@@ -45,23 +45,33 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def pair(tmp_path):
     """Folders of a sentence encoder and of a causal generator, with random weights."""
-    from tests import tiny
-    from tests.encoder.tiny import write_sentence_encoder
-
-    encoder = write_sentence_encoder(tmp_path / "encoder", head=["Normalize"])
-    generator = tmp_path / "generator"
-    tiny.save_tokenizer(generator, end=False)
-    tiny.save_llama(generator)
-    return encoder, generator
+    return write_pair(tmp_path)
 
 
 @pytest.fixture
 def filled(pair, tmp_path):
     """The path of a memory of four passages, encoded by the encoder of ``pair``."""
+    return fill(tmp_path / "memory.lance", pair[0])
+
+
+def write_pair(folder):
+    """What ``pair`` is."""
+    from tests import tiny
+    from tests.encoder.tiny import write_sentence_encoder
+
+    encoder = write_sentence_encoder(folder / "encoder", head=["Normalize"])
+    generator = folder / "generator"
+    tiny.save_tokenizer(generator, end=False)
+    tiny.save_llama(generator)
+    return encoder, generator
+
+
+def fill(path, encoder_folder):
+    """What ``filled`` is."""
     from latentrag.assemble import load_passage_encoder
     from latentrag.memory import Memory
     from tests.test_assemble import PASSAGES
 
-    encoder = load_passage_encoder(pair[0])
-    Memory.create(tmp_path / "memory.lance", encoder).add(PASSAGES, encoder)
-    return tmp_path / "memory.lance"
+    encoder = load_passage_encoder(encoder_folder)
+    Memory.create(path, encoder).add(PASSAGES, encoder)
+    return path

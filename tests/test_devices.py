@@ -4,6 +4,7 @@ LATENTRAG_TEST_DEVICE names, as in `make test-gpu`."""
 import json
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from latentrag.training.options import TrainingOptions
 from latentrag.training.processes import Processes
 from tests import fake_device, tiny
 from tests.cli.conftest import cli
+from tests.conftest import fill, write_pair
 from tests.encoder.tiny import write_dpr, write_sentence_encoder
 from tests.serving.conftest import serving
 from tests.test_assemble import PASSAGES
@@ -50,17 +52,29 @@ def device(monkeypatch) -> str:
     return fake_device.NAME
 
 
-@pytest.fixture(params=["llama", "bart"])
-def spec(request, pair, tmp_path) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> tuple[Path, Path]:
+    encoder, generator = write_pair(tmp_path_factory.mktemp("parts"))
+    return encoder, generator
+
+
+@pytest.fixture(scope="module")
+def filled(pair) -> Path:
+    return Path(fill(pair[0].with_name("memory.lance"), pair[0]))
+
+
+@pytest.fixture(scope="module", params=["llama", "bart"])
+def spec(request, pair) -> tuple[Path, Path]:
     """Encoder and generator."""
     if request.param == "llama":
         return pair
-    folder = tmp_path / "bart"
+    folder = pair[0].with_name("bart")
     tiny.save_tokenizer(folder)
     tiny.save_bart(folder)
     return pair[0], folder
 
 
+@cache
 def both(spec: Any, memory: Path, device: str, **options: Any) -> tuple[Rag, Rag]:
     """The model on the CPU and on the device."""
     options = {"k": 3, **options}
@@ -177,8 +191,12 @@ def test_encoders(modes, tmp_path, device) -> None:
         folders = [write_sentence_encoder(tmp_path / "encoder", modes=modes, head=["Dense", "Normalize"])] * 2
     queries, vectors = [], []
     for name in ("cpu", device):
-        queries.append(load_query_encoder(folders[0], place=Place(name)).encode_queries(QUESTIONS).detach().cpu())
-        vectors.append(load_passage_encoder(folders[1], device=name).encode_passages(PASSAGES))
+        query_encoder = load_query_encoder(folders[0], place=Place(name))
+        passage_encoder = load_passage_encoder(folders[1], device=name)
+        for module in (query_encoder.module, passage_encoder.module):
+            assert {weight.device.type for weight in module.parameters()} == {torch.device(name).type}
+        queries.append(query_encoder.encode_queries(QUESTIONS).detach().cpu())
+        vectors.append(passage_encoder.encode_passages(PASSAGES))
     torch.testing.assert_close(queries[1], queries[0], rtol=1e-4, atol=CLOSE)
     torch.testing.assert_close(vectors[1], vectors[0], rtol=1e-4, atol=CLOSE)
 
