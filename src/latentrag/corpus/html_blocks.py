@@ -35,20 +35,17 @@ _NUMERATOR = re.compile(r"(\d?)\^(\d+)\s*[/⁄]\s*\Z")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A run of text. ``container`` is the element around it that is more than a paragraph or a list; ``level`` that
-    of a heading, else 0; ``after_cell``: it begins a cell of a table's row that is not the row's first."""
+    """A run of text, and its characters without spaces: all, those in links, all again if it is prose.
+    ``container`` is the element around it that is more than a paragraph or a list; ``level`` that of a heading, else 0;
+    ``after_cell``: it begins a cell of a table's row that is not the row's first."""
 
     text: str
     num_chars: int
     num_link_chars: int
+    prose_chars: int
     container: int
     level: int
     after_cell: bool
-
-    @property
-    def prose_chars(self) -> int:
-        is_prose = _is_long(_ADDRESS.sub("", self.text)) and self.num_link_chars <= _MAX_PROSE_LINKS * self.num_chars
-        return self.num_chars if is_prose else 0
 
     @property
     def is_links(self) -> bool:
@@ -127,18 +124,20 @@ class _Cutter:
         text = text.strip("\r\n").rstrip() if self.inside["pre"] else " ".join(text.split())
         if text:
             container = self.containers[-1] if self.containers else 0
-            links = self.num_link_chars
-            self.page.blocks.append(Block(text, num_chars(text), links, container, self.level, self.after_cell))
+            chars, links = num_chars(text), self.num_link_chars
+            is_prose = links <= _MAX_PROSE_LINKS * chars and _is_long(text)
+            prose = chars if is_prose else 0
+            self.page.blocks.append(Block(text, chars, links, prose, container, self.level, self.after_cell))
             self.after_cell = False
         self.pieces.clear()
         self.num_link_chars = 0
 
     def takes_whole(self, node: LexborNode) -> bool:
         """Whether an element is read without looking into it: a formula, code, what is no text."""
-        tag, kind = node.tag or "", node.attributes.get("type") or ""
+        tag = node.tag or ""
         if tag == "math":
             self.add(formula(node))
-        elif tag == "script" and kind.startswith("math/tex"):
+        elif tag == "script" and (node.attributes.get("type") or "").startswith("math/tex"):
             self.add(node.text() or "")
         elif tag in _NOT_TEXT:
             self.page.num_other_chars += num_chars(node.text() or "")
@@ -216,5 +215,6 @@ class _Cutter:
 
 
 def _is_long(text: str) -> bool:
+    text = _ADDRESS.sub("", text) if "://" in text else text
     # In bytes: scripts that need more of them for a character need fewer characters for a sentence.
     return len(text) >= _MIN_PROSE_BYTES or len(text.encode("utf-8", "replace")) >= _MIN_PROSE_BYTES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def kind_of(node: LexborNode, inside: Mapping[str, int], *, in_main: bool, in_he
     """
     tag, attributes = node.tag or "", node.attributes
     role = attributes.get("role") or ""
-    if attributes and tag != "body" and _is_hidden(node, role):
+    if attributes and tag != "body" and _is_hidden(node, attributes, role):
         return "hidden"
     if tag in ("article", "body", "main") or role == "main":
         return ""
@@ -99,49 +100,51 @@ def _has_title(head: LexborNode) -> bool:
     return title is not None and title.css_first("a") is None
 
 
-def _words(name: str) -> list[str]:
+@lru_cache(4096)
+def _words(name: str) -> tuple[str, ...]:
     # What follows -- is a state or a variant (BEM).
-    return [word.lower() for word in _WORD.findall(name.partition("--")[0])]
+    return tuple(word.lower() for word in _WORD.findall(name.partition("--")[0]))
 
 
-def _class_words(node: LexborNode) -> list[list[str]]:
-    return [_words(name) for name in (node.attributes.get("class") or "").split()]
+def _classes(node: LexborNode) -> list[str]:
+    return (node.attributes.get("class") or "").split()
 
 
 def _all_words(node: LexborNode) -> set[str]:
-    return set(_words(node.attributes.get("id") or "")).union(*_class_words(node))
+    return set(_words(node.attributes.get("id") or "")).union(*map(_words, _classes(node)))
 
 
 def _by_name(node: LexborNode, tag: str) -> int:
     """Which of ``_NAMED`` the names of an element stand for."""
-    classes = _class_words(node)
-    id_words = _words(node.attributes.get("id") or "")
-    named = max(map(_meaning, classes), default=0)
-    if not _names_its_heading(node, tag, id_words):
-        named = max(named, _meaning(id_words))
+    identifier = node.attributes.get("id") or ""
+    named = max(map(_meaning, _classes(node)), default=0)
+    if not _names_its_heading(node, tag, identifier):
+        named = max(named, _meaning(identifier))
     return 0 if named == 1 and not _may_be_around(node, tag) else named
 
 
-def _meaning(words: list[str]) -> int:
+@lru_cache(4096)
+def _meaning(name: str) -> int:
     """Which of ``_NAMED`` a name stands for."""
+    words = _words(name)
     phrase = "-".join(words)
     if _AROUND_PHRASES.search(phrase):
         return 2
-    if not _NEGATING.isdisjoint(words) or words[:1] in (["category"], ["tag"]):  # of a post, in WordPress
+    if not _NEGATING.isdisjoint(words) or words[:1] in (("category",), ("tag",)):  # of a post, in WordPress
         return 0
     meanings = ((3, _COMMENTS_NAMES), (2, _AROUND_NAMES), (1, _PERHAPS_NAMES))
     by_word = (meaning for meaning, known in meanings if not known.isdisjoint(words))
     return next(by_word, int(_PERHAPS_PHRASES.search(phrase) is not None))
 
 
-def _names_its_heading(node: LexborNode, tag: str, id_words: list[str]) -> bool:
+def _names_its_heading(node: LexborNode, tag: str, identifier: str) -> bool:
     """Whether a section's id is made of its heading, as generators of documentation do."""
-    if tag != "section" and "section" not in (node.attributes.get("class") or "").split():
+    if tag != "section" and "section" not in _classes(node):
         return False
     heading = node.css_first(_HEADINGS)
     words = re.findall(r"[a-z]+|\d+", (heading.text() or "").lower()) if heading is not None else []
     # "3 comments" is no heading of an author's.
-    return bool(words) and not words[0].isdigit() and {*id_words} & _ALL_NAMES <= {*words}
+    return bool(words) and not words[0].isdigit() and {*_words(identifier)} & _ALL_NAMES <= {*words}
 
 
 def _may_be_around(node: LexborNode, tag: str) -> bool:
@@ -154,7 +157,7 @@ def _may_be_around(node: LexborNode, tag: str) -> bool:
 
 def _is_note(node: LexborNode, tag: str, inside: Mapping[str, int], *, in_main: bool) -> bool:
     """Whether what stands beside a text is the author's: a warning, footnotes, the source of a quotation."""
-    named = max(map(_meaning, _class_words(node)), default=0)
+    named = max(map(_meaning, _classes(node)), default=0)
     if inside.get("blockquote") or (named < 2 and not _NOTES.isdisjoint(_all_words(node))):
         return True
     if tag == "footer" or not in_main or named:
@@ -167,16 +170,14 @@ def _is_label(button: LexborNode) -> bool:
     return len(" ".join((button.text() or "").split()).encode("utf-8", "replace")) >= _MIN_LABEL_BYTES
 
 
-def _is_hidden(node: LexborNode, role: str) -> bool:
+def _is_hidden(node: LexborNode, attributes: Mapping[str, str | None], role: str) -> bool:
     """Whether it is not shown, and is neither a tab that is not in front nor an answer that is folded away, nor a
     formula beside its picture."""
-    attributes = node.attributes
     is_hidden = (
-        attributes.get("hidden", "until-found") != "until-found"
-        or attributes.get("aria-hidden") == "true"
-        or bool(_NOT_SHOWN.search(attributes.get("style") or ""))
-        or not _SCREEN_READERS.isdisjoint((attributes.get("class") or "").split())
+        attributes.get("aria-hidden") == "true"
+        or attributes.get("hidden", "until-found") != "until-found"
+        or ("style" in attributes and bool(_NOT_SHOWN.search(attributes["style"] or "")))
+        or ("class" in attributes and not _SCREEN_READERS.isdisjoint(_classes(node)))
     )
-    return (
-        is_hidden and role != "tabpanel" and _UNFOLDING.isdisjoint(_all_words(node)) and node.css_first("math") is None
-    )
+    is_shown_later = role == "tabpanel" or (is_hidden and not _UNFOLDING.isdisjoint(_all_words(node)))
+    return is_hidden and not is_shown_later and node.css_first("math") is None
