@@ -27,10 +27,10 @@ def tokenizer_of(folder):
     return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
 
 
-def direct(model_class, folder, *texts, **options):
-    """The pooler output for one text or pair."""
+def direct(model_class, folder, *texts, segments=False, **options):
+    """The pooler output for one text or pair; all of it segment 0, unless the tokenizer's ``segments`` are wanted."""
     model = model_class.from_pretrained(folder).eval()
-    inputs = tokenizer_of(folder)(*texts, return_tensors="pt", padding=False, return_token_type_ids=True, **options)
+    inputs = tokenizer_of(folder)(*texts, return_tensors="pt", padding=False, return_token_type_ids=segments, **options)
     with torch.no_grad():
         return model(**inputs).pooler_output[0]
 
@@ -79,6 +79,18 @@ def test_passages_are_the_pair_of_title_and_text(passage_folder):
     vectors = encoder.encode_passages(PASSAGES)
     assert close(vectors[0], direct(DPRContextEncoder, passage_folder, "paris", "paris is the capital of france ."))
     assert close(vectors[1], direct(DPRContextEncoder, passage_folder, "hamlet", "a play"))
+
+
+def test_title_and_text_are_one_segment_as_in_dprs_own_code(passage_folder):
+    """Its published vectors were made with segment ids of zero (generate_dense_embeddings.py)."""
+    encoder = load_passage_encoder(passage_folder)
+    (vector,) = encoder.encode_passages(PASSAGES[:1])
+    pair = ("paris", "paris is the capital of france .")
+    model, ids = DPRContextEncoder.from_pretrained(passage_folder).eval(), tokenizer_of(passage_folder)(*pair).input_ids
+    with torch.no_grad():
+        zeros = model(torch.tensor([ids]), token_type_ids=torch.zeros(1, len(ids), dtype=torch.long)).pooler_output[0]
+    assert close(vector, zeros)
+    assert not torch.allclose(vector, direct(DPRContextEncoder, passage_folder, *pair, segments=True), atol=0.1)
 
 
 def test_a_passage_without_title_is_its_text_alone(passage_folder):

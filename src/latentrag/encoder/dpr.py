@@ -76,7 +76,8 @@ class _DprEncoder:
         )
 
     def _forward(self, batch: TokenBatch) -> Tensor:
-        output = self.module(input_ids=batch.ids, attention_mask=batch.mask.long(), token_type_ids=batch.type_ids)
+        # Without segment ids all are 0, as in DPR's own code, which made its published vectors.
+        output = self.module(input_ids=batch.ids, attention_mask=batch.mask.long())
         vectors: Tensor = output.pooler_output  # (B, D)
         return vectors
 
@@ -123,6 +124,12 @@ class DprQueryEncoder(_DprEncoder):
 class DprPassageEncoder(_DprEncoder):
     """d(z) by DPR's context encoder, from the pair (title, text); from the text alone where there is no title.
 
+    Title and text are both segment 0, as in DPR's own code. The vectors that its authors published were made so; the
+    data set wiki_dpr has those (nq), and others by the authors of RAG (multiset).
+
+    Differs: transformers' tokenizers give the text segment 1, so that ``model(**tokenizer(title, text))`` is another
+    vector.
+
     Args: as those of ``DprQueryEncoder``.
     """
 
@@ -137,7 +144,7 @@ class DprPassageEncoder(_DprEncoder):
         scale: float = SCALE,
     ) -> None:
         super().__init__(module, tokenizer, name=name, scale=scale)
-        settings = {"kind": "dpr", "title": "pair", "max_tokens": tokenizer.max_tokens}
+        settings = {"kind": "dpr", "title": "pair", "segments": "zero", "max_tokens": tokenizer.max_tokens}
         self._fingerprint = Fingerprint(module, module.config, tokenizer=tokenizer, settings=settings)
 
     @property
