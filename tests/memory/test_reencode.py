@@ -1,7 +1,9 @@
 """A memory gets new vectors from another encoder, in one version."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,10 +16,14 @@ import torch
 
 from latentrag.errors import EncoderMismatchError, MemoryStoreError, ModelError
 from latentrag.memory import Memory
+from latentrag.memory import memory as memory_module
 from latentrag.memory import table as table_module
 from latentrag.memory import writer as writer_module
 from latentrag.memory.schema import to_passages
+from latentrag.memory.storage import storage_of
+from latentrag.memory.upkeep import forget, prune
 from latentrag.memory.verify import verify
+from latentrag.memory.version_files import needed
 from latentrag.types import Passage
 from tests.memory.conftest import FakePassageEncoder
 
@@ -132,11 +138,25 @@ def test_the_same_encoder_again_changes_nothing_but_the_version(encoder, filled,
     assert np.array_equal(again.vectors, before.vectors)
 
 
-def test_another_dimension_is_refused(path, filled):
-    before = files(path)
-    with pytest.raises(EncoderMismatchError, match="other has 16 dimensions, the memory's vectors have 8; re-encode"):
-        filled.reencode(OtherEncoder(16))
-    assert files(path) == before
+@pytest.mark.parametrize("dimension", [4, 16])
+def test_another_dimension(path, encoder, filled, dimension, small_pieces, queries):
+    other = OtherEncoder(dimension)
+    before = filled.search(queries, 3)
+    after = filled.reencode(other)
+    for memory in (after, Memory.open(path)):
+        assert memory.card.dimension == dimension
+        assert list(memory.passages()) == list(filled.passages())
+        found = memory.search(np.ones((1, dimension), np.float32), len(memory))
+        assert {p.id: row.tolist() for p, row in zip(found.passages[0], found.vectors[0], strict=True)} == expected(
+            other, memory
+        )
+    assert np.array_equal(Memory.open(path, version=2).search(queries, 3).scores, before.scores)
+    changed = after.add([Passage("new", "newer")], other).delete(["p0"])
+    assert len(Memory.open(path).get(["new"])) == 1
+    assert vectors_by_id(changed.reencode(encoder)) == expected(encoder, changed)
+    assert verify(path).problems == []
+    with pytest.raises(EncoderMismatchError, match=f"8 dimensions, the memory's vectors have {dimension}; .*reencode"):
+        after.check(Query("f1"))
 
 
 def test_an_empty_memory_is_refused(path, encoder, other):
@@ -299,3 +319,85 @@ def test_passages_are_streamed(monkeypatch, path, encoder, other):
 def test_progress_is_shown_only_if_asked(filled, shown_progress, other):
     filled.reencode(other).reencode(other, progress=True)
     assert shown_progress == [("encoding passages", 12, False, 12), ("encoding passages", 12, True, 12)]
+
+
+class TestGoingOn:
+    """What an interrupted re-encoding has written, the next one with the same encoder does not write again."""
+
+    @pytest.fixture
+    def begun(self, monkeypatch, filled, other):
+        """Interrupted after eight of twelve passages."""
+        monkeypatch.setattr(writer_module, "PASSAGES_PER_ENCODING", 4)
+        monkeypatch.setattr(memory_module, "ROWS_PER_NOTE", 4)
+        encode, other.encoded = other.encode_passages, []
+
+        def counted(passages, **options):
+            if len(other.encoded) == 8:
+                raise KeyboardInterrupt
+            other.encoded += [passage.id for passage in passages]
+            return encode(passages, **options)
+
+        other.encode_passages = counted
+        with pytest.raises(KeyboardInterrupt):
+            filled.reencode(other, resumes=True)
+        assert other.encoded == [f"p{i}" for i in range(8)]
+        other.encoded = []
+        return filled
+
+    def test_after_an_interruption(self, path, begun, other):
+        assert Memory.open(path).version == 2
+        assert verify(path).problems == []
+        after = Memory.open(path).reencode(other, resumes=True)
+        assert other.encoded == [f"p{i}" for i in range(8, 12)]
+        assert vectors_by_id(after) == vectors_by_id(Memory.open(path)) == expected(other, after)
+        assert [p.id for p in after.passages()] == [p.id for p in begun.passages()]
+        assert not (path / "_reencoding.jsonl").exists()
+        assert verify(path).problems == []
+
+    def test_reading_and_pruning_leave_it(self, path, begun, other):
+        Memory.open(path).search(np.ones((1, 8), np.float32), 2)
+        prune(path, keep=1)
+        Memory.open(path).reencode(other, resumes=True)
+        assert other.encoded == [f"p{i}" for i in range(8, 12)]
+
+    def test_another_version_ends_it_and_its_files_go(self, path, encoder, begun, other):
+        Memory.open(path).delete(["p11"])
+        other.encoded = []
+        after = Memory.open(path).add([Passage("new", "n")], encoder)  # the next writer removes them
+        assert not (path / "_reencoding.jsonl").exists()
+        assert {f"data/{file.name}" for file in (path / "data").iterdir()} <= needed(storage_of(path))
+        other.encode_passages = OtherEncoder().encode_passages
+        assert vectors_by_id(after.reencode(other, resumes=True)) == expected(other, Memory.open(path))
+
+    def test_another_encoder_begins_anew(self, path, begun):
+        third = OtherEncoder(6, "f3")
+        after = Memory.open(path).reencode(third, resumes=True)
+        assert len(after.search(np.ones((1, 6), np.float32), 12).passages[0]) == 12
+        assert {f"data/{file.name}" for file in (path / "data").iterdir()} <= needed(storage_of(path))
+        assert verify(path).problems == []
+
+    def test_a_file_that_was_damaged_since_is_written_again(self, path, begun, other):
+        lines = (path / "_reencoding.jsonl").read_text().splitlines()
+        (name,) = json.loads(lines[2])["checksums"]
+        (path / name).write_bytes(b"damaged")
+        after = Memory.open(path).reencode(other, resumes=True)
+        assert other.encoded == [f"p{i}" for i in range(4, 12)]
+        assert vectors_by_id(after) == expected(other, after)
+
+    @pytest.mark.parametrize("tail", [b"", b'{"rows": 4, "fragm'])
+    def test_after_a_kill(self, path, begun, other, tail):
+        """The lock's owner is dead, and the last note may be cut short."""
+        with (path / "_reencoding.jsonl").open("ab") as stream:
+            stream.write(tail)
+        (path / "_writer.lock").write_text(json.dumps({**OWNER, "host": socket.gethostname()}))
+        after = Memory.open(path).reencode(other, resumes=True)
+        assert other.encoded == [f"p{i}" for i in range(8, 12)]
+        assert vectors_by_id(after) == expected(other, after)
+
+    def test_forgetting_leaves_no_text_behind(self, path, begun):
+        done = forget(path, ["p3"])
+        assert done.left == []
+        assert not any(b"text 3" in file.read_bytes() for file in path.rglob("*") if file.is_file())
+
+
+OWNER = {"pid": 2**22 + 1, "since": "2026-01-01T00:00:00+00:00"}

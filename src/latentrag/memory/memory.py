@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,10 @@ from latentrag.errors import IndexDamagedError, InputError, MemoryStoreError, Sh
 from latentrag.memory import history, version_files
 from latentrag.memory.history import Diff, Version
 from latentrag.memory.indexes import BuiltIndex, Hits, Index, IndexSupply, build_index
+from latentrag.memory.reencoding import ROWS_PER_NOTE, Notes
 from latentrag.memory.schema import EncoderCard, require_known
 from latentrag.memory.storage import Place, storage_of
-from latentrag.memory.table import RowsById, Table
+from latentrag.memory.table import RowsById, Staged, Table
 from latentrag.memory.writer import Added, Writer, add_passages, batches
 from latentrag.types import Passage, SearchResult
 
@@ -367,26 +369,40 @@ class Memory:
         """The memory at another version of its table, with the same indexes."""
         return Memory(table, self._indexes)
 
-    def reencode(self, encoder: PassageEncoder, *, progress: bool = False) -> Memory:
+    def reencode(self, encoder: PassageEncoder, *, resumes: bool = False, progress: bool = False) -> Memory:
         """A version in which every passage has the vector d(z) of ``encoder``: the refresh of REALM (Guu et al. 2020).
 
-        The one change that may bring in another encoder: the new version's card names it, older versions keep their
-        vectors and theirs. Texts, ids and order stay. Passages are streamed, and everything is written anew beside the
-        old version, which stays readable whatever happens.
+        The one change that may bring in another encoder, also one of another dimension: the new version's card names
+        it, older versions keep their vectors and theirs. Texts, ids and order stay. Passages are streamed, and
+        everything is written anew beside the old version, which stays readable whatever happens.
 
-        Raises: EncoderMismatchError if the dimension differs; MemoryStoreError if there are no passages, this is not
-            the newest version or a file is not as it was written; ModelError or ShapeError for vectors that cannot be
-            kept. After any exception the memory is as before.
+        Args:
+            resumes: what was encoded before an exception or a kill is kept, and the next call with this encoder goes on
+                after it, unless there is a newer version by then. False: after any exception the memory is as before.
+        Raises: MemoryStoreError if there are no passages, this is not the newest version or a file is not as it was
+            written; ModelError or ShapeError for vectors that cannot be kept.
         """
-        self.card.check_dimension(encoder)
         if not len(self):
             raise MemoryStoreError(f"{self.path} has no passages to re-encode; add some or build a new memory")
         table = replace(self._table, card=EncoderCard.of(encoder))
         with table.writing(), io.progress("encoding passages", len(self), wanted=progress) as bar:
-            writer = Writer(table, lambda: encoder, on_passages=bar.advance)
-            for batch in batches(self._table.passages_to_copy()):
+            notes = Notes(table) if resumes else None
+            staged, num_done = (Staged(), 0) if notes is None else notes.begin()
+            if num_done:
+                bar.advance(num_done)
+            writer = Writer(
+                table,
+                lambda: encoder,
+                on_passages=bar.advance,
+                staged=staged,
+                on_staged=None if notes is None else notes.add,
+                rows_per_file=None if notes is None else ROWS_PER_NOTE,
+            )
+            for batch in batches(islice(self._table.passages_to_copy(), num_done, None)):
                 writer.put(batch)
             writer.replace_all(change=f"re-encoded {len(self)} passages with {encoder.name}")
+            if notes is not None:
+                notes.end()
         return self.with_table(writer.table)
 
 

@@ -23,6 +23,7 @@ FORMAT_VERSION = 1
 """Of the table's columns and of the card. A reader refuses any other."""
 CARD_KEY = b"latentrag.manifest"
 PASSAGE_COLUMNS = ["id", "text", "title", "source", "start", "end", "page", "origin", "fields"]
+REENCODE = "bring the memory to another encoder with `latentrag index reencode MEMORY --encoder NAME`"
 LATER_COLUMNS = ["origin", "fields"]
 """Columns that older memories get with the first commit that fills them; null means nothing there."""
 
@@ -88,15 +89,7 @@ class EncoderCard:
             raise EncoderMismatchError(
                 f"passage encoder {_named(encoder.name, encoder.fingerprint, encoder.dimension)} differs from "
                 f"{_named(self.encoder, self.fingerprint, self.dimension)}, which encoded the memory; "
-                "use that one or build a new memory"
-            )
-
-    def check_dimension(self, encoder: PassageEncoder) -> None:
-        """Refuse vectors that the table has no room for. Raises: EncoderMismatchError."""
-        if encoder.dimension != self.dimension:
-            raise EncoderMismatchError(
-                f"passage encoder {encoder.name} has {encoder.dimension} dimensions, the memory's vectors have "
-                f"{self.dimension}; re-encode with an encoder of {self.dimension} or build a new memory"
+                f"use that one, or {REENCODE}"
             )
 
     def check_query_encoder(self, encoder: QueryEncoder) -> None:
@@ -104,7 +97,7 @@ class EncoderCard:
 
         Raises: EncoderMismatchError.
         """
-        remedy = f"use the query encoder that belongs to {self.encoder} or build a new memory"
+        remedy = f"use the query encoder that belongs to {self.encoder}, or {REENCODE}"
         if encoder.dimension != self.dimension:
             raise EncoderMismatchError(
                 f"the query encoder has {encoder.dimension} dimensions, the memory's vectors have "

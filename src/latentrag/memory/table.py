@@ -285,8 +285,10 @@ class Table:
 
     @property
     def columns(self) -> pa.Schema:
-        """The columns in the table's own order, by which Lance numbers them, with this card."""
-        return self.dataset.schema.with_metadata(schema(self.card).metadata)
+        """The columns in the table's own order, by which Lance numbers them, with this card and its dimension."""
+        ours, present = schema(self.card), self.dataset.schema
+        place = present.get_field_index("vector")
+        return present.set(place, ours.field("vector")).with_metadata(ours.metadata)
 
     def stage(self, batches: Iterable[pa.RecordBatch]) -> Staged:
         """Write rows to files that no version contains yet; ``commit`` makes them part of one.
@@ -306,8 +308,10 @@ class Table:
         import pyarrow as pa
         from lance.fragment import write_fragments
 
+        rows = pa.Table.from_batches(batches)
+        same = rows.schema.field("vector").type == self.dataset.schema.field("vector").type
         with version_files.changing(self.path):
-            return self._safe(write_fragments(pa.Table.from_batches(batches), self.dataset, mode="append"))
+            return self._safe(write_fragments(rows, self.dataset, mode="append" if same else "overwrite"))
 
     def _safe(self, fragments: list[FragmentMetadata]) -> Staged:
         """New fragments, forced to the disk and hashed while the system has them in RAM. Raises: OSError."""

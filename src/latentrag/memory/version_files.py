@@ -6,11 +6,13 @@ _refs/tags/                                   names of versions, in Lance's form
 _checksums.jsonl                              what each committed file held (see storage.py)
 _writer.lock                                  who writes
 _damaged/                                     versions that are damaged, set aside with their files
+_reencoding.jsonl                             what an unfinished re-encoding has written (see reencoding.py)
 _indexes/ _sync/                              disposable
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from errno import EACCES, EPERM, EROFS
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latentrag import io
 from latentrag.errors import DamagedVersionError, LatentRagError, MemoryStoreError
@@ -36,6 +38,7 @@ VERSIONS = "_versions"
 TABLE_FOLDERS = ("data", "_deletions", "_transactions", VERSIONS)
 DAMAGED = "_damaged"
 INDEXES = "_indexes"
+REENCODING = "_reencoding.jsonl"
 ROWS_PER_READ = 8_192
 _HIGHEST = 2**64 - 1
 _MANIFEST = re.compile(r"(\d{20})\.manifest")
@@ -254,11 +257,17 @@ def present(folder: Path) -> set[str]:
 
 
 def needed(storage: Storage) -> set[str]:
-    """Every file of the table that a version needs. Raises: MemoryStoreError if a version's manifest is damaged."""
+    """Every file of the table that a version needs, or a re-encoding that will go on.
+
+    Raises: MemoryStoreError if a version's manifest is damaged.
+    """
     import pyarrow.compute as pc
 
     folder = storage.folder
     names = {f"{VERSIONS}/latest_version_hint.json"}
+    header, *notes = noted(folder) or [{}]
+    if header.get("version") == newest_version(folder):
+        names.update(name for note in notes for name in note["checksums"])
     newest = open_readable(storage, newest_version(folder))
     with lance_errors_as(
         lambda error: MemoryStoreError(
@@ -269,6 +278,16 @@ def needed(storage: Storage) -> set[str]:
         for batch in newest.tracked_files():
             names.update(pc.unique(batch["path"]).to_pylist())
     return names
+
+
+def noted(folder: Path) -> list[dict[str, Any]]:
+    """The notes of a re-encoding: for which version and encoder, then what was written. A line that was not finished
+    ends them; none if there is none."""
+    try:
+        lines = (folder / REENCODING).read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines]
+    except (FileNotFoundError, ValueError):
+        return []
 
 
 def remove(folder: Path, names: Collection[str]) -> int:
@@ -390,7 +409,11 @@ def recover(storage: Storage, *, killed: bool) -> None:
             f"{str(error).split('; ')[0]}; restore it from a copy, "
             f"or give it up and go on from an older one with `latentrag index repair {folder}`"
         ) from error
-    if killed:
+    header, *_ = noted(folder) or [{}]
+    is_stale = (folder / REENCODING).exists() and header.get("version") != newest_version(folder)
+    if is_stale:  # somebody has committed since
+        (folder / REENCODING).unlink()
+    if killed or is_stale:
         remove_orphans(storage)
 
 

@@ -36,12 +36,22 @@ class Writer:
     """
 
     def __init__(
-        self, table: Table, encoder: Callable[[], PassageEncoder], *, on_passages: Callable[[int], None] | None = None
+        self,
+        table: Table,
+        encoder: Callable[[], PassageEncoder],
+        *,
+        on_passages: Callable[[int], None] | None = None,
+        staged: Staged | None = None,
+        on_staged: Callable[[Staged, int], None] | None = None,
+        rows_per_file: int | None = None,
     ) -> None:
         """
         Args:
             encoder: loads the passage encoder; called if something has to be encoded.
             on_passages: called with the number of passages that got their vectors since the last call.
+            staged: what was put before and is to be committed first.
+            on_staged: called with what was written to files, and how many rows that is.
+            rows_per_file: None: as many as a file has best.
         """
         self.table = table
         self.num_pending = 0
@@ -49,7 +59,9 @@ class Writer:
         self._encoder: PassageEncoder | None = None
         self._on_passages = on_passages or (lambda _: None)
         self._rows: list[pa.RecordBatch] = []
-        self._staged = Staged()
+        self._staged = staged or Staged()
+        self._on_staged = on_staged or (lambda *_: None)
+        self._rows_per_file = rows_per_file
 
     def put(self, passages: Sequence[Passage], vectors: Mapping[int, npt.NDArray[np.float16]] | None = None) -> None:
         """Encode passages and write them; they are in no version before the next commit.
@@ -77,7 +89,7 @@ class Writer:
             self.table = table
         self._rows.append(self.table.record_batch(passages, of_all))
         self.num_pending += len(passages)
-        if sum(map(len, self._rows)) >= table_module.ROWS_PER_FRAGMENT:
+        if sum(map(len, self._rows)) >= (self._rows_per_file or table_module.ROWS_PER_FRAGMENT):
             self._stage()
 
     def commit(self, *, removed_ids: Collection[str] = (), change: str) -> None:
@@ -95,7 +107,10 @@ class Writer:
 
     def _stage(self) -> None:
         rows, self._rows = self._rows, []
-        self._staged += self.table.stage(rows)
+        if rows:
+            staged = self.table.stage(rows)
+            self._staged += staged
+            self._on_staged(staged, sum(map(len, rows)))
 
     def _committed(self, table: Table) -> None:
         self.table, self._staged, self.num_pending = table, Staged(), 0
