@@ -52,11 +52,10 @@ def theirs(config: Config, dtype: str) -> Callable[[list[Any]], Any]:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from latentrag.encoder.sentence_module import SentenceSettings
+    from latentrag.encoder.sentence_module import passage_text
 
-    as_text = SentenceSettings().passage
     model = SentenceTransformer(folder(config.model), device="cpu", model_kwargs={"dtype": getattr(torch, dtype)})
-    return lambda batch: model.encode([as_text(z) for z in batch], convert_to_numpy=False, convert_to_tensor=True)
+    return lambda batch: model.encode([passage_text(z) for z in batch], convert_to_numpy=False, convert_to_tensor=True)
 
 
 def ours(config: Config, dtype: str) -> Callable[[list[Any]], Any]:

@@ -17,6 +17,7 @@ from latentrag.marginal import log_prior
 ROOT = Path(__file__).parent.parent
 
 LIBRARIES_OF = {
+    "latentrag.encoder.stages": {"transformers"},
     "latentrag.memory.exchange": {"pyarrow"},
     "latentrag.memory.sources": {"pyarrow"},
     "latentrag.memory.indexes.flat": {"faiss"},

@@ -52,6 +52,7 @@ COMMANDS: dict[tuple[str, ...], list[Any]] = {
     ("doctor",): [MemoryOptions, ModelOptions, PlaceOptions],
     ("demo",): [PlaceOptions],
     ("index", "add"): [PassageEncoderOptions, ReadingOptions],
+    ("index", "reencode"): [PassageEncoderOptions],
     ("index", "sync"): [PassageEncoderOptions, SyncOptions],
     ("index", "push"): [VersionOptions],
 }

@@ -184,8 +184,49 @@ class Given(dict[str, Any], Generic[T]):
         return given
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorOptions:
+    """How an encoder of a folder or the hub makes the vectors of passages.
+
+    Attributes:
+        passage_prompt: With --encoder: text put before each passage, such as E5's "passage: ".
+        dimension: With --encoder: numbers kept of each vector, the first ones; for encoders trained for that
+            (Matryoshka).
+    """
+
+    passage_prompt: Annotated[str | None, Option(metavar="TEXT", default="the encoder's own")] = None
+    dimension: Annotated[int | None, Option(ge=1, default="the encoder's own")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderOptions(VectorOptions):
+    """How an encoder of a folder or the hub is used.
+
+    Attributes:
+        query_prompt: With --encoder: text put before each question, such as E5's "query: ".
+    """
+
+    query_prompt: Annotated[str | None, Option(metavar="TEXT", default="the encoder's own")] = None
+
+    @property
+    def of_encoder(self) -> EncoderOptions:
+        """These alone."""
+        return EncoderOptions(
+            query_prompt=self.query_prompt, passage_prompt=self.passage_prompt, dimension=self.dimension
+        )
+
+
+def require_encoder(options: EncoderOptions, encoder: object) -> None:
+    """Raises: InputError for options of an encoder without one."""
+    if encoder is None and options != EncoderOptions():
+        raise InputError(
+            "got a prompt or a dimension without --encoder, or with bm25, which uses none; leave them out: a model has "
+            "its own"
+        )
+
+
 @dataclass(frozen=True, slots=True)
-class ModelOptions:
+class ModelOptions(EncoderOptions):
     """Which model: one by name, or one put together from parts.
 
     Attributes:
@@ -268,7 +309,7 @@ class VersionOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class PassageEncoderOptions:
+class PassageEncoderOptions(VectorOptions):
     """What encodes passages.
 
     Attributes:
@@ -284,6 +325,12 @@ class PassageEncoderOptions:
     def __post_init__(self) -> None:
         if self.model is not None and self.encoder is not None:
             raise InputError("got both -m and --encoder; give one of them")
+        require_encoder(self.of_encoder, self.encoder)
+
+    @property
+    def of_encoder(self) -> EncoderOptions:
+        """How the encoder is used."""
+        return EncoderOptions(passage_prompt=self.passage_prompt, dimension=self.dimension)
 
     @property
     def source(self) -> str:

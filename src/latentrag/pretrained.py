@@ -136,6 +136,8 @@ def read_config(folder: Path) -> PretrainedConfig:
 
     Raises: ModelError if it is missing, broken, or of a model_type that transformers does not know.
     """
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise ModelError(f"{folder} holds an adapter (PEFT) and no model; merge it into its model and save that")
     return config_of(read_object(folder / "config.json"), folder / "config.json")
 
 
@@ -191,13 +193,19 @@ def _weight_files(folder: Path) -> list[Path]:
     found = sorted(folder.glob("*.safetensors"))
     if found:
         return found
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-    if pickles:
+    refuse_pickles(folder)
+    raise ModelError(f"{folder} has no weights; needed model.safetensors")
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raises: ModelError if a folder has weights as pickles and not as safetensors."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    if pickles and not any(name.endswith(".safetensors") for name in names):
         raise ModelError(
             f"{folder} has pickled weights only ({pickles[0]}), which can run code when opened; "
             "convert them to safetensors"
         )
-    raise ModelError(f"{folder} has no weights; needed model.safetensors")
 
 
 def build(

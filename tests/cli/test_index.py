@@ -171,7 +171,7 @@ def test_an_encoder_that_does_not_match_is_refused(own, tmp_path) -> None:
     (tmp_path / "new.txt").write_text("Tokyo is a city.")
     error = cli("index", "add", own, tmp_path / "new.txt", "--encoder", other, "--upsert").error()
     assert "passage encoder other (" in error
-    assert "use that one or build a new memory" in error
+    assert "use that one, or bring the memory to another encoder" in error
     assert Memory.open(own).version == 2
 
 

@@ -102,6 +102,7 @@ ALWAYS: Mapping[str, list[str]] = {
 """Options of `train` that change something in any state, with a value that shows it."""
 ELSEWHERE = {
     *("--model", "--encoder", "--generator", "--passage-encoder", "--adapter", "--instruction", "--template"),
+    *("--query-prompt", "--passage-prompt", "--dimension"),
     *("--memory", "--out", "--resume", "--json"),
     *("--device", "--encoder-device", "--passage-cache-in", "--skip-bad", "--truncate", "--prefix-field"),
 }
@@ -213,6 +214,7 @@ MODELS = ("ask", "score", "eval", "classify")
 ASKS = ("ask", "eval")
 PLAIN = "-m encoder-decoder"
 DRAWN = ("--temperature 2", "--top-k 2", "--top-p 0.5", "--seed 1")
+ENCODING = ("--query-prompt", "--passage-prompt", "--dimension")
 CACHES = ("--passage-cache 1GB", "--passage-cache-folder kv")
 OTHERS: list[tuple[str, str, str, list[str]]] = [
     (
@@ -267,6 +269,17 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
         ["ask --encoder e --generator g", "ask --passage-encoder e"],
     ),
     ("all that take a model", "`--adapter`", "without `--generator`", ["ask --adapter a", "train --adapter a"]),
+    (
+        "all that take a model; `index add`, `index sync`, `index reencode`",
+        "`--query-prompt`, `--passage-prompt`, `--dimension`",
+        "without `--encoder`; with `--retriever bm25`",
+        [
+            *(f"{each} {flag} 8" for each in (*MODELS, "train") for flag in ENCODING),
+            *(f"index {each} {flag} 8" for each in ("add new.lance .", "sync new.lance .") for flag in ENCODING[1:]),
+            *(f"index reencode {flag} 8" for flag in ENCODING[1:]),
+            *(f"ask --encoder e --generator g --retriever bm25 {flag} 8" for flag in ENCODING),
+        ],
+    ),
     (
         "all that take a model",
         "`--instruction`",

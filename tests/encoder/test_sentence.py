@@ -6,18 +6,17 @@ import math
 
 import pytest
 import torch
-from beartype import beartype
-from jaxtyping import jaxtyped
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from latentrag.encoder import SentenceEncoder, load_passage_encoder, load_query_encoder
-from latentrag.encoder.sentence_module import POOLERS
 from latentrag.errors import InputError, ModelError
 from latentrag.place import Place
 from latentrag.protocols import PassageEncoder, QueryEncoder
 from latentrag.types import Passage
 from tests.encoder.tiny import sizes, vocabulary, write_dense, write_json, write_sentence_encoder, write_tokenizer
+
+POOLINGS = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 # Padding changes the order of float32 sums: some 1e-7 on values near 1.
 ROUNDING = 1e-5
@@ -57,22 +56,15 @@ def close(a, b):
     return torch.allclose(a.double(), b.double(), rtol=0, atol=ROUNDING)
 
 
-@pytest.fixture
-def checked_shapes(monkeypatch):
-    """The poolers' jaxtyping annotations, checked at run time."""
-    checked = {mode: jaxtyped(typechecker=beartype)(pooler) for mode, pooler in POOLERS.items()}
-    monkeypatch.setattr("latentrag.encoder.sentence_module.POOLERS", checked)
-
-
-@pytest.mark.parametrize("mode", list(POOLERS))
-def test_each_pooling_is_its_definition(tmp_path, mode, checked_shapes):
+@pytest.mark.parametrize("mode", POOLINGS)
+def test_each_pooling_is_its_definition(tmp_path, mode):
     folder = write_sentence_encoder(tmp_path / "m", modes=[mode])
     vectors = load_query_encoder(folder).encode_queries(QUESTIONS)
     for vector, question in zip(vectors, QUESTIONS, strict=True):
         assert close(vector, pooled(hidden_states(folder, question), mode))
 
 
-@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(POOLERS, 2)))
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(POOLINGS, 2)))
 def test_no_two_poolings_agree(tmp_path, one, other):
     """Otherwise the test above could not tell them apart."""
     folder = write_sentence_encoder(tmp_path / "m")
@@ -238,27 +230,29 @@ def test_no_prompt_may_fill_the_whole_window(tmp_path):
 
 
 class TestUnsupported:
-    def test_module(self, tmp_path):
-        folder = write_sentence_encoder(tmp_path / "m", head=["LSTM"])
-        with pytest.raises(ModelError, match="a module LSTM, which is not supported"):
+    @pytest.mark.parametrize("kind", ["CLIPModel", "Module", "os.system"])
+    def test_module(self, tmp_path, kind):
+        folder = write_sentence_encoder(tmp_path / "m", head=[kind])
+        with pytest.raises(ModelError, match=f"a module {kind.rpartition('.')[2]}, which is not supported"):
             load_query_encoder(folder)
 
-    def test_order(self, tmp_path):
+    def test_no_modules(self, tmp_path):
         folder = write_sentence_encoder(tmp_path / "m")
-        write_json(folder / "modules.json", [{"type": "sentence_transformers.models.BoW", "path": "0_BoW"}])
-        with pytest.raises(ModelError, match="lists BoW; needed a Transformer"):
+        write_json(folder / "modules.json", [])
+        with pytest.raises(ModelError, match="lists no modules"):
             load_query_encoder(folder)
 
-    def test_activation(self, tmp_path):
-        folder = write_sentence_encoder(tmp_path / "m", head=["Dense"])
-        write_dense(folder / "2_Dense", in_features=16, activation="os.system")
-        with pytest.raises(ModelError, match=r"the activation os\.system; supported are"):
+    def test_no_pooling(self, tmp_path):
+        folder = write_sentence_encoder(tmp_path / "m")
+        write_json(folder / "modules.json", json.loads((folder / "modules.json").read_text())[:1])
+        with pytest.raises(ModelError, match="no vector of a whole text"):
             load_query_encoder(folder)
 
-    def test_residual(self, tmp_path):
+    @pytest.mark.parametrize("activation", ["os.system", "torch.load", "torch.nn.Bilinear"])
+    def test_activation(self, tmp_path, activation):
         folder = write_sentence_encoder(tmp_path / "m", head=["Dense"])
-        write_json(folder / "2_Dense" / "config.json", {"use_residual": True})
-        with pytest.raises(ModelError, match="not supported"):
+        write_dense(folder / "2_Dense", in_features=16, activation=activation)
+        with pytest.raises(ModelError, match=r"the activation os\.system; supported are|does not load as a Dense"):
             load_query_encoder(folder)
 
     def test_dense_of_another_size(self, tmp_path):
@@ -269,8 +263,8 @@ class TestUnsupported:
 
     def test_pooling(self, tmp_path):
         folder = write_sentence_encoder(tmp_path / "m")
-        write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "attention"})
-        with pytest.raises(ModelError, match=r"pooling by \['attention'\]; supported are cls"):
+        write_json(folder / "1_Pooling" / "config.json", {"embedding_dimension": 16, "pooling_mode": "attention"})
+        with pytest.raises(ModelError, match="does not load as a Pooling.*'attention'"):
             load_query_encoder(folder)
 
     @pytest.mark.parametrize("prompts", [{"default_prompt_name": "q"}, {"prompts": ["query"]}, {"prompts": {"q": 1}}])

@@ -119,9 +119,17 @@ def write_sentence_encoder(
     return folder
 
 
-def write_dense(folder: Path, *, in_features: int, activation: str = "torch.nn.modules.activation.Tanh") -> None:
-    content = {"in_features": in_features, "out_features": 5, "bias": True, "activation_function": activation}
-    write_json(folder / "config.json", content)
-    save_file(
-        {"linear.weight": torch.randn(5, in_features) / 4, "linear.bias": torch.randn(5)}, folder / "model.safetensors"
-    )
+def write_dense(
+    folder: Path,
+    *,
+    in_features: int,
+    out_features: int = 5,
+    bias: bool = True,
+    activation: str = "torch.nn.modules.activation.Tanh",
+) -> None:
+    content: dict[str, object] = {"in_features": in_features, "out_features": out_features, "bias": bias}
+    write_json(folder / "config.json", content | {"activation_function": activation})
+    weights = {"linear.weight": torch.randn(out_features, in_features) / 4}
+    if bias:
+        weights["linear.bias"] = torch.randn(out_features)
+    save_file(weights, folder / "model.safetensors")

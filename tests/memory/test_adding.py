@@ -105,7 +105,7 @@ def test_a_new_memory_of_which_nothing_was_committed_is_gone(tmp_path, path, enc
 
 def test_another_encoder_may_not_add_parts(path, encoder, make_encoder):
     add(path, passages(4), lambda: encoder, passages_per_commit=4)
-    with pytest.raises(EncoderMismatchError, match="use that one or build a new memory"):
+    with pytest.raises(EncoderMismatchError, match="use that one, or bring the memory to another encoder"):
         add(path, passages(8), lambda: make_encoder(fingerprint="f2"), passages_per_commit=4)
     assert len(Memory.open(path)) == 4
 

@@ -444,7 +444,7 @@ def test_refusals_leave_everything_as_it_was(synced: Synced, tmp_path):
     synced.sync()
     synced.write("b.txt", "more")
     synced.encoder.fingerprint = "c2"
-    with pytest.raises(EncoderMismatchError, match="use that one or build a new memory"):
+    with pytest.raises(EncoderMismatchError, match="use that one, or bring the memory to another encoder"):
         synced.sync()
     assert synced.memory.version == 2
     synced.path = synced.folder / "a.txt"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -15,6 +15,7 @@ from latentrag import io
 from latentrag.addresses import GENERATORS, MODELS, model_place, opener
 from latentrag.assemble.model_file import FILE_NAME, ModelFile
 from latentrag.errors import InputError, ModelError
+from latentrag.options import EncoderOptions
 from latentrag.place import Place, Places
 from latentrag.pretrained import read_object, resolve
 
@@ -37,12 +38,19 @@ class ModelSpec:
         generator: any encoder–decoder or causal language model.
         passage_encoder: DPR's context encoder, for instance.
         adapter: of the generator, in PEFT's layout; it is merged into the weights.
+        encoding: prompts and dimension of the encoders.
     """
 
     encoder: Source
     generator: Source
     passage_encoder: Source | None = None
     adapter: Source | None = None
+    encoding: EncoderOptions = field(default=EncoderOptions(), repr=False)  # the others name runs that are resumed
+
+    @property
+    def parts(self) -> tuple[Source | None, ...]:
+        """What it is put together from."""
+        return self.encoder, self.generator, self.passage_encoder, self.adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +122,10 @@ def content_key(source: Source | ModelSpec | tuple[Source, Source]) -> str:
     """
     if isinstance(source, tuple):
         source = ModelSpec(*source)
-    named = astuple(source) if isinstance(source, ModelSpec) else (source,)
+    named: tuple[Source | None, ...] = (source,) if not isinstance(source, ModelSpec) else source.parts
     digest = hashlib.sha256()
+    if isinstance(source, ModelSpec) and source.encoding != EncoderOptions():
+        digest.update(repr(source.encoding).encode())
     for part in named:
         digest.update(b"\0" if part is None else b"\1")
         if part is None:
@@ -131,11 +141,14 @@ def content_key(source: Source | ModelSpec | tuple[Source, Source]) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_passage_encoder(source: Source | ModelSpec, *, device: str = "auto") -> PassageEncoder:
+def load_passage_encoder(
+    source: Source | ModelSpec, *, device: str = "auto", encoding: EncoderOptions | None = None
+) -> PassageEncoder:
     """d(z) of a model (as for ``load``), or from an encoder's own folder or hub id.
 
     Args:
         device: where it computes, as for ``load``.
+        encoding: prompt and dimension in place of the encoder's own.
     Raises: InputError for a device that is not there; ModelError if the model has none, as ``facebook/rag-*``, which
         ship without their passage encoder.
     """
@@ -143,6 +156,7 @@ def load_passage_encoder(source: Source | ModelSpec, *, device: str = "auto") ->
 
     place = Places.of(device).encoder
     if isinstance(source, ModelSpec):
+        encoding = source.encoding
         source = source.passage_encoder or source.encoder
     folder = model_place(source)
     if (Path(folder) / FILE_NAME).is_file():
@@ -155,7 +169,7 @@ def load_passage_encoder(source: Source | ModelSpec, *, device: str = "auto") ->
             f"{source} holds no passage encoder; name the one it was trained with, "
             "for instance facebook/dpr-ctx_encoder-multiset-base"
         )
-    return encoder.load_passage_encoder(folder, place=place)
+    return encoder.load_passage_encoder(folder, place=place, options=encoding or EncoderOptions())
 
 
 def _refuse(settings: Mapping[str, object], source: Source) -> None:
@@ -183,8 +197,10 @@ def _query_encoder_of(spec: ModelSpec, place: Place) -> QueryEncoder:
 
     fingerprint = None
     if spec.passage_encoder is not None:
-        fingerprint = encoder.load_passage_encoder(model_place(spec.passage_encoder)).fingerprint
-    return encoder.load_query_encoder(model_place(spec.encoder), passage_fingerprint=fingerprint, place=place)
+        fingerprint = load_passage_encoder(spec, device="cpu").fingerprint
+    return encoder.load_query_encoder(
+        model_place(spec.encoder), passage_fingerprint=fingerprint, place=place, options=spec.encoding
+    )
 
 
 def _open_rag_layout(folder: Path, name: str, places: Places) -> Parts:

@@ -26,6 +26,7 @@ from latentrag.options import (
     PlaceOptions,
     VersionOptions,
     options_of,
+    require_encoder,
 )
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ def model_source(options: ModelOptions) -> str | assemble.ModelSpec:
     model, encoder, generator = options.model, options.encoder, options.generator
     if options.adapter is not None and generator is None:
         raise InputError("got --adapter without --generator; name the generator that it was trained for")
+    require_encoder(options.of_encoder, None if options.retriever == "bm25" else encoder)
     if encoder is None and generator is None and options.passage_encoder is None:
         return DEMO if model is None else model
     if model is not None:
@@ -139,7 +141,7 @@ def model_source(options: ModelOptions) -> str | assemble.ModelSpec:
     if encoder is None or generator is None:
         missing = "--encoder" if encoder is None else "--generator"
         raise InputError(f"got parts of a model without {missing}; give --encoder and --generator, or -m")
-    return assemble.ModelSpec(encoder, generator, options.passage_encoder, options.adapter)
+    return assemble.ModelSpec(encoder, generator, options.passage_encoder, options.adapter, options.of_encoder)
 
 
 def loading(options: ModelOptions) -> dict[str, Any]:

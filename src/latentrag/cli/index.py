@@ -60,7 +60,7 @@ def add(
         done = add_to(
             path,
             found,
-            lambda: assemble.load_passage_encoder(encoder.source, device=encoder.device),
+            lambda: assemble.load_passage_encoder(encoder.source, device=encoder.device, encoding=encoder.of_encoder),
             upsert=upsert,
             passages_per_commit=reading.passages_per_commit,
             progress=sys.stderr.isatty(),
@@ -93,6 +93,30 @@ def add(
     replaced = f", replaced {done.replaced}" if upsert else ""
     unchanged = f", {done.unchanged} were there already" if done.unchanged else ""
     print_line(f"{path} version {after.version}: added {done.added}{replaced}{unchanged}; {len(after)} passages in all")
+
+
+def reencode(memory: MemoryPath, *, encoder: PassageEncoderOptions, as_json: arg.AsJson = False) -> None:
+    """Commit a version with the vectors of another encoder, whatever their dimension.
+
+    Texts and ids stay. Earlier versions keep their vectors and are asked with their encoder. Interrupted or killed, the
+    same command goes on where it was, unless the memory was changed meanwhile.
+    """
+    before = assemble.open_memory(memory, version="newest")
+    with arg.uncollected():
+        loaded = assemble.load_passage_encoder(encoder.source, device=encoder.device, encoding=encoder.of_encoder)
+    is_new = loaded.fingerprint != before.card.fingerprint
+    try:
+        after = before.reencode(loaded, resumes=True, progress=sys.stderr.isatty()) if is_new else before
+    except KeyboardInterrupt:
+        say("interrupted; run the same command again to continue")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    card = after.card
+    if as_json:
+        record = {"version": after.version, "reencoded": len(after) if is_new else 0, "passages": len(after)}
+        print_json({"memory": after.name, **record, "encoder": card.encoder, "dimension": card.dimension})
+        return
+    done = f"re-encoded {len(after)} passages with" if is_new else "its vectors are already of"
+    print_line(f"{after.name} version {after.version}: {done} {card.encoder} ({card.dimension} dimensions)")
 
 
 def log(memory: MemoryPath, as_json: arg.AsJson = False) -> None:

@@ -48,7 +48,9 @@ def sync(
             report = run(
                 path,
                 folder,
-                lambda: assemble.load_passage_encoder(encoder.source, device=encoder.device),
+                lambda: assemble.load_passage_encoder(
+                    encoder.source, device=encoder.device, encoding=encoder.of_encoder
+                ),
                 options=options,
                 on_progress=_shown_on(bar),
             )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentrag.encoder.identity import Fingerprint, Role, Saved, check_scale, dtype_name
+from latentrag.encoder.identity import Fingerprint, Role, Saved, architecture_of, check_scale, dtype_name
 from latentrag.encoder.tokens import (
     TextTokenizer,
     TokenBatch,
@@ -145,7 +145,9 @@ class DprPassageEncoder(_DprEncoder):
     ) -> None:
         super().__init__(module, tokenizer, name=name, scale=scale)
         settings = {"kind": "dpr", "title": "pair", "segments": "zero", "max_tokens": tokenizer.max_tokens}
-        self._fingerprint = Fingerprint(module, module.config, tokenizer=tokenizer, settings=settings)
+        self._fingerprint = Fingerprint(
+            module, architecture_of(module.config), definition=tokenizer.definition, settings=settings
+        )
 
     @property
     def fingerprint(self) -> str:

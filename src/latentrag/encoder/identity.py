@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
-    from latentrag.encoder.tokens import TextTokenizer
-
 Kind = Literal["dpr", "sentence"]
 Role = Literal["query", "passage", "both"]
 
 FILE_NAME = "latentrag_encoder.json"
+MODULES = "modules.json"
+"""What makes a folder one of sentence-transformers."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -101,25 +101,26 @@ ARCHITECTURE = (
 would not do: its defaults differ between versions of transformers."""
 
 
+def architecture_of(config: PretrainedConfig) -> dict[str, object]:
+    """The settings named in ``ARCHITECTURE``."""
+    return {name: getattr(config, name, None) for name in ARCHITECTURE}
+
+
 class Fingerprint:
     """SHA-256 over weights, architecture, tokenizer and settings; computed when asked for, kept until a weight
     is written to.
 
     Args:
+        architecture: of its transformer; see ``architecture_of``.
+        definition: of its tokenizer.
         settings: whatever else decides over a passage's vector (pooling, prompt, length limit), as JSON values.
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        config: PretrainedConfig,
-        *,
-        tokenizer: TextTokenizer,
-        settings: Mapping[str, object],
+        self, module: nn.Module, architecture: object, *, definition: str, settings: Mapping[str, object]
     ) -> None:
         self._module = module
-        self._tokenizer = tokenizer
-        architecture = {name: getattr(config, name, None) for name in ARCHITECTURE}
+        self._definition = definition
         self._settings = json.dumps({"architecture": architecture, **settings}, sort_keys=True)
         self._value: str | None = None
         self._state: tuple[object, ...] = ()
@@ -134,7 +135,7 @@ class Fingerprint:
 
     def _compute(self) -> str:
         digest = hashlib.sha256()
-        for part in (self._settings, self._tokenizer.definition):
+        for part in (self._settings, self._definition):
             digest.update(hashlib.sha256(part.encode()).digest())
         for name, tensor in sorted(self._module.state_dict().items()):
             digest.update(f"{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0".encode())

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from latentrag.encoder import dpr
 from latentrag.encoder.dpr import DprPassageEncoder, DprQueryEncoder
-from latentrag.encoder.identity import DTYPES, FILE_NAME, Role, Saved
-from latentrag.encoder.sentence import MODULES, SentenceEncoder, load_sentence_module
-from latentrag.errors import ModelError
+from latentrag.encoder.identity import DTYPES, FILE_NAME, MODULES, Role, Saved
+from latentrag.encoder.sentence import SentenceEncoder, load_sentence_module
+from latentrag.errors import InputError, ModelError
+from latentrag.options import EncoderOptions
 from latentrag.place import Place, has_float64
 from latentrag.pretrained import read_config, read_weights, resolve
 
@@ -24,6 +25,7 @@ Source = str | os.PathLike[str]
 
 
 CPU = Place()
+AS_SAVED = EncoderOptions()
 
 
 def load_query_encoder(
@@ -33,8 +35,9 @@ def load_query_encoder(
     passage_fingerprint: str | None = None,
     name: str | None = None,
     place: Place = CPU,
+    options: EncoderOptions = AS_SAVED,
 ) -> DprQueryEncoder | SentenceEncoder:
-    """q(x): DPR's question encoder, a sentence encoder, or any transformers encoder with mean pooling.
+    """q(x): DPR's question encoder, an encoder of sentence-transformers, or any transformers encoder with mean pooling.
 
     Args:
         source: a folder in the layout of transformers, of sentence-transformers or of ``save``, or with a DPR
@@ -46,15 +49,16 @@ def load_query_encoder(
         name: what messages call it. None: as saved; else the folder's name or the hub id.
         place: its device, and the number format of the transformer's weights. "auto": as saved; else float32. Vectors
             are float32 in any case.
+        options: prompts and dimension in place of the folder's; not for DPR.
     Raises: ModelError if the source is missing, incomplete, corrupt or not supported. InputError for a scale
         that is not positive.
     """
     opened = _opened(source, role="query", name=name, scale=scale, place=place)
     if passage_fingerprint is None and opened.saved is not None:
         passage_fingerprint = opened.saved.passage_fingerprint
-    files = _dpr_files(opened)
+    files = _dpr_files(opened, options)
     if files is None:
-        return _sentence_encoder(opened, place=place, passage_fingerprint=passage_fingerprint)
+        return _sentence_encoder(opened, options, place=place, passage_fingerprint=passage_fingerprint)
     module, tokenizer = dpr.load_module(opened.folder, *files, role="query", dtype=opened.dtype)
     return DprQueryEncoder(
         module.to(place.device),
@@ -66,18 +70,23 @@ def load_query_encoder(
 
 
 def load_passage_encoder(
-    source: Source, *, scale: float | None = None, name: str | None = None, place: Place = CPU
+    source: Source,
+    *,
+    scale: float | None = None,
+    name: str | None = None,
+    place: Place = CPU,
+    options: EncoderOptions = AS_SAVED,
 ) -> DprPassageEncoder | SentenceEncoder:
-    """d(z): DPR's context encoder, a sentence encoder, or any transformers encoder with mean pooling.
+    """d(z): DPR's context encoder, an encoder of sentence-transformers, or any transformers encoder with mean pooling.
 
     Args: as those of ``load_query_encoder``.
     Raises: as ``load_query_encoder``.
     """
     opened = _opened(source, role="passage", name=name, scale=scale, place=place)
-    files = _dpr_files(opened)
+    files = _dpr_files(opened, options)
     if files is None:
         paired = None if opened.saved is None else opened.saved.passage_fingerprint
-        return _sentence_encoder(opened, place=place, passage_fingerprint=paired)
+        return _sentence_encoder(opened, options, place=place, passage_fingerprint=paired)
     module, tokenizer = dpr.load_module(opened.folder, *files, role="passage", dtype=opened.dtype)
     scale = dpr.SCALE if opened.scale is None else opened.scale
     return DprPassageEncoder(module.to(place.device), tokenizer, name=opened.name, scale=scale)
@@ -116,20 +125,28 @@ def _dtype(place: Place, saved: str) -> torch.dtype:
     return DTYPES[saved] if place.number_format == "auto" else place.dtype()
 
 
-def _dpr_files(opened: _Opened) -> tuple[PretrainedConfig, dict[str, Tensor]] | None:
-    """Configuration and weights of a folder that holds DPR, under its original names or transformers'."""
+def _dpr_files(opened: _Opened, options: EncoderOptions) -> tuple[PretrainedConfig, dict[str, Tensor]] | None:
+    """Configuration and weights of a folder that holds DPR, under its original names or transformers'.
+
+    Raises: InputError if it does, and options are given that DPR has not.
+    """
     is_sentence = (opened.folder / MODULES).exists() if opened.saved is None else opened.saved.kind == "sentence"
     if is_sentence:
         return None
     config, weights = read_config(opened.folder), read_weights(opened.folder)
-    return (config, weights) if config.model_type == "dpr" or dpr.has_original_names(weights) else None
+    if config.model_type != "dpr" and not dpr.has_original_names(weights):
+        return None
+    if options != AS_SAVED:
+        raise InputError(f"{opened.folder} is an encoder of DPR, which has no prompts and no smaller dimensions")
+    return config, weights
 
 
-def _sentence_encoder(opened: _Opened, *, place: Place, passage_fingerprint: str | None) -> SentenceEncoder:
-    module, tokenizer, settings = load_sentence_module(opened.folder, dtype=opened.dtype)
+def _sentence_encoder(
+    opened: _Opened, options: EncoderOptions, *, place: Place, passage_fingerprint: str | None
+) -> SentenceEncoder:
+    module, settings = load_sentence_module(opened.folder, options, dtype=opened.dtype)
     return SentenceEncoder(
         module.to(place.device),
-        tokenizer,
         name=opened.name,
         settings=settings,
         scale=opened.scale,

@@ -1,69 +1,40 @@
-"""Sentence encoders: one model for questions and passages, in the folders of sentence-transformers, which are read and
-written without that library.
-
-modules.json lists the stages in order; each stage keeps its settings in a folder of its own. A transformers
-encoder without modules.json is mean pooling and nothing else, as that library has it too.
+"""Sentence encoders: one model for questions and passages, in the folders of sentence-transformers and through its
+stages (see ``stages``). Tokenizing and batching are ours: by tokens, longest first, with packed weights.
 """
 
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
-
-from latentrag.encoder.identity import Fingerprint, Saved, check_scale, dtype_name
-from latentrag.encoder.sentence_module import (
-    ACTIVATIONS,
-    POOLERS,
-    Dense,
-    Normalize,
-    Pooling,
-    SentenceModule,
-    SentenceSettings,
-)
-from latentrag.encoder.tokens import TextTokenizer, TokenRow, encode_rows, frozen, load_tokenizer
-from latentrag.errors import ModelError
+from latentrag.encoder.identity import MODULES, Fingerprint, Saved, architecture_of, check_scale, dtype_name
+from latentrag.encoder.sentence_module import SentenceModule, SentenceSettings, Task, passage_text
+from latentrag.encoder.tokens import UNLIMITED, TokenBatch, encode_batches, encode_rows, frozen
+from latentrag.errors import InputError, ModelError
+from latentrag.options import EncoderOptions
 from latentrag.packed import pack
-from latentrag.pretrained import (
-    build,
-    quiet,
-    read_config,
-    read_json,
-    read_object,
-    read_weights,
-    replacing,
-    write_json,
-)
+from latentrag.pretrained import read_object, replacing, write_json
 from latentrag.types import Passage, question_texts
 
 if TYPE_CHECKING:
     import torch
     from jaxtyping import Float
     from torch import Tensor
-    from transformers import PreTrainedModel
 
 NORMALISED_SCALE = 20.0
 """What sentence-transformers' usual loss multiplies cosines by; without it the prior is almost flat."""
 
-MODULES = "modules.json"
-TYPES = "sentence_transformers.models."
-
-# Older configurations have a flag for each mode.
-FLAGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
+SETTINGS = "config_sentence_transformers.json"
+ON_VECTORS = "sentence_embedding"
+CHARACTERS = 4
+"""Of a token, about: where lengths have to be guessed."""
 
 
 class SentenceEncoder:
-    """q(x) and d(z) by one model.
+    """q(x) and d(z) by one model, or by the routes of one model.
 
     A query encoder that is trained moves away from the passage encoder that it began as, and its queries still
     belong to the vectors of that one: ``passage_fingerprint`` is settled when the encoder is made and changed by
@@ -82,7 +53,6 @@ class SentenceEncoder:
     def __init__(
         self,
         module: SentenceModule,
-        tokenizer: TextTokenizer,
         *,
         name: str,
         settings: SentenceSettings,
@@ -92,16 +62,18 @@ class SentenceEncoder:
         pack(module)
         default = NORMALISED_SCALE if module.normalised else 1.0
         self.module, self.name, self.scale = module, name, check_scale(default if scale is None else scale)
-        self.dimension, self.max_tokens = module.dimension, tokenizer.max_tokens
-        self._tokenizer, self._settings = tokenizer, settings
-        for prompt in (settings.query_prompt, settings.passage_prompt):
-            if tokenizer.num_leading_tokens(prompt) + 2 > tokenizer.max_tokens:
+        self.dimension = module.dimension
+        self._settings = settings
+        self._alone = threading.Lock()
+        self.max_tokens = self._limit("document")
+        tasks: tuple[Task, ...] = ("query", "document")
+        for task in tasks:
+            tokenizer, prompt = self._input(task).text, settings.prompt(task)
+            if tokenizer is not None and tokenizer.num_leading_tokens(prompt) + 2 > tokenizer.max_tokens:
                 raise ModelError(
                     f"{name} has a prompt that fills the {tokenizer.max_tokens} tokens it reads: {prompt!r}"
                 )
-        self._fingerprint = Fingerprint(
-            module, module.transformer.config, tokenizer=tokenizer, settings=self._passage_settings()
-        )
+        self._fingerprint = self._fingerprinted()
         self.passage_fingerprint = passage_fingerprint or self.fingerprint
 
     @property
@@ -112,10 +84,9 @@ class SentenceEncoder:
     def encode_queries(self, x: Sequence[str]) -> Float[Tensor, "B D"]:
         """q(x), float32, differentiable unless grad mode is off.
 
-        Raises: InputError for a question that is empty or, with its prompt, longer than ``max_tokens``.
+        Raises: InputError for a question that is empty or, with its prompt, longer than the encoder reads.
         """
-        rows = self._tokenizer.question_rows([self._settings.question(text) for text in question_texts(x)])
-        return self._encode(rows, prompt=self._settings.query_prompt)
+        return self._encode(question_texts(x), "query")
 
     def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> Float[Tensor, "N D"]:
         """d(z), float32, on the CPU and without gradient; what lies beyond ``max_tokens`` is cut."""
@@ -125,12 +96,13 @@ class SentenceEncoder:
     def passage_vectors(self, passages: Sequence[Passage], *, progress: bool = False) -> Float[Tensor, "N D"]:
         """d(z) as ``encode_passages`` gives it, but on the module's device, in the module's mode (train or eval), and
         differentiable unless grad mode is off."""
-        rows = self._tokenizer.rows([self._settings.passage(z) for z in passages])
-        return self._encode(rows, prompt=self._settings.passage_prompt, progress=progress)
+        return self._encode([passage_text(z) for z in passages], "document", progress=progress)
 
     def check_questions(self, x: Sequence[str]) -> None:
         """Raises: InputError as ``encode_queries``."""
-        self._tokenizer.question_rows([self._settings.question(text) for text in question_texts(x)])
+        tokenizer = self._input("query").text
+        if tokenizer is not None:
+            tokenizer.question_rows([self._settings.written(text, "query") for text in question_texts(x)])
 
     def pair_with(self, passage_fingerprint: str) -> None:
         """From now on its queries belong to the vectors of the passage encoder with this fingerprint."""
@@ -138,174 +110,174 @@ class SentenceEncoder:
 
     def save(self, folder: str | Path) -> None:
         """sentence-transformers' layout, and latentrag_encoder.json for the scale and the pairing."""
-        module, settings = self.module, self._settings
-        dtype = dtype_name(module.transformer)
-        saved = Saved("sentence", "both", self.name, self.scale, self.passage_fingerprint, dtype)
-        stages = [("Transformer", ""), ("Pooling", "1_Pooling")]
-        with replacing(Path(folder)) as scratch, quiet():
-            module.transformer.save_pretrained(scratch)
-            self._tokenizer.save(scratch)
-            text = {"max_seq_length": self.max_tokens, "do_lower_case": settings.lower_case}
-            write_json(scratch / "sentence_bert_config.json", text)
-            write_json(scratch / "1_Pooling" / "config.json", _pooling_content(module))
-            for i, layer in enumerate(module.head, start=len(stages)):
-                kind = type(layer).__name__
-                stages.append((kind, f"{i}_{kind}"))
-                _save_layer(layer, scratch / f"{i}_{kind}")
-            prompts = {"query": settings.query_prompt, "document": settings.passage_prompt}
-            write_json(scratch / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": None})
-            rows = enumerate(stages)
-            listed = [{"idx": i, "name": str(i), "path": path, "type": TYPES + kind} for i, (kind, path) in rows]
-            write_json(scratch / MODULES, listed)
+        from latentrag.encoder.stages import save_stages
+
+        settings = self._settings
+        saved = Saved("sentence", "both", self.name, self.scale, self.passage_fingerprint, dtype_name(self.module))
+        content: dict[str, object] = {
+            "prompts": {"query": settings.query_prompt, "document": settings.passage_prompt},
+            "default_prompt_name": None,
+        }
+        if settings.cosine:
+            content["similarity_fn_name"] = "cosine"
+        if settings.dimension is not None:
+            content["truncate_dim"] = settings.dimension
+        with replacing(Path(folder)) as scratch:
+            save_stages(self.module.stages, scratch)
+            write_json(scratch / SETTINGS, content)
             saved.write(scratch)
 
-    def _encode(self, rows: Sequence[TokenRow], *, prompt: str, progress: bool = False) -> Tensor:
-        num_prompt_tokens = self._tokenizer.num_leading_tokens(prompt)
+    def _encode(self, texts: Sequence[str], task: Task, *, progress: bool = False) -> Tensor:
+        first, prompt = self._input(task), self._settings.prompt(task)
+        if first.text is None:
+            return self._encode_by_stages(texts, task, prompt, progress=progress)
+        tokenizer = first.text
+        written = [self._settings.written(text, task) for text in texts]
+        rows = tokenizer.question_rows(written) if task == "query" else tokenizer.rows(written)
+        num_prompt_tokens = tokenizer.num_leading_tokens(prompt)
+
+        def forward(batch: TokenBatch) -> Tensor:
+            features: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
+            if first.takes_type_ids:
+                features["token_type_ids"] = batch.type_ids
+            if prompt:
+                features["prompt_length"] = num_prompt_tokens
+            vectors: Tensor = self.module(features, task)
+            return vectors
+
         return encode_rows(
             rows,
-            lambda batch: self.module(batch, num_prompt_tokens),
-            module=self.module.transformer,
+            forward,
+            module=first.model,
             dimension=self.dimension,
             batch_tokens=self.batch_tokens,
             progress=progress,
         )
 
+    def _encode_by_stages(self, texts: Sequence[str], task: Task, prompt: str, *, progress: bool) -> Tensor:
+        """Texts that only the first stage can tokenize."""
+        first, limit, device = self._input(task), self._limit(task), next(self.module.parameters()).device
+
+        def forward(indices: Sequence[int]) -> Tensor:
+            with self._alone:  # a tokenizer of transformers changes its settings at each call
+                features = first.preprocess([texts[i] for i in indices], prompt=prompt or None, task=task)
+            if task == "query" and features["input_ids"].dim() > 1 and features["input_ids"].shape[1] >= limit:
+                raise InputError(f"a question fills the {limit} tokens that the query encoder reads; shorten it")
+            vectors: Tensor = self.module(
+                {name: value.to(device) if hasattr(value, "to") else value for name, value in features.items()}, task
+            )
+            return vectors
+
+        return encode_batches(
+            [1 + len(text) // CHARACTERS for text in texts],
+            forward,
+            device=device,
+            dimension=self.dimension,
+            batch_tokens=self.batch_tokens,
+            progress=progress,
+        )
+
+    def _input(self, task: Task) -> Any:
+        """The stage that the texts of a task enter by."""
+        first: Any = self.module.paths[task][0]
+        if not hasattr(first, "text"):
+            first.text = None
+        return first
+
+    def _limit(self, task: Task) -> int:
+        """How many tokens of a text are read."""
+        first = self._input(task)
+        limit = first.max_seq_length if first.text is None else first.text.max_tokens
+        return UNLIMITED if limit is None or limit > UNLIMITED else int(limit)
+
+    def _fingerprinted(self) -> Fingerprint:
+        first = self._input("document")
+        transformers = [stage for stage in self.module.paths["document"] if hasattr(stage, "takes_type_ids")]
+        described = [architecture_of(stage.config) for stage in transformers]
+        if first.text is not None:
+            definition = first.text.definition
+        else:
+            backend = getattr(first.tokenizer, "backend_tokenizer", first.tokenizer)
+            definition = backend.to_str() if hasattr(backend, "to_str") else repr(first.get_config_dict())
+        return Fingerprint(
+            self.module,
+            described[0] if len(described) == 1 else described,
+            definition=definition,
+            settings=self._passage_settings(),
+        )
+
     def _passage_settings(self) -> dict[str, object]:
-        return {
+        """What decides over a passage's vector besides weights, architecture and tokenizer."""
+        module, settings = self.module, self._settings
+        path = module.paths["document"]
+        content: dict[str, object] = {
             "kind": "sentence",
             "title": "line",
             "max_tokens": self.max_tokens,
-            "prompt": self._settings.passage_prompt,
-            "lower_case": self._settings.lower_case,
-            "pooling": [*self.module.pooling.modes],
-            "include_prompt": self.module.pooling.include_prompt,
-            "head": [layer.activation_name if isinstance(layer, Dense) else "normalize" for layer in self.module.head],
+            "prompt": settings.passage_prompt,
+            "lower_case": settings.lower_case,
         }
+        if [type(stage).__name__ for stage in module.stages[:2]] == ["Transformer", "Pooling"]:
+            pooling = path[1].get_config_dict()
+            modes = pooling["pooling_mode"]
+            content["pooling"] = [modes] if isinstance(modes, str) else list(modes)
+            content["include_prompt"] = pooling["include_prompt"]
+            content["head"] = [_described(stage) for stage in path[2:]]
+        else:
+            content["stages"] = [_described(stage) for stage in path]
+        # Named only where vectors are not what they were before this could be chosen.
+        if module.is_cut:
+            content["dimension"] = module.dimension
+        if module.normalises:
+            content["cosine"] = True
+        if _was_given_zeros(path[0]):
+            content["type_ids"] = False
+        return content
 
 
-def load_sentence_module(folder: Path, *, dtype: torch.dtype) -> tuple[SentenceModule, TextTokenizer, SentenceSettings]:
-    """A folder with modules.json, or without: then mean pooling, not normalised, no prompts.
+def _described(stage: Any) -> object:
+    """A stage after the transformer, in the words of fingerprints."""
+    kind, config = type(stage).__name__, dict(stage.get_config_dict())
+    if {config.pop("module_input_name", ON_VECTORS), config.pop("module_output_name", ON_VECTORS)} != {ON_VECTORS}:
+        return {kind: stage.get_config_dict()}
+    if kind == "Dense" and not config.get("use_residual"):
+        return config["activation_function"]
+    return "normalize" if kind == "Normalize" else {kind: config}
 
-    Raises: ModelError if it is incomplete, not an encoder, or has a stage that is not supported here.
+
+def _was_given_zeros(stage: Any) -> bool:
+    """Whether a model used to be given segment ids of zero, and they are not neutral there.
+
+    Models with a table of segments take none for zeros."""
+    if not hasattr(stage, "takes_type_ids") or stage.takes_type_ids:
+        return False
+    takes = "token_type_ids" in inspect.signature(stage.model.forward).parameters
+    return takes and not hasattr(stage.config, "type_vocab_size")
+
+
+def load_sentence_module(
+    folder: Path, given: EncoderOptions, *, dtype: torch.dtype
+) -> tuple[SentenceModule, SentenceSettings]:
+    """A folder with modules.json, or without: see ``load_stages``.
+
+    Args:
+        given: prompts and dimension in place of the folder's.
+    Raises: ModelError if it is incomplete, not an encoder, or has a stage that is not supported; InputError for a
+        dimension that it does not have.
     """
-    if not (folder / MODULES).exists():
-        transformer = _transformer(folder, dtype=dtype)
-        module = SentenceModule(transformer, Pooling(), []).eval()
-        return module, load_tokenizer(folder, transformer), SentenceSettings()
-    stages = _stages(folder)
-    if [kind for kind, _ in stages[:2]] != ["Transformer", "Pooling"]:
-        found = ", ".join(kind for kind, _ in stages)
-        raise ModelError(f"{folder / MODULES} lists {found or 'nothing'}; needed a Transformer, then a Pooling")
-    (_, at), (_, pooling_at), *rest = stages
-    transformer = _transformer(at, dtype=dtype)
-    head = [_head_layer(kind, path, folder) for kind, path in rest]
-    pooling = _read_pooling(pooling_at / "config.json")
-    _check_sizes(head, pooled=transformer.config.hidden_size * len(pooling.modes), folder=folder)
-    module = SentenceModule(transformer, pooling, head).eval()
-    text = next((read_object(path) for path in sorted(at.glob("sentence_*_config.json"))), {})
-    tokenizer = load_tokenizer(at, transformer, max_seq_length=text.get("max_seq_length"))
-    return module, tokenizer, _read_settings(folder, lower_case=bool(text.get("do_lower_case", False)))
+    from latentrag.encoder.stages import load_stages
 
-
-def _stages(folder: Path) -> list[tuple[str, Path]]:
-    """Each stage's kind, the last part of its type, and its folder."""
-    listed = read_json(folder / MODULES)
+    stages = load_stages(folder, dtype=dtype)
+    lower_case = bool(getattr(stages[0], "do_lower_case", False))
+    settings = _read_settings(folder / SETTINGS, given, lower_case=lower_case)
     try:
-        return [(str(stage["type"]).rpartition(".")[2], folder / stage["path"]) for stage in listed]
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{folder / MODULES} is not a list of modules; fetch the file again") from error
+        module = SentenceModule(stages, dimension=settings.dimension, cosine=settings.cosine)
+    except ModelError as error:
+        raise ModelError(f"{folder / MODULES}: {error}") from error
+    return module.eval(), settings
 
 
-def _transformer(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
-    from transformers import MODEL_MAPPING
-
-    config = read_config(folder)
-    if config.is_encoder_decoder or type(config) not in MODEL_MAPPING:
-        raise ModelError(f"{folder} has model_type={config.model_type!r}, needed an encoder such as BERT's kind")
-    model_class = MODEL_MAPPING[type(config)]
-    # BERT's pooler is not used here, and many checkpoints lack its weights.
-    unpooled = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    options = {"add_pooling_layer": False} if unpooled else {}
-    return build(model_class, config, read_weights(folder), folder=folder, dtype=dtype, **options)
-
-
-def _read_pooling(path: Path) -> Pooling:
-    content = read_object(path)
-    named = content.get("pooling_mode")
-    if named is None:
-        modes = tuple(mode for flag, mode in FLAGS.items() if content.get(flag)) or ("mean",)
-    else:
-        modes = (named,) if isinstance(named, str) else tuple(named)
-    unknown = [mode for mode in modes if mode not in POOLERS]
-    if unknown or not modes:
-        raise ModelError(f"{path} asks for pooling by {unknown}; supported are {', '.join(POOLERS)}")
-    return Pooling(modes, include_prompt=bool(content.get("include_prompt", True)))
-
-
-def _pooling_content(module: SentenceModule) -> dict[str, object]:
-    flags = {flag: mode in module.pooling.modes for flag, mode in FLAGS.items()}
-    return {
-        "word_embedding_dimension": module.transformer.config.hidden_size,
-        **flags,
-        "pooling_mode": [*module.pooling.modes],
-        "include_prompt": module.pooling.include_prompt,
-    }
-
-
-def _head_layer(kind: str, path: Path, folder: Path) -> Normalize | Dense:
-    if kind not in ("Normalize", "Dense"):
-        raise ModelError(
-            f"{folder / MODULES} has a module {kind}, which is not supported; supported are Transformer, "
-            "Pooling, Dense and Normalize"
-        )
-    content = read_object(path / "config.json") if kind == "Dense" or (path / "config.json").exists() else {}
-    token_wise = content.get("module_input_name", "sentence_embedding") != "sentence_embedding"
-    if token_wise or content.get("use_residual"):
-        raise ModelError(f"{path} is a {kind} of a kind that is not supported (token-wise or residual)")
-    return Normalize() if kind == "Normalize" else _dense(path, content)
-
-
-def _dense(path: Path, content: dict[str, Any]) -> Dense:
-    weights = read_weights(path)
-    activation = content.get("activation_function", "torch.nn.modules.activation.Tanh")
-    if activation not in ACTIVATIONS:
-        raise ModelError(f"{path} has the activation {activation}; supported are {', '.join(ACTIVATIONS)}")
-    if "linear.weight" not in weights or weights.keys() - {"linear.weight", "linear.bias"}:
-        raise ModelError(f"{path} has weights {sorted(weights)}; needed linear.weight and perhaps linear.bias")
-    out_features, in_features = weights["linear.weight"].shape
-    layer = Dense(in_features, out_features, bias="linear.bias" in weights, activation=activation)
-    layer.load_state_dict(weights)
-    return layer
-
-
-def _check_sizes(head: Sequence[Normalize | Dense], *, pooled: int, folder: Path) -> None:
-    size = pooled
-    for layer in head:
-        if isinstance(layer, Dense):
-            if layer.linear.in_features != size:
-                raise ModelError(
-                    f"{folder} has a Dense layer for vectors of {layer.linear.in_features}, but they have {size} here; "
-                    "its files do not belong together"
-                )
-            size = layer.linear.out_features
-
-
-def _save_layer(layer: object, path: Path) -> None:
-    if not isinstance(layer, Dense):
-        write_json(path / "config.json", {})
-        return
-    content = {
-        "in_features": layer.linear.in_features,
-        "out_features": layer.linear.out_features,
-        "bias": layer.linear.bias is not None,
-        "activation_function": layer.activation_name,
-    }
-    write_json(path / "config.json", content)
-    save_file({name: value.cpu() for name, value in layer.state_dict().items()}, path / "model.safetensors")
-
-
-def _read_settings(folder: Path, *, lower_case: bool) -> SentenceSettings:
-    path = folder / "config_sentence_transformers.json"
+def _read_settings(path: Path, given: EncoderOptions, *, lower_case: bool) -> SentenceSettings:
     content = read_object(path) if path.exists() else {}
     prompts = content.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
@@ -314,9 +286,19 @@ def _read_settings(folder: Path, *, lower_case: bool) -> SentenceSettings:
     if default_name is not None and default_name not in prompts:
         raise ModelError(f"{path} names the prompt {default_name!r}, which is not among its prompts {sorted(prompts)}")
     default: str = "" if default_name is None else prompts[default_name]
-    passage_name = next((name for name in ("document", "passage") if name in prompts), None)
+    passage_name = next((name for name in ("document", "passage", "corpus") if name in prompts), None)
+    similarity, dimension = content.get("similarity_fn_name"), content.get("truncate_dim")
+    if similarity not in {None, "cosine", "dot"}:
+        raise ModelError(
+            f"{path} has similarity_fn_name={similarity!r}; needed cosine or dot: passages are found by inner products"
+        )
+    if dimension is not None and not isinstance(dimension, int):
+        raise ModelError(f"{path} has truncate_dim={dimension!r}; needed a whole number")
+    passage_prompt = default if passage_name is None else prompts[passage_name]
     return SentenceSettings(
-        query_prompt=prompts.get("query", default),
-        passage_prompt=default if passage_name is None else prompts[passage_name],
+        query_prompt=prompts.get("query", default) if given.query_prompt is None else given.query_prompt,
+        passage_prompt=passage_prompt if given.passage_prompt is None else given.passage_prompt,
+        dimension=dimension if given.dimension is None else given.dimension,
+        cosine=similarity == "cosine",
         lower_case=lower_case,
     )

@@ -1,175 +1,139 @@
-"""What a sentence encoder is made of: transformer → pooling → head, and how texts are written for it.
+"""What a sentence encoder computes, and how texts are written for it.
 
-What sentence-transformers calls Pooling, Normalize and Dense. Dimensions: B texts, S tokens, D embedding, E embedding
-after a concatenation or layer. mask (B, S): True = a token that is pooled.
+Dimensions: B texts, D embedding.
 """
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
-import torch
-from jaxtyping import Bool, Float
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
 from torch import Tensor, nn
 from torch.nn import functional
 
-from latentrag.encoder.tokens import TokenBatch
+from latentrag.errors import InputError, ModelError
 from latentrag.types import Passage
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from jaxtyping import Float
 
-
-def cls(hidden: Float[Tensor, "B S D"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B D"]:
-    """The vector of the first token."""
-    first = mask.long().argmax(1)  # (B,)
-    return hidden[torch.arange(len(hidden), device=hidden.device), first]
-
-
-def maximum(hidden: Float[Tensor, "B S D"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B D"]:
-    """The largest value of each dimension."""
-    return hidden.masked_fill(~mask[:, :, None], -torch.inf).amax(1)
-
-
-def mean(hidden: Float[Tensor, "B S D"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B D"]:
-    return _weighted_sum(hidden, mask) / mask.sum(1, keepdim=True)
-
-
-def mean_sqrt_len(hidden: Float[Tensor, "B S D"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B D"]:
-    """The sum over the square root of the number of tokens."""
-    return _weighted_sum(hidden, mask) / mask.sum(1, keepdim=True).sqrt()
-
-
-def weighted_mean(hidden: Float[Tensor, "B S D"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B D"]:
-    """The mean with weight s for the s-th token of the row, counted from 1 (SGPT, Muennighoff 2022)."""
-    weights = mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)  # (B, S)
-    return _weighted_sum(hidden, weights) / weights.sum(1, keepdim=True)
-
-
-def last_token(hidden: Float[Tensor, "B S D"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B D"]:
-    positions = torch.arange(mask.shape[1], device=mask.device)
-    last = (mask * positions).amax(1)  # (B,)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
-
-
-def _weighted_sum(hidden: Tensor, weights: Tensor) -> Tensor:
-    return torch.einsum("bsd,bs->bd", hidden, weights.to(hidden.dtype))
-
-
-POOLERS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
-    {
-        "cls": cls,
-        "max": maximum,
-        "mean": mean,
-        "mean_sqrt_len_tokens": mean_sqrt_len,
-        "weightedmean": weighted_mean,
-        "lasttoken": last_token,
-    }
-)
-"""By sentence-transformers' names, in the order in which it concatenates them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pooling:
-    """Several modes are concatenated. ``include_prompt=False`` leaves the prompt's tokens out."""
-
-    modes: tuple[str, ...] = ("mean",)
-    include_prompt: bool = True
-
-    def __call__(self, hidden: Float[Tensor, "B S D"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B E"]:
-        return torch.cat([POOLERS[mode](hidden, mask) for mode in self.modes], dim=-1)
-
-
-ACTIVATIONS: Mapping[str, type[nn.Module]] = MappingProxyType(
-    {
-        "torch.nn.modules.activation.Tanh": nn.Tanh,
-        "torch.nn.modules.activation.ReLU": nn.ReLU,
-        "torch.nn.modules.activation.GELU": nn.GELU,
-        "torch.nn.modules.activation.SiLU": nn.SiLU,
-        "torch.nn.modules.activation.Sigmoid": nn.Sigmoid,
-        "torch.nn.modules.linear.Identity": nn.Identity,
-    }
-)
-"""Those that a Dense layer may name; a folder never chooses what is imported."""
-
-
-class Normalize(nn.Module):
-    """Vectors of length 1."""
-
-    def forward(self, vectors: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        return functional.normalize(vectors, dim=-1)
-
-
-class Dense(nn.Module):
-    """A linear layer and an activation, one of ``ACTIVATIONS``."""
-
-    def __init__(self, in_features: int, out_features: int, *, bias: bool, activation: str) -> None:
-        super().__init__()
-        self.linear = nn.Linear(in_features, out_features, bias=bias)
-        self.activation_name = activation
-        self.activation = ACTIVATIONS[activation]()
-
-    def forward(self, vectors: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
-        activated: Tensor = self.activation(self.linear(vectors))
-        return activated
+Task = Literal["query", "document"]
+"""As sentence-transformers calls what a text is encoded for."""
 
 
 @dataclass(frozen=True, slots=True)
 class SentenceSettings:
-    """What the texts go through before the tokenizer.
+    """What goes before the texts and comes after the stages.
 
     Attributes:
         query_prompt: put before each question.
         passage_prompt: put before each passage.
+        dimension: of the vectors, whose first numbers are kept (Matryoshka models); None: all.
+        cosine: whether vectors are compared by their cosine, whatever their length.
         lower_case: whether texts are lower-cased here, whatever the tokenizer does.
     """
 
     query_prompt: str = ""
     passage_prompt: str = ""
+    dimension: int | None = None
+    cosine: bool = False
     lower_case: bool = False
 
-    def question(self, x: str) -> str:
-        return self._text(self.query_prompt + x)
+    def prompt(self, task: Task) -> str:
+        return self.query_prompt if task == "query" else self.passage_prompt
 
-    def passage(self, z: Passage) -> str:
-        """The title, where there is one, on a line of its own; then the text."""
-        return self._text(self.passage_prompt + (f"{z.title}\n{z.text}" if z.title else z.text))
+    def written(self, text: str, task: Task) -> str:
+        """As it is tokenized."""
+        written = (self.prompt(task) + text).strip()
+        return written.lower() if self.lower_case else written
 
-    def _text(self, text: str) -> str:
-        return text.strip().lower() if self.lower_case else text.strip()
+
+def passage_text(z: Passage) -> str:
+    """The title, where there is one, on a line of its own; then the text."""
+    return f"{z.title}\n{z.text}" if z.title else z.text
 
 
 class SentenceModule(nn.Module):
-    """Transformer → pooling → head. The head stays in float32, whatever the transformer's dtype."""
+    """sentence-transformers' stages, one after the other.
 
-    def __init__(self, transformer: "PreTrainedModel", pooling: Pooling, head: Sequence[Normalize | Dense]) -> None:
+    Of the usual ones (Transformer, Pooling, others) the weights are called transformer.* and head.*, whatever that
+    library calls them: fingerprints and checkpoints know them by these names.
+
+    Args:
+        dimension: of the vectors; None: as the last stage has it.
+        cosine: whether vectors get length 1 after the last stage.
+    Raises: ModelError for stages that do not fit together; InputError for a dimension that they do not have.
+    """
+
+    def __init__(self, stages: Sequence[nn.Module], *, dimension: int | None = None, cosine: bool = False) -> None:
         super().__init__()
-        self.transformer = transformer
-        self.pooling = pooling
-        self.head = nn.Sequential(*head)
-        self._takes_type_ids = "token_type_ids" in inspect.signature(transformer.forward).parameters
-
-    @property
-    def normalised(self) -> bool:
+        kinds = [type(stage).__name__ for stage in stages]
+        if kinds[:2] == ["Transformer", "Pooling"]:
+            self.transformer = stages[0].model
+            self.head = nn.ModuleList(stages[2:])
+        else:
+            self.rows = nn.ModuleList(stages)
+        self.stages = tuple(stages)
+        self.paths: Mapping[Task, tuple[Any, ...]] = {
+            "query": _path(stages, "query"),
+            "document": _path(stages, "document"),
+        }
+        sizes = {_size(path) for path in self.paths.values()}
+        if len(sizes) > 1:
+            raise ModelError(f"its questions and passages have vectors of {sorted(sizes)} numbers; needed the same")
+        (size,) = sizes
+        if dimension is not None and not 1 <= dimension <= size:
+            raise InputError(f"dimension={dimension} of an encoder of {size} dimensions; needed 1 to {size}")
+        ends = {type(path[-1]).__name__ for path in self.paths.values()}
+        self.dimension = size if dimension is None else dimension
+        self.is_cut = self.dimension < size
+        self.normalised = cosine or ends == {"Normalize"}
         """Whether its vectors have length 1."""
-        return len(self.head) > 0 and isinstance(self.head[-1], Normalize)
+        self.normalises = self.normalised and (ends != {"Normalize"} or self.is_cut)
+        """Whether they get it after the last stage."""
 
-    @property
-    def dimension(self) -> int:
-        layers = [layer for layer in self.head if isinstance(layer, Dense)]
-        pooled = int(self.transformer.config.hidden_size) * len(self.pooling.modes)
-        return layers[-1].linear.out_features if layers else pooled
+    def forward(self, features: dict[str, Any], task: Task) -> Float[Tensor, "B D"]:
+        """Vectors of what the first stage reads. All but transformers compute in float32."""
+        for i, stage in enumerate(self.paths[task]):
+            features = stage(features)
+            for name in ("token_embeddings", "sentence_embedding") if i == 0 else ():
+                if name in features:
+                    features[name] = features[name].float()
+        vectors: Tensor = features["sentence_embedding"][:, : self.dimension]
+        return functional.normalize(vectors, dim=-1) if self.normalises else vectors
 
-    def forward(self, batch: TokenBatch, num_prompt_tokens: int = 0) -> Float[Tensor, "B D"]:
-        """Vectors of a batch whose first ``num_prompt_tokens`` tokens belong to the prompt."""
-        inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
-        if self._takes_type_ids:
-            inputs["token_type_ids"] = batch.type_ids
-        hidden = self.transformer(**inputs).last_hidden_state.float()  # (B, S, D)
-        mask = batch.mask
-        if not self.pooling.include_prompt:
-            mask = mask & (torch.arange(mask.shape[1], device=mask.device) >= num_prompt_tokens)
-        vectors: Tensor = self.head(self.pooling(hidden, mask))
-        return vectors
+
+def _path(stages: Sequence[nn.Module], task: Task) -> tuple[Any, ...]:
+    """What the texts of a task go through: of a Router the route that leads there."""
+    path: list[nn.Module] = []
+    for stage in stages:
+        router: Any = stage
+        if type(stage).__name__ == "Router":
+            try:
+                path += router.sub_modules[router._resolve_route(task=task, modality="text")]  # noqa: SLF001
+            except ValueError as error:
+                names = ", ".join(router.sub_modules)
+                raise ModelError(f"its Router has routes {names}; needed one for {task}") from error
+        else:
+            path.append(stage)
+    return tuple(path)
+
+
+def _size(path: Sequence[Any]) -> int:
+    """How many numbers its vectors have."""
+    size: int | None = None
+    kinds = [type(stage).__name__ for stage in path]
+    if getattr(path[0], "module_output_name", None) == "token_embeddings" and "Pooling" not in kinds:
+        raise ModelError(f"it lists {', '.join(kinds)}, which make no vector of a whole text; needed a Pooling")
+    for stage in path:
+        needed = getattr(stage, "in_features", None)
+        if size is not None and needed is not None and needed != size:
+            raise ModelError(
+                f"its files do not belong together: a Dense layer for vectors of {needed}, but they have {size} here"
+            )
+        if hasattr(stage, "get_embedding_dimension"):
+            size = int(stage.get_embedding_dimension())
+    if size is None:
+        raise ModelError("its stages do not say how many numbers their vectors have")
+    return size

@@ -34,6 +34,9 @@ SLICE = 1024
 UNLIMITED = 10**9
 """transformers writes 10^30 as model_max_length where a tokenizer sets no limit."""
 
+POSITIONS = ("position_embeddings", "wpe")
+"""What tables of absolute positions are called."""
+
 BATCH_TOKENS = 4096
 """Tokens in a batch on an accelerator, padding included."""
 
@@ -163,7 +166,7 @@ def position_limit(module: nn.Module) -> int | None:
     RoBERTa's family counts positions from padding_idx + 1, so that its 514 rows are good for 512 tokens.
     """
     for name, child in module.named_modules():
-        if isinstance(child, nn.Embedding) and name.rpartition(".")[2] == "position_embeddings":
+        if isinstance(child, nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
             reserved = 0 if child.padding_idx is None else child.padding_idx + 1
             return child.num_embeddings - reserved
     return None
@@ -231,13 +234,33 @@ def encode_rows(
         batch_tokens: tokens in a batch, padding included; None: as many as suit the device.
     """
     device, pad_id = module.device, module.config.pad_token_id or 0
+    return encode_batches(
+        [len(row) for row in rows],
+        lambda indices: forward(_padded([rows[i] for i in indices], pad_id, device)),
+        device=device,
+        dimension=dimension,
+        batch_tokens=batch_tokens,
+        progress=progress,
+    )
+
+
+def encode_batches(
+    lengths: Sequence[int],
+    forward: Callable[[Sequence[int]], Float[Tensor, "B D"]],
+    *,
+    device: torch.device,
+    dimension: int,
+    batch_tokens: int | None = None,
+    progress: bool = False,
+) -> Float[Tensor, "N D"]:
+    """As ``encode_rows``, of texts that ``forward`` knows by their places and that have these lengths in tokens."""
     if batch_tokens is None:
         batch_tokens = PROCESSOR_BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS
     parts = [torch.empty((0, dimension), device=device)]
     order: list[int] = []
-    with io.progress("encoding passages", len(rows), wanted=progress) as bar:
-        for indices in length_sorted_batches([len(row) for row in rows], batch_tokens):
-            parts.append(forward(_padded([rows[i] for i in indices], pad_id, device)).float())  # (B, D)
+    with io.progress("encoding passages", len(lengths), wanted=progress) as bar:
+        for indices in length_sorted_batches(lengths, batch_tokens):
+            parts.append(forward(indices).float())  # (B, D)
             order += indices
             bar.advance(len(indices))
     return torch.cat(parts)[torch.tensor(order, dtype=torch.int64, device=device).argsort()]  # (N, D)
