@@ -357,6 +357,23 @@ def test_weights_that_hardly_move_are_named(parts, tmp_path) -> None:
     assert generator["text"].endswith("raise --lr-generator")
 
 
+def test_out_of_memory_says_how_to_go_on(parts, tmp_path, monkeypatch) -> None:
+    run = trainer(parts, tmp_path / "run", options=replace(OPTIONS, num_steps=4))
+    gradients, steps = run._gradients, iter(range(4))
+
+    def full(*given: Any) -> torch.Tensor:
+        if next(steps) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has")
+        return gradients(*given)
+
+    monkeypatch.setattr(run, "_gradients", full)
+    message = r"step 3 ran out of memory \(CUDA out of memory\); .* smaller --micro-batch-size than 3, or --recompute"
+    with pytest.raises(TrainingError, match=message):
+        run.run()
+    again = trainer(parts, tmp_path / "run", options=replace(OPTIONS, num_steps=4, micro_batch_size=1))
+    assert again.run(resume=True).finished
+
+
 def test_a_generator_that_learns_later_has_no_moments_before(parts, tmp_path) -> None:
     options = replace(OPTIONS, label_smoothing=0.1, warmup_retriever=2, num_steps=4, warmup_steps=0)
     run = trainer(parts, tmp_path / "run", options=options)

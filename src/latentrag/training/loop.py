@@ -224,7 +224,14 @@ class Trainer:
             group["lr"] = rates[group["name"]]
         batch = self._batch(step)
         self.optimiser.zero_grad(set_to_none=True)
-        totals = self._gradients(batch, {name: rate > 0 for name, rate in rates.items()}, options.hindsight_in(step))
+        learns = {name: rate > 0 for name, rate in rates.items()}
+        try:
+            totals = self._gradients(batch, learns, options.hindsight_in(step))
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise TrainingError(
+                f"step {step + 1} ran out of memory ({str(error).partition('. ')[0]}); continue with --resume and a "
+                f"smaller --micro-batch-size than {options.micro_batch_size}, or --recompute"
+            ) from error
         norms = {}
         for name, of_side in self._sides.items():
             if rates[name] > 0:
