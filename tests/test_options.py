@@ -18,6 +18,7 @@ from latentrag.options import (
     AnswerOptions,
     AskOptions,
     DecodingOptions,
+    FileOptions,
     Given,
     MemoryOptions,
     ModelOptions,
@@ -53,6 +54,7 @@ COMMANDS: dict[tuple[str, ...], list[Any]] = {
     ("demo",): [PlaceOptions],
     ("index", "add"): [PassageEncoderOptions, ReadingOptions],
     ("index", "reencode"): [PassageEncoderOptions],
+    ("index", "preview"): [FileOptions],
     ("index", "sync"): [PassageEncoderOptions, SyncOptions],
     ("index", "push"): [VersionOptions],
 }

@@ -339,20 +339,17 @@ class PassageEncoderOptions(VectorOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class ReadingOptions:
-    """How files are read into a memory.
+class FileOptions:
+    """How files are read.
 
     Attributes:
         workers: Processes that read the files; 0: read in this process, without a time limit.
         time_limit_s: Longest time for reading one document; a file with a longer one is skipped.
-        passages_per_commit: Passages per commit; each commit is a version, and an interrupted run loses at most
-            this many.
         encoding: Encoding of text files that do not state theirs, such as cp1252.
     """
 
     workers: Annotated[int, Option(ge=0)] = 1
     time_limit_s: Annotated[float, Option(name="time_limit", metavar="SECONDS", gt=0)] = TIME_LIMIT_S
-    passages_per_commit: Annotated[int, Option(name="commit_every", metavar="PASSAGES", ge=1)] = 8_192
     encoding: Annotated[str | None, Option(default="UTF-8, else a guess, which is reported")] = None
 
     def __post_init__(self) -> None:
@@ -368,6 +365,18 @@ def _is_text_encoding(name: str) -> bool:
         return bool(" ".encode(name))
     except (LookupError, ValueError):
         return False
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingOptions(FileOptions):
+    """How files are read into a memory.
+
+    Attributes:
+        passages_per_commit: Passages per commit; each commit is a version, and an interrupted run loses at most
+            this many.
+    """
+
+    passages_per_commit: Annotated[int, Option(name="commit_every", metavar="PASSAGES", ge=1)] = 8_192
 
 
 @dataclass(frozen=True, slots=True)

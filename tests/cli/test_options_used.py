@@ -291,10 +291,13 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
         ],
     ),
     (
-        "index add, index sync",
+        "index add, index preview, index sync",
         "`--time-limit`",
         "with `--workers 0`",
-        [f"index {each} new.lance . --workers 0 --time-limit 9" for each in ("add", "sync")],
+        [
+            *(f"index {each} new.lance . --workers 0 --time-limit 9" for each in ("add", "sync")),
+            "index preview . --workers 0 --time-limit 9",
+        ],
     ),
     ("index build", "`--max-memory`", "with `--index flat`", ["index build --index flat --max-memory 1GB"]),
     ("index verify", "`--seed`", "with `--sample 0`", ["index verify --sample 0 --seed 1"]),
@@ -318,7 +321,7 @@ def test_options_of_other_commands_are_refused(place, model, memory, monkeypatch
     if command != "index":
         models = [] if "-m" in rest else ["-m", model]
         arguments = [command, *POSITIONS.get(command, []), *models, "-i", memory, *rest]
-    elif rest[0] not in ("add", "sync"):
+    elif rest[0] not in ("add", "preview", "sync"):
         arguments = [command, rest[0], memory, *rest[1:]]
     cli(*arguments, stdin='{"x": "who?", "y": "red"}').error()
 

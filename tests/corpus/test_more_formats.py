@@ -1,9 +1,12 @@
 """reStructuredText, CSV, JSON, notebooks, EPUB, PowerPoint and Excel: what becomes of a file of each."""
 
 import json
+from collections.abc import Callable, Sequence
 from xml.sax.saxutils import escape
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given, settings
 
 from latentrag.corpus import Ledger, passages, read
 from latentrag.errors import DataError
@@ -188,7 +191,7 @@ SHEET = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 
 
-def workbook(*rows: list[object]) -> bytes:
+def workbook(*rows: Sequence[object]) -> bytes:
     def cell(value: object, place: str) -> str:
         if isinstance(value, str):
             return f'<c r="{place}" t="inlineStr"><is><t>{escape(value)}</t></is></c>'
@@ -231,3 +234,39 @@ def test_archives_that_are_none_or_something_else_are_named(tmp_path, name):
     if name != "a.epub":
         with pytest.raises(DataError, match="encrypted, or the older"):
             write(tmp_path / name, b"\xd0\xcf\x11\xe0" * 99)
+
+
+texts = st.lists(st.text("abcé ü\u4e2d.,;\"'", min_size=1).filter(str.strip), min_size=2, max_size=6)
+
+
+def csv_of(cells: list[str]) -> str:
+    return "first,second\n" + "".join(f'"{cell.replace(chr(34), chr(34) * 2)}",x\n' for cell in cells)
+
+
+def notebook_of(cells: list[str]) -> str:
+    return json.dumps({"cells": [{"cell_type": "markdown", "source": [cell]} for cell in cells]})
+
+
+MADE: dict[str, Callable[[list[str]], str | bytes]] = {
+    "a.csv": csv_of,
+    "a.json": json.dumps,
+    "b.json": lambda cells: json.dumps([{"cell": cell} for cell in cells]),
+    "a.ipynb": notebook_of,
+    "a.rst": "\n\n".join,
+    "a.xlsx": lambda cells: workbook(["first", "second"], *([cell, "x"] for cell in cells)),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+@settings(max_examples=20)
+@given(texts, st.integers(1, 5))
+def test_every_word_of_a_file_is_in_a_passage_that_is_a_slice_of_its_document(tmp_path_factory, name, cells, words):
+    path = tmp_path_factory.getbasetemp() / name
+    content = MADE[name](cells)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    documents = {document.id: document for document in read(path)}
+    found = list(passages(path, words=words))
+    for z in found:
+        assert z.text == documents[z.id.partition("#")[0]].text[z.start : z.end]
+    written = {word for z in found for word in z.text.split()}
+    assert {word for cell in cells for word in cell.split()} <= written

@@ -14,6 +14,7 @@ from latentrag import assemble
 from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import EXIT_INTERRUPTED, print_json, print_line, say
+from latentrag.cli.preview import FileReport, Files, Words
 from latentrag.corpus import passages
 from latentrag.errors import InputError, LatentRagError
 from latentrag.options import PassageEncoderOptions, ReadingOptions
@@ -26,15 +27,16 @@ MemoryPath = Annotated[str, typer.Argument(metavar="MEMORY", help="Path of the m
 
 def add(
     memory: MemoryPath,
-    files: Annotated[
-        list[Path],
-        typer.Argument(help="Files and folders: text, HTML, PDF, Office, EPUB, tables, JSON lines, Wikipedia's dumps."),
-    ],
+    files: Files,
     *,
     encoder: PassageEncoderOptions,
     reading: ReadingOptions,
-    words: Annotated[int, typer.Option(help="Length of a passage, in words.")] = 100,
+    words: Words = 100,
     upsert: Annotated[bool, typer.Option("--upsert", help="Replace passages whose id is there already.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="Write what became of each file, as JSON lines. Default: none."),
+    ] = None,
     as_json: arg.AsJson = False,
 ) -> None:
     """Split files into passages, encode them, and commit them to a memory, which is made if it is not there.
@@ -46,12 +48,15 @@ def add(
     from latentrag.memory import add as add_to
 
     path = memory_path(memory)
-    skipped: list[tuple[Path, str]] = []
+    of_files = FileReport()
+    if report is not None:
+        of_files.write(report)  # what cannot be written shows before a model is loaded
     # The files are looked up here, so that a misspelt name is found before a model is loaded.
     found = passages(
         files,
         words=words,
-        on_skip=lambda file, reason: skipped.append((file, reason)),
+        on_skip=of_files.skip,
+        on_ledger=of_files.ledgers.append,
         workers=reading.workers,
         time_limit_s=reading.time_limit_s,
         encoding=reading.encoding,
@@ -74,8 +79,9 @@ def add(
         raise
     finally:
         found.close()  # ends the processes that read
-        for file, reason in skipped:
-            say(f"skipped {file}: {reason}")
+        of_files.tell()
+        if report is not None:
+            of_files.write(report)
     after = done.memory
     if as_json:
         print_json(
@@ -86,7 +92,7 @@ def add(
                 "replaced": done.replaced,
                 "unchanged": done.unchanged,
                 "passages": len(after),
-                "skipped": [{"file": str(file), "reason": reason} for file, reason in skipped],
+                "skipped": [{"file": str(file), "reason": reason} for file, reason in of_files.skipped],
             }
         )
         return

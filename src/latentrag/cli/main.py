@@ -26,6 +26,7 @@ from latentrag.cli.exchange import pull, push
 from latentrag.cli.export import export
 from latentrag.cli.importing import import_
 from latentrag.cli.index import add, build, delete, log, reencode
+from latentrag.cli.preview import preview
 from latentrag.cli.score import score
 from latentrag.cli.serve import mcp, serve
 from latentrag.cli.sync import sync
@@ -61,7 +62,7 @@ def app() -> typer.Typer:
     make = partial(typer.Typer, no_args_is_help=True, rich_markup_mode=None)
     of_questions: tuple[Callable[..., None], ...] = (demo, ask, score, classify)
     of_memories: tuple[Callable[..., None], ...] = (
-        *(add, sync, delete, forget, reencode),
+        *(add, preview, sync, delete, forget, reencode),
         *(log, diff, tag, use),
         *(push, pull),
         *(build, prune, compact, verify, repair),

@@ -15,7 +15,7 @@ from latentrag.corpus.readers import File, Formats, Ledger, Reading, UnreadableE
 from latentrag.corpus.splitting import CountTokens, check_bounds, split
 from latentrag.errors import DataError
 from latentrag.io import text_of
-from latentrag.options import TIME_LIMIT_S, ReadingOptions
+from latentrag.options import TIME_LIMIT_S, FileOptions
 from latentrag.types import Document, Passage
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -80,7 +80,7 @@ def read(
         and where possible the line: text that is not UTF-8, malformed rows, incomplete files, PDFs that are encrypted
         or only pictures, whatever the operating system refuses.
     """
-    ReadingOptions(workers=workers, time_limit_s=time_limit_s, encoding=encoding)  # raises InputError
+    FileOptions(workers=workers, time_limit_s=time_limit_s, encoding=encoding)  # raises InputError
     formats = Formats()
     given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     files = [file for path in given for file in find_files(path, on_skip, formats, encoding)]

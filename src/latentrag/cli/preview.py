@@ -1,0 +1,110 @@
+"""`latentrag index preview`: what files become, without a model; and what is told of files that were read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentrag.cli import arguments as arg
+from latentrag.cli.output import print_json, print_line, say
+from latentrag.corpus import Ledger, passages
+from latentrag.errors import InputError
+from latentrag.io import write_file
+from latentrag.options import FileOptions
+
+Files = Annotated[
+    list[Path],
+    typer.Argument(help="Files and folders: text, HTML, PDF, Office, EPUB, tables, JSON lines, Wikipedia's dumps."),
+]
+Words = Annotated[int, typer.Option(help="Length of a passage, in words.")]
+
+
+@dataclass(slots=True)
+class FileReport:
+    """What became of the files that were read, and why others were not."""
+
+    ledgers: list[Ledger] = field(default_factory=list)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+
+    def skip(self, file: Path, reason: str) -> None:
+        self.skipped.append((file, reason))
+
+    def records(self) -> list[dict[str, object]]:
+        """One for each file. Those that were never opened come last."""
+        read = {ledger.file for ledger in self.ledgers}
+        closed = [Ledger(str(file), left_out={reason: 1}) for file, reason in self.skipped if str(file) not in read]
+        return [
+            {
+                "file": ledger.file,
+                "characters": ledger.characters,
+                "left_out": ledger.left_out,
+                "encoding": ledger.encoding,
+                "is_guess": ledger.is_guess,
+            }
+            for ledger in (*self.ledgers, *closed)
+        ]
+
+    def write(self, path: Path) -> None:
+        """As JSON lines. Raises: InputError."""
+        lines = "".join(json.dumps(record) + "\n" for record in self.records())
+        try:
+            write_file(path, lines.encode())
+        except OSError as error:
+            raise InputError(f"--report {path} cannot be written ({error.strerror}); choose another file") from error
+
+    def tell(self) -> None:
+        """On standard error, which files were skipped, how many encodings were guessed, and what was left out."""
+        for file, reason in self.skipped:
+            say(f"skipped {file}: {reason}")
+        guesses = Counter(ledger.encoding for ledger in self.ledgers if ledger.is_guess)
+        for encoding, num_files in guesses.items():
+            say(f"files without a stated encoding, taken for {encoding}: {num_files}; --encoding states it")
+        # Not what most files have: characters of markup, and the skipped files again.
+        skips = {reason for _, reason in self.skipped}
+        left_out = Counter[str]()
+        for ledger in self.ledgers:
+            left_out.update({why: n for why, n in ledger.left_out.items() if not why.startswith("character")})
+        told = [f"{count} × {why}" for why, count in left_out.items() if why not in skips]
+        if told:
+            say(f"left out: {'; '.join(told)}; `latentrag index preview` and --report say of which files")
+
+
+def preview(files: Files, *, options: FileOptions, words: Words = 100, as_json: arg.AsJson = False) -> None:
+    """Show the passages that files become, and what is left out of each file, without loading a model.
+
+    A line for each passage, then one for each file: how many characters were kept, what was left out and why, which
+    encoding was assumed. With --json each line is an object: passages with "text", files with "file" and "left_out".
+    """
+    report = FileReport()
+    found = passages(
+        files,
+        words=words,
+        on_skip=report.skip,
+        on_ledger=report.ledgers.append,
+        workers=options.workers,
+        time_limit_s=options.time_limit_s,
+        encoding=options.encoding,
+    )
+    with closing(found):
+        for z in found:
+            if as_json:
+                place = {"page": z.page, "start": z.start, "end": z.end, "fields": dict(z.fields)}
+                print_json({"id": z.id, "title": z.title, **place, "text": z.text})
+                continue
+            page = "" if z.page is None else f" | page {z.page}"
+            print_line(f"{z.id} | {z.title}{page} | {z.start}:{z.end} | {z.text}")
+    for record in report.records():
+        if as_json:
+            print_json(record)
+            continue
+        left_out = record["left_out"]
+        assert isinstance(left_out, dict)
+        encoding = f", {record['encoding']}{' (a guess)' if record['is_guess'] else ''}" if record["encoding"] else ""
+        why = "; ".join(f"{count} × {reason}" for reason, count in left_out.items()) or "nothing"
+        print_line(f"{record['file']}: {record['characters']} characters kept{encoding}; left out: {why}")

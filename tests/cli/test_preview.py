@@ -1,0 +1,79 @@
+"""index preview, and index add --report."""
+
+import json
+
+import pytest
+
+from tests.cli.conftest import cli
+from tests.corpus import making
+
+GERMAN = "Am Abend geht der Wärter über die Brücke – er löscht das Öl und schließt die Tür."
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tmp_path / "notes"
+    made.mkdir()
+    (made / "a.txt").write_bytes(GERMAN.encode("cp1252"))
+    (made / "b.pdf").write_bytes(making.placed_pdf([[(72, 770, 11, "one two")], [(0, 0, 1, "□")]], title="Lease"))
+    (made / "c.txt").write_bytes(b"\xff\x00")
+    (made / "d.png").write_bytes(b"")
+    return made
+
+
+LEDGERS = [
+    ("a.txt", len(GERMAN), {}, "cp1252", True),
+    ("b.pdf", 8, {"page that is a picture, without text": 1}, "", False),
+    ("c.txt", 0, None, "", False),
+    ("d.png", 0, None, "", False),
+]
+
+
+def check(records, folder) -> None:
+    assert len(records) == len(LEDGERS)
+    for record, (name, characters, left_out, encoding, is_guess) in zip(records, LEDGERS, strict=True):
+        assert record["file"] == str(folder / name)
+        assert (record["characters"], record["encoding"], record["is_guess"]) == (characters, encoding, is_guess)
+        assert record["left_out"] == left_out if left_out is not None else len(record["left_out"]) == 1
+
+
+def test_preview_shows_passages_then_a_ledger_for_each_file(folder):
+    done = cli("index", "preview", folder, "--words", 9, "--json")
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    found = [record for record in records if "text" in record]
+    assert records[: len(found)] == found
+    assert [(z["id"], z["title"], z["page"], z["start"], z["end"]) for z in found] == [
+        ("a.txt#0", "a", None, 0, 42),
+        ("a.txt#1", "a", None, 43, 81),
+        ("b.pdf", "Lease", 1, 0, 7),
+    ]
+    assert [z["text"] for z in found[:2]] == [GERMAN[:42], GERMAN[43:81]]
+    check(records[len(found) :], folder)
+
+
+def test_preview_in_words(folder):
+    lines = cli("index", "preview", folder).stdout.splitlines()
+    assert lines[0] == f"a.txt | a | 0:{len(GERMAN)} | {GERMAN}"
+    assert lines[1] == "b.pdf | Lease | page 1 | 0:7 | one two"
+    assert lines[2] == f"{folder}/a.txt: {len(GERMAN)} characters kept, cp1252 (a guess); left out: nothing"
+    assert lines[3].endswith("8 characters kept; left out: 1 × page that is a picture, without text")
+    assert ".png is not a format that is read" in lines[5]
+    assert cli("index", "preview", folder / "d.png").error()
+    stated = cli("index", "preview", folder / "a.txt", "--encoding", "cp1252").stdout
+    assert stated.splitlines()[1].endswith("kept, cp1252; left out: nothing")
+
+
+def test_add_writes_the_same_and_says_it_in_short(tmp_path, folder, encoder):
+    report = tmp_path / "report.jsonl"
+    done = cli("index", "add", tmp_path / "m.lance", folder, "--encoder", encoder, "--report", report)
+    assert done.code == 0
+    check([json.loads(line) for line in report.read_text().splitlines()], folder)
+    *skipped, guess, left_out = done.stderr.splitlines()
+    assert len(skipped) == 2
+    assert guess == "files without a stated encoding, taken for cp1252: 1; --encoding states it"
+    assert left_out.startswith("left out: 1 × page that is a picture, without text; `latentrag index preview`")
+    error = cli(
+        "index", "add", tmp_path / "n.lance", folder, "--encoder", encoder, "--report", tmp_path / "no" / "r"
+    ).error()
+    assert "cannot be written" in error
+    assert not (tmp_path / "n.lance").exists()
