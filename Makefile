@@ -14,7 +14,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help test lint test-gpu test-page test-properties torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
+.PHONY: help test lint test-environments test-gpu test-page test-properties torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
 	experiment-precision experiment-intervals bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
 	bench-memory bench-swap bench-sync bench-serving bench-html clean
 
@@ -57,6 +57,9 @@ test-properties: $(STAMP)  ## Run the property tests again and again, each time 
 
 torture: $(STAMP)  ## Kill writers of a memory at random moments, minutes; RUNS=100.
 	@$(BIN)/python -m tests.memory.torture $(if $(RUNS),--runs $(RUNS))
+
+test-environments: $(STAMP)  ## Try every command in other locales, on full and read-only disks, with little of everything, minutes; mounts need root.
+	@$(BIN)/python -m pytest -m environment tests/cli
 
 fuzz-api: $(STAMP)  ## Thousands of requests made from the API's own description, minutes.
 	@$(BIN)/python -m pytest -q -m slow tests/serving/test_schema.py

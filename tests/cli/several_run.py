@@ -4,8 +4,11 @@ import json
 import sys
 from dataclasses import asdict
 
-from tests.cli.conftest import cli
+from latentrag.cli import streams
 
 if __name__ == "__main__":
+    streams.prepare()
+    from tests.cli.conftest import cli
+
     ran = [asdict(cli(*arguments)) for arguments in json.load(sys.stdin)]
     sys.stdout.write(json.dumps(ran))

@@ -2,13 +2,18 @@
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.cli.conftest import cli, program
+from tests.cli.conftest import QUESTION, cli, program
 
 FULL = Path("/dev/full")
 COMMANDS: dict[str, tuple[object, ...]] = {
@@ -68,6 +73,40 @@ def test_what_was_committed_is_so_although_nobody_heard_of_it(commands, memory) 
         program(*commands["delete"], stdout=full)
     own = commands["delete"][2]
     assert len(cli("index", "log", own, "--json").json["versions"]) == 3
+
+
+@pytest.mark.environment
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
+def test_a_server_starts_though_it_cannot_say_so(model, memory) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "latentrag", "serve", "-m", model, "-i", memory, "--port", str(port)]
+    with FULL.open("wb") as full, subprocess.Popen(command, stderr=full) as server:
+        try:
+            transport = httpx.HTTPTransport(retries=0)
+            with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{port}", verify=False) as client:  # noqa: S501
+                for _ in range(600):
+                    with suppress(httpx.TransportError):
+                        assert client.get("/healthz").status_code == 200
+                        break
+                    assert server.poll() is None
+                    time.sleep(0.2)
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
+
+
+@pytest.mark.environment
+@pytest.mark.parametrize("stream", [1, 2])
+def test_an_answer_to_nobody(model, memory, stream) -> None:
+    """What loads torch prints its own way; a closed or full stream ends as for every command."""
+    asked = ("ask", QUESTION, "-m", model, "-i", memory)
+    assert closed(stream, *asked).returncode == 0
+    with FULL.open("wb") as full:
+        done = program(*asked, **{"stdout" if stream == 1 else "stderr": full})
+    assert done.returncode == (2 if stream == 1 else 0)
 
 
 def test_a_reader_that_leaves_ends_it_quietly() -> None:
