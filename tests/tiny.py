@@ -166,7 +166,7 @@ def load_causal(folder: Path, **options: Any) -> CausalGenerator:
 
 def log_probs(generator: Any, logits: torch.Tensor) -> torch.Tensor:
     """The generator's distribution from its model's logits (…, V): all of the tokens that end y count as the first."""
-    log_p = torch.log_softmax(logits.float(), dim=-1)
+    log_p = torch.log_softmax(logits.float(), dim=-1).clone()
     ends = generator._head.ends
     end = log_p[..., ends].logsumexp(dim=-1)
     log_p[..., ends] = float("-inf")

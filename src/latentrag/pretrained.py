@@ -90,6 +90,10 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
+        if path.name == "config.json" and (path.parent / "adapter_config.json").is_file():
+            raise ModelError(
+                f"{path.parent} is a PEFT adapter, no model; name its base model as --generator and this as --adapter"
+            ) from error
         raise ModelError(f"{path.parent} has no {path.name}; it is not the folder of a complete model") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({one_line(error)}); fetch the file again") from error
@@ -149,14 +153,15 @@ def config_of(content: Mapping[str, object], path: Path) -> PretrainedConfig:
     Raises: ModelError as ``read_config``.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING
+    from transformers import CONFIG_MAPPING, PretrainedConfig
 
+    content = PretrainedConfig._decode_special_floats(dict(content))  # noqa: SLF001  ({"__float__": "Infinity"})
     model_type = content.get("model_type")
     if model_type not in CONFIG_MAPPING:
         raise ModelError(f"{path} has model_type={model_type!r}; needed one that transformers knows")
     try:
         with quiet():
-            config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(dict(content))
+            config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(content)
     except (StrictDataclassError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} is not usable ({one_line(error)}); fetch it again") from error
     return config
@@ -203,8 +208,8 @@ def refuse_pickles(folder: Path) -> None:
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles and not any(name.endswith(".safetensors") for name in names):
         raise ModelError(
-            f"{folder} has pickled weights only ({pickles[0]}), which can run code when opened; "
-            "convert them to safetensors"
+            f"{folder} has pickled weights only ({pickles[0]}), which can run code when opened; if you trust them, "
+            "convert them to safetensors: from_pretrained and save_pretrained of transformers do that"
         )
 
 

@@ -1,5 +1,6 @@
 """Passages kept on disk: the folder stays below its bound, and several processes may share it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,11 @@ from pathlib import Path
 
 import torch
 
+from latentrag.generator import CausalGenerator, Lora
 from latentrag.generator.passages import Layers, PassageCache
+from latentrag.types import singles
+from tests import tiny
+from tests.generator.test_generators import PASSAGES, X, Y
 
 ENTRY_BYTES = 2 * 1 * 250 * 4 * 4 + 100
 """A file: its tensor, and a header of less than 100 bytes."""
@@ -84,6 +89,42 @@ def test_files_of_others_are_neither_counted_nor_deleted(tmp_path: Path) -> None
         cache.put([number], layers(number))
     assert len(list(album.iterdir())) == 3
     assert sum(is_kept(tmp_path, number) for number in range(20)) >= 3
+
+
+def test_what_was_read_with_another_configuration_is_not_found(tmp_path: Path) -> None:
+    """The same weights, used otherwise: after a change of rope_theta log p is that of the new configuration."""
+    folder = tmp_path / "model"
+    tiny.save_tokenizer(folder, end=False)
+    tiny.save_llama(folder)
+    found = {}
+    for theta in (10_000.0, 100.0):
+        config = json.loads((folder / "config.json").read_text())
+        config["rope_parameters"]["rope_theta"] = theta
+        (folder / "config.json").write_text(json.dumps(config))
+        for kept in (None, tmp_path / "kept"):
+            generator = tiny.load_causal(folder)
+            generator.keep_passages(1 << 20, folder=kept)
+            with torch.no_grad():
+                log_p = generator.log_p_theta(generator.prepare(X, singles(PASSAGES)), generator.targets(Y))
+            found[theta, kept is None] = log_p
+    for theta in (10_000.0, 100.0):
+        assert torch.equal(found[theta, True], found[theta, False])
+    assert not torch.allclose(found[10_000.0, True], found[100.0, True], atol=0.1)
+
+
+def test_what_a_scaled_adapter_has_read_is_not_found_with_another_scale(tmp_path: Path) -> None:
+    """What scales an adapter is no weight of it."""
+    tiny.save_tokenizer(tmp_path / "model", end=False)
+    tiny.save_llama(tmp_path / "model")
+    plain = tiny.load_causal(tmp_path / "model")
+    keys = set()
+    for alpha in (4, 8):
+        lora = Lora(rank=2, alpha=alpha, scope="all")
+        generator = CausalGenerator(plain.model, plain.tokenizer, lora=lora)
+        generator.keep_passages(0, folder=tmp_path / "kept")
+        assert generator.passage_cache is not None
+        keys.add(generator.passage_cache._key([1, 2]))
+    assert len(keys) == 2
 
 
 WRITER = """

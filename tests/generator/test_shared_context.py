@@ -83,12 +83,12 @@ def test_models_that_cannot_share_keep_their_attention(tmp_path) -> None:
 
 
 def test_a_model_that_does_not_agree_is_left_alone(tmp_path, monkeypatch) -> None:
-    model = make("llama", tmp_path).model
-    model.set_attn_implementation("sdpa")
     real = shared_context._after_context
     monkeypatch.setattr(shared_context, "_after_context", lambda *args, **options: 1.01 * real(*args, **options))
-    assert not shared_context.share_context(model)
-    assert model.config._attn_implementation == "sdpa"
+    generator = make("llama", tmp_path)
+    assert not generator._shares_context
+    assert generator.capabilities.keeps_prefixes
+    assert generator.model.config._attn_implementation == "sdpa"
 
 
 def test_the_saved_config_does_not_name_it(tmp_path) -> None:

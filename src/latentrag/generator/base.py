@@ -20,8 +20,10 @@ from latentrag.errors import InputError, ModelError
 from latentrag.generator.chat import ChatTemplate
 from latentrag.generator.gold import OutputHead
 from latentrag.generator.int8 import to_int8
+from latentrag.generator.probe import ERRORS
 from latentrag.generator.prompt import TEMPLATES, Template
-from latentrag.generator.shared_context import share_context
+from latentrag.generator.shared_context import copy_context, share_context
+from latentrag.generator.texts import TextEncoder
 from latentrag.generator.tokens import Detokenizer
 from latentrag.generator.tuning import (
     Lora,
@@ -56,6 +58,10 @@ _DECODING_NAMES: Mapping[str, str] = {
 """transformers' name → that of ``DecodingOptions``."""
 _NAMES_WITH_START: Mapping[str, str] = {"max_length": "max_tokens", "min_length": "min_tokens"}
 """The same for numbers that count the decoder's start token too."""
+
+
+_OF_THE_MODEL = ("eos_token_id", "forced_bos_token_id")
+"""Generation settings that say how the model was trained. Older checkpoints have them in config.json alone."""
 
 
 class PreparedRows(Protocol):
@@ -98,6 +104,8 @@ class TransformersGenerator(ABC, Generic[P, T]):
     template: T
     max_input_tokens: int
     end_id: int
+    _encoder: TextEncoder
+    _shares_context: bool
     _detokenizer: Detokenizer
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -116,8 +124,67 @@ class TransformersGenerator(ABC, Generic[P, T]):
         pack(model)
         probe = torch.tensor([[self.end_id, self.end_id]], device=self.device)
         decoder = {"decoder_input_ids": probe} if model.config.is_encoder_decoder else {}
-        self._head = OutputHead.of(model, self._ends(), input_ids=probe, **decoder)
-        self._shares_context = share_context(model)
+        try:
+            with quiet():
+                self._head = OutputHead.of(model, self._ends(), input_ids=probe, **decoder)
+        except ERRORS as error:
+            raise self._unfit(error) from error
+
+    def _check_vocabulary(self, prompt: str) -> None:
+        """Raises: ModelError if the tokenizer has tokens for which the model has none, but for control tokens that no
+        prompt holds."""
+        size = self.model.get_input_embeddings().weight.shape[0]
+        largest = max([self.tokenizer.vocab_size - 1, *self._encoder.ids([prompt])[0]])
+        if largest >= size:
+            raise ModelError(
+                f"the generator's tokenizer has a token {largest}, its model's embedding {size} tokens, from 0 on; they"
+                " do not belong together: fetch the tokenizer of this model"
+            )
+
+    def _padding(self) -> int:
+        """The token that pads rows; nobody attends to it."""
+        pad: int | None = self.tokenizer.pad_token_id
+        in_model = pad is not None and pad < self.model.get_input_embeddings().weight.shape[0]
+        return pad if pad is not None and in_model else self.end_id
+
+    def _choose_way(self) -> None:
+        """Take the first way of computing steps whose numbers are those of plain passes.
+
+        Raises: ModelError if none has them.
+        """
+        reason: Exception | None = None
+        with quiet():
+            for _ in self._ways():
+                try:
+                    if self._agrees():
+                        return
+                    reason = None
+                except ERRORS as error:
+                    reason = error
+        raise self._unfit(reason) from reason
+
+    def _unfit(self, reason: Exception | None) -> ModelError:
+        words = "its steps are not what it says in one pass" if reason is None else one_line(reason)
+        return ModelError(f"{type(self.model).__name__} cannot be a generator here ({words}); name another model")
+
+    def _ways(self) -> Iterator[None]:
+        """Prepares the ways of computing steps, quickest first."""
+        self._shares_context = share_context(self.model)
+        if self._shares_context:
+            yield
+        self._shares_context = False
+        copy_context(self.model)
+        yield
+
+    @property
+    def _eps(self) -> float:
+        """The relative rounding of what the model computes."""
+        eps: float = torch.finfo(self.model.dtype).eps
+        return max(eps, 1 / 127) if self.int8 else eps
+
+    @abstractmethod
+    def _agrees(self) -> bool:
+        """Whether steps on two tiny prompts are those of plain passes."""
 
     def _ends(self) -> list[int]:
         """All tokens that end y: ``end_id`` first, then the model's own."""
@@ -146,6 +213,7 @@ class TransformersGenerator(ABC, Generic[P, T]):
             folder=folder,
             place=place,
             dtype=place.dtype(content.get("dtype", content.get("torch_dtype"))),
+            older={name: content[name] for name in _OF_THE_MODEL if name in content},
         )
         if generator.lora is not None:
             load_adapter(generator.model, _adapter_weights(folder))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -24,14 +24,16 @@ from latentrag.generator.caches import (
     token_positions,
 )
 from latentrag.generator.chat import ChatTemplate
-from latentrag.generator.passages import PassageCache, PassageReader, weights_key
+from latentrag.generator.passages import PassageCache, PassageReader, model_key
+from latentrag.generator.probe import agrees, probe_ids
 from latentrag.generator.prompt import EMPTY, PromptTemplate, PromptTokens
 from latentrag.generator.texts import TextEncoder
 from latentrag.generator.tokens import Detokenizer, check_lengths, padded, pairs
-from latentrag.generator.tuning import Lora, fixed, split_weights
+from latentrag.generator.tuning import Lora, fixed, split_weights, without_lora
+from latentrag.generator.whole_prompts import WholeState, last_of, read_whole
 from latentrag.options import PASSAGE_FOLDER_BYTES
 from latentrag.protocols import Capabilities
-from latentrag.types import Asked, Latent, LatentLists, Targets
+from latentrag.types import Asked, Latent, LatentLists, Passage, Targets
 
 if TYPE_CHECKING:
     from transformers import Cache, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -80,6 +82,10 @@ class PreparedPrompts:
     def each_passage(self) -> Self:
         return type(self)(self.prompts, self.index, self.num_questions * self.num_passages, 1)
 
+    def whole_rows(self) -> list[list[int]]:
+        """The tokens of every row."""
+        return [[*self.prompts.passages[row], *self.prompts.questions[row]] for row in self.index.tolist()]
+
 
 @dataclass(slots=True)
 class _State:
@@ -107,7 +113,6 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
     """
 
     kind = "causal"
-    capabilities = Capabilities(keeps_prefixes=True)
     template_kind = "prompt"
 
     def __init__(
@@ -124,19 +129,52 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
         super().__init__(model, tokenizer)
         self.template = template or (ChatTemplate.of(tokenizer) if tokenizer.chat_template else PromptTemplate())
         self.max_input_tokens = max_input_tokens or _input_limit(model)
-        self._prompts = PromptTokens(TextEncoder(tokenizer), self.template)
+        self._encoder = TextEncoder(tokenizer)
+        self._prompts = PromptTokens(self._encoder, self.template)
         self.end_id = self._end_token()
-        self._pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
-        (cue,) = self._prompts.encoder.ids([self.template.cue], special=False)
+        self._check_vocabulary(str(self.template.render("a", (Passage("", "a", "a"),))))
+        self._pad_id = self._padding()
+        (cue,) = self._encoder.ids([self.template.cue], special=False)
         self._detokenizer = Detokenizer(tokenizer, cue=cue)
         self._set_up(lora=lora, seed=seed, int8=int8)
         self._passages = PassageReader(model, self._head, pad_id=self._pad_id, without_adapter=self._spares_passages)
+        self._reads_whole = False
+        self._choose_way()
+        if self._reads_whole and self._spares_passages:
+            raise InputError(
+                f"LoRA of scope 'question' needs passages that are read apart, {type(model).__name__} reads whole "
+                "prompts; use 'all'"
+            )
 
     @classmethod
     def model_class(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
         return mapped_class(config, MODEL_FOR_CAUSAL_LM_MAPPING, needed="a causal language model")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Passages are kept by models whose state is rows of keys and values."""
+        return Capabilities(keeps_prefixes=not self._reads_whole)
+
+    def _ways(self) -> Iterator[None]:
+        yield from super()._ways()
+        self._reads_whole = True
+        yield
+
+    def _agrees(self) -> bool:
+        """In parts of different lengths, which the probe's two prompts are made of."""
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        ids = probe_ids(12, vocabulary, {self._pad_id, self.tokenizer.pad_token_id, *self._head.ends})
+        prompts = [ids[:4], ids[4:8]]
+        tokens = torch.tensor([ids[8:10], ids[10:]], device=self.device)
+        rows = [[*prompt, token] for prompt, of_one in zip(prompts, tokens.tolist(), strict=True) for token in of_one]
+        parts = Prompts([prompts[0][:3], prompts[1][:1]], [prompts[0][3:], prompts[1][1:]], recurring=False)
+        with torch.no_grad(), without_lora(self.model):
+            logits = self.model(input_ids=torch.tensor(rows, device=self.device), use_cache=False).logits[:, -2:]
+            plain = self._head.with_one_end(torch.log_softmax(logits.float(), dim=-1)).unflatten(0, (2, 2))
+            prepared = PreparedPrompts(parts, torch.arange(2, device=self.device), 2, 1)
+            return agrees(self, prepared, tokens, plain, eps=self._eps)
 
     def _arguments(self) -> dict[str, object]:
         return {"template": self.template, "max_input_tokens": self.max_input_tokens}
@@ -163,6 +201,8 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
             max_folder_bytes: how large the folder may become; what was used longest ago is deleted.
         Raises: InputError for a folder that nothing can be kept in.
         """
+        if self._reads_whole:
+            return
         device = self.device if on_device else None
         if folder is None:
             self.passage_cache = PassageCache(max_bytes, device=device) if max_bytes else None
@@ -170,15 +210,18 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
         if self.int8:
             raise InputError("what is read in eight bits is not kept on disk; choose another --dtype, or no folder")
         weights = self.model.state_dict()
+        config = self.model.config.to_dict()
         if self._spares_passages:
             weights, _ = split_weights(weights)
+        elif self.lora is not None:
+            config["lora"] = asdict(self.lora)  # what scales the adapter is no weight
         try:
             self.passage_cache = PassageCache(
                 max_bytes,
                 device=device,
                 folder=folder,
                 max_folder_bytes=max_folder_bytes,
-                model=weights_key(weights),
+                model=model_key(weights, config),
             )
         except OSError as error:
             raise InputError(f"{folder}: cannot be a folder ({error.strerror}); name another") from error
@@ -231,6 +274,9 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
 
     def _hidden(self, prepared: PreparedPrompts, of_rows: Targets) -> Tensor:
         learns = torch.is_grad_enabled() and self._learns()
+        if self._reads_whole:
+            with nullcontext() if learns else torch.no_grad():
+                return self._of_whole(prepared, of_rows.ids, of_rows.mask)
         # What was read of the prompts serves every target, but only where there is no gradient.
         several = prepared.prompts.read is not None or len(of_rows.ids) > len(prepared.prompts.questions)
         return (self._from_read if several and not learns else self._at_once)(prepared, of_rows.ids, of_rows.mask)
@@ -258,9 +304,14 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
         ]
         with nullcontext() if learns else torch.no_grad():
             hidden, _, _ = self._block(past, blocks)
-        last = torch.tensor([len(question) - 1 for question in questions], device=hidden.device)
-        places = (last[:, None] + torch.arange(ids.shape[1], device=hidden.device)).clamp(max=hidden.shape[1] - 1)
-        return hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[2]))
+        return _from_last(hidden, questions, ids.shape[1])
+
+    def _of_whole(self, prepared: PreparedPrompts, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B·K, T, H) from one pass over prompts and targets."""
+        prompts = prepared.whole_rows()
+        lengths = mask.sum(dim=1).tolist()
+        rows = [[*row, *y[: n - 1]] for row, y, n in zip(prompts, ids.tolist(), lengths, strict=True)]
+        return _from_last(read_whole(self._head, rows, self.device), prompts, ids.shape[1])
 
     def _from_read(self, prepared: PreparedPrompts, ids: Tensor, mask: Tensor) -> Tensor:
         """(B·K, T, H), without gradient, from what was read of the prompts."""
@@ -300,7 +351,10 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
 
     @exclusive
     @torch.no_grad()
-    def start(self, prepared: PreparedPrompts) -> tuple[Tensor, _State]:
+    def start(self, prepared: PreparedPrompts) -> tuple[Tensor, _State | WholeState]:
+        if self._reads_whole:
+            whole = WholeState(prepared.whole_rows(), prepared.num_questions, prepared.num_passages, 1)
+            return self._next_of_whole(whole), whole
         read, index = self._read(prepared.prompts), prepared.index
         cache = beam_cache(read.cache, index) if self._shares_context else selected(read.cache, index)
         state = _State(cache, read.mask[index], prepared.num_questions, prepared.num_passages, 1)
@@ -308,7 +362,10 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
 
     @exclusive
     @torch.no_grad()
-    def step(self, state: _State, parents: Tensor, tokens: Tensor) -> tuple[Tensor, _State]:
+    def step(self, state: _State | WholeState, parents: Tensor, tokens: Tensor) -> tuple[Tensor, _State | WholeState]:
+        if isinstance(state, WholeState):
+            state.follow(parents, tokens)
+            return self._next_of_whole(state), state
         rows = rows_of_parents(parents, state.num_passages, state.num_beams)
         if not are_all(rows, len(state.mask)):
             state.cache.batch_select_indices(rows)
@@ -326,7 +383,10 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
         )
         return self._grid(state, hidden[:, -1]), state
 
-    def _grid(self, state: _State, hidden: Tensor) -> Tensor:
+    def _next_of_whole(self, state: WholeState) -> Tensor:
+        return self._grid(state, last_of(read_whole(self._head, state.rows, self.device), state.rows))
+
+    def _grid(self, state: _State | WholeState, hidden: Tensor) -> Tensor:
         """(B, K, M, V) log-probabilities of the next token. hidden: (B·K·M, H)."""
         log_p = self._head.next_token_log_probs(hidden)
         return log_p.view(state.num_questions, state.num_passages, state.num_beams, -1)
@@ -379,12 +439,22 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
 
     def _ends(self) -> list[int]:
         """Also those that hold the template's end, such as a full stop with a line break."""
-        with_end = [] if self.template.end is None else self._prompts.encoder.tokens_with(self.template.end)
+        with_end = [] if self.template.end is None else self._encoder.tokens_with(self.template.end)
         return [*dict.fromkeys([*super()._ends(), *with_end])]
+
+
+def _from_last(hidden: Tensor, prompts: Sequence[Sequence[int]], num: int) -> Tensor:
+    """(R, T, H) of (R, S, H): from the last token of each row's prompt on."""
+    last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=hidden.device)
+    places = (last[:, None] + torch.arange(num, device=hidden.device)).clamp(max=hidden.shape[1] - 1)
+    return hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[2]))
 
 
 def _window(model: PreTrainedModel) -> int | None:
     """Positions for prompt and target together."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.num_embeddings - module.padding_idx - 1)  # RoBERTa's, whose first position comes after it
     window: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     return window
 

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from latentrag.errors import ModelError
 from latentrag.generator.fused_gold import Columns, fused_gold_log_probs
+from latentrag.generator.probe import ERRORS
 from latentrag.packed import LINEAR, PackedLinear
 
 if TYPE_CHECKING:
@@ -111,8 +112,11 @@ class OutputHead:
     def agrees(self, **probe: Tensor) -> bool:
         """Whether after(linear(hidden)) equals the model's own logits on a probe, up to its dtype's rounding."""
         own = self.model(**probe).logits.float()
-        hidden, _ = self.run(**probe)
-        ours = self.after(self.linear(hidden)).float()
+        try:
+            hidden, _ = self.run(**probe)
+            ours = self.after(self.linear(hidden)).float()
+        except ERRORS:  # it cannot do with an output layer that has nothing to do
+            return False
         if own.shape != ours.shape:
             return False
         rounding = 64 * torch.finfo(hidden.dtype).eps
@@ -120,11 +124,14 @@ class OutputHead:
 
     def next_token_log_probs(self, hidden: Tensor) -> Tensor:
         """log softmax over the vocabulary, (R, V) float32, without gradients. hidden: (R, H)."""
-        log_p = _log_softmax(self.after(self.linear(hidden)))
+        return self.with_one_end(_log_softmax(self.after(self.linear(hidden))))
+
+    def with_one_end(self, log_p: Tensor) -> Tensor:
+        """Log-probabilities (…, V), changed in place: the first end token has the probability of all."""
         if len(self.ends) > 1:
-            log_p_end = log_p[:, self.ends].logsumexp(dim=1)
-            log_p[:, self.ends] = float("-inf")
-            log_p[:, self.ends[0]] = log_p_end
+            log_p_end = log_p[..., self.ends].logsumexp(dim=-1)
+            log_p[..., self.ends] = float("-inf")
+            log_p[..., self.ends[0]] = log_p_end
         return log_p
 
     def gold_log_probs(self, hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ for it changes no digit of any result.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
 import warnings
@@ -38,6 +39,9 @@ alone, which takes no longer and makes what is kept of it independent of what wa
 _HEX = "[0-9a-f]"
 _FILES = f"{_HEX * 2}/{_HEX * 40}.safetensors*"
 """Kept passages on disk, unfinished ones too. What else lies in their folder is neither counted nor deleted."""
+
+_NAMES_ONLY = {"_name_or_path", "architectures", "transformers_version"}
+"""What a configuration says that changes no number."""
 
 Layers = list[Tensor]
 """For each layer (2, H, L, D): keys and values of the L tokens read."""
@@ -203,9 +207,11 @@ class _Files:
         return self.folder / name[:2] / f"{name}.safetensors"
 
 
-def weights_key(weights: Mapping[str, Tensor]) -> str:
-    """A name for a model that changes with any of its weights or their dtype."""
-    digest = hashlib.blake2b(digest_size=20)
+def model_key(weights: Mapping[str, Tensor], config: Mapping[str, object]) -> str:
+    """A name for a model that changes with any of its weights, their dtype, and what its configuration says of how they
+    are used."""
+    said = {name: value for name, value in config.items() if name not in _NAMES_ONLY}
+    digest = hashlib.blake2b(json.dumps(said, sort_keys=True, default=str).encode(), digest_size=20)
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())

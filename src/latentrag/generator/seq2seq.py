@@ -12,12 +12,13 @@ from torch import Tensor
 from latentrag.errors import InputError, ModelError
 from latentrag.generator.base import TransformersGenerator, exclusive, mapped_class
 from latentrag.generator.caches import are_all, rows_of_parents, rows_of_questions
+from latentrag.generator.probe import agrees, probe_ids
 from latentrag.generator.prompt import EMPTY, InputTemplate, input_ids, lighter
 from latentrag.generator.texts import TextEncoder
 from latentrag.generator.tokens import Detokenizer, check_lengths, padded, pairs
 from latentrag.generator.tuning import Lora
 from latentrag.protocols import Capabilities
-from latentrag.types import Asked, Latent, LatentLists, Targets
+from latentrag.types import Asked, Latent, LatentLists, Passage, Targets
 
 if TYPE_CHECKING:
     from transformers import Cache, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -61,8 +62,9 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
         template: how x and z are put together.
         max_input_tokens: longer inputs lose words of the passage; default: what the model reads.
         decoder_prefix: tokens that the decoder is given before y, not scored. Default: the model's start token,
-            and the tokenizer's begin token if it puts one before every target (BART: ``</s><s>``). Models trained
-            as Hugging Face's RAG (``decoder_input_ids = labels``) have the begin token alone.
+            and the first token that it is forced to write (mBART-50: the language) or the tokenizer's begin token, if
+            it puts one before every target (BART: ``</s><s>``). Models trained as Hugging Face's RAG
+            (``decoder_input_ids = labels``) have the begin token alone.
         lora: the model's adapter, to train instead of its own weights, of scope "all"; added if the model has none yet.
         seed: of an added adapter's first weights.
         int8: its linear layers, an adapter's aside, compute in eight bits; it cannot be trained or saved then.
@@ -92,7 +94,7 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
         if end is None:
             raise ModelError("the generator's tokenizer has no end-of-sequence token; needed one to end y; set it")
         self.end_id: int = end
-        self._pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+        self._pad_id = self._padding()
         self.decoder_prefix: tuple[int, ...] = tuple(
             _decoder_prefix(model, tokenizer) if decoder_prefix is None else decoder_prefix
         )
@@ -101,8 +103,10 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
                 f"LoRA of scope {lora.scope!r} is for causal generators, this is an encoder–decoder; use 'all'"
             )
         self._encoder = TextEncoder(tokenizer)
+        self._check_vocabulary(str(self.template.render("a", (Passage("", "a", "a"),))))
         self._detokenizer = Detokenizer(tokenizer)
         self._set_up(lora=lora, seed=seed, int8=int8)
+        self._choose_way()
 
     @classmethod
     def model_class(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
@@ -131,10 +135,30 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
             inputs = input_ids(encoder, rendered, limit=self.max_input_tokens)
         except InputError:
             inputs = [self._shortened(question, z) for question, z in rows]
-        ids, mask = padded(inputs, pad=self._pad_id)
+        return self._encoded(inputs, len(x), num_passages)
+
+    def _encoded(self, rows: Sequence[Sequence[int]], num_questions: int, num_passages: int) -> PreparedContexts:
+        ids, mask = padded(rows, pad=self._pad_id)
         ids, mask = ids.to(self.device), mask.to(self.device)
         states = self.model.get_encoder()(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # (B·K, S, H)
-        return PreparedContexts(states, mask, len(x), num_passages)
+        return PreparedContexts(states, mask, num_questions, num_passages)
+
+    def _agrees(self) -> bool:
+        """With inputs of different lengths."""
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        ids = probe_ids(9, vocabulary, {self._pad_id, *self._head.ends})
+        inputs, tokens = [ids[:3], ids[3:5]], torch.tensor([ids[5:7], ids[7:9]], device=self.device)
+        with torch.no_grad():
+            logits = [
+                self.model(
+                    input_ids=torch.tensor([row, row], device=self.device),
+                    decoder_input_ids=torch.cat([self._prefix(2), of_row[:, None]], dim=1),
+                    use_cache=False,
+                ).logits[:, -2:]
+                for row, of_row in zip(inputs, tokens, strict=True)
+            ]
+            plain = self._head.with_one_end(torch.log_softmax(torch.stack(logits).float(), dim=-1))
+            return agrees(self, self._encoded(inputs, 2, 1), tokens, plain, eps=self._eps)
 
     def _shortened(self, question: str, z: Latent) -> list[int]:
         """The input for x and z, where z's titles may have to give way."""
@@ -250,5 +274,8 @@ def _decoder_prefix(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
             "the generator names no decoder_start_token_id, begin or padding token; needed one of them; "
             "set it in config.json"
         )
+    forced = model.generation_config.forced_bos_token_id  # a language, for mBART-50 and its kin
+    if forced is not None:
+        return [start, forced] if forced != start else [start]
     adds_begin = begin is not None and tokenizer(text_target="a")["input_ids"][:1] == [begin]
     return [start, begin] if adds_begin and begin != start else [start]

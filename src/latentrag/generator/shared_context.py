@@ -8,13 +8,10 @@ attend to the context side by side and to their own tokens each alone, under one
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-
-from latentrag.generator.caches import beam_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,12 +22,12 @@ SWITCH = "LATENTRAG_SHARED_CONTEXT"
 
 
 def share_context(model: PreTrainedModel) -> bool:
-    """Let a model's decoder take M rows for every row of its context, where it can.
+    """Let a model's decoder take M rows for every row of its context.
 
-    Models of transformers that choose their attention by name and use torch's can; others, and models whose
+    Models of transformers that choose their attention by name and use torch's may be able to; others, and models whose
     attention somebody chose, are left as they are.
 
-    Returns: whether it can now.
+    Returns: whether it may be able to now; whether its numbers are right is for a probe to say.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -43,11 +40,13 @@ def share_context(model: PreTrainedModel) -> bool:
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
-    probe = _encoder_decoder if model.config.is_encoder_decoder else _causal
-    if _attention_of(model) == NAME and _agrees(model, probe):
-        return True
-    model.set_attn_implementation("sdpa")
-    return False
+    return _attention_of(model) == NAME
+
+
+def copy_context(model: PreTrainedModel) -> None:
+    """Undo ``share_context``."""
+    if _attention_of(model) == NAME:
+        model.set_attn_implementation("sdpa")
 
 
 def _attention_of(model: PreTrainedModel) -> str | None:
@@ -125,78 +124,3 @@ def _after_context(
     of_context = of_all.unflatten(2, (num_beams, groups)).transpose(1, 2).flatten(0, 1)  # (C·M, N', G, D)
     both: Tensor = of_context + rest @ value
     return both.reshape(rows, 1, heads, width)
-
-
-# Whether a model does with shared contexts what it does with contexts of their own.
-
-
-@torch.no_grad()
-def _agrees(model: PreTrainedModel, probe: Callable[[PreTrainedModel, bool], Tensor]) -> bool:
-    """Two beams of each of two contexts, one of them padded."""
-    try:
-        shared, apart = probe(model, True).float(), probe(model, False).float()
-    except (RuntimeError, ValueError, IndexError, TypeError):  # the shapes were not to its liking
-        return False
-    rounding = 64 * torch.finfo(model.dtype).eps
-    return bool(torch.allclose(shared, apart, rtol=rounding, atol=rounding * float(apart.abs().max())))
-
-
-def _ids(model: PreTrainedModel, rows: list[list[int]]) -> Tensor:
-    return torch.tensor(rows, device=model.device)
-
-
-def _encoder_decoder(model: PreTrainedModel, shared: bool) -> Tensor:
-    from transformers import DynamicCache, EncoderDecoderCache
-    from transformers.modeling_outputs import BaseModelOutput
-
-    ids, mask = _ids(model, [[0, 1, 2], [2, 1, 0]]), _ids(model, [[1, 1, 1], [1, 1, 0]])
-    states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-    twice = torch.arange(2, device=model.device).repeat_interleave(2)
-    own = torch.arange(2, device=model.device) if shared else twice
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    output = None
-    for tokens in (ids[own, :1], _ids(model, [[1], [2], [0], [1]])):
-        if output is not None and shared:
-            cache.self_attention_cache.batch_select_indices(twice)
-        output = model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states[own]),
-            attention_mask=mask[own],
-            decoder_input_ids=tokens,
-            past_key_values=cache,
-            use_cache=True,
-        )
-    assert output is not None
-    logits: Tensor = output.logits
-    return logits
-
-
-def _causal(model: PreTrainedModel, shared: bool) -> Tensor:
-    from transformers import DynamicCache
-
-    mask = _ids(model, [[1, 1, 1], [0, 1, 1]])
-    read = model(
-        input_ids=_ids(model, [[0, 1, 2], [0, 2, 1]]),
-        attention_mask=mask,
-        position_ids=_ids(model, [[0, 1, 2], [0, 0, 1]]),
-        past_key_values=DynamicCache(),
-        use_cache=True,
-    ).past_key_values
-    twice = torch.arange(2, device=model.device).repeat_interleave(2)
-    cache, mask = read, mask[twice]
-    if shared:
-        cache = beam_cache(read, torch.arange(2, device=model.device))
-    else:
-        cache.batch_select_indices(twice)
-    logits = torch.empty(0)
-    for step, tokens in enumerate(([[1], [2], [0], [1]], [[0], [1], [2], [2]])):
-        mask = torch.cat([mask, mask.new_ones(4, 1)], dim=1)
-        positions = _ids(model, [[3], [3], [2], [2]]) + step
-        output = model(
-            input_ids=_ids(model, tokens),
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = output.logits
-    return logits

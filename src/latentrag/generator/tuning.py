@@ -119,14 +119,14 @@ def _adapted(model: PreTrainedModel) -> list[Any]:
 @contextmanager
 def without_lora(model: PreTrainedModel) -> Iterator[None]:
     """Within: the model as it was before training."""
-    layers = _adapted(model)
+    layers = [(layer, layer._disable_adapters) for layer in _adapted(model)]  # noqa: SLF001
     try:
-        for layer in layers:
+        for layer, _ in layers:
             layer._disable_adapters = True  # noqa: SLF001 its public switch forgets which weights are trained
         yield
     finally:
-        for layer in layers:
-            layer._disable_adapters = False  # noqa: SLF001
+        for layer, was_off in layers:
+            layer._disable_adapters = was_off  # noqa: SLF001
 
 
 def split_weights(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
