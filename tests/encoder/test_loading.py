@@ -99,6 +99,18 @@ def test_a_tokenizer_of_another_model(tmp_path):
         load_query_encoder(folder)
 
 
+def test_special_tokens_beyond_the_models_vectors_are_left_out(folder):
+    """Gemma's tokenizers have one for images that its models for texts have no vector for."""
+    before = load_query_encoder(folder).encode_queries(QUESTIONS)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content["added_tokens"] = [{"id": len(content["model"]["vocab"]), "content": "<image>", **flags}]
+    write_json(folder / "tokenizer.json", content)
+    encoder = load_query_encoder(folder)
+    assert torch.equal(encoder.encode_queries(QUESTIONS), before)
+    assert torch.allclose(encoder.encode_queries(["paris <image>"]), encoder.encode_queries(["paris"]), atol=1e-6)
+
+
 def test_a_vocabulary_that_is_not_berts(query_folder):
     (query_folder / "tokenizer.json").unlink()
     (query_folder / "vocab.txt").write_text("<s>\n</s>\n<unk>\n")

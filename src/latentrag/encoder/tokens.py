@@ -62,20 +62,30 @@ class TextTokenizer:
     Args:
         backend: its truncation is set here and never changed again, so that threads may share it.
         max_tokens: how many tokens the model reads.
+        num_vectors: how many token ids the model has vectors for; special tokens beyond, such as Gemma's for images,
+            are left out where a text has them. None: for all.
         sidecars: tokenizer_config.json and special_tokens_map.json by file name, kept for ``save`` only.
     """
 
-    def __init__(self, backend: Tokenizer, *, max_tokens: int, sidecars: Mapping[str, Mapping[str, object]]) -> None:
+    def __init__(
+        self,
+        backend: Tokenizer,
+        *,
+        max_tokens: int,
+        sidecars: Mapping[str, Mapping[str, object]],
+        num_vectors: int | None = None,
+    ) -> None:
         backend.no_padding()
         backend.enable_truncation(max_tokens)
         self._backend = backend
         self._sidecars = sidecars
         self.max_tokens = max_tokens
+        self._num_vectors = num_vectors or UNLIMITED
 
     @property
     def num_ids(self) -> int:
-        """One more than the largest token id."""
-        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        """One more than the largest token id of the vocabulary, special tokens that were added to it aside."""
+        return max(self._backend.get_vocab(with_added_tokens=False).values()) + 1
 
     @property
     def definition(self) -> str:
@@ -89,7 +99,7 @@ class TextTokenizer:
         readable = [
             _readable(text) if isinstance(text, str) else (_readable(text[0]), _readable(text[1])) for text in texts
         ]
-        return [_row(encoding) for encoding in self._encodings(readable)]
+        return [self._row(encoding) for encoding in self._encodings(readable)]
 
     def question_rows(self, texts: Sequence[str]) -> list[TokenRow]:
         """Questions, whole.
@@ -106,7 +116,7 @@ class TextTokenizer:
                     f"question {i + 1} of {len(texts)} has {num_tokens} tokens but the query encoder reads "
                     f"{self.max_tokens}; shorten it"
                 )
-            rows.append(_row(encoding))
+            rows.append(self._row(encoding))
         return rows
 
     def num_leading_tokens(self, prompt: str) -> int:
@@ -121,6 +131,11 @@ class TextTokenizer:
         (folder / "tokenizer.json").write_text(json.dumps(json.loads(self.definition), ensure_ascii=False), "utf-8")
         for name, content in self._sidecars.items():
             (folder / name).write_text(json.dumps(content, indent=2), "utf-8")
+
+    def _row(self, encoding: Encoding) -> TokenRow:
+        ids, type_ids = torch.tensor([encoding.ids, encoding.type_ids], dtype=torch.int32)  # (2, S)
+        known = ids < self._num_vectors
+        return TokenRow(ids[known], type_ids[known])
 
     def _encodings(self, texts: Sequence[str | tuple[str, str]]) -> Iterator[Encoding]:
         for start in range(0, len(texts), SLICE):
@@ -150,8 +165,8 @@ def load_tokenizer(folder: Path, module: PreTrainedModel, *, max_seq_length: int
             f"{folder} does not say how many tokens the model reads; set model_max_length in tokenizer_config.json"
         )
     backend = _tokenizer_json(folder) if has_json else _bert_vocabulary(folder)
-    tokenizer = TextTokenizer(backend, max_tokens=min(known), sidecars=sidecars)
     num_embeddings = module.get_input_embeddings().num_embeddings
+    tokenizer = TextTokenizer(backend, max_tokens=min(known), sidecars=sidecars, num_vectors=num_embeddings)
     if tokenizer.num_ids > num_embeddings:
         raise ModelError(
             f"{folder} has a tokenizer of {tokenizer.num_ids} ids, but the model has {num_embeddings}; "
@@ -194,13 +209,6 @@ def _bert_vocabulary(folder: Path) -> Tokenizer:
     with quiet():
         backend: Tokenizer = BertTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
     return backend
-
-
-def _row(encoding: Encoding) -> TokenRow:
-    return TokenRow(
-        ids=torch.tensor(encoding.ids, dtype=torch.int32),
-        type_ids=torch.tensor(encoding.type_ids, dtype=torch.int32),
-    )
 
 
 def _readable(text: str) -> str:
