@@ -31,6 +31,10 @@ def seed() -> int:
     """Seeds torch's global generator, which draws the random weights of tiny models."""
     import torch
 
+    from tests import fake_device
+
+    if "LATENTRAG_TEST_DEVICE" not in os.environ:
+        fake_device.install()  # before the first backward pass, at which autograd counts the devices
     torch.manual_seed(0)
     return 0
 
