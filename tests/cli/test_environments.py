@@ -8,8 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -143,7 +145,11 @@ def commands(place: Path, model: Path, encoder: Path, files: Path) -> dict[str, 
 
 @pytest.mark.parametrize("name", AROUND)
 def test_every_command(request, tmp_path, capsys, model, encoder, memory, files, name) -> None:
-    place, scratch = tmp_path / "place", tmp_path / "scratch"
+    # Outside of pytest's own folder, which each session of pytest closes to all other users.
+    outside = Path(tempfile.mkdtemp(prefix="latentrag-"))
+    request.addfinalizer(partial(shutil.rmtree, outside))
+    outside.chmod(0o755)
+    place, scratch = outside / "place", tmp_path / "scratch"
     scratch.mkdir()
     around = AROUND[name](request, scratch)
     shutil.copytree(memory, place / "own.lance")
@@ -153,8 +159,6 @@ def test_every_command(request, tmp_path, capsys, model, encoder, memory, files,
     if "setpriv" in "".join(around.start[:1]):
         for each in (place, *place.rglob("*")):
             os.chown(each, UID, UID)
-        for each in (tmp_path, *tmp_path.parents[:2]):
-            each.chmod(0o755)
     named = commands(place, model, encoder, files)
     variables = {key: value for key, value in os.environ.items() if key not in around.without}
     done = subprocess.run(
