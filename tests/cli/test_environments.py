@@ -98,6 +98,7 @@ AROUND: dict[str, Callable[[pytest.FixtureRequest, Path], Around]] = {
             *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
         ),
         without=("HOME", "LATENTRAG_HOME"),
+        refused="no home folder is known for ~/.cache; set LATENTRAG_HOME to a folder",
     ),
     "64 files": lambda *_: Around(start=allowed(tool("prlimit"), "--nofile=64")),
     "read-only root": lambda _, place: Around(start=read_only(place, scratch=False), refused="TMPDIR"),
@@ -113,7 +114,7 @@ AROUND: dict[str, Callable[[pytest.FixtureRequest, Path], Around]] = {
 }
 
 
-def commands(place: Path, model: Path, encoder: Path, files: Path) -> dict[str, list[object]]:
+def commands(place: Path, model: Path, encoder: Path) -> dict[str, list[object]]:
     """In this order, over a memory in ``place``, which they change."""
     own, rows = place / "own.lance", place / "rows.jsonl"
     of_model = ("-m", model, "-i", own)
@@ -127,7 +128,7 @@ def commands(place: Path, model: Path, encoder: Path, files: Path) -> dict[str, 
         "train": ["train", rows, *of_model, "--out", place / "trained", "-k", "2", "--steps", "1"],
         "log": ["index", "log", own],
         "add": ["index", "add", own, place / "한국 é.txt", "--encoder", encoder],
-        "sync": ["index", "sync", own, files, "--encoder", encoder, "--name", "other"],
+        "sync": ["index", "sync", own, place / "notes", "--encoder", encoder, "--name", "other"],
         "diff": ["index", "diff", own, "2", "newest"],
         "delete": ["index", "delete", own, "한국 é.txt"],
         "forget": ["index", "forget", own, "rome.txt"],
@@ -153,13 +154,14 @@ def test_every_command(request, tmp_path, capsys, model, encoder, memory, files,
     scratch.mkdir()
     around = AROUND[name](request, scratch)
     shutil.copytree(memory, place / "own.lance")
+    shutil.copytree(files, place / "notes")
     (place / "한국 é.txt").write_text("The moon is blue.")
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (place / "pairs.jsonl").write_text(json.dumps({"x": QUESTION, "y": "Beethoven"}))
     if "setpriv" in "".join(around.start[:1]):
         for each in (place, *place.rglob("*")):
             os.chown(each, UID, UID)
-    named = commands(place, model, encoder, files)
+    named = commands(place, model, encoder)
     variables = {key: value for key, value in os.environ.items() if key not in around.without}
     done = subprocess.run(
         [*around.start, sys.executable, *around.python, "-m", "tests.cli.several_run"],
