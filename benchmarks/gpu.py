@@ -16,15 +16,15 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.beside_transformers import BEGIN, END, PAD, bart
+from benchmarks.beside_transformers import BEGIN, Tokenizer, bart
 from benchmarks.turns import MIB, write
 
 MODELS = ("bart", "llama")
@@ -46,17 +46,6 @@ class Config:
     tokens: int = 20
     runs: int = 5
     seed: int = 0
-
-
-class Tokenizer:
-    """As much of a tokenizer as generators ask before they read text; the contexts are tokens already."""
-
-    eos_token_id, pad_token_id, bos_token_id, model_max_length = END, PAD, BEGIN, 1024
-    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
-    vocab_size, chat_template = 0, None
-
-    def __call__(self, texts: Sequence[str], **_: Any) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[] for _ in texts]}
 
 
 def generator_of(kind: str, config: Config) -> Any:

@@ -7,7 +7,7 @@ from latentrag.assemble import load, save
 
 WITHOUT = """
 import importlib, os, pkgutil, signal, sys, warnings
-import faiss, fastapi, lance, mcp.server, numpy, pyarrow, torch, typer, uvicorn
+import faiss, fastapi, lance, mcp.server, numpy, pyarrow, sentence_transformers, torch, typer, uvicorn
 from transformers import BertModel, LlamaForCausalLM  # other people's, which have their own ways
 
 for name in ("sysconf", "pread", "posix_fadvise", "fork", "sched_getaffinity", "geteuid", "setsid", "mkfifo"):

@@ -91,9 +91,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         if path.name == "config.json" and (path.parent / "adapter_config.json").is_file():
-            raise ModelError(
-                f"{path.parent} is a PEFT adapter, no model; name its base model as --generator and this as --adapter"
-            ) from error
+            raise _adapter_alone(path.parent) from error
         raise ModelError(f"{path.parent} has no {path.name}; it is not the folder of a complete model") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({one_line(error)}); fetch the file again") from error
@@ -135,13 +133,17 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch)
 
 
+def _adapter_alone(folder: Path) -> ModelError:
+    return ModelError(f"{folder} is a PEFT adapter, no model; name its base model as --generator and this as --adapter")
+
+
 def read_config(folder: Path) -> PretrainedConfig:
     """config.json as the configuration class of its model_type.
 
     Raises: ModelError if it is missing, broken, or of a model_type that transformers does not know.
     """
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        raise ModelError(f"{folder} holds an adapter (PEFT) and no model; merge it into its model and save that")
+        raise _adapter_alone(folder)
     return config_of(read_object(folder / "config.json"), folder / "config.json")
 
 

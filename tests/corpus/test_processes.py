@@ -48,22 +48,42 @@ class PdfDocument:
         return 1
     def __getitem__(self, i):
         return self
+    raw = property(lambda self: self)
+    formenv = None
+    def get_metadata_dict(self):
+        return {}
+    def init_forms(self):
+        pass
     def get_textpage(self):
         return self
-    def get_text_bounded(self):
-        return self.does
-    def get_metadata_value(self, key):
-        return ""
+    def get_bbox(self):
+        return 0, 0, 1000, 1000
+    def count_chars(self):
+        return len(self.does)
     def close(self):
         pass
+"""
+RAW = """
+FPDF_PAGEOBJ_IMAGE = 3
+FPDFPage_GetAnnotCount = lambda page: 0
+FPDFText_GetUnicode = lambda page, i: ord(page.does[i])
+FPDFText_GetFontSize = lambda page, i: 10.0
+FPDFText_IsGenerated = lambda page, i: 0
+
+def FPDFText_GetCharOrigin(page, i, x, y):
+    x._obj.value, y._obj.value = 6.0 * i, 700.0
+
+def FPDFText_GetCharBox(page, i, left, right, bottom, top):
+    left._obj.value, right._obj.value = 6.0 * i, 6.0 * i + 5
 """
 
 
 @pytest.fixture
 def library(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "library"
-    folder.mkdir()
-    (folder / "pypdfium2.py").write_text(LIBRARY)
+    (folder / "pypdfium2").mkdir(parents=True)
+    (folder / "pypdfium2" / "__init__.py").write_text(LIBRARY)
+    (folder / "pypdfium2" / "raw.py").write_text(RAW)
     monkeypatch.syspath_prepend(str(folder))
     return folder
 

@@ -55,7 +55,7 @@ FAULTS = {
     "no configuration": (lambda f: (f / "config.json").unlink(), r"has no config\.json"),
     "an adapter": (
         lambda f: (f / "config.json").rename(f / "adapter_config.json"),
-        r"holds an adapter \(PEFT\) and no model; merge it",
+        "is a PEFT adapter, no model; name its base model",
     ),
     "broken configuration": (lambda f: truncate(f / "config.json", keep=0.5), r"config\.json cannot be read as JSON"),
     "a list for a configuration": (lambda f: write_json(f / "config.json", []), "holds a list, needed an object"),

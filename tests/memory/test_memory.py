@@ -204,7 +204,7 @@ def test_no_passages_make_no_version(path, encoder, filled, method):
 @pytest.mark.parametrize(("dimension", "fingerprint"), [(8, "f2"), (16, "f1")])
 def test_another_encoder_may_not_write(path, filled, make_encoder, method, dimension, fingerprint):
     other = make_encoder(dimension, fingerprint)
-    with pytest.raises(EncoderMismatchError, match=rf"fake \({fingerprint}, {dimension} dim.*; use that one or"):
+    with pytest.raises(EncoderMismatchError, match=rf"fake \({fingerprint}, {dimension} dim.*; use that one, or"):
         getattr(filled, method)([Passage("q", "t")], other)
     assert Memory.open(path).version == 2
 
