@@ -80,7 +80,7 @@ def _llama(config: Config) -> Any:
 
 def contexts(kind: str, generator: Any, num_passages: int, config: Config) -> Callable[[], Any]:
     """A function that prepares the same contexts anew."""
-    from latentrag.generator.causal import PreparedPrompts, Prompts
+    from latentrag.generator.prepared import PreparedPrompts, Prompts
     from latentrag.generator.seq2seq import PreparedContexts
 
     rows = config.B * num_passages

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from latentrag.generator.caches import (
 )
 from latentrag.generator.chat import ChatTemplate
 from latentrag.generator.passages import PassageCache, PassageReader, model_key
+from latentrag.generator.prepared import PreparedPrompts, Prompts
 from latentrag.generator.probe import agrees, probe_ids
 from latentrag.generator.prompt import EMPTY, PromptTemplate, PromptTokens
 from latentrag.generator.texts import TextEncoder
@@ -56,38 +57,6 @@ class _ReadPrompts:
 
 
 @dataclass(slots=True)
-class Prompts:
-    """R prompts in two parts: what stands for the passage, and the question. ``read`` is computed on first use.
-    ``recurring``: a first part may come again with another question, so that it is worth keeping."""
-
-    passages: list[list[int]]
-    questions: list[list[int]]
-    recurring: bool = True
-    read: _ReadPrompts | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedPrompts:
-    """Prompts of B questions × K passages. ``index`` (B·K,) says which prompt each row is."""
-
-    prompts: Prompts
-    index: Tensor
-    num_questions: int
-    num_passages: int
-
-    def rows(self, index: Tensor) -> Self:
-        rows = rows_of_questions(index, self.num_passages)
-        return type(self)(self.prompts, self.index[rows], len(index), self.num_passages)
-
-    def each_passage(self) -> Self:
-        return type(self)(self.prompts, self.index, self.num_questions * self.num_passages, 1)
-
-    def whole_rows(self) -> list[list[int]]:
-        """The tokens of every row."""
-        return [[*self.prompts.passages[row], *self.prompts.questions[row]] for row in self.index.tolist()]
-
-
-@dataclass(slots=True)
 class _State:
     """Caches of B·K·M rows, and which of their positions hold a token."""
 
@@ -98,7 +67,7 @@ class _State:
     num_beams: int
 
 
-class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
+class CausalGenerator(TransformersGenerator[PreparedPrompts[_ReadPrompts], PromptTemplate]):
     """A causal language model of transformers as generator.
 
     Args:
@@ -169,7 +138,8 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
         prompts = [ids[:4], ids[4:8]]
         tokens = torch.tensor([ids[8:10], ids[10:]], device=self.device)
         rows = [[*prompt, token] for prompt, of_one in zip(prompts, tokens.tolist(), strict=True) for token in of_one]
-        parts = Prompts([prompts[0][:3], prompts[1][:1]], [prompts[0][3:], prompts[1][1:]], recurring=False)
+        first, second = [prompts[0][:3], prompts[1][:1]], [prompts[0][3:], prompts[1][1:]]
+        parts = Prompts[_ReadPrompts](first, second, recurring=False)
         with torch.no_grad(), without_lora(self.model):
             logits = self.model(input_ids=torch.tensor(rows, device=self.device), use_cache=False).logits[:, -2:]
             plain = self._head.with_one_end(torch.log_softmax(logits.float(), dim=-1)).unflatten(0, (2, 2))
@@ -240,18 +210,18 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
         window = _window(self.model)
         return None if window is None else window - self.max_input_tokens + 1
 
-    def prepare(self, x: Sequence[Asked], latents: LatentLists) -> PreparedPrompts:
+    def prepare(self, x: Sequence[Asked], latents: LatentLists) -> PreparedPrompts[_ReadPrompts]:
         rows, num_latents = pairs(x, latents)
         return self._prepared(rows, num_latents)
 
-    def prepare_together(self, x: Sequence[Asked], latents: LatentLists) -> PreparedPrompts:
+    def prepare_together(self, x: Sequence[Asked], latents: LatentLists) -> PreparedPrompts[_ReadPrompts]:
         """Worst passage first, so that the best stands next to the question."""
         rows, _ = pairs(x, [[tuple(passage for z in of_question[::-1] for passage in z)] for of_question in latents])
         return self._prepared(rows, 1, recurring=False)
 
     def _prepared(
         self, rows: Sequence[tuple[str, Latent]], num_latents: int, *, recurring: bool = True
-    ) -> PreparedPrompts:
+    ) -> PreparedPrompts[_ReadPrompts]:
         first, questions = self._prompts.parts(rows, limit=self.max_input_tokens, keep=recurring)
         index = torch.arange(len(rows), device=self.device)
         return PreparedPrompts(Prompts(first, questions, recurring), index, len(rows) // num_latents, num_latents)
@@ -272,7 +242,7 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
         ids, mask = padded(rows, pad=self._pad_id)
         return Targets(ids.to(self.device), mask.to(self.device))
 
-    def _hidden(self, prepared: PreparedPrompts, of_rows: Targets) -> Tensor:
+    def _hidden(self, prepared: PreparedPrompts[_ReadPrompts], of_rows: Targets) -> Tensor:
         learns = torch.is_grad_enabled() and self._learns()
         if self._reads_whole:
             with nullcontext() if learns else torch.no_grad():
@@ -284,7 +254,7 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
     def _learns(self) -> bool:
         return any(parameter.requires_grad for parameter in self.model.parameters())
 
-    def _at_once(self, prepared: PreparedPrompts, ids: Tensor, mask: Tensor) -> Tensor:
+    def _at_once(self, prepared: PreparedPrompts[_ReadPrompts], ids: Tensor, mask: Tensor) -> Tensor:
         """(B·K, T, H) in one forward pass: of the whole prompts, or after passages that teach nothing."""
         rows = prepared.index.tolist()
         passages = [prepared.prompts.passages[row] for row in rows]
@@ -306,14 +276,14 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
             hidden, _, _ = self._block(past, blocks)
         return _from_last(hidden, questions, ids.shape[1])
 
-    def _of_whole(self, prepared: PreparedPrompts, ids: Tensor, mask: Tensor) -> Tensor:
+    def _of_whole(self, prepared: PreparedPrompts[_ReadPrompts], ids: Tensor, mask: Tensor) -> Tensor:
         """(B·K, T, H) from one pass over prompts and targets."""
         prompts = prepared.whole_rows()
         lengths = mask.sum(dim=1).tolist()
         rows = [[*row, *y[: n - 1]] for row, y, n in zip(prompts, ids.tolist(), lengths, strict=True)]
         return _from_last(read_whole(self._head, rows, self.device), prompts, ids.shape[1])
 
-    def _from_read(self, prepared: PreparedPrompts, ids: Tensor, mask: Tensor) -> Tensor:
+    def _from_read(self, prepared: PreparedPrompts[_ReadPrompts], ids: Tensor, mask: Tensor) -> Tensor:
         """(B·K, T, H), without gradient, from what was read of the prompts."""
         read, index = self._read(prepared.prompts), prepared.index
         hidden = read.hidden[index]
@@ -351,7 +321,7 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
 
     @exclusive
     @torch.no_grad()
-    def start(self, prepared: PreparedPrompts) -> tuple[Tensor, _State | WholeState]:
+    def start(self, prepared: PreparedPrompts[_ReadPrompts]) -> tuple[Tensor, _State | WholeState]:
         if self._reads_whole:
             whole = WholeState(prepared.whole_rows(), prepared.num_questions, prepared.num_passages, 1)
             return self._next_of_whole(whole), whole
@@ -404,7 +374,7 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
                 yield rows[start:stop]
                 start = stop
 
-    def _read_part(self, prompts: Prompts, rows: Sequence[int]) -> tuple[Tensor, Cache, Tensor]:
+    def _read_part(self, prompts: Prompts[_ReadPrompts], rows: Sequence[int]) -> tuple[Tensor, Cache, Tensor]:
         """What comes out at the last positions (R', 1, H), the cache, and which of its positions hold a token."""
         passages, questions = ([of_all[row] for row in rows] for of_all in (prompts.passages, prompts.questions))
         past = self._passages.past(passages, recurring=prompts.recurring)
@@ -413,7 +383,7 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts, PromptTemplate]):
         return hidden[torch.arange(len(rows), device=hidden.device), last][:, None], cache, mask
 
     @torch.no_grad()
-    def _read(self, prompts: Prompts) -> _ReadPrompts:
+    def _read(self, prompts: Prompts[_ReadPrompts]) -> _ReadPrompts:
         if prompts.read is None:
             parts = list(self._parts(prompts.questions))
             results = [self._read_part(prompts, rows) for rows in parts]

@@ -21,10 +21,11 @@ from torch import Tensor
 from latentrag import io
 from latentrag.errors import InputError, ModelError
 from latentrag.generator.base import SETTINGS_FILE, made_template
-from latentrag.generator.caches import rows_of_parents, rows_of_questions
+from latentrag.generator.caches import rows_of_parents
 from latentrag.generator.chat import ChatTemplate
 from latentrag.generator.llama_context import OUTPUTS, LlamaContext, Past, Row, Vocabulary
 from latentrag.generator.passages import PassageCache
+from latentrag.generator.prepared import PreparedPrompts, Prompts
 from latentrag.generator.prompt import PromptTemplate, PromptTokens
 from latentrag.generator.texts import TextEncoder, unmarked
 from latentrag.generator.tokens import Detokenizer, check_lengths, padded, pairs
@@ -40,32 +41,8 @@ _INPUT_LIMIT = 2048
 _TARGET_POSITIONS = 256
 
 
-@dataclass(slots=True)
-class _Prompts:
-    """Prompts in two parts, as ``causal.Prompts``. ``read``: of each what was read of it, and the log-probabilities
-    (V,) of what follows; computed on first use."""
-
-    passages: list[list[int]]
-    questions: list[list[int]]
-    recurring: bool = True
-    read: list[tuple[Past, Tensor]] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedRows:
-    """Prompts of B questions × K passages. ``index`` (B·K,) says which prompt each row is."""
-
-    prompts: _Prompts
-    index: Tensor
-    num_questions: int
-    num_passages: int
-
-    def rows(self, index: Tensor) -> Self:
-        rows = rows_of_questions(index, self.num_passages)
-        return type(self)(self.prompts, self.index[rows], len(index), self.num_passages)
-
-    def each_passage(self) -> Self:
-        return type(self)(self.prompts, self.index, self.num_questions * self.num_passages, 1)
+_Read = list[tuple[Past, Tensor]]
+"""Of each prompt what was read of it, and the log-probabilities (V,) of what follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +153,11 @@ class LlamaCppGenerator:
         except OSError as error:
             raise InputError(f"{folder}: cannot be a folder ({error.strerror}); name another") from error
 
-    def prepare(self, x: Sequence[Asked], latents: LatentLists) -> PreparedRows:
+    def prepare(self, x: Sequence[Asked], latents: LatentLists) -> PreparedPrompts[_Read]:
         rows, num_latents = pairs(x, latents)
         first, questions = self._prompts.parts(rows, limit=self.max_input_tokens, keep=True)
         index = torch.arange(len(rows))
-        return PreparedRows(_Prompts(first, questions), index, len(rows) // num_latents, num_latents)
+        return PreparedPrompts(Prompts(first, questions), index, len(rows) // num_latents, num_latents)
 
     def targets(self, y: Sequence[str]) -> Targets:
         rows = [[*ids, self.end_ids[0]] for ids in self._prompts.targets(y)]
@@ -191,7 +168,7 @@ class LlamaCppGenerator:
         return Targets(*padded(rows, pad=self.end_ids[0]))
 
     @torch.no_grad()
-    def log_p_theta(self, prepared: PreparedRows, targets: Targets) -> Tensor:
+    def log_p_theta(self, prepared: PreparedPrompts[_Read], targets: Targets) -> Tensor:
         """(B, K, T) of the gold tokens."""
         num_passages = prepared.num_passages
         ids = targets.ids.repeat_interleave(num_passages, dim=0)
@@ -223,7 +200,7 @@ class LlamaCppGenerator:
         return log_p.view(prepared.num_questions, num_passages, -1)
 
     @torch.no_grad()
-    def start(self, prepared: PreparedRows) -> tuple[Tensor, _State]:
+    def start(self, prepared: PreparedPrompts[_Read]) -> tuple[Tensor, _State]:
         read = self._read(prepared.prompts)
         rows = [read[number] for number in prepared.index.tolist()]
         log_p = torch.stack([first for _, first in rows])
@@ -248,7 +225,7 @@ class LlamaCppGenerator:
         """A piece of text for each token."""
         return self._detokenizer.pieces(ids)
 
-    def _read(self, prompts: _Prompts) -> list[tuple[Past, Tensor]]:
+    def _read(self, prompts: Prompts[_Read]) -> _Read:
         if prompts.read is None:
             passages = self._passages(prompts)
             log_p = torch.empty(len(prompts.questions), self._context.vocabulary.size)
@@ -260,7 +237,7 @@ class LlamaCppGenerator:
             prompts.read = [(past, of_row) for past, of_row in zip(pasts, log_p, strict=True) if past is not None]
         return prompts.read
 
-    def _passages(self, prompts: _Prompts) -> dict[tuple[int, ...], Past]:
+    def _passages(self, prompts: Prompts[_Read]) -> dict[tuple[int, ...], Past]:
         """What is read of each passage, by its tokens; what is not kept is read now."""
         cache = self.passage_cache if prompts.recurring else None
         known: dict[tuple[int, ...], Past] = {}

@@ -1,0 +1,46 @@
+"""Prompts that are ready to be read: what ``prepare`` of causal generators gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
+
+from latentrag.generator.caches import rows_of_questions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+R = TypeVar("R")
+"""What a generator makes of its prompts."""
+
+
+@dataclass(slots=True)
+class Prompts(Generic[R]):
+    """R prompts in two parts: what stands for the passage, and the question. ``read`` is computed on first use.
+    ``recurring``: a first part may come again with another question, so that it is worth keeping."""
+
+    passages: list[list[int]]
+    questions: list[list[int]]
+    recurring: bool = True
+    read: R | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPrompts(Generic[R]):
+    """Prompts of B questions × K passages. ``index`` (B·K,) says which prompt each row is."""
+
+    prompts: Prompts[R]
+    index: Tensor
+    num_questions: int
+    num_passages: int
+
+    def rows(self, index: Tensor) -> Self:
+        rows = rows_of_questions(index, self.num_passages)
+        return type(self)(self.prompts, self.index[rows], len(index), self.num_passages)
+
+    def each_passage(self) -> Self:
+        return type(self)(self.prompts, self.index, self.num_questions * self.num_passages, 1)
+
+    def whole_rows(self) -> list[list[int]]:
+        """The tokens of every row."""
+        return [[*self.prompts.passages[row], *self.prompts.questions[row]] for row in self.index.tolist()]
