@@ -8,12 +8,10 @@ from typing import Annotated
 
 import typer
 
-from latentrag import assemble
 from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
-from latentrag.cli.index import MemoryPath
-from latentrag.cli.output import EXIT_INTERRUPTED, print_json, print_line, say
-from latentrag.errors import LatentRagError
+from latentrag.cli.index import MemoryPath, load_encoder, resumable
+from latentrag.cli.output import print_json, print_line, say
 from latentrag.options import PassageEncoderOptions
 
 
@@ -47,21 +45,14 @@ def import_(
     path = memory_path(memory)
     count, batches = read_source(source, vectors)
     say(f"{count:,} passages in {source}")
-    try:
+    with resumable():
         done = import_vectors(
             path,
             batches,
-            assemble.load_passage_encoder(encoder.source, device=encoder.device),
+            load_encoder(encoder),
             passages_per_commit=passages_per_commit,
             progress=sys.stderr.isatty(),
         )
-    except KeyboardInterrupt:
-        say("interrupted; what was committed stays, run the same command again to continue")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except LatentRagError as error:
-        for note in getattr(error, "__notes__", ()):
-            say(note)
-        raise
     after = done.memory
     if as_json:
         facts = {"memory": str(path), "version": after.version, "added": done.added, "unchanged": done.unchanged}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,8 +22,28 @@ from latentrag.options import PassageEncoderOptions, ReadingOptions
 
 if TYPE_CHECKING:
     from latentrag.memory import Memory
+    from latentrag.protocols import PassageEncoder
 
 MemoryPath = Annotated[str, typer.Argument(metavar="MEMORY", help="Path of the memory, or demo.")]
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Within: passages are committed in parts, and who interrupts it, or an error, is told what stays."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("interrupted; what was committed stays, run the same command again to continue")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except LatentRagError as error:
+        for note in getattr(error, "__notes__", ()):
+            say(note)
+        raise
+
+
+def load_encoder(options: PassageEncoderOptions) -> PassageEncoder:
+    """The passage encoder that options name, with the prompt and dimension that they give it."""
+    return assemble.load_passage_encoder(options.source, device=options.device, encoding=options.of_encoder)
 
 
 def add(
@@ -62,21 +83,15 @@ def add(
         encoding=reading.encoding,
     )
     try:
-        done = add_to(
-            path,
-            found,
-            lambda: assemble.load_passage_encoder(encoder.source, device=encoder.device, encoding=encoder.of_encoder),
-            upsert=upsert,
-            passages_per_commit=reading.passages_per_commit,
-            progress=sys.stderr.isatty(),
-        )
-    except KeyboardInterrupt:
-        say("interrupted; what was committed stays, run the same command again to continue")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except LatentRagError as error:
-        for note in getattr(error, "__notes__", ()):
-            say(note)
-        raise
+        with resumable():
+            done = add_to(
+                path,
+                found,
+                lambda: load_encoder(encoder),
+                upsert=upsert,
+                passages_per_commit=reading.passages_per_commit,
+                progress=sys.stderr.isatty(),
+            )
     finally:
         found.close()  # ends the processes that read
         of_files.tell()
@@ -109,7 +124,7 @@ def reencode(memory: MemoryPath, *, encoder: PassageEncoderOptions, as_json: arg
     """
     before = assemble.open_memory(memory, version="newest")
     with arg.uncollected():
-        loaded = assemble.load_passage_encoder(encoder.source, device=encoder.device, encoding=encoder.of_encoder)
+        loaded = load_encoder(encoder)
     is_new = loaded.fingerprint != before.card.fingerprint
     try:
         after = before.reencode(loaded, resumes=True, progress=sys.stderr.isatty()) if is_new else before

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from latentrag import assemble
 from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
-from latentrag.cli.index import MemoryPath, listed_versions, say_advice
-from latentrag.cli.output import EXIT_INTERRUPTED, print_json, print_line, say
+from latentrag.cli.index import MemoryPath, listed_versions, load_encoder, resumable, say_advice
+from latentrag.cli.output import print_json, print_line, say
 from latentrag.io import Progress as Bar
 from latentrag.io import progress
 from latentrag.options import PassageEncoderOptions, SyncOptions
@@ -43,20 +42,8 @@ def sync(
     if options.name is not None:
         arg.check_text(options.name, "name")
     path = memory_path(memory)
-    try:
-        with progress("files", None, wanted=sys.stderr.isatty()) as bar:
-            report = run(
-                path,
-                folder,
-                lambda: assemble.load_passage_encoder(
-                    encoder.source, device=encoder.device, encoding=encoder.of_encoder
-                ),
-                options=options,
-                on_progress=_shown_on(bar),
-            )
-    except KeyboardInterrupt:
-        say("interrupted; what was committed stays, run the same command again to continue")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with resumable(), progress("files", None, wanted=sys.stderr.isatty()) as bar:
+        report = run(path, folder, lambda: load_encoder(encoder), options=options, on_progress=_shown_on(bar))
     _show(report, as_json=as_json)
 
 
