@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,12 +80,19 @@ def compare(ours: Path, theirs: Path, *, seed: int = 0) -> Comparison:
         both = zip(values, theirs_by_name[name][0], strict=True)
         pairs = [(our, their) for our, their in both if our is not None and their is not None]
         if pairs:
-            differences[name] = _difference(np.array(pairs, dtype=float), bounds, seed)
+            differences[name] = difference(np.array(pairs, dtype=float), bounds, seed)
     return Comparison(len(ids), differences)
 
 
-def _difference(pairs: Array, bounds: Bounds | None, seed: int) -> Difference:
-    """Of one measure: its values (n, 2) in both runs."""
+def values_of_run(
+    settings: Mapping[str, object], rows: Sequence[Row]
+) -> dict[str, tuple[list[float | None], Bounds | None]]:
+    """By the name of each measure of an evaluation the values of its rows, and their bounds."""
+    return measured(rows, task_of(settings), recall_at=_recall_at(settings, settings))
+
+
+def difference(pairs: Array, bounds: Bounds | None, seed: int = 0) -> Difference:
+    """Of one measure: its values (n, 2) in both runs, each between ``bounds``; None: there are none."""
     gain = pairs[:, 0] - pairs[:, 1]
     width = None if bounds is None else bounds[1] - bounds[0]
     found = mean_interval(gain) if width is None else bounded_interval(gain, (-width, width))

@@ -1,0 +1,172 @@
+"""The rows: for each table or figure of the paper the commands that make it, and what must come out (rows.toml)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from importlib.resources import files
+from typing import Any, Literal, TypeAlias
+
+from latentrag.errors import DataError, InputError
+
+Size: TypeAlias = Literal["full", "quick"]
+"""full: the sizes of the recorded figures; quick: a few questions of made data, to see that every command works."""
+Needs: TypeAlias = Literal["", "hub", "gpu"]
+"""What a row needs besides its data: a model hub, a GPU."""
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+PLACES = ("data", "work")
+"""Placeholders of commands that are folders: of the data, and of what the commands make."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something that rows share, a trained model or a memory.
+
+    Attributes:
+        command: of latentrag, with placeholders.
+        resumes: a file; once it exists the command goes on with ``--resume``. Empty: the same command goes on.
+    """
+
+    name: str
+    command: str
+    resumes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Must:
+    """What must come out of a row: the mean of a measure between ``low`` and ``high``, or above that of another arm
+    with the whole interval of the paired difference."""
+
+    arm: str
+    measure: str
+    low: float | None = None
+    high: float | None = None
+    above: str = ""
+
+    def __str__(self) -> str:
+        if self.above:
+            return f"{self.arm}: {self.measure} above that of {self.above}"
+        bounds = [f"at least {self.low:g}"] if self.low is not None else []
+        bounds += [f"at most {self.high:g}"] if self.high is not None else []
+        return f"{self.arm}: {self.measure} {' and '.join(bounds)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A table or figure, or a part of one.
+
+    Attributes:
+        of: where in the paper.
+        shows: in a sentence.
+        paper: the paper's own figures, as text.
+        arms: name → command of latentrag, with placeholders; all ``eval`` the same questions, or ``ask`` one.
+        measures: of an arm, by the names of ``eval --json``, the main one first; recorded question by question.
+        data: files of the data folder that the commands read.
+        steps: names of the steps that come before, in order.
+        must: what must come out.
+        minutes: on two cores, all arms together and without the steps, where they were measured.
+        needs: where it is not "", the row is not run unless it is named.
+        examples: how many of each arm's answers are shown.
+        figure: how it is drawn, a name in ``drawing.FIGURES``; empty: as a table.
+        note: about this run of it.
+    """
+
+    name: str
+    of: str
+    shows: str
+    arms: Mapping[str, str]
+    measures: tuple[str, ...]
+    paper: str = ""
+    data: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
+    must: tuple[Must, ...] = ()
+    minutes: int | None = None
+    needs: Needs = ""
+    examples: int = 0
+    figure: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The whole file.
+
+    Attributes:
+        variables: size → placeholder → value.
+    """
+
+    rows: Mapping[str, Row]
+    steps: Mapping[str, Step]
+    variables: Mapping[Size, Mapping[str, str]] = field(default_factory=dict)
+
+    def named(self, name: str) -> Row:
+        """Raises: InputError."""
+        if name not in self.rows:
+            close = difflib.get_close_matches(name, self.rows, n=3) or list(self.rows)[:3]
+            raise InputError(f"{name!r} is no row; needed one of `reproduce list`, such as {', '.join(close)}, or all")
+        return self.rows[name]
+
+    def command(self, template: str, size: Size, **places: object) -> str:
+        """A command with values in place of its placeholders.
+
+        Args:
+            places: the folders ``data`` and ``work``.
+        """
+        values = {**self.variables[size], **{name: str(place) for name, place in places.items()}}
+        for _ in range(2):  # variables may name folders
+            template = _PLACEHOLDER.sub(lambda found: values[found[1]], template)
+        return template
+
+
+def read_rows(text: str | None = None) -> Rows:
+    """The rows of the package, or of another text in TOML. Raises: DataError for one that is not as it must be."""
+    text = files(__package__).joinpath("rows.toml").read_text("utf-8") if text is None else text
+    try:
+        found = tomllib.loads(text)
+        rows = Rows(
+            {name: _row(name, row) for name, row in found["rows"].items()},
+            {name: Step(name, **step) for name, step in found.get("steps", {}).items()},
+            {"full": found["variables"]["full"], "quick": found["variables"]["quick"]},
+        )
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"the file of rows cannot be read ({error!r})") from error
+    for problem in _problems(rows):
+        raise DataError(f"the file of rows: {problem}")
+    return rows
+
+
+def _row(name: str, row: Mapping[str, Any]) -> Row:
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    values["must"] = tuple(Must(**each) for each in row.get("must", ()))
+    unknown = values.keys() - {each.name for each in fields(Row)}
+    if unknown:
+        raise TypeError(f"{name} has {', '.join(sorted(unknown))}")
+    return Row(name, **values)
+
+
+def _problems(rows: Rows) -> Iterable[str]:
+    for size, variables in rows.variables.items():
+        if missing := set().union(*rows.variables.values()) - variables.keys():
+            yield f"the size {size} has no {', '.join(sorted(missing))}"
+    known = {*PLACES, *rows.variables["full"]}
+    for name, command in _commands(rows):
+        if unknown := set(_PLACEHOLDER.findall(command)) - known:
+            yield f"{name} has the placeholder {', '.join(sorted(unknown))}"
+    for row in rows.rows.values():
+        for step in row.steps:
+            if step not in rows.steps:
+                yield f"{row.name} needs the step {step}, which is not there"
+        for must in row.must:
+            arms = {must.arm, must.above} - {""}
+            if arms - row.arms.keys() or must.measure not in row.measures:
+                yield f"{row.name} must have {must}, which it does not measure"
+
+
+def _commands(rows: Rows) -> Iterable[tuple[str, str]]:
+    yield from ((step.name, step.command) for step in rows.steps.values())
+    for row in rows.rows.values():
+        yield from ((f"{row.name}, {arm}", command) for arm, command in row.arms.items())
