@@ -108,7 +108,19 @@ def test_commands_have_the_flags_defaults_and_help_of_the_options(names: tuple[s
 
 def test_every_shared_option_is_one_of_a_dataclass() -> None:
     """An option that two commands have is written in one place, unless it is about the command alone."""
-    own = {"as_json", "help", "skip_bad", "batch_size", "seed", "words", "limit", "out", "closed_book", "model"}
+    own = {
+        "as_json",
+        "help",
+        "strict",
+        "skip_bad",
+        "batch_size",
+        "seed",
+        "words",
+        "limit",
+        "out",
+        "closed_book",
+        "model",
+    }
     seen: dict[str, tuple[str, ...]] = {}
     for names, groups in COMMANDS.items():
         taken = {field.field for group in groups for field in public(options_in(group)[0])}

@@ -38,6 +38,11 @@ DEMOS = (DEMO, "good")
 TIME_LIMIT_S = 300.0
 """For reading one document; thousands of pages take seconds."""
 
+MEMORY_LIMIT = "2GB"
+"""For a process that reads files."""
+MIN_MEMORY_LIMIT_BYTES = 100_000_000
+"""Such a process has some 25 MB of its own before it reads anything."""
+
 PASSAGE_FOLDER_BYTES = 20 << 30
 """How large a folder of passages that were read may become, unless told otherwise."""
 
@@ -343,21 +348,51 @@ class FileOptions:
     """How files are read.
 
     Attributes:
-        workers: Processes that read the files; 0: read in this process, without a time limit.
+        workers: Processes that read the files; 0: read in this process, without limits of time and memory.
         time_limit_s: Longest time for reading one document; a file with a longer one is skipped.
+        memory_limit: Most memory that a process which reads files may take; a file that needs more is skipped.
         encoding: Encoding of text files that do not state theirs, such as cp1252.
+        exclude: Files and folders to leave out, by a pattern as in .gitignore; may be repeated.
+        no_gitignore: Read files of a folder that its .gitignore files exclude.
+        follow_links: Read what links in a folder lead to outside of it.
     """
 
     workers: Annotated[int, Option(ge=0)] = 1
     time_limit_s: Annotated[float, Option(name="time_limit", metavar="SECONDS", gt=0)] = TIME_LIMIT_S
+    memory_limit: Annotated[str, Option(metavar="SIZE")] = MEMORY_LIMIT
     encoding: Annotated[str | None, Option(default="UTF-8, else a guess, which is reported")] = None
+    exclude: Annotated[tuple[str, ...], Option(metavar="PATTERN")] = ()
+    no_gitignore: Annotated[bool, Option()] = False
+    follow_links: Annotated[bool, Option()] = False
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.memory_limit_bytes < MIN_MEMORY_LIMIT_BYTES:
+            raise InputError(f"memory_limit={self.memory_limit!r} is too little to read anything; give at least 100MB")
         if self.encoding is not None and not _is_text_encoding(self.encoding):
             raise InputError(f"encoding={self.encoding!r} is unknown; needed the name of one, as utf-16 or cp1252")
         if not self.workers and self.time_limit_s != TIME_LIMIT_S:
             raise InputError("time_limit has no effect, since workers=0 reads in this process; leave one of them out")
+        if not self.workers and self.memory_limit != MEMORY_LIMIT:
+            raise InputError("memory_limit has no effect, since workers=0 reads in this process; leave one of them out")
+
+    @property
+    def memory_limit_bytes(self) -> int:
+        """Raises: InputError if it is no size."""
+        return size_in_bytes(self.memory_limit, "memory_limit")
+
+    def of_files(self) -> dict[str, Any]:
+        """What ``corpus.read`` takes of them, by name."""
+        return {each.name: getattr(self, each.name) for each in fields(FileOptions)}
+
+
+def size_in_bytes(text: str, what: str) -> int:
+    """A size as people write it: 4GB, 1.5 GiB, 800M. Raises: InputError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.ASCII | re.IGNORECASE)
+    if match is None:
+        raise InputError(f"{what} {text!r} is not a size; give a number with MB or GB, as 4GB")
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (" kmgt".index(prefix.lower() or " ")))
 
 
 def _is_text_encoding(name: str) -> bool:

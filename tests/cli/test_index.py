@@ -237,7 +237,8 @@ def test_a_file_that_never_ends_is_skipped(command, tmp_path, encoder) -> None:
     done = cli("index", command, path, folder, "--encoder", encoder, "--time-limit", 3, "--json")
     assert (done.code, len(Memory.open(path))) == (0, 2)
     assert done.stderr == (
-        f"skipped {folder}/endless.pdf: given up: a document took more than 3 s; remove or repair the file\n"
+        f"skipped {folder}/endless.pdf: given up: a document took more than 3 s; "
+        "remove or repair the file, or raise the limit\n"
     )
     assert [skipped["file"] for skipped in done.json["skipped"]] == [str(folder / "endless.pdf")]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from latentrag.cli.arguments import size_in_bytes
 from latentrag.errors import InputError
 from latentrag.memory import Memory
+from latentrag.options import size_in_bytes
 from tests.cli.conftest import QUESTION, cli
 
 

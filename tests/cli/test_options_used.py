@@ -292,11 +292,13 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
     ),
     (
         "index add, index preview, index sync",
-        "`--time-limit`",
+        "`--time-limit`, `--memory-limit`",
         "with `--workers 0`",
         [
             *(f"index {each} new.lance . --workers 0 --time-limit 9" for each in ("add", "sync")),
             "index preview . --workers 0 --time-limit 9",
+            *(f"index {each} new.lance . --workers 0 --memory-limit 1GB" for each in ("add", "sync")),
+            "index preview . --workers 0 --memory-limit 1GB",
         ],
     ),
     ("index build", "`--max-memory`", "with `--index flat`", ["index build --index flat --max-memory 1GB"]),

@@ -159,8 +159,8 @@ def test_what_was_read_ahead_waits_in_the_pipes(folder, started):
 
 
 DEATHS = {
-    "SIGKILL": "the process that read it ended (SIGKILL, perhaps out of memory)",
-    "SIGSEGV": "the process that read it ended (SIGSEGV)",
+    "SIGKILL": "the process that read it ended (SIGKILL, perhaps as it took more than 2000 MB)",
+    "SIGSEGV": "the process that read it ended (SIGSEGV, perhaps as it took more than 2000 MB)",
     "exit": "the process that read it ended (code 3)",
     "bug": "the process that read it ended (code 1)",
     "hang": "given up: a document took more than 3 s",
@@ -175,7 +175,7 @@ def test_files_that_end_their_process_are_reported_and_the_others_read(library, 
     assert [d.text for d in found] == [f"text of {name}" for name in sorted(DEATHS)]
     assert [name for name, _ in skipped] == [f"{name}.pdf" for name in sorted(DEATHS)]
     assert all(DEATHS[name[:-4]] in reason for name, reason in skipped)
-    assert all(reason.endswith("; remove or repair the file") for _, reason in skipped)
+    assert all("; remove or repair the file" in reason for _, reason in skipped)
     out, err = capfd.readouterr()
     assert out == ""
     assert "ZeroDivisionError" in err  # a bug keeps its traceback

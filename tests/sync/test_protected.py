@@ -12,4 +12,4 @@ def test_a_file_that_never_ends_is_reported_and_the_others_are_synced(synced: Sy
     assert set(synced.texts()) == {"notes/a.txt", "notes/z.txt"}
     ((path, reason),) = report.skipped
     assert path.name == "endless.pdf"
-    assert reason == "given up: a document took more than 3 s; remove or repair the file"
+    assert reason == "given up: a document took more than 3 s; remove or repair the file, or raise the limit"

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import unicodedata
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from latentrag.errors import DataError, EncoderMismatchError, InputError, MemoryStoreError
+from latentrag.io import text_of
 from latentrag.memory import Memory
 from latentrag.memory.schema import schema
 from latentrag.memory.table import Table
@@ -670,3 +672,64 @@ def test_a_name_that_is_not_text_may_be_that_of_what_is_missing(synced: Synced):
     report = synced.sync(delete_missing=True)
     assert set(synced.texts()) == {"notes/café.txt", "notes/süd/c.txt"}
     assert (report.files.removed, len(report.skipped)) == (2, 2)
+
+
+NFC, NFD = (unicodedata.normalize(form, "Übersicht") for form in ("NFC", "NFD"))
+
+
+def test_a_name_in_another_unicode_form_is_the_same_name(synced: Synced):
+    """As when a folder goes from macOS to Linux and back."""
+    synced.write(f"{NFD}/{NFC}.txt", words(0, 250))
+    synced.sync()
+    assert {z.origin for z in synced.passages().values()} == {f"notes/{NFC}/{NFC}.txt"}
+    before = synced.passages()
+    (synced.folder / NFD).rename(synced.folder / NFC)
+    (synced.folder / NFC / f"{NFC}.txt").rename(synced.folder / NFC / f"{NFD}.txt")
+    report = synced.sync(delete_missing=True)
+    assert (files(report), report.num_encoded, report.version) == ((0, 0, 0, 0, 1, 0), 0, 2)
+    assert synced.passages() == before
+
+
+def test_a_memory_from_before_names_were_nfc_keeps_its_ids(synced: Synced, monkeypatch):
+    synced.write(f"{NFD}.txt", "text")
+    synced.write("sub/a.txt", "text")
+    with monkeypatch.context() as patch:
+        patch.setattr("latentrag.corpus.finding.name_of", text_of)
+        patch.setattr("latentrag.sync.folder.name_of", text_of)
+        synced.sync()
+    before = synced.passages()
+    assert f"notes/{NFD}.txt" in before
+    shutil.rmtree(synced.path / "_sync")  # all files are read again
+    report = synced.sync(delete_missing=True)
+    assert (files(report), report.num_encoded) == ((0, 0, 0, 0, 2, 0), 0)
+    assert synced.passages() == before
+    (synced.folder / f"{NFD}.txt").unlink()
+    assert files(synced.sync()) == (0, 0, 0, 1, 1, 0)
+
+
+def test_what_becomes_excluded_is_missing(synced: Synced):
+    synced.write("a.md", "a")
+    synced.write("drafts/b.md", "b")
+    synced.write("c.txt", "c")
+    synced.sync()
+    synced.write(".gitignore", "drafts/")
+    report = synced.sync(exclude=("*.txt",))
+    assert (files(report), report.missing) == ((0, 0, 0, 2, 1, 0), ["notes/c.txt", "notes/drafts/b.md"])
+    assert set(synced.texts().values()) == {"a", "b", "c"}
+    assert files(synced.sync(no_gitignore=True, delete_missing=True)) == (0, 0, 0, 0, 3, 0)
+    assert files(synced.sync(exclude=("*.txt",), delete_missing=True)) == (0, 0, 2, 0, 1, 0)
+    assert set(synced.texts().values()) == {"a"}
+
+
+def test_links_out_of_the_folder_are_not_synced_unless_asked(synced: Synced, tmp_path):
+    (tmp_path / "private.txt").write_text("private")
+    synced.write("a.txt", "a")
+    (synced.folder / "link.txt").symlink_to(tmp_path / "private.txt")
+    (synced.folder / "twice.txt").symlink_to("a.txt")
+    report = synced.sync()
+    assert (files(report), [path.name for path, _ in report.skipped]) == ((1, 0, 0, 0, 0, 1), ["link.txt"])
+    assert set(synced.texts()) == {"notes/a.txt"}
+    assert files(synced.sync(follow_links=True)) == (1, 0, 0, 0, 1, 0)
+    # It is there still: not followed any more is not gone.
+    assert files(synced.sync(delete_missing=True)) == (0, 0, 0, 0, 1, 1)
+    assert synced.texts()["notes/link.txt"] == "private"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import inspect
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict
@@ -33,6 +32,9 @@ if TYPE_CHECKING:
     from latentrag.rag import Rag
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with code 1 if a file was skipped; the others are read all the same.")
+]
 QuestionFile = Annotated[Path, typer.Argument(help="Questions with answers: JSON lines or an array, also gzipped.")]
 
 
@@ -162,15 +164,6 @@ def open_rag(
             **loading(model),
             **asdict(place or PlaceOptions()),
         )
-
-
-def size_in_bytes(text: str, what: str) -> int:
-    """A size as people write it: 4GB, 1.5 GiB, 800M. Raises: InputError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.ASCII | re.IGNORECASE)
-    if match is None:
-        raise InputError(f"{what} {text!r} is not a size; give a number with MB or GB, as 4GB")
-    number, prefix, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** (" kmgt".index(prefix.lower() or " ")))
 
 
 def check_text(text: str, what: str) -> None:

@@ -14,11 +14,11 @@ import typer
 from latentrag import assemble
 from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
-from latentrag.cli.output import EXIT_INTERRUPTED, print_json, print_line, say
+from latentrag.cli.output import EXIT_INTERRUPTED, EXIT_PROBLEMS, print_json, print_line, say
 from latentrag.cli.preview import FileReport, Files, Words
 from latentrag.corpus import passages
 from latentrag.errors import InputError, LatentRagError
-from latentrag.options import PassageEncoderOptions, ReadingOptions
+from latentrag.options import PassageEncoderOptions, ReadingOptions, size_in_bytes
 
 if TYPE_CHECKING:
     from latentrag.memory import Memory
@@ -58,6 +58,7 @@ def add(
         Path | None,
         typer.Option("--report", metavar="FILE", help="Write what became of each file, as JSON lines. Default: none."),
     ] = None,
+    strict: arg.Strict = False,
     as_json: arg.AsJson = False,
 ) -> None:
     """Split files into passages, encode them, and commit them to a memory, which is made if it is not there.
@@ -78,9 +79,7 @@ def add(
         words=words,
         on_skip=of_files.skip,
         on_ledger=of_files.ledgers.append,
-        workers=reading.workers,
-        time_limit_s=reading.time_limit_s,
-        encoding=reading.encoding,
+        **reading.of_files(),
     )
     try:
         with resumable():
@@ -110,10 +109,13 @@ def add(
                 "skipped": [{"file": str(file), "reason": reason} for file, reason in of_files.skipped],
             }
         )
-        return
-    replaced = f", replaced {done.replaced}" if upsert else ""
-    unchanged = f", {done.unchanged} were there already" if done.unchanged else ""
-    print_line(f"{path} version {after.version}: added {done.added}{replaced}{unchanged}; {len(after)} passages in all")
+    else:
+        replaced = f", replaced {done.replaced}" if upsert else ""
+        unchanged = f", {done.unchanged} were there already" if done.unchanged else ""
+        in_all = f"{len(after)} passages in all"
+        print_line(f"{path} version {after.version}: added {done.added}{replaced}{unchanged}; {in_all}")
+    if strict and of_files.skipped:
+        raise typer.Exit(EXIT_PROBLEMS)
 
 
 def reencode(memory: MemoryPath, *, encoder: PassageEncoderOptions, as_json: arg.AsJson = False) -> None:
@@ -236,7 +238,7 @@ def build(
     """
     if kind == "flat" and max_memory is not None:
         raise InputError("--max-memory has no effect, since the index flat is not built; leave it out")
-    bound = None if max_memory is None else arg.size_in_bytes(max_memory, "--max-memory")
+    bound = None if max_memory is None else size_in_bytes(max_memory, "--max-memory")
     opened = assemble.open_memory(memory)
     made = opened.build_index(kind, max_memory=bound, progress=sys.stderr.isatty())
     if as_json:

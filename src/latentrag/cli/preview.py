@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from latentrag.cli import arguments as arg
-from latentrag.cli.output import print_json, print_line, say
+from latentrag.cli.output import EXIT_PROBLEMS, print_json, print_line, say
 from latentrag.corpus import Ledger, passages
 from latentrag.errors import InputError
 from latentrag.io import write_file
@@ -75,7 +75,14 @@ class FileReport:
             say(f"left out: {'; '.join(told)}; `latentrag index preview` and --report say of which files")
 
 
-def preview(files: Files, *, options: FileOptions, words: Words = 100, as_json: arg.AsJson = False) -> None:
+def preview(
+    files: Files,
+    *,
+    options: FileOptions,
+    words: Words = 100,
+    strict: arg.Strict = False,
+    as_json: arg.AsJson = False,
+) -> None:
     """Show the passages that files become, and what is left out of each file, without loading a model.
 
     A line for each passage, then one for each file: how many characters were kept, what was left out and why, which
@@ -87,9 +94,7 @@ def preview(files: Files, *, options: FileOptions, words: Words = 100, as_json: 
         words=words,
         on_skip=report.skip,
         on_ledger=report.ledgers.append,
-        workers=options.workers,
-        time_limit_s=options.time_limit_s,
-        encoding=options.encoding,
+        **options.of_files(),
     )
     with closing(found):
         for z in found:
@@ -108,3 +113,5 @@ def preview(files: Files, *, options: FileOptions, words: Words = 100, as_json: 
         encoding = f", {record['encoding']}{' (a guess)' if record['is_guess'] else ''}" if record["encoding"] else ""
         why = "; ".join(f"{count} × {reason}" for reason, count in left_out.items()) or "nothing"
         print_line(f"{record['file']}: {record['characters']} characters kept{encoding}; left out: {why}")
+    if strict and report.skipped:
+        raise typer.Exit(EXIT_PROBLEMS)

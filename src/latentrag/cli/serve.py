@@ -16,7 +16,7 @@ from latentrag.addresses import memory_for
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import say, working
 from latentrag.errors import InputError, ModelError
-from latentrag.options import AskOptions, MemoryOptions, ModelOptions, PlaceOptions, VersionOptions
+from latentrag.options import AskOptions, MemoryOptions, ModelOptions, PlaceOptions, VersionOptions, size_in_bytes
 from latentrag.serving.options import ServeOptions
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def serve(
         raise InputError("--log-questions has no effect, since --quiet logs no requests; leave one of them out")
     if passage_cache_folder is None and passage_cache_folder_size is not None:
         raise InputError("--passage-cache-folder-size has no effect without --passage-cache-folder; leave it out")
-    cache_bytes = None if passage_cache is None else arg.size_in_bytes(passage_cache, "--passage-cache")
-    folder_bytes = arg.size_in_bytes(passage_cache_folder_size or "20GiB", "--passage-cache-folder-size")
+    cache_bytes = None if passage_cache is None else size_in_bytes(passage_cache, "--passage-cache")
+    folder_bytes = size_in_bytes(passage_cache_folder_size or "20GiB", "--passage-cache-folder-size")
     with bound(host, port) as listening:
         with arg.uncollected():
             live, load = _sources(model, memory, version, place, how)

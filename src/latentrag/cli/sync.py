@@ -14,7 +14,7 @@ import typer
 from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.index import MemoryPath, listed_versions, load_encoder, resumable, say_advice
-from latentrag.cli.output import print_json, print_line, say
+from latentrag.cli.output import EXIT_PROBLEMS, print_json, print_line, say
 from latentrag.io import Progress as Bar
 from latentrag.io import progress
 from latentrag.options import PassageEncoderOptions, SyncOptions
@@ -29,6 +29,7 @@ def sync(
     *,
     encoder: PassageEncoderOptions,
     options: SyncOptions,
+    strict: arg.Strict = False,
     as_json: arg.AsJson = False,
 ) -> None:
     """Make a memory hold what the files of a folder hold now: add, update, encode only what is new.
@@ -45,6 +46,8 @@ def sync(
     with resumable(), progress("files", None, wanted=sys.stderr.isatty()) as bar:
         report = run(path, folder, lambda: load_encoder(encoder), options=options, on_progress=_shown_on(bar))
     _show(report, as_json=as_json)
+    if strict and report.skipped:
+        raise typer.Exit(EXIT_PROBLEMS)
 
 
 def _show(report: Report, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Files read by other processes, which a hostile file may crash or keep busy for ever.
+"""Files read by other processes, which a hostile file may crash, keep busy for ever or have fill the memory.
 
 Each process is handed files by name on its standard input and writes documents as lines of JSON to its standard output;
 what it is ahead of the caller fits into that pipe. The files go round the processes, so that their documents are taken
@@ -25,10 +25,12 @@ from typing import IO
 
 from latentrag.corpus.readers import File, Ledger, Reading, UnreadableError
 from latentrag.errors import DataError
+from latentrag.options import FileOptions
 from latentrag.types import Document
 
 _FILES_AHEAD = 4
 """For each process, how many files are handed out before their turn."""
+_START_LIMIT_S = 60.0
 _READY = b'"ready"\n'
 # -P: a json.py in the current folder is none of ours.
 _START = (
@@ -36,16 +38,18 @@ _START = (
     "-c",
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from latentrag.corpus.processes import serve; serve()",
 )
+_OUT_OF_MEMORY = 99
+"""How a process ends that notices it. Code in C often does not, and ends by a signal."""
 
 
-def read_in_processes(files: Iterable[File], *, workers: int, time_limit_s: float) -> Generator[Reading]:
+def read_in_processes(files: Iterable[File], options: FileOptions) -> Generator[Reading]:
     """As ``read_each``. The processes start with the first file and end with the last, or with ``close``.
 
     Raises: DataError if a process cannot be started.
     """
-    pool: list[_Worker] = []
+    workers, pool = options.workers, list[_Worker]()
     over = threading.Event()
-    watch = threading.Thread(target=_watch, args=(pool, over, min(1.0, time_limit_s / 4)), daemon=True)
+    watch = threading.Thread(target=_watch, args=(pool, over, min(1.0, options.time_limit_s / 4)), daemon=True)
     watch.start()
     upcoming = enumerate(files)
     handed_out: deque[tuple[File, _Worker]] = deque()
@@ -54,7 +58,7 @@ def read_in_processes(files: Iterable[File], *, workers: int, time_limit_s: floa
             while len(handed_out) < workers * _FILES_AHEAD and (numbered := next(upcoming, None)):
                 i, file = numbered
                 if i < workers:
-                    pool.append(_Worker(time_limit_s))
+                    pool.append(_Worker(options))
                 pool[i % workers].hand(file)
                 handed_out.append((file, pool[i % workers]))
             if not handed_out:
@@ -79,8 +83,8 @@ class _Worker:
     tasks_to: IO[bytes]
     messages: IO[bytes]
 
-    def __init__(self, time_limit_s: float) -> None:
-        self.time_limit_s = time_limit_s
+    def __init__(self, options: FileOptions) -> None:
+        self.options = options
         self.tasks: deque[bytes] = deque()
         self.waiting_since: float | None = None
         self.is_ready = self.is_overdue = False
@@ -119,11 +123,13 @@ class _Worker:
             pass
 
     def _start(self) -> None:
+        path = json.dumps([str(place) for place in sys.path])
         try:
             self.process = subprocess.Popen(  # noqa: S603  the arguments are ours
-                [sys.executable, *_START, json.dumps([str(place) for place in sys.path])],
+                [sys.executable, *_START, path, str(self.options.memory_limit_bytes)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                env={**os.environ, "RUST_BACKTRACE": "0"},  # of a library that is out of memory, 50 lines
                 # Ctrl-C at the terminal is for this process, which then ends the others.
                 process_group=0,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
@@ -148,7 +154,7 @@ class _Worker:
             if not self.is_ready and self.messages.readline() != _READY:
                 self.process.kill()
                 raise DataError(_not_started(f"it ended with code {self.process.wait()}"))
-            self.is_ready = True
+            self.is_ready, self.waiting_since = True, time.monotonic()
             return self.messages.readline()
         finally:
             self.waiting_since = None
@@ -158,11 +164,14 @@ class _Worker:
         code = self.process.wait()
         self.end()
         kept = f" after {num_documents} documents" if num_documents else ""
+        given_up = f"given up{kept}: {{}}; remove or repair the file, or raise the limit"
         if self.is_overdue:
-            return f"given up{kept}: a document took more than {self.time_limit_s:g} s; remove or repair the file"
-        name = signal.Signals(-code).name if code < 0 else f"code {code}"
-        memory = ", perhaps out of memory" if name == "SIGKILL" else ""
-        return f"the process that read it ended{kept} ({name}{memory}); remove or repair the file"
+            return given_up.format(f"a document took more than {self.options.time_limit_s:g} s")
+        memory = f"took more than {self.options.memory_limit_bytes / 1e6:.0f} MB"
+        if code == _OUT_OF_MEMORY:
+            return given_up.format(memory)
+        name = f"{signal.Signals(-code).name}, perhaps as it {memory}" if code < 0 else f"code {code}"
+        return f"the process that read it ended{kept} ({name}); remove or repair the file"
 
 
 def _watch(pool: Iterable[_Worker], over: threading.Event, period_s: float) -> None:
@@ -170,7 +179,10 @@ def _watch(pool: Iterable[_Worker], over: threading.Event, period_s: float) -> N
     while not over.wait(period_s):
         for worker in pool:
             since, process = worker.waiting_since, worker.process
-            if since is not None and time.monotonic() - since > worker.time_limit_s:
+            limit_s = worker.options.time_limit_s
+            if not worker.is_ready:  # which no file is to blame for
+                limit_s = max(_START_LIMIT_S, limit_s)
+            if since is not None and time.monotonic() - since > limit_s:
                 worker.is_overdue = True
                 process.kill()
 
@@ -183,7 +195,8 @@ def _not_started(problem: str) -> str:
 
 
 def serve() -> None:
-    """Read the files that standard input names, until it ends."""
+    """Read the files that standard input names, until it ends; the second argument is the limit of memory, in bytes."""
+    _limit_memory(int(sys.argv[2]))
     # What libraries print must not come between the messages.
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -198,6 +211,19 @@ def serve() -> None:
                 messages.flush()
     except BrokenPipeError:
         os._exit(0)
+    except MemoryError:
+        os._exit(_OUT_OF_MEMORY)
+
+
+def _limit_memory(num_bytes: int) -> None:
+    """What this process writes to, its libraries' code not counted. Of the systems, Linux keeps it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    with contextlib.suppress(OSError, ValueError):  # no more than a limit that is there already
+        resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, hard))
 
 
 def _receive(tasks: SimpleQueue[bytes]) -> None:

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import replace
-from pathlib import Path
-from stat import S_ISDIR
 from typing import TypeAlias
 
+from latentrag.corpus.finding import OnSkip, StrPath, find_files, refuse
 from latentrag.corpus.processes import read_in_processes
-from latentrag.corpus.readers import File, Formats, Ledger, Reading, UnreadableError, refusal
+from latentrag.corpus.readers import File, Formats, Ledger, Reading, UnreadableError
 from latentrag.corpus.splitting import CountTokens, check_bounds, split
 from latentrag.errors import DataError
-from latentrag.io import text_of
-from latentrag.options import TIME_LIMIT_S, FileOptions
+from latentrag.options import MEMORY_LIMIT, TIME_LIMIT_S, FileOptions
 from latentrag.types import Document, Passage
 
-StrPath: TypeAlias = str | os.PathLike[str]
-OnSkip: TypeAlias = Callable[[Path, str], None]
-"""Called with a file that is left out, wholly or from some row on, and the reason."""
 OnLedger: TypeAlias = Callable[[Ledger], None]
 """Called with the ledger of each file when the file has been read."""
-
-_PICKLES = (".pkl", ".pickle", ".pt", ".bin")
 
 
 def read(
@@ -34,7 +26,11 @@ def read(
     on_ledger: OnLedger | None = None,
     workers: int = 0,
     time_limit_s: float = TIME_LIMIT_S,
+    memory_limit: str = MEMORY_LIMIT,
     encoding: str | None = None,
+    exclude: Sequence[str] = (),
+    no_gitignore: bool = False,
+    follow_links: bool = False,
 ) -> Generator[Document]:
     """The documents of files and folders, one at a time; those of a folder in the order of the sorted paths.
 
@@ -56,13 +52,14 @@ def read(
     ``latentrag[documents]``. Other
     packages can add formats (``corpus.readers``).
 
-    A folder is read with its subfolders. Hidden files are passed over in silence; files of other formats and
-    links to folders are left out and reported to ``on_skip``. So is a file in a folder that turns out to be
-    unreadable: its documents up to that line have been yielded and stay, the rest of it is left out.
+    A folder is read with its subfolders. What is hidden, or excluded by ``exclude`` or a .gitignore (in the folder, or
+    above it up to the repository's), is passed over in silence. Files of other formats and links that lead out of
+    the folder are left out and reported to ``on_skip``; what is linked to within it is read once. So is the
+    rest of a file that turns out to be unreadable: its documents up to that line have been yielded and stay.
 
     The id of a document is its row's or page's own, else ``f"{relative path}:{line}"``; of a file that is one
-    document it is the relative path. Rows that share an id are not noticed here: that takes memory in proportion to
-    the corpus.
+    document it is the relative path, in Unicode's form NFC. Rows that share an id are not noticed here: that takes
+    memory in proportion to the corpus.
 
     Args:
         paths: one file or folder, or several.
@@ -72,20 +69,33 @@ def read(
         workers: how many processes read, a file each at a time; the documents and their order are the same. A file
             that crashes its process is unreadable, like others. 0: this process reads, and would crash with it.
         time_limit_s: with workers, how long one document may take; a file that has a longer one is unreadable.
+        memory_limit: with workers, how much memory each of them may take, as 500MB; a file that needs more is
+            unreadable. Kept by Linux; macOS and Windows have no such limit.
         encoding: of files that do not state theirs, as Python names it; None: UTF-8, and of a file that is not UTF-8
             a guess (charset-normalizer), which its ledger names.
-    Raises: InputError for ``workers`` < 0 or a time limit that is not positive. DataError. When called: a path that
-        does not exist, or is of another format, or of one whose library is not installed; two files of one document
-        each that would have the same id. While reading, with the file
-        and where possible the line: text that is not UTF-8, malformed rows, incomplete files, PDFs that are encrypted
-        or only pictures, whatever the operating system refuses.
+        exclude: patterns of files and folders to leave out, as in a .gitignore of each folder.
+        no_gitignore: read what .gitignore files exclude.
+        follow_links: read what links lead to outside of the folder.
+    Raises: InputError for ``workers`` < 0, limits that are too low, or what is no pattern. DataError. When called: a
+        path that does not exist, or is of another format, or of one whose library is not installed; two files of one
+        document each that would have the same id. While reading, with the file and where possible the line: text
+        that is not UTF-8, malformed rows, incomplete files, PDFs that are encrypted or only pictures, whatever the
+        operating system refuses.
     """
-    FileOptions(workers=workers, time_limit_s=time_limit_s, encoding=encoding)  # raises InputError
+    options = FileOptions(
+        workers=workers,
+        time_limit_s=time_limit_s,
+        memory_limit=memory_limit,
+        encoding=encoding,
+        exclude=tuple(exclude),
+        no_gitignore=no_gitignore,
+        follow_links=follow_links,
+    )
     formats = Formats()
     given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    files = [file for path in given for file in find_files(path, on_skip, formats, encoding)]
+    files = [file for path in given for file in find_files(path, options, on_skip, formats)]
     _check_ids(files)
-    return _documents(read_each(files, workers=workers, time_limit_s=time_limit_s), on_skip, on_ledger)
+    return _documents(read_each(files, options), on_skip, on_ledger)
 
 
 def passages(
@@ -99,18 +109,31 @@ def passages(
     on_ledger: OnLedger | None = None,
     workers: int = 0,
     time_limit_s: float = TIME_LIMIT_S,
+    memory_limit: str = MEMORY_LIMIT,
     encoding: str | None = None,
+    exclude: Sequence[str] = (),
+    no_gitignore: bool = False,
+    follow_links: bool = False,
 ) -> Generator[Passage]:
     """The passages of files and folders: ``read``, then ``split``. ``close`` it as what ``read`` returns.
 
     Args:
         words, count_tokens, max_tokens, max_chars: see ``split``.
-        paths, on_skip, on_ledger, workers, time_limit_s, encoding: see ``read``.
+        Others: see ``read``.
     Raises: InputError and DataError as ``split`` and ``read`` do.
     """
     check_bounds(words, count_tokens, max_tokens, max_chars)
     documents = read(
-        paths, on_skip=on_skip, on_ledger=on_ledger, workers=workers, time_limit_s=time_limit_s, encoding=encoding
+        paths,
+        on_skip=on_skip,
+        on_ledger=on_ledger,
+        workers=workers,
+        time_limit_s=time_limit_s,
+        memory_limit=memory_limit,
+        encoding=encoding,
+        exclude=exclude,
+        no_gitignore=no_gitignore,
+        follow_links=follow_links,
     )
 
     def stream() -> Generator[Passage]:
@@ -123,37 +146,17 @@ def passages(
     return stream()
 
 
-def read_each(files: Iterable[File], *, workers: int, time_limit_s: float = TIME_LIMIT_S) -> Generator[Reading]:
+def read_each(files: Iterable[File], options: FileOptions) -> Generator[Reading]:
     """The files one after another, each to be read to its end, or as far as is wanted, before the next is asked for.
 
-    Args:
-        files: taken one by one, with workers some before their turn.
-        workers, time_limit_s: see ``read``.
+    Args: files: taken one by one, with workers some before their turn.
     """
-    if workers:
-        yield from read_in_processes(files, workers=workers, time_limit_s=time_limit_s)
+    if options.workers:
+        yield from read_in_processes(files, options)
         return
     for file in files:
         ledger = file.ledger()
         yield Reading(file, file.documents(ledger), ledger)
-
-
-def find_files(
-    path: StrPath, on_skip: OnSkip | None = None, formats: Formats | None = None, encoding: str | None = None
-) -> list[File]:
-    """The files that ``read`` reads, sorted by name. Arguments and errors are those of ``read``."""
-    path, formats = Path(path), formats or Formats()
-    try:
-        is_folder = S_ISDIR(path.stat().st_mode)
-    except OSError as error:
-        raise DataError(f"{path}: {refusal(error)}") from error
-    if is_folder:
-        files = (replace(file, encoding=encoding or "") for file in _walk(path, on_skip, formats))
-        return sorted(files, key=lambda file: file.name)
-    file = _file(path, text_of(path.name), formats, in_folder=False)
-    if isinstance(file, str):
-        raise DataError(f"{path}: {file}")
-    return [replace(file, encoding=encoding or "")]
 
 
 def _documents(readings: Generator[Reading], on_skip: OnSkip | None, on_ledger: OnLedger | None) -> Generator[Document]:
@@ -162,51 +165,9 @@ def _documents(readings: Generator[Reading], on_skip: OnSkip | None, on_ledger: 
             try:
                 yield from reading
             except UnreadableError as error:
-                _refuse(reading.file.path, error, on_skip if reading.file.in_folder else None)
+                refuse(reading.file.path, error, on_skip if reading.file.in_folder else None)
             if on_ledger is not None:
                 on_ledger(reading.ledger)
-
-
-def _walk(root: Path, on_skip: OnSkip | None, formats: Formats) -> Iterator[File]:
-    def refuse_folder(error: OSError) -> None:
-        folder = Path(error.filename)
-        _refuse(folder, UnreadableError(refusal(error)), None if folder == root else on_skip)
-
-    for folder, subfolders, names in os.walk(root, onerror=refuse_folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for path in (Path(folder, name) for name in subfolders):
-            if path.is_symlink() and on_skip is not None:
-                on_skip(path, "a link to a folder, which is not followed; pass that folder as well")
-        for path in (Path(folder, name) for name in names if not name.startswith(".")):
-            file = _file(path, text_of(path.relative_to(root).as_posix()), formats, in_folder=True)
-            if isinstance(file, File):
-                yield file
-            elif on_skip is not None or formats.of(path.name):
-                _refuse(path, UnreadableError(file), on_skip)
-
-
-def _file(path: Path, name: str, formats: Formats, *, in_folder: bool) -> File | str:
-    """The file with its format, or why it is not read."""
-    known = formats.of_file(path)
-    if known is None:
-        return _unknown(path, formats)
-    file = File(path, name, known, in_folder=in_folder)
-    return file.reader.missing or file
-
-
-def _unknown(path: Path, formats: Formats) -> str:
-    extension, readable = path.suffix.lower(), formats.readable
-    if extension in _PICKLES:
-        return f"pickle files are never read, since that can run any code; convert it to one of {readable}"
-    return f"{extension or 'no extension'} is not a format that is read; convert it to one of {readable}"
-
-
-def _refuse(path: Path, error: UnreadableError, on_skip: OnSkip | None) -> None:
-    """Report that the file, or the rest of it, is left out. Raises: DataError if nobody wants the report."""
-    if on_skip is None:
-        place = f" line {error.line}" if error.line else ""
-        raise DataError(f"{path}{place}: {error.problem}") from error
-    on_skip(path, str(error))
 
 
 def _check_ids(files: Iterable[File]) -> None:

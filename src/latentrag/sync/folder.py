@@ -14,10 +14,11 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
 from latentrag.corpus import UnreadableError, split
+from latentrag.corpus.finding import OnSkip, find_files, name_of
 from latentrag.corpus.readers import File, Reading, refusal
-from latentrag.corpus.reading import OnSkip, find_files, read_each
+from latentrag.corpus.reading import read_each
 from latentrag.errors import DataError, InputError
-from latentrag.io import sha256_of_file, text_of
+from latentrag.io import sha256_of_file
 from latentrag.memory.origins import FileDigest, digest
 from latentrag.options import SyncOptions
 from latentrag.sync.journal import Fact, Journal
@@ -60,15 +61,18 @@ def folder_name(folder: Path, name: str | None) -> str:
     Raises: InputError for a name that ids cannot be made of.
     """
     if name is None:
-        name = text_of(folder.name if folder.name not in {"", ".."} else folder.resolve().name)
+        name = name_of(folder.name if folder.name not in {"", ".."} else folder.resolve().name)
     if not name or "/" in name or not name.isprintable():
         raise InputError(f"a folder cannot be known as {name!r}; pass a name of letters, digits, spaces, . - or _")
     return name
 
 
-def list_files(folder: Path, name: str, *, memory: Path, on_skip: OnSkip, encoding: str | None = None) -> list[File]:
+def list_files(
+    folder: Path, name: str, options: SyncOptions, *, memory: Path, known: Iterable[str], on_skip: OnSkip
+) -> list[File]:
     """The files of a folder, each named ``f"{name}/{path in the folder}"``; a memory inside of it is passed over.
 
+    Args: known: names that the memory has, some perhaps in the form NFD from before names were NFC; they stay.
     Raises: DataError as ``corpus.read``, and if it is no folder.
     """
     if folder.is_file():
@@ -79,10 +83,12 @@ def list_files(folder: Path, name: str, *, memory: Path, on_skip: OnSkip, encodi
         if not path.resolve().is_relative_to(memory):
             on_skip(path, reason)
 
-    files = find_files(folder, skip, encoding=encoding)
+    files = find_files(folder, options, skip)
     if memory.is_relative_to(folder.resolve()):
         files = [file for file in files if not file.path.resolve().is_relative_to(memory)]
-    return [replace(file, name=f"{name}/{file.name}") for file in files]
+    of_names = {name_of(each): each for each in known if not each.isascii()}
+    names = (f"{name}/{file.name}" for file in files)
+    return [replace(file, name=of_names.get(name, name)) for file, name in zip(files, names, strict=True)]
 
 
 # What has to be read: the folder as it is beside what is known of it
@@ -98,9 +104,7 @@ def make_plan(files: list[File], report: Report, journal: Journal, options: Sync
     """
     plan = Plan()
     # What lies under a folder that cannot be entered is out of sight, not gone.
-    hidden = {
-        PurePosixPath(report.name, text_of(path.relative_to(report.folder).as_posix())) for path, _ in report.skipped
-    }
+    hidden = {PurePosixPath(report.name, name_of(path.relative_to(report.folder))) for path, _ in report.skipped}
     unclear = [PurePosixPath(file.name) for file in files if not _is_text(file.name)]
     closed = [path for path in hidden if not _is_text(str(path))]
     for file in files:
@@ -118,7 +122,7 @@ def make_plan(files: list[File], report: Report, journal: Journal, options: Sync
             plan.touched[file.name] = fact
     present = {file.name for file in files}
     for name, of_file in sorted(journal.in_memory.items()):
-        path = PurePosixPath(name)
+        path = PurePosixPath(name_of(name))
         is_gone = name not in present and hidden.isdisjoint((path, *path.parents))
         may_be_there = any(_may_be(each, path) for each in unclear)
         may_be_closed = any(_may_be(each, around) for each in closed for around in (path, *path.parents))
@@ -194,7 +198,7 @@ def read_contents(files: Iterable[File], options: SyncOptions) -> Generator[Cont
                 facts.append(error)
             yield file
 
-    with closing(read_each(hashed(), workers=options.workers, time_limit_s=options.time_limit_s)) as readings:
+    with closing(read_each(hashed(), options)) as readings:
         for reading in readings:
             fact = facts.popleft()
             try:
@@ -209,8 +213,7 @@ def read_again(file: File, contents: Contents, options: SyncOptions) -> Iterator
     Raises: UnreadableError if they are others now.
     """
     expected, passages = set(contents.ids), FileDigest()
-    workers = min(1, options.workers)
-    with closing(read_each([file], workers=workers, time_limit_s=options.time_limit_s)) as readings:
+    with closing(read_each([file], options)) as readings:
         for passage in _passages_of(next(readings), options):
             if passage.id not in expected:
                 raise UnreadableError(CHANGED)

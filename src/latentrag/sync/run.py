@@ -64,9 +64,10 @@ def sync(
     files = list_files(
         folder,
         name,
+        options,
         memory=memory,
+        known=journal.in_memory,
         on_skip=lambda *skipped: report.skipped.append(skipped),
-        encoding=options.encoding,
     )
     plan = make_plan(files, report, journal, options)
     if options.delete_missing and not files and plan.missing:
