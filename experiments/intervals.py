@@ -2,6 +2,8 @@
 
     make experiment-intervals            minutes; writes docs/experiments/intervals.md
 
+Measures of all examples together (BLEU, macro F1, distinct trigrams) are tried with `--pooled`, hours.
+
 Each interval is tried on distributions of its kind, and each is said with the mean over them and the lowest. A test is
 tried where two models are equally good: the share of its p at most 0.05 should be at most 5 %.
 """
@@ -18,6 +20,9 @@ from running import between_marks, run
 
 from latentrag.evaluation import intervals
 from latentrag.evaluation.intervals import UNIT, bounded_interval, paired_p
+from latentrag.evaluation.labels import MACRO_F1
+from latentrag.evaluation.resampling import pooled_difference, pooled_estimate
+from latentrag.evaluation.texts import BLEU, DISTINCT_TRIGRAMS, bleu_counts
 
 SIZES = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000)
 
@@ -141,6 +146,76 @@ def table(sizes: Sequence[int], *, repeats: int) -> Iterator[str]:
         yield f"| {n:,} | " + " | ".join(cells) + " |"
 
 
+# Measures of all examples together: a population of made rows, of which n are drawn.
+
+POOLED_SIZES = (20, 50, 200)
+_WORDS = [f"w{i}" for i in range(400)]
+
+
+def _sentence(random: Random, length: int) -> list[str]:
+    """Words of which few are frequent, as in texts."""
+    return [_WORDS[min(int(rank) - 1, 399)] for rank in random.zipf(1.3, size=length)]
+
+
+def _text_rows(random: Random, n: int, *, kept: float) -> list[dict[str, Any]]:
+    """Answers that keep each word of their reference with this chance."""
+    rows = []
+    for _ in range(n):
+        gold = _sentence(random, int(random.integers(5, 15)))
+        said = [word if random.random() < kept else _sentence(random, 1)[0] for word in gold]
+        text, answers = " ".join(said), [" ".join(gold)]
+        rows.append({"text": text, "answers": answers, "bleu_counts": bleu_counts(text, answers)})
+    return rows
+
+
+def _label_rows(random: Random, n: int, *, right: float) -> list[dict[str, Any]]:
+    """Labels of which one is rare, each taken for another with the same chance."""
+    labels = ["a", "b", "c"]
+    rows = []
+    for _ in range(n):
+        gold = labels[random.choice(3, p=[0.5, 0.35, 0.15])]
+        said = gold if random.random() < right else labels[random.integers(3)]
+        rows.append({"choices": labels, "answers": [gold], "text": said})
+    return rows
+
+
+Rows = Callable[..., list[dict[str, Any]]]
+POOLED: Mapping[str, tuple[Any, Rows, Mapping[str, float], Mapping[str, float]]] = {
+    "bleu": (BLEU, _text_rows, {"kept": 0.6}, {"kept": 0.6}),
+    "macro_f1": (MACRO_F1, _label_rows, {"right": 0.6}, {"right": 0.6}),
+    "distinct_trigrams": (DISTINCT_TRIGRAMS, _text_rows, {"kept": 0.6}, {"kept": 0.6}),
+}
+"""Metric, what draws rows, and its settings for two models that are equally good."""
+
+
+def pooled_coverage(name: str, n: int, *, repeats: int, seed: int = 0) -> tuple[float, float, float]:
+    """Of a measure over n rows: how often the interval holds its mean over samples of n, how often that of the
+    difference of two equal models holds 0, and how often p of these is at most 0.05."""
+    metric, draw, ours, theirs = POOLED[name]
+    random = np.random.default_rng([seed, n])
+    found, holds_none, alarms = [], 0, 0
+    for _ in range(repeats):
+        rows = [*draw(random, n, **ours), *draw(random, n, **theirs)]
+        measure = metric.over(rows)[name]
+        found.append(pooled_estimate(measure, n))
+        _, _, interval, p = pooled_difference(measure, n)
+        holds_none += interval is not None and interval[0] <= 0 <= interval[1]
+        alarms += p <= 0.05
+    truth = float(np.mean([each.mean for each in found]))
+    covers = sum((each.low or 0.0) <= truth <= (each.high or 1.0) for each in found)
+    return covers / repeats, holds_none / repeats, alarms / repeats
+
+
+def pooled_table(sizes: Sequence[int], *, repeats: int) -> Iterator[str]:
+    columns = [f"{name}: {what}" for name in POOLED for what in ("interval", "difference", "alarms")]
+    yield "| n | " + " | ".join(columns) + " |"
+    yield "|---" * (1 + len(columns)) + "|"
+    for n in sizes:
+        print(f"n = {n}", file=sys.stderr, flush=True)
+        cells = [_percent(share) for name in POOLED for share in pooled_coverage(name, n, repeats=repeats)]
+        yield f"| {n:,} | " + " | ".join(cells) + " |"
+
+
 def _percent(share: Any) -> str:
     return "none" if np.isnan(share) else f"{100 * share:.1f}"
 
@@ -149,7 +224,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=2000)
     parser.add_argument("--report", type=Path, default=Path("docs/experiments/intervals.md"))
+    parser.add_argument("--pooled", action="store_true", help="the other table alone, printed")
     given = parser.parse_args()
+    if given.pooled:
+        print("\n".join(pooled_table(POOLED_SIZES, repeats=given.repeats)))
+        return 0
     wide = 200 * (0.05 * 0.95 / (given.repeats // 10)) ** 0.5
     about = (
         "In percent: how often the 95 % interval holds the true mean, mean over the distributions and lowest of them "

@@ -440,13 +440,65 @@ class RowOptions:
     """How a file of questions with answers is read.
 
     Attributes:
+        task: What the rows are for: open-qa, abstractive-qa, question-generation, fact-verification-2way or -3way,
+            yes-no, classification, choice, or a package's own; docs/evaluation.md.
+        labels: Words that the model says for a label of the task, as SUPPORTS=true; may be repeated.
         prefix_field: Field of a row whose text is put before its question: "category" makes "CATEGORY: clue" of
             Jeopardy's rows.
+        answers_from: Field of a row with its answers; "answer.2020" is the field 2020 of the object in answer.
         skip_bad: Leave out rows without question or answer; in training also those too long for the model.
     """
 
+    task: Annotated[str, Option(metavar="NAME")] = "open-qa"
+    labels: Annotated[
+        tuple[str, ...], Option(flags=("--label",), metavar="NAME=WORDS", default="the task's own words")
+    ] = ()
     prefix_field: Annotated[str | None, Option(metavar="NAME", default="none")] = None
+    answers_from: Annotated[str | None, Option(metavar="FIELD", default="where the rows' format has them")] = None
     skip_bad: Annotated[bool, Option()] = False
+
+
+@dataclass(frozen=True, slots=True)
+class GivenOptions:
+    """Passages that come with a question.
+
+    Attributes:
+        passages_from: Field of a row with the passages that come with its question: each question then has a memory
+            of its own. "id:FIELD": the field has ids of passages or documents, whose texts the memory (-i) has.
+    """
+
+    passages_from: Annotated[str | None, Option(metavar="FIELD", default="none: the memory is searched")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class RankingOptions:
+    """How retrieval is measured by itself.
+
+    Attributes:
+        retrieval_only: Measure what is retrieved, without a generator: recall of answers, titles and passages,
+            R-precision, nDCG@10 and reciprocal rank. DATA may be a BEIR folder.
+        by: With --retrieval-only: what is ranked and relevant: passages by their ids, the documents that they are
+            parts of, or articles by title.
+        qrels: With --retrieval-only: judgements in TREC's or BEIR's columns, in place of what the rows name.
+        run_in: With --retrieval-only: measure this TREC run; no model is opened.
+        run_out: With --retrieval-only: write what was retrieved as a TREC run.
+        qrels_out: With --retrieval-only: write what is relevant as TREC judgements.
+    """
+
+    retrieval_only: Annotated[bool, Option()] = False
+    by: Annotated[
+        Literal["passage", "document", "title"] | None,
+        Option(default="passage where the rows have their ids, else title"),
+    ] = None
+    qrels: Annotated[Path | None, Option(metavar="FILE")] = None
+    run_in: Annotated[Path | None, Option(metavar="FILE")] = None
+    run_out: Annotated[Path | None, Option(metavar="FILE")] = None
+    qrels_out: Annotated[Path | None, Option(metavar="FILE")] = None
+
+    def __post_init__(self) -> None:
+        given = next((name for name in ("by", "qrels", "run_in", "run_out", "qrels_out") if getattr(self, name)), None)
+        if given is not None and not self.retrieval_only:
+            raise InputError(f"--{given.replace('_', '-')} has no effect without --retrieval-only; leave it out")
 
 
 @dataclass(frozen=True, slots=True)

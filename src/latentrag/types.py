@@ -47,9 +47,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """x: the turns of a conversation, at least one, of which the last asks. Today's parts read that one alone."""
+    """x: the turns of a conversation, at least one, of which the last asks. Today's parts read that one alone.
+
+    ``passages`` are those that come with it, in place of a memory (``retriever.given``).
+    """
 
     turns: tuple[Turn, ...]
+    passages: tuple[Passage, ...] = ()
 
     @property
     def text(self) -> str:
@@ -57,25 +61,30 @@ class Question:
         return self.turns[-1].text
 
     @classmethod
-    def of(cls, x: str | Question) -> Question:
-        """A plain text as a conversation of one turn; a question as it is."""
-        return x if isinstance(x, Question) else cls((Turn("user", x),))
+    def of(cls, x: str | Question, passages: tuple[Passage, ...] = ()) -> Question:
+        """A plain text as a conversation of one turn, with the passages that come with it; a question as it is."""
+        return x if isinstance(x, Question) else cls((Turn("user", x),), passages)
 
 
 Asked = str | Question
 """x as callers may give it."""
 
 
-def question_texts(x: Sequence[Asked]) -> list[str]:
+def question_texts(x: Sequence[Asked], *, with_passages: bool = False) -> list[str]:
     """What each question asks.
 
-    Raises: InputError for one text in place of a list, and for a question that is no text, blank or no valid Unicode.
+    Args:
+        with_passages: whether passages that come with a question are read.
+    Raises: InputError for one text in place of a list, and for a question that is no text, blank or no valid Unicode,
+        or comes with passages that are not read.
     """
     if isinstance(x, str):
         raise InputError("got one text, needed a list of texts; write [question]")
     texts = [Question.of(question).text for question in x]
     for i, text in enumerate(texts):
         which = f"question {i + 1} of {len(x)}"
+        if not with_passages and Question.of(x[i]).passages:
+            raise InputError(f"{which} comes with passages of its own, which this retriever does not read")
         if not isinstance(text, str):
             raise InputError(f"{which} is a {type(text).__name__}, needed a text")
         if not text.strip():

@@ -105,6 +105,7 @@ ELSEWHERE = {
     *("--query-prompt", "--passage-prompt", "--dimension"),
     *("--memory", "--out", "--resume", "--json"),
     *("--device", "--encoder-device", "--passage-cache-in", "--skip-bad", "--truncate", "--prefix-field"),
+    *("--task", "--label", "--answers-from"),
 }
 """What every run has, or what depends on the data or the machine; other tests show what they do."""
 
@@ -233,9 +234,42 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
     ("eval", "`--best`", "always: the best answer alone is measured", ["eval --best 1"]),
     (
         "eval",
-        "`-k`, `--as-of`, `--retriever`",
+        "`-k`, `--as-of`, `--retriever`, `--passages-from`",
         "with `--closed-book`",
-        [f"eval --closed-book {more}" for more in ("-k 1", "--as-of 1", "--retriever bm25")],
+        [
+            f"eval --closed-book {more}"
+            for more in ("-k 1", "--as-of 1", "--retriever bm25", "--passages-from passages")
+        ],
+    ),
+    (
+        "eval",
+        "`--by`, `--qrels`, `--qrels-out`, `--run-in`, `--run-out`",
+        "without `--retrieval-only`",
+        [f"eval --{each} passage" for each in ("by", "qrels", "qrels-out", "run-in", "run-out")],
+    ),
+    (
+        "eval",
+        "`--variant`, `--decoding`, `--dtype`, `--instruction`, `--template`, `--closed-book`, those of decoding",
+        "with `--retrieval-only`",
+        [
+            f"eval --retrieval-only --{each}"
+            for each in ("variant token", "decoding fast", "dtype int8", "instruction red", "template t", "beams 2")
+        ],
+    ),
+    (
+        "eval",
+        "`-k`, `--as-of`, `--retriever`, `--passages-from`",
+        "with `--run-in`",
+        [
+            f"eval --retrieval-only --run-in r {each}"
+            for each in ("-k 1", "--as-of 1", "--retriever bm25", "--passages-from passages")
+        ],
+    ),
+    (
+        "eval, train",
+        "`--label`",
+        "with a `--task` that has no labels",
+        [f"{each} --label yes=red" for each in ("eval", "train")],
     ),
     (
         "serve",

@@ -14,12 +14,14 @@ from latentrag import io
 from latentrag.errors import DataError, InputError, ModelError
 from latentrag.evaluation.compare import Difference, compare
 from latentrag.evaluation.intervals import Estimate
-from latentrag.evaluation.metrics import DECODERS, METRICS, TASKS, Task, mean_of, token_f1
+from latentrag.evaluation.metrics import DECODERS, METRICS, mean_of, token_f1
 from latentrag.evaluation.run import Plan, evaluate
 from latentrag.model import Read
 from latentrag.options import DecodingOptions
 from latentrag.rag import Rag
-from latentrag.training.data import QUESTIONS_AND_ANSWERS, Example
+from latentrag.training.data import Example
+from latentrag.training.formats import QUESTIONS_AND_ANSWERS
+from latentrag.training.tasks import TASKS, Task
 from latentrag.types import Passage, Question, Retrieved, singles
 from tests.toy import ToyGenerator, ToyMemory, ToyRetriever
 
@@ -153,7 +155,7 @@ def test_closed_book() -> None:
             assert row["log_likelihood"] == pytest.approx(expected, abs=1e-5)
 
 
-def parroted(_rag: Rag, read: Read, _plan: Plan) -> list[tuple[str, float]]:
+def parroted(_rag: Rag, read: Read, _plan: Plan, _batch: Sequence[Example]) -> list[tuple[str, float]]:
     """A decoder that says the question's first word."""
     return [(question.text.split()[0], -1.5) for question in read.questions]
 

@@ -14,17 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentrag.errors import DataError, InputError
-from latentrag.training.data import (
-    FORMATS,
-    QUESTIONS_AND_ANSWERS,
-    BadRow,
-    Example,
-    Fields,
-    JsonRow,
-    order,
-    read_examples,
-    target,
-)
+from latentrag.training.data import BadRow, Example, order, read_examples, target
+from latentrag.training.formats import FORMATS, QUESTIONS_AND_ANSWERS, Fields, JsonRow
 
 
 def written(path: Path, *rows: object) -> Path:
@@ -46,7 +37,7 @@ def written(path: Path, *rows: object) -> Path:
                 "input": "who?",
                 "output": [{"provenance": [{"title": "Me"}]}, {"answer": "me"}, {"answer": "I", "provenance": []}],
             },
-            Example("k", "who?", ("me", "I"), ("Me",)),
+            Example("k", "who?", ("me", "I"), ("Me",), title_sets=(("Me",),)),
         ),
         (  # any of the pages that KILT gives is right
             {
@@ -56,7 +47,7 @@ def written(path: Path, *rows: object) -> Path:
                     {"answer": "I", "provenance": [{"title": "I (pronoun)"}, {"title": "Me"}]},
                 ],
             },
-            Example("1", "who?", ("me", "I"), ("Me", "I (pronoun)")),
+            Example("1", "who?", ("me", "I"), ("Me", "I (pronoun)"), title_sets=(("Me",), ("I (pronoun)", "Me"))),
         ),
         (
             {"id": "s1", "category": "LAKES", "question": "Largest", "answer": ["Caspian"], "title": "Caspian Sea"},
@@ -86,25 +77,25 @@ def test_rows_without_an_id_get_one_that_no_other_row_has(tmp_path) -> None:
     assert found == ["2", "line 2", "4", "line line 4", "5", "6", "7", "line 4"]
 
 
-def claims(row: JsonRow) -> Fields:
-    """FEVER's rows: a claim and its label."""
-    return Fields(row.get("claim"), row.get("label"))
+def forecasts(row: JsonRow) -> Fields:
+    """Rows of another package: a forecast and what came."""
+    return Fields(row.get("forecast"), row.get("came"))
 
 
 def test_another_format(tmp_path) -> None:
-    path = written(tmp_path / "rows.jsonl", {"claim": "it rains", "label": "REFUTES"}, {"question": "q", "answer": "a"})
-    FORMATS.add("claims", claims)
+    path = written(tmp_path / "rows.jsonl", {"forecast": "it rains", "came": "sun"}, {"question": "q", "answer": "a"})
+    FORMATS.add("forecasts", forecasts)
     try:
-        rows = read_examples(path, formats=[*QUESTIONS_AND_ANSWERS, "claims"]).rows
-        alone = read_examples(path, formats=["claims"], skip_bad=True)
+        rows = read_examples(path, formats=[*QUESTIONS_AND_ANSWERS, "forecasts"]).rows
+        alone = read_examples(path, formats=["forecasts"], skip_bad=True)
     finally:
-        FORMATS.remove("claims")
-    assert rows == (Example("1", "it rains", ("REFUTES",)), Example("2", "q", ("a",)))
+        FORMATS.remove("forecasts")
+    assert rows == (Example("1", "it rains", ("sun",)), Example("2", "q", ("a",)))
     assert (alone.rows, alone.skipped) == (rows[:1], (BadRow(2, "no question"),))
     with pytest.raises(DataError, match="no question"):
         read_examples(path)
-    with pytest.raises(InputError, match="row format 'claims' is unknown; needed one of plain, dpr"):
-        read_examples(path, formats=["claims"])
+    with pytest.raises(InputError, match="row format 'forecasts' is unknown; needed one of plain, dpr"):
+        read_examples(path, formats=["forecasts"])
 
 
 def test_arrays_gzip_and_blank_lines(tmp_path) -> None:

@@ -8,9 +8,9 @@ The only room that names concrete classes. A model folder of ours holds
     generator/          transformers' layout and latentrag_generator.json
 """
 
-from latentrag.assemble.memories import live_memory, open_memory
+from latentrag.assemble.memories import live_memory, memory_at, open_memory
 from latentrag.assemble.model_file import FILE_NAME, ModelFile
-from latentrag.assemble.models import export, load, prompt_settings, save, with_memory, with_parts
+from latentrag.assemble.models import export, load, load_retriever, prompt_settings, save, with_memory, with_parts
 from latentrag.assemble.parts import ModelSpec, Source, content_key, load_passage_encoder
 from latentrag.assemble.training import generator_for_training, retriever_for_training
 
@@ -25,6 +25,8 @@ __all__ = [
     "live_memory",
     "load",
     "load_passage_encoder",
+    "load_retriever",
+    "memory_at",
     "open_memory",
     "prompt_settings",
     "retriever_for_training",

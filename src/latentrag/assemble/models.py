@@ -16,7 +16,7 @@ from latentrag.addresses import memory_for
 from latentrag.assemble.card import card
 from latentrag.assemble.memories import memory_at
 from latentrag.assemble.model_file import FILE_NAME, ModelFile
-from latentrag.assemble.parts import ModelSpec, Parts, Source, open_parts
+from latentrag.assemble.parts import ModelSpec, Parts, Source, load_passage_encoder, open_parts
 from latentrag.errors import InputError, ModelError
 from latentrag.options import PASSAGE_FOLDER_BYTES, CacheMemory, chosen_options
 from latentrag.place import Places
@@ -36,6 +36,7 @@ def load(
     *,
     memory: Source | Memory,
     version: int | str | None = None,
+    num_given: int | None = None,
     variant: Variant | None = None,
     k: int | None = None,
     retriever: str | None = None,
@@ -58,6 +59,8 @@ def load(
             model answers.
         version: of the memory, as for ``Memory.open``; None: the one that `latentrag index use` has chosen, else the
             newest.
+        num_given: every question comes with passages of its own (``Question.passages``), as many as this at most; they
+            are scored by the model's encoders, or by words, and no memory is opened. None: the memory is searched.
         variant: "sequence" or "token"; None: as the model says, else "sequence".
         k: passages retrieved for a question; None: as the model says, else 5.
         retriever: "dense"; "bm25", which needs no query encoder and fits any memory; or one that another package
@@ -82,16 +85,18 @@ def load(
         InputError for options that cannot be.
     """
     from latentrag.rag import Rag
-    from latentrag.retriever import RETRIEVERS
 
-    if retriever is not None:
-        RETRIEVERS[retriever]  # refused before anything is opened
     places = Places.of(device, encoder_device=encoder_device, number_format=dtype)
-    opened = memory_at(memory_for(memory, source), version=version)
-    parts = open_parts(source, places, prompt_settings(instruction, template))
-    made = _retriever(parts, opened, places, name=retriever or parts.file.retriever)
-    if encoder_device is not None and isinstance(made, SavableRetriever) and not made.parts():
-        raise InputError(f"encoder_device has no effect, since {made.kind} retrieval has no encoder; leave it out")
+    made, parts = _retrieving(
+        source,
+        memory_for(memory, source),
+        version=version,
+        num_given=num_given,
+        retriever=retriever,
+        places=places,
+        has_place=encoder_device is not None,
+        settings=prompt_settings(instruction, template),
+    )
     generator = parts.generator()
     if not isinstance(generator, KeepsPassages):
         if passage_cache_bytes is not None or passage_cache_folder is not None or passage_cache_in != "ram":
@@ -110,6 +115,65 @@ def load(
         k=parts.file.k if k is None else k,
         defaults=chosen_options(parts.file.decoding),
     )
+
+
+def load_retriever(
+    source: Source | ModelSpec | tuple[Source, Source],
+    *,
+    memory: Source | Memory,
+    version: int | str | None = None,
+    num_given: int | None = None,
+    retriever: str | None = None,
+    device: str = "auto",
+    encoder_device: str | None = None,
+) -> Retriever:
+    """The retriever of a model over its memory; the generator is not opened.
+
+    Args:
+        source, memory, version, num_given, retriever, device, encoder_device: as for ``load``.
+    Raises: as ``load``.
+    """
+    return _retrieving(
+        source,
+        memory_for(memory, source),
+        version=version,
+        num_given=num_given,
+        retriever=retriever,
+        places=Places.of(device, encoder_device=encoder_device),
+        has_place=encoder_device is not None,
+    )[0]
+
+
+def _retrieving(
+    source: Source | ModelSpec | tuple[Source, Source],
+    memory: Source | Memory,
+    *,
+    version: int | str | None,
+    num_given: int | None,
+    retriever: str | None,
+    places: Places,
+    has_place: bool,
+    settings: Mapping[str, object] | None = None,
+) -> tuple[Retriever, Parts]:
+    """
+    Args:
+        has_place: whether a device was named for the encoders.
+        settings: of the generator.
+    """
+    from latentrag.retriever import RETRIEVERS
+
+    if retriever is not None:
+        RETRIEVERS[retriever]  # refused before anything is opened
+    opened = memory_at(memory, version=version) if num_given is None else None
+    parts = open_parts(source, places, settings)
+    name = retriever or parts.file.retriever
+    if opened is None:
+        made: Retriever = _given(source, parts, places, name=name, num_given=num_given or 0)
+    else:
+        made = _retriever(parts, opened, places, name=name)
+    if has_place and isinstance(made, SavableRetriever) and not made.parts():
+        raise InputError(f"encoder_device has no effect, since {made.kind} retrieval has no encoder; leave it out")
+    return made, parts
 
 
 def prompt_settings(instruction: str | None, template: Source | None) -> dict[str, object]:
@@ -209,6 +273,24 @@ def with_parts(rag: Rag, retriever: Retriever, generator: Scores) -> Rag:
 def with_memory(rag: Rag, memory: Memory) -> Rag:
     """The same model over another memory. Raises: EncoderMismatchError if it does not fit."""
     return with_parts(rag, rag.retriever.over(memory), rag.generator)
+
+
+def _given(
+    source: Source | ModelSpec | tuple[Source, Source], parts: Parts, places: Places, *, name: str, num_given: int
+) -> Retriever:
+    """Scores the passages that come with each question, as the retriever of this name would."""
+    from latentrag.retriever.given import DenseScores, GivenRetriever, ScoresPassages, WordScores
+
+    scores: ScoresPassages
+    if name == "bm25":
+        settings: Mapping[str, Any] = parts.file.settings if name == parts.file.retriever else {}
+        scores = WordScores(**settings, device=places.memory.device)
+    elif name == "dense":
+        spec = ModelSpec(*source) if isinstance(source, tuple) else source
+        scores = DenseScores(parts.query_encoder(), load_passage_encoder(spec, device=places.encoder.device))
+    else:
+        raise InputError(f"the retriever {name} cannot score passages that come with a question; use dense or bm25")
+    return GivenRetriever(scores, num_passages=num_given)
 
 
 def _retriever(parts: Parts, memory: Memory, places: Places, *, name: str) -> Retriever:

@@ -24,7 +24,7 @@ from latentrag.options import Given
 from latentrag.protocols import KeepsPassages, TrainableRetriever
 from latentrag.rag import Rag
 from latentrag.training import checkpoint
-from latentrag.training.data import Example, read_examples
+from latentrag.training.data import Example
 from latentrag.training.loop import Outcome, Trainer
 from latentrag.training.options import (
     RunOptions,
@@ -36,6 +36,7 @@ from latentrag.training.options import (
 )
 from latentrag.training.processes import Processes
 from latentrag.training.rows import reads, usable
+from latentrag.training.tasks import OPEN_QA, read_task
 
 DEV_LIMIT = 200
 """Questions of a development set that are used unless the options say otherwise."""
@@ -207,7 +208,7 @@ def _save(rag: Rag, folder: Path, training: Mapping[str, object], *, refreshed: 
 
 def _examples(path: Path, setup: Setup, say: Callable[[str], None]) -> tuple[Example, ...]:
     """Those of a file that have an answer: a pattern cannot be trained on."""
-    examples = read_examples(path, skip_bad=setup.skip_bad, prefix_field=setup.prefix_field, say=say)
+    examples = read_task(path, setup, say=say)
     usable = tuple(example for example in examples if example.answers)
     if not usable:
         raise DataError(f"{path} has patterns and no answers; needed rows with an answer to train on")
@@ -321,6 +322,10 @@ def _request(
         "dev": None if setup.dev is None else {"name": setup.dev.name, "sha256": io.sha256_of_file(setup.dev)},
         "dev_limit": setup.dev_limit or DEV_LIMIT,
         "prefix_field": setup.prefix_field,
+        # None as runs of earlier versions have it.
+        "task": None if setup.task == OPEN_QA else setup.task,
+        "labels": list(setup.labels) or None,
+        "answers_from": setup.answers_from,
         "truncate": setup.truncate or None,
         "memory": {
             "path": memory.name,

@@ -152,7 +152,12 @@ def loading(options: ModelOptions) -> dict[str, Any]:
 
 
 def open_rag(
-    model: ModelOptions, memory: MemoryOptions, version: VersionOptions, place: PlaceOptions | None = None
+    model: ModelOptions,
+    memory: MemoryOptions,
+    version: VersionOptions,
+    place: PlaceOptions | None = None,
+    *,
+    num_given: int | None = None,
 ) -> Rag:
     """The model and its memory. Raises as ``latentrag.load``."""
     source = model_source(model)
@@ -161,6 +166,7 @@ def open_rag(
             source,
             memory=memory.memory,
             version=version.as_of,
+            num_given=num_given,
             **loading(model),
             **asdict(place or PlaceOptions()),
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,9 +19,11 @@ from latentrag.options import (
     AnswerOptions,
     DecodingOptions,
     Given,
+    GivenOptions,
     MemoryOptions,
     ModelOptions,
     PlaceOptions,
+    RankingOptions,
     RowOptions,
     VersionOptions,
 )
@@ -42,6 +45,8 @@ def evaluate(
     model: ModelOptions,
     place: PlaceOptions,
     reading: RowOptions,
+    given: GivenOptions,
+    ranking: RankingOptions,
     how: AnswerOptions,
     decoding: Given[DecodingOptions],
     closed_book: Annotated[bool, typer.Option("--closed-book", help="Answer without passages.")] = False,
@@ -64,21 +69,75 @@ def evaluate(
     """Measure a model: exact match, F1, recall, likelihood, each with its 95 % interval.
 
     Question files as NQ-open, DPR, KILT and FlashRAG have them are read. Rows with a title, that of an article
-    which holds the answer, also measure title recall.
+    which holds the answer, also measure title recall. --task has other metrics for other rows; --retrieval-only
+    measures retrieval alone.
     """
-    from latentrag.evaluation.run import evaluate as run
-    from latentrag.training.data import read_examples
-    from latentrag.training.rows import reads, usable
-
     data, model = _data_and_model(what, model)
     if "num_best" in decoding:
         raise InputError("--best has no effect, since the best answer alone is measured; leave it out")
-    for flag, value in (("--as-of", version.as_of), ("--retriever", model.retriever)):
+    common: Any = {"memory": memory, "version": version, "model": model, "place": place, "how": how}
+    common |= {"limit": limit, "batch_size": batch_size, "out": out}
+    with _kept(out):
+        if ranking.retrieval_only:
+            from latentrag.cli.retrieval import measured
+
+            decodes = {f"--{name.replace('_', '-')}": True for name in decoding}
+            unused = {"--closed-book": closed_book, "--dtype": place.dtype != "auto", **decodes}
+            unused |= {f"--{name}": getattr(model, name) is not None for name in ("instruction", "template")}
+            result = measured(data, ranking, reading, given, unused=unused, **common)
+        else:
+            result = _measured(data, reading, given, decoding, closed_book=closed_book, **common)
+    if result.num_wordless:
+        say(
+            f"{result.num_wordless} of {len(result.rows)} questions have an answer that is only articles, punctuation "
+            "or signs; such an answer is compared as it stands"
+        )
+    if as_json:
+        print_json(result.as_record())
+    else:
+        _show(result)
+
+
+@contextmanager
+def _kept(out: Path | None) -> Iterator[None]:
+    """Says after Ctrl-C what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = "nothing is kept without --out" if out is None else f"{out} has the rows so far"
+        say(f"{kept}; the same command {'starts again' if out is None else 'continues from there'}")
+        raise
+
+
+def _measured(
+    data: Path,
+    reading: RowOptions,
+    given: GivenOptions,
+    decoding: Given[DecodingOptions],
+    *,
+    memory: MemoryOptions,
+    version: VersionOptions,
+    model: ModelOptions,
+    place: PlaceOptions,
+    how: AnswerOptions,
+    closed_book: bool,
+    limit: int | None,
+    batch_size: int | None,
+    out: Path | None,
+) -> Report:
+    from latentrag.cli.retrieval import with_given
+    from latentrag.evaluation.run import evaluate as run
+    from latentrag.training.rows import reads, usable
+    from latentrag.training.tasks import read_task
+
+    of_passages = {"--as-of": version.as_of, "--retriever": model.retriever, "--passages-from": given.passages_from}
+    for flag, value in of_passages.items():
         if closed_book and value is not None:
             raise InputError(f"{flag} has no effect, since closed book reads no passages; leave it out")
     source = arg.model_source(model)
-    examples = read_examples(data, **asdict(reading), say=say).rows[:limit]
-    rag = arg.open_rag(model, memory, version, place)
+    examples = read_task(data, reading, passages_from=given.passages_from, say=say).rows[:limit]
+    examples, num_given = with_given(examples, given, memory, version, model)
+    rag = arg.open_rag(model, memory, version, place, num_given=num_given)
     examples = usable(
         examples,
         name=data,
@@ -95,33 +154,23 @@ def evaluate(
         "retriever": type(rag.retriever).__name__,
         "dtype": place.dtype,
         "prefix_field": reading.prefix_field,
+        **({"labels": reading.labels} if reading.labels else {}),
+        **({"answers_from": reading.answers_from} if reading.answers_from else {}),
+        **({"passages_from": given.passages_from} if given.passages_from else {}),
         **assemble.prompt_settings(model.instruction, model.template),
     }
-    try:
-        result = run(
-            rag,
-            examples,
-            out,
-            **asdict(how),
-            options=rag.options(**decoding),
-            batch_size=batch_size,
-            closed_book=closed_book,
-            about=about,
-            progress=True,
-        )
-    except KeyboardInterrupt:
-        kept = "nothing is kept without --out" if out is None else f"{out} has the rows so far"
-        say(f"{kept}; the same command {'starts again' if out is None else 'continues from there'}")
-        raise
-    if result.num_wordless:
-        say(
-            f"{result.num_wordless} of {len(examples)} questions have an answer that is only articles, punctuation or "
-            "signs; such an answer is compared as it stands"
-        )
-    if as_json:
-        print_json(result.as_record())
-    else:
-        _show(result)
+    return run(
+        rag,
+        examples,
+        out,
+        **asdict(how),
+        options=rag.options(**decoding),
+        batch_size=batch_size,
+        closed_book=closed_book,
+        task=reading.task,
+        about=about,
+        progress=True,
+    )
 
 
 def compare(
@@ -149,7 +198,8 @@ def compare(
         gain = f"{scale * measure.difference:+.{digits}f}"
         span = _span(measure.low, measure.high, f"+.{digits}f", scale)
         p = "<0.001" if measure.p < 0.001 else f"{measure.p:.3f}"
-        rows.append((*numbers, gain, span, p, f"{measure.wins}/{measure.losses}", _words(name)))
+        won = "-" if measure.wins is None else f"{measure.wins}/{measure.losses}"
+        rows.append((*numbers, gain, span, p, won, _words(name)))
     show_rows(["A", "B", "A − B", "95 % interval", "p", "won/lost", "measure"], rows, terminal())
 
 
@@ -179,6 +229,10 @@ def _show(found: Report) -> None:
         span = _span(estimate.low, estimate.high, f".{digits}f", scale)
         rows.append((f"{mean} {unit}", span, f"{estimate.num_examples:,}", _words(name)))
     show_rows(["mean", "95 % interval", "questions", "measure"], rows, terminal())
+    confusion: Any = found.details.get("confusion", {})
+    if confusion:
+        table = [(right, *(str(number) for number in given.values())) for right, given in confusion.items()]
+        show_rows(["right, then given", *confusion], table, terminal())
 
 
 def _span(low: float | None, high: float | None, digits: str, scale: int) -> str:
@@ -189,6 +243,24 @@ def _span(low: float | None, high: float | None, digits: str, scale: int) -> str
     return f"[{scale * low:{digits}}, {scale * high:{digits}}]"
 
 
+_SPELT = {
+    "log_likelihood": "log p",
+    "r_precision": "R-precision",
+    "rouge_l": "ROUGE-L",
+    "q_bleu_1": "Q-BLEU-1",
+    "bleu_1": "BLEU-1",
+    "bleu": "BLEU",
+    "ndcg": "nDCG",
+    "mrr": "MRR",
+    "kilt": "KILT",
+    "f1": "F1",
+    "@": " at ",
+    "_": " ",
+}
+
+
 def _words(name: str) -> str:
     """A measure's name for people."""
-    return name.replace("log_likelihood", "log p").replace("_", " ").replace("f1", "F1").replace("@", " at ")
+    for part, words in _SPELT.items():
+        name = name.replace(part, words)
+    return name

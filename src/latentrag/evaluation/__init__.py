@@ -1,4 +1,5 @@
-"""Models measured on questions with answers: was the answer retrieved, was it given, and how sure is that?
+"""Models measured: was the answer retrieved, was it given, and how sure is that?
 
-``run.evaluate`` measures a model, ``compare.compare`` two of its runs; ``metrics`` has the tables of tasks and metrics.
+``run.evaluate`` measures a model on a task, ``retrieval.evaluate_retrieval`` its retriever alone, ``compare.compare``
+two runs. ``metrics`` has the tables of metrics and decoders, ``training.tasks`` that of tasks.
 """

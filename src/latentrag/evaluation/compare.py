@@ -12,7 +12,8 @@ import numpy as np
 from latentrag.errors import DataError
 from latentrag.evaluation.intervals import Bounds, bounded_interval, mean_interval, paired_p
 from latentrag.evaluation.metrics import Row
-from latentrag.evaluation.report import RECALL_AT, measured, read_run, task_of
+from latentrag.evaluation.report import LOG_LIKELIHOOD, RECALL_AT, measured, pooled, read_run, task_of
+from latentrag.evaluation.resampling import pooled_difference
 
 if TYPE_CHECKING:
     from latentrag.evaluation.intervals import Array
@@ -26,7 +27,7 @@ class Difference:
         ours, theirs: its means.
         difference: ours − theirs, with the 95 % interval [low, high]; None where they are too few for one.
         p: two-sided, that there is no difference: ``intervals.paired_p``.
-        wins, losses: examples where ours is higher, and lower.
+        wins, losses: examples where ours is higher, and lower; None for a measure of all examples together.
     """
 
     ours: float
@@ -35,8 +36,8 @@ class Difference:
     low: float | None
     high: float | None
     p: float
-    wins: int
-    losses: int
+    wins: int | None
+    losses: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def compare(ours: Path, theirs: Path, *, seed: int = 0) -> Comparison:
 
     Args:
         ours, theirs: files of rows, as ``evaluate`` writes them.
-        seed: of the signs that are drawn where p is not counted out.
+        seed: of what is drawn: signs where p is not counted out, and halves and exchanges of rows.
     Raises: DataError if they cannot be read, are not about the same examples, or were not measured in one way.
     """
     (our_settings, our_rows), (their_settings, their_rows) = read_run(ours), read_run(theirs)
@@ -81,6 +82,12 @@ def compare(ours: Path, theirs: Path, *, seed: int = 0) -> Comparison:
         pairs = [(our, their) for our, their in both if our is not None and their is not None]
         if pairs:
             differences[name] = difference(np.array(pairs, dtype=float), bounds, seed)
+    all_rows = [*(our_rows[name] for name in ids), *(their_rows[name] for name in ids)]
+    for name, measure in pooled(all_rows, task).items():
+        our, their, found, p = pooled_difference(measure, len(ids), seed=seed)
+        low, high = found or (None, None)
+        differences[name] = Difference(our, their, our - their, low, high, p, None, None)
+    differences |= {LOG_LIKELIHOOD: differences.pop(LOG_LIKELIHOOD)} if LOG_LIKELIHOOD in differences else {}
     return Comparison(len(ids), differences)
 
 
@@ -119,7 +126,7 @@ def _check_same_examples(ours: Path, our_rows: Mapping[str, Row], theirs: Path, 
                 f"{alone[0]} first; evaluate both on the same examples"
             )
     for name, row in our_rows.items():
-        if any(row.get(key) != their_rows[name].get(key) for key in ("x", "answers", "pattern", "titles")):
+        if any(row.get(key) != their_rows[name].get(key) for key in ("x", "answers", "pattern", "titles", "choices")):
             raise DataError(f"example {name} is another one in {theirs}; evaluate both on the same examples")
 
 

@@ -1,4 +1,4 @@
-"""Tasks and metrics, each in a table: which rows are read, how the model answers, how that is measured.
+"""Metrics and decoders, each in a table: how the model answers, how that is measured; ``training.tasks`` names them.
 
 Metrics of strings are pure functions with the conventions of open-domain question answering.
 """
@@ -18,9 +18,9 @@ import regex
 
 from latentrag.evaluation.intervals import UNIT, Bounds
 from latentrag.registry import Table
-from latentrag.training.data import QUESTIONS_AND_ANSWERS
 
 if TYPE_CHECKING:
+    from latentrag.evaluation.resampling import Measure
     from latentrag.evaluation.run import Plan
     from latentrag.model import Read
     from latentrag.protocols import Scores
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from latentrag.training.data import Example
     from latentrag.types import Passage
 
-    Value = Callable[[Example, str, Sequence[Passage]], float | None]
+    Value = Callable[[Example, str, Sequence[Passage]], float | list[int] | None]
     """Of an example, the model's answer to it, and the passages retrieved, best first. None: not measured."""
-    Decoder = Callable[[Rag, Read[Scores], Plan], Sequence[tuple[str, float]]]
-    """What the model answers to each of B questions, and log p of that in nats."""
+    Decoder = Callable[[Rag, Read[Scores], Plan, Sequence[Example]], Sequence[tuple[str, float]]]
+    """What the model answers to each of B questions, and log p of that in nats. The examples are those of the
+    questions; of their answers it must make no use."""
 
 Row: TypeAlias = dict[str, Any]
 """What is known of one example; ``evaluate`` says what the keys are."""
@@ -43,31 +44,33 @@ class Metric:
 
     Attributes:
         key: of its value in a row.
-        value: of one example.
+        value: of one example; None: the row has it anyway.
         measures: a row's values of which means, None where it is not measured: the same names for every row, given the
             numbers of passages k at which recall is reported.
         bounds: between which the measures of a row lie; None: there are none. Intervals depend on it.
     """
 
     key: str
-    value: Value
+    value: Value | None
     measures: Callable[[Row, Sequence[int]], Mapping[str, float | None]]
     bounds: Bounds | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """What a model is measured on. Log p(y|x) of the first answer is measured in every task.
+class CorpusMetric:
+    """A measure of all examples together, which is no mean of theirs: BLEU, macro F1, distinct trigrams.
 
     Attributes:
-        formats: of the rows of its files, names in ``training.data.FORMATS``.
-        decoder: how the model answers, a name in ``DECODERS``.
-        metrics: names in ``METRICS``.
+        over: n rows to a measure by name, each between 0 and 1: a function of places among the rows. None by a name:
+            not measured.
+        key, value: as for ``Metric``: what a row keeps for it; None: what it has anyway is enough.
+        details: what else the report has of all rows, by name, as JSON values.
     """
 
-    formats: tuple[str, ...]
-    decoder: str
-    metrics: tuple[str, ...]
+    over: Callable[[Sequence[Row]], Mapping[str, Measure]]
+    key: str | None = None
+    value: Value | None = None
+    details: Callable[[Sequence[Row]], Mapping[str, object]] = lambda _: {}
 
 
 def mean_of(key: str, value: Value, *, bounds: Bounds | None = None) -> Metric:
@@ -208,6 +211,8 @@ def _f1_of_example(example: Example, text: str, _passages: Sequence[Passage]) ->
 
 
 def _rank_of_answer(example: Example, _text: str, passages: Sequence[Passage]) -> int | None:
+    if not _has_answer(example.answers, example.pattern, example.choices):
+        return None
     return _first(_holds_answer(example, z.text) for z in passages)  # not the title: as DPR counts
 
 
@@ -216,7 +221,7 @@ def _holds_answer(example: Example, text: str) -> bool:
 
 
 def _rank_of_unspaced(example: Example, _text: str, passages: Sequence[Passage]) -> int | None:
-    if example.pattern or not any(map(is_unspaced, example.answers)):
+    if example.pattern or example.choices or not any(map(is_unspaced, example.answers)):
         return None
     return _first(contains_unspaced(z.text, example.answers) for z in passages)
 
@@ -230,41 +235,60 @@ def _first(hits: Iterable[bool]) -> int | None:
     return next((place for place, hit in enumerate(hits, start=1) if hit), None)
 
 
+def _has_answer(answers: Sequence[str], pattern: str | None, choices: Sequence[str]) -> bool:
+    """Whether there is an answer that passages may hold: a label is none, and neither is yes."""
+    return bool(pattern or answers) and not choices
+
+
 def _has_passages(row: Row) -> bool:
     return row["memory_version"] is not None
 
 
+def _is_answered(row: Row) -> bool:
+    return _has_passages(row) and _has_answer(row.get("answers", ()), row.get("pattern"), row.get("choices", ()))
+
+
 def _has_unspaced(row: Row) -> bool:
-    return _has_passages(row) and not row.get("pattern") and any(map(is_unspaced, row.get("answers", ())))
+    return _is_answered(row) and not row.get("pattern") and any(map(is_unspaced, row.get("answers", ())))
 
 
 def _has_title(row: Row) -> bool:
     return _has_passages(row) and bool(row.get("titles") or row.get("title"))  # latentrag 0.1.0 wrote one title
 
 
-METRICS: Table[Metric] = Table(
+METRICS: Table[Metric | CorpusMetric] = Table(
     "metric",
     {
         "exact_match": mean_of("exact_match", is_right, bounds=UNIT),
         "f1": mean_of("f1", _f1_of_example, bounds=UNIT),
-        "recall": share_at("recall", "rank", _rank_of_answer, _has_passages),
+        "recall": share_at("recall", "rank", _rank_of_answer, _is_answered),
         "unspaced_recall": share_at("unspaced_recall", "unspaced_rank", _rank_of_unspaced, _has_unspaced),
         "title_recall": share_at("title_recall", "title_rank", _rank_of_title, _has_title),
+        "accuracy": "latentrag.evaluation.labels:ACCURACY",
+        "macro_f1": "latentrag.evaluation.labels:MACRO_F1",
+        "rouge_l": "latentrag.evaluation.texts:ROUGE_L",
+        "bleu": "latentrag.evaluation.texts:BLEU",
+        "bleu_1": "latentrag.evaluation.texts:BLEU_1",
+        "q_bleu_1": "latentrag.evaluation.answerability:Q_BLEU_1",
+        "distinct_trigrams": "latentrag.evaluation.texts:DISTINCT_TRIGRAMS",
+        "kilt": "latentrag.evaluation.kilt:KILT",
+        "ranking": "latentrag.evaluation.ranking:RANKING",
     },
     group="latentrag.metrics",
 )
 
-DECODERS: Table[Decoder] = Table("decoder", {"search": "latentrag.evaluation.run:searched"}, group="latentrag.decoders")
-
-OPEN_QA = "open-qa"
-TASKS: Table[Task] = Table(
-    "task",
-    {
-        OPEN_QA: Task(
-            formats=QUESTIONS_AND_ANSWERS,
-            decoder="search",
-            metrics=("exact_match", "f1", "recall", "unspaced_recall", "title_recall"),
-        )
-    },
-    group="latentrag.tasks",
+DECODERS: Table[Decoder] = Table(
+    "decoder",
+    {"search": "latentrag.evaluation.decoders:searched", "choose": "latentrag.evaluation.decoders:chosen"},
+    group="latentrag.decoders",
 )
+
+
+def stored(metrics: Iterable[Metric | CorpusMetric], example: Example, text: str, passages: Sequence[Passage]) -> Row:
+    """What a row keeps for these metrics.
+
+    Args:
+        text: the model's answer.
+        passages: what was retrieved, best first.
+    """
+    return {each.key: each.value(example, text, passages) for each in metrics if each.key and each.value}

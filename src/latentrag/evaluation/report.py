@@ -8,16 +8,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from latentrag import io
 from latentrag.errors import DataError, InputError
 from latentrag.evaluation.intervals import Bounds, Estimate, estimate
-from latentrag.evaluation.metrics import METRICS, OPEN_QA, TASKS, Row, is_wordless
+from latentrag.evaluation.metrics import METRICS, CorpusMetric, Metric, Row, is_wordless
+from latentrag.evaluation.resampling import Measure, pooled_estimate
+from latentrag.training.tasks import OPEN_QA, TASKS
+
+M = TypeVar("M", Metric, CorpusMetric)
 
 LOG_LIKELIHOOD = "log_likelihood_per_answer"
-_KEYS = {"settings", "examples", "metrics", "wordless_answers"}
+_KEYS = {"settings", "examples", "metrics", "wordless_answers", "details"}
 RECALL_AT = (1, 5, 10, 20, 50)
 
 
@@ -33,17 +38,19 @@ class Report:
             (the mean of log p(y|x), nats; y is the first answer), by which models with different tokenizers can be
             compared.
         rows: the examples' own results, in the order of the examples.
+        details: what else the task's metrics say of all rows: of a classification the confusion of labels.
     """
 
     settings: Mapping[str, object]
     estimates: Mapping[str, Estimate]
     rows: tuple[Row, ...]
+    details: Mapping[str, object] = field(default_factory=dict)
 
     def as_record(self) -> dict[str, object]:
         """Everything but the rows, as JSON has it."""
         metrics = {name: asdict(estimate) for name, estimate in self.estimates.items()}
         record = {"examples": len(self.rows), "settings": dict(self.settings), "metrics": metrics}
-        return {**record, "wordless_answers": self.num_wordless}
+        return {**record, "wordless_answers": self.num_wordless, **({"details": self.details} if self.details else {})}
 
     @property
     def num_wordless(self) -> int:
@@ -62,7 +69,13 @@ def report(rows: Sequence[Row], settings: Mapping[str, object], *, recall_at: Se
         known = [value for value in values if value is not None]
         if known:
             found[name] = estimate(known, bounds)
-    return Report(settings, found, tuple(rows))
+    for name, measure in pooled(rows, task_of(settings)).items():
+        found[name] = pooled_estimate(measure, len(rows))
+    found |= {LOG_LIKELIHOOD: found.pop(LOG_LIKELIHOOD)} if LOG_LIKELIHOOD in found else {}  # last, as ever
+    details: dict[str, object] = {}
+    for metric in _metrics(task_of(settings), CorpusMetric):
+        details |= metric.details(rows)
+    return Report(settings, found, tuple(rows), details)
 
 
 def task_of(settings: Mapping[str, object]) -> str:
@@ -75,12 +88,24 @@ def measured(
 ) -> dict[str, tuple[list[float | None], Bounds | None]]:
     """By the name of each measure the values of n rows, None where a row is not measured, and their bounds."""
     found: dict[str, tuple[list[float | None], Bounds | None]] = {}
-    for metric in (METRICS[name] for name in TASKS[task].metrics):
+    for metric in _metrics(task, Metric):
         for row in rows:
             for name, value in metric.measures(row, recall_at).items():
                 found.setdefault(name, ([], metric.bounds))[0].append(value)
-    found[LOG_LIKELIHOOD] = [row["log_likelihood"] for row in rows], None
+    found[LOG_LIKELIHOOD] = [row.get("log_likelihood") for row in rows], None
     return found
+
+
+def pooled(rows: Sequence[Row], task: str) -> dict[str, Measure]:
+    """By name the measures of all rows together."""
+    found: dict[str, Measure] = {}
+    for metric in _metrics(task, CorpusMetric):
+        found |= metric.over(rows)
+    return found
+
+
+def _metrics(task: str, kind: type[M]) -> list[M]:
+    return [metric for metric in (METRICS[name] for name in TASKS[task].metrics) if isinstance(metric, kind)]
 
 
 # On disk

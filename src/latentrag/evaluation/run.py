@@ -5,24 +5,26 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from latentrag import io
-from latentrag.decoding import run
-from latentrag.decoding.answering import before_stop
-from latentrag.errors import DataError, InputError, ModelError
-from latentrag.evaluation.metrics import DECODERS, METRICS, OPEN_QA, TASKS, Row, Task
-from latentrag.evaluation.report import RECALL_AT, Report, append, begun, finish, report
+from latentrag.errors import InputError, ModelError
+from latentrag.evaluation.collecting import check_recall_at, collected, of_example
+from latentrag.evaluation.metrics import DECODERS, METRICS, Row, stored
+from latentrag.evaluation.report import RECALL_AT, Report
 from latentrag.model import Read, checked, checked_questions, closed_book
 from latentrag.options import DecodingOptions
 from latentrag.protocols import Scores
 from latentrag.rag import Rag, check_decoding
 from latentrag.training.data import Example
-from latentrag.types import Decoding, Retrieved, Variant
+from latentrag.training.tasks import OPEN_QA, TASKS, Task
+from latentrag.types import Asked, Decoding, Retrieved, Variant
+
+if TYPE_CHECKING:
+    from latentrag.evaluation.metrics import Decoder
 
 FORMAT = 2
 BATCH_SIZE = 8
@@ -89,25 +91,22 @@ def evaluate(
     """
     depends_on_batch = _depends_on_batch(rag.generator)
     batch_size = (1 if depends_on_batch else BATCH_SIZE) if batch_size is None else batch_size
-    _check(examples, batch_size, recall_at)
+    check_recall_at(recall_at)
     measures = TASKS[task]
+    if measures.decoder is None:
+        raise InputError(f"the task {task} has no decoder; measure it with --retrieval-only")
+    decoder = DECODERS[measures.decoder]
     plan = _plan(rag, k, variant, decoding, options or rag.options(), recall_at, closed_book=closed_book)
     settings = _settings(rag, plan, task, {**(about or {}), "batch_size": batch_size if depends_on_batch else None})
-    kept: AbstractContextManager[dict[str, Row]] = nullcontext({}) if out is None else begun(out, settings)
-    with kept as done:
-        todo = [example for example in examples if not _is_done(example, done, out)]
-        num_done = len(examples) - len(todo)
-        with io.progress("evaluating", len(examples), wanted=progress, completed=num_done) as bar:
-            for start in range(0, len(todo), batch_size):
-                rows = _rows(rag, plan, measures, todo[start : start + batch_size])
-                if out is not None:
-                    append(out, rows)
-                done.update((row["id"], row) for row in rows)
-                bar.advance(len(rows))
-        result = report([done[example.id] for example in examples], settings, recall_at=_retrieved_at(recall_at, plan))
-        if out is not None:
-            finish(out, result)
-    return result
+    return collected(
+        examples,
+        out,
+        settings,
+        lambda batch: _measured(rag, plan, decoder, measures, batch),
+        batch_size=batch_size,
+        recall_at=_retrieved_at(recall_at, plan),
+        progress=progress,
+    )
 
 
 def _retrieved_at(recall_at: Sequence[int], plan: Plan) -> list[int]:
@@ -115,17 +114,6 @@ def _retrieved_at(recall_at: Sequence[int], plan: Plan) -> list[int]:
     if plan.k is None or plan.depth is None:
         return []
     return sorted(k for k in {*recall_at, plan.k} if k <= plan.depth)
-
-
-def _check(examples: Sequence[Example], batch_size: int, recall_at: Sequence[int]) -> None:
-    if not examples:
-        raise InputError("got no example; needed at least one")
-    if len({example.id for example in examples}) < len(examples):
-        raise InputError("two examples have the same id; give each its own")
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size}; needed 1 or more")
-    if not recall_at or min(recall_at) < 1:
-        raise InputError(f"recall_at={list(recall_at)}; needed numbers of passages, each 1 or more")
 
 
 def _plan(
@@ -177,43 +165,10 @@ def _settings(rag: Rag, plan: Plan, task: str, about: Mapping[str, object]) -> d
     return dict(json.loads(json.dumps(settings)))
 
 
-def _is_done(example: Example, done: Mapping[str, Row], out: Path | None) -> bool:
-    row = done.get(example.id)
-    if row is None:
-        return False
-    for name, value in _of_example(example).items():
-        if row.get(name) != value:
-            raise InputError(
-                f"{out} has another example with the id {example.id}: {name}={row.get(name)!r}, now {value!r}; name "
-                "another file for other data"
-            )
-    return True
-
-
-def _of_example(example: Example) -> Row:
-    """What a row has of its example, and what its measures depend on."""
-    return {
-        "x": example.x,
-        "answers": list(example.answers),
-        "pattern": example.pattern or None,
-        "titles": list(example.titles),
-    }
-
-
-def _rows(rag: Rag, plan: Plan, task: Task, batch: Sequence[Example]) -> list[Row]:
-    """The batch's rows at once; one by one if an example cannot be used, so that it can be named."""
-    try:
-        return _measured(rag, plan, task, batch)
-    except InputError as error:
-        if len(batch) == 1:
-            raise DataError(f"example {batch[0].id}: {error}") from error
-        return [row for example in batch for row in _rows(rag, plan, task, [example])]
-
-
 @torch.no_grad()
-def _measured(rag: Rag, plan: Plan, task: Task, batch: Sequence[Example]) -> list[Row]:
-    retrieved, read = _read(rag, plan, [example.x for example in batch])
-    answers = DECODERS[task.decoder](rag, read, plan)
+def _measured(rag: Rag, plan: Plan, decoder: Decoder, task: Task, batch: Sequence[Example]) -> list[Row]:
+    retrieved, read = _read(rag, plan, [example.question for example in batch])
+    answers = decoder(rag, read, plan, batch)
     gold = _gold(plan, batch, read)
     metrics = [METRICS[name] for name in task.metrics]
     passages = [[] for _ in batch] if retrieved is None else retrieved.passages
@@ -224,27 +179,19 @@ def _measured(rag: Rag, plan: Plan, task: Task, batch: Sequence[Example]) -> lis
         rows.append(
             {
                 "id": example.id,
-                **_of_example(example),
+                **of_example(example),
                 "text": text,
                 "log_prob": log_prob,
                 "log_likelihood": log_p,
                 "num_tokens": num_tokens,
                 "memory_version": retrieved.version if retrieved is not None else None,
-                **{metric.key: metric.value(example, text, passages[b]) for metric in metrics},
+                **stored(metrics, example, text, passages[b]),
             }
         )
     return rows
 
 
-def searched(rag: Rag, read: Read[Scores], plan: Plan) -> list[tuple[str, float]]:
-    """The best answers that the decoder finds, as texts with log p(text|x): a ``Decoder``."""
-    search = rag.search(read, variant=plan.variant, decoding=plan.decoding, options=plan.options)
-    best = [hypotheses[0] for hypotheses in run(search)]
-    stop = plan.options.stop
-    return [(before_stop(rag.generator.text(one.ids), stop).strip(), one.log_prob) for one in best]
-
-
-def _read(rag: Rag, plan: Plan, x: Sequence[str]) -> tuple[Retrieved | None, Read[Scores]]:
+def _read(rag: Rag, plan: Plan, x: Sequence[Asked]) -> tuple[Retrieved | None, Read[Scores]]:
     """What was retrieved, None for closed book, and the questions with the first K of it, which the generator reads."""
     if plan.k is None or plan.depth is None:
         return None, closed_book(rag.generator, x)

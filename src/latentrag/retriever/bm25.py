@@ -134,6 +134,11 @@ class BM25Retriever:
             return self._index[1]
 
 
+def bm25_of(question: str, passages: Sequence[Passage]) -> npt.NDArray[np.float64]:
+    """BM25(x,z) of passages that are a collection of their own, (N,), as ``BM25Retriever`` has it."""
+    return _WordIndex.build(passages).scores(question)
+
+
 def bm25(parts: ModelParts, memory: Memory, places: Places, *, scale: float = 1.0) -> BM25Retriever:  # noqa: ARG001
     """A row of the table of retrievers."""
     return BM25Retriever(memory, scale=scale, device=places.memory.device)

@@ -5,26 +5,25 @@ Nothing here depends on the machine, the process or the batch: both choices are 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import re
-import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, cast, get_args
+from typing import get_args
 
 import numpy as np
 
 from latentrag.errors import DataError, InputError
-from latentrag.registry import Table
+from latentrag.training.formats import FORMATS, QUESTIONS_AND_ANSWERS, Fields, Format, JsonRow, first_of, value_at
+from latentrag.training.given import IDS, NoPassagesError, given_ids, given_passages
+from latentrag.training.json_rows import NOT_JSON, json_rows
+from latentrag.training.labels import Label, label_of
 from latentrag.training.options import Answers
+from latentrag.types import Asked, Passage, Question
 
 _NAMED_IN_ERRORS = 3
-
-JsonRow = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +37,12 @@ class Example:
         titles: of the articles that hold the evidence; any of them is right. They measure retrieval and are never
             trained on (§2.4).
         pattern: a regular expression that right answers match, as CuratedTREC has it; good for evaluation only.
+        choices: texts of which one is to be chosen, the answers among them; none where the answer is free.
+        passages: ids of the passages or documents that hold the evidence; they measure retrieval.
+        title_sets, passage_sets: the same as sets each of which is enough by itself (KILT's evidence sets); empty where
+            the row has none.
+        given: passages that come with the question, in place of a memory.
+        given_ids: the same by their ids in a memory, before they are read there.
     """
 
     id: str
@@ -45,6 +50,17 @@ class Example:
     answers: tuple[str, ...]
     titles: tuple[str, ...] = ()
     pattern: str = ""
+    choices: tuple[str, ...] = ()
+    passages: tuple[str, ...] = ()
+    title_sets: tuple[tuple[str, ...], ...] = ()
+    passage_sets: tuple[tuple[str, ...], ...] = ()
+    given: tuple[Passage, ...] = ()
+    given_ids: tuple[str, ...] = ()
+
+    @property
+    def question(self) -> Asked:
+        """x, with the passages that come with it."""
+        return Question.of(self.x, self.given) if self.given else self.x
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,60 +88,18 @@ class Examples:
         return iter(self.rows)
 
 
-@dataclass(frozen=True, slots=True)
-class Fields:
-    """What a format has in a row, as it stands there; None: nothing.
-
-    Attributes:
-        question: text.
-        answers: text or a list of texts.
-        title: of the article that holds the evidence: text, or a list of texts, any of which is right.
-        pattern: a regular expression that right answers match.
-    """
-
-    question: object = None
-    answers: object = None
-    title: object = None
-    pattern: object = None
-
-
-def _questions_with(answers: str) -> Callable[[JsonRow], Fields]:
-    """The format whose answers are in the field of this name."""
-    return lambda row: Fields(row.get("question"), row.get(answers), row.get("title"), row.get("answer_regex"))
-
-
-def _kilt(row: JsonRow) -> Fields:
-    listed = row.get("output")
-    outputs = [output for output in listed if isinstance(output, dict)] if isinstance(listed, list) else []
-    provenance = [output["provenance"] for output in outputs if isinstance(output.get("provenance"), list)]
-    origins = [origin for of_output in provenance for origin in of_output if isinstance(origin, dict)]
-    titles = [origin["title"] for origin in origins if isinstance(origin.get("title"), str)]
-    answers = [output["answer"] for output in outputs if output.get("answer") is not None]
-    return Fields(row.get("input"), answers or None, titles or None)
-
-
-FORMATS: Table[Callable[[JsonRow], Fields]] = Table(
-    "row format",
-    {
-        "plain": _questions_with("answer"),
-        "dpr": _questions_with("answers"),
-        "flashrag": _questions_with("golden_answers"),
-        "score": lambda row: Fields(row.get("x"), row.get("y"), row.get("title")),
-        "kilt": _kilt,
-    },
-    group="latentrag.formats",
-)
-"""Each takes its fields out of a row. The first format that has a question gives the question, and so on."""
-
-QUESTIONS_AND_ANSWERS = ("plain", "dpr", "flashrag", "score", "kilt")
-
-
 def read_examples(
     path: str | Path,
     *,
     skip_bad: bool = False,
     prefix_field: str | None = None,
     formats: Sequence[str] = QUESTIONS_AND_ANSWERS,
+    labels: Sequence[Label] = (),
+    left_out: Sequence[str] = (),
+    answers_from: str | None = None,
+    passages_from: str | None = None,
+    answered: bool = True,
+    task: str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Examples:
     """The examples of a file of JSON lines, or of a JSON array of objects; also gzipped (``.gz``).
@@ -143,43 +117,43 @@ def read_examples(
 
     ``id`` or ``_id`` is the example's id; one that comes twice makes the second row a bad one. A row without gets its
     line number, as "line 7" where "7" is another row's id. ``title``, a text or a list of texts, and every title of
-    KILT's provenance are the titles. Other fields are ignored.
+    KILT's provenance are the titles; ``titles`` of hotpotqa's rows and sets in ``evidence`` of FEVER's are, too.
+    ``passage_ids``, ``relevant``, ``evidence_docs`` and KILT's ``wikipedia_id`` are ids of passages. Other fields are
+    ignored. ``training.formats`` has the formats of other tasks, which ``training.tasks`` names.
 
     Args:
         skip_bad: leave rows that are no examples out, and list them in ``skipped``.
         prefix_field: a field whose text is put before the question: "category" makes "CATEGORY: clue" of Jeopardy's
             rows. A row without such a text is a bad one.
         formats: which a row may have, names in ``FORMATS``.
+        labels: of a classification: answers are names of these; the example gets the wording, and all as choices.
+        left_out: names of labels whose rows are passed over.
+        answers_from: the field with the answers, in place of the format's; "answer.2020" is within an object.
+        passages_from: the field with the passages that come with a question, or after "id:" with their ids in a
+            memory; those that are marked as holding the answer are relevant.
+        answered: whether a row needs an answer.
+        task: for messages.
         say: gets a warning about rows that are left out, in one line.
     Raises: DataError if the file cannot be read or has no example, or for bad rows: how many, and where the first are.
     """
     readers = [FORMATS[name] for name in formats]
+    taking = _Taking(readers, prefix_field, labels, left_out, answers_from, passages_from, answered)
     path = Path(path).expanduser()
-    rows: list[Example] = []
-    bad: list[BadRow] = []
-    seen: dict[str, int] = {}
-    without_id: dict[int, int] = {}  # place among the rows → line
-    for line, row in _rows(path):
-        try:
-            example = _example(row, readers, prefix_field)
-        except _BadRowError as error:
-            bad.append(BadRow(line, str(error)))
-            continue
-        if not example.id:
-            without_id[len(rows)] = line
-        elif seen.setdefault(example.id, line) != line:
-            bad.append(BadRow(line, f"its id {example.id!r} is that of line {seen[example.id]}"))
-            continue
-        rows.append(example)
-    for place, line in without_id.items():
-        rows[place] = replace(rows[place], id=_free_id(line, seen))
+    found = _collected(path, taking)
+    rows, bad = found.rows, found.bad
+    problem = described(bad, of=len(rows) + len(bad))
+    if len(bad) > 1 and not rows and task is not None:
+        raise DataError(f"{path} does not fit the task {task}: {problem}; name with --task what its rows are for")
     if bad and not skip_bad:
-        raise DataError(f"{path}: {described(bad, of=len(rows) + len(bad))}; correct them or pass --skip-bad")
+        raise DataError(f"{path}: {problem}; correct them or pass --skip-bad")
     if not rows:
-        why = f"; {described(bad, of=len(bad))}" if bad else ""
+        why = f"; {problem}" if bad else ""
         raise DataError(f"{path} holds no example; needed rows with a question and an answer{why}")
     if bad:
-        say(f"warning: {path}: {described(bad, of=len(rows) + len(bad))}; they are left out")
+        say(f"warning: {path}: {problem}; they are left out")
+    for name, number in found.passed_over.items():
+        say(f"{path}: {number} rows with the label {name} are no part of the task {task}; they are left out")
+    _check_labels(path, rows, labels, task)
     return Examples(tuple(rows), tuple(bad))
 
 
@@ -223,67 +197,119 @@ class _BadRowError(Exception):
     """Why a row is no example."""
 
 
-def _rows(path: Path) -> Iterator[tuple[int, object]]:
-    """Number and content of every row that is not blank; what is not JSON comes as a _BadRowError in its place."""
-    try:
-        with _opened(path) as stream:
-            first = next((line for line in enumerate(stream, start=1) if line[1].strip()), None)
-            if first is None:
-                raise DataError(f"{path} is empty; needed JSON lines with a question and an answer each")
-            # Only blank lines precede it, so what follows is the rest of the file.
-            if first[1].lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
-                yield from enumerate(_array(first[1] + stream.read(), path), start=1)
-            else:
-                numbered: Iterable[tuple[int, bytes]] = chain([first], enumerate(stream, start=first[0] + 1))
-                yield from ((number, _parsed(raw)) for number, raw in numbered if raw.strip())
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is not a whole gzip file ({error}); fetch it again") from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{path}: cannot be read ({reason}); check the path and its permissions") from error
+class _PassedOverError(Exception):
+    """The label of a row that is no part of the task."""
 
 
-def _opened(path: Path) -> BinaryIO:
-    return cast("BinaryIO", gzip.open(path, "rb")) if path.suffix.lower() == ".gz" else path.open("rb")
+@dataclass(frozen=True, slots=True)
+class _Taking:
+    """How an example is taken out of a row, as ``read_examples`` says."""
+
+    readers: Sequence[Format]
+    prefix_field: str | None
+    labels: Sequence[Label]
+    left_out: Sequence[str]
+    answers_from: str | None
+    passages_from: str | None
+    answered: bool
+
+    def example(self, row: object) -> Example:
+        """The row's example; its id is empty where the row has none. Raises: _BadRowError, _PassedOverError."""
+        if row is NOT_JSON:
+            raise _BadRowError("not valid JSON in UTF-8")
+        if not isinstance(row, dict):
+            raise _BadRowError("not an object")
+        fields = first_of(read(row) for read in self.readers)
+        if self.answers_from is not None:
+            fields = replace(fields, answers=value_at(row, self.answers_from), pattern=None)
+        x = _question(fields.question)
+        if self.prefix_field is not None:
+            x = f"{_prefix(row, self.prefix_field)}: {x}"
+        answers, choices = self._labelled(fields) if self.labels else (_answers(fields.answers), ())
+        pattern = _pattern(fields.pattern)
+        if fields.choices is not None:
+            choices = _choices(fields.choices)
+        if self.answered and not answers and not pattern:
+            raise _BadRowError("no answer")
+        for text in (x, *answers, *choices):
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise _BadRowError("half a character (a lone surrogate)")
+        titles, title_sets = _evidence(fields.title)
+        passages, passage_sets = _evidence(fields.passages)
+        example = Example(
+            _id(row), x, answers, titles, pattern, choices, passages, title_sets=title_sets, passage_sets=passage_sets
+        )
+        return example if self.passages_from is None else self._with_passages(example, row, self.passages_from)
+
+    def _with_passages(self, example: Example, row: JsonRow, field: str) -> Example:
+        """The example with the passages that come with it."""
+        try:
+            if field.startswith(IDS):
+                return replace(example, given_ids=given_ids(value_at(row, field.removeprefix(IDS))))
+            given, marked = given_passages(value_at(row, field), name=example.id or "passage")
+        except NoPassagesError as error:
+            raise _BadRowError(f"no passages in its field {field.removeprefix(IDS)!r}: {error}") from error
+        return replace(example, given=given, passages=marked or example.passages)
+
+    def _labelled(self, fields: Fields) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The wordings of the row's labels, and of all."""
+        listed = fields.answers if isinstance(fields.answers, list) else [fields.answers]
+        names = [str(name) for name in listed if isinstance(name, str | int) and name != ""]
+        if not names:
+            raise _BadRowError("no label")
+        for name in names:
+            if label_of(name, [Label(other, other) for other in self.left_out]):
+                raise _PassedOverError(name)
+            if label_of(name, self.labels) is None:
+                known = ", ".join(label.name for label in self.labels)
+                raise _BadRowError(f"its label {name!r} is not among {known}")
+        found = [label for name in names if (label := label_of(name, self.labels))]
+        return tuple(dict.fromkeys(label.wording for label in found)), tuple(label.wording for label in self.labels)
 
 
-def _array(raw: bytes, path: Path) -> list[object]:
-    try:
-        rows: list[object] = json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no whole JSON array ({error}); fetch it again or write JSON lines") from error
-    return rows
+@dataclass(frozen=True, slots=True)
+class _Collected:
+    """What became of the rows of a file; those that are passed over by label."""
+
+    rows: list[Example]
+    bad: list[BadRow]
+    passed_over: Counter[str]
 
 
-def _parsed(raw: bytes) -> object:
-    try:
-        return json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return _BadRowError("not valid JSON in UTF-8")
+def _collected(path: Path, taking: _Taking) -> _Collected:
+    found = _Collected([], [], Counter())
+    seen: dict[str, int] = {}
+    without_id: dict[int, int] = {}  # place among the rows → line
+    for line, row in json_rows(path):
+        try:
+            example = taking.example(row)
+        except _PassedOverError as error:
+            found.passed_over[str(error)] += 1
+            continue
+        except _BadRowError as error:
+            found.bad.append(BadRow(line, str(error)))
+            continue
+        if not example.id:
+            without_id[len(found.rows)] = line
+        elif seen.setdefault(example.id, line) != line:
+            found.bad.append(BadRow(line, f"its id {example.id!r} is that of line {seen[example.id]}"))
+            continue
+        found.rows.append(example)
+    for place, line in without_id.items():
+        found.rows[place] = replace(found.rows[place], id=_free_id(line, seen))
+    return found
 
 
-def _example(row: object, readers: Sequence[Callable[[JsonRow], Fields]], prefix_field: str | None) -> Example:
-    """The row's example; its id is empty where the row has none."""
-    if isinstance(row, _BadRowError):
-        raise row
-    if not isinstance(row, dict):
-        raise _BadRowError("not an object")
-    fields = [read(row) for read in readers]
-    answers = _answers(_first(of_format.answers for of_format in fields))
-    pattern = _pattern(_first(of_format.pattern for of_format in fields))
-    x = _question(_first(of_format.question for of_format in fields))
-    if prefix_field is not None:
-        x = f"{_prefix(row, prefix_field)}: {x}"
-    if not answers and not pattern:
-        raise _BadRowError("no answer")
-    for text in (x, *answers):
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise _BadRowError("half a character (a lone surrogate)")
-    return Example(_id(row), x, answers, _titles(_first(of_format.title for of_format in fields)), pattern)
-
-
-def _first(values: Iterable[object]) -> object:
-    return next((value for value in values if value is not None), None)
+def _check_labels(path: Path, rows: Sequence[Example], labels: Sequence[Label], task: str | None) -> None:
+    """Raises: DataError for a label that no row has."""
+    found = Counter(answer for row in rows for answer in row.answers)
+    missing = next((label for label in labels if not found[label.wording]), None)
+    if missing is not None:
+        seen = ", ".join(f"{label.name} {found[label.wording]}" for label in labels if found[label.wording])
+        raise DataError(
+            f"{path} has no row with the label {missing.name} (found {seen}); name another --task than {task}, or "
+            "other labels with --label"
+        )
 
 
 def _question(value: object) -> str:
@@ -303,10 +329,26 @@ def _prefix(row: JsonRow, field: str) -> str:
     return value
 
 
-def _titles(value: object) -> tuple[str, ...]:
+def _evidence(value: object) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Titles or ids, each once, and sets of them where the row has sets."""
+    listed = value if isinstance(value, list) else [value]
+    if not any(isinstance(each, list) for each in listed):
+        return _texts(listed), ()
+    sets = [_texts(each) for each in listed if isinstance(each, list)]
+    sets = list(dict.fromkeys(each for each in sets if each))
+    return tuple(dict.fromkeys(each for of_set in sets for each in of_set)), tuple(sets)
+
+
+def _texts(values: Sequence[object]) -> tuple[str, ...]:
     """Those that are texts, each once."""
-    titles = value if isinstance(value, list) else [value]
-    return tuple(dict.fromkeys(title for title in titles if isinstance(title, str) and title))
+    return tuple(dict.fromkeys(value for value in values if isinstance(value, str) and value))
+
+
+def _choices(value: object) -> tuple[str, ...]:
+    choices = _answers(value)
+    if len(choices) < 2:
+        raise _BadRowError(f"{len(choices)} choices, needed two or more that differ")
+    return choices
 
 
 def _answers(value: object) -> tuple[str, ...]:
@@ -335,7 +377,7 @@ def _pattern(value: object) -> str:
 
 
 def _id(row: JsonRow) -> str:
-    value = _first((row.get("id"), row.get("_id"), ""))
+    value = next(value for value in (row.get("id"), row.get("_id"), "") if value is not None)
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise _BadRowError(f"its id is a {type(value).__name__}, needed text or a whole number")
     return str(value)

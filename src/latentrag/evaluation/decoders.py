@@ -1,0 +1,46 @@
+"""How the model answers in an evaluation: it searches for the best text, or chooses among given ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from latentrag.decoding import label_log_likelihoods, run
+from latentrag.decoding.answering import before_stop
+from latentrag.errors import InputError
+
+if TYPE_CHECKING:
+    from latentrag.evaluation.run import Plan
+    from latentrag.model import Read
+    from latentrag.protocols import Scores
+    from latentrag.rag import Rag
+    from latentrag.training.data import Example
+
+
+def searched(rag: Rag, read: Read[Scores], plan: Plan, _batch: Sequence[Example]) -> list[tuple[str, float]]:
+    """The best answers that the decoder finds, as texts with log p(text|x)."""
+    search = rag.search(read, variant=plan.variant, decoding=plan.decoding, options=plan.options)
+    best = [hypotheses[0] for hypotheses in run(search)]
+    stop = plan.options.stop
+    return [(before_stop(rag.generator.text(one.ids), stop).strip(), one.log_prob) for one in best]
+
+
+def chosen(rag: Rag, read: Read[Scores], plan: Plan, batch: Sequence[Example]) -> list[tuple[str, float]]:
+    """Of each example's choices the most probable, with log p(choice|x) (Lewis et al. 2020, §3.4).
+
+    Raises: InputError for an example without choices, or with two that are the same to the generator.
+    """
+    places: dict[tuple[str, ...], list[int]] = {}
+    for b, example in enumerate(batch):
+        if not example.choices:
+            raise InputError("there is nothing to choose from; needed choices, or a task with labels")
+        places.setdefault(example.choices, []).append(b)
+    found: dict[int, tuple[str, float]] = {}
+    for choices, of_choices in places.items():
+        part = read.rows(of_choices)
+        log_p, _, _ = label_log_likelihoods(
+            rag.generator, part.prepared, part.log_p_eta, choices, variant=plan.variant
+        )  # (B, L)
+        best, place = log_p.max(dim=1)
+        found |= {b: (choices[i], p) for b, i, p in zip(of_choices, place.tolist(), best.tolist(), strict=True)}
+    return [found[b] for b in range(len(batch))]

@@ -1,0 +1,187 @@
+"""Retrieval measured alone: no generator, no answer; what was retrieved against answers, titles and judgements."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from latentrag.errors import DataError, InputError
+from latentrag.evaluation.collecting import check_recall_at, collected, of_example
+from latentrag.evaluation.metrics import METRICS, Row, stored
+from latentrag.evaluation.ranking import Unit, ranked, relevance
+from latentrag.evaluation.report import RECALL_AT, Report
+from latentrag.evaluation.trec import Qrels, Runs
+from latentrag.model import checked_questions
+from latentrag.protocols import Retriever
+from latentrag.training.data import Example
+from latentrag.training.tasks import RETRIEVAL, TASKS
+
+FORMAT = 1
+BATCH_SIZE = 8
+
+
+def evaluate_retrieval(
+    retriever: Retriever,
+    examples: Sequence[Example],
+    out: Path | None = None,
+    *,
+    k: int | None = None,
+    recall_at: Sequence[int] = RECALL_AT,
+    unit: Unit | None = None,
+    qrels: Qrels | None = None,
+    batch_size: int = BATCH_SIZE,
+    about: Mapping[str, object] | None = None,
+    progress: bool = False,
+) -> Report:
+    """How well what is relevant is retrieved.
+
+    A row holds what ``evaluate`` writes of the example, and retrieved: [id, title, logit] of each passage, best first ·
+    unit · grades: of what was judged, where there are judgements · rank, title_rank, unspaced_rank, memory_version.
+
+    Args:
+        out: as for ``evaluate``.
+        k: passages retrieved, where that is more than ``recall_at`` needs.
+        recall_at: the k of recall@k; as far as the memory goes.
+        unit: what is ranked; None: passages where there are ids of them, else titles.
+        qrels: judgements in place of the passages that the examples name.
+        about: as for ``evaluate``.
+    Raises: as ``evaluate``; DataError for examples that say nothing of what is relevant.
+    """
+    check_recall_at(recall_at)
+    size = len(retriever.memory)
+    if k is not None and k > size:
+        raise InputError(f"k={k} exceeds the memory's {size} passages; lower k or add passages")
+    depth = min(size, max(*recall_at, k or 1))
+    unit = _unit(examples, unit, qrels)
+    metrics = [METRICS[name] for name in TASKS[RETRIEVAL].metrics]
+
+    @torch.no_grad()
+    def measured(batch: Sequence[Example]) -> list[Row]:
+        found = retriever.retrieve(checked_questions([example.question for example in batch]), depth)
+        logits = found.logits.tolist()
+        rows = []
+        for b, (example, passages) in enumerate(zip(batch, found.passages, strict=True)):
+            retrieved = [[z.id, z.title, logit] for z, logit in zip(passages, logits[b], strict=False)]
+            row = _row(example, retrieved, unit, qrels, found.version)
+            rows.append({**row, **stored(metrics, example, "", passages)})
+        return rows
+
+    memory = retriever.memory
+    settings = {
+        **_settings(unit, qrels, about),
+        "memory_version": memory.version,
+        "memory_identity": getattr(memory, "identity", None),
+        "depth": depth,
+    }
+    at = sorted(each for each in {*recall_at, *([k] if k else [])} if each <= depth)
+    return collected(examples, out, settings, measured, batch_size=batch_size, recall_at=at, progress=progress)
+
+
+def evaluate_run(
+    runs: Runs,
+    examples: Sequence[Example],
+    out: Path | None = None,
+    *,
+    recall_at: Sequence[int] = RECALL_AT,
+    unit: Unit | None = None,
+    qrels: Qrels | None = None,
+    about: Mapping[str, object] | None = None,
+) -> Report:
+    """The same of a run that another system made, whose texts are not known: without recall of answers.
+
+    A question that is not in the run counts as one for which nothing was found, as with trec_eval's option -c.
+
+    Args:
+        runs: as ``trec.read_run`` reads them.
+        out, recall_at, unit, qrels, about: as for ``evaluate_retrieval``.
+    Raises: as ``evaluate_retrieval``; DataError for a run that has none of the examples.
+    """
+    check_recall_at(recall_at)
+    unit = _unit(examples, unit, qrels)
+    if not any(example.id in runs for example in examples):
+        raise DataError(
+            f"the run has none of the {len(examples)} questions, {examples[0].id} first; needed one over their ids"
+        )
+
+    empty: Row = {str(METRICS[name].key): None for name in TASKS[RETRIEVAL].metrics}
+
+    def retrieved(example: Example) -> list[list[object]]:
+        found = runs.get(example.id, ())
+        return [[name, name.replace("_", " ") if unit == "title" else name, score] for name, score in found]
+
+    def measured(batch: Sequence[Example]) -> list[Row]:
+        return [{**empty, **_row(example, retrieved(example), unit, qrels, None)} for example in batch]
+
+    settings = {**_settings(unit, qrels, about), "depth": max(recall_at)}
+    at = sorted(recall_at)
+    return collected(examples, out, settings, measured, batch_size=len(examples), recall_at=at, progress=False)
+
+
+def run_of(rows: Sequence[Row]) -> Runs:
+    """What was retrieved in rows, as ``trec.write_run`` takes it: each passage, document or title once."""
+    found: dict[str, list[tuple[str, float]]] = {}
+    for row in rows:
+        scores: dict[str, float] = {}
+        for each in row["retrieved"]:
+            (name,) = ranked([each], row.get("relevant", ()), row["unit"])
+            scores.setdefault(_spelt(name, row["unit"]), each[2])
+        found[row["id"]] = list(scores.items())
+    return found
+
+
+def qrels_of(rows: Sequence[Row]) -> Qrels:
+    """What is relevant in rows, as ``trec.write_qrels`` takes it."""
+    found = {row["id"]: (relevance(row, row["unit"])[0], row["unit"]) for row in rows}
+    return {
+        id_: {_spelt(name, unit): grade for name, grade in grades.items()}
+        for id_, (grades, unit) in found.items()
+        if grades
+    }
+
+
+def _spelt(name: str, unit: Unit) -> str:
+    """A name in TREC's files, which have no spaces: titles have "_" there."""
+    return name.replace(" ", "_") if unit == "title" else name
+
+
+def judged(examples: Sequence[Example], qrels: Qrels) -> tuple[Example, ...]:
+    """The examples that were judged, as trec_eval counts no others. Raises: DataError if there is none."""
+    found = tuple(example for example in examples if example.id in qrels)
+    if not found:
+        raise DataError(
+            f"none of the {len(examples)} questions was judged, {examples[0].id} first; needed judgements of their ids"
+        )
+    return found
+
+
+def _unit(examples: Sequence[Example], unit: Unit | None, qrels: Qrels | None) -> Unit:
+    has_ids = qrels is not None or any(example.passages for example in examples)
+    has_titles = any(example.titles for example in examples)
+    known: Mapping[Unit, bool] = {"passage": has_ids, "document": has_ids, "title": has_titles}
+    if unit is None:
+        unit = "passage" if has_ids else "title"
+    other = next((name for name, is_known in known.items() if is_known), None)
+    if not known[unit] and other is not None:
+        raise InputError(f"no row says which {unit}s are relevant; use --by {other}, or give judgements with --qrels")
+    if not known[unit] and not any(example.answers or example.pattern for example in examples):
+        raise DataError("no row says what is relevant: no answer, title or passage; give judgements with --qrels")
+    return unit
+
+
+def _row(
+    example: Example, retrieved: Sequence[Sequence[object]], unit: Unit, qrels: Qrels | None, version: int | None
+) -> Row:
+    row = {"id": example.id, **of_example(example), "retrieved": [*map(list, retrieved)], "unit": unit}
+    if qrels is not None:
+        row |= {"grades": dict(qrels[example.id]), "relevant": sorted(qrels[example.id])}
+    return {**row, "memory_version": version}
+
+
+def _settings(unit: Unit, qrels: Qrels | None, about: Mapping[str, object] | None) -> dict[str, object]:
+    judgements = None if qrels is None else hashlib.sha256(json.dumps(qrels, sort_keys=True).encode()).hexdigest()[:16]
+    settings = {"format": FORMAT, "task": RETRIEVAL, "unit": unit, "judgements": judgements, **(about or {})}
+    return dict(json.loads(json.dumps(settings)))

@@ -1,0 +1,168 @@
+"""p_η(z|x) over the passages that come with a question: each question has a memory of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from latentrag.errors import EncoderMismatchError, InputError
+from latentrag.retriever.bm25 import bm25_of
+from latentrag.types import Asked, Latent, Passage, Question, Retrieved, question_texts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from latentrag.protocols import Memory, PassageEncoder, QueryEncoder
+    from latentrag.types import SearchResult
+
+
+class ScoresPassages(Protocol):
+    """Logits of p_η for passages that no memory holds."""
+
+    @property
+    def name(self) -> str:
+        """Of the part of the logit."""
+        ...
+
+    def logits(self, x: Sequence[str], passages: Sequence[Sequence[Passage]]) -> list[Tensor]:
+        """For each of B questions those of its passages, (n,) float32."""
+        ...
+
+    def check_questions(self, x: Sequence[str]) -> None:
+        """InputError for a question that cannot be used."""
+        ...
+
+
+class DenseScores:
+    """s·d(z)·q(x), both encoded now; a passage that comes with several questions of a call is encoded once."""
+
+    name = "dense"
+
+    def __init__(self, query_encoder: QueryEncoder, passage_encoder: PassageEncoder) -> None:
+        """Raises: EncoderMismatchError for encoders that were not trained together, as far as their files say."""
+        wanted = query_encoder.passage_fingerprint
+        if wanted is not None and wanted != passage_encoder.fingerprint:
+            raise EncoderMismatchError(
+                f"the query encoder goes with the passage encoder {wanted}, got {passage_encoder.fingerprint}; name "
+                "the one that it was trained with"
+            )
+        self._query_encoder, self._passage_encoder = query_encoder, passage_encoder
+
+    def logits(self, x: Sequence[str], passages: Sequence[Sequence[Passage]]) -> list[Tensor]:
+        """As ``ScoresPassages``."""
+        distinct = list(dict.fromkeys(passage for of_question in passages for passage in of_question))
+        row = {passage: number for number, passage in enumerate(distinct)}
+        q = self._query_encoder.encode_queries(x).float()  # (B, D)
+        d = self._passage_encoder.encode_passages(distinct).float().to(q.device)  # (N, D)
+        scale = self._query_encoder.scale
+        return [scale * d[[row[z] for z in of_question]] @ q[b] for b, of_question in enumerate(passages)]
+
+    def check_questions(self, x: Sequence[str]) -> None:
+        """As ``ScoresPassages``."""
+        check = getattr(self._query_encoder, "check_questions", None)
+        if check is not None:
+            check(x)
+
+
+class WordScores:
+    """s·BM25(x,z), with the passages of each question as its whole collection."""
+
+    name = "bm25"
+
+    def __init__(self, *, scale: float = 1.0, device: str = "cpu") -> None:
+        self._scale, self._device = scale, device
+
+    def logits(self, x: Sequence[str], passages: Sequence[Sequence[Passage]]) -> list[Tensor]:
+        """As ``ScoresPassages``."""
+        scores = [bm25_of(text, of_question) for text, of_question in zip(x, passages, strict=True)]
+        return [self._scale * torch.from_numpy(each).float().to(self._device) for each in scores]
+
+    def check_questions(self, x: Sequence[str]) -> None:
+        """Every question can be used."""
+
+
+class GivenRetriever:
+    """The K best of the passages that come with each question; fewer where it has fewer."""
+
+    kind = "given"
+
+    def __init__(self, scores: ScoresPassages, *, num_passages: int) -> None:
+        """
+        Args:
+            num_passages: that come with a question at most.
+        """
+        self.memory: Memory = _OfEachQuestion(num_passages)
+        self._scores = scores
+
+    def retrieve(self, x: Sequence[Asked], k: int) -> Retrieved:
+        """Passages and logits, best first, equal ones in their order, for B questions.
+
+        Returns: scores (B, K), K the largest number of passages of a question, at most k; others are masked.
+        Raises: InputError for a question that comes without passages or cannot be encoded, or k < 1.
+        """
+        if k < 1:
+            raise InputError(f"k={k} passages cannot be retrieved; choose 1 or more")
+        texts = question_texts(x, with_passages=True)
+        passages = [question.passages for question in map(Question.of, x)]
+        if not all(passages):
+            raise InputError("a question comes without passages; this model reads those alone")
+        logits = self._scores.logits(texts, passages)
+        number = min(k, max(map(len, passages)))
+        latents: list[list[Latent]] = []
+        rows, masks = [], []
+        for of_question, scores in zip(passages, logits, strict=True):
+            best = torch.argsort(scores, descending=True, stable=True)[:number]
+            empty = number - len(best)
+            latents.append([*((of_question[place],) for place in best.tolist()), *[()] * empty])
+            rows.append(torch.cat([scores[best], scores.new_zeros(empty)]))
+            masks.append(torch.arange(number, device=scores.device) < len(best))
+        return Retrieved(latents, {self._scores.name: torch.stack(rows)}, 0, torch.stack(masks))
+
+    def check_questions(self, x: Sequence[str]) -> None:
+        """Raises: InputError for a question that cannot be encoded, as far as its encoder says."""
+        self._scores.check_questions(x)
+
+    def over(self, memory: Memory) -> GivenRetriever:  # noqa: ARG002
+        """Raises: InputError: there is no other memory than the questions'."""
+        raise InputError("passages come with the questions, so no memory can take their place")
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """η: none is trained."""
+        return iter(())
+
+    def settings(self) -> Mapping[str, object]:
+        """None."""
+        return {}
+
+
+class _OfEachQuestion:
+    """Stands for the memories of all questions: as large as the largest."""
+
+    version = 0
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def search(self, q: np.ndarray, k: int) -> SearchResult:  # noqa: ARG002
+        raise self._none()
+
+    def passages(self) -> Iterator[Passage]:
+        return iter(())
+
+    def get(self, ids: Sequence[str]) -> list[Passage]:  # noqa: ARG002
+        raise self._none()
+
+    def check(self, query_encoder: QueryEncoder) -> None:
+        pass
+
+    def snapshot(self) -> Memory:
+        return self
+
+    def _none(self) -> InputError:
+        return InputError("passages come with the questions; there is no memory to search")

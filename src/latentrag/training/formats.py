@@ -1,0 +1,188 @@
+"""Formats of rows: what each dataset calls its question, its answers, its labels and its evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+from latentrag.registry import Table
+
+JsonRow = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """What a format has in a row, as it stands there; None: nothing.
+
+    Attributes:
+        question: text.
+        answers: text or a list of texts; in classification the names of labels.
+        title: of the articles that hold the evidence: text, a list of texts, any of which is right, or a list of such
+            lists, each of which is enough by itself (KILT's evidence sets).
+        pattern: a regular expression that right answers match.
+        passages: ids of the passages or documents that hold the evidence, in the same three forms.
+        choices: texts of which one is the answer.
+    """
+
+    question: object = None
+    answers: object = None
+    title: object = None
+    pattern: object = None
+    passages: object = None
+    choices: object = None
+
+
+Format = Callable[[JsonRow], Fields]
+
+
+def first_of(found: Iterable[Fields]) -> Fields:
+    """Of each field the first that is there."""
+    found = list(found)
+    names = [field.name for field in fields(Fields)]
+    values = {name: next((v for each in found if (v := getattr(each, name)) is not None), None) for name in names}
+    return Fields(**values)
+
+
+def value_at(row: JsonRow, path: str) -> object:
+    """The value of a field; "answer.2020" is the field 2020 of the object in the field answer. None: there is none."""
+    value: object = row
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def questions_with(answers: str) -> Format:
+    """The format whose answers are in the field of this name."""
+
+    def read(row: JsonRow) -> Fields:
+        ids = _first(row, "passage_ids", "relevant")
+        return Fields(row.get("question"), row.get(answers), _titles(row), row.get("answer_regex"), ids)
+
+    return read
+
+
+def kilt(row: JsonRow) -> Fields:
+    """KILT's rows (Petroni et al. 2021): each output has an answer, a provenance, or both."""
+    listed = row.get("output")
+    outputs = [output for output in listed if isinstance(output, dict)] if isinstance(listed, list) else []
+    provenance = [output["provenance"] for output in outputs if isinstance(output.get("provenance"), list)]
+    answers = [output["answer"] for output in outputs if output.get("answer") is not None]
+    return Fields(
+        row.get("input"),
+        answers or None,
+        _sets(provenance, "title") or None,
+        passages=_sets(provenance, "wikipedia_id") or None,
+    )
+
+
+def claims(row: JsonRow) -> Fields:
+    """Claims with a label: FEVER, FoolMeTwice, SciFact, and KILT's FEVER."""
+    return Fields(row.get("claim"), row.get("label"), _titles(row), passages=row.get("evidence_docs"))
+
+
+def claims_alone(row: JsonRow) -> Fields:
+    """Claims without their label: for retrieval, whose answers are texts that a passage may hold."""
+    return replace(claims(row), answers=None)
+
+
+def labelled(row: JsonRow) -> Fields:
+    """Texts with a label."""
+    return Fields(_first(row, "question", "claim", "text", "sentence", "x"), row.get("label"), _titles(row))
+
+
+def queries(row: JsonRow) -> Fields:
+    """BEIR's queries: an id and a text."""
+    return Fields(row.get("text"))
+
+
+def with_choices(row: JsonRow) -> Fields:
+    """Questions with texts to choose from, as ARC, OpenBookQA, HellaSwag, MedQA and RACE have them.
+
+    The answer is a text among them, a key ("B") or a place, counted from 0.
+    """
+    question = _first(row, "question", "question_stem", "ctx", "x")
+    listed: object = _first(row, "choices", "options", "endings")
+    if isinstance(question, Mapping):  # OpenBookQA and ARC have the choices within the question
+        listed = question.get("choices") if listed is None else listed
+        question = _first(question, "stem", "text")
+    keys, texts = _choices(listed)
+    answers = _first(row, "answerKey", "answer_idx", "answer", "label", "gold")
+    wanted = [_chosen(answer, keys, texts) for answer in (answers if isinstance(answers, list) else [answers])]
+    right = [answer for answer in wanted if answer is not None]
+    return Fields(question, right or None, _titles(row), choices=texts)
+
+
+def questions_to_ask(row: JsonRow) -> Fields:
+    """Question generation: x is the answer, the first of several, and y the question that has it."""
+    found = first_of(FORMATS[name](row) for name in QUESTIONS_AND_ANSWERS)
+    answer = found.answers[0] if isinstance(found.answers, list) and found.answers else found.answers
+    return replace(found, question=answer, answers=found.question, pattern=None)
+
+
+FORMATS: Table[Format] = Table(
+    "row format",
+    {
+        "plain": questions_with("answer"),
+        "dpr": questions_with("answers"),
+        "flashrag": questions_with("golden_answers"),
+        "score": lambda row: Fields(row.get("x"), row.get("y"), row.get("title")),
+        "kilt": kilt,
+        "claims": claims,
+        "claims-alone": claims_alone,
+        "labelled": labelled,
+        "choices": with_choices,
+        "to-ask": questions_to_ask,
+        "queries": queries,
+    },
+    group="latentrag.formats",
+)
+"""Each takes its fields out of a row. The first format that has a question gives the question, and so on."""
+
+QUESTIONS_AND_ANSWERS = ("plain", "dpr", "flashrag", "score", "kilt")
+
+
+def _first(row: JsonRow, *names: str) -> object:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _titles(row: JsonRow) -> object:
+    """Sets of titles where the row has them, as FEVER's evidence; else its titles."""
+    evidence = row.get("evidence")
+    if isinstance(evidence, list) and evidence and all(isinstance(each, list) for each in evidence):
+        return evidence
+    return _first(row, "title", "titles")
+
+
+def _sets(provenance: Sequence[Sequence[object]], name: str) -> list[list[object]]:
+    """What the origins of each provenance have under this name, without those that have none."""
+    origins = [[origin for origin in of_output if isinstance(origin, dict)] for of_output in provenance]
+    sets = [[origin[name] for origin in each if isinstance(origin.get(name), str)] for each in origins]
+    return [each for each in sets if each]
+
+
+def _choices(listed: object) -> tuple[list[object], list[object]]:
+    """Keys and texts: of {"A": text}, [text], [{"label": "A", "text": text}], {"label": […], "text": […]}."""
+    if isinstance(listed, Mapping) and isinstance(listed.get("text"), list):
+        texts = list(listed["text"])
+        keys = listed.get("label")
+        return list(keys) if isinstance(keys, list) else [], texts
+    if isinstance(listed, Mapping):
+        return list(listed), list(listed.values())
+    if not isinstance(listed, list):
+        return [], []
+    if listed and all(isinstance(each, Mapping) for each in listed):
+        return [each.get("label") for each in listed], [each.get("text") for each in listed]
+    return [], listed
+
+
+def _chosen(answer: object, keys: Sequence[object], texts: Sequence[object]) -> object:
+    """The text that an answer means; None where it means none."""
+    if answer in texts:
+        return answer
+    if answer in keys:
+        return texts[keys.index(answer)]
+    if isinstance(answer, str) and len(answer) == 1 and answer.isascii():
+        answer = int(answer) if answer.isdigit() else ord(answer.upper()) - ord("A")
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
+        return texts[answer]
+    return None

@@ -1,0 +1,224 @@
+"""Rankings: against trec_eval and ir-measures, KILT's R-precision by hand, files of TREC there and back."""
+
+import math
+
+import ir_measures
+import numpy as np
+import pytest
+import pytrec_eval
+
+from latentrag.errors import DataError, InputError
+from latentrag.evaluation.kilt import KILT, kilt_r_precision
+from latentrag.evaluation.ranking import (
+    RANKING,
+    best_r_precision,
+    document_of,
+    r_precision,
+    ranked,
+    ranking_measures,
+    relevance,
+)
+from latentrag.evaluation.retrieval import evaluate_retrieval, evaluate_run, qrels_of, run_of
+from latentrag.evaluation.trec import read_qrels, read_run, write_qrels, write_run
+from latentrag.training.data import Example
+from latentrag.types import Passage
+from tests.evaluation.test_run import FakeRetriever
+
+QRELS = {
+    "q1": {"a": 1, "b": 2, "c": 0, "서울": 1},
+    "q2": {"z": 1},
+    "q3": {"a": 3, "d": 1},
+    "q4": {"a": 1},
+}
+RUN = {  # ties, grades of 0, names that were not judged, one question with nothing
+    "q1": {"a": 1.0, "b": 1.0, "c": 1.0, "x": 1.0, "서울": 0.5},
+    "q2": {"a": 3.0, "b": 2.0},
+    "q3": {"d": -1.0, "a": -1.0, "x": -2.5, "y": -2.5},
+}
+
+
+def lines(run) -> str:
+    return "".join(f"{q} Q0 {name} 1 {score} t\n" for q, found in run.items() for name, score in found.items())
+
+
+def test_measures_of_a_run_with_ties_are_trec_eval_s(tmp_path) -> None:
+    path = tmp_path / "run.trec"
+    path.write_text(lines(RUN), "utf-8")
+    public = pytrec_eval.RelevanceEvaluator(QRELS, {"ndcg_cut.10", "recip_rank", "Rprec", "recall.1,2,5"}).evaluate(RUN)
+    through = {
+        (each.query_id, str(each.measure)): each.value
+        for each in ir_measures.iter_calc([ir_measures.nDCG @ 10, ir_measures.RR, ir_measures.R @ 2], QRELS, RUN)
+    }
+    for question, found in read_run(path).items():
+        ours = ranking_measures([name for name, _ in found], QRELS[question], (1, 2, 5))
+        theirs = public[question]
+        assert ours["ndcg@10"] == pytest.approx(theirs["ndcg_cut_10"], abs=1e-12)
+        assert ours["mrr"] == pytest.approx(theirs["recip_rank"], abs=1e-12)
+        assert ours["r_precision"] == pytest.approx(theirs["Rprec"], abs=1e-12)
+        assert [ours[f"relevant_recall@{k}"] for k in (1, 2, 5)] == pytest.approx(
+            [theirs[f"recall_{k}"] for k in (1, 2, 5)], abs=1e-12
+        )
+        assert ours["ndcg@10"] == pytest.approx(through[question, "nDCG@10"], abs=1e-12)
+        assert ours["relevant_recall@2"] == pytest.approx(through[question, "R@2"], abs=1e-12)
+
+
+def test_measures_by_hand() -> None:
+    found = ranking_measures(["x", "a", "b"], {"a": 1, "b": 2, "c": 1}, (1, 3))
+    dcg, ideal = 1 / math.log2(3) + 2 / 2, 2 + 1 / math.log2(3) + 1 / 2
+    assert found == pytest.approx(
+        {"relevant_recall@1": 0, "relevant_recall@3": 2 / 3, "r_precision": 2 / 3, "ndcg@10": dcg / ideal, "mrr": 0.5}
+    )
+    nothing = ranking_measures([], {"a": 1}, (1,))
+    assert nothing == {"relevant_recall@1": 0, "r_precision": 0, "ndcg@10": 0, "mrr": 0}
+
+
+def test_a_report_over_a_run_is_that_of_ir_measures(tmp_path) -> None:
+    (tmp_path / "run.trec").write_text(lines(RUN), "utf-8")
+    examples = [Example(name, "who?", ()) for name in QRELS]
+    found = evaluate_run(read_run(tmp_path / "run.trec"), examples, qrels=QRELS, recall_at=(1, 5))
+    public = ir_measures.calc_aggregate(
+        [ir_measures.nDCG @ 10, ir_measures.RR, ir_measures.Rprec, ir_measures.R @ 5], QRELS, RUN
+    )
+    names = {"ndcg@10": "nDCG@10", "mrr": "RR", "r_precision": "Rprec", "relevant_recall@5": "R@5"}
+    means = {str(measure): value for measure, value in public.items()}
+    assert {name: found.estimates[name].mean for name in names} == pytest.approx(
+        {name: means[theirs] for name, theirs in names.items()}
+    )
+    assert found.estimates["mrr"].num_examples == 4  # q4 counts, with nothing
+
+
+def test_what_a_passage_is_a_part_of() -> None:
+    passages = [("d#1", "T"), ("d#0", "T"), ("e", "U"), ("f#3#1", "T")]
+    assert ranked(passages, ["d"], "passage") == ["d", "e", "f"]
+    assert ranked(passages, ["f#3"], "passage") == ["d#1", "d#0", "e", "f#3"]
+    assert ranked(passages, ["f#3"], "document") == ["d", "e", "f"]
+    assert ranked(passages, [], "title") == ["T", "U"]
+    assert document_of("a#b#c", depth=1) == "a#b"
+    row = {"titles": ["T"], "relevant": ["x#1", "x#2", "y"], "relevant_sets": [["x#1", "y"]]}
+    assert relevance(row, "document") == ({"x": 1, "y": 1}, [["x", "y"]])
+    assert relevance(row, "title") == ({"T": 1}, [])
+    graded = {"grades": {"x#1": 0, "x#2": 3}, "titles": []}
+    assert relevance(graded, "document")[0] == {"x": 3}
+
+
+def test_r_precision_is_kilt_s() -> None:
+    # Petroni et al. 2021: r of the first R pages, where the set of evidence has R; the best of the sets.
+    assert r_precision(["1", "2", "3"], ["2", "1"]) == 1
+    assert r_precision(["3", "2", "1"], ["2", "1"]) == 0.5
+    assert r_precision([], ["2"]) == 0
+    assert best_r_precision(["3", "2", "1"], [["2", "1"], ["3"]]) == 1
+    assert best_r_precision(["3", "2", "1"], [["2", "1"], ["9"]]) == 0.5
+
+
+def test_kilt_s_combined_scores() -> None:
+    example = Example("e", "q", ("a",), ("T", "U"), title_sets=(("T", "U"), ("V",)))
+    first = [Passage("1", "", "U"), Passage("2", "", "U"), Passage("3", "", "T"), Passage("4", "", "V")]
+    assert kilt_r_precision(example, "", first) == 1  # pages, each once
+    assert kilt_r_precision(example, "", first[::-1]) == 1  # the other set
+    assert kilt_r_precision(example, "", [Passage("1", "", "U"), *first[3:]]) == 0.5
+    assert kilt_r_precision(Example("e", "q", ("a",), ("T",)), "", first) is None
+    assert kilt_r_precision(example, "", []) is None
+    by_id = Example("e", "q", ("a",), passages=("7",), passage_sets=(("7",),))
+    assert kilt_r_precision(by_id, "", [Passage("7#4", ""), Passage("8", "")]) == 1
+    row = {"exact_match": True, "f1": 0.5, "rouge_l": None}
+    assert KILT.measures({**row, "kilt_r_precision": 1.0}, ()) == {
+        "kilt_r_precision": 1.0,
+        "kilt_exact_match": 1.0,
+        "kilt_f1": 0.5,
+        "kilt_rouge_l": None,
+    }
+    assert KILT.measures({**row, "kilt_r_precision": 0.5}, ()) == {
+        "kilt_r_precision": 0.5,
+        "kilt_exact_match": 0.0,
+        "kilt_f1": 0.0,
+        "kilt_rouge_l": None,
+    }
+    assert set(KILT.measures(row, ()).values()) == {None}  # rows of earlier versions
+
+
+def test_rows_of_a_retriever(tmp_path) -> None:
+    retriever = FakeRetriever()
+    examples = [
+        Example("one", "who?", ("c",), titles=("title 5",), passages=("z5", "z1")),
+        Example("two", "what now?", ()),
+    ]
+    out = tmp_path / "run.jsonl"
+    found = evaluate_retrieval(retriever, examples, out, recall_at=(1, 2, 50))
+    assert retriever.searches == [(2, 6)]
+    first = found.rows[0]
+    assert [name for name, _, _ in first["retrieved"]] == ["z4", "z5", "z0", "z1", "z2", "z3"]
+    assert (first["title_rank"], first["rank"], found.rows[1]["rank"]) == (2, 6, None)
+    means = {name: each.mean for name, each in found.estimates.items()}
+    assert means["relevant_recall@2"] == 0.5
+    assert means["mrr"] == 0.5
+    assert found.estimates["mrr"].num_examples == 1
+    again = FakeRetriever()
+    assert evaluate_retrieval(again, examples, out, recall_at=(1, 2, 50)).rows == found.rows
+    assert again.searches == []
+    write_run(tmp_path / "run.trec", run_of(found.rows))
+    write_qrels(tmp_path / "qrels", qrels_of(found.rows))
+    measured = evaluate_run(
+        read_run(tmp_path / "run.trec"), examples[:1], qrels=read_qrels(tmp_path / "qrels"), recall_at=(1, 2)
+    )
+    assert measured.estimates["mrr"] == found.estimates["mrr"]
+
+
+def test_titles_there_and_back(tmp_path) -> None:
+    examples = [Example("one", "who?", (), titles=("title 5", "title 1"))]
+    found = evaluate_retrieval(FakeRetriever(), examples)
+    write_run(tmp_path / "run", run_of(found.rows))
+    write_qrels(tmp_path / "qrels", qrels_of(found.rows))
+    assert read_qrels(tmp_path / "qrels") == {"one": {"title_5": 1, "title_1": 1}}
+    again = evaluate_run(read_run(tmp_path / "run"), examples)
+    assert again.estimates["ndcg@10"] == found.estimates["ndcg@10"]
+
+
+def test_a_written_run_keeps_our_order_among_equal_scores(tmp_path) -> None:
+    ours = {"q": [("a", 1.0), ("b", 1.0), ("c", 1.0), ("d", 0.99999999), ("e", -3.0), ("f", -3.0)]}
+    write_run(tmp_path / "run", ours)
+    assert [name for name, _ in read_run(tmp_path / "run")["q"]] == list("abcdef")
+    run = {"q": dict(read_run(tmp_path / "run")["q"])}
+    for wanted in "abcdef":
+        found = pytrec_eval.RelevanceEvaluator({"q": {wanted: 1}}, {"recip_rank"}).evaluate(run)["q"]["recip_rank"]
+        assert found == pytest.approx(1 / ("abcdef".index(wanted) + 1))
+    assert np.float32(run["q"]["b"]) == np.nextafter(np.float32(1), np.float32(0))
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "problem"),
+    [
+        (read_qrels, "q 0 a\n", "line 1 is no judgement"),
+        (read_qrels, "q 0 a 1\nq 0 b high\n", "line 2 is no judgement"),
+        (read_qrels, "query-id\tcorpus-id\tscore\n", "holds no judgement"),
+        (read_run, "q Q0 a 1 0.5\n", "line 1 is no row of a run"),
+        (read_run, "q Q0 a 1 nan t\n", "line 1 is no row of a run"),
+        (read_run, "q Q0 a 1 0.5 t\nq Q0 a 2 0.4 t\n", "line 2 has a for q a second time"),
+        (read_run, "", "holds no row of a run"),
+    ],
+)
+def test_bad_files(read, content, problem, tmp_path) -> None:
+    path = tmp_path / "file"
+    path.write_text(content)
+    with pytest.raises(DataError, match=problem):
+        read(path)
+    with pytest.raises(DataError, match="No such file"):
+        read(tmp_path / "none")
+
+
+def test_names_with_spaces_are_not_written(tmp_path) -> None:
+    with pytest.raises(DataError, match="'a b' has white space"):
+        write_qrels(tmp_path / "qrels", {"q": {"a b": 1}})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_says_nothing_of_what_is_relevant() -> None:
+    with pytest.raises(DataError, match="no row says what is relevant"):
+        evaluate_retrieval(FakeRetriever(), [Example("one", "who?", ())])
+    with pytest.raises(InputError, match="no row says which documents are relevant; use --by title"):
+        evaluate_retrieval(FakeRetriever(), [Example("one", "who?", (), titles=("t",))], unit="document")
+    with pytest.raises(InputError, match="k=9 exceeds the memory's 6"):
+        evaluate_retrieval(FakeRetriever(), [Example("one", "who?", ("a",))], k=9)
+    with pytest.raises(DataError, match="the run has none of the 1 questions, one first"):
+        evaluate_run({"two": [("a", 1.0)]}, [Example("one", "who?", ())], qrels={"one": {"a": 1}})
+    assert "relevant_recall@1" not in evaluate_retrieval(FakeRetriever(), [Example("one", "who?", ("a",))]).estimates
+    assert RANKING.bounds == (0, 1)
