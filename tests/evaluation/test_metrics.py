@@ -116,3 +116,21 @@ def test_contains_match() -> None:
     assert contains_match("It was in SEPTEMBER, 1912", r"sept?(ember)?,\s*1912")
     assert not contains_match("It was in 1912", "sept")
     assert contains_match("first\nBeyonc\u00e9", "^Beyonce\u0301$")
+
+
+@pytest.mark.parametrize(
+    ("said", "answers", "matches", "f1"),
+    [
+        ("서울.", ["부산", "서울"], True, 1.0),  # punctuation goes, several answers, the best one counts
+        ("서울은 한국의 수도", ["한국의 수도"], False, 0.8),  # particles stay: words are what stands between spaces
+        ("서울은", ["서울"], False, 0.0),
+        ("", ["서울"], False, 0.0),
+        ("the U.S.", ["US", "America"], True, 1.0),
+        ("3.5 %", ["35"], True, 1.0),  # SQuAD's: signs vanish and nothing takes their place
+        ("well-known", ["wellknown", "well known"], True, 1.0),
+        ("a cat, a dog", ["dog cat"], False, 1.0),  # F1 knows no order
+    ],
+)
+def test_conventions_of_squad(said, answers, matches, f1) -> None:
+    assert exact_match(said, answers) == matches
+    assert token_f1(said, answers) == pytest.approx(f1)

@@ -497,3 +497,16 @@ def test_runs_that_cannot_be_compared(tmp_path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError, match="holds no rows"):
         compare(ours, tmp_path / "empty.jsonl")
+
+
+def test_rows_of_kilt_get_its_combined_scores() -> None:
+    """A right answer counts where the pages of a set of evidence come first."""
+    usual = evaluate(model(), EXAMPLES[:1], options=OPTIONS).rows[0]
+    said, first = usual["text"], "title 4"  # what the model answers to "who?", and what it retrieves for it
+    sets = [((first,),), ((first, "title 9"),), (("title 9",), (first, "title 5")), ()]
+    examples = [Example(str(i), "who?", (said,), (first,), title_sets=each) for i, each in enumerate(sets)]
+    found = evaluate(model(), examples, options=OPTIONS)
+    assert [row["kilt_r_precision"] for row in found.rows] == [1, 0.5, 1, None]
+    assert found.estimates["exact_match"].mean == 1
+    assert found.estimates["kilt_exact_match"].mean == pytest.approx(2 / 3)
+    assert found.estimates["kilt_f1"].num_examples == 3
