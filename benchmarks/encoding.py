@@ -55,7 +55,9 @@ def theirs(config: Config, dtype: str) -> Callable[[list[Any]], Any]:
     from latentrag.encoder.sentence_module import passage_text
 
     model = SentenceTransformer(folder(config.model), device="cpu", model_kwargs={"dtype": getattr(torch, dtype)})
-    return lambda batch: model.encode([passage_text(z) for z in batch], convert_to_numpy=False, convert_to_tensor=True)
+    return lambda batch: model.encode(
+        [passage_text(z.title, z.text) for z in batch], convert_to_numpy=False, convert_to_tensor=True
+    )
 
 
 def ours(config: Config, dtype: str) -> Callable[[list[Any]], Any]:

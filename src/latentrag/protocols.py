@@ -59,6 +59,16 @@ class PassageEncoder(Protocol):
         ...
 
 
+@runtime_checkable
+class CountsTokens(Protocol):
+    """A passage encoder that says of a passage, without encoding it, how many tokens it has."""
+
+    def count_tokens(self, title: str, text: str) -> int:
+        """Those of its title, of its text and of whatever the encoder adds. What is more than ``max_tokens`` would be
+        truncated."""
+        ...
+
+
 class Memory(Protocol):
     """A non-parametric memory at one version."""
 

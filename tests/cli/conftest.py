@@ -64,7 +64,8 @@ def change_weights(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory) -> Path:
-    return write_sentence_encoder(tmp_path_factory.mktemp("parts") / "encoder", head=["Normalize"])
+    folder = tmp_path_factory.mktemp("parts") / "encoder"
+    return write_sentence_encoder(folder, head=["Normalize"], max_seq_length=None, positions=512)
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,7 @@ def test_a_folder_is_synced_and_can_be_asked(tmp_path, folder, encoder, model) -
                 "reason": NOT_UTF_8,
             }
         ],
+        "ledgers": [],
         "missing": [],
         "pruned": [],
     }
@@ -80,11 +81,11 @@ def test_changes_are_said_in_one_line(tmp_path, folder, encoder) -> None:
     assert (done.json["files"]["removed"], done.json["passages"]["in_all"], done.stderr) == (1, 3, "")
 
 
-def test_dry_run_of_a_first_sync_needs_no_model_and_makes_nothing(tmp_path, folder, home) -> None:
-    done = cli("index", "sync", tmp_path / "m.lance", folder, "--dry-run", "--json")
+def test_dry_run_of_a_first_sync_makes_nothing(tmp_path, folder, encoder) -> None:
+    done = cli("index", "sync", tmp_path / "m.lance", folder, "--dry-run", "--json", "--encoder", encoder)
     assert (done.code, done.json["version"], done.json["passages"]["encoded"]) == (0, None, 4)
     assert [each.name for each in tmp_path.iterdir()] == ["notes"]
-    text = cli("index", "sync", tmp_path / "m.lance", folder, "--dry-run").stdout
+    text = cli("index", "sync", tmp_path / "m.lance", folder, "--dry-run", "--encoder", encoder).stdout
     assert text.startswith(f"dry run, nothing is changed: {tmp_path}/m.lance no memory: files 4 added")
 
 

@@ -3,16 +3,12 @@
 import bz2
 import io
 import zipfile
-from pathlib import Path
 
-import hypothesis.strategies as st
 import pytest
-from hypothesis import given
 
-from latentrag.corpus import READERS, Ledger, Reader, passages, read, split
+from latentrag.corpus import READERS, Ledger, Reader, passages, read
 from latentrag.corpus.readers import Formats
-from latentrag.errors import DataError, InputError
-from latentrag.types import Document, Passage
+from latentrag.types import Document
 from tests.corpus import making
 
 SUBTITLES = '''
@@ -150,84 +146,3 @@ def test_comments_of_a_word_document_are_counted(tmp_path):
     ledgers: list[Ledger] = []
     list(read(tmp_path / "a.docx", on_ledger=ledgers.append))
     assert ledgers[0].left_out == {"comment": 2}
-
-
-# The splitter's counter
-
-
-def count_tokens(title: str, text: str) -> int:
-    """A tokenizer that knows pieces of three characters, and adds two of its own."""
-    return 2 + sum(-(-len(word) // 3) for word in f"{title} {text}".split())
-
-
-@given(st.text(st.sampled_from("ab \n\u3042")), st.text("ab ", max_size=8), st.integers(1, 5), st.booleans())
-def test_passages_are_bounded_in_tokens_and_characters_and_lose_nothing(text, title, words, whole):
-    document = Document("d", text, title=title, whole=whole)
-    room = count_tokens(title, "")
-    found = list(split(document, words=words, count_tokens=count_tokens, max_tokens=room + 3, max_chars=7))
-    assert "".join("".join(z.text.split()) for z in found) == "".join(text.split())
-    for z in found:
-        assert z.text == text[z.start : z.end]
-        assert count_tokens(title, z.text) <= room + 3
-        assert len(z.text) <= 7
-        assert whole or len(z.text.split()) <= words
-
-
-@given(st.text(), st.integers(1, 4), st.booleans())
-def test_bounds_that_are_wide_enough_change_nothing(text, words, whole):
-    document = Document("d", text, whole=whole)
-    bounded = split(document, words=words, count_tokens=count_tokens, max_tokens=10_000, max_chars=10_000)
-    assert list(bounded) == list(split(document, words=words))
-
-
-def test_a_passage_is_as_long_as_the_bounds_allow():
-    text = "one three seventeen a b"
-    assert [z.text for z in split(Document("d", text), count_tokens=count_tokens, max_tokens=5)] == [
-        "one three",
-        "seventeen",
-        "a b",
-    ]
-    assert [z.text for z in split(Document("d", text), max_chars=6)] == ["one", "three", "sevent", "een a", "b"]
-
-
-def test_a_word_without_end_is_counted_in_small_parts():
-    counted = []
-
-    def count(title: str, text: str) -> int:
-        counted.append(len(text))
-        return len(text)
-
-    found = list(split(Document("d", "short " + "x" * 100_000), count_tokens=count, max_tokens=100))
-    assert len(found) == 1_001
-    assert sum(counted) < 2_000_000
-
-
-def test_a_title_that_leaves_no_room_is_an_error():
-    passages_of_it = split(Document("d", "text", title="long " * 9), count_tokens=count_tokens, max_tokens=20)
-    with pytest.raises(DataError, match="the title of 'd' .* takes all tokens of a passage"):
-        next(passages_of_it)
-
-
-@pytest.mark.parametrize(
-    ("bounds", "problem"),
-    [
-        ({"max_tokens": 3}, "got one of count_tokens and max_tokens"),
-        ({"count_tokens": count_tokens}, "got one of count_tokens and max_tokens"),
-        ({"count_tokens": count_tokens, "max_tokens": 0}, "max_tokens=0 leaves nothing"),
-        ({"max_chars": 0}, "max_chars=0 leaves nothing"),
-    ],
-)
-def test_bounds_that_make_no_sense(tmp_path: Path, bounds, problem):
-    with pytest.raises(InputError, match=problem):
-        split(Document("d", "text"), **bounds)
-    with pytest.raises(InputError, match=problem):
-        passages(tmp_path, **bounds)
-
-
-def test_passages_of_files_are_bounded_too(tmp_path):
-    (tmp_path / "a.txt").write_text("一二三四五")
-    found = list(passages(tmp_path, count_tokens=lambda _, text: len(text), max_tokens=2))
-    assert found == [
-        Passage(f"a.txt#{i}", text, "a", str(tmp_path / "a.txt"), 2 * i, 2 * i + len(text))
-        for i, text in enumerate(["一二", "三四", "五"])
-    ]

@@ -25,7 +25,8 @@ def read_reporting(path: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def test_public_names():
-    assert latentrag.corpus.__all__ == ["READERS", "Ledger", "Reader", "UnreadableError", "passages", "read", "split"]
+    names = ["READERS", "Ledger", "Reader", "UnreadableError", "bounds_of", "passages", "read", "split"]
+    assert latentrag.corpus.__all__ == names
 
 
 def test_a_folder_is_read_sorted_with_its_subfolders_and_without_hidden_files(tmp_path):

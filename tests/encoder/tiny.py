@@ -84,13 +84,14 @@ def write_sentence_encoder(
     max_seq_length: int | None = 20,
     transformer_path: str = "",
     seed: int = 0,
+    positions: int = POSITIONS,
 ) -> Path:
     """``head`` of "Normalize" and "Dense", the latter to 5 dimensions."""
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(seed)
     at = folder / transformer_path
-    BertModel(BertConfig(**sizes())).save_pretrained(at)
+    BertModel(BertConfig(**{**sizes(), "max_position_embeddings": positions})).save_pretrained(at)
     write_tokenizer(at, model_max_length=512)
     write_json(at / "sentence_bert_config.json", {"max_seq_length": max_seq_length, "do_lower_case": False})
     flags = {

@@ -474,14 +474,15 @@ def test_an_encoder_that_fails_keeps_what_was_committed(synced: Synced, monkeypa
     assert (files(report), synced.encoder.texts) == ((4, 0, 0, 0, 6, 0), [f"text {i}" for i in (6, 7, 8, 9)])
 
 
-def test_the_encoder_is_loaded_only_if_needed(synced: Synced):
+def test_the_encoder_is_loaded_only_if_a_file_is_read(synced: Synced):
     from latentrag.sync import sync
 
     synced.write("a.md", "# Title\ntext")
     synced.sync()
+    assert sync(synced.path, synced.folder, lambda: pytest.fail("loaded")).files.unchanged == 1
     (synced.folder / "a.md").rename(synced.folder / "b.md")
-    report = sync(synced.path, synced.folder, lambda: pytest.fail("loaded"))
-    assert report.passages.added == 1
+    report = synced.sync()
+    assert (report.passages.added, report.num_encoded) == (1, 0)
 
 
 def without_origin(schema):

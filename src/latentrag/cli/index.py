@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,7 @@ from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import EXIT_INTERRUPTED, EXIT_PROBLEMS, print_json, print_line, say
 from latentrag.cli.preview import FileReport, Files, Words
-from latentrag.corpus import passages
+from latentrag.corpus import bounds_of, passages
 from latentrag.errors import InputError, LatentRagError
 from latentrag.options import PassageEncoderOptions, ReadingOptions, size_in_bytes
 
@@ -67,16 +68,27 @@ def add(
     commit: passages that the memory has already, word for word, are not encoded again. A memory keeps to the encoder
     that it began with. Files in a folder that cannot be read are skipped and listed at the end.
     """
+    from latentrag.memory import Memory
     from latentrag.memory import add as add_to
+    from latentrag.memory.version_files import is_free
 
     path = memory_path(memory)
     of_files = FileReport()
     if report is not None:
         of_files.write(report)  # what cannot be written shows before a model is loaded
+
+    @cache
+    def loaded() -> PassageEncoder:
+        found = load_encoder(encoder)
+        if not is_free(path):
+            Memory.open(path).card.check_passage_encoder(found)
+        return found
+
     # The files are looked up here, so that a misspelt name is found before a model is loaded.
     found = passages(
         files,
         words=words,
+        bounds=lambda: bounds_of(loaded()),
         on_skip=of_files.skip,
         on_ledger=of_files.ledgers.append,
         **reading.of_files(),
@@ -86,7 +98,7 @@ def add(
             done = add_to(
                 path,
                 found,
-                lambda: load_encoder(encoder),
+                loaded,
                 upsert=upsert,
                 passages_per_commit=reading.passages_per_commit,
                 progress=sys.stderr.isatty(),

@@ -39,16 +39,7 @@ class FileReport:
         """One for each file. Those that were never opened come last."""
         read = {ledger.file for ledger in self.ledgers}
         closed = [Ledger(str(file), left_out={reason: 1}) for file, reason in self.skipped if str(file) not in read]
-        return [
-            {
-                "file": ledger.file,
-                "characters": ledger.characters,
-                "left_out": ledger.left_out,
-                "encoding": ledger.encoding,
-                "is_guess": ledger.is_guess,
-            }
-            for ledger in (*self.ledgers, *closed)
-        ]
+        return [record_of(ledger) for ledger in (*self.ledgers, *closed)]
 
     def write(self, path: Path) -> None:
         """As JSON lines. Raises: InputError."""
@@ -73,6 +64,17 @@ class FileReport:
         told = [f"{count} × {why}" for why, count in left_out.items() if why not in skips]
         if told:
             say(f"left out: {'; '.join(told)}; `latentrag index preview` and --report say of which files")
+
+
+def record_of(ledger: Ledger) -> dict[str, object]:
+    """As JSON."""
+    return {
+        "file": ledger.file,
+        "characters": ledger.characters,
+        "left_out": ledger.left_out,
+        "encoding": ledger.encoding,
+        "is_guess": ledger.is_guess,
+    }
 
 
 def preview(

@@ -15,6 +15,7 @@ from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.index import MemoryPath, listed_versions, load_encoder, resumable, say_advice
 from latentrag.cli.output import EXIT_PROBLEMS, print_json, print_line, say
+from latentrag.cli.preview import FileReport, record_of
 from latentrag.io import Progress as Bar
 from latentrag.io import progress
 from latentrag.options import PassageEncoderOptions, SyncOptions
@@ -54,8 +55,8 @@ def _show(report: Report, *, as_json: bool) -> None:
     from latentrag.memory import Memory
 
     files, passages = report.files, report.passages
-    for file, reason in report.skipped:
-        say(f"skipped {file}: {reason}")
+    of_files = FileReport(report.ledgers, report.skipped)
+    of_files.tell()
     if report.missing:
         say(
             f"{len(report.missing)} files are gone from {report.folder}, their {passages.missing} passages "
@@ -75,6 +76,7 @@ def _show(report: Report, *, as_json: bool) -> None:
                 "files": {**asdict(files), "skipped": len(report.skipped)},
                 "passages": {**asdict(passages), **of_passages},
                 "skipped": [{"file": str(file), "reason": reason} for file, reason in report.skipped],
+                "ledgers": [record_of(ledger) for ledger in report.ledgers],
                 "missing": report.missing,
                 "pruned": report.pruned,
             }

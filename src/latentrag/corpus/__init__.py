@@ -2,6 +2,6 @@
 
 from latentrag.corpus.readers import READERS, Ledger, Reader, UnreadableError
 from latentrag.corpus.reading import passages, read
-from latentrag.corpus.splitting import split
+from latentrag.corpus.splitting import bounds_of, split
 
-__all__ = ["READERS", "Ledger", "Reader", "UnreadableError", "passages", "read", "split"]
+__all__ = ["READERS", "Ledger", "Reader", "UnreadableError", "bounds_of", "passages", "read", "split"]

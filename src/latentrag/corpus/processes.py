@@ -105,7 +105,8 @@ class _Worker:
                 yield Document(**{**content, "page_starts": tuple(content["page_starts"])})
                 continue
             self.tasks.popleft()
-            ledger.left_out = content["left_out"]
+            for reason, count in content["left_out"].items():
+                ledger.leave_out(reason, count)
             ledger.encoding, ledger.is_guess = content["encoding"], content["is_guess"]
             if content["problem"] is not None:
                 raise UnreadableError(content["problem"], content["line"])

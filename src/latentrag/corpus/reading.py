@@ -10,7 +10,7 @@ from typing import TypeAlias
 from latentrag.corpus.finding import OnSkip, StrPath, find_files, refuse
 from latentrag.corpus.processes import read_in_processes
 from latentrag.corpus.readers import File, Formats, Ledger, Reading, UnreadableError
-from latentrag.corpus.splitting import CountTokens, check_bounds, split
+from latentrag.corpus.splitting import Bounds, CountTokens, check_bounds, split
 from latentrag.errors import DataError
 from latentrag.options import MEMORY_LIMIT, TIME_LIMIT_S, FileOptions
 from latentrag.types import Document, Passage
@@ -91,11 +91,14 @@ def read(
         no_gitignore=no_gitignore,
         follow_links=follow_links,
     )
-    formats = Formats()
-    given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    files = [file for path in given for file in find_files(path, options, on_skip, formats)]
-    _check_ids(files)
-    return _documents(read_each(files, options), on_skip, on_ledger)
+    readings = _readings(paths, options, on_skip)
+
+    def stream() -> Generator[Document]:
+        with closing(_documents(readings, on_skip, on_ledger)) as documents:
+            for document, _ in documents:
+                yield document
+
+    return stream()
 
 
 def passages(
@@ -105,6 +108,7 @@ def passages(
     count_tokens: CountTokens | None = None,
     max_tokens: int | None = None,
     max_chars: int | None = None,
+    bounds: Callable[[], Bounds] | None = None,
     on_skip: OnSkip | None = None,
     on_ledger: OnLedger | None = None,
     workers: int = 0,
@@ -118,32 +122,44 @@ def passages(
     """The passages of files and folders: ``read``, then ``split``. ``close`` it as what ``read`` returns.
 
     Args:
-        words, count_tokens, max_tokens, max_chars: see ``split``.
+        words, count_tokens, max_tokens, max_chars: see ``split``; what that leaves out is in the ledgers.
+        bounds: in place of ``count_tokens`` and ``max_tokens``: asked for them at the first document, so that nothing
+            is loaded for files that are not there.
         Others: see ``read``.
     Raises: InputError and DataError as ``split`` and ``read`` do.
     """
     check_bounds(words, count_tokens, max_tokens, max_chars)
-    documents = read(
-        paths,
-        on_skip=on_skip,
-        on_ledger=on_ledger,
+    options = FileOptions(
         workers=workers,
         time_limit_s=time_limit_s,
         memory_limit=memory_limit,
         encoding=encoding,
-        exclude=exclude,
+        exclude=tuple(exclude),
         no_gitignore=no_gitignore,
         follow_links=follow_links,
     )
+    readings = _readings(paths, options, on_skip)
 
     def stream() -> Generator[Passage]:
-        with closing(documents):
-            for document in documents:
-                yield from split(
-                    document, words=words, count_tokens=count_tokens, max_tokens=max_tokens, max_chars=max_chars
-                )
+        counter: Bounds | None = None
+        with closing(_documents(readings, on_skip, on_ledger)) as documents:
+            for document, ledger in documents:
+                if counter is None:
+                    counter = bounds() if bounds else {}
+                    if count_tokens is not None and max_tokens is not None:
+                        counter = {"count_tokens": count_tokens, "max_tokens": max_tokens}
+                yield from split(document, words=words, max_chars=max_chars, leave_out=ledger.leave_out, **counter)
 
     return stream()
+
+
+def _readings(paths: StrPath | Iterable[StrPath], options: FileOptions, on_skip: OnSkip | None) -> Generator[Reading]:
+    """All files, looked up now and read later. Raises: DataError."""
+    formats = Formats()
+    given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    files = [file for path in given for file in find_files(path, options, on_skip, formats)]
+    _check_ids(files)
+    return read_each(files, options)
 
 
 def read_each(files: Iterable[File], options: FileOptions) -> Generator[Reading]:
@@ -159,11 +175,15 @@ def read_each(files: Iterable[File], options: FileOptions) -> Generator[Reading]
         yield Reading(file, file.documents(ledger), ledger)
 
 
-def _documents(readings: Generator[Reading], on_skip: OnSkip | None, on_ledger: OnLedger | None) -> Generator[Document]:
+def _documents(
+    readings: Generator[Reading], on_skip: OnSkip | None, on_ledger: OnLedger | None
+) -> Generator[tuple[Document, Ledger]]:
+    """With the ledger of its file, which is complete when it is handed to ``on_ledger``."""
     with closing(readings):
         for reading in readings:
             try:
-                yield from reading
+                for document in reading:
+                    yield document, reading.ledger
             except UnreadableError as error:
                 refuse(reading.file.path, error, on_skip if reading.file.in_folder else None)
             if on_ledger is not None:

@@ -1,24 +1,47 @@
-"""Documents cut into z: disjoint passages of 100 words (Lewis et al. 2020, §2.2), bounded in tokens where wanted."""
+"""Documents cut into z: disjoint passages of 100 words (Lewis et al. 2020, §2.2), bounded in characters and, where an
+encoder is to read them, in its tokens."""
 
 from __future__ import annotations
 
-import re
-import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import TypeAlias
+from dataclasses import dataclass
+from itertools import groupby, islice
+from math import ceil
+from typing import TypeAlias, TypedDict
 
 from latentrag.errors import DataError, InputError
+from latentrag.protocols import CountsTokens, PassageEncoder
 from latentrag.types import Document, Passage, Scalar
+from latentrag.words import MAX_WORD_CHARS, Span, characters, is_data
+from latentrag.words import words as words_of
 
 CountTokens: TypeAlias = Callable[[str, str], int]
 """(title, text) → how many tokens the encoder makes of such a passage, those that it adds itself included."""
-Fits: TypeAlias = Callable[[int, int], bool]
-"""(start, end) → whether that part of the text may be a passage."""
-Span: TypeAlias = tuple[int, int]
+LeaveOut: TypeAlias = Callable[[str, int], None]
+"""(reason, count): a ledger's ``leave_out``."""
 
-_WORD = re.compile(r"\S+")
+CHARS_PER_WORD = 40
+"""Of a passage as long as is allowed, on average; English has 6."""
+ROOM = 0.05
+"""Share of a passage that stays free where a longer one is cut, since words are of different length."""
+LONG_WORD = f"word of more than {MAX_WORD_CHARS:,} characters (data in place of text, such as base64)"
+IN_LONG_WORDS = "character of such words"
+IN_LONG_TITLES = "character at the end of a title that is too long for the encoder"
+
+
+class Bounds(TypedDict, total=False):
+    """What ``split`` is to be told of an encoder."""
+
+    count_tokens: CountTokens
+    max_tokens: int
+
+
+def bounds_of(encoder: PassageEncoder) -> Bounds:
+    """So that no encoder truncates a passage; nothing for one that does not say how many tokens a passage has."""
+    if not isinstance(encoder, CountsTokens):
+        return {}
+    return {"count_tokens": encoder.count_tokens, "max_tokens": encoder.max_tokens}
 
 
 def split(
@@ -28,35 +51,36 @@ def split(
     count_tokens: CountTokens | None = None,
     max_tokens: int | None = None,
     max_chars: int | None = None,
+    leave_out: LeaveOut | None = None,
 ) -> Iterator[Passage]:
     """Disjoint passages of ``words`` words each, the last of them shorter (Lewis et al. 2020, §2.2).
 
     A passage is the slice ``document.text[start:end]`` from the first character of its first word to the last
     of its last. Its id is the document's where the document is one passage, else ``f"{document.id}#{i}"`` with
-    i from 0. A word is what stands between white space: a text in a script that writes none is one word.
+    i from 0. Words are those of ``latentrag.words``: what stands between white space, and by a dictionary in scripts
+    without spaces.
 
-    Differs from the paper where a bound is given: a passage that would be longer ends after the last word within the
-    bounds, and a word that is longer itself is cut.
+    Differs from the paper where so many words go beyond a bound: they become as few passages of nearly equal length as
+    do, cut between words, or within a word that alone is too long. The words after them are cut as if nothing had
+    happened. A title that takes more than half of the tokens is shortened. Words of more than 1,000 characters are left
+    out.
 
     Args:
-        document: a document that is ``whole`` gives one passage, however many words it has; one without a word gives
-            none.
+        document: a document that is ``whole`` gives one passage, however many words it has, unless it goes beyond a
+            bound; one without a word gives none.
         words: length of a passage in words.
         count_tokens, max_tokens: together: no passage has more tokens.
-        max_chars: no passage has more characters.
+        max_chars: no passage has more characters. None: 40 for each of ``words``, 1,000 at least; any number for a
+            document that is whole.
+        leave_out: told what is in no passage.
     Raises: InputError if a length is < 1, or of counter and bound only one is given. While splitting, DataError if the
-        title alone takes all tokens.
+        bound is too small for a single character.
     """
     check_bounds(words, count_tokens, max_tokens, max_chars)
-
-    def fits(start: int, end: int) -> bool:
-        if max_chars is not None and end - start > max_chars:
-            return False
-        if count_tokens is None or max_tokens is None:
-            return True
-        return count_tokens(document.title, document.text[start:end]) <= max_tokens
-
-    return _passages(document, words, fits)
+    if max_chars is None and not document.whole:
+        max_chars = max(CHARS_PER_WORD * words, MAX_WORD_CHARS)
+    leave_out = leave_out or (lambda _reason, _count: None)
+    return _passages(document, words, _Measure(document, count_tokens, max_tokens, max_chars), leave_out)
 
 
 def check_bounds(
@@ -75,14 +99,61 @@ def check_bounds(
             raise InputError(f"{name}={bound} leaves nothing of a passage; pass 1 or more")
 
 
-def _passages(document: Document, words: int, fits: Fits) -> Iterator[Passage]:
+@dataclass(slots=True)
+class _Measure:
+    """How much of a document's text may be a passage."""
+
+    document: Document
+    count_tokens: CountTokens | None
+    max_tokens: int | None
+    max_chars: int | None
+    title: str = ""
+
+    def shorten_title(self) -> int:
+        """Settle ``title``: the longest beginning that leaves half of the tokens to the text.
+
+        Returns: how many characters are left out.
+        """
+        whole = self.document.title
+        if self.count_tokens is None or self.max_tokens is None or not whole:
+            self.title = whole
+            return 0
+        count, most = self.count_tokens, max(self.count_tokens("", ""), self.max_tokens // 2)
+        num_chars = len(whole)
+        if count(whole, "") > most:
+            num_chars = bisect_left(range(len(whole)), True, key=lambda n: count(_shortened(whole, n), "") > most)
+            while num_chars and count(_shortened(whole, num_chars), "") > most:
+                num_chars -= 1
+        self.title = _shortened(whole, num_chars)
+        return len(whole) - num_chars
+
+    def num_needed(self, start: int, end: int) -> int:
+        """How many passages that part of the text has to be, so that pieces of whole words fit."""
+        of_chars = 0.0 if self.max_chars is None else (end - start) / self.max_chars
+        of_tokens = 0.0
+        if self.count_tokens is not None and self.max_tokens is not None:
+            num_tokens = self.count_tokens(self.title, self.document.text[start:end])
+            if num_tokens > self.max_tokens:
+                num_others = self.count_tokens(self.title, "")
+                of_tokens = max(1.01, (num_tokens - num_others) / max(1, self.max_tokens - num_others))
+        share = max(of_chars, of_tokens)
+        return 1 if share <= 1 else ceil(share * (1 + ROOM))
+
+
+def _shortened(title: str, num_chars: int) -> str:
+    return title if num_chars == len(title) else f"{title[:num_chars].rstrip()}…" if num_chars else ""
+
+
+def _passages(document: Document, words: int, measure: _Measure, leave_out: LeaveOut) -> Iterator[Passage]:
     text = document.text
-    spans = list(_spans(document, words, fits))
+    if num_chars := measure.shorten_title():
+        leave_out(IN_LONG_TITLES, num_chars)
+    spans = list(_spans(document, words, measure, leave_out))
     for i, (start, end) in enumerate(spans):
         yield Passage(
             id=document.id if len(spans) == 1 else f"{document.id}#{i}",
             text=text[start:end],
-            title=document.title,
+            title=measure.title,
             source=document.source,
             start=start,
             end=end,
@@ -97,52 +168,39 @@ def _with_end_page(document: Document, page: int, end: int) -> Mapping[str, Scal
     return document.fields if page in (0, end_page) else {**document.fields, "end_page": end_page}
 
 
-def _spans(document: Document, words: int, fits: Fits) -> Iterator[Span]:
-    text = document.text
-    if document.whole:
-        start, end = len(text) - len(text.lstrip()), len(text.rstrip())
-        if start < end and fits(start, end):
-            yield start, end
-            return
-        words = sys.maxsize
-    rest = (word.span() for word in _WORD.finditer(text))
-    pending: list[Span] = []
-    while True:
-        pending += islice(rest, words - len(pending))
-        if not pending:
-            return
-        start, ends = pending[0][0], [end for _, end in pending]
-        number = len(ends) if fits(start, ends[-1]) else _num_fitting(start, ends, fits)
-        if number:
-            yield start, ends[number - 1]
-            del pending[:number]
-        else:
-            *pieces, last = _pieces(document, pending[0], fits)
-            yield from pieces
-            pending[0] = last
+def _spans(document: Document, words: int, measure: _Measure, leave_out: LeaveOut) -> Iterator[Span]:
+    for data, run in groupby(words_of(document.text), key=is_data):
+        if data:
+            lengths = [end - start for start, end in run]
+            leave_out(LONG_WORD, len(lengths))
+            leave_out(IN_LONG_WORDS, sum(lengths))
+            continue
+        while units := list(run if document.whole else islice(run, words)):
+            yield from _pieces(units, measure)
 
 
-def _pieces(document: Document, word: Span, fits: Fits) -> Iterator[Span]:
-    """A word that does not fit, in as few pieces as do; the last of them may have room for more words."""
+def _pieces(units: Sequence[Span], measure: _Measure) -> Iterator[Span]:
+    """Words, or the characters of one, in as few pieces of nearly equal length as do."""
+    start, end = units[0][0], units[-1][1]
+    number = measure.num_needed(start, end)
+    if number == 1:
+        yield start, end
+    elif len(units) == 1:
+        yield from _pieces(_characters_of(units[0], measure.document), measure)
+    else:
+        number, first = min(number, len(units)), 0
+        ends = [end for _, end in units]
+        for i in range(1, number + 1):
+            wanted = start - (start - end) * i // number  # rounded up
+            last = bisect_left(ends, wanted, lo=first, hi=len(units) - (number - i) - 1) + 1
+            yield from _pieces(units[first:last], measure)
+            first = last
+
+
+def _characters_of(word: Span, document: Document) -> list[Span]:
+    """As a reader sees them, or of one such the code points. Raises: DataError if it is a single one."""
     start, end = word
-    while num_chars := _num_fitting(start, range(start + 1, end + 1), fits):
-        yield start, start + num_chars
-        start += num_chars
-        if start == end:
-            return
-    raise DataError(
-        f"the title of {document.id!r} ({document.title[:40]!r}) takes all tokens of a passage; "
-        "shorten it or raise the bound"
-    )
-
-
-def _num_fitting(start: int, ends: Sequence[int], fits: Fits) -> int:
-    """How many of the ends can be reached, tried in steps that double: what is far too long is not counted whole."""
-    high = 1
-    while high < len(ends) and fits(start, ends[high - 1]):
-        high *= 2
-    number = bisect_left(ends, True, hi=min(high, len(ends)), key=lambda end: not fits(start, end))
-    # A tokenizer may make fewer tokens of a longer text; then the bisection only came close.
-    while number and not fits(start, ends[number - 1]):
-        number -= 1
-    return number
+    if end - start == 1:
+        raise DataError(f"a single character of {document.id!r} goes beyond the bound of a passage; raise the bound")
+    parts = [(start + begin, start + stop) for begin, stop in characters(document.text[start:end])]
+    return parts if len(parts) > 1 else [(place, place + 1) for place in range(start, end)]

@@ -19,7 +19,7 @@ from latentrag import io
 from latentrag.addresses import Home
 from latentrag.addresses import home as default_home
 from latentrag.assemble import FILE_NAME, ModelFile, load_passage_encoder
-from latentrag.corpus import split
+from latentrag.corpus import bounds_of, split
 from latentrag.demo import good, wheels
 from latentrag.encoder import load_query_encoder
 from latentrag.errors import FetchError, InputError, MemoryStoreError
@@ -146,10 +146,12 @@ def build_memory(home: Home, name: str = DEMO, *, progress: bool = False, device
     path = memory_path(home, name)
     if path.exists():
         return path
-    passages: list[Passage] = [
-        passage for document in documents(home.wheels / wheels.CORPUS.filename) for passage in split(document)
-    ]
     encoder = load_passage_encoder(model_folder(home, name), device=device)
+    passages: list[Passage] = [
+        passage
+        for document in documents(home.wheels / wheels.CORPUS.filename)
+        for passage in split(document, **bounds_of(encoder))
+    ]
     parts = path.with_name(f".{path.name}.parts")
     if not _is_begun(parts, encoder) and parts.exists():
         shutil.rmtree(parts)

@@ -154,6 +154,10 @@ class DprPassageEncoder(_DprEncoder):
         """Of its weights as they are now."""
         return self._fingerprint.value
 
+    def count_tokens(self, title: str, text: str) -> int:
+        """How many tokens a passage has before it is cut."""
+        return self._tokenizer.num_tokens(title, text) if title else self._tokenizer.num_tokens(text)
+
     def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> Float[Tensor, "N D"]:
         """d(z), float32, on the CPU and without gradient; what lies beyond ``max_tokens`` is cut."""
         with frozen(self.module):

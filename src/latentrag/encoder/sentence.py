@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentrag.encoder.identity import MODULES, Fingerprint, Saved, architecture_of, check_scale, dtype_name
 from latentrag.encoder.sentence_module import SentenceModule, SentenceSettings, Task, passage_text
-from latentrag.encoder.tokens import UNLIMITED, TokenBatch, encode_batches, encode_rows, frozen
+from latentrag.encoder.tokens import UNLIMITED, TextTokenizer, TokenBatch, encode_batches, encode_rows, frozen
 from latentrag.errors import InputError, ModelError
 from latentrag.options import EncoderOptions
 from latentrag.packed import pack
@@ -88,6 +88,17 @@ class SentenceEncoder:
         """
         return self._encode(question_texts(x), "query")
 
+    def count_tokens(self, title: str, text: str) -> int:
+        """How many tokens a passage has before it is cut, its prompt included; where only the first stage can tokenize,
+        one more than are read for a passage that fills them."""
+        first, passage = self._input("document"), passage_text(title, text)
+        if first.text is not None:
+            tokenizer: TextTokenizer = first.text
+            return tokenizer.num_tokens(self._settings.written(passage, "document"))
+        ids = self._preprocessed([passage], "document", self._settings.prompt("document"))["input_ids"]
+        num_tokens = int(ids.shape[-1])
+        return num_tokens + (num_tokens >= self.max_tokens)
+
     def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> Float[Tensor, "N D"]:
         """d(z), float32, on the CPU and without gradient; what lies beyond ``max_tokens`` is cut."""
         with frozen(self.module):
@@ -96,7 +107,7 @@ class SentenceEncoder:
     def passage_vectors(self, passages: Sequence[Passage], *, progress: bool = False) -> Float[Tensor, "N D"]:
         """d(z) as ``encode_passages`` gives it, but on the module's device, in the module's mode (train or eval), and
         differentiable unless grad mode is off."""
-        return self._encode([passage_text(z) for z in passages], "document", progress=progress)
+        return self._encode([passage_text(z.title, z.text) for z in passages], "document", progress=progress)
 
     def check_questions(self, x: Sequence[str]) -> None:
         """Raises: InputError as ``encode_queries``."""
@@ -156,11 +167,10 @@ class SentenceEncoder:
 
     def _encode_by_stages(self, texts: Sequence[str], task: Task, prompt: str, *, progress: bool) -> Tensor:
         """Texts that only the first stage can tokenize."""
-        first, limit, device = self._input(task), self._limit(task), next(self.module.parameters()).device
+        limit, device = self._limit(task), next(self.module.parameters()).device
 
         def forward(indices: Sequence[int]) -> Tensor:
-            with self._alone:  # a tokenizer of transformers changes its settings at each call
-                features = first.preprocess([texts[i] for i in indices], prompt=prompt or None, task=task)
+            features = self._preprocessed([texts[i] for i in indices], task, prompt)
             if task == "query" and features["input_ids"].dim() > 1 and features["input_ids"].shape[1] >= limit:
                 raise InputError(f"a question fills the {limit} tokens that the query encoder reads; shorten it")
             vectors: Tensor = self.module(
@@ -176,6 +186,10 @@ class SentenceEncoder:
             batch_tokens=self.batch_tokens,
             progress=progress,
         )
+
+    def _preprocessed(self, texts: Sequence[str], task: Task, prompt: str) -> Any:
+        with self._alone:  # a tokenizer of transformers changes its settings at each call
+            return self._input(task).preprocess(list(texts), prompt=prompt or None, task=task)
 
     def _input(self, task: Task) -> Any:
         """The stage that the texts of a task enter by."""

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latentrag.errors import InputError, ModelError
-from latentrag.types import Passage
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -49,9 +48,9 @@ class SentenceSettings:
         return written.lower() if self.lower_case else written
 
 
-def passage_text(z: Passage) -> str:
+def passage_text(title: str, text: str) -> str:
     """The title, where there is one, on a line of its own; then the text."""
-    return f"{z.title}\n{z.text}" if z.title else z.text
+    return f"{title}\n{text}" if title else text
 
 
 class SentenceModule(nn.Module):

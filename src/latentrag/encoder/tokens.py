@@ -107,10 +107,9 @@ class TextTokenizer:
         Raises: InputError for one that is longer than ``max_tokens``.
         """
         rows = []
+        num_special = self._backend.num_special_tokens_to_add(is_pair=False)
         for i, encoding in enumerate(self._encodings(texts)):
-            # A text that was cut carries the rest in pieces, each with its own special tokens.
-            num_special = self._backend.num_special_tokens_to_add(is_pair=False)
-            num_tokens = len(encoding.ids) + sum(len(rest.ids) - num_special for rest in encoding.overflowing)
+            num_tokens = num_special + _num_tokens(encoding, num_special)
             if num_tokens > self.max_tokens:
                 raise InputError(
                     f"question {i + 1} of {len(texts)} has {num_tokens} tokens but the query encoder reads "
@@ -118,6 +117,12 @@ class TextTokenizer:
                 )
             rows.append(self._row(encoding))
         return rows
+
+    def num_tokens(self, *texts: str) -> int:
+        """How many tokens a text or a pair of texts has if nothing is cut, special tokens included."""
+        encodings = (self._backend.encode(_readable(text), add_special_tokens=False) for text in texts)
+        num_special = self._backend.num_special_tokens_to_add(is_pair=len(texts) == 2)
+        return num_special + sum(_num_tokens(encoding) for encoding in encodings)
 
     def num_leading_tokens(self, prompt: str) -> int:
         """Tokens at the start of a text that belong to ``prompt`` or precede it."""
@@ -209,6 +214,12 @@ def _bert_vocabulary(folder: Path) -> Tokenizer:
     with quiet():
         backend: Tokenizer = BertTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
     return backend
+
+
+def _num_tokens(encoding: Encoding, num_special: int = 0) -> int:
+    """Of the whole text, without the special tokens that each piece of it has."""
+    # A text that was cut carries the rest in pieces, each with its own special tokens.
+    return sum(len(piece.ids) - num_special for piece in (encoding, *encoding.overflowing))
 
 
 def _readable(text: str) -> str:

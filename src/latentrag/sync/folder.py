@@ -6,17 +6,19 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from latentrag.corpus import UnreadableError, split
+from latentrag.corpus import UnreadableError, bounds_of, split
 from latentrag.corpus.finding import OnSkip, find_files, name_of
-from latentrag.corpus.readers import File, Reading, refusal
+from latentrag.corpus.readers import File, Ledger, Reading, refusal
 from latentrag.corpus.reading import read_each
+from latentrag.corpus.splitting import Bounds, LeaveOut
 from latentrag.errors import DataError, InputError
 from latentrag.io import sha256_of_file
 from latentrag.memory.origins import FileDigest, digest
@@ -24,6 +26,9 @@ from latentrag.options import SyncOptions
 from latentrag.sync.journal import Fact, Journal
 from latentrag.sync.report import Report
 from latentrag.types import Passage
+
+if TYPE_CHECKING:
+    from latentrag.protocols import PassageEncoder
 
 CHANGED = "it changed while it was read; sync again"
 WORDS = 100
@@ -48,11 +53,50 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What is in a file: the fact, the passages' ids, and the passages themselves unless they are too many."""
+    """What is in a file: the fact, the passages' ids, and the passages themselves unless they are too many; and what
+    became of the rest of it."""
 
     fact: Fact
     ids: frozenset[str]
     passages: list[Passage] | None
+    ledger: Ledger
+
+
+class Cutting:
+    """How files become passages: of so many words, none longer than the memory's encoder reads.
+
+    Args:
+        options: with the number of words.
+        fingerprint: of the memory's encoder; None: it is the one that is loaded.
+        encoder: loads it; called when a file is read.
+    """
+
+    def __init__(self, options: SyncOptions, fingerprint: str | None, encoder: Callable[[], PassageEncoder]) -> None:
+        self.options = options
+        self._fingerprint = fingerprint
+        self._encoder = encoder
+
+    @cached_property
+    def reading(self) -> str:
+        """What else than a file's bytes decides over its passages: the readers, the splitter, the encoder's tokens."""
+        options = self.options
+        encoding = {"encoding": options.encoding} if options.encoding else {}
+        encoder = self._fingerprint or self._encoder().fingerprint
+        return json.dumps({"latentrag": version("latentrag"), "words": options.words, "encoder": encoder, **encoding})
+
+    def passages(self, reading: Reading, leave_out: LeaveOut | None = None) -> Iterator[Passage]:
+        """Those of a file, with the file as their origin. Raises: UnreadableError."""
+        file = reading.file
+        for document in reading:
+            # Where the row names no source: not the path, which another machine or working directory would change.
+            source = file.name if document.source == file.source else document.source
+            known = replace(document, source=source)
+            for passage in split(known, words=self.options.words or WORDS, leave_out=leave_out, **self._bounds):
+                yield replace(passage, origin=file.name)
+
+    @cached_property
+    def _bounds(self) -> Bounds:
+        return bounds_of(self._encoder())
 
 
 def folder_name(folder: Path, name: str | None) -> str:
@@ -94,7 +138,7 @@ def list_files(
 # What has to be read: the folder as it is beside what is known of it
 
 
-def make_plan(files: list[File], report: Report, journal: Journal, options: SyncOptions) -> Plan:
+def make_plan(files: list[File], report: Report, journal: Journal, cutting: Cutting) -> Plan:
     """Look at every file's size and time; hash those that differ from what is noted, or all with ``checksum``.
 
     Args:
@@ -110,7 +154,7 @@ def make_plan(files: list[File], report: Report, journal: Journal, options: Sync
     for file in files:
         noted = journal.facts.get(file.name)
         try:
-            fact = _known(file, noted, options)
+            fact = _known(file, noted, cutting)
         except UnreadableError as error:
             report.skipped.append((file.path, str(error)))
             continue
@@ -141,14 +185,14 @@ def _may_be(unclear: PurePosixPath, path: PurePosixPath) -> bool:
     return same_depth and all(a == b or not _is_text(a) for a, b in zip(unclear.parts, path.parts, strict=True))
 
 
-def _known(file: File, fact: Fact | None, options: SyncOptions) -> Fact | None:
+def _known(file: File, fact: Fact | None, cutting: Cutting) -> Fact | None:
     """What is certainly in the file, if that is known without splitting it. Raises: UnreadableError."""
     stat = _stat(file)
-    if fact is None or fact.reading != _reading(options):
+    if fact is None or fact.reading != cutting.reading:
         return None
-    if fact.is_of(stat) and not options.checksum:
+    if fact.is_of(stat) and not cutting.options.checksum:
         return fact
-    now = _fact(file, options)
+    now = _fact(file, cutting)
     return replace(now, passages=fact.passages) if now.sha256 == fact.sha256 else None
 
 
@@ -160,14 +204,7 @@ def _stat(file: File) -> os.stat_result:
         raise UnreadableError(refusal(error)) from error
 
 
-@cache
-def _reading(options: SyncOptions) -> str:
-    """What else than a file's bytes decides over its passages: the readers and the splitter."""
-    encoding = {"encoding": options.encoding} if options.encoding else {}
-    return json.dumps({"latentrag": version("latentrag"), "words": options.words, **encoding})
-
-
-def _fact(file: File, options: SyncOptions) -> Fact:
+def _fact(file: File, cutting: Cutting) -> Fact:
     """What can be said before the file is read; nothing about its passages. Raises: UnreadableError."""
     read_ns = time.time_ns()
     stat = _stat(file)
@@ -176,13 +213,13 @@ def _fact(file: File, options: SyncOptions) -> Fact:
         sha256 = sha256_of_file(file.path)
     except OSError as error:
         raise UnreadableError(refusal(error)) from error
-    return Fact(stat.st_size, stat.st_mtime_ns, read_ns, sha256, _reading(options), FileDigest())
+    return Fact(stat.st_size, stat.st_mtime_ns, read_ns, sha256, cutting.reading, FileDigest())
 
 
 # What is in the files
 
 
-def read_contents(files: Iterable[File], options: SyncOptions) -> Generator[Contents | UnreadableError]:
+def read_contents(files: Iterable[File], cutting: Cutting) -> Generator[Contents | UnreadableError]:
     """Everything in each file, read to its end; the passages too of one that has no more than a commit holds.
 
     A file is left out if it cannot be read, has an id twice, or changes meanwhile.
@@ -193,28 +230,28 @@ def read_contents(files: Iterable[File], options: SyncOptions) -> Generator[Cont
         # Size, time and hash are taken before a process opens the file: what is written later shows.
         for file in files:
             try:
-                facts.append(_fact(file, options))
+                facts.append(_fact(file, cutting))
             except UnreadableError as error:
                 facts.append(error)
             yield file
 
-    with closing(read_each(hashed(), options)) as readings:
+    with closing(read_each(hashed(), cutting.options)) as readings:
         for reading in readings:
             fact = facts.popleft()
             try:
-                yield fact if isinstance(fact, UnreadableError) else _contents(reading, fact, options)
+                yield fact if isinstance(fact, UnreadableError) else _contents(reading, fact, cutting)
             except UnreadableError as error:
                 yield error
 
 
-def read_again(file: File, contents: Contents, options: SyncOptions) -> Iterator[Passage]:
+def read_again(file: File, contents: Contents, cutting: Cutting) -> Iterator[Passage]:
     """The passages of a file that has too many to keep, read once more.
 
     Raises: UnreadableError if they are others now.
     """
     expected, passages = set(contents.ids), FileDigest()
-    with closing(read_each([file], options)) as readings:
-        for passage in _passages_of(next(readings), options):
+    with closing(read_each([file], cutting.options)) as readings:
+        for passage in cutting.passages(next(readings)):
             if passage.id not in expected:
                 raise UnreadableError(CHANGED)
             expected.discard(passage.id)
@@ -224,28 +261,18 @@ def read_again(file: File, contents: Contents, options: SyncOptions) -> Iterator
         raise UnreadableError(CHANGED)
 
 
-def _contents(reading: Reading, fact: Fact, options: SyncOptions) -> Contents:
+def _contents(reading: Reading, fact: Fact, cutting: Cutting) -> Contents:
     passages, ids = FileDigest(), set[str]()
     kept: list[Passage] | None = []
-    for passage in _passages_of(reading, options):
+    for passage in cutting.passages(reading, reading.ledger.leave_out):
         if passage.id in ids:
             raise UnreadableError(f"passage {passage.id!r} comes twice in it; give each row its own id")
         ids.add(passage.id)
         passages = passages.with_digest(digest(passage))
         if kept is not None:
             kept.append(passage)
-            kept = kept if len(kept) <= options.passages_per_commit else None
+            kept = kept if len(kept) <= cutting.options.passages_per_commit else None
     stat = _stat(reading.file)
     if (stat.st_size, stat.st_mtime_ns) != (fact.size_bytes, fact.mtime_ns):
         raise UnreadableError(CHANGED)
-    return Contents(replace(fact, passages=passages), frozenset(ids), kept)
-
-
-def _passages_of(reading: Reading, options: SyncOptions) -> Iterator[Passage]:
-    """The passages of a file, with the file as their origin. Raises: UnreadableError."""
-    file = reading.file
-    for document in reading:
-        # Where the row names no source: not the path, which another machine or working directory would change.
-        source = file.name if document.source == file.source else document.source
-        for passage in split(replace(document, source=source), words=options.words or WORDS):
-            yield replace(passage, origin=file.name)
+    return Contents(replace(fact, passages=passages), frozenset(ids), kept, reading.ledger)

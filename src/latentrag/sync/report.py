@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from latentrag.corpus import Ledger
+
 
 @dataclass(slots=True)
 class Tally:
@@ -37,6 +39,7 @@ class Report:
         num_encoded: passages for which a vector was computed; the vectors of the others were there already.
         num_passages: of the whole memory afterwards.
         skipped: files that were left out, each with the reason; what the memory had of them, it keeps.
+        ledgers: of files that were read and of which something was left out or the encoding was guessed.
         missing: files that are gone and whose passages stay.
         pruned: versions that are gone, because only some were to be kept.
     """
@@ -51,6 +54,7 @@ class Report:
     files: Tally = field(default_factory=Tally)
     passages: Tally = field(default_factory=Tally)
     skipped: list[tuple[Path, str]] = field(default_factory=list)
+    ledgers: list[Ledger] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     pruned: list[int] = field(default_factory=list)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from latentrag.memory import Memory, origins, upkeep
 from latentrag.memory.origins import FileDigest
 from latentrag.memory.version_files import is_free
 from latentrag.options import SyncOptions
-from latentrag.sync.folder import WORDS, folder_name, list_files, make_plan, read_contents
+from latentrag.sync.folder import WORDS, Cutting, folder_name, list_files, make_plan, read_contents
 from latentrag.sync.journal import Journal
 from latentrag.sync.report import Progress, Report
 from latentrag.sync.writer import FolderWriter
@@ -46,7 +47,7 @@ def sync(
 
     Args:
         memory: its path; it is made if it is not there and there is something to put into it.
-        encoder: loads the passage encoder; called if something has to be encoded.
+        encoder: loads the passage encoder; called once, if a file has to be read: no passage is longer than it reads.
     Raises: InputError; DataError if the folder cannot be read; MemoryStoreError; EncoderMismatchError.
     """
     options = options or SyncOptions()
@@ -69,7 +70,9 @@ def sync(
         known=journal.in_memory,
         on_skip=lambda *skipped: report.skipped.append(skipped),
     )
-    plan = make_plan(files, report, journal, options)
+    loaded = cache(lambda: _checked(encoder(), base))
+    cutting = Cutting(options, None if base is None else base.card.fingerprint, loaded)
+    plan = make_plan(files, report, journal, cutting)
     if options.delete_missing and not files and plan.missing:
         raise InputError(
             f"{folder} has no file that is read, and the memory has {len(plan.missing)} from there, which would all "
@@ -84,9 +87,9 @@ def sync(
     digests: dict[str, dict[str, int]] = {}
     with ExitStack() as writing:
         writer = FolderWriter(
-            base, journal, report, plan, encoder, options=options, writing=writing, on_progress=on_progress
+            base, journal, report, plan, loaded, cutting=cutting, writing=writing, on_progress=on_progress
         )
-        with closing(read_contents(plan.to_read, options)) as all_contents:
+        with closing(read_contents(plan.to_read, cutting)) as all_contents:
             for i, (file, contents) in enumerate(zip(plan.to_read, all_contents, strict=True)):
                 if base is not None and i % _FILES_PER_LOOKUP == 0:
                     upcoming = {file.name for file in plan.to_read[i : i + _FILES_PER_LOOKUP]}
@@ -101,6 +104,13 @@ def sync(
         if options.keep is not None:
             report.pruned = upkeep.prune(memory, keep=options.keep).removed
     return report
+
+
+def _checked(encoder: PassageEncoder, base: Memory | None) -> PassageEncoder:
+    """Raises: EncoderMismatchError if the memory's vectors are of another."""
+    if base is not None:
+        base.card.check_passage_encoder(encoder)
+    return encoder
 
 
 def _see_memory(journal: Journal, base: Memory | None, name: str) -> None:

@@ -12,8 +12,7 @@ from latentrag.corpus import UnreadableError
 from latentrag.corpus.readers import File
 from latentrag.memory import Memory, Writer, origins
 from latentrag.memory.origins import FileDigest
-from latentrag.options import SyncOptions
-from latentrag.sync.folder import Contents, Plan, read_again
+from latentrag.sync.folder import Contents, Cutting, Plan, read_again
 from latentrag.sync.journal import Fact, Journal
 from latentrag.sync.report import Progress, Report
 from latentrag.types import Passage
@@ -49,6 +48,7 @@ class FolderWriter:
         journal: knows what the base has of each file, is told after each commit.
         report: its counts, its version and its number of passages are kept up to date.
         encoder: loads the passage encoder; called if something has to be encoded.
+        cutting: how files became passages.
         writing: others may write again when it is closed.
         on_progress: called after each file, and as passages are made ready.
     """
@@ -61,7 +61,7 @@ class FolderWriter:
         plan: Plan,
         encoder: Callable[[], PassageEncoder],
         *,
-        options: SyncOptions,
+        cutting: Cutting,
         writing: ExitStack,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
@@ -69,7 +69,7 @@ class FolderWriter:
         self._journal = journal
         self._report = report
         self._load_encoder = encoder
-        self._options = options
+        self._cutting, self._options = cutting, cutting.options
         self._writing = writing
         self._on_progress = on_progress
         self._progress = Progress(len(plan.unchanged), len(plan.unchanged) + len(plan.to_read), 0)
@@ -94,6 +94,8 @@ class FolderWriter:
         try:
             if isinstance(contents, UnreadableError):
                 raise contents
+            if contents.ledger.left_out or contents.ledger.is_guess:
+                self._report.ledgers.append(contents.ledger)
             self._replace(file, contents, old)
         except UnreadableError as error:
             self._report.skipped.append((file.path, str(error)))
@@ -114,7 +116,7 @@ class FolderWriter:
         differing: Iterable[Passage]
         if contents.passages is None:
             self._unsure.add(name)
-            differing = self._differing(read_again(file, contents, self._options), old)
+            differing = self._differing(read_again(file, contents, self._cutting), old)
         else:
             differing = few = list(self._differing(contents.passages, old))
             if len(self._chunk.passages) + len(few) > self._options.passages_per_commit:

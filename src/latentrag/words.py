@@ -1,0 +1,102 @@
+"""Where words begin and end, by Unicode's rules and ICU's dictionaries (Unicode Standard Annex 29).
+
+Words are what stands between white space, in Korean too. Chinese, Japanese, Thai, Lao, Khmer, Burmese and their
+neighbours write none: there ICU looks words up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+from unicodedata import category
+
+Span: TypeAlias = tuple[int, int]
+"""Start and end of a part of a text, in characters."""
+
+MAX_WORD_CHARS = 1_000
+"""What is longer is no word, but data that was written as text: base64, say."""
+MAX_UNSPACED_CHARS = 24
+"""A name in a text of another script may have so many characters of a script without spaces and is one word."""
+
+_STRETCH = re.compile(r"\S+")
+# Blocks, since the standard library knows no scripts; Tibetan, Tai Le, New Tai Lue and Tai Tham are among them.
+_BLOCKS = (
+    "\u0e00-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u2e80-\u2fdf\u3005-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\ua9e0-\ua9ff\uaa60-\uaadf\uf900-\ufaff\uff66-\uff9f\U00016fe0-\U00018dff\U0001b000-\U0001b16f"
+    "\U00020000-\U0003ffff"
+)
+_UNSPACED = re.compile(f"[{_BLOCKS}]")
+# base64, hexadecimal numbers, escaped addresses, and letters without end, but for scripts without spaces.
+_DATA = re.compile(rf"(?:(?![{_BLOCKS}])[\w+/=%-]){{{MAX_WORD_CHARS + 1},}}")
+_HALF = re.compile("[\ud800-\udfff]")
+_LETTER = re.compile(r"\w")
+
+
+def words(text: str) -> Iterator[Span]:
+    """The words of a text with the punctuation beside them, in order: what stands between white space.
+
+    A stretch without white space that has more than ``MAX_UNSPACED_CHARS`` characters of scripts without spaces, or
+    more than ``MAX_WORD_CHARS`` characters, is cut further as ICU does. What is longer than ``MAX_WORD_CHARS`` then is
+    data, not a word. Every character that is not white space is in one word.
+    """
+    is_spaced = text.isascii() or not _UNSPACED.search(text)
+    for stretch in _STRETCH.finditer(text):
+        start, end = stretch.span()
+        if end - start <= MAX_UNSPACED_CHARS or (is_spaced and end - start <= MAX_WORD_CHARS):
+            yield start, end
+        elif end - start > MAX_WORD_CHARS or len(_UNSPACED.findall(text, start, end)) > MAX_UNSPACED_CHARS:
+            yield from _words_of(text, start, end)
+        else:
+            yield start, end
+
+
+def is_data(word: Span) -> bool:
+    """Whether what ``words`` found is data that was written as text, not a word."""
+    start, end = word
+    return end - start > MAX_WORD_CHARS
+
+
+def characters(text: str) -> Iterator[Span]:
+    """The characters as a reader sees them, each with its accents and modifiers (extended grapheme clusters)."""
+    from icu4py.breakers import CharacterBreaker
+
+    return _spans(CharacterBreaker(_whole(text), "en"))
+
+
+def _words_of(text: str, start: int, end: int) -> Iterator[Span]:
+    for data in _DATA.finditer(text, start, end):
+        yield from _looked_up(text[start : data.start()], start)
+        yield data.span()
+        start = data.end()
+    yield from _looked_up(text[start:end], start)
+
+
+def _looked_up(stretch: str, offset: int) -> Iterator[Span]:
+    """ICU's words; punctuation belongs to the word before it, opening brackets to the one after."""
+    from icu4py.breakers import WordBreaker
+
+    start, has_letters = 0, False
+    for begin, end in _spans(WordBreaker(_whole(stretch), "en")):
+        part = stretch[begin:end]
+        is_word = bool(_LETTER.search(part))
+        is_next = has_letters and (is_word or category(part[0]) in {"Ps", "Pi"})
+        if begin > start and (is_next or end - start > MAX_WORD_CHARS):
+            yield offset + start, offset + begin
+            start, has_letters = begin, False
+        has_letters = has_letters or is_word
+    if start < len(stretch):
+        yield offset + start, offset + len(stretch)
+
+
+def _spans(parts: Iterable[str]) -> Iterator[Span]:
+    """Where the parts of a text are. ICU's own offsets count characters beyond U+FFFF twice."""
+    start = 0
+    for part in parts:
+        yield start, start + len(part)
+        start += len(part)
+
+
+def _whole(text: str) -> str:
+    """Half a surrogate pair, which JSON can hold and ICU cannot, becomes a replacement character."""
+    return text if text.isascii() else _HALF.sub("\ufffd", text)
