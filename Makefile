@@ -15,7 +15,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help test lint test-environments test-gpu test-page test-properties torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
-	experiment-precision experiment-intervals bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
+	experiment-precision experiment-shares experiment-removal experiment-made-questions experiment-intervals bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
 	bench-memory bench-swap bench-sync bench-serving bench-html clean
 
 help:  ## List the targets.
@@ -90,6 +90,19 @@ experiment-hot-swap: demo  ## Exchange facts of the demo's memory while it answe
 
 experiment-precision: demo  ## Measure what bfloat16 and int8 do to answers on DATA's clues, hours; LIMIT=20; goes on where it was.
 	@$(BIN)/python experiments/precision.py --data $(CLUES) $(if $(LIMIT),--limit $(LIMIT))
+
+experiment-shares: demo  ## Measure whether shares are true on DATA's questions, half an hour; LIMIT=200; goes on where it was.
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
+		$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[report]'
+	@$(BIN)/python experiments/shares.py --data $(DATA) $(if $(LIMIT),--limit $(LIMIT))
+
+experiment-removal: demo  ## Take passages away in several orders on DATA's questions, an hour; LIMIT=100, JUDGE=good, JUDGED=40; goes on.
+	@$(BIN)/python experiments/removal.py --data $(DATA) $(if $(LIMIT),--limit $(LIMIT)) $(if $(JUDGE),--judge $(JUDGE)) \
+		$(if $(JUDGED),--judged $(JUDGED))
+
+experiment-made-questions: demo  ## Train on questions made from DATA's corpora, hours; MODEL=good NUMBER=500 FREEZE=generator; goes on.
+	@$(BIN)/python experiments/made_questions.py --data $(DATA) $(if $(MODEL),--model $(MODEL)) $(if $(NUMBER),--number $(NUMBER)) \
+		$(if $(FREEZE),--freeze $(FREEZE)) $(if $(LIMIT),--limit $(LIMIT))
 
 experiment-intervals: $(STAMP)  ## Simulate how often intervals cover and comparisons cry wolf, minutes.
 	@$(BIN)/python experiments/intervals.py

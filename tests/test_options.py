@@ -18,8 +18,11 @@ from latentrag.options import (
     AnswerOptions,
     AskOptions,
     DecodingOptions,
+    EvidenceOptions,
     FileOptions,
+    GeneratorOptions,
     Given,
+    MakingOptions,
     MemoryOptions,
     ModelOptions,
     OneAnswerOptions,
@@ -43,15 +46,16 @@ __all__ = ["gated"]
 
 MODEL = [MemoryOptions, VersionOptions, ModelOptions, PlaceOptions]
 COMMANDS: dict[tuple[str, ...], list[Any]] = {
-    ("ask",): [*MODEL, OneAnswerOptions, Given[DecodingOptions]],
+    ("ask",): [*MODEL, OneAnswerOptions, EvidenceOptions, Given[DecodingOptions]],
     ("classify",): [*MODEL, AskOptions],
-    ("score",): [*MODEL, AskOptions],
+    ("score",): [*MODEL, AskOptions, EvidenceOptions],
     ("eval",): [*MODEL, AnswerOptions, Given[DecodingOptions]],
     ("serve",): [*MODEL, AskOptions, ServeOptions],
     ("mcp",): [*MODEL, AskOptions],
     ("train",): [MemoryOptions, ModelOptions, RunOptions, Given[TrainingOptions]],
     ("doctor",): [MemoryOptions, ModelOptions, PlaceOptions],
     ("demo",): [PlaceOptions],
+    ("make-questions",): [VersionOptions, GeneratorOptions, MakingOptions],
     ("index", "add"): [PassageEncoderOptions, ReadingOptions],
     ("index", "reencode"): [PassageEncoderOptions],
     ("index", "preview"): [FileOptions],
@@ -131,9 +135,9 @@ def test_every_shared_option_is_one_of_a_dataclass() -> None:
 
 
 API: dict[str, list[Any]] = {
-    "/v1/answer": [OneAnswerOptions, Given[DecodingOptions]],
-    "/v1/answer/stream": [OneAnswerOptions, Given[DecodingOptions]],
-    "/v1/score": [AskOptions],
+    "/v1/answer": [OneAnswerOptions, EvidenceOptions, Given[DecodingOptions]],
+    "/v1/answer/stream": [OneAnswerOptions, EvidenceOptions, Given[DecodingOptions]],
+    "/v1/score": [AskOptions, EvidenceOptions],
     "/v1/classify": [AskOptions],
     "/v1/search": [RetrievalOptions],
 }

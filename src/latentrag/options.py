@@ -344,6 +344,39 @@ class PassageEncoderOptions(VectorOptions):
 
 
 @dataclass(frozen=True, slots=True)
+class GeneratorOptions:
+    """A generator alone.
+
+    Attributes:
+        model: A model whose generator is used, or a generator: a folder, a hub id, a GGUF file, or demo.
+        device: Where the generator computes; auto: on the best device of this machine. `doctor` lists them.
+        dtype: Number format of the generator.
+    """
+
+    model: Annotated[str, Option(flags=("-m", "--model"))] = DEMO
+    device: Annotated[str, Option(metavar=_DEVICES)] = "auto"
+    dtype: Annotated[Dtype, Option()] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class MakingOptions:
+    """How questions are made of a memory's passages.
+
+    Attributes:
+        number: Pairs of a question and an answer to make, each from another passage.
+        seed: Random seed for the order of the passages.
+        near: Share of the character trigrams of two questions, of those in either, that both have, from which on they
+            count as near-duplicates.
+        batch_size: Passages written to together. Except in float32 a pair depends a little on those beside it.
+    """
+
+    number: Annotated[int, Option(flags=("-n", "--number"), ge=1)] = 500
+    seed: Annotated[int, Option(ge=0)] = 0
+    near: Annotated[float, Option(gt=0, le=1)] = 0.75
+    batch_size: Annotated[int, Option(ge=1)] = 8
+
+
+@dataclass(frozen=True, slots=True)
 class FileOptions:
     """How files are read.
 
@@ -546,6 +579,17 @@ class OneAnswerOptions(AnswerOptions):
     """
 
     without: Annotated[tuple[str, ...], Option(metavar="ID")] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceOptions:
+    """What else is computed about an answer.
+
+    Attributes:
+        sentences: Also log p of the answer without each sentence of the passage that contributed most.
+    """
+
+    sentences: Annotated[bool, Option()] = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,6 +288,18 @@ class ChecksQuestions(Protocol):
         ...
 
 
+@runtime_checkable
+class Prompted(Scores, Protocol):
+    """A generator whose prompt is a template that can be another one."""
+
+    @property
+    def template(self) -> Any: ...
+
+    def with_template(self, template: Any) -> Generator:
+        """The same model under another template. InputError or ModelError for one that does not fit."""
+        ...
+
+
 class TrainableRetriever(Retriever, Protocol):
     """A retriever with parameters η."""
 

@@ -7,6 +7,7 @@ import torch
 
 from latentrag.decoding import SEARCHES, Answered, Answering, Search, label_log_likelihoods
 from latentrag.decoding.answering import sources_of, tokens_of
+from latentrag.decoding.sentences import with_sentences
 from latentrag.errors import InputError
 from latentrag.model import Evidence, JointModel, Read, checked
 from latentrag.options import DecodingOptions, Defaults, decoding_options
@@ -82,6 +83,7 @@ class Rag:
         variant: Variant | None = None,
         decoding: Decoding = "exact",
         without: Sequence[str] = (),
+        sentences: bool = False,
         **options: object,
     ) -> Answer:
         """The most probable answer to x that the search finds, with its evidence (§2.5).
@@ -91,10 +93,14 @@ class Rag:
             variant: "sequence" or "token"; None: the model's own.
             decoding: "exact" (one marginal beam), or for RAG-Sequence "thorough" or "fast".
             without: ids of retrieved passages that count as not retrieved; the prior is renormalised over the others.
+            sentences: also log p of the answer without each sentence of the passage of highest posterior, in
+                ``Source.sentences``; the prior stays. Costs reading that passage once for each of its sentences.
             options: of ``DecodingOptions``: num_beams, max_tokens, …
         Raises: InputError for an empty or too long question, or options that cannot be.
         """
-        return self.answer_batch([x], k=k, variant=variant, decoding=decoding, without=without, **options)[0]
+        return self.answer_batch(
+            [x], k=k, variant=variant, decoding=decoding, without=without, sentences=sentences, **options
+        )[0]
 
     def answer_batch(
         self,
@@ -104,10 +110,13 @@ class Rag:
         variant: Variant | None = None,
         decoding: Decoding = "exact",
         without: Sequence[str] = (),
+        sentences: bool = False,
         **options: object,
     ) -> list[Answer]:
         """``answer`` for several questions at once; the answers do not depend on each other."""
-        answering = self.answering(x, k=k, variant=variant, decoding=decoding, without=without, **options)
+        answering = self.answering(
+            x, k=k, variant=variant, decoding=decoding, without=without, sentences=sentences, **options
+        )
         answers: dict[int, Answer] = {}
         while answering.live:
             answers |= {event.question: event.answer for event in answering.step() if isinstance(event, Answered)}
@@ -122,6 +131,7 @@ class Rag:
         variant: Variant | None = None,
         decoding: Decoding = "exact",
         without: Sequence[str] = (),
+        sentences: bool = False,
         **options: object,
     ) -> Answering:
         """``answer_batch`` a step at a time: what is certain of each answer is said as soon as it is, and questions
@@ -131,7 +141,7 @@ class Rag:
         check_decoding(chosen, decoding, wanted)
         read = self.model.read(x, k=self._k(k), without=without)
         search = self.search(read, variant=chosen, decoding=decoding, options=wanted)
-        return Answering(read, search, variant=chosen, decoding=decoding, stop=wanted.stop)
+        return Answering(read, search, variant=chosen, decoding=decoding, stop=wanted.stop, sentences=sentences)
 
     def search(self, read: Read[Scores], *, variant: Variant, decoding: Decoding, options: DecodingOptions) -> Search:
         """What decodes questions that have been read (§2.5). ``run`` takes it to its end.
@@ -146,16 +156,26 @@ class Rag:
             raise InputError("this generator scores given answers and writes none; use score, or another generator")
         return kind(generator, read.prepared, read.log_p_eta, variant=variant, options=options)
 
-    def score(self, x: Asked, y: str, *, k: int | None = None, variant: Variant | None = None) -> Score:
+    def score(
+        self, x: Asked, y: str, *, k: int | None = None, variant: Variant | None = None, sentences: bool = False
+    ) -> Score:
         """log p(y|x) of a given y, with posteriors and counterfactuals.
 
+        Args:
+            sentences: as for ``answer``.
         Raises: InputError for an empty or too long question, or a k that cannot be.
         """
-        return self.score_batch([x], [y], k=k, variant=variant)[0]
+        return self.score_batch([x], [y], k=k, variant=variant, sentences=sentences)[0]
 
     @torch.no_grad()
     def score_batch(
-        self, x: Sequence[Asked], y: Sequence[str], *, k: int | None = None, variant: Variant | None = None
+        self,
+        x: Sequence[Asked],
+        y: Sequence[str],
+        *,
+        k: int | None = None,
+        variant: Variant | None = None,
+        sentences: bool = False,
     ) -> list[Score]:
         """``score`` for several pairs at once."""
         chosen = checked(variant or self.variant)
@@ -164,17 +184,22 @@ class Rag:
         closed_book = self.model.closed_book_log_p(x, evidence.targets).tolist()
         alone = evidence.log_p_eta.shape[1] == 1
         without = [()] * len(x) if alone else map(tuple, evidence.without_passage(chosen).tolist())
-        texts = [Question.of(question).text for question in x]
+        sources = [sources_of(evidence, b, chosen) for b in range(len(x))]
+        if sentences:
+            sources = [
+                with_sentences(of_one, self.generator, question, evidence, b, chosen)
+                for b, (of_one, question) in enumerate(zip(sources, x, strict=True))
+            ]
         return [
             Score(
-                x=texts[b],
+                x=Question.of(x[b]).text,
                 y=y[b],
                 log_likelihood=log_p[b],
                 closed_book_log_likelihood=closed_book[b],
                 num_tokens=int(evidence.targets.mask[b].sum()),
                 variant=chosen,
                 memory_version=evidence.version,
-                sources=sources_of(evidence, b, chosen),
+                sources=sources[b],
                 tokens=tokens_of(self.generator, evidence, b, chosen),
                 without_passage=of_one,
             )

@@ -32,11 +32,22 @@ class PassageRecord(TypedDict):
     page: int | None
 
 
+class SentenceRecord(TypedDict):
+    """A sentence of a passage, offsets into its text in characters; ``log_prob_without`` is log p(y|x) had the passage
+    been without it."""
+
+    text: str
+    start: int
+    end: int
+    log_prob_without: float | None
+
+
 class SourceRecord(PassageRecord):
-    """A passage with its share in the answer."""
+    """A passage with its share in the answer; ``sentences`` of the one with the largest, where they were asked for."""
 
     prior: float
     posterior: float
+    sentences: list[SentenceRecord]
 
 
 class TokenRecord(TypedDict):
@@ -77,12 +88,13 @@ class AnswerRecord(TypedDict):
 
 
 class ScoreSourceRecord(TypedDict):
-    """A passage with its share in y."""
+    """A passage with its share in y; ``sentences`` as in an answer's source, offsets into the passage's text."""
 
     id: str
     title: str
     prior: float
     posterior: float
+    sentences: list[SentenceRecord]
 
 
 class ScoreRecord(TypedDict):
@@ -153,6 +165,7 @@ def score_record(score: Score) -> ScoreRecord:
                 "title": source.passage.title,
                 "prior": source.prior,
                 "posterior": source.posterior,
+                "sentences": _sentences(source),
             }
             for source in score.sources
         ],
@@ -205,6 +218,19 @@ def _sources(sources: Sequence[Source]) -> list[SourceRecord]:
             "start": source.passage.start,
             "end": source.passage.end,
             "page": source.passage.page,
+            "sentences": _sentences(source),
         }
         for source in sources
+    ]
+
+
+def _sentences(source: Source) -> list[SentenceRecord]:
+    return [
+        {
+            "text": source.passage.text[each.start : each.end],
+            "start": each.start,
+            "end": each.end,
+            "log_prob_without": each.log_prob_without,
+        }
+        for each in source.sentences
     ]

@@ -243,16 +243,31 @@ class Targets:
 
 
 @dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence of a passage, ``passage.text[start:end]``, offsets in characters.
+
+    ``log_prob_without`` is log p(y|x), nats, had the passage been without it (and the white space after it): the
+    generator reads the shortened passage, the prior stays.
+    """
+
+    start: int
+    end: int
+    log_prob_without: float
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """A retrieved passage with its share in an answer.
 
     ``prior`` is p_η(z|x). ``posterior`` is p(z|x,y) for RAG-Sequence; for RAG-Token, where every token has a
     posterior of its own, it is their mean: the expected share of the answer's tokens that came from z.
+    ``sentences`` are those of the passage of highest posterior, where they were asked for; else there are none.
     """
 
     passage: Passage
     prior: float
     posterior: float
+    sentences: tuple[Sentence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ def test_json_is_the_library_s_answer(ask, model, memory) -> None:
             "start": 0,
             "end": len(given.passage.text),
             "page": None,
+            "sentences": [],
         }
     for token, each in zip(record["tokens"], answer.tokens, strict=True):
         assert token == {"text": each.text, "log_prob": each.log_prob, "posterior": list(each.posterior)}
@@ -85,15 +86,39 @@ def test_every_option_reaches_the_library(ask, monkeypatch) -> None:
 
     monkeypatch.setattr("latentrag.rag.Rag.answer", answer)
     flags = [str(part) for flag, (_, value) in OPTIONS.items() for part in (flag, value)]
-    assert ask(QUESTION, *flags, "--sample", "--stop", "a", "--stop", "b", "--without", "z").error() == "error: seen"
-    assert given.pop() == {**dict(OPTIONS.values()), "sample": True, "stop": ("a", "b"), "without": ("z",)}
+    flags += ["--sample", "--stop", "a", "--stop", "b", "--without", "z", "--sentences"]
+    assert ask(QUESTION, *flags).error() == "error: seen"
+    of_flags = {"sample": True, "stop": ("a", "b"), "without": ("z",), "sentences": True}
+    assert given.pop() == {**dict(OPTIONS.values()), **of_flags}
     ask(QUESTION)
     assert given.pop() == {
         "k": None,
         "variant": None,
         "decoding": "exact",
         "without": (),
+        "sentences": False,
     }
+
+
+def test_sentences_of_the_passage_that_contributed_most(ask, model, memory) -> None:
+    """In JSON and for people, and by `score` too; what a passage says reaches the terminal as text."""
+    answer = latentrag.load(model, memory=memory).answer(QUESTION, sentences=True)
+    (source,) = [each for each in answer.sources if each.sentences]
+    assert source.posterior == max(each.posterior for each in answer.sources)
+    (record,) = [each for each in ask(QUESTION, "--sentences", "--json").json["sources"] if each["sentences"]]
+    assert record["sentences"] == [
+        {
+            "text": source.passage.text[each.start : each.end],
+            "start": each.start,
+            "end": each.end,
+            "log_prob_without": pytest.approx(each.log_prob_without, abs=1e-5),
+        }
+        for each in source.sentences
+    ]
+    shown = ask(QUESTION, "--sentences").stdout
+    for each in source.sentences:
+        assert f"{each.log_prob_without - answer.log_prob:+.2f}" in shown
+    assert "Without a sentence" not in ask(QUESTION).stdout
 
 
 def test_eight_bits(ask) -> None:

@@ -125,6 +125,7 @@ def commands(place: Path, model: Path, encoder: Path) -> dict[str, list[object]]
         "score": ["score", place / "pairs.jsonl", *of_model],
         "eval": ["eval", rows, *of_model, "--out", place / "run.jsonl"],
         "compare": ["compare", place / "run.jsonl", place / "run.jsonl"],
+        "make-questions": ["make-questions", own, "-m", model, "--out", place / "made.jsonl", "-n", "1"],
         "train": ["train", rows, *of_model, "--out", place / "trained", "-k", "2", "--steps", "1"],
         "log": ["index", "log", own],
         "add": ["index", "add", own, place / "한국 é.txt", "--encoder", encoder],

@@ -50,9 +50,23 @@ def test_json_is_the_library_s_score(score, model, memory, variant) -> None:
         assert record["posterior"] == pytest.approx([s.posterior for s in expected.sources], abs=1e-5)
         assert record["without_passage"] == pytest.approx(expected.without_passage, abs=1e-4)
         for source, given in zip(record["sources"], expected.sources, strict=True):
-            assert list(source) == ["id", "title", "prior", "posterior"]
+            assert list(source) == ["id", "title", "prior", "posterior", "sentences"]
             assert (source["id"], source["title"]) == (given.passage.id, given.passage.title)
             assert source["prior"] == pytest.approx(given.prior, abs=1e-6)
+
+
+def test_sentences(score, model, memory) -> None:
+    x, y = PAIRS[0]
+    rag = latentrag.load(model, memory=memory)
+    source = next(each for each in rag.score(x, y, sentences=True).sources if each.sentences)
+    line = score("--json", "--sentences", stdin=lines(PAIRS)).stdout.splitlines()[0]
+    found = next(each for each in json.loads(line)["sources"] if each["id"] == source.passage.id)["sentences"]
+    assert [source.passage.text[each["start"] : each["end"]] for each in found] == [each["text"] for each in found]
+    expected = [each.log_prob_without for each in source.sentences]
+    assert [each["log_prob_without"] for each in found] == pytest.approx(expected, abs=1e-4)
+    shown = " ".join(score("--sentences", stdin=lines(PAIRS)).stdout.split())
+    most = min(source.sentences, key=lambda each: each.log_prob_without)
+    assert f"without “{source.passage.text[most.start : most.end]}”" in shown
 
 
 def test_file_and_standard_input_are_the_same(score, tmp_path) -> None:

@@ -55,9 +55,10 @@ def to_clients(record: dict) -> dict:
         ),
         ({"without": ["paris.txt", "emma.txt"], "k": 4}, "-k 4 --without paris.txt --without emma.txt".split()),
         ({"as_of": "newest"}, []),
+        ({"sentences": True}, ["--sentences"]),
         ({"as_of": 2}, ["--as-of", 2]),
     ],
-    ids=["defaults", "token", "thorough", "two best", "sample", "shape", "without", "newest", "as of"],
+    ids=["defaults", "token", "thorough", "two best", "sample", "shape", "without", "newest", "sentences", "as of"],
 )
 def test_an_answer_is_that_of_ask(served, ask, body, arguments) -> None:
     response = served.post("/v1/answer", {"question": QUESTION, **body})
@@ -68,8 +69,9 @@ def test_an_answer_is_that_of_ask(served, ask, body, arguments) -> None:
 def test_scores_and_labels_are_those_of_the_command_line(served, model, memory) -> None:
     at = ["-m", model, "-i", memory, "--variant", "token", "--json"]
     pair = {"x": QUESTION, "y": "beethoven wrote it"}
-    (line,) = cli("score", *at, stdin=json.dumps(pair)).stdout.splitlines()
-    assert close(served.post("/v1/score", {**pair, "variant": "token"}).json(), json.loads(line))
+    (line,) = cli("score", *at, "--sentences", stdin=json.dumps(pair)).stdout.splitlines()
+    body: dict[str, object] = {**pair, "variant": "token", "sentences": True}
+    assert close(served.post("/v1/score", body).json(), json.loads(line))
     expected = cli("classify", QUESTION, "beethoven", "austen", *at).json
     body = {"question": QUESTION, "labels": ["beethoven", "austen"], "variant": "token"}
     assert close(served.post("/v1/classify", body).json(), to_clients(expected))

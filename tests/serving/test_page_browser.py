@@ -42,7 +42,9 @@ def choose(page: Any, **options: Any) -> None:
     page.get_by_text("Options").click()
     for name, value in options.items():
         field = page.locator(f"[name={name}]")
-        if name in {"variant", "decoding"}:
+        if name == "sentences":
+            page.get_by_label("Sentences that mattered").check()
+        elif name in {"variant", "decoding"}:
             page.locator(f"[name={name}][value={value}]").check()
         elif name == "as_of":
             field.select_option(str(value))
@@ -79,6 +81,29 @@ def test_an_answer_with_its_evidence(chromium, served, options) -> None:
             cells = row.locator("td").all_inner_texts()
             assert cells[:-1] == [percent(share) for share in token["posterior"]]
         assert page.locator("#derived").text_content().startswith(f"log p(y|x) = −{abs(answer['log_prob']):.2f} nats")
+
+
+def test_sentences_are_underlined(chromium, served) -> None:
+    with opened(chromium, served.url) as page:
+        choose(page, sentences=True)
+        asked(page, QUESTION)
+        answer = served.post("/v1/answer", {"question": QUESTION, "sentences": True}).json()
+        (source,) = [each for each in answer["sources"] if each["sentences"]]
+        item = page.locator("#passages > li").first
+        shown = item.locator(".sentence")
+        assert shown.all_text_contents() == [each["text"] for each in source["sentences"]]
+        changes = [each["log_prob_without"] - answer["log_prob"] for each in source["sentences"]]
+        said = [text.strip().replace("−", "-") for text in item.locator(".change").all_text_contents()]
+        assert said == [f"{change:+.2f}" for change in changes]
+        most = max(0.0, *(-change for change in changes))
+        widths = [float(each.evaluate("it => it.style.getPropertyValue('--share')")) for each in shown.all()]
+        assert widths == pytest.approx([max(0.0, -change) / (most or 1) for change in changes], abs=1e-6)
+        expect(item.get_by_text("Behind each sentence")).to_be_visible()
+        expect(page.get_by_text("Behind each sentence")).to_have_count(len(answer["sources"]))
+        link = page.url
+    assert "sentences=true" in link
+    with opened(chromium, link) as page:
+        expect(page.get_by_label("Sentences that mattered")).to_be_checked()
 
 
 def test_what_is_known_is_shown_while_the_answer_is_written(chromium, gated, live) -> None:
@@ -349,9 +374,10 @@ def test_hostile_passages_are_text(chromium, changing, hostile_texts) -> None:
     with opened(chromium, served.url) as page:
         requests = []
         page.on("request", lambda request: requests.append((request.method, request.url.removeprefix(served.url))))
-        choose(page, k=8)
+        choose(page, k=8, sentences=True)
         asked(page, QUESTION)
         assert page.title() == "latentrag"
+        page.evaluate("() => document.querySelectorAll('.change').forEach(each => each.remove())")
         assert page.locator("#model").inner_text() == "<i>tiny</i>"
         assert {path for _, path in requests} <= {"/v1/answer/stream", "/static/icon.svg"}
         items = page.locator("#passages > li")

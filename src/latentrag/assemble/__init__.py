@@ -11,7 +11,7 @@ The only room that names concrete classes. A model folder of ours holds
 from latentrag.assemble.memories import live_memory, memory_at, open_memory
 from latentrag.assemble.model_file import FILE_NAME, ModelFile
 from latentrag.assemble.models import export, load, load_retriever, prompt_settings, save, with_memory, with_parts
-from latentrag.assemble.parts import ModelSpec, Source, content_key, load_passage_encoder
+from latentrag.assemble.parts import ModelSpec, Source, content_key, load_generator, load_passage_encoder
 from latentrag.assemble.training import generator_for_training, retriever_for_training
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "generator_for_training",
     "live_memory",
     "load",
+    "load_generator",
     "load_passage_encoder",
     "load_retriever",
     "memory_at",

@@ -141,6 +141,22 @@ def content_key(source: Source | ModelSpec | tuple[Source, Source]) -> str:
     return digest.hexdigest()[:16]
 
 
+def load_generator(source: Source, *, device: str = "auto", dtype: str = "auto") -> SavableGenerator:
+    """p_θ(y|x,z) of a model (as for ``load``) without its retriever, or of a generator's own folder, hub id or file.
+
+    Args:
+        device, dtype: as for ``load``.
+    Raises: as ``load``.
+    """
+    places = Places.of(device, number_format=dtype)
+    if opener(source, MODELS) is None:
+        place = model_place(source)
+        is_model = (Path(place) / FILE_NAME).is_file() or _model_type(Path(place)) == "rag"
+        if opener(source, GENERATORS) is not None or not is_model:
+            return _generator_at(source, places.generator, {})()
+    return open_parts(source, places).generator()
+
+
 def load_passage_encoder(
     source: Source | ModelSpec, *, device: str = "auto", encoding: EncoderOptions | None = None
 ) -> PassageEncoder:

@@ -13,6 +13,7 @@ from latentrag.options import (
     DEMO,
     AskOptions,
     DecodingOptions,
+    EvidenceOptions,
     Given,
     MemoryOptions,
     ModelOptions,
@@ -30,6 +31,7 @@ def ask(
     model: ModelOptions,
     place: PlaceOptions,
     how: OneAnswerOptions,
+    evidence: EvidenceOptions,
     decoding: Given[DecodingOptions],
     as_json: arg.AsJson = False,
 ) -> None:
@@ -37,7 +39,7 @@ def ask(
     arg.check_text(question, "question")
     rag = arg.open_rag(model, memory, version, place)
     with working("answering"):
-        answer = rag.answer(question, **asdict(how), **decoding)
+        answer = rag.answer(question, **asdict(how), **asdict(evidence), **decoding)
     if as_json:
         print_json(answer_record(answer))
     else:

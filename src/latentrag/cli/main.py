@@ -27,6 +27,7 @@ from latentrag.cli.export import export
 from latentrag.cli.importing import import_
 from latentrag.cli.index import add, build, delete, log, reencode
 from latentrag.cli.preview import preview
+from latentrag.cli.questions import make_questions
 from latentrag.cli.reproduce import reproduce
 from latentrag.cli.score import score
 from latentrag.cli.serve import mcp, serve
@@ -78,7 +79,7 @@ def app() -> typer.Typer:
     index.command("import")(command(import_))
     commands.add_typer(index, name="index")
     commands.command("eval")(command(evaluate))
-    for function in (serve, mcp, train, export, compare, reproduce, doctor):
+    for function in (serve, mcp, make_questions, train, export, compare, reproduce, doctor):
         commands.command()(command(function))
     return commands
 

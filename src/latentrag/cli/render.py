@@ -49,6 +49,7 @@ def show_answer(answer: Answer, console: Console) -> None:
     console.print(_probability_sentence(answer))
     console.print()
     _show_sources(answer.sources, console, memory_version=answer.memory_version)
+    _show_sentences(answer.sources, console, log_prob=answer.log_prob)
     if answer.tokens and len(answer.sources) > 1:
         console.print()
         _show_tokens(answer, console)
@@ -82,6 +83,10 @@ def show_scores(scores: Sequence[Score], console: Console, *, header: bool) -> N
         best = max(score.sources, key=lambda source: source.posterior)
         text = Text.assemble(clean(score.x), (" → ", "dim"), (clean(score.y), "bold"), "\n")
         text.append(f"{percent(best.posterior)} {_name(best)}", style="dim")
+        if best.sentences:
+            most = min(best.sentences, key=lambda each: each.log_prob_without)
+            change = most.log_prob_without - score.log_likelihood
+            text.append(f"\n{change:+.2f} without “{clean(best.passage.text[most.start : most.end])}”", style="dim")
         gain = score.log_likelihood - score.closed_book_log_likelihood
         numbers = (f"{score.log_likelihood:.3f}", f"{score.closed_book_log_likelihood:.3f}", f"{gain:+.2f}")
         table.add_row(*(Text(number) for number in numbers), Text(str(score.num_tokens)), text)
@@ -251,6 +256,23 @@ def _show_tokens(answer: Answer, console: Console) -> None:
         Text.assemble((f"[{k + 1}] ", "dim"), (_name(answer.sources[k]), _colour(k)), " ") for k in dict.fromkeys(used)
     )
     console.print(Padding(legend, (0, 0, 0, 1)))
+
+
+def _show_sentences(sources: Sequence[Source], console: Console, *, log_prob: float) -> None:
+    """What log p(y|x) would lose without each sentence of a passage, where that was computed."""
+    for k, source in enumerate(sources):
+        if not source.sentences:
+            continue
+        console.print()
+        head = f"Without a sentence of passage {k + 1} log p(y|x) would change by so many nats"
+        console.print(Text(head, style="bold"))
+        table = Table.grid(Column(justify="right", no_wrap=True), Column(), padding=(0, 2))
+        for each in source.sentences:
+            table.add_row(
+                Text(f"{each.log_prob_without - log_prob:+.2f}"),
+                Text(clean(source.passage.text[each.start : each.end]), style="dim"),
+            )
+        console.print(Padding(table, (0, 0, 0, 1)))
 
 
 def _best_passage(token: Token) -> int:

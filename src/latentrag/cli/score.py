@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -15,7 +15,7 @@ import typer
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
 from latentrag.errors import DataError, InputError
-from latentrag.options import AskOptions, MemoryOptions, ModelOptions, PlaceOptions, VersionOptions
+from latentrag.options import AskOptions, EvidenceOptions, MemoryOptions, ModelOptions, PlaceOptions, VersionOptions
 from latentrag.records import score_record
 from latentrag.types import Variant
 
@@ -45,6 +45,7 @@ def score(
     model: ModelOptions,
     place: PlaceOptions,
     how: AskOptions,
+    evidence: EvidenceOptions,
     batch_size: Annotated[int, typer.Option(min=1, help="Lines scored and written together.")] = 8,
     as_json: arg.AsJson = False,
 ) -> None:
@@ -61,7 +62,7 @@ def score(
         # Nobody needs a count who sees the results themselves, and both on one terminal would collide.
         with Console(stderr=True, quiet=sys.stdout.isatty()).status("scoring") as status:
             for batch in batches(pairs(lines, name=name), size=batch_size):
-                for scores in scored(rag, batch, k=how.k, variant=how.variant):
+                for scores in scored(rag, batch, **asdict(how), **asdict(evidence)):
                     _write(scores, as_json=as_json, first=num_scored == 0)
                     num_scored += len(scores)
                     status.update(f"{num_scored} scored")
@@ -95,18 +96,21 @@ def batches(found: Iterable[Pair], *, size: int) -> Iterator[list[Pair]]:
         yield batch
 
 
-def scored(rag: Rag, batch: Sequence[Pair], *, k: int | None, variant: Variant | None) -> Iterator[list[Score]]:
+def scored(
+    rag: Rag, batch: Sequence[Pair], *, k: int | None, variant: Variant | None, sentences: bool = False
+) -> Iterator[list[Score]]:
     """The batch's scores at once; one by one if a pair cannot be scored, so that its line can be named.
 
     Raises: DataError for that pair, after the scores of those before it.
     """
     try:
-        scores = rag.score_batch([pair.x for pair in batch], [pair.y for pair in batch], k=k, variant=variant)
+        x, y = [pair.x for pair in batch], [pair.y for pair in batch]
+        scores = rag.score_batch(x, y, k=k, variant=variant, sentences=sentences)
     except InputError as error:
         if len(batch) == 1:
             raise DataError(f"{batch[0].place}: {error}") from error
         for pair in batch:
-            yield from scored(rag, [pair], k=k, variant=variant)
+            yield from scored(rag, [pair], k=k, variant=variant, sentences=sentences)
     else:
         yield scores
 

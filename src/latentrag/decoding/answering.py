@@ -10,6 +10,7 @@ import torch
 
 from latentrag.decoding.loop import Decided, Decoded, Loop, Search
 from latentrag.decoding.rescore import as_targets
+from latentrag.decoding.sentences import with_sentences
 from latentrag.errors import InputError
 from latentrag.model import Evidence, Read, closed_book
 from latentrag.types import Answer, Decoding, Hypothesis, Passage, Source, Token, Variant
@@ -58,12 +59,21 @@ class Answering:
         read: the questions with their latent values.
         search: decodes them.
         stop: strings that end a text.
+        sentences: also log p of the answer without each sentence of the source of highest posterior.
     """
 
     def __init__(
-        self, read: Read[Scores], search: Search, *, variant: Variant, decoding: Decoding, stop: Sequence[str]
+        self,
+        read: Read[Scores],
+        search: Search,
+        *,
+        variant: Variant,
+        decoding: Decoding,
+        stop: Sequence[str],
+        sentences: bool = False,
     ) -> None:
         self._read, self._variant, self._decoding, self._stop = read, variant, decoding, stop
+        self._sentences = sentences
         self._loop = Loop()
         self._questions = self._loop.admit(search)
         self._decoded: dict[int, list[Decoded]] = {}
@@ -139,15 +149,18 @@ class Answering:
         best, generator = hypotheses[0], self._read.generator
         evidence = evidence_of(best, self._read, question)
         tokens = cut_at_stop(tokens_of(generator, evidence, 0, self._variant, finished=best.finished), self._stop)
+        x, sources = self._read.questions[question], sources_of(evidence, 0, self._variant)
+        if self._sentences:
+            sources = with_sentences(sources, generator, x, evidence, 0, self._variant)
         return Answer(
-            question=self._read.questions[question].text,
+            question=x.text,
             text="".join(token.text for token in tokens),
             log_prob=best.log_prob,
             closed_book_log_prob=closed_book_log_p,
             variant=self._variant,
             decoding=self._decoding,
             memory_version=evidence.version,
-            sources=sources_of(evidence, 0, self._variant),
+            sources=sources,
             tokens=tokens,
             hypotheses=tuple(
                 Hypothesis(before_stop(generator.text(other.ids), self._stop), other.log_prob, other.finished)

@@ -336,6 +336,14 @@ class TransformersGenerator(ABC, Generic[P, T]):
         arguments = {**self._arguments(), "template": template}
         return type(self)(model, self.tokenizer, **arguments, lora=lora or self.lora, seed=seed)  # type: ignore[call-arg]
 
+    def with_template(self, template: T) -> Self:
+        """A generator around the same model under another prompt. Threads must not compute with both at once.
+
+        Raises: ModelError or InputError if the template's end is not one token of this tokenizer.
+        """
+        arguments = {**self._arguments(), "template": template}
+        return type(self)(self.model, self.tokenizer, **arguments, lora=self.lora, int8=self.int8)  # type: ignore[call-arg]
+
     def merged(self) -> Self:
         """A generator around the same model, its adapter a part of the weights.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 INSTRUCTION = "Answer the question in as few words as the passage allows, in the language of the question."
 CLOSED_BOOK_INSTRUCTION = "Answer the question in as few words as possible, in the language of the question."
 
+_ASKED = "Question: {question}"
 _USER, _ASSISTANT = "latentrag-question", "latentrag-answer"
 _DAY = datetime(2024, 7, 26, tzinfo=UTC)
 """What a template takes for today, so that a prompt is the same every day."""
@@ -46,6 +47,18 @@ class ChatTemplate(PromptTemplate):
         """The same: y ends with the model's turn, whatever its text."""
         return self
 
+    def told(self, instruction: str, *, asked: str) -> Self:
+        """The same turn with another instruction, and with ``asked`` in the place of "Question: {question}"."""
+        before, before_alone = _instructions(self.instruction)
+        said, said_alone = _instructions(instruction)
+        return replace(
+            self,
+            preamble=self.preamble.removesuffix(before) + said,
+            closed_book_preamble=self.closed_book_preamble.removesuffix(before_alone) + said_alone,
+            question=self.question.replace(_ASKED, asked, 1),
+            instruction=instruction,
+        )
+
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, instruction: str | None = None) -> Self:
         """As the tokenizer's chat template has it, without a thinking block.
@@ -60,20 +73,24 @@ class ChatTemplate(PromptTemplate):
         before, after = _around(_ASSISTANT, answered)
         cue = _without_thinking(before if before.startswith(cue) else cue, str(tokenizer.get_chat_template()))
         stripped = cue.rstrip(" ")
-        preambles = [
-            head + text.strip() + "\n\n" * bool(text.strip())
-            for text in ((INSTRUCTION, CLOSED_BOOK_INSTRUCTION) if instruction is None else (instruction, instruction))
-        ]
+        said, said_alone = _instructions(instruction)
         return cls(
-            preamble=preambles[0],
+            preamble=head + said,
             passage="{title}: {text}\n\n",
             untitled="{text}\n\n",
-            question="Question: {question}" + stripped,
+            question=_ASKED + stripped,
             end=TextEncoder(tokenizer).control_at_start(after),
-            closed_book_preamble=preambles[1],
+            closed_book_preamble=head + said_alone,
             lead=cue[len(stripped) :],
             instruction=instruction,
         )
+
+
+def _instructions(instruction: str | None) -> tuple[str, str]:
+    """What the user's turn begins with, with a passage and without."""
+    texts = (INSTRUCTION, CLOSED_BOOK_INSTRUCTION) if instruction is None else (instruction, instruction)
+    first, second = (text.strip() + "\n\n" * bool(text.strip()) for text in texts)
+    return first, second
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: object) -> str:

@@ -10,6 +10,7 @@ import os
 import shutil
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -80,25 +81,36 @@ class LlamaCppGenerator:
     ) -> None:
         self.path = Path(path)
         self._context = LlamaContext(self.path, gpu=gpu)
-        vocabulary = self._context.vocabulary
-        tokenizer = _Tokenizer(vocabulary)
+        self._tokenizer = tokenizer = _Tokenizer(self._context.vocabulary)
         made: Any = template
         if isinstance(template, Mapping):
             made = made_template(PromptTemplate.kind, template, tokenizer)
         elif template is None:
             made = ChatTemplate.of(tokenizer) if tokenizer.chat_template else PromptTemplate()
-        self.template: PromptTemplate = made
         window = self._context.window
         self.max_input_tokens = max_input_tokens or max(
             1, min(_INPUT_LIMIT, window - min(_TARGET_POSITIONS, window // 2))
         )
         self.max_target_tokens = window - self.max_input_tokens + 1
-        self._prompts = PromptTokens(_Encoder(tokenizer), self.template)
+        self.passage_cache: PassageCache | None = None
+        self._set_template(made)
+
+    def _set_template(self, template: PromptTemplate) -> None:
+        self.template = template
+        self._prompts = PromptTokens(_Encoder(self._tokenizer), template)
         self._ends = self._all_ends()
         self.end_ids = (self._ends[0],)
-        (cue,) = self._prompts.encoder.ids([self.template.cue], special=False)
-        self._detokenizer = Detokenizer(tokenizer, cue=cue)
-        self.passage_cache: PassageCache | None = None
+        (cue,) = self._prompts.encoder.ids([template.cue], special=False)
+        self._detokenizer = Detokenizer(self._tokenizer, cue=cue)
+
+    def with_template(self, template: PromptTemplate) -> Self:
+        """The same file under another prompt. Threads must not compute with both at once.
+
+        Raises: ModelError if the template's end is not one token of this file.
+        """
+        other = copy(self)
+        other._set_template(template)  # noqa: SLF001  one of ours
+        return other
 
     @classmethod
     def load(cls, folder: Path, settings: Mapping[str, Any], place: Place) -> Self:

@@ -63,6 +63,7 @@ class Engine:
         decoding: Decoding,
         options: dict[str, Any],
         without: tuple[str, ...] = (),
+        sentences: bool = False,
         tell: Callable[[Any], None] | None = None,
     ) -> Job:
         """An ``Answer``, about which ``tell`` gets ``Sources`` and then ``Begun``, each with more tokens than the last.
@@ -72,20 +73,29 @@ class Engine:
         chosen, wanted, k = checked(variant or rag.variant), rag.options(**options), k or rag.k
         check_decoding(chosen, decoding, wanted)
         checked_questions([question])
-        work = partial(_answers, rag, k=k, variant=chosen, decoding=decoding, without=without, options=wanted)
-        key: Hashable = ("answer", id(rag), k, chosen, decoding, wanted)
+        how: dict[str, Any] = {
+            "k": k,
+            "variant": chosen,
+            "decoding": decoding,
+            "sentences": sentences,
+            "options": wanted,
+        }
+        work = partial(_answers, rag, without=without, **how)
+        key: Hashable = ("answer", id(rag), k, chosen, decoding, sentences, wanted)
         if without or (wanted.sample and wanted.seed is not None):
             # Other questions have other passages; other samples in the batch would shift the random numbers.
             key = object()
         same = None if wanted.sample else question
         return self._submit(key, k * wanted.num_beams, _Request(question, work), same=same, tell=tell)
 
-    def score(self, rag: Rag, x: str, y: str, *, k: int | None, variant: Variant | None) -> Job:
+    def score(
+        self, rag: Rag, x: str, y: str, *, k: int | None, variant: Variant | None, sentences: bool = False
+    ) -> Job:
         """A ``Score``. Raises: InputError; Refused."""
         chosen, k = checked(variant or rag.variant), k or rag.k
         checked_questions([x])
-        request = _Request((x, y), partial(_scores, rag, k=k, variant=chosen))
-        return self._submit(("score", id(rag), k, chosen), k, request, same=(x, y))
+        request = _Request((x, y), partial(_scores, rag, k=k, variant=chosen, sentences=sentences))
+        return self._submit(("score", id(rag), k, chosen, sentences), k, request, same=(x, y))
 
     def classify(
         self, rag: Rag, question: str, labels: Sequence[str], *, k: int | None, variant: Variant | None
@@ -143,11 +153,12 @@ def _answers(
     variant: Variant,
     decoding: Decoding,
     without: Sequence[str],
+    sentences: bool,
     options: DecodingOptions,
 ) -> list[Answer | None]:
     """The answer to each group's question; None where nobody waits for it any more."""
     answering = rag.answering(
-        _asked(groups), k=k, variant=variant, decoding=decoding, without=without, **asdict(options)
+        _asked(groups), k=k, variant=variant, decoding=decoding, without=without, sentences=sentences, **asdict(options)
     )
     answers: list[Answer | None] = [None] * len(groups)
     while answering.live:
@@ -170,9 +181,9 @@ def _tell(jobs: Sequence[Job], event: Sources | Begun) -> None:
             job.tell(event)
 
 
-def _scores(rag: Rag, groups: Groups, *, k: int, variant: Variant) -> list[Score]:
+def _scores(rag: Rag, groups: Groups, *, k: int, variant: Variant, sentences: bool) -> list[Score]:
     x, y = zip(*_asked(groups), strict=True)
-    return rag.score_batch(x, y, k=k, variant=variant)
+    return rag.score_batch(x, y, k=k, variant=variant, sentences=sentences)
 
 
 def _classifications(

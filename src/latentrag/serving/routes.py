@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from latentrag.decoding import Sources
-from latentrag.options import AskOptions, DecodingOptions, RetrievalOptions
+from latentrag.options import AskOptions, DecodingOptions, EvidenceOptions, RetrievalOptions
 from latentrag.records import (
     AnswerRecord,
     ClassificationRecord,
@@ -63,7 +63,8 @@ def others(service: Service) -> APIRouter:
     async def score(asked: schemas.ScoreRequest, request: Request) -> Response:
         """How probable a given answer is, and thanks to which passages."""
         rag = await service.rag(asked.as_of)
-        job = service.engine.score(rag, asked.x, asked.y, **asdict(asked.options(AskOptions)))
+        how = asdict(asked.options(AskOptions)) | asdict(asked.options(EvidenceOptions))
+        job = service.engine.score(rag, asked.x, asked.y, **how)
         return json_response(score_record(await service.done(job, request)))
 
     @router.post("/v1/classify", responses=responses(ClassificationRecord), response_model=None)

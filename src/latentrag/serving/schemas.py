@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from latentrag.options import (
     AskOptions,
     DecodingOptions,
+    EvidenceOptions,
     Given,
     OneAnswerOptions,
     OptionField,
@@ -111,7 +112,7 @@ class Retrieval(Asked):
     as_of: Annotated[Version | None, Field(description="Of the memory; null: the one that is served.")] = None
 
 
-@made_of(OneAnswerOptions, Given[DecodingOptions])
+@made_of(OneAnswerOptions, EvidenceOptions, Given[DecodingOptions])
 class Answering(Retrieval):
     """The options of ``latentrag ask``."""
 
@@ -122,7 +123,7 @@ class AnswerRequest(Answering):
     question: Text
 
 
-@made_of(AskOptions)
+@made_of(AskOptions, EvidenceOptions)
 class ScoreRequest(Retrieval):
     """A question x and an answer y to it."""
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from latentrag.errors import LatentRagError
 from latentrag.io import finite
-from latentrag.options import DecodingOptions, OneAnswerOptions
+from latentrag.options import DecodingOptions, EvidenceOptions, OneAnswerOptions
 from latentrag.serving import schemas
 from latentrag.serving.failures import Gone, Refused, busy, refusal
 from latentrag.serving.waiting import StreamState, finished
@@ -69,6 +69,7 @@ class Service:
             await self.rag(asked.as_of),
             question,
             **asdict(asked.options(OneAnswerOptions)),
+            **asdict(asked.options(EvidenceOptions)),
             options=asked.given(DecodingOptions),
             tell=None if stream is None else stream.tell,
         )

@@ -33,6 +33,7 @@ function requested() {
   const fields = new FormData(form);
   const body = { question: fields.get("q"), decoding: fields.get("decoding") };
   if (fields.get("variant")) body.variant = fields.get("variant");
+  if (fields.get("sentences")) body.sentences = true;
   if (fields.get("k")) body.k = Number(fields.get("k"));
   if (fields.get("as_of")) body.as_of = /^\d+$/.test(fields.get("as_of")) ? Number(fields.get("as_of")) : fields.get("as_of");
   return body;
@@ -228,7 +229,7 @@ async function decodeAgain() {
   at("again").textContent = "Decoding again …";
   const { answer } = state;
   // The same version of the memory, which may have been exchanged since.
-  const body = { ...state.request, as_of: answer.memory_version, without: [...state.off].map((z) => answer.sources[z].id) };
+  const body = { ...state.request, sentences: false, as_of: answer.memory_version, without: [...state.off].map((z) => answer.sources[z].id) };
   try {
     const found = await ask("/v1/answer", { body, signal: again.signal });
     const isSame = found.answer === answer.answer;
@@ -260,13 +261,14 @@ function follow() {
   if (link === null) return;
   at("question").value = link.question;
   setOptions(link.options);
-  const { k, as_of, variant, decoding } = link.options;
-  at("options").open = [k, as_of, variant].some((each) => each !== "") || decoding !== "exact";
+  const { k, as_of, variant, decoding, sentences } = link.options;
+  at("options").open = [k, as_of, variant, sentences].some((each) => each !== "") || decoding !== "exact";
   state.link = { request: JSON.stringify(requested()), view: link.view };
   say("From a link: press Ask.");
 }
 
-function setOptions({ k = "", as_of = "", variant = "", decoding }) {
+function setOptions({ k = "", as_of = "", variant = "", decoding, sentences = "" }) {
+  form.elements.sentences.checked = String(sentences) === "true";
   at("k").value = k;
   memory.choose(String(as_of));
   check("variant", variant);

@@ -1,10 +1,13 @@
 // The list of passages: prior beside posterior, pin, leave out.
 
-import { nats, percent, signed } from "./numbers.js";
-import { bar, el, isolated, marked, visible, wordsOf } from "./text.js";
+import { logarithm, nats, percent, signed } from "./numbers.js";
+import { bar, el, isolated, marked, underlined, visible, wordsOf } from "./text.js";
 
 /** What a passage is called: its number, by prior, and its title. */
 export const nameOf = (source, z) => [`[${z + 1}] `, isolated(source.title || source.id)];
+
+const SENTENCES =
+  "Behind each sentence: by how many nats log p(y|x) would change had the passage been without it; the more it would fall, the thicker the line.";
 
 export class Passages {
   /** on: pin(z) and leaveOut(z) are called with the passage's index. */
@@ -27,7 +30,12 @@ export class Passages {
     order.sort((a, b) => answer.sources[b].posterior - answer.sources[a].posterior);
     answer.sources.forEach((source, z) => {
       const item = this.items[z];
-      item.text.replaceChildren(...marked(source.text, words));
+      const changes = source.sentences.map(({ start, end, log_prob_without: without }) => {
+        const change = logarithm(without) - answer.log_prob;
+        return { start, end, change, said: signed(change) };
+      });
+      item.text.replaceChildren(...underlined(source.text, changes, words));
+      item.ofSentences.hidden = changes.length === 0;
       item.shares.append(...share("Posterior", "posterior", source.posterior));
       const isOnly = ifGone === null;
       const change = isOnly ? "the only passage" : `log p(y|x) ${nats(ifGone[z])} (${signed(ifGone[z] - answer.log_prob)})`;
@@ -60,6 +68,7 @@ export class Passages {
     leaveOut.addEventListener("click", () => this.on.leaveOut(z));
     const actions = el("p", { class: "actions", hidden: true }, pin, leaveOut);
     const place = source.page === null ? source.source : `${source.source}, page ${source.page}`;
+    const ofSentences = el("p", { class: "quiet", hidden: true }, SENTENCES);
     const root = el(
       "li",
       {},
@@ -68,9 +77,10 @@ export class Passages {
       ofToken,
       actions,
       text,
+      ofSentences,
       el("p", { class: "quiet" }, isolated(place || source.id)),
     );
-    return { root, text, shares, ofToken, pin, leaveOut, actions };
+    return { root, text, ofSentences, shares, ofToken, pin, leaveOut, actions };
   }
 }
 

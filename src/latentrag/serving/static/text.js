@@ -51,6 +51,25 @@ export function marked(text, words) {
   return nodes;
 }
 
+/**
+ * The text as nodes, with the words in <mark> and a line under sentences: the more log p would fall, the thicker.
+ * sentences: start and end in characters (code points), change in nats, and the change as it is said.
+ */
+export function underlined(text, sentences, words) {
+  const characters = [...text]; // offsets of the server do not count UTF-16 units
+  const part = (start, end) => marked(characters.slice(start, end).join(""), words);
+  const most = Math.max(0, ...sentences.map(({ change }) => -change).filter(Number.isFinite));
+  const nodes = [];
+  let done = 0;
+  for (const { start, end, change, said } of sentences) {
+    const sentence = el("span", { class: "sentence" }, ...part(start, end));
+    sentence.style.setProperty("--share", change < 0 ? Math.min(1, -change / (most || 1)) : 0);
+    nodes.push(...part(done, start), sentence, el("small", { class: "change", dir: "ltr" }, ` ${said}`));
+    done = end;
+  }
+  return [...nodes, ...part(done, characters.length)];
+}
+
 /** A token as a name: white space alone, or nothing, could not be seen. */
 export const tokenName = (text) => (text === "" ? "∅" : text.trim() === "" ? "␣" : text.trim());
 

@@ -1,0 +1,91 @@
+"""Which pairs stay: pure functions of texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from latentrag.evaluation.metrics import (
+    compared_words,
+    contains_answer,
+    contains_unspaced,
+    exact_match,
+    is_unspaced,
+    normalised,
+)
+
+Reason = Literal["no_pair", "answer_not_in_passage", "answer_in_question", "answered_otherwise", "near_duplicate"]
+REASONS: dict[Reason, str] = {
+    "no_pair": "what was written is not a question and an answer",
+    "answer_not_in_passage": "the answer does not stand in the passage",
+    "answer_in_question": "the answer stands in the question",
+    "answered_otherwise": "asked the question, the generator gives another answer from the passage",
+    "near_duplicate": "a kept question is nearly the same",
+}
+NEAR = 0.75
+"""Share of the character trigrams of two questions that both have (Jaccard), from which on they are nearly the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A question and its answer."""
+
+    question: str
+    answer: str
+
+
+def parsed(text: str) -> Pair | None:
+    """The pair of a text "[Question:] … Answer: …", each in one line; None if it is none.
+
+    The answer is what stands in one line after "Answer:", without a full stop at its end.
+    """
+    before, marker, after = text.partition("Answer:")
+    question = " ".join(before.replace("Question:", "", 1).split())
+    lines = after.strip().splitlines()
+    answer = " ".join(lines[0].split()).removesuffix(".").strip() if lines else ""
+    if not marker or not question or not normalised(answer) or "Question:" in answer:
+        return None
+    return Pair(question, answer)
+
+
+def holds(text: str, answer: str) -> bool:
+    """Whether the answer stands in the text, token by token; as ``eval`` counts recall."""
+    return contains_answer(text, [answer]) or (is_unspaced(answer) and contains_unspaced(text, [answer]))
+
+
+def fault_of(pair: Pair, passage: str) -> Reason | None:
+    """Why a pair cannot stay, as far as its passage says; None: it may."""
+    if not holds(passage, pair.answer):
+        return "answer_not_in_passage"
+    return "answer_in_question" if holds(pair.question, pair.answer) else None
+
+
+def is_answered(pair: Pair, decoded: str) -> bool:
+    """Whether what was decoded from the passage and the question is the answer, after normalisation."""
+    return exact_match(decoded, [pair.answer])
+
+
+@dataclass(slots=True)
+class Kept:
+    """The questions that stay. Each is compared with all others: some seconds for 10,000."""
+
+    near: float = NEAR
+    _trigrams: list[frozenset[str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self._trigrams)
+
+    def is_near(self, question: str) -> bool:
+        """Whether a kept question is nearly the same."""
+        ours = trigrams(question)
+        return any(len(ours & other) >= self.near * len(ours | other) for other in self._trigrams)
+
+    def add(self, question: str) -> None:
+        """Keep it."""
+        self._trigrams.append(trigrams(question))
+
+
+def trigrams(text: str) -> frozenset[str]:
+    """Runs of three characters of the normalised text; a shorter text is one run."""
+    text = " ".join(compared_words(text))
+    return frozenset(text[i : i + 3] for i in range(max(1, len(text) - 2)))
