@@ -289,13 +289,13 @@ class ChecksQuestions(Protocol):
 
 
 @runtime_checkable
-class Prompted(Scores, Protocol):
+class Prompted(Generator, Protocol):
     """A generator whose prompt is a template that can be another one."""
 
     @property
     def template(self) -> Any: ...
 
-    def with_template(self, template: Any) -> Generator:
+    def with_template(self, template: Any) -> Prompted:
         """The same model under another template. InputError or ModelError for one that does not fit."""
         ...
 

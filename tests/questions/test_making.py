@@ -40,7 +40,8 @@ class Table:
     """Writes and answers what the table says; is interrupted before the n-th batch."""
 
     def __init__(self, *, stops_before: int | None = None) -> None:
-        self.stops_before, self.seen = stops_before, []
+        self.stops_before = stops_before
+        self.seen: list[str] = []
 
     def written(self, passages: Sequence[Passage]) -> list[str]:
         if self.stops_before == 0:

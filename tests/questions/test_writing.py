@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,9 +29,9 @@ def test_another_prompt_is_that_of_a_generator_loaded_with_it(folder):
     template = PromptTemplate(preamble="emma is a novel\n", question="{question}?", end=None)
     generator = tiny.load_causal(folder)
     before = generator.log_p_theta(generator.prepare(["who"], singles([PASSAGES])), generator.targets(["rome"]))
-    other = generator.with_template(template)
+    other: Any = generator.with_template(template)
     fields = {"preamble": template.preamble, "question": "{question}?", "end": None}
-    loaded = load_generator(folder, settings={"template": fields})
+    loaded: Any = load_generator(folder, settings={"template": fields})
     for each in (other, loaded):
         assert each.targets(["rome"]).ids.tolist() == other.targets(["rome"]).ids.tolist()
     log_p, expected = (
@@ -85,7 +86,8 @@ def test_the_examples_would_stay():
 
 def test_prompts_that_cannot_be_used(tmp_path, folder):
     file = tmp_path / "prompt.json"
-    usual = {"request": "a", "template": {"question": "{question}:"}, "chat_request": "b", "instruction": "c"}
+    usual: dict[str, Any] = {"request": "a", "chat_request": "b", "instruction": "c"}
+    usual["template"] = {"question": "{question}:"}
     with pytest.raises(DataError, match="cannot be read"):
         Prompt.read(file)
     for content, message in (

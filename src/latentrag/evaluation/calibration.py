@@ -87,7 +87,8 @@ def reliability(
         )
     low, high = np.percentile([_error(each) for each in drawn], [2.5, 97.5])
     all_shares = np.concatenate([np.asarray(of_one, float) for of_one in shares])
-    made = [_error(_counts(all_shares, random.random(len(all_shares)) < all_shares, num_bins)) for _ in range(200)]
+    coins = ((random.random(len(all_shares)) < all_shares).astype(float) for _ in range(200))
+    made = [_error(_counts(all_shares, each, num_bins)) for each in coins]
     return Reliability(tuple(bins), _error(total), float(low), float(high), float(np.mean(made)), len(counts))
 
 

@@ -14,7 +14,7 @@ import torch
 from latentrag.decoding import BeamSearch, run
 from latentrag.errors import DataError, InputError
 from latentrag.options import DecodingOptions
-from latentrag.protocols import Generator, Prompted, can_decode
+from latentrag.protocols import Generator, Prompted
 from latentrag.types import Passage, singles
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ class Writer:
 
     def __init__(self, generator: Scores, prompt: Prompt) -> None:
         if not isinstance(generator, Prompted) or not hasattr(generator.template, "preamble"):
-            raise InputError("this generator reads no prompt with worked examples or an instruction; name a causal one")
-        if not can_decode(generator):
-            raise InputError("this generator scores given answers and writes none; name another one")
+            raise InputError(
+                "this generator writes nothing, or takes neither worked examples nor an instruction; name a causal one"
+            )
         template = generator.template
         if hasattr(template, "told"):
             asks, self.request = template.told(prompt.instruction, asked="{question}"), prompt.chat_request
