@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
-from latentrag.errors import InputError
+from latentrag.errors import InputError, LatentRagError
 
 if TYPE_CHECKING:
     import torch
@@ -195,3 +196,28 @@ def _number_format(value: object) -> NumberFormat | None:
     """A format by its name or as a dtype of torch; None for any other."""
     name = str(value).removeprefix("torch.")
     return next((known for known in get_args(NumberFormat) if known == name), None)
+
+
+# Forks
+
+
+def require_unforked(kind: type[LatentRagError]) -> None:
+    """To be called before libraries compute or read, by whoever loads, opens or uses something.
+
+    Their threads do not come along into a fork: the first product of matrices that OpenMP shares among threads waits
+    for ever there, and Lance waits or crashes.
+
+    Raises: ``kind`` if this process is a fork of one that had called this before.
+    """
+    first = _first_process()
+    if os.getpid() != first:
+        raise kind(
+            f"process {os.getpid()} is a fork of process {first}, which had loaded a model or opened a memory, and can "
+            "use none itself; load it after the fork, or spawn processes instead of forking them"
+        )
+
+
+@cache
+def _first_process() -> int:
+    """The process that asked first. Its forks are born with the answer; a spawned process is not."""
+    return os.getpid()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentrag import io
 from latentrag.errors import ModelError
+from latentrag.place import require_unforked
 
 if TYPE_CHECKING:
     import torch
@@ -256,22 +257,17 @@ def build(
 
 
 def _keep_to_this_process(model: nn.Module) -> None:
-    """Refuse to compute in a process that is forked off this one later: threads do not come along, and the first
-    product of matrices that is shared among them would wait for ever."""
+    """Refuse to compute in a process that is forked off this one later. Raises: ModelError in one that was before."""
     from torch import nn
 
-    pid = os.getpid()
-
-    def check(*_: object) -> None:
-        if os.getpid() != pid:
-            raise ModelError(
-                f"this model was loaded by process {pid}, of which {os.getpid()} is a fork, and cannot compute here; "
-                "load it after the fork, or spawn processes instead of forking them"
-            )
-
+    require_unforked(ModelError)
     for module in model.modules():
         if isinstance(module, nn.Embedding):  # where a token enters, whichever part of the model is called
-            module.register_forward_pre_hook(check)
+            module.register_forward_pre_hook(_require_unforked)
+
+
+def _require_unforked(*_: object) -> None:
+    require_unforked(ModelError)
 
 
 def load_tokenizer(folder: Path, *, what: str) -> PreTrainedTokenizerBase:

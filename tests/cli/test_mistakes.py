@@ -1,5 +1,6 @@
 """What users get wrong costs one line and exit code 2; what ends a run otherwise has its own code."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -199,3 +200,23 @@ def test_help_imports_nothing_heavy(arguments) -> None:
     assert "latentrag" in done.stdout
     assert set(done.stderr.split()) & HEAVY == set()
     assert "latentrag.cli.main" in done.stderr.split()
+
+
+WITHOUT = """
+import sys, tempfile
+tempfile._candidate_tempdir_list = lambda: ["/nowhere"]
+from latentrag.cli.main import run
+sys.argv = ["latentrag", *sys.argv[1:]]
+run()
+"""
+
+
+def test_no_folder_for_temporary_files(model, memory) -> None:
+    """As on a read-only root, which test_environments.py mounts: torch looks for one when it is imported."""
+    command = [sys.executable, "-c", WITHOUT, "ask", QUESTION, "-m", model, "-i", memory]
+    known = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}  # torch sets it
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=known)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: no folder for temporary files can be written")
+    assert "set TMPDIR" in line

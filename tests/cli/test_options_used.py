@@ -4,6 +4,7 @@ docs/options.md shows the same as a table; ``python -m tests.cli.test_options_us
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -347,11 +348,12 @@ POSITIONS: Mapping[str, list[str]] = {
     "eval": ["data.jsonl"],
     "train": ["data.jsonl", "--out", "run"],
 }
-LINES = [line for *_, lines in OTHERS for line in lines]
+LINES = [(line, options) for _, options, _, lines in OTHERS for line in lines]
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_options_of_other_commands_are_refused(place, model, memory, monkeypatch, line) -> None:
+@pytest.mark.parametrize(("line", "options"), LINES, ids=[line for line, _ in LINES])
+def test_options_of_other_commands_are_refused(place, model, memory, monkeypatch, line, options) -> None:
+    """For what they are, and not because something else is wrong with the line."""
     monkeypatch.chdir(place)
     command, *rest = arguments = line.split()
     if command != "index":
@@ -359,7 +361,21 @@ def test_options_of_other_commands_are_refused(place, model, memory, monkeypatch
         arguments = [command, *POSITIONS.get(command, []), *models, "-i", memory, *rest]
     elif rest[0] not in ("add", "preview", "sync"):
         arguments = [command, rest[0], memory, *rest[1:]]
-    cli(*arguments, stdin='{"x": "who?", "y": "red"}').error()
+    before = sorted(place.rglob("*"))
+    error = cli(*arguments, stdin='{"x": "who?", "y": "red"}').error()
+    assert any(name in error for flag in FLAG.findall(options) for name in names_of(flag)), error
+    assert re.search("has no effect|got |is for |needs |takes |has no chat template", error)
+    assert sorted(place.rglob("*")) == before
+
+
+FLAG = re.compile(r"(?<=`)-[-\w]+")
+
+
+def names_of(flag: str) -> tuple[str, ...]:
+    """How a line calls an option: by its flag, its name in Python, or its words."""
+    name = flag.lstrip("-").replace("-", "_")
+    words = {"query_prompt": "a prompt", "passage_prompt": "a prompt", "passage_cache_in": "a passage cache"}
+    return flag, name, words.get(name, name.replace("_", " "))
 
 
 def commands() -> list[tuple[str, ...]]:

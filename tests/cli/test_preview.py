@@ -77,3 +77,18 @@ def test_add_writes_the_same_and_says_it_in_short(tmp_path, folder, encoder):
     ).error()
     assert "cannot be written" in error
     assert not (tmp_path / "n.lance").exists()
+
+
+@pytest.mark.parametrize("content", ['{"question": "Who?", "answer": ["I"]}\n', "A text.", "[1]", "null", b"\xff"])
+def test_a_report_replaces_no_file_but_an_earlier_report(tmp_path, folder, encoder, content):
+    """Above all not one that was to be read: it was empty then, and gone."""
+    rows = folder / "rows.jsonl"
+    rows.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = rows.read_bytes()
+    add = ("index", "add", tmp_path / "m.lance", folder, "--encoder", encoder, "--report")
+    assert "is no report of files; name another file" in cli(*add, rows).error()
+    assert (rows.read_bytes(), (tmp_path / "m.lance").exists()) == (before, False)
+    assert "is no report of files" in cli(*add, "/dev/null").error()
+    assert "is no report of files" in cli(*add, folder).error()
+    for _ in range(2):
+        assert cli(*add, tmp_path / "report.jsonl", "--upsert").code == 0

@@ -75,7 +75,7 @@ def add(
     path = memory_path(memory)
     of_files = FileReport()
     if report is not None:
-        of_files.write(report)  # what cannot be written shows before a model is loaded
+        of_files.write_first(report)  # what cannot be written shows before a model is loaded
 
     @cache
     def loaded() -> PassageEncoder:

@@ -22,6 +22,7 @@ Files = Annotated[
     list[Path],
     typer.Argument(help="Files and folders: text, HTML, PDF, Office, EPUB, tables, JSON lines, Wikipedia's dumps."),
 ]
+_KEYS = {"file", "characters", "left_out", "encoding", "is_guess"}
 Words = Annotated[int, typer.Option(help="Length of a passage, in words.")]
 
 
@@ -40,6 +41,17 @@ class FileReport:
         read = {ledger.file for ledger in self.ledgers}
         closed = [Ledger(str(file), left_out={reason: 1}) for file, reason in self.skipped if str(file) not in read]
         return [record_of(ledger) for ledger in (*self.ledgers, *closed)]
+
+    def write_first(self, path: Path) -> None:
+        """Show at once what ``write`` will come to. Raises: InputError, also if something else is there already."""
+        try:
+            lines = path.read_bytes().splitlines() if path.is_file() else []
+            is_ours = not path.exists() or (path.is_file() and all(json.loads(line).keys() == _KEYS for line in lines))
+        except (OSError, ValueError, AttributeError):
+            is_ours = False
+        if not is_ours:
+            raise InputError(f"--report {path} is there and is no report of files; name another file")
+        self.write(path)
 
     def write(self, path: Path) -> None:
         """As JSON lines. Raises: InputError."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from latentrag import io
 from latentrag.errors import InputError, ModelError
+from latentrag.place import require_unforked
 
 STREAMS = 16
 """Rows computed at a time. Bytes of a ``Past`` are for contexts with as many."""
@@ -67,6 +68,7 @@ class LlamaContext:
         self._model: Any = None
         self._context: Any = None
         self._length = 0
+        require_unforked(ModelError)
         self._api = api = _library()
         if not path.is_file():
             raise ModelError(f"no file at {path}; give the path of a GGUF file")
@@ -116,6 +118,7 @@ class LlamaContext:
             of_logits: gets the number of a row and its logits (outputs, V) float32, which are lost when it returns.
             keep: return what was read of each row, its past included.
         """
+        require_unforked(ModelError)
         kept: list[Past | None] = [None] * len(rows)
         with self.lock:
             self._make_room(max(_length(row) for row in rows))

@@ -25,6 +25,7 @@ from latentrag.memory.schema import EncoderCard, require_known
 from latentrag.memory.storage import Place, storage_of
 from latentrag.memory.table import RowsById, Staged, Table
 from latentrag.memory.writer import Added, Writer, add_passages, batches
+from latentrag.place import require_unforked
 from latentrag.types import Passage, SearchResult
 
 if TYPE_CHECKING:
@@ -234,6 +235,7 @@ class Memory:
             q: (B, D) float32, B ≥ 1.
         Raises: InputError if k < 1, k > len(self) or q is not finite; ShapeError; MemoryStoreError if empty.
         """
+        require_unforked(MemoryStoreError)  # faiss's threads do not come along
         q = np.asarray(q, dtype=np.float32)
         self._check_query(q, k)
         row_ids, vectors, scores = self._hits(q, k)

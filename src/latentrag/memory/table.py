@@ -26,6 +26,7 @@ from latentrag.memory.schema import (
 )
 from latentrag.memory.storage import Checksum, Place, Storage, storage_of
 from latentrag.memory.version_files import ROWS_PER_READ
+from latentrag.place import require_unforked
 from latentrag.types import Passage
 
 if TYPE_CHECKING:
@@ -58,8 +59,14 @@ class Table:
     """One version of the table in ``storage``: later commits do not change it. Safe for concurrent reads."""
 
     storage: Storage
-    dataset: lance.LanceDataset
+    opened: lance.LanceDataset
     card: EncoderCard
+
+    @property
+    def dataset(self) -> lance.LanceDataset:
+        """Lance's. Raises: MemoryStoreError in a process that was forked off, where it waits for ever or crashes."""
+        require_unforked(MemoryStoreError)
+        return self.opened
 
     @classmethod
     def create(cls, place: Place, card: EncoderCard) -> Table:
@@ -69,6 +76,7 @@ class Table:
         """
         import lance
 
+        require_unforked(MemoryStoreError)
         storage = storage_of(place)
         path = storage.folder
         if not version_files.is_free(path):
@@ -120,7 +128,7 @@ class Table:
 
     @property
     def version(self) -> int:
-        return int(self.dataset.version)
+        return int(self.opened.version)
 
     def __len__(self) -> int:
         return int(self.dataset.count_rows())

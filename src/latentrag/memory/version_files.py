@@ -27,6 +27,7 @@ from latentrag import io
 from latentrag.errors import DamagedVersionError, LatentRagError, MemoryStoreError
 from latentrag.memory.schema import PASSAGE_COLUMNS, to_passages
 from latentrag.memory.storage import Checksum, Storage
+from latentrag.place import require_unforked
 from latentrag.types import Passage
 
 if TYPE_CHECKING:
@@ -125,10 +126,11 @@ def reason(error: BaseException) -> str:
 def open_readable(storage: Storage, version: int) -> lance.LanceDataset:
     """The table at a version whose manifest is as it was written, whatever has become of its other files.
 
-    Raises: DamagedVersionError.
+    Raises: DamagedVersionError; MemoryStoreError in a process that was forked off.
     """
     import lance
 
+    require_unforked(MemoryStoreError)
     folder, manifest = storage.folder, manifest_name(version)
     if what := damage_of_file(folder, manifest, committed=storage.checksum(manifest)):  # Lance does not check it
         raise DamagedVersionError(folder, version, what)

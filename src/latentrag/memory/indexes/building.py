@@ -60,8 +60,10 @@ INDEX_KINDS: Registry[Kind] = Registry(
 AUTO = "auto"
 LARGEST_FLAT = 200_000
 """Up to here exact search in RAM is fast enough, and needs nothing built."""
-PROCESS_BYTES = 400 << 20
-"""Python, the libraries and what they read ahead."""
+PROCESS_BYTES = 200 << 20
+"""Python and the libraries."""
+MOST_READ_BYTES, MOST_COPIED_BYTES = 192 << 20, 224 << 20
+"""What it leaves in RAM to read the table's vectors, or all of it: twice the vectors, and no more than this (ADR 6)."""
 NUM_WEIGHED = 1_000
 
 EFFORTS = (1.0, 1.5, 2.0, 3.0, 4.0)
@@ -97,8 +99,10 @@ def plan(kind: str, num_rows: int, dimension: int, *, max_memory: int | None = N
     """
     bound = physical_bytes() if max_memory is None else max_memory
     row = INDEX_KINDS[kind]
-    needed = row.plan(num_rows, dimension, bound - PROCESS_BYTES)
-    ram_bytes = needed.ram_bytes + PROCESS_BYTES
+    most_read = MOST_READ_BYTES if row.proposer is None else MOST_COPIED_BYTES
+    besides = PROCESS_BYTES + min(2 * 2 * num_rows * dimension, most_read)
+    needed = row.plan(num_rows, dimension, bound - besides)
+    ram_bytes = needed.ram_bytes + besides
     if ram_bytes > bound:
         given = "this machine has" if max_memory is None else "it may take"
         other = "" if kind == "ivf-rabitq" else ", or build ivf-rabitq"
@@ -181,7 +185,7 @@ def build_index(
     planned = plan(kind, num_rows, table.card.dimension, max_memory=max_memory)
     if INDEX_KINDS[kind].proposer is None:
         folder.discard_all()
-        ram_bytes, wall_s = planned.ram_bytes - PROCESS_BYTES, time.perf_counter() - started
+        ram_bytes, wall_s = 4 * num_rows * table.card.dimension, time.perf_counter() - started
         return BuiltIndex(kind, table.version, num_rows, ram_bytes, 0, 1.0, 1.0, wall_s)
     with io.progress(kind, None, wanted=progress) as bar:
         published = build(

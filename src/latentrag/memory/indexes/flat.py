@@ -28,6 +28,8 @@ from latentrag.types import Passage
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+WORK_BYTES = 16 << 20
+"""A batch of vectors, in three forms at a time."""
 SPARE_CANDIDATES = 8
 """How many candidates beyond K are rescored, so that near ties at place K rarely need a second search."""
 
@@ -49,9 +51,15 @@ class FlatIndex:
     live: LiveRows | None = None
 
     @classmethod
-    def build(cls, batches: Iterable[Rows], dimension: int) -> FlatIndex:
-        """Index a stream of rows; no row id comes twice."""
+    def build(cls, batches: Iterable[Rows], dimension: int, num_rows: int = 0) -> FlatIndex:
+        """Index a stream of rows; no row id comes twice.
+
+        Args:
+            num_rows: how many will come, for which room is made at once; growing would take up to twice as much.
+        """
         flat = faiss.IndexFlatIP(dimension)
+        flat.codes.resize(num_rows * flat.code_size)
+        flat.codes.resize(0)
         row_ids = [np.empty(0, np.int64)]
         largest_norm = 0.0
         for rows in batches:
@@ -99,8 +107,8 @@ class FlatIndex:
 
 
 def plan(num_rows: int, dimension: int, room_bytes: int) -> Plan:  # noqa: ARG001
-    """What it takes to hold all vectors."""
-    return Plan(ram_bytes=4 * num_rows * dimension)
+    """What it takes to hold all vectors and row ids, and a batch in float32."""
+    return Plan(ram_bytes=num_rows * (4 * dimension + 16) + WORK_BYTES)
 
 
 FLAT = Kind(plan, in_ram=FlatIndex.build)

@@ -139,12 +139,13 @@ class Kind:
     Attributes:
         plan: from the number of rows, the dimension and the RAM available, in bytes.
         proposer: of indexes that are built once and stored.
-        in_ram: makes an index from all rows and their dimension whenever a memory is searched; nothing is stored.
+        in_ram: makes an index from all rows, their dimension and their number whenever a memory is searched; nothing is
+            stored.
     """
 
     plan: Callable[[int, int, int], Plan]
     proposer: type[Proposer] | None = None
-    in_ram: Callable[[Iterable[Rows], int], BaseIndex] | None = None
+    in_ram: Callable[[Iterable[Rows], int, int], BaseIndex] | None = None
 
 
 # Rows by id and by position

@@ -189,7 +189,7 @@ class IndexSupply:
         in_ram = INDEX_KINDS[kind].in_ram
         if in_ram is not None:
             self._warn_of_unknown_kinds(table, kind)
-            index = in_ram(stream(table), table.card.dimension)
+            index = in_ram(stream(table), table.card.dimension, len(table))
             self._loaded = _Loaded(index, table.card.fingerprint, fragments(table))
             return index
         if self.choice == AUTO:
