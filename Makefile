@@ -16,7 +16,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help test lint test-environments test-gpu test-page test-properties torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
 	experiment-precision experiment-shares experiment-removal experiment-made-questions experiment-intervals bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
-	bench-memory bench-swap bench-sync bench-serving bench-html clean
+	bench-memory bench-swap bench-sync bench-serving bench-html bench-spans clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -157,6 +157,9 @@ bench-serving: demo $(BENCH)  ## Put a server under load, with exchanges of its 
 bench-html: $(STAMP)  ## Measure what is kept of web pages beside other extractors, 5 minutes; TRAFILATURA, READABILITY, DOCUMENTATION: folders.
 	@$(BIN)/python -m benchmarks.html_text --json build/bench/html.json $(if $(TRAFILATURA),--trafilatura $(TRAFILATURA)) \
 	  $(if $(READABILITY),--readability $(READABILITY)) $(if $(DOCUMENTATION),--documentation $(DOCUMENTATION))
+
+bench-spans: $(STAMP)  ## Measure an extractive reader's answer beside its encoder's pass, a minute; READER: an encoder's folder.
+	@$(BIN)/python -m benchmarks.spans --json build/bench/spans.json --reader $(or $(READER),$$HOME/.cache/latentrag/models/demo/query_encoder)
 
 # What the benchmarks compare with.
 $(BENCH): $(STAMP)

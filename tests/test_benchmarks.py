@@ -16,6 +16,7 @@ from latentrag.memory import Memory
 from latentrag.types import Passage
 from tests import tiny
 from tests.encoder.tiny import write_sentence_encoder
+from tests.generator.test_spans import write_encoder
 
 ROOT = Path(__file__).parent.parent
 TEXTS = ["paris is the capital of france", "rome", "the seine is a river in france", "hamlet , a play", "a queen"]
@@ -60,6 +61,15 @@ def test_a_round_beside_transformers(module, ways, tmp_path) -> None:
     assert theirs == ours
     assert f"| {ways[0]} / {ways[1]} | default |" in printed
     assert all(run["cpu_s"] > 0 and run["peak_bytes"] > 0 for run in found.values())
+
+
+def test_a_reader_beside_its_encoder(tmp_path) -> None:
+    folder = write_encoder(tmp_path / "bert")
+    asked = ("--reader", folder, "--passages", 2, "--words", 8, "--runs", 3)
+    printed, report = run("spans", *asked, file=tmp_path / "found.json")
+    assert report["ratio"] > 1
+    assert {name: len(seconds) for name, seconds in report["times_s"].items()} == {"encode": 3, "answer": 3}
+    assert "| answer / encode |" in printed
 
 
 def test_a_step_beside_what_the_machine_can_do(tmp_path) -> None:

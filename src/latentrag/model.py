@@ -7,11 +7,12 @@ begin with it. Everything here is differentiable in the retriever and the genera
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentrag.errors import InputError
 from latentrag.marginal import (
@@ -23,7 +24,7 @@ from latentrag.marginal import (
     token_posterior,
     without_passage,
 )
-from latentrag.protocols import Prepared, Retriever, Scores
+from latentrag.protocols import Prepared, Retriever, Scores, weighs_passages
 from latentrag.types import (
     Asked,
     Latent,
@@ -137,10 +138,15 @@ class Read(Generic[G_co]):
 
 @dataclass(frozen=True, slots=True)
 class JointModel(Generic[G_co]):
-    """p(y|x) = Σ_z p_η(z|x) p_θ(y|x,z): a retriever and a generator."""
+    """p(y|x) = Σ_z p_η(z|x) p_θ(y|x,z): a retriever and a generator.
+
+    Attributes:
+        null: the logit of "no passage", a scalar, one more value of z beside those retrieved; None: it is none.
+    """
 
     retriever: Retriever
     generator: G_co
+    null: nn.Parameter | None = field(default=None, compare=False)
 
     def read(self, x: Sequence[Asked], *, k: int, without: Sequence[str] = ()) -> Read[G_co]:
         """From questions to evidence: retrieve, normalise the prior, let the generator read (x, z).
@@ -157,7 +163,7 @@ class JointModel(Generic[G_co]):
 
     def read_of(self, x: Sequence[Asked], retrieved: Retrieved) -> Read[G_co]:
         """As ``read``, with what was retrieved for these questions before."""
-        return read_of(self.generator, x, retrieved)
+        return read_of(self.generator, x, with_no_passage(retrieved, self.null))
 
     def evidence(self, x: Sequence[Asked], y: Sequence[str], *, k: int) -> Evidence:
         """Both tensors for B pairs (x, y). Raises: InputError as ``read``, and if x and y differ in number."""
@@ -171,11 +177,52 @@ class JointModel(Generic[G_co]):
         return log_p.masked_fill(~targets.mask, 0.0).sum(dim=1)
 
 
-def read_of(generator: G, x: Sequence[Asked], retrieved: Retrieved) -> Read[G]:
-    """Questions with what was retrieved for them, read by the generator."""
+def read_of(generator: G, x: Sequence[Asked], retrieved: Retrieved, *, learns: bool = True) -> Read[G]:
+    """Questions with what was retrieved for them, read by the generator; one that weighs passages adds its part
+    "reader" to the logits.
+
+    Args:
+        learns: whether that part has a gradient in the generator's weights, where gradients are taken.
+    """
     questions = [Question.of(question) for question in x]
     prepared = generator.prepare(questions, retrieved.latents)
-    return Read(generator, questions, retrieved, log_prior(retrieved.logits.to(generator.device)), prepared)
+    logits = retrieved.logits.to(generator.device)
+    if weighs_passages(generator):
+        with nullcontext() if learns else torch.no_grad():
+            weights = generator.log_weights(prepared)
+        parts = {name: part.to(generator.device) for name, part in retrieved.parts.items()}
+        mask = None if retrieved.mask is None else retrieved.mask.to(generator.device)
+        retrieved = replace(retrieved, parts={**parts, "reader": weights}, mask=mask)
+        logits = retrieved.logits
+    return Read(generator, questions, retrieved, log_prior(logits), prepared)
+
+
+def with_no_passage(retrieved: Retrieved, null: Tensor | None, *, at: int | None = None) -> Retrieved:
+    """What was retrieved, and the empty latent value, whose logit is the part "null" (Lewis et al. 2020, appendix).
+
+        p_η(()|x) = e^b / (e^b + Σ_z e^{s(z)})
+
+    Args:
+        null: b, a scalar, differentiable; None: nothing is added.
+        at: its place among the K values; None: the last.
+    """
+    if null is None:
+        return retrieved
+    first = next(iter(retrieved.parts.values()))
+    at = first.shape[1] if at is None else at
+
+    def widened(part: Tensor, column: Tensor) -> Tensor:
+        return torch.cat([part[:, :at], column.expand(len(part), 1), part[:, at:]], dim=1)
+
+    parts = {name: widened(part, part.new_zeros(1, 1)) for name, part in retrieved.parts.items()}
+    parts["null"] = widened(torch.zeros_like(first), null.to(first).view(1, 1))
+    mask = retrieved.mask
+    return Retrieved(
+        [[*of_one[:at], (), *of_one[at:]] for of_one in retrieved.latents],
+        parts,
+        retrieved.version,
+        None if mask is None else widened(mask, mask.new_ones(1, 1)),
+    )
 
 
 def closed_book(generator: G, x: Sequence[Asked]) -> Read[G]:

@@ -237,14 +237,20 @@ class ModelOptions(EncoderOptions):
     Attributes:
         model: A model: a folder, a hub id, or demo.
         encoder: In place of -m: the encoder of questions and passages, a folder or hub id.
-        generator: With --encoder: any encoder-decoder or causal language model, a folder or hub id.
+        generator: With --encoder: any encoder-decoder or causal language model, a folder or hub id; with
+            --generator-kind spans any encoder like BERT.
         passage_encoder: With --encoder: the encoder of the passages, where it is not that of the questions.
         adapter: With --generator: an adapter for it in PEFT's layout (LoRA, …), a folder or hub id.
+        generator_kind: With --generator: what it is used as: seq2seq, causal, spans (an extractive reader), or by the
+            name that a package adds.
+        generator_settings: With --generator: a setting of its kind, as normalise=passage; may be repeated.
         retriever: How passages are retrieved: dense (by vectors), bm25 (by words), or by the name that a
             package adds.
         instruction: What an instruct model is told before the passage and the question; saved with a trained model.
         template: In place of --instruction: a JSON file with the generator's whole prompt, as a saved model's
             latentrag.json has it under "template".
+        null_passage: Logit of "no passage" beside those of the passages: one more source, for which the generator
+            answers by heart. Training learns it.
     """
 
     model: Annotated[str | None, Option(flags=("-m", "--model"), default=DEMO)] = None
@@ -252,6 +258,8 @@ class ModelOptions(EncoderOptions):
     generator: Annotated[str | None, Option()] = None
     passage_encoder: Annotated[str | None, Option()] = None
     adapter: Annotated[str | None, Option()] = None
+    generator_kind: Annotated[str | None, Option(default="as its files say")] = None
+    generator_settings: Annotated[tuple[str, ...], Option(name="generator_setting", metavar="NAME=VALUE")] = ()
     retriever: Annotated[str | None, Option(default="as the model was saved, else dense")] = None
     instruction: Annotated[
         str | None,
@@ -260,6 +268,7 @@ class ModelOptions(EncoderOptions):
     template: Annotated[
         Path | None, Option(metavar="FILE", default="as the model was saved, else its chat template")
     ] = None
+    null_passage: Annotated[float | None, Option(metavar="LOGIT", default="as the model was saved, else none")] = None
 
 
 @dataclass(frozen=True)  # without slots: those of a run have a second base

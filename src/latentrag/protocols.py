@@ -162,12 +162,16 @@ class Capabilities:
     """What a kind of generator can do.
 
     Attributes:
-        decodes: it has ``start`` and ``step``; otherwise it only scores given targets.
+        decodes: it has ``start`` and ``step``. One that has neither these nor ``every_y`` only scores given targets.
+        enumerates: it has ``every_y``.
+        weighs_passages: it has ``log_weights``.
         differentiable: ``log_p_theta`` has gradients, so that it can be trained.
         keeps_prefixes: what it reads of a passage does not depend on the question, so that it can be kept.
     """
 
     decodes: bool = True
+    enumerates: bool = False
+    weighs_passages: bool = False
     differentiable: bool = True
     keeps_prefixes: bool = False
 
@@ -185,7 +189,7 @@ class Scores(Protocol):
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The tokens that end a y; the first one ends every target."""
+        """The tokens that end a y; the first one ends every target. None for a generator whose y is one token."""
         ...
 
     @property
@@ -245,6 +249,50 @@ class Generator(Scores, Protocol):
 def can_decode(generator: Scores) -> TypeGuard[Generator]:
     """Whether the generator has ``start`` and ``step``."""
     return generator.capabilities.decodes
+
+
+class Choices(Protocol):
+    """Every y that one question's K latent values can say, N of them, each one token."""
+
+    @property
+    def log_p_theta(self) -> Tensor:
+        """(N, K) log p_θ(y|x,z), nats."""
+        ...
+
+    @property
+    def num_tokens(self) -> Tensor:
+        """(N,) how long each y is, in tokens of what the generator reads."""
+        ...
+
+    def ids(self, number: int) -> tuple[int, ...]:
+        """The y at this place, as ``targets`` has it."""
+        ...
+
+
+class Enumerates(Scores, Protocol):
+    """A generator that lists every y instead of decoding step by step: the most probable one of all is found."""
+
+    def every_y(self, prepared: Any) -> list[Choices]:
+        """For each of B questions what its latent values can say. Without gradient."""
+        ...
+
+
+class WeighsPassages(Scores, Protocol):
+    """A generator that has a part of the logit of p_η(z|x), too: how much it believes in a passage that it has read."""
+
+    def log_weights(self, prepared: Any) -> Tensor:
+        """(B, K) float32, nats; differentiable unless grad mode is off."""
+        ...
+
+
+def enumerates(generator: Scores) -> TypeGuard[Enumerates]:
+    """Whether the generator has ``every_y``."""
+    return generator.capabilities.enumerates
+
+
+def weighs_passages(generator: Scores) -> TypeGuard[WeighsPassages]:
+    """Whether the generator has ``log_weights``."""
+    return generator.capabilities.weighs_passages
 
 
 class SavableGenerator(Scores, SavablePart, Protocol):

@@ -1,17 +1,18 @@
 """What a user holds: questions in, answers out, each with its probability and the share of every passage."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import get_args
 
 import torch
 
 from latentrag.decoding import SEARCHES, Answered, Answering, Search, label_log_likelihoods
-from latentrag.decoding.answering import sources_of, tokens_of
+from latentrag.decoding.answering import no_passage_of, sources_of, tokens_of
 from latentrag.decoding.sentences import with_sentences
 from latentrag.errors import InputError
 from latentrag.model import Evidence, JointModel, Read, checked
 from latentrag.options import DecodingOptions, Defaults, decoding_options
-from latentrag.protocols import Retriever, Scores, can_decode
+from latentrag.protocols import Retriever, Scores, can_decode, enumerates
 from latentrag.types import (
     Answer,
     Asked,
@@ -36,6 +37,9 @@ class Rag:
         k: K, passages retrieved, where a call does not say.
         defaults: decoding options where a call does not say, all of them or some by name. Where they do not say either,
             the generator's own saved settings do.
+        null_passage: the logit of "no passage", one more value of z, which the generator reads without any passage:
+            its posterior is the share of parametric memory (the paper's appendix). None: it is none.
+    Raises: InputError for a logit that is not finite.
     """
 
     def __init__(
@@ -46,8 +50,12 @@ class Rag:
         variant: Variant = "sequence",
         k: int = 5,
         defaults: Defaults = None,
+        null_passage: float | None = None,
     ) -> None:
-        self.model = JointModel(retriever, generator)
+        if null_passage is not None and not math.isfinite(null_passage):
+            raise InputError(f"null_passage={null_passage}; needed a finite number")
+        null = None if null_passage is None else torch.nn.Parameter(torch.tensor(null_passage), requires_grad=False)
+        self.model = JointModel(retriever, generator, null)
         self.variant = checked(variant)
         self.k = k
         self.defaults = defaults
@@ -61,6 +69,11 @@ class Rag:
     def generator(self) -> Scores:
         """p_θ(y|x,z)."""
         return self.model.generator
+
+    @property
+    def null_passage(self) -> float | None:
+        """The logit of "no passage"; None: it is no value of z."""
+        return None if self.model.null is None else self.model.null.item()
 
     def options(self, **given: object) -> DecodingOptions:
         """Decoding options: those given, else ``defaults``, else the generator's saved settings, else the usual.
@@ -150,11 +163,15 @@ class Rag:
             decoding, options: as ``check_decoding`` lets them pass.
         Raises: InputError for a generator that only scores.
         """
-        kind = SEARCHES["sample" if options.sample else decoding]
         generator = read.generator
-        if not can_decode(generator):
+        name = "sample" if options.sample else str(decoding)
+        if enumerates(generator):
+            if decoding != "exact":
+                raise InputError(f"decoding={decoding!r} searches; this generator lists every answer, which is 'exact'")
+            name = "enumerate"
+        elif not can_decode(generator):
             raise InputError("this generator scores given answers and writes none; use score, or another generator")
-        return kind(generator, read.prepared, read.log_p_eta, variant=variant, options=options)
+        return SEARCHES[name](generator, read.prepared, read.log_p_eta, variant=variant, options=options)
 
     def score(
         self, x: Asked, y: str, *, k: int | None = None, variant: Variant | None = None, sentences: bool = False
@@ -182,8 +199,11 @@ class Rag:
         evidence = self.model.evidence(x, y, k=self._k(k))
         log_p = evidence.log_likelihood(chosen).tolist()
         closed_book = self.model.closed_book_log_p(x, evidence.targets).tolist()
-        alone = evidence.log_p_eta.shape[1] == 1
-        without = [()] * len(x) if alone else map(tuple, evidence.without_passage(chosen).tolist())
+        num_values = evidence.log_p_eta.shape[1]
+        num_passages = num_values if self.model.null is None else num_values - 1
+        without: Iterable[tuple[float, ...]] = [()] * len(x)
+        if num_values > 1:
+            without = map(tuple, evidence.without_passage(chosen)[:, :num_passages].tolist())
         sources = [sources_of(evidence, b, chosen) for b in range(len(x))]
         if sentences:
             sources = [
@@ -202,6 +222,7 @@ class Rag:
                 sources=sources[b],
                 tokens=tokens_of(self.generator, evidence, b, chosen),
                 without_passage=of_one,
+                no_passage=no_passage_of(evidence, b, chosen),
             )
             for b, of_one in enumerate(without)
         ]
@@ -246,6 +267,7 @@ class Rag:
             variant=chosen,
             memory_version=retrieved.version,
             sources=sources_of(evidence, 0, chosen),
+            no_passage=no_passage_of(evidence, 0, chosen),
         )
 
     def _k(self, k: int | None) -> int:

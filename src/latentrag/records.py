@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 from latentrag.types import Decoding, Variant
 
 if sys.version_info >= (3, 12):
-    from typing import TypedDict
+    from typing import NotRequired, TypedDict
 else:  # pydantic, which makes OpenAPI's schemas of these, reads no others there
+    from typing import NotRequired
+
     from typing_extensions import TypedDict
 
 if TYPE_CHECKING:
-    from latentrag.types import Answer, Classification, Passage, Score, Source, Token
+    from latentrag.types import Answer, Classification, NoPassage, Passage, Score, Source, Token
 
 
 class PassageRecord(TypedDict):
@@ -48,6 +50,13 @@ class SourceRecord(PassageRecord):
     prior: float
     posterior: float
     sentences: list[SentenceRecord]
+
+
+class NoPassageRecord(TypedDict):
+    """The share of the generator alone, where "no passage" is one of the sources."""
+
+    prior: float
+    posterior: float
 
 
 class TokenRecord(TypedDict):
@@ -85,6 +94,7 @@ class AnswerRecord(TypedDict):
     hypotheses: list[HypothesisRecord]
     log_p_eta: list[float | None]
     log_p_theta: list[list[float | None]]
+    no_passage: NotRequired[NoPassageRecord]
 
 
 class ScoreSourceRecord(TypedDict):
@@ -108,6 +118,7 @@ class ScoreRecord(TypedDict):
     posterior: list[float]
     sources: list[ScoreSourceRecord]
     without_passage: list[float | None]
+    no_passage: NotRequired[NoPassageRecord]
 
 
 class LabelRecord(TypedDict):
@@ -127,11 +138,12 @@ class ClassificationRecord(TypedDict):
     variant: Variant
     memory_version: int
     sources: list[SourceRecord]
+    no_passage: NotRequired[NoPassageRecord]
 
 
 def answer_record(answer: Answer) -> AnswerRecord:
     """An answer with its probability and its evidence."""
-    return {
+    record: AnswerRecord = {
         "question": answer.question,
         "answer": answer.text,
         "log_prob": answer.log_prob,
@@ -148,11 +160,14 @@ def answer_record(answer: Answer) -> AnswerRecord:
         "log_p_eta": list(answer.log_p_eta),
         "log_p_theta": [list(of_passage) for of_passage in answer.log_p_theta],
     }
+    if answer.no_passage is not None:
+        record["no_passage"] = _no_passage(answer.no_passage)
+    return record
 
 
 def score_record(score: Score) -> ScoreRecord:
     """A given y with its likelihood."""
-    return {
+    record: ScoreRecord = {
         "x": score.x,
         "y": score.y,
         "log_likelihood": score.log_likelihood,
@@ -171,11 +186,14 @@ def score_record(score: Score) -> ScoreRecord:
         ],
         "without_passage": list(score.without_passage),
     }
+    if score.no_passage is not None:
+        record["no_passage"] = _no_passage(score.no_passage)
+    return record
 
 
 def classification_record(classification: Classification) -> ClassificationRecord:
     """The labels, most probable first."""
-    return {
+    record: ClassificationRecord = {
         "question": classification.x,
         "label": classification.best,
         "labels": [
@@ -186,6 +204,9 @@ def classification_record(classification: Classification) -> ClassificationRecor
         "memory_version": classification.memory_version,
         "sources": _sources(classification.sources),
     }
+    if classification.no_passage is not None:
+        record["no_passage"] = _no_passage(classification.no_passage)
+    return record
 
 
 def token_record(token: Token) -> TokenRecord:
@@ -204,6 +225,10 @@ def passage_record(passage: Passage) -> PassageRecord:
         "end": passage.end,
         "page": passage.page,
     }
+
+
+def _no_passage(share: NoPassage) -> NoPassageRecord:
+    return {"prior": share.prior, "posterior": share.posterior}
 
 
 def _sources(sources: Sequence[Source]) -> list[SourceRecord]:

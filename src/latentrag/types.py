@@ -271,6 +271,15 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class NoPassage:
+    """The share of the generator alone, where "no passage" is one of the values of z: ``prior`` and ``posterior`` as of
+    a ``Source``. With those of the sources they add up to one."""
+
+    prior: float
+    posterior: float
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """One token of an answer, with a probability for each of the K sources in their order.
 
@@ -303,12 +312,14 @@ class Answer:
     Attributes:
         closed_book_log_prob: log p_θ(y|x) of the same tokens without any passage. ``log_prob`` minus this is
             what the memory contributed, in nats.
-        sources: best prior first.
+        sources: in the order of retrieval; best prior first, unless the generator weighs passages, too.
         hypotheses: the ``num_best`` that were wanted, best first; the first is this answer.
         log_p_eta: (K,) log p_η(z|x) of the sources, nats.
         log_p_theta: (K, T) log p_θ(y_i|x,z,y_<i) of all T tokens that ``log_prob`` counts: the end token too, and those
             behind a stop string, which ``tokens`` has not. With log_p_eta all that the other numbers are made of.
             −inf after Fast Decoding for every passage whose beam did not hold y.
+        no_passage: the share of the generator alone; None where it is no value of z. The last row of the two tensors
+            is its.
     """
 
     question: str
@@ -323,6 +334,7 @@ class Answer:
     hypotheses: tuple[Hypothesis, ...]
     log_p_eta: tuple[float, ...]
     log_p_theta: tuple[tuple[float, ...], ...]
+    no_passage: NoPassage | None = None
 
     @property
     def answer(self) -> str:
@@ -338,7 +350,8 @@ class Score:
         log_likelihood: log p(y|x), nats, summed over the tokens of y and its end token.
         num_tokens: how many tokens that is.
         without_passage: for each source, log p(y|x) had that passage not been retrieved (the prior
-            renormalised over the others). Empty when there is one passage only.
+            renormalised over the others). Empty when there is one value of z only.
+        no_passage: the share of the generator alone; None where it is no value of z.
     """
 
     x: str
@@ -351,6 +364,7 @@ class Score:
     sources: tuple[Source, ...]
     tokens: tuple[Token, ...]
     without_passage: tuple[float, ...]
+    no_passage: NoPassage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,13 +378,15 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """The labels, most probable first, and the passages with their share in the most probable one."""
+    """The labels, most probable first, and the passages with their share in the most probable one; ``no_passage`` is
+    that of the generator alone, None where it is no value of z."""
 
     x: str
     labels: tuple[Label, ...]
     variant: Variant
     memory_version: int
     sources: tuple[Source, ...]
+    no_passage: NoPassage | None = None
 
     @property
     def best(self) -> str:

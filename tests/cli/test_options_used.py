@@ -103,6 +103,7 @@ ALWAYS: Mapping[str, list[str]] = {
 """Options of `train` that change something in any state, with a value that shows it."""
 ELSEWHERE = {
     *("--model", "--encoder", "--generator", "--passage-encoder", "--adapter", "--instruction", "--template"),
+    *("--generator-kind", "--generator-setting", "--null-passage"),
     *("--query-prompt", "--passage-prompt", "--dimension"),
     *("--memory", "--out", "--resume", "--json"),
     *("--device", "--encoder-device", "--passage-cache-in", "--skip-bad", "--truncate", "--prefix-field"),
@@ -273,6 +274,12 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
         [f"{each} --label yes=red" for each in ("eval", "train")],
     ),
     (
+        "eval, train",
+        "`--null-passage`",
+        "with `--closed-book`",
+        [f"{each} --closed-book --null-passage 1" for each in ("eval", "train")],
+    ),
+    (
         "serve",
         "`--passage-cache`, `--passage-cache-folder`",
         "encoder-decoder",
@@ -304,6 +311,16 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
         ["ask --encoder e --generator g", "ask --passage-encoder e"],
     ),
     ("all that take a model", "`--adapter`", "without `--generator`", ["ask --adapter a", "train --adapter a"]),
+    (
+        "all that take a model",
+        "`--generator-kind`, `--generator-setting`",
+        "without `--generator`",
+        [
+            f"{each} {more}"
+            for each in (*MODELS, "train")
+            for more in ("--generator-kind spans", "--generator-setting a=b")
+        ],
+    ),
     (
         "all that take a model; `index add`, `index sync`, `index reencode`",
         "`--query-prompt`, `--passage-prompt`, `--dimension`",

@@ -1,7 +1,7 @@
 """latentrag.json, the file that makes a folder a model of ours. Format 2 has sections:
 
 parts     name → folder: query_encoder, passage_encoder, generator, and what else a retriever is made of
-prior     where p_η comes from: variant, k, the retriever's name and its settings
+prior     where p_η comes from: variant, k, the retriever's name and its settings, the logit of "no passage"
 decoding  options of answers, by name
 template  the generator's prompt; beats what the generator's own folder says, as ``adapter`` does
 adapter   the settings of the generator's adapter; null: it has none
@@ -12,6 +12,7 @@ depend on it. Format 1 had variant, k, retriever, bm25_scale and decoding side b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from latentrag.types import Variant
 FILE_NAME = "latentrag.json"
 FORMAT = 2
 SECTIONS = ("parts", "prior", "decoding", "template", "adapter")
-PRIOR = ("variant", "k", "retriever", "settings")
+PRIOR = ("variant", "k", "retriever", "settings", "null_passage")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class ModelFile:
         parts: name → folder, relative to the model's.
         retriever: its name in the table of retrievers.
         settings: of the retriever.
+        null_passage: the logit of "no passage"; None: it is no value of z.
         decoding: options of ``DecodingOptions``, by name.
         generator: settings of the generator that the model has in place of those in the generator's own folder.
     """
@@ -46,6 +48,7 @@ class ModelFile:
     k: int = 5
     retriever: str = "dense"
     settings: Mapping[str, object] = field(default_factory=dict)
+    null_passage: float | None = None
     decoding: Mapping[str, object] = field(default_factory=dict)
     generator: Mapping[str, object] = field(default_factory=dict)
 
@@ -81,7 +84,7 @@ class ModelFile:
 
     def write(self, path: Path) -> None:
         """In format 2."""
-        prior = {name: getattr(self, name) for name in PRIOR}
+        prior = {name: value for name in PRIOR if (value := getattr(self, name)) is not None}
         of_generator = {name: self.generator[ours] for name, ours in _OF_GENERATOR.items() if ours in self.generator}
         content = {"format": FORMAT, "parts": self.parts, "prior": prior, "decoding": self.decoding, **of_generator}
         io.write_json(path, content)
@@ -108,5 +111,8 @@ def _check_prior(prior: Mapping[str, Any], path: Path) -> None:
     k, retriever = prior.get("k", 5), prior.get("retriever", "dense")
     if prior.get("variant", "sequence") not in {"sequence", "token"} or not isinstance(k, int) or k < 1:
         raise ModelError(f"{path} has no usable prior.variant and prior.k; save the model again")
+    null = prior.get("null_passage", 0.0)
+    if not isinstance(null, int | float) or not math.isfinite(null):
+        raise ModelError(f"{path} has no usable prior.null_passage; save the model again")
     if not isinstance(retriever, str) or not isinstance(prior.get("settings", {}), dict):
         raise ModelError(f"{path} has no usable prior.retriever and prior.settings; save the model again")

@@ -42,6 +42,7 @@ def load(
     retriever: str | None = None,
     instruction: str | None = None,
     template: Source | None = None,
+    null_passage: float | None = None,
     device: str = "auto",
     encoder_device: str | None = None,
     dtype: torch.dtype | str = "auto",
@@ -69,6 +70,7 @@ def load(
             to answer in as few words as the passage allows, in the question's language.
         template: in place of an instruction: a JSON file with the generator's prompt, as latentrag.json has it under
             "template". ``save`` keeps either.
+        null_passage: the logit of "no passage", as for ``Rag``; None: as the model says, else it is no value of z.
         device: where the model computes: "cpu", "cuda", "cuda:1", "mps", "xpu"; "auto": the best device of this
             machine. The memory is searched on the CPU.
         encoder_device: where the query encoder computes; None: on ``device``.
@@ -114,6 +116,7 @@ def load(
         variant=variant or parts.file.variant,
         k=parts.file.k if k is None else k,
         defaults=chosen_options(parts.file.decoding),
+        null_passage=parts.file.null_passage if null_passage is None else null_passage,
     )
 
 
@@ -220,6 +223,7 @@ def save(
         k=rag.k,
         retriever=retriever.kind,
         settings=retriever.settings(),
+        null_passage=rag.null_passage,
         decoding=chosen_options(rag.defaults),
         generator={name: settings[name] for name in ("template", "lora") if name in settings},
     )
@@ -251,7 +255,8 @@ def export(source: Source, folder: Source) -> bool:
     if not generator.capabilities.differentiable:
         raise InputError(f"{source}: a generator of the kind {generator.kind} is a file already; copy it")
     lora, merged = generator.lora, generator.merged()
-    file = replace(parts.file, generator={"template": merged.settings()["template"]})
+    settings = merged.settings()
+    file = replace(parts.file, generator={name: settings[name] for name in ("template",) if name in settings})
     with _published(Path(folder)) as scratch:
         for name, place in file.parts.items():
             if name != "generator":
@@ -267,7 +272,7 @@ def with_parts(rag: Rag, retriever: Retriever, generator: Scores) -> Rag:
     """The same settings around other parts."""
     from latentrag.rag import Rag
 
-    return Rag(retriever, generator, variant=rag.variant, k=rag.k, defaults=rag.defaults)
+    return Rag(retriever, generator, variant=rag.variant, k=rag.k, defaults=rag.defaults, null_passage=rag.null_passage)
 
 
 def with_memory(rag: Rag, memory: Memory) -> Rag:

@@ -35,10 +35,12 @@ class ModelSpec:
 
     Attributes:
         encoder: of the questions, and of the passages unless ``passage_encoder`` says otherwise.
-        generator: any encoder–decoder or causal language model.
+        generator: any encoder–decoder or causal language model, or with another kind what that reads.
         passage_encoder: DPR's context encoder, for instance.
         adapter: of the generator, in PEFT's layout; it is merged into the weights.
         encoding: prompts and dimension of the encoders.
+        generator_settings: of the generator, by name, in place of its own: "kind", in the table of kinds, and those of
+            that kind.
     """
 
     encoder: Source
@@ -46,6 +48,7 @@ class ModelSpec:
     passage_encoder: Source | None = None
     adapter: Source | None = None
     encoding: EncoderOptions = field(default=EncoderOptions(), repr=False)  # the others name runs that are resumed
+    generator_settings: Mapping[str, object] = field(default_factory=dict, repr=False, hash=False)
 
     @property
     def parts(self) -> tuple[Source | None, ...]:
@@ -89,6 +92,7 @@ def open_parts(
     if isinstance(source, tuple):
         source = ModelSpec(*source)
     if isinstance(source, ModelSpec):
+        settings = {**source.generator_settings, **settings}
         if source.adapter is not None:
             settings = {**settings, "adapter": model_place(source.adapter)}
         generator = _generator_at(source.generator, places.generator, settings)
@@ -126,6 +130,8 @@ def content_key(source: Source | ModelSpec | tuple[Source, Source]) -> str:
     digest = hashlib.sha256()
     if isinstance(source, ModelSpec) and source.encoding != EncoderOptions():
         digest.update(repr(source.encoding).encode())
+    if isinstance(source, ModelSpec) and source.generator_settings:
+        digest.update(repr(sorted(source.generator_settings.items())).encode())
     for part in named:
         digest.update(b"\0" if part is None else b"\1")
         if part is None:
@@ -190,7 +196,7 @@ def load_passage_encoder(
 
 def _refuse(settings: Mapping[str, object], source: Source) -> None:
     if settings:
-        raise InputError(f"{source} has a prompt of its own; leave instruction and template out")
+        raise InputError(f"{source} has a prompt and settings of its own; leave {', '.join(settings)} out")
 
 
 def _open_own(folder: Path, places: Places, settings: Mapping[str, object]) -> Parts:

@@ -21,12 +21,13 @@ from latentrag.errors import DataError, InputError
 from latentrag.generator import Lora
 from latentrag.memory import Memory
 from latentrag.options import Given
-from latentrag.protocols import KeepsPassages, TrainableRetriever
+from latentrag.protocols import KeepsPassages, TrainableRetriever, can_decode
 from latentrag.rag import Rag
 from latentrag.training import checkpoint
 from latentrag.training.data import Example
 from latentrag.training.loop import Outcome, Trainer
 from latentrag.training.options import (
+    OBJECTIVES,
     RunOptions,
     TrainingOptions,
     check_used,
@@ -54,6 +55,7 @@ class Setup(RunOptions):
         model: as for ``latentrag.load``.
         retriever: a name in ``RETRIEVERS``, or as the model says.
         instruction, template: the generator's prompt, as for ``latentrag.load``.
+        null_passage: the logit of "no passage" before training, as for ``latentrag.load``.
     """
 
     data: Path
@@ -62,6 +64,7 @@ class Setup(RunOptions):
     retriever: str | None = None
     instruction: str | None = None
     template: Source | None = None
+    null_passage: float | None = None
 
 
 def train(
@@ -85,6 +88,8 @@ def train(
     epochs = 1.0 if setup.epochs is None else setup.epochs
     options = options_from(given, epochs, len(examples))
     check_used(setup, given, options)
+    if setup.null_passage is not None and options.closed_book:
+        raise InputError("--null-passage has no effect, since closed book reads no passages; leave it out")
     before = checkpoint.read_request(setup.out, resume=resume)
     memory = open_memory(setup.memory, version=None if before is None else before["memory"]["version"])
     processes = Processes.start(device=setup.device)
@@ -115,6 +120,7 @@ def train(
         dev=dev,
         processes=processes,
         refresher=retriever if options.refresh_every else None,
+        null=rag.model.null,
         progress=progress,
     )
     if before is not None:
@@ -233,6 +239,7 @@ def _model(
         retriever=setup.retriever,
         instruction=setup.instruction,
         template=setup.template,
+        null_passage=setup.null_passage,
         variant=options.variant,
         k=options.k,
         device=device,
@@ -305,10 +312,25 @@ def _check_used(setup: Setup, options: TrainingOptions, generator: Any, lora: Lo
             raise without_effect(
                 name, "training changes how this generator reads passages, or it reads them with the question"
             )
-    if setup.keep_preamble and generator.template.without_examples() == generator.template:
+    _check_objective(options, generator)
+    template = generator.template
+    if setup.keep_preamble and (template is None or template.without_examples() == template):
         raise without_effect("keep_preamble", "the model's prompt has no worked examples")
     if options.autocast and generator.model.dtype == torch.bfloat16:
         raise without_effect("autocast", "the generator's weights are in bfloat16")
+
+
+def _check_objective(options: TrainingOptions, generator: Any) -> None:
+    """Raises: InputError for what needs a generator that decodes step by step."""
+    if can_decode(generator):
+        return
+    if options.label_smoothing:
+        raise without_effect("label_smoothing", f"a generator of the kind {generator.kind} has no vocabulary")
+    if OBJECTIVES[options.objective].with_reader is not None:
+        raise InputError(
+            f"objective={options.objective!r} needs a generator that reads all passages together, which one of the "
+            f"kind {generator.kind} does not; use nll, pdist or loop"
+        )
 
 
 def _request(
@@ -335,6 +357,7 @@ def _request(
         },
         "model": {"name": str(setup.model), "files": content_key(setup.model)},
         "retriever": setup.retriever,
+        "null_passage": setup.null_passage,
         "keep_preamble": keep_preamble,
         "dtype": setup.dtype,
         "template": prompt_settings(setup.instruction, setup.template).get("template"),

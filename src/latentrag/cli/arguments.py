@@ -135,6 +135,9 @@ def model_source(options: ModelOptions) -> str | assemble.ModelSpec:
     model, encoder, generator = options.model, options.encoder, options.generator
     if options.adapter is not None and generator is None:
         raise InputError("got --adapter without --generator; name the generator that it was trained for")
+    settings = _generator_settings(options)
+    if settings and generator is None:
+        raise InputError("got --generator-kind or --generator-setting without --generator; a model has its own")
     require_encoder(options.of_encoder, None if options.retriever == "bm25" else encoder)
     if encoder is None and generator is None and options.passage_encoder is None:
         return DEMO if model is None else model
@@ -143,12 +146,24 @@ def model_source(options: ModelOptions) -> str | assemble.ModelSpec:
     if encoder is None or generator is None:
         missing = "--encoder" if encoder is None else "--generator"
         raise InputError(f"got parts of a model without {missing}; give --encoder and --generator, or -m")
-    return assemble.ModelSpec(encoder, generator, options.passage_encoder, options.adapter, options.of_encoder)
+    parts = (encoder, generator, options.passage_encoder, options.adapter)
+    return assemble.ModelSpec(*parts, options.of_encoder, generator_settings=settings)
+
+
+def _generator_settings(options: ModelOptions) -> dict[str, object]:
+    """By name. Raises: InputError for one that is not NAME=VALUE."""
+    settings: dict[str, object] = {} if options.generator_kind is None else {"kind": options.generator_kind}
+    for given in options.generator_settings:
+        name, is_there, value = given.partition("=")
+        if not is_there or not name or not value:
+            raise InputError(f"--generator-setting {given!r} is no setting; write NAME=VALUE, as normalise=passage")
+        settings[name] = int(value) if value.isdecimal() else value
+    return settings
 
 
 def loading(options: ModelOptions) -> dict[str, Any]:
     """What else ``latentrag.load`` takes of a model."""
-    return {name: getattr(options, name) for name in ("retriever", "instruction", "template")}
+    return {name: getattr(options, name) for name in ("retriever", "instruction", "template", "null_passage")}
 
 
 def open_rag(

@@ -163,7 +163,7 @@ def _parts(rag: Rag, source: str | assemble.ModelSpec) -> Facts:
         "generator": {
             **model.facts(),
             "kind": model.kind,
-            "template": type(model.template).__name__,
+            "template": None if model.template is None else type(model.template).__name__,
             "instruction": getattr(model.template, "instruction", None),
             "device": str(model.device),
             "max_input_tokens": model.max_input_tokens,
@@ -209,7 +209,8 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             size = f"{encoder['dimension']} dimensions, scale {encoder['scale']:g}"
             yield "encoder", f"{encoder['name']}, {size}, on {encoder['device']}"
             yield "", f"for passages of {encoder['passage_fingerprint'] or 'an encoder that its files do not name'}"
-        kind = f"{generator['class']} ({generator['kind']}, {generator['template']})"
+        how = ", ".join(each for each in (generator["kind"], generator["template"]) if each)
+        kind = f"{generator['class']} ({how})"
         size = f"{generator['parameters']:,} parameters in {generator['dtype']}"
         yield "generator", f"{kind}, {size}, reads {generator['max_input_tokens']:,} tokens, on {generator['device']}"
         if generator["packed_bytes"]:

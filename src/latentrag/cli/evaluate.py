@@ -84,6 +84,7 @@ def evaluate(
             decodes = {f"--{name.replace('_', '-')}": True for name in decoding}
             unused = {"--closed-book": closed_book, "--dtype": place.dtype != "auto", **decodes}
             unused |= {f"--{name}": getattr(model, name) is not None for name in ("instruction", "template")}
+            unused["--null-passage"] = model.null_passage is not None
             result = measured(data, ranking, reading, given, unused=unused, **common)
         else:
             result = _measured(data, reading, given, decoding, closed_book=closed_book, **common)
@@ -131,6 +132,7 @@ def _measured(
     from latentrag.training.tasks import read_task
 
     of_passages = {"--as-of": version.as_of, "--retriever": model.retriever, "--passages-from": given.passages_from}
+    of_passages["--null-passage"] = None if model.null_passage is None else str(model.null_passage)
     for flag, value in of_passages.items():
         if closed_book and value is not None:
             raise InputError(f"{flag} has no effect, since closed book reads no passages; leave it out")
@@ -158,6 +160,7 @@ def _measured(
         **({"answers_from": reading.answers_from} if reading.answers_from else {}),
         **({"passages_from": given.passages_from} if given.passages_from else {}),
         **assemble.prompt_settings(model.instruction, model.template),
+        **({} if model.null_passage is None else {"null_passage": model.null_passage}),
     }
     return run(
         rag,

@@ -18,7 +18,7 @@ from rich.text import Text
 from latentrag.cli.output import clean
 
 if TYPE_CHECKING:
-    from latentrag.types import Answer, Classification, Score, Source, Token
+    from latentrag.types import Answer, Classification, NoPassage, Score, Source, Token
 
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -49,6 +49,7 @@ def show_answer(answer: Answer, console: Console) -> None:
     console.print(_probability_sentence(answer))
     console.print()
     _show_sources(answer.sources, console, memory_version=answer.memory_version)
+    _show_no_passage(answer.no_passage, console)
     _show_sentences(answer.sources, console, log_prob=answer.log_prob)
     if answer.tokens and len(answer.sources) > 1:
         console.print()
@@ -82,7 +83,10 @@ def show_scores(scores: Sequence[Score], console: Console, *, header: bool) -> N
     for score in scores:
         best = max(score.sources, key=lambda source: source.posterior)
         text = Text.assemble(clean(score.x), (" → ", "dim"), (clean(score.y), "bold"), "\n")
-        text.append(f"{percent(best.posterior)} {_name(best)}", style="dim")
+        share, name = best.posterior, _name(best)
+        if score.no_passage is not None and score.no_passage.posterior > share:
+            share, name = score.no_passage.posterior, "no passage"
+        text.append(f"{percent(share)} {name}", style="dim")
         if best.sentences:
             most = min(best.sentences, key=lambda each: each.log_prob_without)
             change = most.log_prob_without - score.log_likelihood
@@ -106,6 +110,7 @@ def show_classification(found: Classification, console: Console) -> None:
     console.print(table)
     console.print()
     _show_sources(found.sources, console, memory_version=found.memory_version)
+    _show_no_passage(found.no_passage, console)
 
 
 def show_facts(facts: Iterable[tuple[str, str]], console: Console) -> None:
@@ -225,6 +230,11 @@ def _show_sources(sources: Sequence[Source], console: Console, *, memory_version
         )
 
 
+def _show_no_passage(share: NoPassage | None, console: Console) -> None:
+    if share is not None:
+        console.print(Text(f"no passage: prior {percent(share.prior)}, posterior {percent(share.posterior)}"))
+
+
 def _passage(source: Source, *, style: str) -> Table:
     """Title and text; one line of text where the passage hardly matters."""
     matters = max(source.prior, source.posterior) >= _SHOWN_SHARE
@@ -248,12 +258,15 @@ def _show_tokens(answer: Answer, console: Console) -> None:
     for k, stretch in groupby(answer.tokens, key=_best_passage):
         text = "".join(token.text for token in stretch)
         leading = " " if text[:1].isspace() else ""
-        parts.append(f"{leading}{clean(text)}", style=_colour(k))
-        parts.append(f"[{k + 1}]", style="dim")
+        parts.append(f"{leading}{clean(text)}", style=_colour(k) if k >= 0 else "")
+        parts.append(f"[{k + 1 if k >= 0 else '–'}]", style="dim")
         used.append(k)
     console.print(Padding(parts, (0, 0, 0, 1)))
     legend = Text(" ").join(
-        Text.assemble((f"[{k + 1}] ", "dim"), (_name(answer.sources[k]), _colour(k)), " ") for k in dict.fromkeys(used)
+        Text.assemble((f"[{k + 1}] ", "dim"), (_name(answer.sources[k]), _colour(k)), " ")
+        if k >= 0
+        else Text.assemble(("[–] ", "dim"), "no passage", " ")
+        for k in dict.fromkeys(used)
     )
     console.print(Padding(legend, (0, 0, 0, 1)))
 
@@ -276,7 +289,9 @@ def _show_sentences(sources: Sequence[Source], console: Console, *, log_prob: fl
 
 
 def _best_passage(token: Token) -> int:
-    return max(range(len(token.posterior)), key=token.posterior.__getitem__)
+    """The place of its source; −1: the generator alone weighs more."""
+    best = max(range(len(token.posterior)), key=token.posterior.__getitem__)
+    return best if token.posterior[best] >= 1 - sum(token.posterior) else -1
 
 
 def _name(source: Source) -> str:

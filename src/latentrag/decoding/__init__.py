@@ -6,6 +6,7 @@ from functools import partial
 from latentrag.decoding.answering import Answered, Answering, Begun, Sources
 from latentrag.decoding.beam import BeamSearch, marginal_beam
 from latentrag.decoding.classify import label_log_likelihoods
+from latentrag.decoding.enumerate import Enumeration
 from latentrag.decoding.loop import Decided, Decoded, Ended, Loop, Search, run
 from latentrag.decoding.rescore import Rescoring, fast, thorough
 from latentrag.decoding.sample import Sampling
@@ -15,6 +16,7 @@ SEARCHES: Mapping[str, Callable[..., Search]] = {
     "thorough": partial(Rescoring, thorough),
     "fast": partial(Rescoring, fast),
     "sample": Sampling,
+    "enumerate": Enumeration,
 }
 """How to decode. Each takes generator, prepared, log_p_eta, variant and options."""
 
@@ -27,6 +29,7 @@ __all__ = [
     "Decided",
     "Decoded",
     "Ended",
+    "Enumeration",
     "Loop",
     "Sampling",
     "Search",

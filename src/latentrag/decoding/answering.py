@@ -13,7 +13,7 @@ from latentrag.decoding.rescore import as_targets
 from latentrag.decoding.sentences import with_sentences
 from latentrag.errors import InputError
 from latentrag.model import Evidence, Read, closed_book
-from latentrag.types import Answer, Decoding, Hypothesis, Passage, Source, Token, Variant
+from latentrag.types import Answer, Decoding, Hypothesis, NoPassage, Passage, Source, Token, Variant
 
 if TYPE_CHECKING:
     from latentrag.protocols import Scores
@@ -45,6 +45,9 @@ class Answered:
 
 
 AnswerEvent = Sources | Begun | Answered
+
+RULED_OUT = "every answer is ruled out by the options; lower min_tokens or no_repeat_ngram_size, or raise max_tokens"
+"""What is said of a question for which a search has found nothing."""
 
 
 class Answering:
@@ -119,7 +122,7 @@ class Answering:
         self._num_ids[question] = len(ids)
         ended = ids[-1] in generator.end_ids
         evidence = evidence_of(Decoded(ids, 0.0, event.log_p_theta, finished=ended), self._read, question)
-        tokens = tokens_of(generator, evidence, 0, self._variant, finished=ended)
+        tokens = tokens_of(generator, evidence, 0, self._variant)
         if not ended:
             tokens = tokens[: num_settled([token.text for token in tokens], self._stop)]
         if len(tokens) <= self._num_said[question]:
@@ -133,7 +136,7 @@ class Answering:
         if not questions:
             return []
         if not all(self._decoded.values()):
-            raise InputError("every answer is ruled out by the options; lower min_tokens or no_repeat_ngram_size")
+            raise InputError(RULED_OUT)
         generator, device = self._read.generator, self._read.log_p_eta.device
         best = as_targets([self._decoded[question][0].ids for question in questions], device=device)
         alone = closed_book(generator, [self._read.questions[question] for question in questions]).evidence(best)
@@ -148,7 +151,7 @@ class Answering:
     def _answer(self, question: int, hypotheses: Sequence[Decoded], closed_book_log_p: float) -> Answer:
         best, generator = hypotheses[0], self._read.generator
         evidence = evidence_of(best, self._read, question)
-        tokens = cut_at_stop(tokens_of(generator, evidence, 0, self._variant, finished=best.finished), self._stop)
+        tokens = cut_at_stop(tokens_of(generator, evidence, 0, self._variant), self._stop)
         x, sources = self._read.questions[question], sources_of(evidence, 0, self._variant)
         if self._sentences:
             sources = with_sentences(sources, generator, x, evidence, 0, self._variant)
@@ -168,6 +171,7 @@ class Answering:
             ),
             log_p_eta=tuple(evidence.log_p_eta[0].tolist()),
             log_p_theta=tuple(map(tuple, evidence.log_p_theta[0].tolist())),
+            no_passage=no_passage_of(evidence, 0, self._variant),
         )
 
 
@@ -182,17 +186,15 @@ def evidence_of(hypothesis: Decoded, read: Read[Scores], b: int) -> Evidence:
     )
 
 
-def tokens_of(
-    generator: Scores, evidence: Evidence, b: int, variant: Variant, *, finished: bool = True
-) -> tuple[Token, ...]:
-    """The tokens of y without the end token, whose posterior is in the sources."""
+def tokens_of(generator: Scores, evidence: Evidence, b: int, variant: Variant) -> tuple[Token, ...]:
+    """The tokens of y without an end token, whose posterior is in the sources."""
     length = int(evidence.targets.mask[b].sum())
     ids = evidence.targets.ids[b, :length].tolist()
     _, of_passages = evidence.of_passages(b, evidence.posterior_of_tokens(variant)[b])  # (P, T)
     posterior = of_passages.T.tolist()
     log_p = evidence.log_p_of_tokens(variant)[b].tolist()
     texts = generator.token_texts(ids)
-    shown = length - 1 if finished else length
+    shown = length - 1 if ids[-1] in generator.end_ids else length
     return tuple(Token(texts[i], log_p[i], tuple(posterior[i])) for i in range(shown))
 
 
@@ -219,6 +221,15 @@ def sources_of(evidence: Evidence, b: int, variant: Variant) -> tuple[Source, ..
     passages, prior = evidence.of_passages(b, evidence.log_p_eta[b].exp())
     _, posterior = evidence.of_passages(b, evidence.posterior(variant)[b])
     return tuple(map(Source, passages, prior.tolist(), posterior.tolist()))
+
+
+def no_passage_of(evidence: Evidence, b: int, variant: Variant) -> NoPassage | None:
+    """The share of the generator alone; None where it is no value of question b's z."""
+    prior = evidence.log_p_eta[b].exp()
+    empty = [k for k, z in enumerate(evidence.latents[b]) if not z and prior[k] > 0]
+    if not empty:
+        return None
+    return NoPassage(prior[empty].sum().item(), evidence.posterior(variant)[b][empty].sum().item())
 
 
 def settled_length(text: str, stop: Sequence[str]) -> int:

@@ -48,14 +48,15 @@ def _label_targets(generator: Scores, labels: Sequence[str]) -> Targets:
         raise InputError("a label is empty; needed some text")
     targets = generator.targets(labels)
     lengths = targets.mask.sum(dim=1).tolist()
-    # targets end with the end token; without it:
-    bare = [tuple(ids[: length - 1]) for ids, length in zip(targets.ids.tolist(), lengths, strict=True)]
+    # targets end with the end token, where there is one; without it:
+    num_ends = 1 if generator.end_ids else 0
+    bare = [tuple(ids[: length - num_ends]) for ids, length in zip(targets.ids.tolist(), lengths, strict=True)]
     if len(set(bare)) < len(bare):
         twice = next(label for label, ids in zip(labels, bare, strict=True) if bare.count(ids) > 1)
         raise InputError(f"label {twice!r} is given twice; needed different labels")
     if any(a != b and b[: len(a)] == a for a in bare for b in bare):
         return targets
-    longest = max(lengths) - 1
-    last = torch.tensor([length - 1 for length in lengths], device=targets.mask.device)
+    longest = max(lengths) - num_ends
+    last = torch.tensor([length - num_ends for length in lengths], device=targets.mask.device)
     positions = torch.arange(longest, device=targets.mask.device)
     return Targets(targets.ids[:, :longest], positions[None, :] < last[:, None])

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from latentrag.marginal import log_likelihood
+from latentrag.marginal import log_likelihood, log_prior
 from latentrag.model import Evidence
-from latentrag.protocols import Scores
+from latentrag.protocols import Scores, weighs_passages
 from latentrag.sentences import sentences, without_part
 from latentrag.types import Asked, Passage, Sentence, Source, Targets, Variant
 
@@ -48,7 +48,8 @@ def log_p_with_each(
     *,
     variant: Variant,
 ) -> Tensor:
-    """(S,) log p(y|x), nats, with each of S other passages in the place of one, at the same prior.
+    """(S,) log p(y|x), nats, with each of S other passages in the place of one, at the same prior but for what a
+    generator that weighs passages adds to it.
 
     Args:
         evidence: of the question, at b.
@@ -59,10 +60,15 @@ def log_p_with_each(
     rows = [[tuple(other if each == passage else each for each in latents[k]) for k in places] for other in others]
     log_p_theta = evidence.log_p_theta[b].repeat(len(others), 1, 1)  # (S, K, T)
     ids, mask = evidence.targets.ids[b], evidence.targets.mask[b]
+    prior = evidence.log_p_eta[b].repeat(len(others), 1)
     for start in range(0, len(rows), _AT_ONCE):
         part = rows[start : start + _AT_ONCE]
         targets = Targets(ids.repeat(len(part), 1), mask.repeat(len(part), 1))
         prepared = generator.prepare([question] * len(part), part)
         log_p_theta[start : start + len(part), places] = generator.log_p_theta(prepared, targets)
-    prior = evidence.log_p_eta[b].repeat(len(others), 1)
+        if weighs_passages(generator):
+            before = generator.log_weights(generator.prepare([question], [[latents[k] for k in places]]))
+            prior[start : start + len(part), places] += generator.log_weights(prepared) - before
+    if weighs_passages(generator):
+        prior = log_prior(prior)
     return log_likelihood(prior, log_p_theta, mask.repeat(len(others), 1), variant=variant)

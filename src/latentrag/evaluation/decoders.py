@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from latentrag.decoding import label_log_likelihoods, run
-from latentrag.decoding.answering import before_stop
+from latentrag.decoding.answering import RULED_OUT, before_stop
 from latentrag.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,9 +18,15 @@ if TYPE_CHECKING:
 
 
 def searched(rag: Rag, read: Read[Scores], plan: Plan, _batch: Sequence[Example]) -> list[tuple[str, float]]:
-    """The best answers that the decoder finds, as texts with log p(text|x)."""
+    """The best answers that the decoder finds, as texts with log p(text|x).
+
+    Raises: InputError if the options rule every answer out.
+    """
     search = rag.search(read, variant=plan.variant, decoding=plan.decoding, options=plan.options)
-    best = [hypotheses[0] for hypotheses in run(search)]
+    found = run(search)
+    if not all(found):
+        raise InputError(RULED_OUT)
+    best = [hypotheses[0] for hypotheses in found]
     stop = plan.options.stop
     return [(before_stop(rag.generator.text(one.ids), stop).strip(), one.log_prob) for one in best]
 

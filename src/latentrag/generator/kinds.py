@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from latentrag.errors import InputError, ModelError
 from latentrag.generator.base import SETTINGS_FILE
@@ -13,6 +13,9 @@ from latentrag.place import Place
 from latentrag.pretrained import read_config, read_object, resolve
 from latentrag.protocols import SavableGenerator
 from latentrag.registry import Table
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class GeneratorKind(Protocol):
@@ -35,6 +38,7 @@ GENERATOR_KINDS: Table[GeneratorKind] = Table(
         "seq2seq": "latentrag.generator.seq2seq:Seq2SeqGenerator",
         "causal": "latentrag.generator.causal:CausalGenerator",
         "llama-cpp": "latentrag.generator.llama_cpp:LlamaCppGenerator",
+        "spans": "latentrag.generator.spans:SpanGenerator",
     },
     group="latentrag.generator_kinds",
 )
@@ -55,9 +59,17 @@ def load_generator(
     chosen = {**saved, **(settings or {})}
     name = chosen.pop("kind", None)
     if name is None:
-        name = "seq2seq" if read_config(folder).is_encoder_decoder else "causal"
+        name = _kind_of(read_config(folder))
     try:
         kind = GENERATOR_KINDS[str(name)]
     except InputError as error:
         raise ModelError(f"{folder / SETTINGS_FILE}: {error}") from error
     return kind.load(folder, chosen, place or Place(number_format="float32"))
+
+
+def _kind_of(config: PretrainedConfig) -> str:
+    """The kind that reads a model with this configuration."""
+    if config.is_encoder_decoder:
+        return "seq2seq"
+    made_as = (config.architectures or [""])[0]
+    return "spans" if made_as.endswith("ForQuestionAnswering") or made_as == "DPRReader" else "causal"

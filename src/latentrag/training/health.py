@@ -167,7 +167,7 @@ def _measure_batch(
     if others is not None:
         exchanged = model.read_of(x, replace(retrieved, latents=others)).evidence(targets)
         values["gap"] = log_p - exchanged.log_likelihood(variant).cpu().double()
-        values["overlap"] = _overlap(prior, retrieved.latents, others)
+        values["overlap"] = _overlap(prior, evidence.latents, exchanged.latents)
     return evidence, values
 
 

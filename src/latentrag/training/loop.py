@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from latentrag.errors import InputError, TrainingError
 from latentrag.model import JointModel
-from latentrag.protocols import TrainableGenerator, TrainableRetriever
+from latentrag.protocols import TrainableGenerator, TrainableRetriever, weighs_passages
 from latentrag.training import checkpoint
 from latentrag.training.data import Example, order, target
 from latentrag.training.health import Health, alarms, measure
@@ -44,6 +44,9 @@ class Outcome:
     untrained_nll_per_token: float | None
 
 
+NULL_RATE = 200
+"""How many times the query encoder's rate that of the logit of "no passage" is. Adam changes a number by about its rate
+in a step; a weight has to move by thousandths, this one by nats."""
 MIN_MOVED = 0.01
 """Share of the weights with a gradient that a step should change at least."""
 _Watched = tuple[Tensor, Tensor, Tensor]
@@ -75,6 +78,7 @@ class Trainer:
         dev: to evaluate on; may be empty.
         folder: of the run: checkpoints and log.
         refresher: what re-encodes the memory every ``refresh_every`` steps; the retriever searches what it made.
+        null: the logit of "no passage", which is trained with the retriever; None: it is no value of z.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Trainer:
         dev: Sequence[Example] = (),
         processes: Processes | None = None,
         refresher: Refresher | None = None,
+        null: nn.Parameter | None = None,
         progress: bool = False,
     ) -> None:
         if not examples:
@@ -102,6 +107,7 @@ class Trainer:
         self.folder = folder
         self.processes = processes or Processes()
         self._refresher = refresher
+        self._null = null
         self._progress = progress
         self._first: Health | None = None
         self.best: dict[str, Any] = {}
@@ -114,8 +120,16 @@ class Trainer:
         self._order: tuple[int, list[int]] = (-1, [])  # of the last epoch that was asked for
         self._sides = self._trained()
         self.parameters = {key: weight for of_side in self._sides.values() for key, weight in of_side.items()}
-        groups = [{"params": list(of_side.values()), "name": name} for name, of_side in self._sides.items()]
-        self.optimiser = torch.optim.AdamW(groups, lr=0.0, weight_decay=options.weight_decay)
+        self.optimiser = torch.optim.AdamW(self._groups(), lr=0.0, weight_decay=options.weight_decay)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The weights for the optimiser; ``times``: their learning rate is so many times that of their side."""
+        groups: list[dict[str, Any]] = []
+        for name, of_side in self._sides.items():
+            groups.append({"params": [each for each in of_side.values() if each is not self._null], "name": name})
+        if self._null is not None and self._null.requires_grad:
+            groups.append({"params": [self._null], "name": "retriever", "times": NULL_RATE, "weight_decay": 0.0})
+        return groups
 
     def _trained(self) -> dict[str, dict[str, nn.Parameter]]:
         """The trained weights, by side and name; all others need no gradient from here on."""
@@ -125,6 +139,9 @@ class Trainer:
             ("generator", self.generator, self.options.trains_generator),
         ):
             named = {} if part is None else dict(part.named_parameters())
+            if name == "retriever" and self._null is not None:
+                self._null.requires_grad_(wanted)
+                named["null_passage"] = self._null
             if not wanted:
                 for parameter in named.values():
                     parameter.requires_grad_(False)
@@ -142,11 +159,13 @@ class Trainer:
         return sides
 
     def _scores_again(self) -> bool:
-        """Whether a generator that does not learn scores examples more than once."""
+        """Whether a generator that does not learn scores examples more than once, and its scores are all it gives."""
         options = self.options
+        if weighs_passages(self.generator) or options.label_smoothing:
+            return False
         num_steps = options.warmup_retriever if options.trains_generator else options.num_steps
         again = num_steps * options.batch_size > len(self.examples)
-        return self.retriever is not None and again and not options.label_smoothing  # which needs more than scores
+        return self.retriever is not None and again
 
     def run(self, *, resume: bool = False, until: int | None = None) -> Outcome:
         """All steps from the first, or with ``resume`` from the newest checkpoint.
@@ -221,7 +240,7 @@ class Trainer:
         options = self.options
         rates = {"retriever": options.rate_of_retriever(step), "generator": options.rate_of_generator(step)}
         for group in self.optimiser.param_groups:
-            group["lr"] = rates[group["name"]]
+            group["lr"] = rates[group["name"]] * group.get("times", 1)
         batch = self._batch(step)
         self.optimiser.zero_grad(set_to_none=True)
         learns = {name: rate > 0 for name, rate in rates.items()}
@@ -309,6 +328,7 @@ class Trainer:
                 retriever_learns=learns["retriever"],
                 generator_learns=learns["generator"],
                 memo=None if learns["generator"] else self._memo,
+                null=self._null,
             )
             total = found.loss.sum()
             (total / len(batch)).backward()
@@ -364,7 +384,7 @@ class Trainer:
             nll_per_token = self._closed_book(x, y)
             log.write("dev", step, nll_per_token=nll_per_token)
         else:
-            model = JointModel(self.retriever, self.generator)
+            model = JointModel(self.retriever, self.generator, self._null)
             size = self.options.micro_batch_size
             health = measure(model, x, y, k=self.options.k, variant=self.options.variant, batch_size=size)
             nll_per_token = health.nll_per_token

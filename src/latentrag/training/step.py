@@ -3,15 +3,15 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from latentrag.marginal import emdr2, log_prior, loop, marginal_weights, nll, pdist, smoothed_nll
-from latentrag.model import Evidence, closed_book, read_of
-from latentrag.protocols import TrainableGenerator, TrainableRetriever
+from latentrag.model import Evidence, Read, closed_book, read_of, with_no_passage
+from latentrag.protocols import TrainableGenerator, TrainableRetriever, weighs_passages
 from latentrag.training.options import OBJECTIVES, TrainingOptions
 from latentrag.types import Latent, LatentLists, Retrieved, Targets
 
@@ -85,6 +85,7 @@ def losses(
     retriever_learns: bool = True,
     generator_learns: bool = True,
     memo: "ScoreMemo | None" = None,
+    null: Tensor | None = None,
 ) -> Losses:
     """The objective of B pairs (x, y), differentiable in both sides.
 
@@ -93,7 +94,8 @@ def losses(
         retriever_learns, generator_learns: a side that does not learn is computed without a gradient. Exception: with
             label smoothing the generator gets a gradient all the same, which the caller must discard.
         memo: scores of a generator that does not learn and has not learned since they were kept. Not with label
-            smoothing, which needs more than scores.
+            smoothing, nor for a generator that weighs passages, which need more than scores.
+        null: the logit of "no passage", a scalar, which stands after the top K; None: it is no value of z.
     """
     targets = generator.targets(y)
     num_tokens = int(targets.mask.sum())
@@ -108,18 +110,22 @@ def losses(
             retrieved = retriever.retrieve_in_hindsight(x, y, options.k, options.hindsight)
         else:
             retrieved = retriever.retrieve(x, options.k)
+        retrieved = with_no_passage(retrieved, null, at=options.k)
+    num_top = options.k if null is None else options.k + 1
     with mixed:
         if memo is not None:
             kept = memo.log_p_theta(generator, x, y, retrieved.latents, targets)
             evidence = _evidence(retrieved, kept, targets)
             loss = OBJECTIVES[options.objective].loss(evidence, options)
-        elif generator_learns and len(retrieved.latents[0]) > options.k:
-            loss, evidence = _each_side_from_its_own(generator, x, retrieved, targets, options)
+        elif generator_learns and len(retrieved.latents[0]) > num_top:
+            loss, evidence, retrieved = _each_side_from_its_own(generator, x, retrieved, targets, options, num_top)
         else:
-            loss, evidence = _both_from_the_same(generator, x, retrieved, targets, options, learns=generator_learns)
+            read = read_of(generator, x, retrieved, learns=generator_learns)
+            loss, evidence = _both_from_the_same(read, targets, options, learns=generator_learns)
+            retrieved = read.retrieved
     with torch.no_grad():
-        top = retrieved.between(0, options.k)  # extra candidates are not retrieved without y
-        plain = _evidence(top, evidence.log_p_theta[:, : options.k], targets).log_likelihood(options.variant)
+        top = retrieved.between(0, num_top)  # extra candidates are not retrieved without y
+        plain = _evidence(top, evidence.log_p_theta[:, :num_top], targets).log_likelihood(options.variant)
     return Losses(loss, -plain, num_tokens)
 
 
@@ -129,33 +135,37 @@ def _evidence(retrieved: Retrieved, log_p_theta: Tensor, targets: Targets) -> Ev
 
 
 def _each_side_from_its_own(
-    generator: TrainableGenerator, x: Sequence[str], retrieved: Retrieved, targets: Targets, options: TrainingOptions
-) -> tuple[Tensor, Evidence]:
-    """The loss (B,) where the retriever learns from all passages, the generator from the top K; and the evidence.
-
-    A generator that learned from passages retrieved with y, too, answered worse (docs/experiments/jeopardy.md).
-    """
-    with torch.no_grad():  # before gradients are taken, which drop the packed weights again
-        of_others = read_of(generator, x, retrieved.between(options.k)).evidence(targets).log_p_theta
-    torch.clear_autocast_cache()  # of weights cast above, without a gradient
-    log_p_eta = log_prior(retrieved.logits.to(of_others.device))
-    prior = {"fixed": log_p_eta.detach()[:, : options.k]}  # renormalised where it is read
-    top = Retrieved(retrieved.between(0, options.k).latents, prior, retrieved.version)
-    reader_loss, of_top = _both_from_the_same(generator, x, top, targets, options, learns=True)
-    log_p_theta = torch.cat([of_top.log_p_theta.detach(), of_others], dim=1)
-    evidence = Evidence(retrieved.latents, log_p_eta, log_p_theta, targets, retrieved.version)
-    retriever_loss = OBJECTIVES[options.objective].loss(evidence, options)
-    return retriever_loss + (reader_loss - reader_loss.detach()), evidence
-
-
-def _both_from_the_same(
     generator: TrainableGenerator,
     x: Sequence[str],
     retrieved: Retrieved,
     targets: Targets,
     options: TrainingOptions,
-    *,
-    learns: bool,
+    num_top: int,
+) -> tuple[Tensor, Evidence, Retrieved]:
+    """The loss (B,) where the retriever learns from all passages, the generator from the top ones; the evidence, and
+    what was retrieved with all parts of its logits.
+
+    A generator that learned from passages retrieved with y, too, answered worse (docs/experiments/jeopardy.md).
+    """
+    with torch.no_grad():  # before gradients are taken, which drop the packed weights again
+        others = read_of(generator, x, retrieved.between(num_top))
+        of_others = others.evidence(targets).log_p_theta
+    torch.clear_autocast_cache()  # of weights cast above, without a gradient
+    prior = {"fixed": log_prior(retrieved.logits.to(of_others.device)).detach()[:, :num_top]}
+    top = read_of(generator, x, Retrieved(retrieved.between(0, num_top).latents, prior, retrieved.version))
+    reader_loss, of_top = _both_from_the_same(top, targets, options, learns=True)
+    if weighs_passages(generator):
+        weights = [read.retrieved.parts["reader"].detach() for read in (top, others)]
+        parts = {name: part.to(of_others.device) for name, part in retrieved.parts.items()}
+        retrieved = replace(retrieved, parts={**parts, "reader": torch.cat(weights, dim=1)})
+    log_p_theta = torch.cat([of_top.log_p_theta.detach(), of_others], dim=1)
+    evidence = _evidence(retrieved, log_p_theta, targets)
+    retriever_loss = OBJECTIVES[options.objective].loss(evidence, options)
+    return retriever_loss + (reader_loss - reader_loss.detach()), evidence, retrieved
+
+
+def _both_from_the_same(
+    read: Read[TrainableGenerator], targets: Targets, options: TrainingOptions, *, learns: bool
 ) -> tuple[Tensor, Evidence]:
     """The loss (B,) of passages that both sides learn from, and the evidence.
 
@@ -163,7 +173,7 @@ def _both_from_the_same(
         learns: whether the generator does.
     """
     objective, variant, mask = OBJECTIVES[options.objective], options.variant, targets.mask
-    read = read_of(generator, x, retrieved)
+    generator, retrieved = read.generator, read.retrieved
     if options.label_smoothing:
         log_p_theta, mean = generator.log_p_theta_and_mean(
             read.prepared, targets, lambda tokens: marginal_weights(read.log_p_eta, tokens, mask, variant=variant)
@@ -176,7 +186,7 @@ def _both_from_the_same(
     if objective.with_reader is None or not learns:
         return objective.loss(evidence, options), evidence
     torch.clear_autocast_cache()  # of weights cast above, without a gradient
-    together = generator.log_p_theta(generator.prepare_together(x, retrieved.latents), targets)[:, 0]
+    together = generator.log_p_theta(generator.prepare_together(read.questions, retrieved.latents), targets)[:, 0]
     return objective.with_reader(evidence, together, options), evidence
 
 

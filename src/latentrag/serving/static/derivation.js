@@ -38,11 +38,11 @@ function equation(variant) {
 
 function ofSequence(answer) {
   const head = ["Passage", "p_η(z|x)", "p_θ(y|x,z)", "product", "share of the sum"];
-  const rows = answer.sources.map((source, z) => {
+  const rows = waysOf(answer).map((source, z) => {
     const logPEta = logarithm(answer.log_p_eta[z]);
     const logPTheta = sum(answer.log_p_theta[z].map(logarithm));
     const numbers = [fromLog(logPEta), fromLog(logPTheta), fromLog(logPEta + logPTheta), percent(source.posterior)];
-    return numbered(nameOf(source, z), numbers);
+    return numbered(source === answer.no_passage ? ["no passage"] : nameOf(source, z), numbers);
   });
   const foot = numbered(["Sum: p(y|x)"], ["", "", fromLog(answer.log_prob), "100 %"]);
   return tableOf("Each way to say the whole answer.", head, rows, foot);
@@ -50,15 +50,19 @@ function ofSequence(answer) {
 
 function ofTokens(answer) {
   const numTokens = answer.log_p_theta[0].length;
-  const head = ["Token", ...answer.sources.map((_, z) => `p_η · p_θ of [${z + 1}]`), "sum"];
+  const names = waysOf(answer).map((source, z) => (source === answer.no_passage ? "no passage" : `[${z + 1}]`));
+  const head = ["Token", ...names.map((name) => `p_η · p_θ of ${name}`), "sum"];
   const rows = [];
   for (let i = 0; i < numTokens; i += 1) {
-    const ways = answer.sources.map((_, z) => logarithm(answer.log_p_eta[z]) + logarithm(answer.log_p_theta[z][i]));
+    const ways = names.map((_, z) => logarithm(answer.log_p_eta[z]) + logarithm(answer.log_p_theta[z][i]));
     rows.push(numbered([nameOfToken(answer, i)], [...ways, logSumExp(ways)].map(fromLog)));
   }
-  const foot = numbered(["Product: p(y|x)"], [...answer.sources.map(() => ""), fromLog(answer.log_prob)]);
+  const foot = numbered(["Product: p(y|x)"], [...names.map(() => ""), fromLog(answer.log_prob)]);
   return tableOf("Each way to say each token.", head, rows, foot);
 }
+
+/** The sources, and "no passage" where it is one. */
+const waysOf = (answer) => (answer.no_passage === undefined ? answer.sources : [...answer.sources, answer.no_passage]);
 
 /** The end of the answer is a token, too; so is what was cut off at a stop string. */
 function nameOfToken(answer, i) {

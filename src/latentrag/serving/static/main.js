@@ -6,7 +6,7 @@ import { Difference } from "./difference.js";
 import { HeatMap } from "./heatmap.js";
 import { read, written } from "./link.js";
 import { MemoryChooser } from "./memory.js";
-import { logLikelihood, nats, probability, signed, times } from "./numbers.js";
+import { logLikelihood, nats, percent, probability, signed, times } from "./numbers.js";
 import { Passages } from "./passages.js";
 import { el, isolated, tokenName, visible } from "./text.js";
 import { Comparison } from "./ways.js";
@@ -112,7 +112,7 @@ function finished(answer) {
   if (answer.answer === "") at("answer").append(el("span", { class: "quiet" }, "(the empty answer)"));
   const bound = answer.decoding === "fast" ? "at least " : "";
   at("probability").textContent = `Probability ${bound}${probability(answer.log_prob)}: log p(y|x) = ${nats(answer.log_prob)} nats.`;
-  at("facts").textContent = `${VARIANTS[answer.variant]}, ${answer.decoding} decoding, memory version ${answer.memory_version}.`;
+  at("facts").textContent = `${VARIANTS[answer.variant]}, ${answer.decoding} decoding, memory version ${answer.memory_version}.${byHeart(answer)}`;
   const all = answer.sources.map((_, z) => z);
   const ifGone = all.length < 2 ? null : all.map((gone) => logLikelihood(answer, all.filter((z) => z !== gone)));
   passages.finish(answer, ifGone);
@@ -124,6 +124,11 @@ function finished(answer) {
   comparison.update(answer);
   difference.update();
   restoreView();
+}
+
+/** How much of the answer the generator knew without a passage, where that is a source. */
+function byHeart({ no_passage: share }) {
+  return share === undefined ? "" : ` No passage: prior ${percent(share.prior)}, posterior ${percent(share.posterior)}.`;
 }
 
 /** What a link says of the answer, once it is here, to the same request. */

@@ -13,11 +13,13 @@ export const sum = (values) => values.reduce((total, value) => total + value, 0)
 export const logarithm = (value) => (value === null ? -Infinity : value);
 
 /**
- * log p(y|x), nats, had only the passages `kept` been retrieved: the prior is renormalised over them.
+ * log p(y|x), nats, had only these passages been retrieved: the prior is renormalised over them, and over "no passage"
+ * where that is a source, too.
  *
  * RAG-Sequence: log Σ_z p_η(z|x) Π_i p_θ(y_i|x,z,y_<i);  RAG-Token: Σ_i log Σ_z p_η(z|x) p_θ(y_i|x,z,y_<i).
  */
-export function logLikelihood(answer, kept) {
+export function logLikelihood(answer, passages) {
+  const kept = answer.no_passage === undefined ? passages : [...passages, answer.log_p_eta.length - 1];
   const logPEta = kept.map((z) => logarithm(answer.log_p_eta[z]));
   const logPTheta = kept.map((z) => answer.log_p_theta[z].map(logarithm));
   const norm = logSumExp(logPEta);
