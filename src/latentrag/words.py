@@ -1,4 +1,5 @@
-"""Where words begin and end, by Unicode's rules and ICU's dictionaries (Unicode Standard Annex 29).
+"""Where words begin and end, by Unicode's rules and ICU's dictionaries (Unicode Standard Annex 29), and by which terms
+texts are found.
 
 Words are what stands between white space, in Korean too. Chinese, Japanese, Thai, Lao, Khmer, Burmese and their
 neighbours write none: there ICU looks words up.
@@ -8,8 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import TypeAlias
-from unicodedata import category
+from functools import cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from unicodedata import category, is_normalized, normalize
+
+if TYPE_CHECKING:
+    import regex
 
 Span: TypeAlias = tuple[int, int]
 """Start and end of a part of a text, in characters."""
@@ -29,8 +35,17 @@ _BLOCKS = (
 _UNSPACED = re.compile(f"[{_BLOCKS}]")
 # base64, hexadecimal numbers, escaped addresses, and letters without end, but for scripts without spaces.
 _DATA = re.compile(rf"(?:(?![{_BLOCKS}])[\w+/=%-]){{{MAX_WORD_CHARS + 1},}}")
+_KOREAN = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7ff]")
 _HALF = re.compile("[\ud800-\udfff]")
 _LETTER = re.compile(r"\w")
+
+
+_IGNORED = re.compile("[\u00ad\u034f\u0640\u200c\u200d\u2060\ufeff]")
+"""Soft hyphens, joiners, Arabic's lengthening stroke: they change how a word looks."""
+_FRACTION = re.compile("(?<=[0-9])[\u00bc-\u00be\u2150-\u215f\u2189]")
+_PLAIN = re.compile(r"\w\w+")
+# A letter alone, but not the end of "it's"; C++, F#.
+_PLAIN_PARTS = re.compile(r"(?<![\w'’])\w(?![\w+#])|(?<!\w)\w+[+#]{1,2}(?!\w)")
 
 
 def words(text: str) -> Iterator[Span]:
@@ -62,6 +77,86 @@ def characters(text: str) -> Iterator[Span]:
     from icu4py.breakers import CharacterBreaker
 
     return _spans(CharacterBreaker(_whole(text), "en"))
+
+
+def folded(text: str) -> str:
+    """A text as it is compared: in NFKC, case aside (full case folding), without what only changes its look."""
+    if text.isascii():
+        return text.lower()
+    if not is_normalized("NFKC", text):
+        text = normalize("NFKC", _FRACTION.sub(r" \g<0>", text))  # 1½ is not 11/2
+    return (_IGNORED.sub("", text) if _IGNORED.search(text) else text).casefold()
+
+
+class Terms(NamedTuple):
+    """By what a text is found.
+
+    Attributes:
+        words: of two letters or digits at least; in scripts without spaces those of a dictionary.
+        parts: of words, where they cannot be told apart or have endings: pairs of neighbouring characters of scripts
+            without spaces and of Korean; besides, letters and characters that stand alone, and names such as C++.
+    """
+
+    words: list[str]
+    parts: list[str]
+
+
+def terms(text: str) -> Terms:
+    """The terms of a text, each as often as it is there. Of plain English the words are ``\\w\\w+`` in lower case."""
+    text = folded(text)
+    if text.isascii() or not _has_marks_or_unspaced().search(text):
+        return Terms(_PLAIN.findall(text), _PLAIN_PARTS.findall(text))
+    found = Terms([], [])
+    for run in _patterns()[0].finditer(text):
+        word, signs = run["word"], run["signs"]
+        if signs:
+            found.parts.append(word + signs)
+        if _UNSPACED.search(word) or _KOREAN.search(word):
+            _add_unspaced(word, found)
+        elif len(word) > 1:
+            found.words.append(word)
+        elif not signs:
+            found.parts.append(word)
+    return found
+
+
+@cache
+def _has_marks_or_unspaced() -> re.Pattern[str]:
+    """Accents of their own, vowel signs, and scripts whose words have parts: what ``\\w`` does not do for."""
+    marks = "".join(filter(_is_mark, map(chr, range(0x10000))))
+    return re.compile(f"[{marks}{_BLOCKS}\u1100-\u11ff\u3130-\u318f\uac00-\ud7ff]")
+
+
+def _is_mark(character: str) -> bool:
+    return category(character).startswith("M")
+
+
+def _add_unspaced(run: str, found: Terms) -> None:
+    pieces, characters_of = _patterns()[1:]
+    if not _UNSPACED.search(run):
+        (found.words if len(run) > 1 else found.parts).append(run)  # Korean, with endings
+    for piece in pieces.findall(run):
+        is_unspaced = _UNSPACED.match(piece)
+        if is_unspaced:
+            for start, end in _looked_up(piece, 0):
+                (found.words if end - start > 1 else found.parts).append(piece[start:end])
+        if is_unspaced or _KOREAN.match(piece):
+            found.parts.extend(a + b for a, b in pairwise(characters_of.findall(piece)))
+        elif _UNSPACED.search(run):
+            (found.words if len(piece) > 1 else found.parts).append(piece)  # Latin amid Chinese
+
+
+@cache
+def _patterns() -> tuple[regex.Pattern[str], regex.Pattern[str], regex.Pattern[str]]:
+    """Runs of letters, marks and digits, with the signs of C++ after them; pieces of one kind of script; characters."""
+    import regex
+
+    mark = r"\p{M}"
+    return (
+        regex.compile(r"(?<!['’](?=\w\b))(?P<word>[\p{L}\p{M}\p{N}_]+)(?P<signs>(?<=[a-z])[+#]{1,2}(?!\w))?"),
+        regex.compile(rf"(?:[{_BLOCKS}]{mark}*)+|(?:\p{{Hangul}}{mark}*)+|(?:(?![{_BLOCKS}\p{{Hangul}}]).)+"),
+        regex.compile(rf".{mark}*"),
+    )
 
 
 def _words_of(text: str, start: int, end: int) -> Iterator[Span]:

@@ -18,6 +18,7 @@ import regex
 
 from latentrag.evaluation.intervals import UNIT, Bounds
 from latentrag.registry import Table
+from latentrag.words import folded
 
 if TYPE_CHECKING:
     from latentrag.evaluation.resampling import Measure
@@ -171,13 +172,13 @@ def answer_tokens(text: str) -> str:
 def contains_unspaced(text: str, answers: Sequence[str]) -> bool:
     """As ``contains_answer``, for texts without spaces between words, or with particles that cling to them.
 
-    In NFKC and lower case. A token is one character of Chinese, hiragana, Thai, Lao, Khmer or Burmese, with its marks,
-    or a run of one other script; Korean may go on after an answer ("서울" in "서울은"). It finds too much where the
+    Both are ``folded``. A token is one character of Chinese, hiragana, Thai, Lao, Khmer or Burmese, with its marks, or
+    a run of one other script; Korean may go on after an answer ("서울" in "서울은"). It finds too much where the
     characters are within a longer word ("京都" in "東京都"), which takes a dictionary to see.
     """
-    tokens = _spaced(_SCRIPTS, normalize("NFKC", text))
+    tokens = _spaced(_SCRIPTS, folded(text))
     for answer in answers:
-        wanted = _spaced(_SCRIPTS, normalize("NFKC", answer))
+        wanted = _spaced(_SCRIPTS, folded(answer))
         if wanted.strip() and (wanted.rstrip() if _ENDS_IN_KOREAN.search(wanted) else wanted) in tokens:
             return True
     return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -16,6 +17,7 @@ from latentrag.place import Places
 from latentrag.protocols import Memory, SavablePart
 from latentrag.retriever.dense import check_hindsight
 from latentrag.types import Asked, Passage, Retrieved, question_texts, singles
+from latentrag.words import terms
 
 if TYPE_CHECKING:
     import bm25s
@@ -32,10 +34,15 @@ class BM25Retriever:
 
     with k1 = 1.5 and b = 0.75: Lucene's variant, which is the default of bm25s. f counts the word w in z's title
     and text, n_w the passages that hold it; a word that comes twice in x counts twice. Words have two letters or
-    digits at least, are lower-cased, not stemmed, and are not among the 33 English stop words of bm25s.
+    digits at least, are compared in NFKC and case aside, not stemmed, and are not among the 33 English stop words of
+    bm25s; in scripts without spaces they are looked up (``latentrag.words.terms``).
 
-    The index is built in RAM on the first retrieval, about 12 bytes for each word of each passage, and is not
-    stored; of a memory that is exchanged, anew after each exchange. Safe to call from several threads.
+    Differs from the paper where x has parts of words: pairs of characters of Korean and of scripts without spaces, or
+    letters that stand alone. They are scored in the same way among themselves, |z| counting parts, and both sums are
+    added. English questions have the scores that words alone have.
+
+    The index is built in RAM on the first retrieval, about 12 bytes for each different word and part of each passage,
+    and is not stored; of a memory that is exchanged, anew after each exchange. Safe to call from several threads.
     """
 
     kind = "bm25"
@@ -146,46 +153,72 @@ def bm25(parts: ModelParts, memory: Memory, places: Places, *, scale: float = 1.
 
 @dataclass(frozen=True, slots=True)
 class _WordIndex:
-    """BM25's part for every word in every passage.
+    """BM25's part for every word, and every part of a word, in every passage.
 
     Attributes:
         ids: of the N passages, in the table's order.
-        tokenizer: text → numbers of words, of bm25s.
-        parts: of bm25s; None if no passage holds a word, of which it makes no index.
+        words, parts: each a BM25 of its own.
+        stop_words: which are left out of both.
     """
 
     ids: list[str]
-    tokenizer: bm25s.tokenization.Tokenizer
-    parts: bm25s.BM25 | None
+    words: _Index
+    parts: _Index
+    stop_words: frozenset[str]
 
     @classmethod
     def build(cls, passages: Iterable[Passage]) -> _WordIndex:
-        bm25s = _bm25s()
+        stop_words = frozenset(_bm25s().stopwords.STOPWORDS_EN)
         ids: list[str] = []
-
-        def texts() -> Iterator[str]:
-            for passage in passages:
-                ids.append(passage.id)
-                yield f"{passage.title} {passage.text}"
-
-        tokenizer = bm25s.tokenization.Tokenizer(lower=True, stopwords="english", stemmer=None)
-        words = list(tokenizer.streaming_tokenize(texts(), update_vocab=True, allow_empty=False))
-        vocabulary = tokenizer.get_vocab_dict()
-        if not vocabulary:
-            return cls(ids, tokenizer, None)
-        # In float64, so that sums which are equal in exact arithmetic are equal once rounded to float32.
-        parts = bm25s.BM25(k1=1.5, b=0.75, method="lucene", dtype="float64")
-        parts.index((words, vocabulary), create_empty_token=False, show_progress=False)
-        return cls(ids, tokenizer, parts)
+        words, parts = _Gathered(stop_words), _Gathered(stop_words)
+        for passage in passages:
+            ids.append(passage.id)
+            found = terms(f"{passage.title} {passage.text}")
+            words.add(found.words)
+            parts.add(found.parts)
+        return cls(ids, words.index(), parts.index(), stop_words)
 
     def scores(self, question: str) -> npt.NDArray[np.float64]:
         """BM25(x,z) of every passage, (N,)."""
-        if self.parts is None:
-            return np.zeros(len(self.ids))
-        # "never": a question's words do not enter the vocabulary, and unknown ones are left out.
-        (words,) = self.tokenizer.streaming_tokenize([question], update_vocab="never", allow_empty=False)
-        scores: npt.NDArray[np.float64] = self.parts.get_scores_from_ids(words)
+        found = terms(question)
+        scores = np.zeros(len(self.ids))
+        for index, asked in ((self.words, found.words), (self.parts, found.parts)):
+            known = [index.vocabulary[term] for term in asked if term in index.vocabulary]
+            if known and index.bm25 is not None:
+                scores += index.bm25.get_scores_from_ids(known)
         return scores
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Scores of terms by their numbers; None if no passage has one, of which bm25s makes no index."""
+
+    vocabulary: Mapping[str, int]
+    bm25: bm25s.BM25 | None
+
+
+class _Gathered:
+    """Terms of passages, as numbers in the order in which they were first seen."""
+
+    def __init__(self, stop_words: frozenset[str]) -> None:
+        self._stop_words = stop_words
+        self._vocabulary: defaultdict[str, int] = defaultdict()
+        self._vocabulary.default_factory = self._vocabulary.__len__
+        self._of_passages: list[npt.NDArray[np.int32]] = []
+
+    def add(self, found: Iterable[str]) -> None:
+        """Those of the next passage."""
+        vocabulary, stop_words = self._vocabulary, self._stop_words
+        numbers = [vocabulary[term] for term in found if term not in stop_words]
+        self._of_passages.append(np.array(numbers, np.int32))
+
+    def index(self) -> _Index:
+        if not self._vocabulary:
+            return _Index({}, None)
+        # In float64, so that sums which are equal in exact arithmetic are equal once rounded to float32.
+        bm25 = _bm25s().BM25(k1=1.5, b=0.75, method="lucene", dtype="float64")
+        bm25.index((self._of_passages, dict(self._vocabulary)), create_empty_token=False, show_progress=False)
+        return _Index(dict(self._vocabulary), bm25)
 
 
 def _bm25s() -> Any:
