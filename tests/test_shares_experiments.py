@@ -1,11 +1,14 @@
 """The experiments about shares, on made results and tiny models: orders, reports, and rows that are measured once."""
 
+import gzip
 import json
 import math
 import random
 from pathlib import Path
 
 import pytest
+import removal
+import shares
 import torch
 from answered import all_rows
 from orders import AskedCitation, Attention
@@ -14,6 +17,7 @@ from removal_report import write_report as write_removal
 from shares import curves
 from shares import write_report as write_shares
 
+from latentrag.addresses import home
 from latentrag.evaluation.removal import greedy_order
 from latentrag.types import Passage
 from tests import tiny
@@ -143,3 +147,30 @@ def test_results_are_json(tmp_path):
     (kept,) = all_rows(tmp_path / "rows.jsonl", ["x"], name=str, measure=lambda _: row | {"name": "x"})
     assert json.loads(json.dumps(kept)) == row | {"name": "x"}
     assert sorted(orders_of(kept)["posterior"]) == list(range(5))
+
+
+@pytest.mark.real
+def test_with_the_demo_from_end_to_end(tmp_path, monkeypatch):
+    """Both experiments on two questions; needs `latentrag demo`."""
+    if not Path(home().memories / "demo.lance").exists():
+        pytest.skip("needs the demo; run latentrag demo")
+    for name, question, answer in (
+        ("triviaqa.dev", "Who wrote the novel Ulysses?", "James Joyce"),
+        ("nq-open.dev", "what is the capital of norway", "Oslo"),
+    ):
+        row = {"id": name, "question": question, "answer": [answer]}
+        (tmp_path / f"{name}.jsonl.gz").write_bytes(gzip.compress(json.dumps(row).encode()))
+    monkeypatch.chdir(tmp_path)
+    for experiment, report in ((shares, "shares.md"), (removal, "removal.md")):
+        arguments = ["--data", str(tmp_path), "--limit", "2", "--report", str(tmp_path / report)]
+        monkeypatch.setattr("sys.argv", [report, *arguments])
+        assert experiment.main() == 0
+    orders = [
+        json.loads(line) for line in (tmp_path / "runs/removal/orders.jsonl").read_text("utf-8").split("\n") if line
+    ]
+    assert len(orders) == 2
+    for row in orders:
+        assert 0 < sum(row["attention"]) < 1
+        assert sum(math.exp(each) for each in row["citation"]) == pytest.approx(1, abs=1e-5)
+        assert all(row["says"].values())
+    assert "2 questions with an answer (1 of NQ, 1 of TriviaQA" in (tmp_path / "removal.md").read_text("utf-8")

@@ -157,6 +157,10 @@ def test_what_cannot_be_continued_is_refused(tmp_path):
         make_questions(Table(), memory, tmp_path / "pairs.txt", number=1)
     with pytest.raises(InputError, match="number=0"):
         make_questions(Table(), memory, out, number=0)
+    with (tmp_path / "pairs.tried.jsonl").open("a", encoding="utf-8") as lines:
+        lines.write('{"id": "x"}\n')
+    with pytest.raises(DataError, match=r"pairs\.tried\.jsonl: its row 'x' is not one of make-questions"):
+        make_questions(Table(), memory, out, number=2)
     other = tmp_path / "mine.jsonl"
     other.write_text('{"question": "Who?", "answer": "I"}\n', "utf-8")
     with pytest.raises(InputError, match="was made otherwise"):

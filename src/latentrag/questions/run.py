@@ -111,6 +111,8 @@ def make_questions(
         tried = opened.enter_context(begun(tried_file, settings))
         kept = Kept(near)
         for row in tried.values():
+            if "reason" not in row or (row["reason"] is None and "question" not in row):
+                raise DataError(f"{tried_file}: its row {row['id']!r} is not one of make-questions; remove the line")
             if row["reason"] is None:
                 kept.add(row["question"])
         _write(out, tried.values())
