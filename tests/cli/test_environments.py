@@ -129,7 +129,10 @@ def commands(place: Path, model: Path, encoder: Path) -> dict[str, list[object]]
         "score": ["score", place / "pairs.jsonl", *of_model],
         "eval": ["eval", rows, *of_model, "--out", place / "run.jsonl"],
         "compare": ["compare", place / "run.jsonl", place / "run.jsonl"],
-        "make-questions": ["make-questions", own, "-m", model, "--out", place / "made.jsonl", "-n", "1"],
+        "make-questions": [
+            *("make-questions", own, "-m", model, "--out", place / "made.jsonl", "-n", "1"),
+            *("--prompt", place / "prompt.json"),
+        ],
         "train": ["train", rows, *of_model, "--out", place / "trained", "-k", "2", "--steps", "1"],
         "log": ["index", "log", own],
         "add": ["index", "add", own, place / "한국 é.txt", "--encoder", encoder],
@@ -162,6 +165,8 @@ def test_every_command(request, tmp_path, capsys, model, encoder, memory, files,
     shutil.copytree(files, place / "notes")
     (place / "한국 é.txt").write_text("The moon is blue.")
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    prompt = {"request": "a", "template": {}, "chat_request": "b", "instruction": "c"}  # the usual one is too long
+    (place / "prompt.json").write_text(json.dumps(prompt))
     (place / "pairs.jsonl").write_text(json.dumps({"x": QUESTION, "y": "Beethoven"}))
     if "setpriv" in "".join(around.start[:1]):
         for each in (place, *place.rglob("*")):

@@ -418,3 +418,12 @@ def test_a_page_in_a_folder(tmp_path):
     assert [z.id for z in found] == [f"page.html#{i}" for i in range(len(found))]
     assert all(z.text == document.text[z.start : z.end] for z in found)
     assert {z.page for z in found} == {None}
+
+
+@pytest.mark.parametrize("hidden", ['aria-hidden="true"', "hidden", 'style="display: none"'])
+def test_a_caption_that_is_hidden_from_screen_readers_is_shown(tmp_path, hidden):
+    """As Pandoc writes every caption that is its picture's alt text too."""
+    figure = f'<figure><img src="a.png" alt="The mill"/><figcaption {hidden}>The mill</figcaption></figure>'
+    (tmp_path / "a.html").write_text(f"<main><h1>Village</h1><p>It has one.</p>{figure}</main>")
+    (document,) = read(tmp_path / "a.html")
+    assert ("The mill" in document.text) == hidden.startswith("aria")

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from xml.sax.saxutils import escape
+from zipfile import ZipFile
 
 import hypothesis.strategies as st
 import pytest
@@ -54,10 +56,25 @@ def test_a_row_of_csv_is_a_document_with_the_heads_of_its_columns(tmp_path, deli
         ("name,note\nx,y,more\n", [("a.csv:2", "name: x\nnote: y\nmore", "a")]),
         ('name,note\nx,"two\nlines"\n', [("a.csv:2", "name: x\nnote: two\nlines", "a")]),
         ("", []),
+        # Heads of columns that no row fills.
+        ("name,note\n", [("a.csv:1", "name\nnote", "a")]),
+        (
+            "name,note,more\nx,y,\nz,,\n",
+            [("a.csv:2", "name: x\nnote: y", "a"), ("a.csv:3", "name: z", "a"), ("a.csv:1", "more", "a")],
+        ),
+        ("id,text,seen\n7,one,\n", [("7", "one", "a"), ("a.csv:1", "seen", "a")]),
     ],
 )
 def test_csv(tmp_path, text, rows):
     assert [(d.id, d.text, d.title) for d in write(tmp_path / "a.csv", text)] == rows
+
+
+def test_columns_beside_a_text_are_counted(tmp_path):
+    ledgers: list[Ledger] = []
+    (tmp_path / "a.csv").write_text("id,Text,note,Author,mark\n7,one,two,Ada,\n8,three,four,,five\n")
+    documents = list(read(tmp_path / "a.csv", on_ledger=ledgers.append))
+    assert [document.text for document in documents] == ["one", "three"]
+    assert ledgers[0].left_out == {"cell of a column besides the text's": 3}
 
 
 def test_csv_in_another_encoding_is_guessed(tmp_path):
@@ -172,14 +189,17 @@ def test_slides_are_pages_in_the_order_of_the_presentation(tmp_path):
         ),
         "ppt/slides/s1.xml": slide(f"{table}{power}{number}"),
         "ppt/slides/s2.xml": slide(shape("The quay", kind="title") + shape("old & new", "boats")),
-        "ppt/slides/_rels/s2.xml.rels": relations(("n", "notesSlide", "../notes/n.xml"), ("c", "chart", "../c.xml")),
+        "ppt/slides/_rels/s2.xml.rels": relations(
+            ("n", "notesSlide", "../notes/n.xml"), ("c", "chart", "../c.xml"), ("k", "comments", "../k.xml")
+        ),
         "ppt/notes/n.xml": slide(shape("Say hello.")),
     }
     (tmp_path / "talk.pptx").write_bytes(making.archive(parts))
     ledgers: list[Ledger] = []
     (document,) = read(tmp_path / "talk.pptx", on_ledger=ledgers.append)
     assert document.text == "The quay\nold & new\nboats\nSay hello.\nBerth\tm\t\nA1\t\t\n10^6"
-    assert (document.title, ledgers[0].left_out) == ("The quay", {"chart": 1})
+    assert document.title == "The quay"
+    assert ledgers[0].left_out == {"chart": 1, "page of comments": 1, "number or date of a slide": 1}
     assert [z.page for z in passages(tmp_path / "talk.pptx", words=8)] == [1, 2]
     parts["ppt/slides/s1.xml"] = parts["ppt/slides/s2.xml"] = slide("")
     del parts["ppt/notes/n.xml"], parts["ppt/slides/_rels/s2.xml.rels"]
@@ -213,6 +233,18 @@ def workbook(*rows: Sequence[object]) -> bytes:
             "xl/worksheets/sheet1.xml": f'<worksheet xmlns="{SHEET}"><sheetData>{made}</sheetData></worksheet>',
         }
     )
+
+
+def test_charts_and_comments_of_a_workbook_are_counted(tmp_path):
+    ledgers: list[Ledger] = []
+    with ZipFile(tmp_path / "a.xlsx", "w") as archive, ZipFile(BytesIO(workbook(["Berth", "Price"]))) as plain:
+        for part in plain.namelist():
+            archive.writestr(part, plain.read(part))
+        for part in ("xl/comments1.xml", "xl/charts/chart1.xml", "xl/charts/chart2.xml", "xl/charts/style1.xml"):
+            archive.writestr(part, "<a/>")
+    (document,) = read(tmp_path / "a.xlsx", on_ledger=ledgers.append)
+    assert (document.id, document.text) == ("a.xlsx:Prices:1", "Berth\nPrice")
+    assert ledgers[0].left_out == {"page of comments": 1, "chart": 2}
 
 
 def test_a_row_of_a_sheet_is_a_document_with_the_heads_of_its_columns(tmp_path):

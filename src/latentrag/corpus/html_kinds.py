@@ -172,9 +172,9 @@ def _is_label(button: LexborNode) -> bool:
 
 def _is_hidden(node: LexborNode, attributes: Mapping[str, str | None], role: str) -> bool:
     """Whether it is not shown, and is neither a tab that is not in front nor an answer that is folded away, nor a
-    formula beside its picture."""
+    formula beside its picture, nor a caption, which programs hide from screen readers if it repeats what they say."""
     is_hidden = (
-        attributes.get("aria-hidden") == "true"
+        (attributes.get("aria-hidden") == "true" and node.tag != "figcaption")
         or attributes.get("hidden", "until-found") != "until-found"
         or ("style" in attributes and bool(_NOT_SHOWN.search(attributes["style"] or "")))
         or ("class" in attributes and not _SCREEN_READERS.isdisjoint(_classes(node)))

@@ -20,8 +20,9 @@ _MIN_RAISE = 1000
 
 def pptx(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
     """One document: the text of the slides, each a page, in order, with tables, diagrams and the speaker's notes behind
-    them; a line for each paragraph and row of a table. Charts are counted. Title: the one in the file's properties,
-    unless a program made it up, else the first slide's, else the file's stem."""
+    them; a line for each paragraph and row of a table. Charts are counted, and so are comments, and the numbers and
+    dates that the program fills in. Title: the one in the file's properties, unless a program made it up, else the
+    first slide's, else the file's stem."""
     with opened(file, "pptx", "the older .ppt; save it as .pptx without a password") as archive:
         main = target(archive, "officeDocument") or "ppt/presentation.xml"
         places = _targets(archive, main, "slide")
@@ -29,11 +30,12 @@ def pptx(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
         slides = [places[key] for key in dict.fromkeys(order) if key in places]
         texts, titles = [], []
         for slide in slides:
-            text, title = _slide(archive, slide)
+            text, title = _slide(archive, slide, ledger)
             parts = [text]
             for kind in ("diagramData", "notesSlide"):
-                parts += [_slide(archive, part)[0] for part in _targets(archive, slide, kind).values()]
+                parts += [_slide(archive, part, ledger)[0] for part in _targets(archive, slide, kind).values()]
             ledger.leave_out("chart", len(_targets(archive, slide, "chart")))
+            ledger.leave_out("page of comments", len(_targets(archive, slide, "comments")))
             texts.append("\n".join(filter(None, parts)))
             titles.append(title)
         stated = properties(archive)
@@ -64,7 +66,7 @@ def _targets(archive: ZipFile, part: str, kind: str) -> dict[str, str]:
     return {key: normpath(join("/", dirname(part), path)).lstrip("/") for key, path in found.items()}
 
 
-def _slide(archive: ZipFile, part: str) -> tuple[str, str]:
+def _slide(archive: ZipFile, part: str, ledger: Ledger) -> tuple[str, str]:
     """The text of a slide, and its title."""
     pieces: list[str] = []
     titles: list[str] = []
@@ -75,13 +77,13 @@ def _slide(archive: ZipFile, part: str) -> tuple[str, str]:
                 is_title = False
             case "start", "ph":
                 is_title = event.attributes.get("type") in ("title", "ctrTitle")
-            case "start", "rPr":
+            case "start", ("r" | "rPr"):
                 is_raised = int(event.attributes.get("baseline") or 0) >= _MIN_RAISE
-            case "start", "r":
-                is_raised = False
             case "start", "br":
                 pieces.append("\n")
-            case "text", "t" if event.parent != "fld":  # such as the slide's number
+            case "text", "t" if event.parent == "fld":
+                ledger.leave_out("number or date of a slide")
+            case "text", "t":
                 pieces.append(raised(event.text) if is_raised else event.text)
                 titles += [event.text] * is_title
             case "end", ("p" | "tr") if pieces and not pieces[-1].endswith("\n"):

@@ -24,7 +24,7 @@ _MAX_FRONT_CHARS = 1 << 16
 _MAX_HEADING_CHARS = 1 << 15
 """How far into a document its first heading is looked for."""
 
-_KEYS = {
+FIELD_KEYS = {
     "date": ("date", "published", "pubdate", "publishdate", "publish_date", "created", "created_at"),
     "author": ("author", "authors", "creator", "byline"),
     "language": ("language", "lang", "locale"),
@@ -74,7 +74,7 @@ def fields_of(stated: Mapping[str, object]) -> dict[str, Scalar]:
     """Date, author, language and section, under whichever of the usual names they are stated; lists in one line."""
     lower = {key.lower(): value for key, value in stated.items()}
     fields: dict[str, Scalar] = {}
-    for name, keys in _KEYS.items():
+    for name, keys in FIELD_KEYS.items():
         text = next(filter(None, (_line(lower.get(key)) for key in keys)), "")
         if text:
             fields[name] = text

@@ -13,10 +13,11 @@ from latentrag.corpus import ooxml
 from latentrag.corpus.encodings import text_lines
 from latentrag.corpus.readers import Ledger, Reader, UnreadableError
 from latentrag.corpus.stating import fields_of
-from latentrag.corpus.text import delimited_rows, row_document
+from latentrag.corpus.text import KNOWN_FIELDS, delimited_rows, row_document
 from latentrag.types import Document, Scalar
 
 _DELIMITERS = ",;\t|"
+_BESIDES = re.compile(r"[/\\](chart|comments)\d*\.xml$")
 _QUOTED = re.compile(r'"[^"]*"')
 _NUMBER = re.compile(r"[\d.,+\-−%€$£: ]*")
 
@@ -32,12 +33,15 @@ def csv(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
 
 
 def excel(file: BinaryIO, name: str, ledger: Ledger) -> Iterator[Document]:
-    """A document for each row of each sheet, whose name is the field "section". Formulas are their last values."""
+    """A document for each row of each sheet, whose name is the field "section". Formulas are their last values; charts
+    and pages of comments are counted."""
     from python_calamine import CalamineError, CalamineWorkbook
 
     with ooxml.opened(file, "xlsx", "the older .xls; save it as .xlsx without a password") as archive:
         for part in archive.namelist():
             ooxml.check(archive, part)
+            if besides := _BESIDES.search(part):
+                ledger.leave_out({"comments": "page of comments"}.get(besides[1], besides[1]))
     file.seek(0)
     try:
         book = CalamineWorkbook.from_filelike(file)
@@ -61,8 +65,11 @@ EXCEL = Reader(
 def _documents(
     rows: Iterable[tuple[str, Sequence[str]]], title: str, fields: dict[str, Scalar], ledger: Ledger
 ) -> Iterator[Document]:
-    """A document for each row that is not blank. The first row has the heads of the columns, if it can."""
+    """A document for each row that is not blank. The first row has the heads of the columns, if it can; those of
+    columns without another cell are a document of their own, the last."""
     heads: list[str] | None = None
+    unseen: dict[str, None] = {}
+    key_of_heads = ""
     for key, row in rows:
         cells = [cell.strip() for cell in row]
         if not any(cells):
@@ -70,14 +77,20 @@ def _documents(
         if heads is None:
             heads = cells if _are_heads(cells) else []
             if heads:
+                unseen, key_of_heads = dict.fromkeys(filter(None, heads)), key
                 continue
         named = {head or str(i): cell for i, (head, cell) in enumerate(zip(heads, cells, strict=False), start=1)}
+        for head in [head for head in unseen if named.get(head)]:
+            del unseen[head]
         lower = {head.lower(): cell for head, cell in named.items() if cell}
         if lower.get("text"):
+            ledger.leave_out("cell of a column besides the text's", len(lower.keys() - KNOWN_FIELDS))
             yield row_document({**lower, "title": lower.get("title") or title}, key, ledger.file)
             continue
         shown = [f"{head}: {cell}" for head, cell in named.items() if cell] + [*filter(None, cells[len(heads) :])]
         yield Document(key, "\n".join(shown), title, ledger.file, fields={**fields, **fields_of(lower)})
+    if unseen:
+        yield Document(key_of_heads, "\n".join(unseen), title, ledger.file, fields=fields)
 
 
 def _are_heads(cells: list[str]) -> bool:

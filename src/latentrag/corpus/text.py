@@ -8,6 +8,7 @@ import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 from pathlib import PurePath
 from types import MappingProxyType
 from typing import IO, BinaryIO, Literal, NamedTuple
@@ -15,11 +16,13 @@ from xml.parsers import expat
 
 from latentrag.corpus.encodings import decode, text_lines
 from latentrag.corpus.readers import Ledger, Reader, UnreadableError
-from latentrag.corpus.stating import fields_of, front_matter, markdown_heading, title_of
+from latentrag.corpus.stating import FIELD_KEYS, fields_of, front_matter, markdown_heading, title_of
 from latentrag.types import Document
 
 _ID_FIELDS = ("id", "_id", "wikipedia_id")
 _TITLE_FIELDS = ("title", "wikipedia_title")
+KNOWN_FIELDS = frozenset((*_ID_FIELDS, *_TITLE_FIELDS, "text", "contents", "source", *chain(*FIELD_KEYS.values())))
+"""What is read of a row that has a text."""
 _TSV_COLUMNS = ("id", "text", "title")
 _MAX_LINES_OF_A_ROW = 1000
 
