@@ -29,7 +29,7 @@ def test_a_model_and_a_memory_that_fit(model, memory, home) -> None:
         "encoder": "encoder",
         "dimension": 16,
         "scale": 20.0,
-        "max_tokens": 20,
+        "max_tokens": 512,
         "fingerprint": manifest.fingerprint,
         "advice": None,
     }

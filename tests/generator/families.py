@@ -332,6 +332,8 @@ Passages are *kept* where their keys and values do not depend on the question; m
 other model is checked when it is loaded, on two tiny prompts: where its steps are not what it says in one pass, it
 reads whole prompts, and where that does not help it is refused in one line.
 
+Encoders like BERT generate as readers that point at spans: [extractive readers](extractive-readers.md).
+
 | family | class | passages | beams | scored | decoded |
 |---|---|---|---|---|---|
 """
