@@ -5,11 +5,12 @@ Shapes are those of the legend in types.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeGuard, runtime_checkable
 
+from latentrag.ids import IdsUnder
 from latentrag.types import Asked, LatentLists, Passage, Retrieved, SearchResult, Targets
 
 if TYPE_CHECKING:
@@ -66,6 +67,32 @@ class CountsTokens(Protocol):
     def count_tokens(self, title: str, text: str) -> int:
         """Those of its title, of its text and of whatever the encoder adds. What is more than ``max_tokens`` would be
         truncated."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Passages of a document.
+
+    Attributes:
+        gone: ids of passages that a memory has of the document, or of its file, and the document has no more.
+    """
+
+    passages: Sequence[Passage]
+    gone: Sequence[str] = ()
+
+
+@runtime_checkable
+class FromFiles(Protocol):
+    """Passages of files, which take over what a memory has of the same files already."""
+
+    def beside(self, ids_under: IdsUnder, fetch: Callable[[Collection[str]], Iterable[Passage]]) -> Iterator[Part]:
+        """The passages, a document at a time, in place of iterating over them.
+
+        Args:
+            ids_under: finds the ids that a memory has.
+            fetch: gets the passages with these ids.
+        """
         ...
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from latentrag.ids import id_of_part
 from tests.cli.conftest import cli
 from tests.corpus import making
 
@@ -43,8 +44,8 @@ def test_preview_shows_passages_then_a_ledger_for_each_file(folder):
     found = [record for record in records if "text" in record]
     assert records[: len(found)] == found
     assert [(z["id"], z["title"], z["page"], z["start"], z["end"]) for z in found] == [
-        ("a.txt#0", "a", None, 0, 42),
-        ("a.txt#1", "a", None, 43, 81),
+        (id_of_part("a.txt", GERMAN[:42]), "a", None, 0, 42),
+        (id_of_part("a.txt", GERMAN[43:81]), "a", None, 43, 81),
         ("b.pdf", "Lease", 1, 0, 7),
     ]
     assert [z["text"] for z in found[:2]] == [GERMAN[:42], GERMAN[43:81]]

@@ -72,7 +72,7 @@ def test_changes_are_said_in_one_line(tmp_path, folder, encoder) -> None:
     dry = cli(*common, "--dry-run")
     told = (
         "files 0 added, 1 changed, 0 removed, 2 unchanged, 0 skipped; "
-        "passages 0 added, 1 changed, 0 removed, 2 unchanged, 1 encoded; 4 in all\n"
+        "passages 1 added, 0 changed, 1 removed, 2 unchanged, 1 encoded; 4 in all\n"
     )
     assert (dry.stdout, dry.stderr) == (f"dry run, nothing is changed: {path} version 2: {told}", gone)
     done = cli(*common)

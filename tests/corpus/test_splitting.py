@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 
 from latentrag.corpus import Ledger, passages, split
+from latentrag.corpus.aligning import Stored
 from latentrag.errors import DataError, InputError
+from latentrag.ids import id_of_part, ids_among
 from latentrag.types import Document, Passage
 from latentrag.words import MAX_UNSPACED_CHARS, MAX_WORD_CHARS, words
 
@@ -61,19 +63,22 @@ def earlier_split(document: Document, words: int) -> list[Passage]:
 @given(spaced, st.integers(1, 5), st.booleans(), st.lists(st.integers(0, 30)).map(sorted))
 def test_passages_are_those_of_earlier_memories(text, words, whole, page_starts):
     document = Document("d", text, "T", "s", page_starts=tuple(page_starts), whole=whole)
-    found = list(split(document, words=words))
-    assert [replace(z, fields={}) for z in found] == earlier_split(document, words)
+    earlier = {z.id: z for z in earlier_split(document, words)}
+    stored = Stored("d", ids_among(sorted(earlier)), lambda ids: [earlier[key] for key in ids], cuts="all")
+    found = list(split(document, words=words, stored=stored))
+    assert [replace(z, fields={}) for z in found] == list(earlier.values())
+    assert [replace(z, id="") for z in split(document, words=words)] == [replace(z, id="") for z in found]
     for z in found:
         last_page = bisect_right(page_starts, z.end - 1)
         assert z.fields == ({} if z.page in (None, last_page) else {"end_page": last_page})
 
 
-def test_fields_are_carried_and_ids_numbered():
+def test_fields_are_carried_and_ids_are_of_texts():
     document = Document("d", " one two\nthree  four five ", title="T", source="s.txt", page_starts=(0, 8, 9, 20))
     assert list(split(document, words=2)) == [
-        Passage("d#0", "one two", "T", "s.txt", start=1, end=8, page=1),
-        Passage("d#1", "three  four", "T", "s.txt", start=9, end=20, page=3),
-        Passage("d#2", "five", "T", "s.txt", start=21, end=25, page=4),
+        Passage(id_of_part("d", "one two"), "one two", "T", "s.txt", start=1, end=8, page=1),
+        Passage(id_of_part("d", "three  four"), "three  four", "T", "s.txt", start=9, end=20, page=3),
+        Passage(id_of_part("d", "five"), "five", "T", "s.txt", start=21, end=25, page=4),
     ]
 
 
@@ -113,8 +118,8 @@ def test_passages_of_several_paths_in_their_order(tmp_path):
     (tmp_path / "folder" / "a.txt").write_text("four")
     paths = (path for path in [tmp_path / "b.txt", str(tmp_path / "folder")])
     assert [(z.id, z.text) for z in passages(paths, words=2)] == [
-        ("b.txt#0", "one two"),
-        ("b.txt#1", "three"),
+        (id_of_part("b.txt", "one two"), "one two"),
+        (id_of_part("b.txt", "three"), "three"),
         ("a.txt", "four"),
     ]
 
@@ -226,7 +231,7 @@ def test_data_in_a_file_is_in_its_ledger(tmp_path):
     for workers in (0, 1):
         ledgers: list[Ledger] = []
         found = list(passages(tmp_path, on_ledger=ledgers.append, workers=workers))
-        assert [(z.id, z.text) for z in found] == [("b.txt#0", "one"), ("b.txt#1", "two")]
+        assert [(z.id, z.text) for z in found] == [(id_of_part("b.txt", each), each) for each in ("one", "two")]
         assert [list(ledger.left_out.values()) for ledger in ledgers] == [[1, 2_700_000], [1, 1_001]]
 
 
@@ -336,6 +341,6 @@ def test_passages_of_files_are_bounded_too(tmp_path):
     (tmp_path / "a.txt").write_text("一二三四五")
     found = list(passages(tmp_path, count_tokens=lambda _, text: len(text), max_tokens=2))
     assert found == [
-        Passage(f"a.txt#{i}", text, "a", str(tmp_path / "a.txt"), 2 * i, 2 * i + len(text))
+        Passage(id_of_part("a.txt", text), text, "a", str(tmp_path / "a.txt"), 2 * i, 2 * i + len(text))
         for i, text in enumerate(["一二", "三四", "五"])
     ]

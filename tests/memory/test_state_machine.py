@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from latentrag.errors import MemoryStoreError
+from latentrag.ids import document_of, id_of_part
 from latentrag.memory import Memory, history, storage, upkeep
 from latentrag.memory.history import diff
 from latentrag.memory.repair import repair
@@ -30,6 +31,12 @@ TEXTS = st.integers(0, 5).map("a text with the number {}".format)
 PASSAGES = st.lists(st.builds(Passage, IDS, TEXTS), min_size=1, max_size=6, unique_by=lambda z: z.id)
 
 State = dict[str, str]
+
+
+def named(name: str, text: str, before: State) -> str:
+    """The id of a file's only passage: the file's, until it has another text; a text keeps its id."""
+    old = {key: held for key, held in before.items() if document_of(key) == name}
+    return next((key for key, held in old.items() if held == text), id_of_part(name, text) if old else name)
 
 
 class Machine(RuleBasedStateMachine):
@@ -95,12 +102,14 @@ class Machine(RuleBasedStateMachine):
         for name, text in files.items():
             (self.folder / name).write_text(text)
         before = self.state
-        after = {key: text for key, text in before.items() if not key.startswith("notes/")} | files
+        read = {named(name, text, before): text for name, text in files.items()}
+        during = {key: text for key, text in before.items() if document_of(key) not in files} | read
+        after = {key: text for key, text in before.items() if not key.startswith("notes/")} | read
         found = sync(self.path, self.folder / "notes", lambda: self.encoder, options=SyncOptions(delete_missing=True))
         assert found.version is not None
         for number in range(self.memory.version + 1, found.version + 1):
             here = {z.id: z.text for z in Memory.open(self.path, version=number).passages()}
-            assert here in (before, before | files, after)  # made ready; files that are there; then those that are gone
+            assert here in (before, during, after)  # made ready; files that are there; then those that are gone
             self.versions[number] = here
         self.memory = Memory.open(self.path)
         self.versions[self.memory.version] = after

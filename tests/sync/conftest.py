@@ -1,7 +1,7 @@
 """A folder, a memory that is kept equal to it, and an encoder that counts."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,14 @@ def checked_passages(path: Path, encoder: CountingEncoder) -> dict[str, Passage]
     vectors = np.concatenate([np.empty((0, 4), np.float16), *(vectors for _, vectors in memory._table.vectors())])
     assert np.array_equal(vectors, np.array([encoder.vector(z) for z in found], np.float16).reshape(-1, 4))
     return by_id
+
+
+def words_of(passages: Iterable[Passage]) -> dict[str, list[str]]:
+    """The words of each file, in their order: what does not depend on how an updated text is cut."""
+    words: dict[str, list[str]] = {}
+    for passage in sorted(passages, key=lambda passage: (passage.origin, passage.start, passage.id)):
+        words.setdefault(passage.origin, []).extend(passage.text.split())
+    return words
 
 
 @pytest.fixture

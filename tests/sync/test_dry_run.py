@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from latentrag.corpus import passages
-from tests.sync.conftest import Synced
+from latentrag.types import Passage
+from tests.sync.conftest import Synced, words_of
 
 FILES = ["1.jsonl", "2.jsonl", "sub/3.jsonl"]
 ROWS = st.dictionaries(
@@ -81,14 +82,19 @@ def interrupt(synced: Synced, after: int, options: dict) -> None:
         synced.sync(**options)
 
 
+def own_passages(synced: Synced) -> list[Passage]:
+    return list(passages(synced.folder, words=10, on_skip=lambda *_: None))
+
+
 def check(synced: Synced, *, delete: bool, broken: bool) -> None:
     """The oracle reads the whole folder anew."""
-    found = {key: (z.text, z.title, z.start, z.end) for key, z in synced.passages().items()}
-    read = passages(synced.folder, words=10, on_skip=lambda *_: None)
-    own_ids = {z.id if len(z.id) == 1 else f"notes/{z.id}": (z.text, z.title, z.start, z.end) for z in read}
+    found = synced.passages()
+    read = [replace(z, origin=f"notes/{Path(z.source).relative_to(synced.folder)}") for z in own_passages(synced)]
+    rows = {z.id: (z.text, z.title, z.start, z.end) for z in read if len(z.id) == 1}
     if not broken:
-        assert own_ids.items() <= found.items()
+        assert rows.items() <= {key: (z.text, z.title, z.start, z.end) for key, z in found.items()}.items()
+        assert words_of(read).items() <= words_of(found.values()).items()
         if delete:
-            assert found == own_ids
+            assert words_of(read) == words_of(found.values())
         assert synced.sync(delete_missing=delete, workers=0).version == synced.memory.version
         assert synced.sync(delete_missing=delete, workers=0).files.changed == 0

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from latentrag.errors import DataError, EncoderMismatchError, InputError, MemoryStoreError
+from latentrag.ids import id_of_part
 from latentrag.io import text_of
 from latentrag.memory import Memory
 from latentrag.memory.schema import schema
@@ -33,6 +34,11 @@ def rows(*pairs: tuple[str, str]) -> str:
 
 def words(start: int, stop: int) -> str:
     return " ".join(f"w{i}" for i in range(start, stop))
+
+
+def id_of(name: str, text: str) -> str:
+    """Of a passage that is a part of a file."""
+    return id_of_part(f"notes/{name}", text)
 
 
 def test_a_first_sync_makes_the_memory(synced: Synced):
@@ -87,14 +93,14 @@ def test_only_changed_passages_are_encoded(synced: Synced):
     synced.write("a.txt", words(0, 250) + " " + words(900, 1000) + " " + words(0, 7))
     report = synced.sync()
     assert files(report) == (0, 1, 0, 0, 1, 0)
-    assert astuple(report.passages) == (0, 2, 0, 0, 3)
+    assert astuple(report.passages) == (2, 0, 2, 0, 3)
     assert report.num_encoded == len(synced.encoder.texts) == 2
-    assert synced.texts()["notes/a.txt#3"].split()[-1] == "w6"
+    assert synced.texts()[id_of("a.txt", words(950, 1000) + " " + words(0, 7))].split()[-1] == "w6"
     # The start of each passage is compared too: one space more at the top moves them all, and nothing is encoded.
     synced.write("a.txt", " " + words(0, 250) + " " + words(900, 1000) + " " + words(0, 7))
     report = synced.sync()
     assert (astuple(report.passages), report.num_encoded, synced.encoder.texts) == ((0, 4, 0, 0, 1), 0, [])
-    assert synced.passages()["notes/a.txt#0"].start == 1
+    assert synced.passages()[id_of("a.txt", words(0, 100))].start == 1
 
 
 def test_passages_that_vanish_from_a_file_are_removed(synced: Synced):
@@ -104,8 +110,8 @@ def test_passages_that_vanish_from_a_file_are_removed(synced: Synced):
     synced.write("a.txt", words(0, 150))
     synced.write("rows.jsonl", rows(("3", "three"), ("1", "uno")))
     report = synced.sync()
-    assert astuple(report.passages) == (0, 2, 3, 0, 2)
-    assert set(synced.texts()) == {"notes/a.txt#0", "notes/a.txt#1", "1", "3"}
+    assert astuple(report.passages) == (1, 1, 4, 0, 2)
+    assert set(synced.texts()) == {id_of("a.txt", words(0, 100)), id_of("a.txt", words(100, 150)), "1", "3"}
     assert synced.texts()["1"] == "uno"
     synced.write("rows.jsonl", "")  # a file that is empty is one whose passages have all gone
     assert astuple(synced.sync().passages) == (0, 0, 2, 0, 2)
@@ -221,10 +227,11 @@ def test_what_was_added_by_hand_stays(synced: Synced):
 def test_a_passage_deleted_from_the_memory_alone_comes_back(synced: Synced):
     synced.write("a.txt", words(0, 150))
     synced.sync()
-    synced.memory.delete(["notes/a.txt#1"])
+    before = synced.passages()
+    synced.memory.delete([id_of("a.txt", words(100, 150))])
     report = synced.sync()
     assert (files(report), astuple(report.passages)) == ((0, 1, 0, 0, 0, 0), (1, 0, 0, 0, 1))
-    assert set(synced.texts()) == {"notes/a.txt#0", "notes/a.txt#1"}
+    assert synced.passages() == before
 
 
 def test_two_folders_in_one_memory(synced: Synced, tmp_path):
@@ -252,10 +259,10 @@ def test_another_folder_of_the_same_name_is_refused(synced: Synced, tmp_path):
     synced.sync(twin, name="twin")
     assert synced.texts() == {"notes/a.txt": "ours", "twin/a.txt": "theirs"}
     synced.sync(twin, name="notes")
-    assert synced.texts() == {"notes/a.txt": "theirs", "twin/a.txt": "theirs"}
+    assert synced.texts() == {id_of("a.txt", "theirs"): "theirs", "twin/a.txt": "theirs"}
     shutil.rmtree(twin)
     assert files(synced.sync()) == (0, 1, 0, 0, 0, 0)  # moved back
-    assert synced.texts() == {"notes/a.txt": "ours", "twin/a.txt": "theirs"}
+    assert synced.texts() == {id_of("a.txt", "ours"): "ours", "twin/a.txt": "theirs"}
 
 
 def test_a_folder_is_known_by_the_name_it_is_called_by(synced: Synced, tmp_path, monkeypatch):
@@ -363,7 +370,7 @@ def test_a_file_that_changes_or_vanishes_while_it_is_read(synced: Synced, monkey
         ("b.txt", "cannot be read (No such file or directory)"),
     ]
     monkeypatch.setattr(module, "_contents", contents)
-    assert synced.texts() == {"notes/a.txt": "first of a", "notes/b.txt": "first of b", "notes/c.txt": "second of c"}
+    assert sorted(synced.texts().values()) == ["first of a", "first of b", "second of c"]
     report = synced.sync(delete_missing=True)
     assert (files(report), set(synced.texts().values())) == ((0, 1, 1, 0, 1, 0), {"third of a, longer", "second of c"})
 
@@ -376,7 +383,7 @@ def test_a_change_within_the_clock_s_tick_is_noticed(synced: Synced):
     synced.write("a.txt", "two")
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert files(synced.sync()) == (0, 1, 0, 0, 0, 0)
-    assert synced.texts() == {"notes/a.txt": "two"}
+    assert list(synced.texts().values()) == ["two"]
 
 
 def test_checksum_finds_what_size_and_time_hide(synced: Synced):
@@ -387,7 +394,7 @@ def test_checksum_finds_what_size_and_time_hide(synced: Synced):
     os.utime(file, (1_000_000, 1_000_000))
     assert files(synced.sync()) == (0, 0, 0, 0, 1, 0)
     assert files(synced.sync(checksum=True)) == (0, 1, 0, 0, 0, 0)
-    assert synced.texts() == {"notes/a.txt": "two"}
+    assert list(synced.texts().values()) == ["two"]
 
 
 def test_commits_are_of_bounded_size(synced: Synced):
@@ -653,7 +660,7 @@ def test_a_commit_between_reading_the_memory_and_the_first_of_a_sync_is_noticed(
 def test_passages_keep_pages_and_offsets(synced: Synced):
     synced.write("a.txt", "  " + words(0, 150))
     synced.sync()
-    first, second = (synced.passages()[f"notes/a.txt#{i}"] for i in range(2))
+    first, second = sorted(synced.passages().values(), key=lambda passage: passage.start)
     text = (synced.folder / "a.txt").read_text()
     assert [text[z.start : z.end] for z in (first, second)] == [first.text, second.text]
     assert replace(first, origin="").page is None

@@ -54,7 +54,10 @@ def add(
     encoder: PassageEncoderOptions,
     reading: ReadingOptions,
     words: Words = 100,
-    upsert: Annotated[bool, typer.Option("--upsert", help="Replace passages whose id is there already.")] = False,
+    upsert: Annotated[
+        bool,
+        typer.Option("--upsert", help="Replace what the memory has of these documents."),
+    ] = False,
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE", help="Write what became of each file, as JSON lines. Default: none."),
@@ -116,6 +119,7 @@ def add(
                 "version": after.version,
                 "added": done.added,
                 "replaced": done.replaced,
+                "removed": done.removed,
                 "unchanged": done.unchanged,
                 "passages": len(after),
                 "skipped": [{"file": str(file), "reason": reason} for file, reason in of_files.skipped],
@@ -123,6 +127,7 @@ def add(
         )
     else:
         replaced = f", replaced {done.replaced}" if upsert else ""
+        replaced += f", removed {done.removed}" if done.removed else ""
         unchanged = f", {done.unchanged} were there already" if done.unchanged else ""
         in_all = f"{len(after)} passages in all"
         print_line(f"{path} version {after.version}: added {done.added}{replaced}{unchanged}; {in_all}")

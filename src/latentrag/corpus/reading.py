@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import cache
 from typing import TypeAlias
 
+from latentrag.corpus.aligning import Fetch, Stored
 from latentrag.corpus.finding import OnSkip, StrPath, find_files, refuse
 from latentrag.corpus.processes import read_in_processes
 from latentrag.corpus.readers import File, Formats, Ledger, Reading, UnreadableError
 from latentrag.corpus.splitting import Bounds, CountTokens, check_bounds, split
 from latentrag.errors import DataError
+from latentrag.ids import IdsUnder, ids_among
 from latentrag.options import MEMORY_LIMIT, TIME_LIMIT_S, FileOptions
+from latentrag.protocols import Part
 from latentrag.types import Document, Passage
 
 OnLedger: TypeAlias = Callable[[Ledger], None]
@@ -118,8 +122,10 @@ def passages(
     exclude: Sequence[str] = (),
     no_gitignore: bool = False,
     follow_links: bool = False,
-) -> Generator[Passage]:
+) -> Passages:
     """The passages of files and folders: ``read``, then ``split``. ``close`` it as what ``read`` returns.
+
+    Where they are added to a memory that has passages of the same files, those whose text is there stay as they are.
 
     Args:
         words, count_tokens, max_tokens, max_chars: see ``split``; what that leaves out is in the ledgers.
@@ -140,17 +146,56 @@ def passages(
     )
     readings = _readings(paths, options, on_skip)
 
-    def stream() -> Generator[Passage]:
-        counter: Bounds | None = None
-        with closing(_documents(readings, on_skip, on_ledger)) as documents:
-            for document, ledger in documents:
-                if counter is None:
-                    counter = bounds() if bounds else {}
-                    if count_tokens is not None and max_tokens is not None:
-                        counter = {"count_tokens": count_tokens, "max_tokens": max_tokens}
-                yield from split(document, words=words, max_chars=max_chars, leave_out=ledger.leave_out, **counter)
+    asked = cache(bounds or Bounds)
 
-    return stream()
+    def cut(document: Document, ledger: Ledger, stored: Stored) -> list[Passage]:
+        counter: Bounds = asked()
+        if count_tokens is not None and max_tokens is not None:
+            counter = {"count_tokens": count_tokens, "max_tokens": max_tokens}
+        out = ledger.leave_out
+        return list(split(document, words=words, max_chars=max_chars, leave_out=out, stored=stored, **counter))
+
+    return Passages(readings, cut, on_skip, on_ledger)
+
+
+class Passages(Iterator[Passage]):
+    """The passages of files, once: either iterate, or have them laid beside what a memory has (``FromFiles``)."""
+
+    def __init__(
+        self,
+        readings: Generator[Reading],
+        cut: Callable[[Document, Ledger, Stored], list[Passage]],
+        on_skip: OnSkip | None,
+        on_ledger: OnLedger | None,
+    ) -> None:
+        self._readings, self._cut, self._on_skip, self._on_ledger = readings, cut, on_skip, on_ledger
+        self._stream = (passage for part in self.beside(ids_among(()), lambda _: ()) for passage in part.passages)
+
+    def __next__(self) -> Passage:
+        return next(self._stream)
+
+    def close(self) -> None:
+        """End the processes that read."""
+        self._stream.close()
+        self._readings.close()
+
+    def beside(self, ids_under: IdsUnder, fetch: Fetch) -> Generator[Part]:
+        """See ``protocols.FromFiles``."""
+        with closing(self._readings):
+            for reading in self._readings:
+                stored = Stored(reading.file.name, ids_under, fetch)
+                try:
+                    for document in reading:
+                        passages = self._cut(document, reading.ledger, stored)
+                        gone = stored.gone(document, passages) if stored.states(document) else []
+                        if document.id == reading.file.name:
+                            gone = stored.rows.gone()  # there is no other document
+                        yield Part(passages, gone)
+                    yield Part((), stored.rows.gone())
+                except UnreadableError as error:
+                    refuse(reading.file.path, error, self._on_skip if reading.file.in_folder else None)
+                if self._on_ledger is not None:
+                    self._on_ledger(reading.ledger)
 
 
 def _readings(paths: StrPath | Iterable[StrPath], options: FileOptions, on_skip: OnSkip | None) -> Generator[Reading]:

@@ -10,6 +10,7 @@ from itertools import groupby, islice
 from math import ceil
 from typing import TypeAlias, TypedDict
 
+from latentrag.corpus.aligning import Aligner, Stored, Words
 from latentrag.errors import DataError, InputError
 from latentrag.protocols import CountsTokens, PassageEncoder
 from latentrag.types import Document, Passage, Scalar
@@ -52,13 +53,14 @@ def split(
     max_tokens: int | None = None,
     max_chars: int | None = None,
     leave_out: LeaveOut | None = None,
+    stored: Stored | None = None,
 ) -> Iterator[Passage]:
     """Disjoint passages of ``words`` words each, the last of them shorter (Lewis et al. 2020, §2.2).
 
     A passage is the slice ``document.text[start:end]`` from the first character of its first word to the last
-    of its last. Its id is the document's where the document is one passage, else ``f"{document.id}#{i}"`` with
-    i from 0. Words are those of ``latentrag.words``: what stands between white space, and by a dictionary in scripts
-    without spaces.
+    of its last. Its id is the document's where the document is one passage, else ``f"{document.id}#…"`` with
+    48 bits over its text. Words are those of ``latentrag.words``: what stands between white space, and by a dictionary
+    in scripts without spaces.
 
     Differs from the paper where so many words go beyond a bound: they become as few passages of nearly equal length as
     do, cut between words, or within a word that alone is too long. The words after them are cut as if nothing had
@@ -73,6 +75,7 @@ def split(
         max_chars: no passage has more characters. None: 40 for each of ``words``, 1,000 at least; any number for a
             document that is whole.
         leave_out: told what is in no passage.
+        stored: what a memory has of the file: what the text shares with it is cut where it was, and keeps its ids.
     Raises: InputError if a length is < 1, or of counter and bound only one is given. While splitting, DataError if the
         bound is too small for a single character.
     """
@@ -80,7 +83,8 @@ def split(
     if max_chars is None and not document.whole:
         max_chars = max(CHARS_PER_WORD * words, MAX_WORD_CHARS)
     leave_out = leave_out or (lambda _reason, _count: None)
-    return _passages(document, words, _Measure(document, count_tokens, max_tokens, max_chars), leave_out)
+    measure = _Measure(document, count_tokens, max_tokens, max_chars)
+    return _passages(document, words, measure, leave_out, stored or Stored(document.id))
 
 
 def check_bounds(
@@ -144,22 +148,49 @@ def _shortened(title: str, num_chars: int) -> str:
     return title if num_chars == len(title) else f"{title[:num_chars].rstrip()}…" if num_chars else ""
 
 
-def _passages(document: Document, words: int, measure: _Measure, leave_out: LeaveOut) -> Iterator[Passage]:
-    text = document.text
+def _passages(
+    document: Document, words: int, measure: _Measure, leave_out: LeaveOut, stored: Stored
+) -> Iterator[Passage]:
     if num_chars := measure.shorten_title():
         leave_out(IN_LONG_TITLES, num_chars)
-    spans = list(_spans(document, words, measure, leave_out))
-    for i, (start, end) in enumerate(spans):
-        yield Passage(
-            id=document.id if len(spans) == 1 else f"{document.id}#{i}",
-            text=text[start:end],
-            title=measure.title,
-            source=document.source,
-            start=start,
-            end=end,
-            page=(page := bisect_right(document.page_starts, start)) or None,
-            fields=_with_end_page(document, page, end),
+    anew = list(_spans(document, words, measure, leave_out))
+    if len(anew) == 1 and stored.states(document):
+        yield _passage(document, document.id, anew[0], measure.title)
+        return
+    pool = stored.pool_of(document)
+    kept = pool.keep(document, (_passage(document, document.id, span, measure.title) for span in anew))
+    if kept is not None:
+        yield from kept
+        return
+    aligned = None
+    if pool.ids and pool.cuts != "none" and not document.whole and len(anew) > 1:
+        aligner = Aligner(
+            document,
+            pool,
+            words,
+            fits=lambda start, end: measure.num_needed(start, end) == 1,
+            pieces=lambda units: _pieces(units, measure),
         )
+        runs = [Words(run) for data, run in groupby(words_of(document.text), key=is_data) if not data]
+        aligned = aligner.spans(runs)
+    spans = anew if aligned is None else aligned
+    for start, end in spans:
+        key = pool.id_for(document, document.text[start:end], is_whole=len(spans) == 1)
+        yield _passage(document, key, (start, end), measure.title)
+
+
+def _passage(document: Document, key: str, span: Span, title: str) -> Passage:
+    start, end = span
+    return Passage(
+        id=key,
+        text=document.text[start:end],
+        title=title,
+        source=document.source,
+        start=start,
+        end=end,
+        page=(page := bisect_right(document.page_starts, start)) or None,
+        fields=_with_end_page(document, page, end),
+    )
 
 
 def _with_end_page(document: Document, page: int, end: int) -> Mapping[str, Scalar]:

@@ -17,13 +17,14 @@ import numpy as np
 
 from latentrag import io
 from latentrag.errors import IndexDamagedError, InputError, MemoryStoreError, ShapeError
+from latentrag.ids import names_over
 from latentrag.memory import history, version_files
 from latentrag.memory.history import Diff, Version
 from latentrag.memory.indexes import BuiltIndex, Hits, Index, IndexSupply, build_index
 from latentrag.memory.reencoding import ROWS_PER_NOTE, Notes
 from latentrag.memory.schema import EncoderCard, require_known
 from latentrag.memory.storage import Place, storage_of
-from latentrag.memory.table import RowsById, Staged, Table
+from latentrag.memory.table import RowsByName, Staged, Table
 from latentrag.memory.writer import Added, Writer, add_passages, batches
 from latentrag.place import require_unforked
 from latentrag.types import Passage, SearchResult
@@ -48,7 +49,8 @@ class Memory:
         self._indexes = IndexSupply() if indexes is None else indexes
         self._index: Index | None = None
         self._index_lock = threading.Lock()
-        self._rows_by_id: RowsById | None = None
+        self._rows_by_id: RowsByName | None = None
+        self._rows_under: RowsByName | None = None
         self._rows_lock = threading.Lock()
 
     @classmethod
@@ -159,12 +161,33 @@ class Memory:
 
         The first call reads all ids, after that 16 bytes of RAM a passage lead to the rows.
         """
+        return {key: passage for key, (_, passage) in self.rows(ids).items()}
+
+    def rows(self, ids: Sequence[str]) -> dict[str, tuple[int, Passage]]:
+        """As ``find``, with the row ids."""
+        rows = self._table.take(self._by_id().candidates(ids))
+        wanted = set(ids)
+        return {passage.id: (row, passage) for row, passage in rows.items() if passage.id in wanted}
+
+    def ids_under(self, name: str, itself: bool) -> list[str]:
+        """As ``latentrag.ids.IdsUnder``, without those of passages that a sync keeps equal to a file.
+
+        The first call reads all ids, after that up to 32 bytes of RAM a passage lead to the rows.
+        """
+        with self._rows_lock:
+            if self._rows_under is None:
+                self._rows_under = RowsByName.of(self._table, names_over)
+        rows = self._rows_under.candidates([name]) + (self._by_id().candidates([name]) if itself else [])
+        found = self._table.take_ids(rows)
+        return sorted(
+            {key for key, origin in found if not origin and (key == name or key.startswith((f"{name}#", f"{name}:")))}
+        )
+
+    def _by_id(self) -> RowsByName:
         with self._rows_lock:
             if self._rows_by_id is None:
-                self._rows_by_id = RowsById.of(self._table)
-        rows = self._table.take(self._rows_by_id.candidates(ids)).values()
-        wanted = set(ids)
-        return {passage.id: passage for passage in rows if passage.id in wanted}
+                self._rows_by_id = RowsByName.of(self._table)
+            return self._rows_by_id
 
     # Versions
 

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 
 from latentrag.memory.memory import Memory
 from latentrag.memory.schema import fields_to_json
 from latentrag.types import Passage
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 _DIGEST_BYTES = 16
 _MODULUS = 1 << (8 * _DIGEST_BYTES)
@@ -62,11 +56,25 @@ def file_digests(memory: Memory, folder: str) -> dict[str, FileDigest]:
     return of_files
 
 
-def digests(memory: Memory, origins: Collection[str]) -> dict[str, dict[str, int]]:
-    """The passages of these origins: origin → id → digest. Origins that the memory does not have are left out."""
-    of_files: dict[str, dict[str, int]] = {}
-    for passage, _ in _of(memory, origins):
-        of_files.setdefault(passage.origin, {})[passage.id] = digest(passage)
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """The passages that a memory has of a file, by id.
+
+    Attributes:
+        digests: as ``digest`` makes them.
+        row_ids: where they are.
+    """
+
+    digests: dict[str, int] = field(default_factory=dict)
+    row_ids: dict[str, int] = field(default_factory=dict)
+
+
+def stored_rows(memory: Memory, origins: Collection[str]) -> dict[str, StoredRows]:
+    """The passages of these origins, by origin. Those that the memory does not have are left out."""
+    of_files: dict[str, StoredRows] = {}
+    for passage, row_id in _of(memory, origins):
+        of_file = of_files.setdefault(passage.origin, StoredRows())
+        of_file.digests[passage.id], of_file.row_ids[passage.id] = digest(passage), row_id
     return of_files
 
 
@@ -86,22 +94,6 @@ def owners(memory: Memory) -> dict[str, str]:
     """The origin of every passage of the memory by its id, about 120 bytes each; "" for one added by hand."""
     shared: dict[str, str] = {}
     return {key: shared.setdefault(origin, origin) for key, origin in memory.table.origins()}
-
-
-class KnownVectors:
-    """Vectors of a memory that are written to it once more, so that they need not be computed again."""
-
-    def __init__(self, memory: Memory) -> None:
-        self._table = memory.table
-        self._intact: set[tuple[str, ...]] = set()
-
-    def of(self, row_ids: Sequence[int]) -> npt.NDArray[np.float16]:
-        """The vectors with these row ids, in this order, repeats allowed: (n, D).
-
-        Raises: MemoryStoreError at a file with one of them that is not as it was written.
-        """
-        self._intact.update(self._table.require_as_written(row_ids, besides=self._intact))
-        return self._table.vectors_of(np.asarray(row_ids, np.int64))
 
 
 def version_key(memory: Memory) -> str | None:

@@ -14,6 +14,7 @@ from latentrag.errors import DataError, LatentRagError, ModelError, ShapeError
 from latentrag.memory import table as table_module
 from latentrag.memory.schema import columns_needed
 from latentrag.memory.table import Staged, Table
+from latentrag.protocols import FromFiles, Part
 from latentrag.types import Passage
 
 if TYPE_CHECKING:
@@ -123,6 +124,22 @@ class Writer:
         return self._encoder
 
 
+class KnownVectors:
+    """Vectors of a memory that are written to it once more, so that they need not be computed again."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._intact: set[tuple[str, ...]] = set()
+
+    def of(self, row_ids: Sequence[int]) -> npt.NDArray[np.float16]:
+        """The vectors with these row ids, in this order, repeats allowed: (n, D).
+
+        Raises: MemoryStoreError at a file with one of them that is not as it was written.
+        """
+        self._intact.update(self._table.require_as_written(row_ids, besides=self._intact))
+        return self._table.vectors_of(np.asarray(row_ids, np.int64))
+
+
 @dataclass(frozen=True, slots=True)
 class Added:
     """What ``add_passages`` did.
@@ -130,12 +147,14 @@ class Added:
     Attributes:
         memory: at its newest version.
         unchanged: passages that the memory had already, word for word.
+        removed: passages that their documents have no more.
     """
 
     memory: Memory
     added: int
     replaced: int
     unchanged: int
+    removed: int
 
 
 def add_passages(
@@ -151,7 +170,8 @@ def add_passages(
 
     Args:
         encoder: loads the passage encoder; called if something has to be encoded.
-        upsert: a passage replaces the one that has its id.
+        passages: those of files that ``corpus.passages`` gives keep the ids and the cuts that the memory has.
+        upsert: a passage replaces the one that has its id; what a document has no more is removed.
         passages_per_commit: None: one version, all or nothing. Otherwise a version for about so many passages; those
             that the memory has already, word for word, are left alone, so that a run which was killed can be repeated
             and goes on after its last commit. What was committed stays if a later passage fails.
@@ -162,61 +182,96 @@ def add_passages(
     with memory.writing(encoder) as writer, io.progress("encoding passages", total, wanted=progress) as bar:
         adding = _Adding(memory, writer, upsert=upsert, resumes=passages_per_commit is not None)
         try:
-            for batch in batches(passages, at_most=passages_per_commit):
-                adding.put(batch)
+            for part in _parts(passages, memory, at_most=passages_per_commit):
+                adding.put(part)
                 if passages_per_commit is not None and writer.num_pending >= passages_per_commit:
                     adding.commit()
-                bar.advance(len(batch))
+                bar.advance(len(part.passages))
             adding.commit()
         except LatentRagError as error:
             if adding.added or adding.replaced:
                 error.add_note(f"the first {adding.added + adding.replaced} passages were committed and stay")
             raise
-        return Added(memory.with_table(writer.table), adding.added, adding.replaced, adding.unchanged)
+        of_adding = (adding.added, adding.replaced, adding.unchanged, adding.removed)
+        return Added(memory.with_table(writer.table), *of_adding)
+
+
+def _parts(passages: Iterable[Passage], memory: Memory, *, at_most: int | None) -> Iterator[Part]:
+    """As many passages at a time as the encoder gets, and at most so many, with what is gone from their documents."""
+    if not isinstance(passages, FromFiles):
+        yield from (Part(batch) for batch in batches(passages, at_most=at_most))
+        return
+    size = min(PASSAGES_PER_ENCODING, at_most or PASSAGES_PER_ENCODING)
+    pending, gone = list[Passage](), list[str]()
+    for part in passages.beside(memory.ids_under, lambda ids: memory.find(list(ids)).values()):
+        pending += part.passages
+        gone += part.gone
+        while len(pending) >= size:
+            yield Part(pending[:size], gone)
+            pending, gone = pending[size:], []
+    if pending or gone:
+        yield Part(pending, gone)
 
 
 class _Adding:
-    """One call of ``add_passages``: what it has seen, and what the next commit replaces."""
+    """One call of ``add_passages``: what it has seen, and what the next commit replaces and removes."""
 
     def __init__(self, memory: Memory, writer: Writer, *, upsert: bool, resumes: bool) -> None:
-        self.added = self.replaced = self.unchanged = 0
+        self.added = self.replaced = self.unchanged = self.removed = 0
         self._memory = memory
         self._writer = writer
         self._upsert = upsert
         self._resumes = resumes
+        self._vectors = KnownVectors(memory.table)
         self._seen: set[str] = set()
+        self._gone: set[str] = set()
         self._replaced_ids: list[str] = []
+        self._removed_ids: list[str] = []
 
-    def put(self, batch: Sequence[Passage]) -> None:
+    def put(self, part: Part) -> None:
         """Raises: DataError for an id that is empty, comes twice or is taken."""
-        for passage in batch:
+        for passage in part.passages:
             if not passage.id:
                 raise DataError(f"a passage of {passage.source or 'the input'} has no id; give each passage one")
             if passage.id in self._seen:
                 raise DataError(f"passage {passage.id!r} comes twice in the input; give each passage its own id")
             self._seen.add(passage.id)
-        present = self._memory.find([passage.id for passage in batch])
-        kept = [passage for passage in batch if not (self._resumes and present.get(passage.id) == passage)]
-        taken = [passage.id for passage in kept if passage.id in present]
+        present = self._memory.rows([passage.id for passage in part.passages])
+        for key in self._gone.intersection(present):
+            del present[key]
+        old = {key: passage for key, (_, passage) in present.items()}
+        kept = [passage for passage in part.passages if not (self._resumes and old.get(passage.id) == passage)]
+        taken = [*part.gone, *(passage.id for passage in kept if passage.id in old)]
         if taken and not self._upsert:
             raise DataError(f"passage {taken[0]!r} is in the memory already; use upsert to replace it")
-        self.unchanged += len(batch) - len(kept)
-        self._replaced_ids += taken
-        self._writer.put(kept)
+        gone = [key for key in dict.fromkeys(part.gone) if key not in self._seen and key not in self._gone]
+        self.unchanged += len(part.passages) - len(kept)
+        self._gone.update(gone)
+        self._removed_ids += gone
+        self._replaced_ids += [passage.id for passage in kept if passage.id in old]
+        rows = {place: present[z.id][0] for place, z in enumerate(kept) if z.id in old and _reads_as(z, old[z.id])}
+        self._writer.put(kept, dict(zip(rows, self._vectors.of(list(rows.values())), strict=True)) if rows else None)
 
     def commit(self) -> None:
         """Raises: DataError if there was no passage at all."""
-        if not self._seen:
+        if not self._seen and not self._gone:
             raise DataError("no passages in the input; give at least one document that has text")
-        if not self._writer.num_pending:
+        replaced, removed = len(self._replaced_ids), len(self._removed_ids)
+        if not self._writer.num_pending and not removed:
             return
-        replaced = len(self._replaced_ids)
         added = self._writer.num_pending - replaced
         change = f"added {added}, replaced {replaced}" if self._upsert else f"added {added}"
-        self._writer.commit(removed_ids=self._replaced_ids, change=change)
+        change += f", removed {removed}" if removed else ""
+        self._writer.commit(removed_ids=[*self._replaced_ids, *self._removed_ids], change=change)
         self.added += added
         self.replaced += replaced
-        self._replaced_ids = []
+        self.removed += removed
+        self._replaced_ids, self._removed_ids = [], []
+
+
+def _reads_as(passage: Passage, other: Passage) -> bool:
+    """Whether an encoder reads the same."""
+    return (passage.title, passage.text) == (other.title, other.text)
 
 
 def fp16_vectors(batch: Sequence[Passage], encoder: PassageEncoder) -> npt.NDArray[np.float16]:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from latentrag.corpus import UnreadableError, bounds_of, split
+from latentrag.corpus.aligning import Stored
 from latentrag.corpus.finding import OnSkip, find_files, name_of
 from latentrag.corpus.readers import File, Ledger, Reading, refusal
 from latentrag.corpus.reading import read_each
@@ -25,6 +26,7 @@ from latentrag.memory.origins import FileDigest, digest
 from latentrag.options import SyncOptions
 from latentrag.sync.journal import Fact, Journal
 from latentrag.sync.report import Report
+from latentrag.sync.stored import StoredFiles
 from latentrag.types import Passage
 
 if TYPE_CHECKING:
@@ -84,14 +86,18 @@ class Cutting:
         encoder = self._fingerprint or self._encoder().fingerprint
         return json.dumps({"latentrag": version("latentrag"), "words": options.words, "encoder": encoder, **encoding})
 
-    def passages(self, reading: Reading, leave_out: LeaveOut | None = None) -> Iterator[Passage]:
-        """Those of a file, with the file as their origin. Raises: UnreadableError."""
+    def passages(self, reading: Reading, stored: Stored, leave_out: LeaveOut | None = None) -> Iterator[Passage]:
+        """Those of a file, with the file as their origin. Raises: UnreadableError.
+
+        Args: stored: what the memory has of it.
+        """
         file = reading.file
         for document in reading:
             # Where the row names no source: not the path, which another machine or working directory would change.
             source = file.name if document.source == file.source else document.source
             known = replace(document, source=source)
-            for passage in split(known, words=self.options.words or WORDS, leave_out=leave_out, **self._bounds):
+            words = self.options.words or WORDS
+            for passage in split(known, words=words, leave_out=leave_out, stored=stored, **self._bounds):
                 yield replace(passage, origin=file.name)
 
     @cached_property
@@ -219,7 +225,9 @@ def _fact(file: File, cutting: Cutting) -> Fact:
 # What is in the files
 
 
-def read_contents(files: Iterable[File], cutting: Cutting) -> Generator[Contents | UnreadableError]:
+def read_contents(
+    files: Iterable[File], cutting: Cutting, stored: StoredFiles
+) -> Generator[Contents | UnreadableError]:
     """Everything in each file, read to its end; the passages too of one that has no more than a commit holds.
 
     A file is left out if it cannot be read, has an id twice, or changes meanwhile.
@@ -239,19 +247,19 @@ def read_contents(files: Iterable[File], cutting: Cutting) -> Generator[Contents
         for reading in readings:
             fact = facts.popleft()
             try:
-                yield fact if isinstance(fact, UnreadableError) else _contents(reading, fact, cutting)
+                yield fact if isinstance(fact, UnreadableError) else _contents(reading, fact, cutting, stored)
             except UnreadableError as error:
                 yield error
 
 
-def read_again(file: File, contents: Contents, cutting: Cutting) -> Iterator[Passage]:
+def read_again(file: File, contents: Contents, cutting: Cutting, stored: StoredFiles) -> Iterator[Passage]:
     """The passages of a file that has too many to keep, read once more.
 
     Raises: UnreadableError if they are others now.
     """
     expected, passages = set(contents.ids), FileDigest()
     with closing(read_each([file], cutting.options)) as readings:
-        for passage in cutting.passages(next(readings)):
+        for passage in cutting.passages(next(readings), stored.of(file, contents.fact)):
             if passage.id not in expected:
                 raise UnreadableError(CHANGED)
             expected.discard(passage.id)
@@ -261,10 +269,10 @@ def read_again(file: File, contents: Contents, cutting: Cutting) -> Iterator[Pas
         raise UnreadableError(CHANGED)
 
 
-def _contents(reading: Reading, fact: Fact, cutting: Cutting) -> Contents:
+def _contents(reading: Reading, fact: Fact, cutting: Cutting, stored: StoredFiles) -> Contents:
     passages, ids = FileDigest(), set[str]()
     kept: list[Passage] | None = []
-    for passage in cutting.passages(reading, reading.ledger.leave_out):
+    for passage in cutting.passages(reading, stored.of(reading.file, fact), reading.ledger.leave_out):
         if passage.id in ids:
             raise UnreadableError(f"passage {passage.id!r} comes twice in it; give each row its own id")
         ids.add(passage.id)

@@ -21,12 +21,11 @@ from latentrag.options import SyncOptions
 from latentrag.sync.folder import WORDS, Cutting, folder_name, list_files, make_plan, read_contents
 from latentrag.sync.journal import Journal
 from latentrag.sync.report import Progress, Report
+from latentrag.sync.stored import StoredFiles
 from latentrag.sync.writer import FolderWriter
 
 if TYPE_CHECKING:
     from latentrag.protocols import PassageEncoder
-
-_FILES_PER_LOOKUP = 64
 
 
 def sync(
@@ -84,17 +83,23 @@ def sync(
     if plan.to_read and base is not None and not options.dry_run:
         # Where nothing can be written the first commit says so, and where only this cannot, its notes do.
         journal.rewrite(journal.facts, warn=False)
-    digests: dict[str, dict[str, int]] = {}
+    to_read = [file.name for file in plan.to_read]
+    stored = StoredFiles(base, journal, to_read, plan.missing, lambda: cutting.reading)
     with ExitStack() as writing:
         writer = FolderWriter(
-            base, journal, report, plan, loaded, cutting=cutting, writing=writing, on_progress=on_progress
+            base,
+            journal,
+            report,
+            plan,
+            loaded,
+            cutting=cutting,
+            stored=stored,
+            writing=writing,
+            on_progress=on_progress,
         )
-        with closing(read_contents(plan.to_read, cutting)) as all_contents:
-            for i, (file, contents) in enumerate(zip(plan.to_read, all_contents, strict=True)):
-                if base is not None and i % _FILES_PER_LOOKUP == 0:
-                    upcoming = {file.name for file in plan.to_read[i : i + _FILES_PER_LOOKUP]}
-                    digests = origins.digests(base, upcoming & journal.in_memory.keys())
-                writer.write(file, contents, digests.get(file.name, {}))
+        with closing(read_contents(plan.to_read, cutting, stored)) as all_contents:
+            for file, contents in zip(plan.to_read, all_contents, strict=True):
+                writer.write(file, contents, stored.rows(file.name).digests)
         writer.flush()
         writer.settle_missing(plan.missing)
     if not options.dry_run and report.version is not None:

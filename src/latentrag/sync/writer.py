@@ -12,9 +12,11 @@ from latentrag.corpus import UnreadableError
 from latentrag.corpus.readers import File
 from latentrag.memory import Memory, Writer, origins
 from latentrag.memory.origins import FileDigest
+from latentrag.memory.writer import KnownVectors
 from latentrag.sync.folder import Contents, Cutting, Plan, read_again
 from latentrag.sync.journal import Fact, Journal
 from latentrag.sync.report import Progress, Report
+from latentrag.sync.stored import StoredFiles
 from latentrag.types import Passage
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class FolderWriter:
         journal: knows what the base has of each file, is told after each commit.
         report: its counts, its version and its number of passages are kept up to date.
         encoder: loads the passage encoder; called if something has to be encoded.
-        cutting: how files became passages.
+        cutting, stored: how files became passages, and what the memory has of them.
         writing: others may write again when it is closed.
         on_progress: called after each file, and as passages are made ready.
     """
@@ -62,6 +64,7 @@ class FolderWriter:
         encoder: Callable[[], PassageEncoder],
         *,
         cutting: Cutting,
+        stored: StoredFiles,
         writing: ExitStack,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
@@ -69,7 +72,7 @@ class FolderWriter:
         self._journal = journal
         self._report = report
         self._load_encoder = encoder
-        self._cutting, self._options = cutting, cutting.options
+        self._cutting, self._stored, self._options = cutting, stored, cutting.options
         self._writing = writing
         self._on_progress = on_progress
         self._progress = Progress(len(plan.unchanged), len(plan.unchanged) + len(plan.to_read), 0)
@@ -81,7 +84,7 @@ class FolderWriter:
         self._memory: Writer | None = None
         self._owners: dict[str, str] | None = None
         self._vector_rows: dict[bytes, int] | None = None
-        self._known_vectors = None if base is None else origins.KnownVectors(base)
+        self._known_vectors = None if base is None else KnownVectors(base.table)
         self._chunk = _Chunk()
 
     def write(self, file: File, contents: Contents | UnreadableError, old: Mapping[str, int]) -> None:
@@ -116,7 +119,7 @@ class FolderWriter:
         differing: Iterable[Passage]
         if contents.passages is None:
             self._unsure.add(name)
-            differing = self._differing(read_again(file, contents, self._cutting), old)
+            differing = self._differing(read_again(file, contents, self._cutting, self._stored), old)
         else:
             differing = few = list(self._differing(contents.passages, old))
             if len(self._chunk.passages) + len(few) > self._options.passages_per_commit:
