@@ -23,9 +23,10 @@ from running import between_marks, run
 from latentrag.errors import DataError
 
 CORPORA = {
-    "FairytaleQA": ("fairytaleqa.corpus.jsonl.gz", "fairytaleqa.dev.jsonl.gz"),
-    "Factbook 2026": ("factbook.2026-05-17.corpus.jsonl.gz", "factbook.leaders.jsonl.gz"),
+    "FairytaleQA": ("fairytaleqa.corpus.jsonl.gz", "fairytaleqa.dev.jsonl.gz", "abstractive-qa"),
+    "Factbook 2026": ("factbook.2026-05-17.corpus.jsonl.gz", "factbook.leaders.jsonl.gz", "open-qa"),
 }
+"""Passages, questions that people asked (or, of the Factbook, that a rule made), and the task they are measured by."""
 DATE = "2026-05-17"
 
 
@@ -51,7 +52,8 @@ def questions(source: Path, out: Path) -> Path:
 
 def measured(name: str, data: Path, out: Path, *, model: str, number: int, limit: int, freeze: list[str]) -> list[str]:
     """The lines of the report on one corpus."""
-    corpus, asked = (data / file for file in CORPORA[name])
+    *files, task = CORPORA[name]
+    corpus, asked = (data / file for file in files)
     out.mkdir(parents=True, exist_ok=True)
     memory, pairs = out / "memory.lance", out / "pairs.jsonl"
     command("index", "add", memory, corpus, "-m", model)
@@ -61,7 +63,7 @@ def measured(name: str, data: Path, out: Path, *, model: str, number: int, limit
         command("train", pairs, "-i", memory, "-m", model, "--out", out / "run", *freeze, *resume)
     rows = questions(asked, out / "questions.jsonl")
     for which, of_model in (("before", model), ("after", str(out / "run" / "model"))):
-        how = ("--limit", limit, "--beams", 1, "--out", out / f"{which}.jsonl")
+        how = ("--task", task, "--limit", limit, "--beams", 1, "--out", out / f"{which}.jsonl")
         command("eval", rows, "-i", memory, "-m", of_model, *how)
     compared = command("compare", out / "after.jsonl", out / "before.jsonl", wanted="report")
     counts = made["metrics"]

@@ -5,19 +5,24 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
+import made_questions
 import pytest
 import removal
 import shares
 import torch
+import typer
 from answered import all_rows
 from orders import AskedCitation, Attention
 from removal_report import beginnings, key_of, orders_of
 from removal_report import write_report as write_removal
+from running import read_lines
 from shares import curves
 from shares import write_report as write_shares
 
 from latentrag.addresses import home
+from latentrag.cli.main import app
 from latentrag.evaluation.removal import greedy_order
 from latentrag.types import Passage
 from tests import tiny
@@ -149,6 +154,51 @@ def test_results_are_json(tmp_path):
     assert sorted(orders_of(kept)["posterior"]) == list(range(5))
 
 
+def test_made_questions_are_trained_on_and_measured_before_and_after(tmp_path, monkeypatch):
+    """Its commands have the flags that it gives, and its report says what they say."""
+    leaders = [
+        {"id": "a", "country": "Ruritania", "question": "Who rules?", "answer": {"2016-11-26": ["Rudolf"]}},
+        {"id": "b", "country": "Ruritania", "question": "Who governs?", "answer": {"2026-05-17": ["Flavia", "F."]}},
+    ]
+    rows = "\n".join(map(json.dumps, leaders))
+    (tmp_path / "factbook.leaders.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    ran: list[list[str]] = []
+    measure = {
+        "ours": 0.5,
+        "theirs": 0.25,
+        "difference": 0.25,
+        "low": 0.1,
+        "high": 0.4,
+        "p": 0.01,
+        "wins": 3,
+        "losses": 0,
+    }
+
+    def command(*arguments, wanted=""):
+        ran.append(list(map(str, arguments)))
+        if arguments[0] == "make-questions":
+            return {"examples": 6, "metrics": {"tried": 8, "dropped": {"no_pair": 2, "near_duplicate": 0}}}
+        return {"examples": 2, "metrics": {"exact_match": measure}} if arguments[0] == "compare" else None
+
+    monkeypatch.setattr(made_questions, "command", command)
+    report = tmp_path / "made.md"
+    arguments = ["--data", tmp_path, "--out", tmp_path / "runs", "--report", report, "--freeze", "generator"]
+    monkeypatch.setattr("sys.argv", ["made_questions", *map(str, arguments)])
+    assert made_questions.main() == 0
+    assert [words[0] for words in ran] == ["index", "make-questions", "train", "eval", "eval", "compare"] * 2
+    for words in ran:
+        found: Any = typer.main.get_command(app())
+        for name in words[: 2 if words[0] == "index" else 1]:
+            found = found.commands[name]
+        known = {flag for each in found.params for flag in each.opts}
+        assert {word for word in words if word.startswith("-")} <= known
+    text = report.read_text("utf-8")
+    assert "Factbook 2026: 6 pairs of 8 tried, 25 % dropped (no_pair 2, near_duplicate 0)." in text
+    assert text.count("| exact_match | 0.500 | 0.250 | +0.250 [+0.100, +0.400] |") == 2
+    (row,) = read_lines(tmp_path / "runs" / "factbook-2026" / "questions.jsonl")
+    assert (row["question"], row["answer"], row["title"]) == ("Who governs?", ["Flavia", "F."], "Ruritania")
+
+
 @pytest.mark.real
 def test_with_the_demo_from_end_to_end(tmp_path, monkeypatch):
     """Both experiments on two questions; needs `latentrag demo`."""
@@ -165,12 +215,10 @@ def test_with_the_demo_from_end_to_end(tmp_path, monkeypatch):
         arguments = ["--data", str(tmp_path), "--limit", "2", "--report", str(tmp_path / report)]
         monkeypatch.setattr("sys.argv", [report, *arguments])
         assert experiment.main() == 0
-    orders = [
-        json.loads(line) for line in (tmp_path / "runs/removal/orders.jsonl").read_text("utf-8").split("\n") if line
-    ]
+    orders = read_lines(tmp_path / "runs" / "removal" / "orders.jsonl")
     assert len(orders) == 2
-    for row in orders:
-        assert 0 < sum(row["attention"]) < 1
-        assert sum(math.exp(each) for each in row["citation"]) == pytest.approx(1, abs=1e-5)
-        assert all(row["says"].values())
+    for each in orders:
+        assert 0 < sum(each["attention"]) < 1
+        assert sum(math.exp(log_p) for log_p in each["citation"]) == pytest.approx(1, abs=1e-5)
+        assert all(each["says"].values())
     assert "2 questions with an answer (1 of NQ, 1 of TriviaQA" in (tmp_path / "removal.md").read_text("utf-8")
