@@ -440,9 +440,23 @@ def test_a_memory_inside_the_folder_is_not_read(synced: Synced):
 
 def test_nothing_to_put_into_a_memory_makes_none(synced: Synced):
     synced.write("broken.txt", b"\xff\x00")
+    synced.write("empty.txt", "")
+    synced.write("data.txt", "A" * 5_000)
     report = synced.sync()
     assert (report.version, report.num_passages, len(report.skipped)) == (None, 0, 1)
     assert not synced.path.exists()
+    synced.write("text.txt", "text")
+    assert files(synced.sync()) == (1, 0, 0, 0, 2, 1)
+
+
+def test_a_place_for_notes_that_cannot_be_made_costs_time_only(synced: Synced):
+    synced.write("a.txt", "text")
+    synced.sync()
+    shutil.rmtree(synced.path / "_sync")
+    (synced.path / "_sync").write_text("a file")
+    synced.write("b.txt", "more")
+    with pytest.warns(UserWarning, match="nothing is lost"):
+        assert files(synced.sync()) == (1, 0, 0, 0, 1, 0)
 
 
 def test_refusals_leave_everything_as_it_was(synced: Synced, tmp_path):

@@ -108,14 +108,17 @@ class Journal:
         self.facts.update(facts)
         self.version_key = version_key
         lines = self._lines(facts, facts, header=not self.path.exists())
-        with self._warning_if_not_written(), self.path.open("a", encoding="utf-8") as file:
-            file.write("\n" + lines)  # the line feed sets them apart from a line that was torn
+        with self._warning_if_not_written():
+            self.path.parent.mkdir(exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n" + lines)  # the line feed sets them apart from a line that was torn
 
     def rewrite(self, names: Iterable[str], *, warn: bool = True) -> None:
         """Keep the facts about these files and one line for each thing; without ``warn`` silently not if that fails."""
         self.facts = {name: self.facts[name] for name in names if name in self.facts}
         self.in_memory = {name: digest for name, digest in self.in_memory.items() if digest.num_passages}
         with self._warning_if_not_written() if warn else suppress(OSError):
+            self.path.parent.mkdir(exist_ok=True)
             write_file(self.path, self._lines(self.facts, self.in_memory, header=True).encode())
 
     def _lines(self, facts: Mapping[str, Fact], in_memory: Iterable[str], *, header: bool) -> str:
@@ -134,7 +137,6 @@ class Journal:
     @contextmanager
     def _warning_if_not_written(self) -> Iterator[None]:
         try:
-            self.path.parent.mkdir(exist_ok=True)
             yield
         except OSError as error:
             warnings.warn(

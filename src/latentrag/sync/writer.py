@@ -168,7 +168,7 @@ class FolderWriter:
             change = f"synced {self._report.name}: added {added}, changed {changed}, removed {removed}"
             writer.commit(removed_ids=chunk.removed_ids, change=change)
             self._report.version = writer.table.version
-        if chunk.facts:
+        if chunk.facts and self._report.version is not None:  # otherwise there is no memory yet to put notes into
             self._journal.append(chunk.facts, self.version_key())
 
     def version_key(self) -> str | None:
