@@ -239,7 +239,8 @@ class ModelOptions(EncoderOptions):
         encoder: In place of -m: the encoder of questions and passages, a folder or hub id.
         generator: With --encoder: any encoder-decoder or causal language model, a folder or hub id; with
             --generator-kind spans any encoder like BERT.
-        passage_encoder: With --encoder: the encoder of the passages, where it is not that of the questions.
+        passage_encoder: With --encoder, or with --passages-from: the encoder of the passages, where it is not that of
+            the questions.
         adapter: With --generator: an adapter for it in PEFT's layout (LoRA, …), a folder or hub id.
         generator_kind: With --generator: what it is used as: seq2seq, causal, spans (an extractive reader), or by the
             name that a package adds.
@@ -500,7 +501,7 @@ class RowOptions:
     skip_bad: Annotated[bool, Option()] = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: those of a run have a second base
 class GivenOptions:
     """Passages that come with a question.
 

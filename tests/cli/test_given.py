@@ -78,3 +78,70 @@ def test_what_has_no_effect(data, model, memory) -> None:
     assert "--as-of has no effect, since the passages come with the questions" in cli(*run, "--as-of", 1).error()
     assert "--passages-from has no effect with --run-in" in cli(*run, "--retrieval-only", "--run-in", "r").error()
     assert "k=9 exceeds the memory's 4 passages" in cli(*run, "-k", 9).stderr
+
+
+TRAINED = ["-k", 2, "--batch-size", 3, "--steps", 8, "--lr-generator", "0.01", "--lr-retriever", "0.01"]
+
+
+def test_training(data, model, memory, tmp_path) -> None:
+    """Both sides learn from the passages that come with the questions; what is saved searches a memory again."""
+    run = [data, "-m", model, "-i", tmp_path / "none", "--passages-from", "passages"]
+    out = tmp_path / "run"
+    before = cli("eval", *run, "--json", "-k", 2).json["metrics"]
+    done = cli("train", *run, "--out", out, *TRAINED)
+    assert done.code == 0, done.stderr
+    again = [
+        "eval",
+        data,
+        "-m",
+        out / "model",
+        "-i",
+        tmp_path / "none",
+        "--passages-from",
+        "passages",
+        "--json",
+        "-k",
+        2,
+    ]
+    measured = cli(*again)
+    assert measured.code == 0, measured.stderr
+    after = measured.json["metrics"]
+    name = "log_likelihood_per_answer"
+    assert after[name]["mean"] > before[name]["mean"] + 0.5
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert any(line.get("norm_retriever", 0) > 0 for line in log)
+    request = json.loads((out / "run.json").read_text())
+    assert (request["passages_from"], request["memory"]) == ("passages", None)
+    assert latentrag.load(out / "model", memory=memory).retriever.retrieve(["who ?"], 1).passages
+    other = ["train", data, "-m", model, "-i", memory, "--out", out, *TRAINED, "--resume"]
+    assert "resume with what it began with" in cli(*other).stderr
+
+
+def test_a_model_trained_over_a_memory_needs_its_passage_encoder_named(data, model, memory, encoder, tmp_path) -> None:
+    trained = cli("train", data, "-m", model, "-i", memory, "--out", tmp_path / "run", *TRAINED)
+    assert trained.code == 0, trained.stderr
+    run = ["eval", data, "-m", tmp_path / "run" / "model", "--passages-from", "passages", "--retrieval-only", "--json"]
+    assert "name the one that it was trained with (--passage-encoder)" in cli(*run).stderr
+    named = cli(*run, "--passage-encoder", encoder)
+    assert named.code == 0, named.stderr
+    assert named.json["metrics"]["recall@1"]["num_examples"] == 3
+
+
+def test_training_on_passages_by_their_ids(data, model, memory, tmp_path) -> None:
+    data.write_text(json.dumps(ROWS[2]) + "\n")
+    run = ["train", data, "-m", model, "-i", memory, "--passages-from", "id:ids", "--task", "question-generation"]
+    done = cli(*run, "--freeze", "retriever", "--steps", 2, "--out", tmp_path / "run")
+    assert done.code == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        (["--closed-book"], "--passages-from has no effect, since closed book reads no passages"),
+        (["--hindsight", 2], "--hindsight has no effect, since the passages come with the questions"),
+        (["--refresh-every", 2], "--refresh-every has no effect, since the passages come with the questions"),
+    ],
+)
+def test_what_has_no_effect_in_training(data, model, memory, tmp_path, more, problem) -> None:
+    run = ["train", data, "-m", model, "-i", memory, "--passages-from", "passages", "--out", tmp_path / "run"]
+    assert problem in cli(*run, *more).error()

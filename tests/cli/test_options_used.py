@@ -107,7 +107,7 @@ ELSEWHERE = {
     *("--query-prompt", "--passage-prompt", "--dimension"),
     *("--memory", "--out", "--resume", "--json"),
     *("--device", "--encoder-device", "--passage-cache-in", "--skip-bad", "--truncate", "--prefix-field"),
-    *("--task", "--label", "--answers-from"),
+    *("--task", "--label", "--answers-from", "--passages-from"),
 }
 """What every run has, or what depends on the data or the machine; other tests show what they do."""
 

@@ -90,7 +90,7 @@ def test_answers_titles_and_tasks(model, memory, tmp_path, no_generator) -> None
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        (["--retrieval-only", "--beams", "2"], "--num-beams has no effect with --retrieval-only"),
+        (["--retrieval-only", "--beams", "2"], "--beams has no effect with --retrieval-only"),
         (["--retrieval-only", "--closed-book"], "--closed-book has no effect with --retrieval-only"),
         (["--retrieval-only", "--variant", "token"], "--variant has no effect with --retrieval-only"),
         (["--retrieval-only", "--decoding", "fast"], "--decoding has no effect with --retrieval-only"),

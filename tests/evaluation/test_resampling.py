@@ -61,24 +61,24 @@ def test_the_interval_of_a_mean_is_the_usual_one() -> None:
 
 
 def test_few_rows_have_no_interval_and_none_leaves_the_bounds() -> None:
-    found = pooled_estimate(lambda places: 1.0, 19)
+    found = pooled_estimate(lambda places: 1.0, 49)
     assert (found.mean, found.low, found.high) == (1, None, None)
-    values = np.array([1.0] * 24 + [0.0])
-    found = pooled_estimate(lambda places: float(values[places].mean()), 25)
-    assert (found.mean, found.high) == (0.96, 1.0)
+    values = np.array([1.0] * 49 + [0.0])
+    found = pooled_estimate(lambda places: float(values[places].mean()), 50)
+    assert (found.mean, found.high) == (0.98, 1.0)
 
 
 def test_two_runs() -> None:
     random = np.random.default_rng(2)
-    same = [" ".join(random.choice(list("abcdefghij"), 8)) for _ in range(40)]
-    dull = ["a b c d e f g h"] * 40
-    ours, theirs, interval, p = pooled_difference(distinct_trigrams([*same, *dull]), 40)
-    assert theirs == pytest.approx(6 / 240)
+    same = [" ".join(random.choice(list("abcdefghij"), 8)) for _ in range(60)]
+    dull = ["a b c d e f g h"] * 60
+    ours, theirs, interval, p = pooled_difference(distinct_trigrams([*same, *dull]), 60)
+    assert theirs == pytest.approx(6 / 360)
     assert interval is not None
     assert interval[0] > 0.3
     assert p == pytest.approx(0.001)
-    back = pooled_difference(distinct_trigrams([*dull, *same]), 40)
+    back = pooled_difference(distinct_trigrams([*dull, *same]), 60)
     assert back[2] == pytest.approx((-interval[1], -interval[0]))
-    ours, theirs, interval, p = pooled_difference(distinct_trigrams([*same, *same]), 40)
+    ours, theirs, interval, p = pooled_difference(distinct_trigrams([*same, *same]), 60)
     assert (ours - theirs, p) == (0, 1)
     assert interval == (0, 0)

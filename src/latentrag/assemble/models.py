@@ -37,6 +37,7 @@ def load(
     memory: Source | Memory,
     version: int | str | None = None,
     num_given: int | None = None,
+    passage_encoder: Source | None = None,
     variant: Variant | None = None,
     k: int | None = None,
     retriever: str | None = None,
@@ -62,6 +63,8 @@ def load(
             newest.
         num_given: every question comes with passages of its own (``Question.passages``), as many as this at most; they
             are scored by the model's encoders, or by words, and no memory is opened. None: the memory is searched.
+        passage_encoder: what encodes these passages; None: the model's own. A model that was trained over a memory has
+            none: its query encoder goes with the encoder that made the memory.
         variant: "sequence" or "token"; None: as the model says, else "sequence".
         k: passages retrieved for a question; None: as the model says, else 5.
         retriever: "dense"; "bm25", which needs no query encoder and fits any memory; or one that another package
@@ -94,6 +97,7 @@ def load(
         memory_for(memory, source),
         version=version,
         num_given=num_given,
+        passage_encoder=passage_encoder,
         retriever=retriever,
         places=places,
         has_place=encoder_device is not None,
@@ -126,6 +130,7 @@ def load_retriever(
     memory: Source | Memory,
     version: int | str | None = None,
     num_given: int | None = None,
+    passage_encoder: Source | None = None,
     retriever: str | None = None,
     device: str = "auto",
     encoder_device: str | None = None,
@@ -133,7 +138,7 @@ def load_retriever(
     """The retriever of a model over its memory; the generator is not opened.
 
     Args:
-        source, memory, version, num_given, retriever, device, encoder_device: as for ``load``.
+        source, memory, version, num_given, passage_encoder, retriever, device, encoder_device: as for ``load``.
     Raises: as ``load``.
     """
     return _retrieving(
@@ -141,6 +146,7 @@ def load_retriever(
         memory_for(memory, source),
         version=version,
         num_given=num_given,
+        passage_encoder=passage_encoder,
         retriever=retriever,
         places=Places.of(device, encoder_device=encoder_device),
         has_place=encoder_device is not None,
@@ -153,6 +159,7 @@ def _retrieving(
     *,
     version: int | str | None,
     num_given: int | None,
+    passage_encoder: Source | None,
     retriever: str | None,
     places: Places,
     has_place: bool,
@@ -171,7 +178,7 @@ def _retrieving(
     parts = open_parts(source, places, settings)
     name = retriever or parts.file.retriever
     if opened is None:
-        made: Retriever = _given(source, parts, places, name=name, num_given=num_given or 0)
+        made: Retriever = _given(passage_encoder or source, parts, places, name=name, num_given=num_given or 0)
     else:
         made = _retriever(parts, opened, places, name=name)
     if has_place and isinstance(made, SavableRetriever) and not made.parts():

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from latentrag import io
+from latentrag.assemble.given import with_texts
 from latentrag.assemble.memories import open_memory
 from latentrag.assemble.models import load, prompt_settings, save, with_parts
 from latentrag.assemble.parts import ModelSpec, Source, content_key
@@ -25,6 +26,7 @@ from latentrag.protocols import KeepsPassages, TrainableRetriever, can_decode
 from latentrag.rag import Rag
 from latentrag.training import checkpoint
 from latentrag.training.data import Example
+from latentrag.training.given import IDS
 from latentrag.training.loop import Outcome, Trainer
 from latentrag.training.options import (
     OBJECTIVES,
@@ -91,12 +93,17 @@ def train(
     if setup.null_passage is not None and options.closed_book:
         raise InputError("--null-passage has no effect, since closed book reads no passages; leave it out")
     before = checkpoint.read_request(setup.out, resume=resume)
-    memory = open_memory(setup.memory, version=None if before is None else before["memory"]["version"])
+    memory = _memory(setup, before)
+    if setup.passages_from is not None and memory is not None:
+        examples, dev = with_texts(examples, memory), with_texts(dev, memory)
     processes = Processes.start(device=setup.device)
     if options.refresh_every and processes.count > 1:
         raise InputError("refresh_every needs a single process, which re-encodes the memory; start one")
     keep_preamble = _keeps_preamble(setup, options, before)
-    rag, lora = _model(setup, memory, options, examples, device=str(processes.device), keep_preamble=keep_preamble)
+    num_given = _num_given(setup, [*examples, *dev])
+    rag, lora = _model(
+        setup, memory, num_given, options, examples, device=str(processes.device), keep_preamble=keep_preamble
+    )
     generator: Any = rag.generator
     examples = _usable(setup.data, examples, rag, setup, options, say)
     dev = dev and _usable(setup.dev, dev, rag, setup, replace(options, answers="first"), say)
@@ -105,7 +112,7 @@ def train(
         given,
         reads_untrained=generator.capabilities.keeps_prefixes,
         trains_adapter=lora is not None,
-        num_passages=len(memory),
+        num_passages=options.k if num_given is not None or memory is None else len(memory),
     )
     request = _request(setup, options, lora, memory, keep_preamble=keep_preamble)
     retriever: Any = None if options.closed_book else rag.retriever
@@ -161,7 +168,7 @@ def _usable(
 @torch.no_grad()
 def _try_retrieval(retriever: TrainableRetriever, example: Example, options: TrainingOptions) -> None:
     """Retrieve once as training will, for what is refused then. Raises: InputError."""
-    retriever.retrieve([example.x], options.k)
+    retriever.retrieve([example.question], options.k)
     if options.hindsight:
         retriever.retrieve_in_hindsight([example.x], [example.answers[0]], options.k, options.hindsight)
 
@@ -184,7 +191,13 @@ def _keeps_preamble(setup: Setup, options: TrainingOptions, before: Mapping[str,
 
 
 def _training(
-    setup: Setup, options: TrainingOptions, lora: Lora | None, memory: Memory, outcome: Outcome, *, num_examples: int
+    setup: Setup,
+    options: TrainingOptions,
+    lora: Lora | None,
+    memory: Memory | None,
+    outcome: Outcome,
+    *,
+    num_examples: int,
 ) -> dict[str, object]:
     """How the model was trained, for its card."""
     base = setup.model.generator if isinstance(setup.model, ModelSpec) else setup.model
@@ -196,7 +209,8 @@ def _training(
         "steps": f"{outcome.step:,} of {options.batch_size} examples",
         "trained": {"none": "retriever and generator"}.get(options.freeze, f"all but the {options.freeze}"),
         "adapter": None if lora is None else f"LoRA of rank {lora.rank}, on {lora.scope}",
-        "memory": f"{Path(memory.name).name}, version {memory.version}",
+        "memory": None if memory is None else f"{Path(memory.name).name}, version {memory.version}",
+        "passages": None if setup.passages_from is None else "those that come with each question",
         "development set": None if dev is None or best is None else f"{dev.name}, {best:.4f} nats per token",
     }
 
@@ -212,9 +226,21 @@ def _save(rag: Rag, folder: Path, training: Mapping[str, object], *, refreshed: 
     save(rag, folder, training=training)
 
 
+def _memory(setup: Setup, before: Mapping[str, Any] | None) -> Memory | None:
+    """The memory at the version of the run; None where passages come with the questions."""
+    if setup.passages_from is not None and not setup.passages_from.startswith(IDS):
+        return None
+    return open_memory(setup.memory, version=None if before is None else (before["memory"] or {}).get("version"))
+
+
+def _num_given(setup: Setup, examples: Sequence[Example]) -> int | None:
+    """How many passages come with a question at most; None: none do."""
+    return None if setup.passages_from is None else max(len(example.given) for example in examples)
+
+
 def _examples(path: Path, setup: Setup, say: Callable[[str], None]) -> tuple[Example, ...]:
     """Those of a file that have an answer: a pattern cannot be trained on."""
-    examples = read_task(path, setup, say=say)
+    examples = read_task(path, setup, passages_from=setup.passages_from, say=say)
     usable = tuple(example for example in examples if example.answers)
     if not usable:
         raise DataError(f"{path} has patterns and no answers; needed rows with an answer to train on")
@@ -225,7 +251,8 @@ def _examples(path: Path, setup: Setup, say: Callable[[str], None]) -> tuple[Exa
 
 def _model(
     setup: Setup,
-    memory: Memory,
+    memory: Memory | None,
+    num_given: int | None,
     options: TrainingOptions,
     examples: Sequence[Example],
     *,
@@ -235,7 +262,8 @@ def _model(
     """The model as it is to be trained on these examples, and its adapter's settings."""
     rag = load(
         setup.model,
-        memory=memory,
+        memory=setup.memory if memory is None else memory,
+        num_given=num_given,
         retriever=setup.retriever,
         instruction=setup.instruction,
         template=setup.template,
@@ -334,7 +362,7 @@ def _check_objective(options: TrainingOptions, generator: Any) -> None:
 
 
 def _request(
-    setup: Setup, options: TrainingOptions, lora: Lora | None, memory: Memory, *, keep_preamble: bool
+    setup: Setup, options: TrainingOptions, lora: Lora | None, memory: Memory | None, *, keep_preamble: bool
 ) -> dict[str, object]:
     return {
         "format": checkpoint.FORMAT,
@@ -349,7 +377,10 @@ def _request(
         "labels": list(setup.labels) or None,
         "answers_from": setup.answers_from,
         "truncate": setup.truncate or None,
-        "memory": {
+        "passages_from": setup.passages_from,
+        "memory": None
+        if memory is None
+        else {
             "path": memory.name,
             "version": memory.version,
             "identity": memory.identity,

@@ -66,13 +66,14 @@ def generator_for_training(
 
 
 def retriever_for_training(
-    rag: Rag, source: Source | ModelSpec, memory: Memory, refresh: bool, *, device: str, frozen: bool = False
+    rag: Rag, source: Source | ModelSpec, memory: Memory | None, refresh: bool, *, device: str, frozen: bool = False
 ) -> Retriever:
     """The model's retriever, made ready to be trained: weights that are become float32.
 
     Args:
         frozen: none is.
         source: the model, for its passage encoder.
+        memory: None: passages come with the questions, and nothing can be refreshed.
         device: where that computes.
         refresh: train the passage encoder too and re-encode the memory meanwhile. It is loaded apart from the query
             encoder, also where one model serves as both: they part as they learn.
@@ -80,11 +81,13 @@ def retriever_for_training(
         EncoderMismatchError if it is not that of the memory.
     """
     from latentrag.retriever import DenseRetriever, RefreshingRetriever
+    from latentrag.retriever.given import GivenRetriever
 
     retriever: Any = rag.retriever
-    if isinstance(retriever, DenseRetriever) and not frozen:
+    learns = isinstance(retriever, DenseRetriever | GivenRetriever) and retriever.query_encoder is not None
+    if learns and not frozen:
         retriever.query_encoder.module.float()
-    if not refresh:
+    if not refresh or memory is None:
         return rag.retriever
     if retriever.kind != "dense":
         raise InputError(

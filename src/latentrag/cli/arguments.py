@@ -173,6 +173,7 @@ def open_rag(
     place: PlaceOptions | None = None,
     *,
     num_given: int | None = None,
+    passage_encoder: str | None = None,
 ) -> Rag:
     """The model and its memory. Raises as ``latentrag.load``."""
     source = model_source(model)
@@ -182,6 +183,7 @@ def open_rag(
             memory=memory.memory,
             version=version.as_of,
             num_given=num_given,
+            passage_encoder=passage_encoder,
             **loading(model),
             **asdict(place or PlaceOptions()),
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latentrag import assemble
-from latentrag.addresses import MEMORIES, memory_for, memory_path, opener
+from latentrag.addresses import memory_for
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
 from latentrag.errors import InputError
@@ -26,6 +26,7 @@ from latentrag.options import (
     RankingOptions,
     RowOptions,
     VersionOptions,
+    options_of,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def evaluate(
         if ranking.retrieval_only:
             from latentrag.cli.retrieval import measured
 
-            decodes = {f"--{name.replace('_', '-')}": True for name in decoding}
+            decodes = {options_of(DecodingOptions)[name].flags[-1]: True for name in decoding}
             unused = {"--closed-book": closed_book, "--dtype": place.dtype != "auto", **decodes}
             unused |= {f"--{name}": getattr(model, name) is not None for name in ("instruction", "template")}
             unused["--null-passage"] = model.null_passage is not None
@@ -126,7 +127,7 @@ def _measured(
     batch_size: int | None,
     out: Path | None,
 ) -> Report:
-    from latentrag.cli.retrieval import with_given
+    from latentrag.cli.retrieval import of_given, place_of, with_given
     from latentrag.evaluation.run import evaluate as run
     from latentrag.training.rows import reads, usable
     from latentrag.training.tasks import read_task
@@ -136,10 +137,11 @@ def _measured(
     for flag, value in of_passages.items():
         if closed_book and value is not None:
             raise InputError(f"{flag} has no effect, since closed book reads no passages; leave it out")
+    model, passage_encoder = of_given(model, given)
     source = arg.model_source(model)
     examples = read_task(data, reading, passages_from=given.passages_from, say=say).rows[:limit]
     examples, num_given = with_given(examples, given, memory, version, model)
-    rag = arg.open_rag(model, memory, version, place, num_given=num_given)
+    rag = arg.open_rag(model, memory, version, place, num_given=num_given, passage_encoder=passage_encoder)
     examples = usable(
         examples,
         name=data,
@@ -152,13 +154,14 @@ def _measured(
     about: dict[str, object] = {
         "model": _name(source),
         "model_files": assemble.content_key(source) if out is not None else None,
-        "memory": _place(memory_for(memory.memory, model.model)),
+        "memory": None if num_given is not None else place_of(memory_for(memory.memory, model.model)),
         "retriever": type(rag.retriever).__name__,
         "dtype": place.dtype,
         "prefix_field": reading.prefix_field,
         **({"labels": reading.labels} if reading.labels else {}),
         **({"answers_from": reading.answers_from} if reading.answers_from else {}),
         **({"passages_from": given.passages_from} if given.passages_from else {}),
+        **({"passage_encoder": passage_encoder} if passage_encoder else {}),
         **assemble.prompt_settings(model.instruction, model.template),
         **({} if model.null_passage is None else {"null_passage": model.null_passage}),
     }
@@ -218,10 +221,6 @@ def _name(source: str | assemble.ModelSpec) -> str:
     return source if isinstance(source, str) else f"{source.encoder} + {source.generator}"
 
 
-def _place(memory: str) -> str:
-    return memory if opener(memory, MEMORIES) else str(memory_path(memory))
-
-
 def _show(found: Report) -> None:
     from latentrag.cli.render import show_rows, terminal
 
@@ -240,9 +239,10 @@ def _show(found: Report) -> None:
 
 def _span(low: float | None, high: float | None, digits: str, scale: int) -> str:
     from latentrag.evaluation.intervals import FEWEST_UNBOUNDED
+    from latentrag.evaluation.resampling import FEWEST_POOLED
 
-    if low is None or high is None:
-        return f"none below {FEWEST_UNBOUNDED}"
+    if low is None or high is None:  # log p, or a measure of all examples together
+        return f"none below {FEWEST_UNBOUNDED if scale == 1 else FEWEST_POOLED}"
     return f"[{scale * low:{digits}}, {scale * high:{digits}}]"
 
 

@@ -56,6 +56,19 @@ def with_given(
     return examples, max(len(example.given) for example in examples)
 
 
+def place_of(memory: str) -> str:
+    """What a run is known by: the path of a memory, or its address."""
+    return memory if opener(memory, MEMORIES) else str(memory_path(memory))
+
+
+def of_given(model: ModelOptions, given: GivenOptions) -> tuple[ModelOptions, str | None]:
+    """The model, and what encodes the passages that come with the questions where --passage-encoder names it beside a
+    whole model."""
+    if given.passages_from is None or model.encoder is not None or model.passage_encoder is None:
+        return model, None
+    return replace(model, passage_encoder=None), model.passage_encoder
+
+
 def measured(
     data: Path,
     ranking: RankingOptions,
@@ -91,6 +104,7 @@ def measured(
     examples, qrels = _examples(data, ranking, reading, given, limit)
     about: dict[str, object] = {"prefix_field": reading.prefix_field, "reading": reading.task}
     common: dict[str, Any] = {"unit": ranking.by, "qrels": qrels}
+    model, passage_encoder = of_given(model, given)
     if ranking.run_in is not None:
         about["run"] = ranking.run_in.name
         result = evaluate_run(read_run(ranking.run_in), examples, out, about=about, **common)
@@ -103,16 +117,16 @@ def measured(
                 memory=memory.memory,
                 version=version.as_of,
                 num_given=num_given,
+                passage_encoder=passage_encoder,
                 retriever=model.retriever,
                 device=place.device,
                 encoder_device=place.encoder_device,
             )
         examples = _usable(examples, data, retriever, reading)
-        name = memory_for(memory.memory, model.model)
         about |= {
             "model": source if isinstance(source, str) else str(source.encoder),
             "model_files": assemble.content_key(source) if out is not None else None,
-            "memory": name if opener(name, MEMORIES) else str(memory_path(name)),
+            "memory": None if num_given is not None else place_of(memory_for(memory.memory, model.model)),
             "retriever": type(retriever).__name__,
             "passages_from": given.passages_from,
         }

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from latentrag.errors import EncoderMismatchError, InputError
+from latentrag.protocols import ChecksQuestions, PassageEncoder, SavablePart
 from latentrag.retriever.bm25 import bm25_of
 from latentrag.types import Asked, Latent, Passage, Question, Retrieved, question_texts
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from latentrag.protocols import Memory, PassageEncoder, QueryEncoder
+    from latentrag.protocols import Memory, QueryEncoder
+    from latentrag.retriever.dense import TrainableQueryEncoder
     from latentrag.types import SearchResult
 
 
@@ -24,7 +26,20 @@ class ScoresPassages(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the part of the logit."""
+        """Of the part of the logit, and of the retriever that scores so over a memory."""
+        ...
+
+    @property
+    def query_encoder(self) -> TrainableQueryEncoder | None:
+        """What learns; None: nothing."""
+        ...
+
+    def settings(self) -> Mapping[str, float]:
+        """Of that retriever, as JSON values."""
+        ...
+
+    def parts(self) -> Mapping[str, SavablePart]:
+        """What it is made of, by the name of the folder that each is saved as."""
         ...
 
     def logits(self, x: Sequence[str], passages: Sequence[Sequence[Passage]]) -> list[Tensor]:
@@ -36,35 +51,49 @@ class ScoresPassages(Protocol):
         ...
 
 
+class SavedPassageEncoder(PassageEncoder, SavablePart, Protocol):
+    """A passage encoder that is saved with its model."""
+
+
 class DenseScores:
     """s·d(z)·q(x), both encoded now; a passage that comes with several questions of a call is encoded once."""
 
     name = "dense"
 
-    def __init__(self, query_encoder: QueryEncoder, passage_encoder: PassageEncoder) -> None:
+    def __init__(self, query_encoder: TrainableQueryEncoder, passage_encoder: SavedPassageEncoder) -> None:
         """Raises: EncoderMismatchError for encoders that were not trained together, as far as their files say."""
         wanted = query_encoder.passage_fingerprint
         if wanted is not None and wanted != passage_encoder.fingerprint:
             raise EncoderMismatchError(
                 f"the query encoder goes with the passage encoder {wanted}, got {passage_encoder.fingerprint}; name "
-                "the one that it was trained with"
+                "the one that it was trained with (--passage-encoder)"
             )
-        self._query_encoder, self._passage_encoder = query_encoder, passage_encoder
+        self.query_encoder: TrainableQueryEncoder | None = query_encoder
+        self._q, self._passage_encoder = query_encoder, passage_encoder
+
+    def settings(self) -> Mapping[str, float]:
+        """None."""
+        return {}
+
+    def parts(self) -> Mapping[str, SavablePart]:
+        """Both encoders: a query encoder that has learned is no passage encoder any more."""
+        return {"query_encoder": self._q, "passage_encoder": self._passage_encoder}
 
     def logits(self, x: Sequence[str], passages: Sequence[Sequence[Passage]]) -> list[Tensor]:
         """As ``ScoresPassages``."""
         distinct = list(dict.fromkeys(passage for of_question in passages for passage in of_question))
         row = {passage: number for number, passage in enumerate(distinct)}
-        q = self._query_encoder.encode_queries(x).float()  # (B, D)
-        d = self._passage_encoder.encode_passages(distinct).float().to(q.device)  # (N, D)
-        scale = self._query_encoder.scale
-        return [scale * d[[row[z] for z in of_question]] @ q[b] for b, of_question in enumerate(passages)]
+        d = self._passage_encoder.encode_passages(distinct).float()  # (N, D)
+        q = self._q.encode_queries(x).float()  # (B, D); last: a call that takes gradients lets packed weights go
+        d = d.to(q.device)
+        with torch.autocast(q.device.type, enabled=False):
+            scaled = self._q.scale * q
+            return [d[[row[z] for z in of_question]] @ scaled[b] for b, of_question in enumerate(passages)]
 
     def check_questions(self, x: Sequence[str]) -> None:
         """As ``ScoresPassages``."""
-        check = getattr(self._query_encoder, "check_questions", None)
-        if check is not None:
-            check(x)
+        if isinstance(self._q, ChecksQuestions):
+            self._q.check_questions(x)
 
 
 class WordScores:
@@ -73,7 +102,16 @@ class WordScores:
     name = "bm25"
 
     def __init__(self, *, scale: float = 1.0, device: str = "cpu") -> None:
+        self.query_encoder: TrainableQueryEncoder | None = None
         self._scale, self._device = scale, device
+
+    def settings(self) -> Mapping[str, float]:
+        """The scale."""
+        return {"scale": self._scale}
+
+    def parts(self) -> Mapping[str, SavablePart]:
+        """None."""
+        return {}
 
     def logits(self, x: Sequence[str], passages: Sequence[Sequence[Passage]]) -> list[Tensor]:
         """As ``ScoresPassages``."""
@@ -87,8 +125,6 @@ class WordScores:
 class GivenRetriever:
     """The K best of the passages that come with each question; fewer where it has fewer."""
 
-    kind = "given"
-
     def __init__(self, scores: ScoresPassages, *, num_passages: int) -> None:
         """
         Args:
@@ -96,6 +132,16 @@ class GivenRetriever:
         """
         self.memory: Memory = _OfEachQuestion(num_passages)
         self._scores = scores
+
+    @property
+    def kind(self) -> str:
+        """That of the retriever which scores so over a memory, as which it is saved."""
+        return self._scores.name
+
+    @property
+    def query_encoder(self) -> TrainableQueryEncoder | None:
+        """What learns; None: nothing."""
+        return self._scores.query_encoder
 
     def retrieve(self, x: Sequence[Asked], k: int) -> Retrieved:
         """Passages and logits, best first, equal ones in their order, for B questions.
@@ -129,13 +175,21 @@ class GivenRetriever:
         """Raises: InputError: there is no other memory than the questions'."""
         raise InputError("passages come with the questions, so no memory can take their place")
 
-    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """η: none is trained."""
-        return iter(())
+    def retrieve_in_hindsight(self, x: Sequence[Asked], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:  # noqa: ARG002
+        """Raises: InputError: all passages there are come with the question."""
+        raise InputError("passages come with the questions, so hindsight finds no others; leave it out")
 
-    def settings(self) -> Mapping[str, object]:
-        """None."""
-        return {}
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """η: the query encoder's weights; none with words."""
+        return iter(()) if self.query_encoder is None else self.query_encoder.module.named_parameters()
+
+    def settings(self) -> Mapping[str, float]:
+        """As ``kind``."""
+        return self._scores.settings()
+
+    def parts(self) -> Mapping[str, SavablePart]:
+        """As ``kind``."""
+        return self._scores.parts()
 
 
 class _OfEachQuestion:

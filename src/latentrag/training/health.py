@@ -16,7 +16,7 @@ from torch import Tensor
 from latentrag.errors import InputError
 from latentrag.model import Evidence, JointModel
 from latentrag.protocols import Scores
-from latentrag.types import Latent, LatentLists, Retrieved, Variant
+from latentrag.types import Asked, Latent, LatentLists, Retrieved, Variant
 
 MIN_EXAMPLES = 20
 """With fewer, chance alone makes shares and means as extreme as a collapse does."""
@@ -72,7 +72,7 @@ class Health:
 @torch.no_grad()
 def measure(
     model: JointModel[Scores],
-    x: Sequence[str],
+    x: Sequence[Asked],
     y: Sequence[str],
     *,
     k: int,
@@ -139,7 +139,7 @@ def alarms(health: Health, *, first: Health | None = None) -> list[str]:
 
 def _measure_batch(
     model: JointModel[Scores],
-    x: Sequence[str],
+    x: Sequence[Asked],
     y: Sequence[str],
     retrieved: Retrieved,
     others: LatentLists | None,

@@ -24,6 +24,7 @@ from latentrag.training.log import Progress, TrainingLog
 from latentrag.training.options import TrainingOptions
 from latentrag.training.processes import Processes
 from latentrag.training.step import ScoreMemo, losses
+from latentrag.types import Asked, Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,24 +298,24 @@ class Trainer:
                 progress.say(f"warning: {line}")
                 log.write("warning", step + 1, text=line)
 
-    def _batch(self, step: int) -> list[tuple[str, str]]:
+    def _batch(self, step: int) -> list[tuple[Asked, str]]:
         """The pairs (x, y) of a step, the same on every process."""
         options, n = self.options, len(self.examples)
-        pairs = []
+        pairs: list[tuple[Asked, str]] = []
         first = (options.skip_batches + step) * options.batch_size
         for place in range(first, first + options.batch_size):
             epoch, position = divmod(place, n)
             if self._order[0] != epoch:
                 self._order = epoch, order(n, epoch=epoch, seed=options.seed)
             example = self.examples[self._order[1][position]]
-            pairs.append((example.x, target(example, epoch=epoch, seed=options.seed, choice=options.answers)))
+            pairs.append((example.question, target(example, epoch=epoch, seed=options.seed, choice=options.answers)))
         return pairs
 
-    def _gradients(self, batch: Sequence[tuple[str, str]], learns: Mapping[str, bool], num_hindsight: int) -> Tensor:
+    def _gradients(self, batch: Sequence[tuple[Asked, str]], learns: Mapping[str, bool], num_hindsight: int) -> Tensor:
         """Gradients of the batch's mean loss for this process's rows; their summed loss, NLL and tokens, (3,)."""
         options = replace(self.options, hindsight=num_hindsight)
         # Rows of like length next to each other: what is padded is short, and the sum is the same.
-        mine = sorted(self.processes.share(batch), key=lambda pair: len(pair[0]) + len(pair[1]))
+        mine = sorted(self.processes.share(batch), key=lambda pair: len(Question.of(pair[0]).text) + len(pair[1]))
         size = self.options.micro_batch_size
         totals = torch.zeros(3, dtype=torch.float64)
         for start in range(0, len(mine), size):
@@ -378,7 +379,7 @@ class Trainer:
             self.processes.wait()
             return
         progress.phase("dev")
-        x = [example.x for example in self.dev]
+        x = [example.question for example in self.dev]
         y = [target(example, epoch=0, seed=self.options.seed, choice="first") for example in self.dev]
         if self.retriever is None:
             nll_per_token = self._closed_book(x, y)
@@ -403,7 +404,7 @@ class Trainer:
         self.processes.wait()
 
     @torch.no_grad()
-    def _closed_book(self, x: Sequence[str], y: Sequence[str]) -> float:
+    def _closed_book(self, x: Sequence[Asked], y: Sequence[str]) -> float:
         total, num_tokens, size = 0.0, 0, self.options.micro_batch_size
         for start in range(0, len(x), size):
             part = slice(start, start + size)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from latentrag.errors import InputError
-from latentrag.options import DeviceOptions, Given, Option, RowOptions, check_options, options_of
+from latentrag.options import DeviceOptions, Given, GivenOptions, Option, RowOptions, check_options, options_of
 from latentrag.registry import Table
 from latentrag.types import Variant
 
@@ -235,7 +235,7 @@ def chosen_for(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions(RowOptions, DeviceOptions):
+class RunOptions(RowOptions, GivenOptions, DeviceOptions):
     """What a run needs besides ``TrainingOptions``: where it writes, what it evaluates, which weights it trains.
 
     Attributes:
@@ -299,7 +299,16 @@ def check_used(run: RunOptions, given: Collection[str], options: TrainingOptions
         (no_dev, "there is no --dev", ("dev_limit", "eval_every")),
         ("num_steps" in given, "--steps says how long to train", ("epochs",)),
         (no_folder, "there is no --passage-cache-folder", ("passage_cache_folder_size",)),
-        (options.closed_book, "closed book reads no passages", ("passage_cache", "passage_cache_folder")),
+        (
+            options.closed_book,
+            "closed book reads no passages",
+            ("passage_cache", "passage_cache_folder", "passages_from"),
+        ),
+        (
+            run.passages_from is not None,
+            "the passages come with the questions",
+            ("hindsight", "hindsight_steps", "refresh_every"),
+        ),
     )
     for is_so, why, names in rules:
         for name in names:

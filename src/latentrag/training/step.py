@@ -13,7 +13,7 @@ from latentrag.marginal import emdr2, log_prior, loop, marginal_weights, nll, pd
 from latentrag.model import Evidence, Read, closed_book, read_of, with_no_passage
 from latentrag.protocols import TrainableGenerator, TrainableRetriever, weighs_passages
 from latentrag.training.options import OBJECTIVES, TrainingOptions
-from latentrag.types import Latent, LatentLists, Retrieved, Targets
+from latentrag.types import Asked, Latent, LatentLists, Question, Retrieved, Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Losses:
 def losses(
     retriever: TrainableRetriever | None,
     generator: TrainableGenerator,
-    x: Sequence[str],
+    x: Sequence[Asked],
     y: Sequence[str],
     *,
     options: TrainingOptions,
@@ -136,7 +136,7 @@ def _evidence(retrieved: Retrieved, log_p_theta: Tensor, targets: Targets) -> Ev
 
 def _each_side_from_its_own(
     generator: TrainableGenerator,
-    x: Sequence[str],
+    x: Sequence[Asked],
     retrieved: Retrieved,
     targets: Targets,
     options: TrainingOptions,
@@ -209,13 +209,13 @@ class ScoreMemo:
     def log_p_theta(
         self,
         generator: TrainableGenerator,
-        x: Sequence[str],
+        x: Sequence[Asked],
         y: Sequence[str],
         latents: LatentLists,
         targets: Targets,
     ) -> Tensor:
         """(B, K, T) without gradient; the generator computes what is not kept."""
-        keys = [[_key(x[b], y[b], z) for z in of_one] for b, of_one in enumerate(latents)]
+        keys = [[_key(Question.of(x[b]).text, y[b], z) for z in of_one] for b, of_one in enumerate(latents)]
         missing = {key: (b, k) for b, row in enumerate(keys) for k, key in enumerate(row) if key not in self._scores}
         lengths = targets.mask.sum(dim=1).tolist()
         if missing:
