@@ -251,3 +251,18 @@ def test_a_file_that_never_ends_is_skipped(command, tmp_path, encoder) -> None:
 def test_a_time_limit_that_nothing_meets(command, limit, tmp_path, encoder, files) -> None:
     done = cli("index", command, tmp_path / "m.lance", files, "--encoder", encoder, "--time-limit", limit)
     assert done.error().endswith("needed a finite number" if limit == "nan" else "needed more than 0")
+
+
+def test_the_files_of_a_memory_are_no_documents(memory, files, encoder, tmp_path) -> None:
+    """Neither where it lies in the folder that is read, nor where it is named itself."""
+    place = shutil.copytree(files, tmp_path / "place")
+    own, other = (shutil.copytree(memory, place / name) for name in ("own.lance", "other.lance"))
+    for command in ("add", "sync"):
+        assert (
+            "it is a memory, and its files are no documents"
+            in cli("index", command, tmp_path / f"{command}.lance", own, "--encoder", encoder).error()
+        )
+    done = cli("index", "sync", own, place, "--encoder", encoder, "--json")
+    assert done.json["files"]["added"] == 4
+    assert done.stderr.startswith(f"skipped {other}: it is a memory")
+    assert len(done.stderr.splitlines()) == 1

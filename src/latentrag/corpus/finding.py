@@ -26,6 +26,9 @@ OnSkip: TypeAlias = Callable[[Path, str], None]
 """Called with a file that is left out, wholly or from some row on, and the reason."""
 
 _PICKLES = (".pkl", ".pickle", ".pt", ".bin")
+_TABLE = {"_versions", "_transactions"}
+"""What a folder of Lance's has in it."""
+_IS_MEMORY = "it is a memory, and its files are no documents; leave it out, or `latentrag index pull` it"
 _RULES = ".gitignore"
 
 
@@ -179,6 +182,19 @@ class _Folder:
             refuse(path, UnreadableError(file), self._on_skip)
         return None
 
+    def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        """Sorted; none if it cannot be read, or is no folder of documents, which is reported."""
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+            problem = _IS_MEMORY if {entry.name for entry in found} >= _TABLE else ""
+        except OSError as error:
+            problem = refusal(error)
+        if not problem:
+            return found
+        refuse(folder, UnreadableError(problem), None if folder == self._root else self._on_skip)
+        return []
+
     def _walk(self, top: Path, rules: list[_Rules]) -> Iterator[Path]:
         """What lies in a folder and its subfolders; links are set aside."""
         stack = [(top, os.path.realpath(top), rules)]
@@ -187,12 +203,7 @@ class _Folder:
             if real in self._seen:
                 continue
             self._seen.add(real)
-            try:
-                with os.scandir(folder) as entries:
-                    found = sorted((entry for entry in entries), key=lambda entry: entry.name)
-            except OSError as error:
-                refuse(folder, UnreadableError(refusal(error)), None if folder == self._root else self._on_skip)
-                continue
+            found = self._entries(folder)
             if not self._options.no_gitignore and any(entry.name == _RULES for entry in found):
                 rules = [*rules, *self._rules_in(folder)]
             for entry in found:
