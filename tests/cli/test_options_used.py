@@ -251,7 +251,7 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
     ),
     (
         "eval",
-        "`--variant`, `--decoding`, `--dtype`, `--instruction`, `--template`, `--closed-book`, those of decoding",
+        "`--variant`, `--decoding`, `--dtype`, `--instruction`, `--template`, `--beams` and all of decoding",
         "with `--retrieval-only`",
         [
             f"eval --retrieval-only --{each}"
