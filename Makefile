@@ -15,7 +15,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help test lint test-environments test-gpu test-page test-properties torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
-	experiment-precision experiment-shares experiment-removal experiment-made-questions experiment-intervals bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
+	experiment-precision experiment-shares experiment-removal experiment-made-questions experiment-intervals experiment-bm25 bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
 	bench-memory bench-swap bench-sync bench-serving bench-html bench-spans clean
 
 help:  ## List the targets.
@@ -106,6 +106,9 @@ experiment-made-questions: demo  ## Train on questions made from DATA's corpora,
 
 experiment-intervals: $(STAMP)  ## Simulate how often intervals cover and comparisons cry wolf, minutes.
 	@$(BIN)/python experiments/intervals.py
+
+experiment-bm25: $(STAMP)  ## Measure what BM25 finds in Korean and English on DATA's questions, minutes; LIMIT=100 questions.
+	@$(BIN)/python experiments/bm25_languages.py --data $(DATA) $(if $(LIMIT),--limit $(LIMIT))
 
 bench: demo $(BENCH)  ## Run every benchmark in turn, hours; reports in build/bench; RUNS=5, QUICK=1 for minutes.
 	@$(BIN)/python -m benchmarks.every --data $(DATA) $(if $(RUNS),--runs $(RUNS)) $(if $(QUICK),--quick)

@@ -429,6 +429,18 @@ class FileOptions:
         return {each.name: getattr(self, each.name) for each in fields(FileOptions)}
 
 
+@dataclass(frozen=True, slots=True)
+class PreviewOptions(FileOptions):
+    """How files are read, and cut as `index add` does.
+
+    Attributes:
+        encoder: Cut passages that are longer than this encoder reads: a model, a folder, a hub id, or demo. It is
+            loaded.
+    """
+
+    encoder: Annotated[str | None, Option(default="none; passages are as long as --words says")] = None
+
+
 def size_in_bytes(text: str, what: str) -> int:
     """A size as people write it: 4GB, 1.5 GiB, 800M. Raises: InputError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.ASCII | re.IGNORECASE)

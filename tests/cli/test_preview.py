@@ -5,8 +5,10 @@ import json
 import pytest
 
 from latentrag.ids import id_of_part
+from latentrag.memory import Memory
 from tests.cli.conftest import cli
 from tests.corpus import making
+from tests.encoder.tiny import write_sentence_encoder
 
 GERMAN = "Am Abend geht der Wärter über die Brücke – er löscht das Öl und schließt die Tür."
 
@@ -93,3 +95,23 @@ def test_a_report_replaces_no_file_but_an_earlier_report(tmp_path, folder, encod
     assert "is no report of files" in cli(*add, folder).error()
     for _ in range(2):
         assert cli(*add, tmp_path / "report.jsonl", "--upsert").code == 0
+
+
+def test_preview_is_bounded_as_add_is_and_says_by_which_encoder(tmp_path):
+    folder = write_sentence_encoder(tmp_path / "short", max_seq_length=20)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("the river in london is the thames . " * 12)
+    report = tmp_path / "report.jsonl"
+    shown = cli("index", "preview", tmp_path / "notes", "--encoder", folder, "--json").stdout.splitlines()
+    *found, ledger = map(json.loads, shown)
+    assert len(found) > 4
+    add = ("index", "add", tmp_path / "m.lance", tmp_path / "notes", "--encoder", folder, "--report", report)
+    assert cli(*add).code == 0
+    added = {z.id: (z.start, z.end, z.text) for z in Memory.open(tmp_path / "m.lance").passages()}
+    assert {z["id"]: (z["start"], z["end"], z["text"]) for z in found} == added
+    assert json.loads(report.read_text()) == ledger
+    assert (ledger["encoder"], ledger["max_tokens"]) == ("short", 20)
+    assert ", bounded by short, 20 tokens;" in cli("index", "preview", tmp_path / "notes", "--encoder", folder).stdout
+    unbounded = cli("index", "preview", tmp_path / "notes", "--json").stdout.splitlines()
+    assert len(unbounded) == 2
+    assert json.loads(unbounded[-1])["encoder"] is None

@@ -17,7 +17,7 @@ from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import EXIT_INTERRUPTED, EXIT_PROBLEMS, print_json, print_line, say
 from latentrag.cli.preview import FileReport, Files, Words
-from latentrag.corpus import bounds_of, passages
+from latentrag.corpus import passages
 from latentrag.errors import InputError, LatentRagError
 from latentrag.options import PassageEncoderOptions, ReadingOptions, size_in_bytes
 
@@ -91,7 +91,7 @@ def add(
     found = passages(
         files,
         words=words,
-        bounds=lambda: bounds_of(loaded()),
+        bounds=lambda: of_files.bounds(loaded()),
         on_skip=of_files.skip,
         on_ledger=of_files.ledgers.append,
         **reading.of_files(),

@@ -7,16 +7,21 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from latentrag import assemble
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import EXIT_PROBLEMS, print_json, print_line, say
-from latentrag.corpus import Ledger, passages
+from latentrag.corpus import Ledger, bounds_of, passages
+from latentrag.corpus.splitting import Bounds
 from latentrag.errors import InputError
 from latentrag.io import write_file
-from latentrag.options import FileOptions
+from latentrag.options import PreviewOptions
+
+if TYPE_CHECKING:
+    from latentrag.protocols import PassageEncoder
 
 Files = Annotated[
     list[Path],
@@ -32,6 +37,13 @@ class FileReport:
 
     ledgers: list[Ledger] = field(default_factory=list)
     skipped: list[tuple[Path, str]] = field(default_factory=list)
+    encoder: PassageEncoder | None = None
+    """Whose tokens bounded the passages."""
+
+    def bounds(self, encoder: PassageEncoder) -> Bounds:
+        """Those of an encoder, which is noted."""
+        self.encoder = encoder
+        return bounds_of(encoder)
 
     def skip(self, file: Path, reason: str) -> None:
         self.skipped.append((file, reason))
@@ -40,13 +52,17 @@ class FileReport:
         """One for each file. Those that were never opened come last."""
         read = {ledger.file for ledger in self.ledgers}
         closed = [Ledger(str(file), left_out={reason: 1}) for file, reason in self.skipped if str(file) not in read]
-        return [record_of(ledger) for ledger in (*self.ledgers, *closed)]
+        bound = {
+            "encoder": self.encoder and self.encoder.name,
+            "max_tokens": self.encoder and self.encoder.max_tokens,
+        }
+        return [{**record_of(ledger), **bound} for ledger in (*self.ledgers, *closed)]
 
     def write_first(self, path: Path) -> None:
         """Show at once what ``write`` will come to. Raises: InputError, also if something else is there already."""
         try:
             lines = path.read_bytes().splitlines() if path.is_file() else []
-            is_ours = not path.exists() or (path.is_file() and all(json.loads(line).keys() == _KEYS for line in lines))
+            is_ours = not path.exists() or (path.is_file() and all(json.loads(line).keys() >= _KEYS for line in lines))
         except (OSError, ValueError, AttributeError):
             is_ours = False
         if not is_ours:
@@ -92,7 +108,7 @@ def record_of(ledger: Ledger) -> dict[str, object]:
 def preview(
     files: Files,
     *,
-    options: FileOptions,
+    options: PreviewOptions,
     words: Words = 100,
     strict: arg.Strict = False,
     as_json: arg.AsJson = False,
@@ -100,12 +116,15 @@ def preview(
     """Show the passages that files become, and what is left out of each file, without loading a model.
 
     A line for each passage, then one for each file: how many characters were kept, what was left out and why, which
-    encoding was assumed. With --json each line is an object: passages with "text", files with "file" and "left_out".
+    encoding was assumed, which encoder's tokens bounded the passages. With --json each line is an object: passages with
+    "text", files with "file" and "left_out".
     """
     report = FileReport()
+    name = options.encoder
     found = passages(
         files,
         words=words,
+        bounds=None if name is None else lambda: report.bounds(assemble.load_passage_encoder(name)),
         on_skip=report.skip,
         on_ledger=report.ledgers.append,
         **options.of_files(),
@@ -126,6 +145,7 @@ def preview(
         assert isinstance(left_out, dict)
         encoding = f", {record['encoding']}{' (a guess)' if record['is_guess'] else ''}" if record["encoding"] else ""
         why = "; ".join(f"{count} × {reason}" for reason, count in left_out.items()) or "nothing"
-        print_line(f"{record['file']}: {record['characters']} characters kept{encoding}; left out: {why}")
+        bound = f", bounded by {record['encoder']}, {record['max_tokens']} tokens" if record["encoder"] else ""
+        print_line(f"{record['file']}: {record['characters']} characters kept{encoding}{bound}; left out: {why}")
     if strict and report.skipped:
         raise typer.Exit(EXIT_PROBLEMS)
