@@ -16,7 +16,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help test lint test-environments test-gpu test-page test-properties torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
 	experiment-precision experiment-shares experiment-removal experiment-made-questions experiment-intervals experiment-bm25 bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
-	bench-memory bench-swap bench-sync bench-serving bench-html bench-spans clean
+	bench-memory bench-swap bench-sync bench-serving bench-html bench-spans reproduce clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -103,6 +103,11 @@ experiment-removal: demo  ## Take passages away in several orders on DATA's ques
 experiment-made-questions: demo  ## Train on questions made from DATA's corpora, hours; MODEL=good NUMBER=500 FREEZE=generator; goes on.
 	@$(BIN)/python experiments/made_questions.py --data $(DATA) $(if $(MODEL),--model $(MODEL)) $(if $(NUMBER),--number $(NUMBER)) \
 		$(if $(FREEZE),--freeze $(FREEZE)) $(if $(LIMIT),--limit $(LIMIT))
+
+reproduce: demo  ## Run the paper's tables and figures that need no GPU, hours; DATA, ROW=table-6-triviaqa; goes on where it was.
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
+		$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[report]'
+	@$(BIN)/latentrag reproduce $(or $(ROW),all) --data $(DATA) --work build/reproduced --results docs/results
 
 experiment-intervals: $(STAMP)  ## Simulate how often intervals cover and comparisons cry wolf, minutes.
 	@$(BIN)/python experiments/intervals.py

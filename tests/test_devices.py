@@ -252,7 +252,7 @@ def test_training_ends_where_it_does_on_the_cpu(options, more, spec, filled, tmp
     found = {}
     for place in dict.fromkeys(("cpu", device)):
         out, memory = tmp_path / f"on {place}" / "run", shutil.copytree(filled, tmp_path / f"on {place}" / "memory")
-        setup = Setup(data=data, dev=data, memory=memory, model=ModelSpec(*spec), device=place, out=out, **more)
+        setup = Setup(data=(data,), dev=data, memory=memory, model=ModelSpec(*spec), device=place, out=out, **more)
         found[place] = train(setup, Given.of(TrainingOptions, {**steps, **options}))
         assert load(out / "model", memory=memory, device=place).answer(QUESTIONS[0], k=2, max_tokens=3).log_prob <= 0
     close = 1e-2 if options.get("autocast") else 1e-3

@@ -44,6 +44,15 @@ def test_check_ends_with_1_where_something_is_off(work):
     assert ran.code == 1
 
 
+def test_figures_are_drawn_from_the_records(work):
+    pytest.importorskip("matplotlib")
+    for name, row in read_rows().rows.items():
+        if row.figure:
+            drawn = (work / "quick" / "results" / f"{name}.svg").read_text("utf-8")
+            assert "<svg" in drawn
+            assert "passage" in drawn
+
+
 def test_the_page_is_written_beside_the_records(work):
     assert (work / "quick" / "results" / "README.md").read_text().startswith("# Results")
 

@@ -461,6 +461,20 @@ def test_rows_that_are_too_long_are_known_before_the_first_step(
     assert "has truncate=True, now asked for None; resume with what it began with" in refused.stderr
 
 
+def test_several_files_are_one_training_set(train, tmp_path) -> None:
+    first, second = write(tmp_path / "a.jsonl", ROWS[:1]), write(tmp_path / "b.jsonl", ROWS[1:])
+    assert train("--steps", 3).code == 0
+    done = train(second, "--steps", 3, data=first, out="two")
+    assert done.code == 0, done.stderr
+    logs = [(tmp_path / out / "log.jsonl").read_text().splitlines() for out in ("run", "two")]
+    losses = [[line.get("nll") for line in map(json.loads, log)] for log in logs]
+    assert losses[0] == losses[1]
+    assert any(losses[0])
+    resumed = train("--steps", 3, "--resume", data=first, out="two")
+    assert "has data=" in resumed.error()
+    assert "needed one or more, each once" in train(first, data=first, out="three").error()
+
+
 def test_answers_of_several_lines_are_learned(train, model, memory, tmp_path) -> None:
     """The end of the line ends an answer of this model, until it learns others."""
     answer = "one two\nthree four\n\nfive"

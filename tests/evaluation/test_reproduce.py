@@ -1,7 +1,9 @@
 """The rows of the paper's tables and figures: how they are read, run, recorded, checked and shown."""
 
+import gzip
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ import pytest
 
 from latentrag.errors import DataError, InputError
 from latentrag.evaluation.reproduce.checking import verdicts
+from latentrag.evaluation.reproduce.derived import derive
 from latentrag.evaluation.reproduce.page import write_page
 from latentrag.evaluation.reproduce.records import compared, read
-from latentrag.evaluation.reproduce.rows import Rows, read_rows
+from latentrag.evaluation.reproduce.rows import Must, Rows, read_rows
 from latentrag.evaluation.reproduce.running import Places, reproduce
 
 TEXT = """
@@ -35,8 +38,8 @@ data = ["a.jsonl"]
 steps = ["trained"]
 examples = 1
 must = [
-  { arm = "joint", measure = "exact_match", above = "frozen" },
-  { arm = "joint", measure = "exact_match", low = 0.5, high = 0.9 },
+  { arms = ["joint"], measure = "exact_match", above = ["frozen"] },
+  { arms = ["joint"], measure = "exact_match", low = 0.5, high = 0.9 },
 ]
 [rows.table.arms]
 joint = "eval {data}/a.jsonl -m {work}/trained/model --limit {n}"
@@ -72,7 +75,7 @@ class Latentrag:
         return 0
 
     def _evaluate(self, out: Path) -> None:
-        right = self._right[out.stem]
+        right = self._right[out.stem.rpartition("-")[0]]
         rows = [_row(n, is_right=n < right) for n in range(40)]
         out.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         settings = {"format": 2, "k": 5, "depth": 5, "model": "/somewhere/of/mine"}
@@ -187,12 +190,12 @@ def test_records_hold_our_outputs_and_no_text_of_the_data(rows, places):
 def test_two_records_are_compared_question_by_question(rows, places):
     run(rows, places, Latentrag({"joint": 30, "frozen": 10}))
     recorded = read(places.results, rows.rows["table"])
-    found = compared(recorded["joint"], recorded["frozen"], "exact_match")
+    found = compared([recorded["joint"]], [recorded["frozen"]], "exact_match")
     assert found is not None
     assert (found.difference, found.wins, found.losses) == (0.5, 20, 0)
     assert found.low is not None
     assert found.low > 0
-    assert compared(recorded["joint"], recorded["frozen"], "f1") is None
+    assert compared([recorded["joint"]], [recorded["frozen"]], "f1") is None
 
 
 @pytest.mark.parametrize(
@@ -214,6 +217,51 @@ def test_what_is_not_recorded_is_neither_right_nor_wrong(rows):
     assert [verdict.outcome for verdict in verdicts(rows.rows["table"], {})] == ["not run", "not run"]
 
 
+def test_several_arms_count_by_their_mean_question_by_question(rows, places):
+    run(rows, places, Latentrag({"joint": 30, "frozen": 10}))
+    recorded = read(places.results, rows.rows["table"])
+    both = compared([recorded["joint"], recorded["frozen"]], [recorded["frozen"]], "exact_match")
+    assert both is not None
+    assert both.difference == 0.25
+    wanted = Must(("joint",), "exact_match", above=("frozen",), by=0.5)
+    row = replace(rows.rows["table"], must=(wanted, replace(wanted, by=0.51)))
+    assert [verdict.outcome for verdict in verdicts(row, recorded)] == ["holds", "off"]
+
+
+def test_steps_of_steps_come_before_them_once():
+    text = TEXT.replace(
+        "[steps.trained]",
+        """[steps.memory]
+command = "index add {work}/m.lance {data}/c.jsonl"
+data = ["c.jsonl"]
+[steps.trained]
+steps = ["memory"]""",
+    ).replace('steps = ["trained"]', 'steps = ["trained", "memory"]')
+    rows = read_rows(text)
+    row = rows.rows["table"]
+    assert [step.name for step in rows.steps_of(row)] == ["memory", "trained"]
+    assert rows.data_of(row) == {"a.jsonl", "c.jsonl"}
+
+
+def test_leaders_that_changed_are_those_without_a_common_alias(tmp_path):
+    def line(n: int, old: list[str], new: list[str]) -> dict[str, Any]:
+        answers = {"2016-11-26": old, "2020-11-27": new}
+        return {"id": f"{n}", "country": "Arland", "role": "king", "question": "Who?", "answer": answers}
+
+    lines = [line(0, ["Ada", "Queen Ada"], ["Bo"]), line(1, ["Ada"], ["ada "]), line(2, [], ["Bo"])]
+    written = "".join(f"{json.dumps(each)}\n" for each in lines)
+    (tmp_path / "factbook.leaders.jsonl.gz").write_bytes(gzip.compress(written.encode()))
+
+    def ids(name: str) -> list[str]:
+        derive(name, tmp_path, tmp_path / "out.jsonl")
+        return [json.loads(each)["id"] for each in (tmp_path / "out.jsonl").read_text().splitlines()]
+
+    assert ids("leaders") == ["0", "1"]
+    assert ids("changed-leaders") == ["0"]
+    assert ids("leaders-in-other-words") == ["0"]
+    assert json.loads((tmp_path / "out.jsonl").read_text())["question"] == "Name the king of Arland."
+
+
 def test_the_page_has_figures_commands_and_what_was_not_run(rows, places):
     run(rows, places, Latentrag({"joint": 30, "frozen": 10}))
     page = write_page(rows, places.results).read_text()
@@ -232,7 +280,7 @@ def test_the_page_has_figures_commands_and_what_was_not_run(rows, places):
         ("of = ", "off = ", "off"),
         ('steps = ["trained"]', 'steps = ["untrained"]', "needs the step untrained"),
         ("{n}", "{m}", "placeholder m"),
-        ('above = "frozen"', 'above = "thawed"', "above that of thawed"),
+        ('above = ["frozen"]', 'above = ["thawed"]', "above that of thawed"),
         ('n = "2"', "", "quick has no n"),
         ("[rows.table]", "[rows.table", "cannot be read"),
     ],

@@ -52,7 +52,7 @@ class Setup(RunOptions):
     """What a run needs besides ``TrainingOptions``.
 
     Attributes:
-        data: examples to train on; see ``read_examples``.
+        data: files of examples to train on, one or several; see ``read_examples``.
         memory: a path or "demo". A run keeps to the version that it began with.
         model: as for ``latentrag.load``.
         retriever: a name in ``RETRIEVERS``, or as the model says.
@@ -60,7 +60,7 @@ class Setup(RunOptions):
         null_passage: the logit of "no passage" before training, as for ``latentrag.load``.
     """
 
-    data: Path
+    data: tuple[Path, ...]
     memory: Source
     model: Source | ModelSpec
     retriever: str | None = None
@@ -83,9 +83,13 @@ def train(
         given: the training options that were chosen; all others follow from data, model and memory.
         resume: continue from the newest checkpoint in ``setup.out``.
         say: gets lines for the user.
-    Raises: InputError for a folder that holds another run; TrainingError, DataError, ModelError, MemoryStoreError.
+    Raises: InputError for no file, one given twice, or a folder that holds another run; TrainingError, DataError,
+        ModelError, MemoryStoreError.
     """
-    examples = _examples(setup.data, setup, say)
+    if len({path.resolve() for path in setup.data}) < max(1, len(setup.data)):
+        raise InputError(f"got the files {', '.join(map(str, setup.data)) or 'none'}; needed one or more, each once")
+    by_file = [(path, _examples(path, setup, say)) for path in setup.data]
+    examples = _all_of(by_file)
     dev = () if setup.dev is None else _examples(setup.dev, setup, say)[: setup.dev_limit or DEV_LIMIT]
     epochs = 1.0 if setup.epochs is None else setup.epochs
     options = options_from(given, epochs, len(examples))
@@ -105,7 +109,7 @@ def train(
         setup, memory, num_given, options, examples, device=str(processes.device), keep_preamble=keep_preamble
     )
     generator: Any = rag.generator
-    examples = _usable(setup.data, examples, rag, setup, options, say)
+    examples = _all_of([(path, _usable(path, each, rag, setup, options, say)) for path, each in by_file])
     dev = dev and _usable(setup.dev, dev, rag, setup, replace(options, answers="first"), say)
     options = chosen_for(
         options_from(given, epochs, len(examples)),
@@ -142,6 +146,10 @@ def train(
             _save(rag, setup.out / "model", training, refreshed=options.refresh_every > 0)
     processes.wait()
     return outcome
+
+
+def _all_of(by_file: Sequence[tuple[Path, tuple[Example, ...]]]) -> tuple[Example, ...]:
+    return tuple(example for _, examples in by_file for example in examples)
 
 
 def _usable(
@@ -204,7 +212,7 @@ def _training(
     best, dev = outcome.best_nll_per_token, setup.dev
     return {
         "base model": Path(base).name,
-        "data": f"{setup.data.name}, {num_examples:,} examples",
+        "data": f"{', '.join(path.name for path in setup.data)}, {num_examples:,} examples",
         "objective": options.objective,
         "steps": f"{outcome.step:,} of {options.batch_size} examples",
         "trained": {"none": "retriever and generator"}.get(options.freeze, f"all but the {options.freeze}"),
@@ -361,6 +369,11 @@ def _check_objective(options: TrainingOptions, generator: Any) -> None:
         )
 
 
+def _one_or_all(files: list[dict[str, str]]) -> object:
+    """A single file without a list around it, as runs of earlier versions have it."""
+    return files[0] if len(files) == 1 else files
+
+
 def _request(
     setup: Setup, options: TrainingOptions, lora: Lora | None, memory: Memory | None, *, keep_preamble: bool
 ) -> dict[str, object]:
@@ -368,7 +381,7 @@ def _request(
         "format": checkpoint.FORMAT,
         "options": asdict(options),
         "lora": None if lora is None else json.loads(json.dumps(asdict(lora))),
-        "data": {"name": setup.data.name, "sha256": io.sha256_of_file(setup.data)},
+        "data": _one_or_all([{"name": path.name, "sha256": io.sha256_of_file(path)} for path in setup.data]),
         "dev": None if setup.dev is None else {"name": setup.dev.name, "sha256": io.sha256_of_file(setup.dev)},
         "dev_limit": setup.dev_limit or DEV_LIMIT,
         "prefix_field": setup.prefix_field,

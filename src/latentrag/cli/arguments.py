@@ -35,7 +35,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Exit with code 1 if a file was skipped; the others are read all the same.")
 ]
-QuestionFile = Annotated[Path, typer.Argument(help="Questions with answers: JSON lines or an array, also gzipped.")]
+QuestionFiles = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="DATA...", help="Questions with answers: JSON lines or an array, also gzipped; one or several files."
+    ),
+]
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

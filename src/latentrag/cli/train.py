@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    data: arg.QuestionFile,
+    data: arg.QuestionFiles,
     *,
     memory: MemoryOptions,
     model: ModelOptions,
@@ -44,7 +44,7 @@ def train(
         training.setdefault("freeze", "retriever")
     address = memory_for(memory.memory, model.model)
     setup = Setup(
-        data=data,
+        data=tuple(data),
         memory=address,
         model=arg.model_source(model),
         **arg.loading(model),

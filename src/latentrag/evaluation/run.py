@@ -74,7 +74,7 @@ def evaluate(
         examples: with ids that differ; a slice of ``read_examples(…).rows``, say.
         out: RUN.jsonl, which gets a row as soon as its batch is done; RUN.json beside it gets settings and report.
             Rows that are there already are kept, so that an interrupted evaluation goes on.
-        k, variant: as for ``rag.answer``; None: the model's own.
+        k, variant: as for ``rag.answer``; None: the model's own, and of a smaller memory all passages.
         options: None: ``rag.options()``.
         batch_size: questions answered together; None: 8 where no result depends on it, else 1. In half precision and
             in eight bits an answer depends a little on the questions beside it: with 8 the log p of tiny models moved
@@ -132,11 +132,11 @@ def _plan(
         if k is not None:
             raise InputError("k has no effect, since closed book reads no passages; leave it out")
         return Plan(variant, decoding, options, None, None)
-    k = rag.k if k is None else k
+    size = len(rag.retriever.memory)
+    k = (min(rag.k, size) or rag.k) if k is None else k
     if k < 1:
         raise InputError(f"k={k}; needed 1 or more, or closed_book")
     deepest = max(recall_at)
-    size = len(rag.retriever.memory)
     if k > size:
         raise InputError(f"k={k} exceeds the memory's {size} passages; lower k or add passages")
     return Plan(variant, decoding, options, k, max(k, min(deepest, size)))

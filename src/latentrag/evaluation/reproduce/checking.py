@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from latentrag.evaluation.reproduce.records import Record, compared
@@ -26,18 +27,20 @@ def verdicts(row: Row, recorded: Mapping[str, Record]) -> list[Verdict]:
 
 
 def _verdict(row: Row, must: Must, recorded: Mapping[str, Record]) -> Verdict:
-    if must.arm not in recorded or (must.above and must.above not in recorded):
+    if {*must.arms, *must.above} - recorded.keys():
         return Verdict(row.name, must, "not run", "")
-    if must.above:
-        return _above(row, must, recorded[must.arm], recorded[must.above])
-    mean = float(recorded[must.arm].metrics[must.measure]["mean"])
+    ours, theirs = ([recorded[arm] for arm in arms] for arms in (must.arms, must.above))
+    if theirs:
+        return _above(row, must, ours, theirs)
+    mean = fmean(float(record.metrics[must.measure]["mean"]) for record in ours)
     holds = (must.low is None or mean >= must.low) and (must.high is None or mean <= must.high)
     return Verdict(row.name, must, "holds" if holds else "off", f"{mean:.4g}")
 
 
-def _above(row: Row, must: Must, ours: Record, theirs: Record) -> Verdict:
+def _above(row: Row, must: Must, ours: Sequence[Record], theirs: Sequence[Record]) -> Verdict:
     found = compared(ours, theirs, must.measure)
     if found is None or found.low is None:
         return Verdict(row.name, must, "off", "no difference can be measured")
     words = f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-    return Verdict(row.name, must, "holds" if found.low > 0 else "off", words)
+    holds = found.low > 0 and found.difference >= must.by
+    return Verdict(row.name, must, "holds" if holds else "off", words)

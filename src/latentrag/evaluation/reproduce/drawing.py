@@ -14,7 +14,7 @@ from latentrag.registry import Table
 
 def curves(row: Row, recorded: Mapping[str, Record], file: Path) -> None:
     """As Figure 3: a panel a measure and one of seconds a question, over the number of passages; a line for all arms
-    whose names begin alike (``NAME k=…``)."""
+    whose names begin alike (``NAME k=…``). Of recall, that at as many passages as are read."""
     pyplot = _pyplot()
     lines: dict[str, list[tuple[int, Record]]] = {}
     for arm, record in recorded.items():
@@ -23,11 +23,11 @@ def curves(row: Row, recorded: Mapping[str, Record], file: Path) -> None:
     for panel, measure in zip(panels, row.measures, strict=False):
         for name, points in lines.items():
             points.sort(key=lambda point: point[0])
-            found = [point[1].metrics[measure] for point in points]
+            found = [r.metrics[f"recall@{k}" if measure.startswith("recall@") else measure] for k, r in points]
             means = [100 * each["mean"] for each in found]
             ends = [[100 * abs(each[end] - each["mean"]) for each in found] for end in ("low", "high")]
             panel.errorbar([k for k, _ in points], means, ends, marker="o", capsize=2, label=name)
-        _label(panel, "passages read", f"{measure.replace('_', ' ')}, %")
+        _label(panel, "passages read", f"{measure.partition('@')[0].replace('_', ' ')}, %")
     for name, points in lines.items():
         panels[-1].plot([k for k, _ in points], [r.seconds / len(r.ids) for _, r in points], marker="o", label=name)
     _label(panels[-1], "passages read", "seconds a question")

@@ -107,6 +107,7 @@ def _outputs(recorded: Mapping[str, Record]) -> str:
 
 
 def _commands(rows: Rows, row: Row) -> str:
-    commands = [rows.steps[name].command for name in row.steps] + list(row.arms.values())
-    lines = [f"latentrag {rows.command(each, 'full', data='DATA', work='WORK')}" for each in commands]
+    commands = [step.command for step in rows.steps_of(row) if step.command] + list(row.arms.values())
+    filled = (rows.command(each, "full", data="DATA", work="WORK") for each in commands)
+    lines = [f"latentrag {each}" for each in filled]
     return "```\n" + "\n".join(lines) + "\n```"

@@ -15,9 +15,10 @@ from latentrag import io
 from latentrag.pretrained import quiet
 
 NUM_FACTS = 12
+"""Lines of a set of questions."""
 YEARS = ("2016-11-26", "2020-11-27", "2026-05-17")
 _MARK = "made.json"
-_FORMAT = 1
+_FORMAT = 2
 
 Line = Mapping[str, object]
 
@@ -50,8 +51,9 @@ def _encoded(lines: Sequence[Line]) -> bytes:
 
 # Data: rivers and cities that do not exist
 
-_BEGINNINGS, _ENDS = ("Ar", "Bel", "Cor", "Dun", "El", "Fa"), ("mar", "tis")
-_PLACES = [beginning + end for beginning in _BEGINNINGS for end in _ENDS][:NUM_FACTS]
+_BEGINNINGS = ("Ar", "Bel", "Cor", "Dun", "El", "Fa", "Gon", "Hal", "Ist", "Jor")
+_ENDS = ("mar", "tis", "von", "ria", "lund", "sek")
+_PLACES = [beginning + end for beginning in _BEGINNINGS for end in _ENDS]
 
 
 def _capital(n: int) -> str:
@@ -63,7 +65,7 @@ def _text(n: int) -> str:
 
 
 def _passages() -> list[Line]:
-    return [{"id": f"{n}#0", "title": _PLACES[n], "text": _text(n)} for n in range(NUM_FACTS)]
+    return [{"id": f"{n}#0", "title": _PLACES[n], "text": _text(n)} for n in range(len(_PLACES))]
 
 
 def _questions(**more: Callable[[int], object]) -> list[Line]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -69,13 +70,12 @@ def of_run(row: Row, arm: str, command: str, size: Size, seconds: float, found: 
 def evaluated(row: Row, rows_path: Path) -> dict[str, Any]:
     """Settings, estimates and the values of the row's measures of a finished evaluation.
 
-    Raises: DataError if it is not one, or has not measured one of them.
+    Raises: DataError if it is not one, or has not measured the first of them.
     """
     settings, run_rows = read_run(rows_path)
     metrics = json.loads(settings_path(rows_path).read_bytes())["metrics"]
-    missing = [name for name in row.measures if name not in metrics]
-    if missing:
-        raise DataError(f"{rows_path} has not measured {', '.join(missing)}; it has {', '.join(metrics)}")
+    if row.measures[0] not in metrics:  # others, such as recall, a closed book does not have
+        raise DataError(f"{rows_path} has not measured {row.measures[0]}; it has {', '.join(metrics)}")
     ids = sorted(run_rows)
     found = values_of_run(settings, [run_rows[each] for each in ids])
     kept = {name: found[name] for name in row.measures if name in found}
@@ -122,17 +122,20 @@ def read(folder: Path, row: Row) -> dict[str, Record]:
     return found
 
 
-def compared(ours: Record, theirs: Record, measure: str) -> Difference | None:
-    """Ours − theirs over the questions that both have; None if there is none or the measure has no value for each."""
-    if measure not in ours.values or measure not in theirs.values:
+def compared(ours: Sequence[Record], theirs: Sequence[Record], measure: str) -> Difference | None:
+    """Ours − theirs over the questions that all have, of several records the mean; None if there is no such question or
+    the measure has no value for each."""
+    if any(measure not in record.values for record in (*ours, *theirs)):
         return None
-    others = dict(zip(theirs.ids, theirs.values[measure], strict=True))
-    pairs = [
-        (mine, other)
-        for id_, mine in zip(ours.ids, ours.values[measure], strict=True)
-        if mine is not None and (other := others.get(id_)) is not None
-    ]
-    return difference(np.array(pairs, dtype=float), ours.bounds[measure]) if pairs else None
+    sides = [[_values(record, measure) for record in records] for records in (ours, theirs)]
+    both = [id_ for id_ in ours[0].ids if all(id_ in values for side in sides for values in side)]
+    pairs = [[fmean(values[id_] for values in side) for side in sides] for id_ in both]
+    return difference(np.array(pairs, dtype=float), ours[0].bounds[measure]) if pairs else None
+
+
+def _values(record: Record, measure: str) -> dict[str, float]:
+    pairs = zip(record.ids, record.values[measure], strict=True)
+    return {id_: value for id_, value in pairs if value is not None}
 
 
 def told(records: Iterable[Record]) -> list[str]:

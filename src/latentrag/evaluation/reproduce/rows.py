@@ -24,35 +24,49 @@ PLACES = ("data", "work")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something that rows share, a trained model or a memory.
+    """Something that rows share: a trained model, a memory, or a file that is derived from the data.
 
     Attributes:
-        command: of latentrag, with placeholders.
+        command: of latentrag, with placeholders; empty for a derived file.
         resumes: a file; once it exists the command goes on with ``--resume``. Empty: the same command goes on.
+        derives: how a file is derived, a name in ``derived.DERIVED``: it is {work}/NAME.jsonl.
+        data: files of the data folder that are read.
+        steps: names of the steps that come before.
     """
 
     name: str
-    command: str
+    command: str = ""
     resumes: str = ""
+    derives: str = ""
+    data: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Must:
-    """What must come out of a row: the mean of a measure between ``low`` and ``high``, or above that of another arm
-    with the whole interval of the paired difference."""
+    """What must come out of a row: the mean of a measure between ``low`` and ``high``, or above that of other arms with
+    the whole interval of the paired difference, and by at least ``by``.
 
-    arm: str
+    Attributes:
+        arms: one, or several whose mean counts, question by question.
+        above: the others, in the same way.
+    """
+
+    arms: tuple[str, ...]
     measure: str
     low: float | None = None
     high: float | None = None
-    above: str = ""
+    above: tuple[str, ...] = ()
+    by: float = 0.0
 
     def __str__(self) -> str:
+        arms = " and ".join(self.arms)
         if self.above:
-            return f"{self.arm}: {self.measure} above that of {self.above}"
+            by = f"{self.by:g} " if self.by else ""
+            return f"{arms}: {self.measure} {by}above that of {' and '.join(self.above)}"
         bounds = [f"at least {self.low:g}"] if self.low is not None else []
         bounds += [f"at most {self.high:g}"] if self.high is not None else []
-        return f"{self.arm}: {self.measure} {' and '.join(bounds)}"
+        return f"{arms}: {self.measure} {' and '.join(bounds)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +117,22 @@ class Rows:
     steps: Mapping[str, Step]
     variables: Mapping[Size, Mapping[str, str]] = field(default_factory=dict)
 
+    def steps_of(self, row: Row) -> list[Step]:
+        """Everything that comes before a row, in order."""
+        found: dict[str, Step] = {}
+
+        def add(names: Iterable[str]) -> None:
+            for name in names:
+                add(self.steps[name].steps)
+                found.setdefault(name, self.steps[name])
+
+        add(row.steps)
+        return list(found.values())
+
+    def data_of(self, row: Row) -> set[str]:
+        """The files of the data folder that a row and its steps read."""
+        return {*row.data, *(name for step in self.steps_of(row) for name in step.data)}
+
     def named(self, name: str) -> Row:
         """Raises: InputError."""
         if name not in self.rows:
@@ -129,7 +159,7 @@ def read_rows(text: str | None = None) -> Rows:
         found = tomllib.loads(text)
         rows = Rows(
             {name: _row(name, row) for name, row in found["rows"].items()},
-            {name: Step(name, **step) for name, step in found.get("steps", {}).items()},
+            {name: Step(name, **_tuples(step)) for name, step in found.get("steps", {}).items()},
             {"full": found["variables"]["full"], "quick": found["variables"]["quick"]},
         )
     except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
@@ -140,12 +170,16 @@ def read_rows(text: str | None = None) -> Rows:
 
 
 def _row(name: str, row: Mapping[str, Any]) -> Row:
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-    values["must"] = tuple(Must(**each) for each in row.get("must", ()))
+    values = _tuples(row)
+    values["must"] = tuple(Must(**_tuples(each)) for each in row.get("must", ()))
     unknown = values.keys() - {each.name for each in fields(Row)}
     if unknown:
         raise TypeError(f"{name} has {', '.join(sorted(unknown))}")
     return Row(name, **values)
+
+
+def _tuples(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
 
 
 def _problems(rows: Rows) -> Iterable[str]:
@@ -156,14 +190,18 @@ def _problems(rows: Rows) -> Iterable[str]:
     for name, command in _commands(rows):
         if unknown := set(_PLACEHOLDER.findall(command)) - known:
             yield f"{name} has the placeholder {', '.join(sorted(unknown))}"
+    needs: list[Row | Step] = [*rows.rows.values(), *rows.steps.values()]
+    for needing in needs:
+        for step in sorted(set(needing.steps) - rows.steps.keys()):
+            yield f"{needing.name} needs the step {step}, which is not there"
     for row in rows.rows.values():
-        for step in row.steps:
-            if step not in rows.steps:
-                yield f"{row.name} needs the step {step}, which is not there"
-        for must in row.must:
-            arms = {must.arm, must.above} - {""}
-            if arms - row.arms.keys() or must.measure not in row.measures:
-                yield f"{row.name} must have {must}, which it does not measure"
+        yield from (f"{row.name} must have {must}, which it does not measure" for must in _unmeasured(row))
+
+
+def _unmeasured(row: Row) -> Iterable[Must]:
+    for must in row.must:
+        if {*must.arms, *must.above} - row.arms.keys() or must.measure not in row.measures:
+            yield must
 
 
 def _commands(rows: Rows) -> Iterable[tuple[str, str]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TypeAlias
 from latentrag import io
 from latentrag.errors import DataError, InputError
 from latentrag.evaluation.reproduce import records
+from latentrag.evaluation.reproduce.derived import derive
 from latentrag.evaluation.reproduce.rows import Row, Rows, Size, Step
 
 Run: TypeAlias = Callable[[Sequence[str], Path | None], int]
@@ -45,7 +47,7 @@ def reproduce(
     Raises: InputError for data that is not there, before anything runs; DataError if a command fails;
         KeyboardInterrupt if one was interrupted.
     """
-    _check_data(wanted, places.data)
+    _check_data({name for row in wanted for name in rows.data_of(row)}, places.data)
     places.work.mkdir(parents=True, exist_ok=True)
     with io.exclusive(places.work) as alone:
         if not alone:
@@ -53,8 +55,8 @@ def reproduce(
         for number, row in enumerate(wanted, 1):
             missing = [arm for arm in row.arms if not is_done(rows, row, arm, places.results, size)]
             say(f"{number}/{len(wanted)} {row.name}: {len(row.arms) - len(missing)} of {len(row.arms)} arms are there")
-            for step in row.steps if missing else ():
-                _take(rows, rows.steps[step], places, size, run, say)
+            for step in rows.steps_of(row) if missing else ():
+                _take(rows, step, places, size, run, say)
             for arm in missing:
                 say(f"{row.name}, {arm}")
                 _measure(rows, row, arm, places, size, run)
@@ -66,8 +68,7 @@ def is_done(rows: Rows, row: Row, arm: str, results: Path, size: Size) -> bool:
     return record is not None and (record.command, record.size) == (_kept(rows, row.arms[arm], size), size)
 
 
-def _check_data(wanted: Sequence[Row], data: Path) -> None:
-    names = {name for row in wanted for name in row.data}
+def _check_data(names: Collection[str], data: Path) -> None:
     missing = sorted(name for name in names if not (data / name).exists())
     if missing:
         raise InputError(f"{data} has no {missing[0]} ({len(missing)} files missing); name their folder by --data")
@@ -94,17 +95,28 @@ def _take(rows: Rows, step: Step, places: Places, size: Size, run: Run, say: Cal
     if mark.exists() and json.loads(mark.read_bytes()) == kept:
         return
     say(f"first: {step.name}")
-    words = _words(rows, step.command, places, size)
-    if step.resumes and Path(step.resumes.replace("{work}", str(places.work))).exists():
-        words.append("--resume")
-    _run(run, words, None, step.name)
+    if step.derives:
+        derive(step.derives, places.data, places.work / f"{step.name}.jsonl")
+    else:
+        _run_step(rows, step, places, size, run)
     mark.parent.mkdir(parents=True, exist_ok=True)
     io.write_json(mark, kept)
 
 
+def _run_step(rows: Rows, step: Step, places: Places, size: Size, run: Run) -> None:
+    words = _words(rows, step.command, places, size)
+    if not words:  # of this size there is nothing to do
+        return
+    if step.resumes and Path(step.resumes.replace("{work}", str(places.work))).exists():
+        words.append("--resume")
+    _run(run, words, None, step.name)
+
+
 def _measure(rows: Rows, row: Row, arm: str, places: Places, size: Size, run: Run) -> None:
     """Run an arm and record it."""
-    out = places.work / "runs" / row.name / f"{arm}.jsonl"
+    command = _kept(rows, row.arms[arm], size)
+    mark = hashlib.sha256(command.encode()).hexdigest()[:8]  # rows of an earlier command stay apart
+    out = places.work / "runs" / row.name / f"{arm}-{mark}.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
     words = _words(rows, row.arms[arm], places, size)
     is_evaluation = words[0] == "eval"
@@ -112,7 +124,6 @@ def _measure(rows: Rows, row: Row, arm: str, places: Places, size: Size, run: Ru
     with _timed(out.with_suffix(".seconds")) as seconds:
         _run(run, [*words, *(["--out", str(out)] if is_evaluation else []), "--json"], printed, f"{row.name}, {arm}")
     found = records.evaluated(row, out) if is_evaluation else records.answered(json.loads(printed.read_bytes()))
-    command = _kept(rows, row.arms[arm], size)
     records.write(places.results, records.of_run(row, arm, command, size, seconds(), found))
 
 
