@@ -4,6 +4,7 @@ passed on as a value. Nothing else in the package asks what the machine has."""
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -171,11 +172,20 @@ def _count(kind: str) -> int:
 
 def computes_bfloat16() -> bool:
     """Whether this machine's CPU has instructions for bfloat16; without them float32 is faster and better."""
+    return any(f" {flag}" in _about_cpu() for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def cpu_name() -> str:
+    """What this machine's CPU calls itself, or its architecture where the system does not say."""
+    lines = _about_cpu().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _about_cpu() -> str:
     try:
-        flags = Path("/proc/cpuinfo").read_text("utf-8")
+        return Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
-        return False
-    return any(f" {flag}" in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+        return ""
 
 
 def _device(name: str) -> str:

@@ -190,5 +190,5 @@ def test_bad_input(measure, data, tmp_path, model, memory) -> None:
     assert "No such file" in cli("eval", tmp_path / "none.jsonl", "-m", model, "-i", memory).error()
     data.write_text(json.dumps({"id": "long", "question": "who " * 100, "answer": "a"}) + "\n")
     error = measure().error()
-    assert "(long: question 1 of 1 has" in error
+    assert "(long: the question and its prompt are 106 tokens, the generator reads 64" in error
     assert "tokens" in error

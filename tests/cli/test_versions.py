@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from latentrag.cli.index import listed_versions
+from latentrag.ids import id_of_part
 from latentrag.memory import Memory, storage, version_files
 from tests.cli.conftest import DOCUMENTS, QUESTION, cli
+
+RED_ROME = id_of_part("rome.txt", "Rome is red.")
 
 
 @pytest.fixture
@@ -26,13 +29,18 @@ def own(memory, tmp_path, encoder) -> Path:
 def test_diff(own) -> None:
     assert cli("index", "diff", own, "2", "newest").stdout.splitlines() == [
         "+ moon.txt",
-        "~ rome.txt",
+        f"+ {RED_ROME}",
         "- emma.txt",
-        f"{own} version 2 to 4: 1 added, 1 changed, 1 removed",
+        "- rome.txt",
+        f"{own} version 2 to 4: 2 added, 0 changed, 2 removed",
     ]
     found = cli("index", "diff", own, "4", "2", "--json").json
     assert (found["from"], found["to"]) == (4, 2)
-    assert (found["added"], found["changed"], found["removed"]) == (["emma.txt"], ["rome.txt"], ["moon.txt"])
+    assert (found["added"], found["changed"], found["removed"]) == (
+        ["emma.txt", "rome.txt"],
+        [],
+        ["moon.txt", RED_ROME],
+    )
     assert found["reencoded"] is False
 
 
@@ -127,8 +135,8 @@ def test_forget(own, model) -> None:
     assert known["log_prob"] < 0
     assert "does not unlearn parameters" in done["note"]
 
-    done = cli("index", "forget", own, "rome.txt")
-    assert done.stdout.splitlines()[0] == "- rome.txt: Rome is red."
+    done = cli("index", "forget", own, RED_ROME)
+    assert done.stdout.splitlines()[0] == f"- {RED_ROME}: Rome is red."
     assert f"{own} version 7: forgot 1; removed version" in done.stdout
     assert "does not unlearn parameters" in done.stderr
     assert "1 ids are in no version of" in cli("index", "forget", own, "emma.txt").error()
@@ -189,10 +197,9 @@ def test_verify_and_repair(own) -> None:
     assert warning.startswith("warning: version 4 ")
     assert "; opened version 3, the newest that can" in warning
     assert error.startswith("error: version 4 ")
-    why, missing, lost, repaired = cli("index", "repair", own).stdout.splitlines()
+    why, lost, repaired = cli("index", "repair", own).stdout.splitlines()
     assert why == f"version 4: {version_files.manifest_name(4)} is not as it was written"
-    assert missing == "missing, an older passage of that id is in version 3: rome.txt"
-    assert lost == "lost: moon.txt"
+    assert lost == f"lost: moon.txt, {RED_ROME}"
     assert repaired == f"{own} version 3: set aside version 4"
     assert cli("index", "repair", own).stdout == f"{own} version 3: every version is whole\n"
     assert cli("index", "delete", own, "paris.txt").code == 0

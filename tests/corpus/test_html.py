@@ -12,6 +12,7 @@ from latentrag.corpus import passages, read, split
 from latentrag.corpus.html import html
 from latentrag.corpus.readers import Ledger
 from latentrag.errors import DataError
+from latentrag.ids import id_of_part
 from latentrag.types import Document
 
 PROSE = "The keeper of the lighthouse writes down every evening what ships have passed, and which way the wind blew. "
@@ -415,7 +416,7 @@ def test_a_page_in_a_folder(tmp_path):
     (tmp_path / "page.html").write_text(ARTICLE)
     found = list(passages(tmp_path, words=20))
     (document,) = read(tmp_path)
-    assert [z.id for z in found] == [f"page.html#{i}" for i in range(len(found))]
+    assert [z.id for z in found] == [id_of_part("page.html", z.text) for z in found]
     assert all(z.text == document.text[z.start : z.end] for z in found)
     assert {z.page for z in found} == {None}
 

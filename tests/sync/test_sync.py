@@ -13,7 +13,6 @@ import pytest
 
 from latentrag.errors import DataError, EncoderMismatchError, InputError, MemoryStoreError
 from latentrag.ids import id_of_part
-from latentrag.io import text_of
 from latentrag.memory import Memory
 from latentrag.memory.schema import schema
 from latentrag.memory.table import Table
@@ -716,8 +715,8 @@ def test_a_memory_from_before_names_were_nfc_keeps_its_ids(synced: Synced, monke
     synced.write(f"{NFD}.txt", "text")
     synced.write("sub/a.txt", "text")
     with monkeypatch.context() as patch:
-        patch.setattr("latentrag.corpus.finding.name_of", text_of)
-        patch.setattr("latentrag.sync.folder.name_of", text_of)
+        patch.setattr("latentrag.corpus.finding.in_nfc", str)
+        patch.setattr("latentrag.sync.folder.in_nfc", str)
         synced.sync()
     before = synced.passages()
     assert f"notes/{NFD}.txt" in before

@@ -66,5 +66,5 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(parts, tmp_pat
     assert found.step < options.num_steps
     outcome = trainer(parts, run, options=options, dev=test_loop.EXAMPLES).run(resume=True)
     assert outcome.finished
-    torch.testing.assert_close(losses_of(run), losses_of(tmp_path / "whole"), rtol=0, atol=1e-6)
+    torch.testing.assert_close(losses_of(run), losses_of(tmp_path / "whole"), rtol=2e-7, atol=1e-6)
     assert json.loads((run / "step-00000030" / "state.json").read_text())["best"]

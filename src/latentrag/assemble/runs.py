@@ -99,7 +99,8 @@ def train(
     before = checkpoint.read_request(setup.out, resume=resume)
     memory = _memory(setup, before)
     if setup.passages_from is not None and memory is not None:
-        examples, dev = with_texts(examples, memory), with_texts(dev, memory)
+        by_file = [(path, with_texts(each, memory)) for path, each in by_file]
+        examples, dev = _all_of(by_file), with_texts(dev, memory)
     processes = Processes.start(device=setup.device)
     if options.refresh_every and processes.count > 1:
         raise InputError("refresh_every needs a single process, which re-encodes the memory; start one")

@@ -56,7 +56,12 @@ def find_files(
 
 def name_of(path: PurePath | str) -> str:
     """A relative path as ids have it: in Unicode's form NFC, since a file that macOS wrote may be named in NFD."""
-    return unicodedata.normalize("NFC", text_of(PurePath(path).as_posix()))
+    return in_nfc(text_of(PurePath(path).as_posix()))
+
+
+def in_nfc(name: str) -> str:
+    """A name that is text already, in Unicode's form NFC."""
+    return unicodedata.normalize("NFC", name)
 
 
 def file_at(path: Path, name: str, formats: Formats, *, in_folder: bool) -> File | str:
@@ -167,8 +172,8 @@ class _Folder:
             paths += (path for link in links for path in self._linked(link, own))
         by_name: dict[str, Path] = {}
         names = {path: text_of(path.relative_to(self._root).as_posix()) for path in paths}
-        for path in sorted(paths, key=lambda path: (names[path] != name_of(names[path]), names[path])):
-            first = by_name.setdefault(name_of(names[path]), path)
+        for path in sorted(paths, key=lambda path: (names[path] != in_nfc(names[path]), names[path])):
+            first = by_name.setdefault(in_nfc(names[path]), path)
             if first is not path:
                 problem = "its name differs from another only in how accents are encoded (NFC, NFD); rename one of them"
                 refuse(path, UnreadableError(problem), self._on_skip)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from latentrag.corpus import UnreadableError, bounds_of, split
 from latentrag.corpus.aligning import Stored
-from latentrag.corpus.finding import OnSkip, find_files, name_of
+from latentrag.corpus.finding import OnSkip, find_files, in_nfc, name_of
 from latentrag.corpus.readers import File, Ledger, Reading, refusal
 from latentrag.corpus.reading import read_each
 from latentrag.corpus.splitting import Bounds, LeaveOut
@@ -136,7 +136,7 @@ def list_files(
     files = find_files(folder, options, skip)
     if memory.is_relative_to(folder.resolve()):
         files = [file for file in files if not file.path.resolve().is_relative_to(memory)]
-    of_names = {name_of(each): each for each in known if not each.isascii()}
+    of_names = {in_nfc(each): each for each in known if not each.isascii()}
     names = (f"{name}/{file.name}" for file in files)
     return [replace(file, name=of_names.get(name, name)) for file, name in zip(files, names, strict=True)]
 
@@ -172,7 +172,7 @@ def make_plan(files: list[File], report: Report, journal: Journal, cutting: Cutt
             plan.touched[file.name] = fact
     present = {file.name for file in files}
     for name, of_file in sorted(journal.in_memory.items()):
-        path = PurePosixPath(name_of(name))
+        path = PurePosixPath(in_nfc(name))
         is_gone = name not in present and hidden.isdisjoint((path, *path.parents))
         may_be_there = any(_may_be(each, path) for each in unclear)
         may_be_closed = any(_may_be(each, around) for each in closed for around in (path, *path.parents))

@@ -20,6 +20,7 @@ from latentrag.errors import DataError
 from latentrag.evaluation.compare import Difference, difference, values_of_run
 from latentrag.evaluation.report import read_run, settings_path
 from latentrag.evaluation.reproduce.rows import Row, Size
+from latentrag.place import cpu_name
 
 _PACKAGES = ("latentrag", "torch", "transformers", "sentence-transformers", "faiss-cpu", "llama-cpp-python")
 _FORGOTTEN = {"model", "memory", "model_files", "memory_identity"}
@@ -157,12 +158,9 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _machine() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.exists() else []
-    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     ram = io.num_bytes_of_ram()
     return {
-        "processor": processor or platform.machine(),
+        "processor": cpu_name(),
         "cores": f"{os.cpu_count()} cores",
         "ram": f"{ram / 2**30:.0f} GiB" if ram else "RAM unknown",
         "system": platform.system(),
