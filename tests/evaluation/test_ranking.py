@@ -91,6 +91,7 @@ def test_what_a_passage_is_a_part_of() -> None:
     passages = [("d#1", "T"), ("d#0", "T"), ("e", "U"), ("f#3#1", "T")]
     assert ranked(passages, ["d"], "passage") == ["d", "e", "f"]
     assert ranked(passages, ["f#3"], "passage") == ["d#1", "d#0", "e", "f#3"]
+    assert ranked(passages, ["d", "f#3"], "passage") == ["d", "e", "f#3"]
     assert ranked(passages, ["f#3"], "document") == ["d", "e", "f"]
     assert ranked(passages, [], "title") == ["T", "U"]
     assert document_of("a#b#c", depth=1) == "a#b"
@@ -163,6 +164,19 @@ def test_rows_of_a_retriever(tmp_path) -> None:
     assert measured.estimates["mrr"] == found.estimates["mrr"]
 
 
+def test_judgements_take_the_place_of_what_the_rows_name(tmp_path) -> None:
+    named = Example("one", "who?", ("c",), passages=("z3",), passage_sets=(("z3",),))
+    examples = [named, Example("two", "what now?", ("c",))]
+    qrels, out = {"one": {"z5": 2, "z1": 0}}, tmp_path / "run.jsonl"
+    found = evaluate_retrieval(FakeRetriever(), examples, out, qrels=qrels)
+    assert found.estimates["r_precision"].mean == 0  # of z5 alone, which is second
+    assert found.estimates["mrr"].mean == 0.5
+    assert found.estimates["mrr"].num_examples == 1  # the other question was not judged
+    again = FakeRetriever()
+    assert evaluate_retrieval(again, examples, out, qrels=qrels).rows == found.rows
+    assert again.searches == []
+
+
 def test_titles_there_and_back(tmp_path) -> None:
     examples = [Example("one", "who?", (), titles=("title 5", "title 1"))]
     found = evaluate_retrieval(FakeRetriever(), examples)
@@ -188,6 +202,7 @@ def test_a_written_run_keeps_our_order_among_equal_scores(tmp_path) -> None:
     ("read", "content", "problem"),
     [
         (read_qrels, "q 0 a\n", "line 1 is no judgement"),
+        (read_qrels, "q\n", "line 1 is no judgement"),
         (read_qrels, "q 0 a 1\nq 0 b high\n", "line 2 is no judgement"),
         (read_qrels, "query-id\tcorpus-id\tscore\n", "holds no judgement"),
         (read_run, "q Q0 a 1 0.5\n", "line 1 is no row of a run"),
@@ -218,6 +233,8 @@ def test_what_says_nothing_of_what_is_relevant() -> None:
         evaluate_retrieval(FakeRetriever(), [Example("one", "who?", (), titles=("t",))], unit="document")
     with pytest.raises(InputError, match="k=9 exceeds the memory's 6"):
         evaluate_retrieval(FakeRetriever(), [Example("one", "who?", ("a",))], k=9)
+    with pytest.raises(InputError, match="k=0; needed 1 or more"):
+        evaluate_retrieval(FakeRetriever(), [Example("one", "who?", ("a",))], k=0)
     with pytest.raises(DataError, match="the run has none of the 1 questions, one first"):
         evaluate_run({"two": [("a", 1.0)]}, [Example("one", "who?", ())], qrels={"one": {"a": 1}})
     assert "relevant_recall@1" not in evaluate_retrieval(FakeRetriever(), [Example("one", "who?", ("a",))]).estimates

@@ -106,6 +106,10 @@ def test_answers_from_a_field_within_another(read) -> None:
     assert read(rows, answers_from="answer.2020")[0][0].answers == ("c",)
     with pytest.raises(DataError, match="no answer"):
         read(rows, answers_from="answer.2026")
+    with pytest.raises(DataError, match="its answer 'c' is not among its choices"):
+        read([{**rows[0], "choices": ["a", "b"]}], task="choice", answers_from="answer.2020")
+    with pytest.raises(InputError, match="--answers-from has no effect, since the task question-generation asks"):
+        read(rows, task="question-generation", answers_from="answer.2020")
 
 
 @pytest.mark.parametrize(
@@ -130,6 +134,7 @@ def test_answers_from_a_field_within_another(read) -> None:
         ),
         ("choice", [{"question": "q", "choices": ["a"], "answer": "a"}], "1 choices, needed two or more"),
         ("choice", [{"question": "q", "choices": ["a", "b"], "answer": "c"}] * 2, "line 1: no answer"),
+        ("choice", [{"question": "q", "choices": {"text": ["a", "b"], "label": [1, 2, 3]}, "answer": 3}], "no answer"),
     ],
 )
 def test_files_that_do_not_fit(read, task, rows, problem) -> None:

@@ -1,12 +1,12 @@
 """Measures of a ranking against what is relevant, by ir-measures: recall, R-precision, nDCG, reciprocal rank.
 
-What is ranked: passages, the documents that they are parts of, or articles by title. The parts of a document have its
-id and a number behind "#", so that a ranking of documents has each at the place of its first part.
+What is ranked: passages, the documents that they are parts of, or articles by title. The id of a part begins with that
+of its document and "#", so that a ranking of documents has each at the place of its first part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 from latentrag.evaluation.intervals import UNIT
@@ -25,12 +25,19 @@ def ranked(passages: Iterable[Sequence[str]], relevant: Iterable[str], unit: Uni
 
     Args:
         passages: id and title of each, best first.
-        relevant: ids that a passage may be a part of; they say how many "#" an id has. Not for titles.
+        relevant: ids that a passage may have or be a part of; they say how many "#" other ids have. For passages only.
     """
     if unit == "title":
         return list(dict.fromkeys(title for _, title, *_ in passages))
-    depth = 0 if unit == "document" else max((name.count("#") for name in relevant), default=0)
-    return list(dict.fromkeys(document_of(id_, depth=depth) for id_, *_ in passages))
+    names = set() if unit == "document" else set(relevant)
+    depth = max((name.count("#") for name in names), default=0)
+    return list(dict.fromkeys(_name_of(id_, names, depth) for id_, *_ in passages))
+
+
+def _name_of(id_: str, names: Collection[str], depth: int) -> str:
+    """The longest of these names that the passage has or is a part of; where there is none, as ``document_of``."""
+    longer_first = (document_of(id_, depth=number) for number in range(id_.count("#"), -1, -1))
+    return next((name for name in longer_first if name in names), document_of(id_, depth=depth))
 
 
 def document_of(id_: str, *, depth: int = 0) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -47,16 +48,19 @@ def evaluate_retrieval(
         k: passages retrieved, where that is more than ``recall_at`` needs.
         recall_at: the k of recall@k; as far as the memory goes.
         unit: what is ranked; None: passages where there are ids of them, else titles.
-        qrels: judgements in place of the passages that the examples name.
+        qrels: judgements in place of the passages that the examples name. An example that was not judged is not
+            measured by them.
         about: as for ``evaluate``.
     Raises: as ``evaluate``; DataError for examples that say nothing of what is relevant.
     """
     check_recall_at(recall_at)
     size = len(retriever.memory)
-    if k is not None and k > size:
-        raise InputError(f"k={k} exceeds the memory's {size} passages; lower k or add passages")
+    if k is not None and k < 1:
+        raise InputError(f"k={k}; needed 1 or more")
+    if (k or 1) > size:
+        raise InputError(f"k={k or 1} exceeds the memory's {size} passages; lower k or add passages")
     depth = min(size, max(*recall_at, k or 1))
-    unit = _unit(examples, unit, qrels)
+    examples, unit = _with_judged(examples, qrels), _unit(examples, unit, qrels)
     metrics = [METRICS[name] for name in TASKS[RETRIEVAL].metrics]
 
     @torch.no_grad()
@@ -101,7 +105,7 @@ def evaluate_run(
     Raises: as ``evaluate_retrieval``; DataError for a run that has none of the examples.
     """
     check_recall_at(recall_at)
-    unit = _unit(examples, unit, qrels)
+    examples, unit = _with_judged(examples, qrels), _unit(examples, unit, qrels)
     if not any(example.id in runs for example in examples):
         raise DataError(
             f"the run has none of the {len(examples)} questions, {examples[0].id} first; needed one over their ids"
@@ -158,6 +162,15 @@ def judged(examples: Sequence[Example], qrels: Qrels) -> tuple[Example, ...]:
     return found
 
 
+def _with_judged(examples: Sequence[Example], qrels: Qrels | None) -> Sequence[Example]:
+    """The examples with what was judged in place of the passages that they name."""
+    if qrels is None:
+        return examples
+    return [
+        replace(example, passages=tuple(sorted(qrels.get(example.id, ()))), passage_sets=()) for example in examples
+    ]
+
+
 def _unit(examples: Sequence[Example], unit: Unit | None, qrels: Qrels | None) -> Unit:
     has_ids = qrels is not None or any(example.passages for example in examples)
     has_titles = any(example.titles for example in examples)
@@ -177,7 +190,7 @@ def _row(
 ) -> Row:
     row = {"id": example.id, **of_example(example), "retrieved": [*map(list, retrieved)], "unit": unit}
     if qrels is not None:
-        row |= {"grades": dict(qrels[example.id]), "relevant": sorted(qrels[example.id])}
+        row["grades"] = dict(qrels.get(example.id, {}))
     return {**row, "memory_version": version}
 
 

@@ -23,10 +23,10 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     for number, columns in _lines(path):
         if number == 1 and columns[0] in {"query-id", "query_id", "qid"}:  # BEIR's head
             continue
-        question, name, grade = columns[0], columns[-2], _number(columns[-1])
-        if len(columns) not in {3, 4} or grade is None or not grade.is_integer():
+        grade = _number(columns[-1]) if len(columns) in {3, 4} else None
+        if grade is None or not grade.is_integer():
             raise DataError(f"{path} line {number} is no judgement; needed ids of question and passage, and a grade")
-        found.setdefault(question, {})[name] = int(grade)
+        found.setdefault(columns[0], {})[columns[-2]] = int(grade)
     if not found:
         raise DataError(f"{path} holds no judgement; needed lines of a question's id, 0, a passage's id and a grade")
     return found

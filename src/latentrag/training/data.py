@@ -231,6 +231,8 @@ class _Taking:
             choices = _choices(fields.choices)
         if self.answered and not answers and not pattern:
             raise _BadRowError("no answer")
+        if choices and (others := set(answers).difference(choices)):
+            raise _BadRowError(f"its answer {min(others)!r} is not among its choices")
         for text in (x, *answers, *choices):
             if any("\ud800" <= character <= "\udfff" for character in text):
                 raise _BadRowError("half a character (a lone surrogate)")

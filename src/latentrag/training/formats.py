@@ -179,7 +179,7 @@ def _chosen(answer: object, keys: Sequence[object], texts: Sequence[object]) -> 
     """The text that an answer means; None where it means none."""
     if answer in texts:
         return answer
-    if answer in keys:
+    if answer in keys[: len(texts)]:
         return texts[keys.index(answer)]
     if isinstance(answer, str) and len(answer) == 1 and answer.isascii():
         answer = int(answer) if answer.isdigit() else ord(answer.upper()) - ord("A")

@@ -26,8 +26,8 @@ class Task:
         decoder: how the model answers, a name in ``evaluation.metrics.DECODERS``; None: retrieval alone is measured.
         metrics: names in ``evaluation.metrics.METRICS``.
         labels: of a classification, with the words that the model says for them.
-        takes_labels: whether labels may be given; then those of ``labels`` get other words, or, where the task has none
-            of its own, are given altogether.
+        takes_labels: whether labels may be given. Those of ``labels`` then get other words; a task without labels of
+            its own has no others.
         left_out: names of labels whose rows are no part of the task.
         answered: whether a row needs an answer.
     """
@@ -107,6 +107,10 @@ def read_task(
     task = TASKS[options.task]
     if options.labels and not task.takes_labels:
         raise InputError(f"--label has no effect, since the task {options.task} has no labels; leave it out")
+    if options.answers_from is not None and "to-ask" in task.formats:
+        raise InputError(
+            f"--answers-from has no effect, since the task {options.task} asks the questions; leave it out"
+        )
     labels = with_wordings(task.labels, options.labels, task=options.task) if task.takes_labels else ()
     return read_examples(
         path,
