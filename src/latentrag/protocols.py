@@ -62,7 +62,7 @@ class PassageEncoder(Protocol):
 
 @runtime_checkable
 class CountsTokens(Protocol):
-    """A passage encoder that says of a passage, without encoding it, how many tokens it has."""
+    """An encoder that says of a passage, without encoding it, how many tokens it has; of a question as of its text."""
 
     def count_tokens(self, title: str, text: str) -> int:
         """Those of its title, of its text and of whatever the encoder adds. What is more than ``max_tokens`` would be
@@ -351,6 +351,26 @@ class KeepsPassages(Protocol):
             max_folder_bytes: how large the folder may become.
         Raises: InputError for a folder that nothing can be kept in.
         """
+        ...
+
+
+@runtime_checkable
+class HasQueryEncoder(Protocol):
+    """A retriever that compares vectors."""
+
+    @property
+    def query_encoder(self) -> QueryEncoder:
+        """q(x)."""
+        ...
+
+
+@runtime_checkable
+class CountsTokensRead(Protocol):
+    """A ``Prepared`` that says how much there was to read."""
+
+    @property
+    def num_tokens(self) -> Sequence[int]:
+        """(B·K) tokens of each (x, z), in the order b·K + k."""
         ...
 
 

@@ -97,6 +97,7 @@ class Rag:
         decoding: Decoding = "exact",
         without: Sequence[str] = (),
         sentences: bool = False,
+        top_tokens: int = 0,
         **options: object,
     ) -> Answer:
         """The most probable answer to x that the search finds, with its evidence (§2.5).
@@ -108,11 +109,21 @@ class Rag:
             without: ids of retrieved passages that count as not retrieved; the prior is renormalised over the others.
             sentences: also log p of the answer without each sentence of the passage of highest posterior, in
                 ``Source.sentences``; the prior stays. Costs reading that passage once for each of its sentences.
+            top_tokens: also so many of the most probable tokens in the place of each one of the answer, in
+                ``Token.top``. Costs decoding the answer once more.
             options: of ``DecodingOptions``: num_beams, max_tokens, …
-        Raises: InputError for an empty or too long question, or options that cannot be.
+        Raises: InputError for an empty or too long question, or options that cannot be; for ``top_tokens`` of a
+            generator that does not decode token by token.
         """
         return self.answer_batch(
-            [x], k=k, variant=variant, decoding=decoding, without=without, sentences=sentences, **options
+            [x],
+            k=k,
+            variant=variant,
+            decoding=decoding,
+            without=without,
+            sentences=sentences,
+            top_tokens=top_tokens,
+            **options,
         )[0]
 
     def answer_batch(
@@ -124,11 +135,19 @@ class Rag:
         decoding: Decoding = "exact",
         without: Sequence[str] = (),
         sentences: bool = False,
+        top_tokens: int = 0,
         **options: object,
     ) -> list[Answer]:
         """``answer`` for several questions at once; the answers do not depend on each other."""
         answering = self.answering(
-            x, k=k, variant=variant, decoding=decoding, without=without, sentences=sentences, **options
+            x,
+            k=k,
+            variant=variant,
+            decoding=decoding,
+            without=without,
+            sentences=sentences,
+            top_tokens=top_tokens,
+            **options,
         )
         answers: dict[int, Answer] = {}
         while answering.live:
@@ -145,16 +164,27 @@ class Rag:
         decoding: Decoding = "exact",
         without: Sequence[str] = (),
         sentences: bool = False,
+        top_tokens: int = 0,
         **options: object,
     ) -> Answering:
         """``answer_batch`` a step at a time: what is certain of each answer is said as soon as it is, and questions
-        that nobody wants any more can be dropped."""
+        that nobody wants any more can be dropped. Raises: as ``answer``."""
         chosen = checked(variant or self.variant)
         wanted = self.options(**options)
         check_decoding(chosen, decoding, wanted)
         read = self.model.read(x, k=self._k(k), without=without)
         search = self.search(read, variant=chosen, decoding=decoding, options=wanted)
-        return Answering(read, search, variant=chosen, decoding=decoding, stop=wanted.stop, sentences=sentences)
+        if top_tokens and not can_decode(self.generator):
+            raise InputError("this generator says an answer as a whole, so that no token has others in its place")
+        return Answering(
+            read,
+            search,
+            variant=chosen,
+            decoding=decoding,
+            stop=wanted.stop,
+            sentences=sentences,
+            top_tokens=top_tokens,
+        )
 
     def search(self, read: Read[Scores], *, variant: Variant, decoding: Decoding, options: DecodingOptions) -> Search:
         """What decodes questions that have been read (§2.5). ``run`` takes it to its end.

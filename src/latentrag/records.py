@@ -59,12 +59,20 @@ class NoPassageRecord(TypedDict):
     posterior: float
 
 
+class TopTokenRecord(TypedDict):
+    """One of the most probable tokens in the place of another."""
+
+    text: str
+    log_prob: float | None
+
+
 class TokenRecord(TypedDict):
-    """A token, with a posterior for each source."""
+    """A token, with a posterior for each source; ``top`` where it was asked for."""
 
     text: str
     log_prob: float | None
     posterior: list[float]
+    top: NotRequired[list[TopTokenRecord]]
 
 
 class HypothesisRecord(TypedDict):
@@ -211,7 +219,10 @@ def classification_record(classification: Classification) -> ClassificationRecor
 
 def token_record(token: Token) -> TokenRecord:
     """A token with a posterior for each source."""
-    return {"text": token.text, "log_prob": token.log_prob, "posterior": list(token.posterior)}
+    record: TokenRecord = {"text": token.text, "log_prob": token.log_prob, "posterior": list(token.posterior)}
+    if token.top:
+        record["top"] = [{"text": text, "log_prob": log_prob} for text, log_prob in token.top]
+    return record
 
 
 def passage_record(passage: Passage) -> PassageRecord:

@@ -284,12 +284,14 @@ class Token:
     """One token of an answer, with a probability for each of the K sources in their order.
 
     RAG-Token: p(z|x,y_i,y_<i), who said this token. RAG-Sequence: p(z|x,y_≤i), what is believed after it.
-    ``log_prob`` is log p(y_i|x,y_<i), marginalised over the passages.
+    ``log_prob`` is log p(y_i|x,y_<i), marginalised over the passages. ``top`` are the most probable tokens in its
+    place, with the same log-probability, where they were asked for; else there are none.
     """
 
     text: str
     log_prob: float
     posterior: tuple[float, ...]
+    top: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +322,7 @@ class Answer:
             −inf after Fast Decoding for every passage whose beam did not hold y.
         no_passage: the share of the generator alone; None where it is no value of z. The last row of the two tensors
             is its.
+        num_input_tokens: what the generator read, the question with each of its latent values; 0: it does not say.
     """
 
     question: str
@@ -335,6 +338,7 @@ class Answer:
     log_p_eta: tuple[float, ...]
     log_p_theta: tuple[tuple[float, ...], ...]
     no_passage: NoPassage | None = None
+    num_input_tokens: int = 0
 
     @property
     def answer(self) -> str:

@@ -87,7 +87,17 @@ def serve(
             from latentrag.serving.app import create_app
 
         name = _name(arg.model_source(model))
-        app = create_app(rag, live, name=name, load=load, options=limited(limits, host), access=access)
+        device = place.encoder_device or place.device
+        encoder = partial(assemble.load_passage_encoder, arg.model_source(model), device=device)
+        app = create_app(
+            rag,
+            live,
+            name=name,
+            load=load,
+            load_passage_encoder=encoder,
+            options=limited(limits, host),
+            access=access,
+        )
         _log(quiet=quiet)
         listening.listen()  # whoever reads the next line can connect
         say(f"serving {name} over {Path(live.name).name} version {live.version} at {address(listening)}")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from latentrag.decoding.loop import Decided, Decoded, Loop, Search
 from latentrag.decoding.rescore import as_targets
 from latentrag.decoding.sentences import with_sentences
+from latentrag.decoding.top import TopTokens
 from latentrag.errors import InputError
 from latentrag.model import Evidence, Read, closed_book
+from latentrag.protocols import CountsTokensRead, Generator
 from latentrag.types import Answer, Decoding, Hypothesis, NoPassage, Passage, Source, Token, Variant
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ class Answering:
         search: decodes them.
         stop: strings that end a text.
         sentences: also log p of the answer without each sentence of the source of highest posterior.
+        top_tokens: also so many of the most probable tokens in the place of each; the generator must decode step by
+            step.
     """
 
     def __init__(
@@ -74,9 +78,12 @@ class Answering:
         decoding: Decoding,
         stop: Sequence[str],
         sentences: bool = False,
+        top_tokens: int = 0,
     ) -> None:
         self._read, self._variant, self._decoding, self._stop = read, variant, decoding, stop
-        self._sentences = sentences
+        self._sentences, self._num_top = sentences, top_tokens
+        self._top: dict[int, TopTokens] = {}
+        self._num_input_tokens = num_input_tokens(read)
         self._loop = Loop()
         self._questions = self._loop.admit(search)
         self._decoded: dict[int, list[Decoded]] = {}
@@ -128,7 +135,17 @@ class Answering:
         if len(tokens) <= self._num_said[question]:
             return []
         self._num_said[question] = len(tokens)
-        return [Begun(question, tokens)]
+        return [Begun(question, self._with_top(question, ids, tokens))]
+
+    def _with_top(self, question: int, ids: Sequence[int], tokens: tuple[Token, ...]) -> tuple[Token, ...]:
+        """The first tokens of a hypothesis, with others in their places where those are wanted."""
+        if not self._num_top:
+            return tokens
+        if question not in self._top:
+            read = cast("Read[Generator]", self._read.rows([question]))
+            self._top[question] = TopTokens(read, variant=self._variant, num=self._num_top)
+        top = self._top[question].of(ids[: len(tokens)])
+        return tuple(replace(token, top=others) for token, others in zip(tokens, top, strict=True))
 
     def _answered(self) -> list[AnswerEvent]:
         """The answers to all questions that have been decoded and are still wanted."""
@@ -152,6 +169,7 @@ class Answering:
         best, generator = hypotheses[0], self._read.generator
         evidence = evidence_of(best, self._read, question)
         tokens = cut_at_stop(tokens_of(generator, evidence, 0, self._variant), self._stop)
+        tokens = self._with_top(question, best.ids, tokens)
         x, sources = self._read.questions[question], sources_of(evidence, 0, self._variant)
         if self._sentences:
             sources = with_sentences(sources, generator, x, evidence, 0, self._variant)
@@ -172,7 +190,16 @@ class Answering:
             log_p_eta=tuple(evidence.log_p_eta[0].tolist()),
             log_p_theta=tuple(map(tuple, evidence.log_p_theta[0].tolist())),
             no_passage=no_passage_of(evidence, 0, self._variant),
+            num_input_tokens=self._num_input_tokens[question],
         )
+
+
+def num_input_tokens(read: Read[Scores]) -> list[int]:
+    """For each question how many tokens the generator reads, of x with each z; 0 where it does not say."""
+    if not isinstance(read.prepared, CountsTokensRead):
+        return [0] * len(read.questions)
+    num_passages, counts = read.prepared.num_passages, read.prepared.num_tokens
+    return [sum(counts[start : start + num_passages]) for start in range(0, len(counts), num_passages)]
 
 
 def evidence_of(hypothesis: Decoded, read: Read[Scores], b: int) -> Evidence:
@@ -211,7 +238,7 @@ def cut_at_stop(tokens: tuple[Token, ...], stop: Sequence[str]) -> tuple[Token, 
     for token in tokens:
         if room <= 0 and token.text:
             break
-        kept.append(Token(token.text[:room], token.log_prob, token.posterior))
+        kept.append(replace(token, text=token.text[:room]))
         room -= len(token.text)
     return tuple(kept)
 

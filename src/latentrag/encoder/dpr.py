@@ -65,6 +65,10 @@ class _DprEncoder:
             self._tokenizer.save(scratch)
             saved.write(scratch)
 
+    def count_tokens(self, title: str, text: str) -> int:
+        """How many tokens a passage has before it is cut, or a question."""
+        return self._tokenizer.num_tokens(title, text) if title else self._tokenizer.num_tokens(text)
+
     def _encode(self, rows: Sequence[TokenRow], *, progress: bool = False) -> Tensor:
         return encode_rows(
             rows,
@@ -153,10 +157,6 @@ class DprPassageEncoder(_DprEncoder):
     def fingerprint(self) -> str:
         """Of its weights as they are now."""
         return self._fingerprint.value
-
-    def count_tokens(self, title: str, text: str) -> int:
-        """How many tokens a passage has before it is cut."""
-        return self._tokenizer.num_tokens(title, text) if title else self._tokenizer.num_tokens(text)
 
     def encode_passages(self, passages: Sequence[Passage], *, progress: bool = False) -> Float[Tensor, "N D"]:
         """d(z), float32, on the CPU and without gradient; what lies beyond ``max_tokens`` is cut."""

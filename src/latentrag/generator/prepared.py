@@ -34,6 +34,11 @@ class PreparedPrompts(Generic[R]):
     num_questions: int
     num_passages: int
 
+    @property
+    def num_tokens(self) -> list[int]:
+        """Of each row."""
+        return [len(self.prompts.passages[row]) + len(self.prompts.questions[row]) for row in self.index.tolist()]
+
     def rows(self, index: Tensor) -> Self:
         rows = rows_of_questions(index, self.num_passages)
         return type(self)(self.prompts, self.index[rows], len(index), self.num_passages)

@@ -36,6 +36,12 @@ class PreparedContexts:
     num_questions: int
     num_passages: int
 
+    @property
+    def num_tokens(self) -> list[int]:
+        """Of each row."""
+        counts: list[int] = self.mask.sum(dim=1).tolist()
+        return counts
+
     def rows(self, index: Tensor) -> Self:
         rows = rows_of_questions(index, self.num_passages)
         return type(self)(self.states[rows], self.mask[rows], len(index), self.num_passages)

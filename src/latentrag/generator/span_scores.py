@@ -94,6 +94,11 @@ class PreparedSpans:
     num_questions: int
     num_passages: int
 
+    @property
+    def num_tokens(self) -> list[int]:
+        """Of each row."""
+        return [len(self.pairs.rows[row].ids) for row in self.index.tolist()]
+
     def rows(self, index: Tensor) -> Self:
         rows = rows_of_questions(index, self.num_passages)
         return type(self)(self.pairs, self.index[rows], len(index), self.num_passages)

@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from latentrag.errors import LatentRagError, UnknownVersionError
-from latentrag.serving import docs_page, page, routes, schemas
+from latentrag.serving import docs_page, openai_routes, page, routes, schemas
+from latentrag.serving.embeddings import Encoders
 from latentrag.serving.engine import Engine
 from latentrag.serving.failures import Refused
 from latentrag.serving.guard import Access, Guard
@@ -27,6 +28,7 @@ from latentrag.serving.service import ERRORS, Service, json_response, responses
 
 if TYPE_CHECKING:
     from latentrag.memory import LiveMemory
+    from latentrag.protocols import PassageEncoder
     from latentrag.rag import Rag
 
 _LOG = logging.getLogger("latentrag.serving")
@@ -38,6 +40,7 @@ def create_app(
     *,
     name: str,
     load: Callable[[], Rag] | None = None,
+    load_passage_encoder: Callable[[], PassageEncoder] | None = None,
     options: ServeOptions | None = None,
     access: Access | None = None,
 ) -> FastAPI:
@@ -47,10 +50,12 @@ def create_app(
         rag: loaded over ``live``.
         name: of the model, for OpenAI's clients.
         load: loads the model anew over ``live``, for whoever asks for that; None: nobody can.
+        load_passage_encoder: for vectors of passages, where the query encoder is not one too; None: nobody gets any.
         access: who may ask; None: everybody who can reach it.
     """
     options, metrics = options or ServeOptions(), Metrics()
-    service = Service(name, Memories(rag, live, load), Engine(options, metrics), metrics, options)
+    encoders = Encoders(load_passage_encoder)
+    service = Service(name, Memories(rag, live, load), Engine(options, metrics), metrics, options, encoders)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -68,7 +73,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
-    for router in (routes.answers, routes.others, routes.chat, _model, _memory, _status):
+    for router in (routes.answers, routes.others, openai_routes.router, _model, _memory, _status):
         app.include_router(router(service))
     _add_errors(app, service)
     described = app.openapi()
@@ -80,6 +85,7 @@ def create_app(
     app.include_router(page.page())
 
     methods = {path: frozenset(method.upper() for method in known) for path, known in described["paths"].items()}
+    methods[f"/v1/models/{name}"] = methods.pop("/v1/models/{model}")
     methods |= dict.fromkeys(("/docs", "/openapi.json", *page.paths()), frozenset({"GET"}))
     app.add_middleware(
         Guard, options=options, access=access or Access(), metrics=metrics, methods=methods, files=page.paths()

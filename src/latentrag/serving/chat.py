@@ -8,16 +8,10 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from latentrag.errors import InputError
 from latentrag.records import answer_record, passage_record
-from latentrag.serving import options as limit
-from latentrag.serving.failures import Refused
-from latentrag.serving.schemas import Answering, Asked, Seed, Stop, Stops
 from latentrag.types import Answer, Passage, Token
 
 if sys.version_info >= (3, 12):
@@ -27,86 +21,9 @@ else:
 
 if TYPE_CHECKING:
     from latentrag.decoding import Sources
+    from latentrag.serving.chat_request import ChatRequest, Wanted
 
 Record = dict[str, Any]
-
-
-class TextPart(Asked):
-    """A part of a message."""
-
-    type: Literal["text"]
-    text: Annotated[str, Field(max_length=limit.MAX_TEXT)]
-
-
-class Message(BaseModel):
-    """A message; of the last one of the user the content is the question."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | Annotated[list[TextPart], Field(max_length=limit.MAX_MESSAGES)] | None = None
-
-
-class StreamOptions(Asked):
-    """Accepted; there is no usage to include."""
-
-    include_usage: bool = False
-
-
-class ChatRequest(Asked):
-    """As OpenAI's, as far as it can be had; what cannot is refused. ``latentrag`` holds options of ``ask``."""
-
-    model: Annotated[str, Field(min_length=1, max_length=limit.MAX_NAME)]
-    messages: Annotated[list[Message], Field(min_length=1, max_length=limit.MAX_MESSAGES)]
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=limit.MAX_TOKENS)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=limit.MAX_TOKENS)] | None = None
-    temperature: Annotated[
-        Annotated[float, Field(ge=0, le=2)] | None,
-        Field(description="Above 0, as top_p: the answer is drawn; 0 or absent: it is searched."),
-    ] = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    n: Literal[1] | None = None
-    stop: Stop | Stops | None = None
-    seed: Seed | None = None
-    logprobs: bool | None = None
-    user: Annotated[str, Field(max_length=limit.MAX_NAME)] | None = None
-    latentrag: Answering = Field(default_factory=Answering)
-
-    def question(self) -> str:
-        """The content of the user's last message. Raises: Refused if there is none that can be asked."""
-        last = next((each for each in reversed(self.messages) if each.role == "user"), None)
-        content = None if last is None else last.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content or [])
-        if not text.strip() or len(text) > limit.MAX_TEXT:
-            raise Refused(
-                422,
-                f"the user's last message has {len(text)} characters; needed 1 to {limit.MAX_TEXT}, some of them text",
-                "invalid_value",
-                param="messages",
-            )
-        return text
-
-    def answering(self) -> Answering:
-        """OpenAI's options and ours together. Raises: InputError for one that is given twice."""
-        chosen = self.latentrag.model_dump(exclude_unset=True)
-        theirs: dict[str, Any] = {
-            "max_tokens": self.max_completion_tokens or self.max_tokens,
-            "stop": [self.stop] if isinstance(self.stop, str) else self.stop,
-            "seed": self.seed,
-        }
-        if self.temperature or self.top_p is not None:
-            # 0.01 is as good as the limit towards 0, which a search has exactly.
-            temperature = None if self.temperature is None else max(self.temperature, 0.01)
-            theirs |= {"sample": True, "beams": 1, "temperature": temperature, "top_p": self.top_p}
-        theirs = {name: value for name, value in theirs.items() if value is not None}
-        twice = sorted(set(chosen) & set(theirs))
-        if twice:
-            raise InputError(f"{twice[0]} is given by latentrag and by another field; leave one of them out")
-        if not {**chosen, **theirs}.get("sample"):
-            theirs.pop("seed", None)  # which clients may send with a search, too
-        return Answering(**chosen, **theirs)
 
 
 class UrlCitation(TypedDict):
@@ -143,22 +60,35 @@ class ChoiceRecord(TypedDict):
     logprobs: dict[str, Any] | None
 
 
+class UsageRecord(TypedDict):
+    """Tokens. Of the prompt: what the generator read, the question with each of its passages. Of the completion: the
+    answer's, the end token included."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
 class ChatRecord(TypedDict):
-    """As OpenAI's; ``latentrag`` is the object of ``/v1/answer`` and the number of messages that were not read."""
+    """As OpenAI's; ``latentrag`` is the object of ``/v1/answer``, and beside it ``messages_not_read``: how many;
+    ``ignored``: names of fields that are not known here; ``capped``: by name, what a value above the limit was lowered
+    to."""
 
     id: str
     object: Literal["chat.completion"]
     created: int
     model: str
     choices: list[ChoiceRecord]
+    usage: UsageRecord
     latentrag: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One completion: what its chunks have in common."""
+    """One completion: what its chunks have in common. max_tokens: the limit that it was decoded with."""
 
     request: ChatRequest
+    wanted: Wanted
     max_tokens: int
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
@@ -183,6 +113,7 @@ class Completion:
                     "logprobs": self._logprobs(answer.tokens),
                 }
             ],
+            "usage": usage(answer),
             "latentrag": self._ours(answer),
         }
 
@@ -198,6 +129,8 @@ class Completion:
                 yield self._chunk(
                     {"annotations": citations(event)}, self._ours(event), finish_reason=self._reason(event)
                 )
+                if self.request.wants_usage:
+                    yield {**self._chunk({}, {}), "choices": [], "usage": usage(event)}
                 return
             for token in event:
                 told = {"log_prob": token.log_prob, "posterior": list(token.posterior)}
@@ -210,11 +143,17 @@ class Completion:
             "created": self.created,
             "model": self.request.model,
             "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}],
+            **({"usage": None} if self.request.wants_usage else {}),
             "latentrag": ours,
         }
 
     def _ours(self, answer: Answer) -> Record:
-        return {**answer_record(answer), "messages_not_read": len(self.request.messages) - 1}
+        return {
+            **answer_record(answer),
+            "messages_not_read": len(self.request.messages) - 1,
+            "ignored": self.request.ignored,
+            "capped": dict(self.wanted.capped),
+        }
 
     def _reason(self, answer: Answer) -> Literal["stop", "length"]:
         cut = not answer.hypotheses[0].finished and len(answer.tokens) >= self.max_tokens
@@ -225,16 +164,23 @@ class Completion:
             return None
         return {
             "content": [
-                {
-                    "token": token.text,
-                    "logprob": max(token.log_prob, -9999.0),  # OpenAI's number for what is as good as impossible
-                    "bytes": list(token.text.encode()),
-                    "top_logprobs": [],
-                }
+                {**_logprob(token.text, token.log_prob), "top_logprobs": [_logprob(*each) for each in token.top]}
                 for token in tokens
             ],
             "refusal": None,
         }
+
+
+def _logprob(text: str, log_prob: float) -> Record:
+    # −9999 is OpenAI's number for what is as good as impossible.
+    return {"token": text, "logprob": max(log_prob, -9999.0), "bytes": list(text.encode())}
+
+
+def usage(answer: Answer) -> UsageRecord:
+    """How many tokens were read and written."""
+    num_written = len(answer.log_p_theta[0])
+    num_read = answer.num_input_tokens
+    return {"prompt_tokens": num_read, "completion_tokens": num_written, "total_tokens": num_read + num_written}
 
 
 def citations(answer: Answer) -> list[Annotation]:

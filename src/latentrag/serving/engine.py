@@ -64,6 +64,7 @@ class Engine:
         options: dict[str, Any],
         without: tuple[str, ...] = (),
         sentences: bool = False,
+        top_tokens: int = 0,
         tell: Callable[[Any], None] | None = None,
     ) -> Job:
         """An ``Answer``, about which ``tell`` gets ``Sources`` and then ``Begun``, each with more tokens than the last.
@@ -78,10 +79,11 @@ class Engine:
             "variant": chosen,
             "decoding": decoding,
             "sentences": sentences,
+            "top_tokens": top_tokens,
             "options": wanted,
         }
         work = partial(_answers, rag, without=without, **how)
-        key: Hashable = ("answer", id(rag), k, chosen, decoding, sentences, wanted)
+        key: Hashable = ("answer", id(rag), k, chosen, decoding, sentences, top_tokens, wanted)
         if without or (wanted.sample and wanted.seed is not None):
             # Other questions have other passages; other samples in the batch would shift the random numbers.
             key = object()
@@ -105,6 +107,10 @@ class Engine:
         checked_questions([question])
         request = _Request(question, partial(_classifications, rag, labels=labels, k=k, variant=chosen))
         return self._submit(object(), k * len(labels), request)
+
+    def embed(self, encode: Callable[[Sequence[str]], torch.Tensor], texts: Sequence[str]) -> Job:
+        """Vectors (B, D) of texts. Raises: Refused."""
+        return self._submit(object(), 1, _Request((encode, texts), _vectors))
 
     def search(self, rag: Rag, question: str, *, k: int | None) -> Job:
         """``Found``. Raises: InputError; Refused."""
@@ -154,12 +160,12 @@ def _answers(
     decoding: Decoding,
     without: Sequence[str],
     sentences: bool,
+    top_tokens: int,
     options: DecodingOptions,
 ) -> list[Answer | None]:
     """The answer to each group's question; None where nobody waits for it any more."""
-    answering = rag.answering(
-        _asked(groups), k=k, variant=variant, decoding=decoding, without=without, sentences=sentences, **asdict(options)
-    )
+    how: dict[str, Any] = {"without": without, "sentences": sentences, "top_tokens": top_tokens, **asdict(options)}
+    answering = rag.answering(_asked(groups), k=k, variant=variant, decoding=decoding, **how)
     answers: list[Answer | None] = [None] * len(groups)
     while answering.live:
         for event in answering.step():
@@ -190,6 +196,10 @@ def _classifications(
     rag: Rag, groups: Groups, *, labels: Sequence[str], k: int, variant: Variant
 ) -> list[Classification]:
     return [all_placed(rag.classify(question, labels, k=k, variant=variant)) for question in _asked(groups)]
+
+
+def _vectors(groups: Groups) -> list[torch.Tensor]:
+    return [encode(texts).float().cpu() for encode, texts in _asked(groups)]
 
 
 def _found(rag: Rag, groups: Groups, *, k: int) -> list[Found]:

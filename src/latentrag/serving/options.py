@@ -17,7 +17,10 @@ MAX_LABELS = 64
 MAX_LABEL = 200
 MAX_STOPS = 4
 MAX_STOP = 64
-MAX_MESSAGES = 256
+MAX_TOP_LOGPROBS = 20
+"""As OpenAI's."""
+MAX_EMBEDDED = 2_048
+"""Texts in one request for vectors; as OpenAI's."""
 MAX_NAME = 100
 MAX_ID = 1_000
 MAX_LISTED = 200

@@ -1,4 +1,4 @@
-"""Routes that ask the model: answers, streams, scores, labels, passages, chat."""
+"""Routes that ask the model: answers, streams, scores, labels, passages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from latentrag.decoding import Sources
-from latentrag.options import AskOptions, DecodingOptions, EvidenceOptions, RetrievalOptions
+from latentrag.options import AskOptions, EvidenceOptions, RetrievalOptions
 from latentrag.records import (
     AnswerRecord,
     ClassificationRecord,
@@ -22,9 +22,7 @@ from latentrag.records import (
     token_record,
 )
 from latentrag.serving import schemas
-from latentrag.serving.chat import ChatRecord, ChatRequest, Completion
 from latentrag.serving.engine import Found
-from latentrag.serving.failures import Refused
 from latentrag.serving.service import ERRORS, EVENTS, Service, as_json, check_streamed, json_response, responses
 from latentrag.serving.waiting import EventStream, StreamState
 from latentrag.types import Answer, Token
@@ -84,40 +82,6 @@ def others(service: Service) -> APIRouter:
     return router
 
 
-def chat(service: Service) -> APIRouter:
-    """What OpenAI's clients use."""
-    router = APIRouter(tags=["for OpenAI's clients"])
-
-    @router.get("/v1/models", responses=responses(schemas.ModelsRecord), response_model=None)
-    async def models() -> Response:
-        """The model."""
-        model = {"id": service.name, "object": "model", "created": 0, "owned_by": "latentrag"}
-        return json_response({"object": "list", "data": [model]})
-
-    @router.post(
-        "/v1/chat/completions",
-        responses={200: {"model": ChatRecord, "content": EVENTS[200]["content"], "description": "Done."}, **ERRORS},
-        response_model=None,
-    )
-    async def completions(asked: ChatRequest, request: Request) -> Response:
-        """The user's last message as the question; `latentrag` in the request holds options of `/v1/answer`."""
-        if asked.model != service.name:
-            raise Refused(404, f"no model {asked.model!r}; needed {service.name!r}", "model_not_found", param="model")
-        question, options = asked.question(), asked.answering()
-        limit = service.memories.rag.options(**options.given(DecodingOptions)).max_tokens
-        completion = Completion(asked, limit)
-        if not asked.stream:
-            job = await service.answering(question, options)
-            return json_response(completion.whole(await service.done(job, request)))
-        check_streamed(options)
-        stream = StreamState()
-        job = await service.answering(question, options, stream)
-        sources = await service.begun(stream, job, request)
-        return EventStream(service.whole_stream(_data(completion.chunks(sources, stream.rest())), b""), job)
-
-    return router
-
-
 async def _events(sources: Sources, rest: AsyncIterator[tuple[Token, ...] | Answer]) -> AsyncIterator[bytes]:
     passages = [{**passage_record(passage), "prior": prior} for passage, prior in sources.passages]
     yield _event("sources", {"memory_version": sources.version, "sources": passages})
@@ -133,12 +97,6 @@ async def _events(sources: Sources, rest: AsyncIterator[tuple[Token, ...] | Answ
 
 def _event(name: str, record: Mapping[str, object]) -> bytes:
     return f"event: {name}\n".encode() + b"data: " + as_json(record) + b"\n\n"
-
-
-async def _data(records: AsyncIterator[Mapping[str, object]]) -> AsyncIterator[bytes]:
-    async for record in records:
-        yield b"data: " + as_json(record) + b"\n\n"
-    yield b"data: [DONE]\n\n"
 
 
 def found_record(found: Found) -> schemas.SearchRecord:

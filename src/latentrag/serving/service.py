@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from latentrag.decoding import Sources
     from latentrag.rag import Rag
     from latentrag.serving.batching import Job
+    from latentrag.serving.embeddings import Encoders
     from latentrag.serving.engine import Engine
     from latentrag.serving.memories import Memories
     from latentrag.serving.metrics import Metrics
@@ -51,6 +52,7 @@ class Service:
     engine: Engine
     metrics: Metrics
     options: ServeOptions
+    encoders: Encoders
 
     async def rag(self, as_of: int | str | None) -> Rag:
         """The model over that version of the memory; None: the one that is served. Raises: LatentRagError; Refused."""
@@ -63,7 +65,9 @@ class Service:
         except TimeoutError:
             raise busy("the version is still being opened; ask again later", retry_after_s=10) from None
 
-    async def answering(self, question: str, asked: schemas.Answering, stream: StreamState | None = None) -> Job:
+    async def answering(
+        self, question: str, asked: schemas.Answering, stream: StreamState | None = None, *, top_tokens: int = 0
+    ) -> Job:
         """A job for an answer. Raises: LatentRagError; Refused."""
         return self.engine.answer(
             await self.rag(asked.as_of),
@@ -71,6 +75,7 @@ class Service:
             **asdict(asked.options(OneAnswerOptions)),
             **asdict(asked.options(EvidenceOptions)),
             options=asked.given(DecodingOptions),
+            top_tokens=top_tokens,
             tell=None if stream is None else stream.tell,
         )
 
