@@ -20,17 +20,16 @@ import numpy as np
 from running import between_marks, run
 
 from latentrag.evaluation.metrics import contains_answer
-from latentrag.retriever.bm25 import _WordIndex
+from latentrag.postings import WordIndex, segment_of
 from latentrag.types import Passage
 
 Scores = Callable[[str], Any]
 """Question → the score of each passage, (N,)."""
 
 
-def size_mb(*indexes: Any) -> float:
+def size_mb(index: Any) -> float:
     """Of what bm25s keeps."""
-    kept = (index.scores[name].nbytes for index in indexes if index for name in ("data", "indices", "indptr"))
-    return float(sum(kept)) / 1e6
+    return float(sum(index.scores[name].nbytes for name in ("data", "indices", "indptr"))) / 1e6
 
 
 def words_alone(passages: Sequence[Passage]) -> tuple[Scores, float]:
@@ -50,8 +49,9 @@ def words_alone(passages: Sequence[Passage]) -> tuple[Scores, float]:
 
 def words_and_parts(passages: Sequence[Passage]) -> tuple[Scores, float]:
     """As it is."""
-    index = _WordIndex.build(passages)
-    return index.scores, size_mb(index.words.bm25, index.parts.bm25)
+    segment = segment_of(passages)
+    index, places = WordIndex([(segment, None)]), np.arange(len(passages))
+    return lambda question: index.scores(question, places), sum(each.nbytes for each in segment.arrays().values()) / 1e6
 
 
 METHODS = {"words alone": words_alone, "words and parts": words_and_parts}

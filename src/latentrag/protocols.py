@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeGuard, runtime_checkable
 
 from latentrag.ids import IdsUnder
-from latentrag.types import Asked, LatentLists, Passage, Retrieved, SearchResult, Targets
+from latentrag.types import Asked, Candidates, LatentLists, Passage, Retrieved, SearchResult, Targets, WordResult
 
 if TYPE_CHECKING:
     import os
@@ -123,6 +123,29 @@ class Memory(Protocol):
     def snapshot(self) -> Memory:
         """The memory as it is now, for callers that need several reads of one version. A memory that is not exchanged
         while it is asked is its own snapshot."""
+        ...
+
+
+@runtime_checkable
+class SearchesWords(Protocol):
+    """A memory at one version with an index of its words."""
+
+    def search_words(self, x: Sequence[str], k: int, *, scale: float = 1.0) -> WordResult:
+        """The K passages of largest scale·BM25(x,z), rounded to float32; equal ones, and those without a word of the
+        question, in the table's order. 1 ≤ k ≤ len(self)."""
+        ...
+
+    def word_scores(self, x: Sequence[str], rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """BM25(x,z) of these rows (n,) for each question, (n,) float64."""
+        ...
+
+    def candidates(self, q: np.ndarray, x: Sequence[str], num: int) -> Candidates:
+        """What the ``num`` largest d(z)·q and the ``num`` largest BM25(x,z) above 0 propose, with both scores' parts
+        for all of them.
+
+        Args:
+            q: (B, D) float32, of the same questions as x.
+        """
         ...
 
 

@@ -171,6 +171,42 @@ class SearchResult:
     version: int
 
 
+@dataclass(frozen=True, slots=True)
+class WordResult:
+    """Passages of a memory that hold words of B questions, best first; all from one version.
+
+    Attributes:
+        passages: B lists of K passages.
+        rows: (B, K) int64, how the memory names them.
+        scores: (B, K) float32, BM25 times the scale that was asked for.
+        version: the memory's version that was searched.
+    """
+
+    passages: list[list[Passage]]
+    rows: np.ndarray
+    scores: np.ndarray
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Passages of a memory that vectors or words propose for B questions, in the table's order; all from one version.
+
+    Attributes:
+        passages: for each question n of them.
+        rows: (n,) int64 each, how the memory names them.
+        vectors: (n, D) float32 each, their d(z) as the memory holds them.
+        words: (n,) float64 each, BM25(x,z).
+        version: the memory's version that was searched.
+    """
+
+    passages: list[list[Passage]]
+    rows: list[np.ndarray]
+    vectors: list[np.ndarray]
+    words: list[np.ndarray]
+    version: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Retrieved:
     """What a retriever returns for B questions, best first.

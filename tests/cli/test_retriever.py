@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import pytest
 
@@ -49,9 +48,15 @@ def test_doctor(model, memory, of_words, home) -> None:
     assert dense["retriever"] == {"kind": "dense", "scale": dense["encoder"]["scale"]}
 
 
-def test_mistakes(ask, memory, of_words, monkeypatch) -> None:
+def test_mistakes(ask, memory, of_words) -> None:
     assert ask(QUESTION, "--retriever", "sparse").code == 2
     dense = cli("ask", QUESTION, "-m", of_words, "-i", memory, "--retriever", "dense")
     assert "has no query_encoder" in dense.error()
-    monkeypatch.setitem(sys.modules, "bm25s", None)
-    assert re.search(r"install latentrag\[bm25\]$", ask(QUESTION, "--retriever", "bm25").error())
+
+
+def test_the_index_of_words_is_built_beforehand_where_wanted(memory) -> None:
+    built = cli("index", "build", memory, "--index", "words", "--json")
+    assert (built.json["kind"], built.json["num_passages"]) == ("words", len(latentrag.Memory.open(memory)))
+    assert re.search(r"words of \d+ passages in \d", cli("index", "build", memory, "--index", "words").stdout)
+    refused = cli("index", "build", memory, "--index", "words", "--max-memory", "4GB")
+    assert "--max-memory has no effect on the index words" in refused.error()

@@ -16,8 +16,9 @@ from latentrag.errors import EncoderMismatchError, MemoryStoreError
 from latentrag.memory import LiveMemory, Memory
 from latentrag.memory.indexes import supply
 from latentrag.memory.indexes.building import opened
+from latentrag.postings import WordIndex
 from latentrag.rag import Rag
-from latentrag.retriever import BM25Retriever, DenseRetriever, bm25
+from latentrag.retriever import BM25Retriever, DenseRetriever
 from latentrag.types import Passage
 from tests.noting import noting
 from tests.toy import ToyGenerator
@@ -159,8 +160,13 @@ def test_a_retrieval_with_several_searches_is_of_one_version(live):
 def test_a_retrieval_by_words_is_of_one_version(monkeypatch, live):
     """The memory is exchanged between the scores and the passages."""
     retriever = BM25Retriever(live)
-    best_first = bm25._best_first
-    monkeypatch.setattr(bm25, "_best_first", lambda logits: live.use(5) and best_first(logits))
+    filled = WordIndex.filled
+
+    def exchanging(index, *given, **more):
+        live.use(5)
+        return filled(index, *given, **more)
+
+    monkeypatch.setattr(WordIndex, "filled", exchanging)
     found = retriever.retrieve(["words"], 3)
     assert (live.version, found.version) == (5, 2)
     check(found.passages[0], 2)

@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 import threading
 import time
 from collections import Counter
@@ -13,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentrag.errors import InputError, MemoryStoreError, ModelError
+from latentrag.errors import InputError, MemoryStoreError
 from latentrag.protocols import TrainableRetriever
 from latentrag.retriever import BM25Retriever
 from latentrag.types import Passage, SearchResult
@@ -221,10 +220,3 @@ def test_what_cannot_be_retrieved():
     for scale in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(InputError, match="above 0"):
             BM25Retriever(FakeMemory(), scale=scale)
-
-
-def test_without_bm25s_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "bm25s", None)
-    with pytest.raises(ModelError, match=re.escape("install latentrag[bm25]")) as caught:
-        BM25Retriever(FakeMemory())
-    assert "\n" not in str(caught.value)

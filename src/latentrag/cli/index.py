@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from latentrag.memory import Memory
     from latentrag.protocols import PassageEncoder
 
+WORDS = "words"
 MemoryPath = Annotated[str, typer.Argument(metavar="MEMORY", help="Path of the memory, or demo.")]
 
 
@@ -238,7 +239,8 @@ def build(
         typer.Option(
             "--index",
             metavar="KIND",
-            help="flat: exact, all vectors in RAM; ivf-rabitq: 1 bit a number in RAM; auto: by the number of passages.",
+            help="flat: exact, all vectors in RAM; ivf-rabitq: 1 bit a number in RAM; auto: by the number of passages; "
+            "words: for --retriever bm25 and hybrid.",
         ),
     ] = "auto",
     max_memory: Annotated[
@@ -251,12 +253,16 @@ def build(
 
     Up to 200,000 passages none is needed: they are searched exactly. Files of an index are in MEMORY/_indexes and can
     be deleted at any time. Passages added and deleted later are found and not found at once; build again when many
-    have changed. The index flat needs no files and removes those of the others.
+    have changed. The index flat needs no files and removes those of the others. The index words is made by the first
+    search that needs it, a file of passages at a time; later versions only add their new passages to it.
     """
-    if kind == "flat" and max_memory is not None:
-        raise InputError("--max-memory has no effect, since the index flat is not built; leave it out")
+    if kind in {"flat", WORDS} and max_memory is not None:
+        raise InputError(f"--max-memory has no effect on the index {kind}; leave it out")
     bound = None if max_memory is None else size_in_bytes(max_memory, "--max-memory")
     opened = assemble.open_memory(memory)
+    if kind == WORDS:
+        _build_words(opened, as_json=as_json)
+        return
     made = opened.build_index(kind, max_memory=bound, progress=sys.stderr.isatty())
     if as_json:
         print_json({"memory": opened.name, **asdict(made)})
@@ -266,4 +272,15 @@ def build(
         f"{made.ram_bytes / 1e6:.1f} MB in memory, {made.disk_bytes / 1e6:.1f} MB on disk; "
         f"finds {made.recall:.1%} of the five best"
         + (f", searched {made.effort:g} times as far as usual" if made.effort > 1 else "")
+    )
+
+
+def _build_words(opened: Memory, *, as_json: bool) -> None:
+    made = opened.build_words(progress=sys.stderr.isatty())
+    if as_json:
+        print_json({"memory": opened.name, "kind": WORDS, **made._asdict()})
+        return
+    print_line(
+        f"{opened.name} version {made.version}: words of {made.num_passages} passages in {made.wall_s:.1f} s; "
+        f"{made.disk_bytes / 1e6:.1f} MB on disk"
     )

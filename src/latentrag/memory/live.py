@@ -49,7 +49,7 @@ class LiveMemory:
             memory = which if isinstance(which, Memory) else before.at(which)
             for encoder in self._searching():
                 memory.check(encoder)
-            memory.warm_up()
+            memory.warm_up(words=before.has_words)
             self._memory = memory
             return before
 

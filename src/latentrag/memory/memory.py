@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import shutil
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,18 +21,20 @@ from latentrag.errors import IndexDamagedError, InputError, MemoryStoreError, Sh
 from latentrag.ids import names_over
 from latentrag.memory import history, version_files
 from latentrag.memory.history import Diff, Version
-from latentrag.memory.indexes import BuiltIndex, Hits, Index, IndexSupply, build_index
+from latentrag.memory.indexes import BuiltIndex, BuiltWords, Hits, Index, IndexSupply, build_index
+from latentrag.memory.indexes.words import sizes
 from latentrag.memory.reencoding import ROWS_PER_NOTE, Notes
 from latentrag.memory.schema import EncoderCard, require_known
 from latentrag.memory.storage import Place, storage_of
 from latentrag.memory.table import RowsByName, Staged, Table
 from latentrag.memory.writer import Added, Writer, add_passages, batches
 from latentrag.place import require_unforked
-from latentrag.types import Passage, SearchResult
+from latentrag.types import Candidates, Passage, SearchResult, WordResult
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from latentrag.postings import WordIndex
     from latentrag.protocols import PassageEncoder, QueryEncoder
 
 
@@ -49,6 +52,8 @@ class Memory:
         self._indexes = IndexSupply() if indexes is None else indexes
         self._index: Index | None = None
         self._index_lock = threading.Lock()
+        self._words: WordIndex | None = None
+        self._words_lock = threading.Lock()
         self._rows_by_id: RowsByName | None = None
         self._rows_under: RowsByName | None = None
         self._rows_lock = threading.Lock()
@@ -266,11 +271,68 @@ class Memory:
         passages = [[by_row[row] for row in rows] for rows in row_ids.tolist()]
         return SearchResult(passages=passages, vectors=vectors, scores=scores, version=self.version)
 
-    def warm_up(self) -> None:
+    def search_words(self, x: Sequence[str], k: int, *, scale: float = 1.0) -> WordResult:
+        """As ``protocols.SearchesWords``. Safe to call from several threads."""
+        index = self.words()
+        rows, scores = np.empty((len(x), k), np.int64), np.empty((len(x), k), np.float32)
+        for b, question in enumerate(x):
+            found = index.filled(question, k, scale=scale)
+            rows[b], scores[b] = index.row_ids[found.places], found.scores
+        by_row = self._passages(np.unique(rows))
+        return WordResult([[by_row[row] for row in of_one] for of_one in rows.tolist()], rows, scores, self.version)
+
+    def word_scores(self, x: Sequence[str], rows: Sequence[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.float64]]:
+        """As ``protocols.SearchesWords``. Safe to call from several threads."""
+        index = self.words()
+        return [index.scores(question, index.places_of(each)) for question, each in zip(x, rows, strict=True)]
+
+    def candidates(self, q: npt.NDArray[np.float32], x: Sequence[str], num: int) -> Candidates:
+        """As ``protocols.SearchesWords``, with those of ``search``. Safe to call from several threads.
+
+        Raises: as ``search``.
+        """
+        q = np.asarray(q, dtype=np.float32)
+        self._check_query(q, num)
+        index, hits = self.words(), self._hits(q, num)
+        rows = [
+            np.union1d(hits.row_ids[b], index.row_ids[index.best(question, num).places]) for b, question in enumerate(x)
+        ]
+        distinct = np.unique(np.concatenate(rows))
+        by_row, vectors = self._passages(distinct), self._vectors(distinct)
+        return Candidates(
+            [[by_row[row] for row in of_one.tolist()] for of_one in rows],
+            rows,
+            [vectors[np.searchsorted(distinct, of_one)] for of_one in rows],
+            self.word_scores(x, rows),
+            self.version,
+        )
+
+    def warm_up(self, *, words: bool = False) -> None:
         """Have the index ready now rather than at the first search. Opening reads no passage and no index, so servers
-        open a version at once, call this in a thread, and search when it has returned."""
+        open a version at once, call this in a thread, and search when it has returned.
+
+        Args:
+            words: have that of words ready, too.
+        """
         if len(self):
             _ = self.index
+        if words:
+            self.words()
+
+    def words(self, *, progress: bool = False) -> WordIndex:
+        """The index of words of this version, loaded or built if need be: only passages that no earlier version had
+        are read. It is stored for all who open the memory."""
+        require_unforked(MemoryStoreError)
+        with self._words_lock:
+            if self._words is None:
+                folder = self._indexes.folder(self._table)
+                self._words = self._indexes.words.index_for(self._table, folder, progress=progress)
+            return self._words
+
+    @property
+    def has_words(self) -> bool:
+        """Whether its index of words is loaded."""
+        return self._words is not None
 
     def _check_query(self, q: npt.NDArray[np.float32], k: int) -> None:
         if q.ndim != 2 or not len(q) or q.shape[1] != self.card.dimension:
@@ -310,6 +372,15 @@ class Memory:
         others = [row_id for row_id in row_ids.tolist() if row_id not in beside]
         return beside | self._table.take(others) if others else beside
 
+    def _vectors(self, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """(n, D) of rows of this version, ascending."""
+        index = self.index
+        try:
+            return index.vectors_of(row_ids)
+        except IndexDamagedError as error:
+            self._do_without(index, error)
+        return self.index.vectors_of(row_ids)
+
     def _do_without(self, index: Index, error: IndexDamagedError) -> None:
         with self._index_lock:
             if self._index is index:  # the first thread that noticed
@@ -340,6 +411,13 @@ class Memory:
         """
         folder = self._indexes.folder(self._table)
         return build_index(self._table, kind, folder=folder, max_memory=max_memory, progress=progress)
+
+    def build_words(self, *, progress: bool = False) -> BuiltWords:
+        """Build and store what the index of words of this version lacks, rather than at the first search by words."""
+        started = time.perf_counter()
+        self.words(progress=progress)
+        disk_bytes = sum(sizes(self._indexes.folder(self._table)).values())
+        return BuiltWords(self.version, len(self), disk_bytes, time.perf_counter() - started)
 
     # Changing
 

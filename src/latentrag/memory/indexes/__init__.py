@@ -8,11 +8,13 @@ changes      what an index needs of the table: streams of rows, the difference o
 folder       how indexes are published, listed and thrown away
 building     the table of kinds; from a table to a published index
 supply       which index serves a version
+words        indexes of words for the versions of a memory
 """
 
 from latentrag.memory.indexes.building import INDEX_KINDS, BuiltIndex, build_index
 from latentrag.memory.indexes.folder import IndexFolder
 from latentrag.memory.indexes.index import Hits, Index
 from latentrag.memory.indexes.supply import IndexSupply
+from latentrag.memory.indexes.words import BuiltWords
 
-__all__ = ["INDEX_KINDS", "BuiltIndex", "Hits", "Index", "IndexFolder", "IndexSupply", "build_index"]
+__all__ = ["INDEX_KINDS", "BuiltIndex", "BuiltWords", "Hits", "Index", "IndexFolder", "IndexSupply", "build_index"]

@@ -85,6 +85,10 @@ class FlatIndex:
         """None: only vectors are in RAM."""
         return {}
 
+    def vectors_of(self, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        vectors: npt.NDArray[np.float32] = self.flat.reconstruct_batch(Places.of(self.row_ids).of_rows(row_ids))
+        return vectors
+
     def _propose(self, q: npt.NDArray[np.float32], num: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """faiss's scores and positions of the best ``num``, or of all."""
         live = None if self.live is None else faiss.SearchParameters(sel=self.live.selector)
@@ -134,6 +138,14 @@ class RevisedIndex:
 
     def passages(self, row_ids: npt.NDArray[np.int64]) -> dict[int, Passage]:
         return self.kept.passages(row_ids)
+
+    def vectors_of(self, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        is_added = np.isin(row_ids, self.added.row_ids)
+        vectors = np.empty((len(row_ids), self.added.flat.d), np.float32)
+        for index, chosen in ((self.kept, ~is_added), (self.added, is_added)):
+            if chosen.any():
+                vectors[chosen] = index.vectors_of(row_ids[chosen])
+        return vectors
 
 
 def revised(base: BaseIndex, removed: npt.NDArray[np.int64], added: Rows) -> Index:

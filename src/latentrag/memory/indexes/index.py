@@ -71,6 +71,10 @@ class Index(Protocol):
         """The passages of these rows (n,) that are stored with the index, by row id; the table has all."""
         ...
 
+    def vectors_of(self, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """(n, D) of these rows (n,), all of which it has, as ``search`` returns them."""
+        ...
+
 
 class BaseIndex(Index, Protocol):
     """An index as it was built, which can leave out rows that were deleted since."""

@@ -258,6 +258,10 @@ class StoredIndex:
         """Some of its rows, by their ids. Raises: IndexDamagedError."""
         return Rows(row_ids, self.vectors.read(self.places.of_rows(row_ids)).astype(np.float16))
 
+    def vectors_of(self, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Raises: IndexDamagedError if one is not what was written."""
+        return self.vectors.read(self.places.of_rows(row_ids))
+
     def passages(self, row_ids: npt.NDArray[np.int64]) -> dict[int, Passage]:
         """Raises: IndexDamagedError if one is not what was written."""
         stored = row_ids[self.places.known(row_ids)]

@@ -35,6 +35,7 @@ from latentrag.memory.indexes.changes import (
 from latentrag.memory.indexes.folder import ROW_IDS, IndexFolder, Published, discard
 from latentrag.memory.indexes.index import BaseIndex, Index, Rows
 from latentrag.memory.indexes.stored import StoredIndex, mapped_numbers
+from latentrag.memory.indexes.words import WordSupply
 
 if TYPE_CHECKING:
     from latentrag.memory.table import Table
@@ -70,6 +71,7 @@ class IndexSupply:
     def __init__(self, choice: str = AUTO, folder: Path | None = None) -> None:
         require_choice(choice)
         self.choice = choice
+        self.words = WordSupply()
         self._path = folder
         self._loaded: _Loaded | None = None
         self._warned: set[str] = set()
