@@ -1,7 +1,7 @@
 """What a user holds: questions in, answers out, each with its probability and the share of every passage."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import get_args
 
 import torch
@@ -229,11 +229,6 @@ class Rag:
         evidence = self.model.evidence(x, y, k=self._k(k))
         log_p = evidence.log_likelihood(chosen).tolist()
         closed_book = self.model.closed_book_log_p(x, evidence.targets).tolist()
-        num_values = evidence.log_p_eta.shape[1]
-        num_passages = num_values if self.model.null is None else num_values - 1
-        without: Iterable[tuple[float, ...]] = [()] * len(x)
-        if num_values > 1:
-            without = map(tuple, evidence.without_passage(chosen)[:, :num_passages].tolist())
         sources = [sources_of(evidence, b, chosen) for b in range(len(x))]
         if sentences:
             sources = [
@@ -254,7 +249,7 @@ class Rag:
                 without_passage=of_one,
                 no_passage=no_passage_of(evidence, b, chosen),
             )
-            for b, of_one in enumerate(without)
+            for b, of_one in enumerate(_without_each(evidence, chosen))
         ]
 
     def log_likelihood(self, x: Asked, y: str, *, k: int | None = None, variant: Variant | None = None) -> float:
@@ -302,6 +297,18 @@ class Rag:
 
     def _k(self, k: int | None) -> int:
         return self.k if k is None else k
+
+
+def _without_each(evidence: Evidence, variant: Variant) -> list[tuple[float, ...]]:
+    """For each question log p(y|x) without each of its passages; nothing where there is one value of z only."""
+    if evidence.log_p_eta.shape[1] < 2:
+        return [()] * len(evidence.latents)
+    found: list[tuple[float, ...]] = []
+    rows = zip(evidence.latents, evidence.log_p_eta.tolist(), evidence.without_passage(variant).tolist(), strict=True)
+    for latents, log_p_eta, without in rows:
+        places = [k for k, log_p in enumerate(log_p_eta) if log_p > -math.inf]  # others only fill up the list
+        found.append(tuple(without[k] for k in places if latents[k]) if len(places) > 1 else ())
+    return found
 
 
 def check_decoding(variant: Variant, decoding: str, options: DecodingOptions) -> None:

@@ -43,9 +43,11 @@ _LETTER = re.compile(r"\w")
 _IGNORED = re.compile("[\u00ad\u034f\u0640\u200c\u200d\u2060\ufeff]")
 """Soft hyphens, joiners, Arabic's lengthening stroke: they change how a word looks."""
 _FRACTION = re.compile("(?<=[0-9])[\u00bc-\u00be\u2150-\u215f\u2189]")
+_SIGNS = r"(?<=[a-z])[+#]{1,2}(?!\w)"
+"""Those of C++ and F#."""
 _PLAIN = re.compile(r"\w\w+")
-# A letter alone, but not the end of "it's"; C++, F#.
-_PLAIN_PARTS = re.compile(r"(?<![\w'’])\w(?![\w+#])|(?<!\w)\w+[+#]{1,2}(?!\w)")
+# A letter alone, but not the end of "it's"; a word with such signs.
+_PLAIN_PARTS = re.compile(rf"(?<![\w'’])\w(?!\w|{_SIGNS})|(?<!\w)\w+{_SIGNS}")
 
 
 def words(text: str) -> Iterator[Span]:
@@ -153,7 +155,7 @@ def _patterns() -> tuple[regex.Pattern[str], regex.Pattern[str], regex.Pattern[s
 
     mark = r"\p{M}"
     return (
-        regex.compile(r"(?<!['’](?=\w\b))(?P<word>[\p{L}\p{M}\p{N}_]+)(?P<signs>(?<=[a-z])[+#]{1,2}(?!\w))?"),
+        regex.compile(rf"(?<!['’](?=\w\b(?!{_SIGNS})))(?P<word>[\p{{L}}\p{{M}}\p{{N}}_]+)(?P<signs>{_SIGNS})?"),
         regex.compile(rf"(?:[{_BLOCKS}]{mark}*)+|(?:\p{{Hangul}}{mark}*)+|(?:(?![{_BLOCKS}\p{{Hangul}}]).)+"),
         regex.compile(rf".{mark}*"),
     )

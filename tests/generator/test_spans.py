@@ -271,8 +271,9 @@ def test_an_example_whose_answer_stands_nowhere_teaches_nothing(folder) -> None:
     evidence = JointModel(retriever, made).evidence([QUESTION], ["hamlet"], k=4)
     (-evidence.log_likelihood("sequence")).sum().backward()
     assert retriever.scores.grad is not None
-    assert retriever.scores.grad.abs().max() < 1e-6
-    assert all(weight.grad is None or weight.grad.abs().max() < 1e-6 for _, weight in made.named_parameters())
+    rounding = 1e-5  # float32, a posterior minus an equal prior; that of an answer that is there is 7
+    assert retriever.scores.grad.abs().max() < rounding
+    assert all(weight.grad is None or weight.grad.abs().max() < rounding for _, weight in made.named_parameters())
 
 
 def test_questions_do_not_depend_on_each_other(folder) -> None:
@@ -452,6 +453,9 @@ def test_dprs_reader_says_what_transformers_says(tmp_path) -> None:
         ({"normalise": "all"}, "normalise='all' is unknown; needed one of passages, passage, classifier"),
         ({"max_span_tokens": 0}, "max_span_tokens=0; needed a number of tokens"),
         ({"normalise": "classifier"}, "needs a reader with a qa_classifier"),
+        ({"max_input_tokens": 0}, "max_input_tokens=0; needed a number of tokens"),
+        ({"max_input_tokens": 65}, "max_input_tokens=65; this model reads at most 64"),
+        ({"like_dpr": "false"}, "like_dpr='false'; needed true or false"),
         ({"max_span_tokens": "ten"}, "max_span_tokens='ten'; needed a number of tokens"),
         ({"template": {"kind": "chat"}}, "a reader of spans has no prompt; leave instruction and template out"),
         ({"longest": 3}, "a reader of spans has no setting 'longest'; needed one of normalise, max_span_tokens"),

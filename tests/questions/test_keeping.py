@@ -11,6 +11,7 @@ from latentrag.questions.keeping import Kept, Pair, fault_of, is_answered, parse
         ("Question: Who sails? Answer: Ames", Pair("Who sails?", "Ames")),
         ("Who sails? Answer: Ames.", Pair("Who sails?", "Ames")),
         ("Question: Who\nsails?\n\nAnswer:  the  cook \nBecause it is so.", Pair("Who sails?", "the cook")),
+        ("Here is one:\nQuestion: Who sails? Answer: Ames", Pair("Who sails?", "Ames")),
         ("Where is it? Answer: St. Louis", Pair("Where is it?", "St. Louis")),
         ("누가 배를 모나요? Answer: 선장", Pair("누가 배를 모나요?", "선장")),
         ("Who sails?", None),

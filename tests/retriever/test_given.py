@@ -7,10 +7,11 @@ import torch
 
 from latentrag.errors import EncoderMismatchError, InputError
 from latentrag.marginal import log_prior
+from latentrag.rag import Rag
 from latentrag.retriever import BM25Retriever
 from latentrag.retriever.given import DenseScores, GivenRetriever, WordScores
 from latentrag.types import Passage, Question
-from tests.toy import ToyMemory
+from tests.toy import ToyGenerator, ToyMemory
 
 PASSAGES = [
     Passage("a", "the red moon", "T"),
@@ -67,6 +68,24 @@ def test_vectors_are_made_once_for_each_passage() -> None:
     assert [z.id for z in found.passages[2]] == ["d", "b", "a", "c"]  # equal ones in their order
     assert found.mask is not None
     assert (found.version, found.mask.sum(dim=1).tolist()) == (0, [3, 1, 4])
+
+
+@pytest.mark.parametrize("null", [None, 0.3])
+def test_questions_with_fewer_passages_are_what_they_are_alone(null) -> None:
+    rag = Rag(
+        GivenRetriever(WordScores(), num_passages=4), ToyGenerator(4, seed=3), k=4, null_passage=null, variant="token"
+    )
+    options: dict[str, Any] = {"num_beams": 2, "max_tokens": 3}
+    together = rag.answer_batch(QUESTIONS, **options), rag.score_batch(QUESTIONS, ["ab"] * 3)
+    for b, question in enumerate(QUESTIONS):
+        answer, score = rag.answer(question, **options), rag.score(question, "ab")
+        num_values = len(question.passages) + (null is not None)
+        assert (len(answer.log_p_eta), len(answer.log_p_theta)) == (num_values, num_values)
+        assert len(score.without_passage) == (len(question.passages) if num_values > 1 else 0)
+        assert together[0][b].log_p_eta == pytest.approx(answer.log_p_eta)
+        assert [list(row) for row in together[0][b].log_p_theta] == [pytest.approx(r) for r in answer.log_p_theta]
+        assert together[1][b].without_passage == pytest.approx(score.without_passage)
+        assert together[1][b].log_likelihood == pytest.approx(score.log_likelihood)
 
 
 def test_what_cannot_be() -> None:

@@ -3,6 +3,8 @@
 import unicodedata
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from latentrag.retriever import BM25Retriever
 from latentrag.types import Passage
@@ -56,6 +58,13 @@ def test_the_words_of_plain_english_are_what_they_were():
     assert terms(text).words == ["it", "the", "navy", "group", "3rd", "x_1", "mr", "neil"]
     assert terms(text).parts == ["u", "s", "c++", "k", "o", "a"]
     assert terms(f"{text} – é").words == terms(text).words
+
+
+@given(st.text("ab1+#'’ _-", max_size=12))
+def test_plain_english_has_the_same_terms_beside_another_script(text):
+    found = terms(f"{text} 山")
+    assert (terms(text).words, [*terms(text).parts, "山"]) == tuple(found)
+    assert terms("'C++' a+b 10+").parts == ["c++", "a", "b"]
 
 
 def test_what_only_looks_different_is_folded():

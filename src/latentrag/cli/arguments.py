@@ -162,7 +162,7 @@ def _generator_settings(options: ModelOptions) -> dict[str, object]:
         name, is_there, value = given.partition("=")
         if not is_there or not name or not value:
             raise InputError(f"--generator-setting {given!r} is no setting; write NAME=VALUE, as normalise=passage")
-        settings[name] = int(value) if value.isdecimal() else value
+        settings[name] = int(value) if value.isdecimal() else {"true": True, "false": False}.get(value, value)
     return settings
 
 

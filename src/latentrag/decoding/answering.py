@@ -173,6 +173,7 @@ class Answering:
         x, sources = self._read.questions[question], sources_of(evidence, 0, self._variant)
         if self._sentences:
             sources = with_sentences(sources, generator, x, evidence, 0, self._variant)
+        is_real = evidence.log_p_eta[0] > float("-inf")  # other values only fill up the list
         return Answer(
             question=x.text,
             text="".join(token.text for token in tokens),
@@ -187,8 +188,8 @@ class Answering:
                 Hypothesis(before_stop(generator.text(other.ids), self._stop), other.log_prob, other.finished)
                 for other in hypotheses
             ),
-            log_p_eta=tuple(evidence.log_p_eta[0].tolist()),
-            log_p_theta=tuple(map(tuple, evidence.log_p_theta[0].tolist())),
+            log_p_eta=tuple(evidence.log_p_eta[0][is_real].tolist()),
+            log_p_theta=tuple(map(tuple, evidence.log_p_theta[0][is_real].tolist())),
             no_passage=no_passage_of(evidence, 0, self._variant),
             num_input_tokens=self._num_input_tokens[question],
         )

@@ -109,21 +109,26 @@ class SpanGenerator:
         self.tokenizer = tokenizer
         self.normalise = normalise
         self.max_span_tokens = max_span_tokens
-        self.max_input_tokens = max_input_tokens or _input_limit(model, tokenizer)
+        most = _most_tokens(model, tokenizer)
+        self.max_input_tokens = min(_INPUT_LIMIT, most) if max_input_tokens is None else max_input_tokens
         self.like_dpr, self.int8 = like_dpr, int8
-        self._check()
+        self._check(most)
         self._rows = SpanRows(tokenizer, limit=self.max_input_tokens, like_dpr=like_dpr)
         self._texts = Texts()
         if int8:
             to_int8(model)
 
-    def _check(self) -> None:
+    def _check(self, most_tokens: int) -> None:
         if self.normalise not in get_args(Normalise):
             raise InputError(f"normalise={self.normalise!r} is unknown; needed one of {', '.join(get_args(Normalise))}")
         for name in ("max_span_tokens", "max_input_tokens"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise InputError(f"{name}={value!r}; needed a number of tokens, 1 or more")
+        if self.max_input_tokens > most_tokens:
+            raise InputError(f"max_input_tokens={self.max_input_tokens}; this model reads at most {most_tokens}")
+        if type(self.like_dpr) is not bool:
+            raise InputError(f"like_dpr={self.like_dpr!r}; needed true or false")
         if not hasattr(self.model, "qa_outputs") or self.model.config.is_encoder_decoder:
             raise ModelError(f"{type(self.model).__name__} is no encoder that reads spans; name one like BERT")
         if self.normalise == "classifier" and not hasattr(self.model, "qa_classifier"):
@@ -340,9 +345,10 @@ def _check_names(settings: Mapping[str, object]) -> None:
         raise ModelError(f"a reader of spans has no setting {unknown!r}; needed one of {', '.join(_SETTINGS)}")
 
 
-def _input_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    positions = getattr(model.config, "max_position_embeddings", None) or _INPUT_LIMIT
-    return int(min(_INPUT_LIMIT, positions, tokenizer.model_max_length))
+def _most_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens the model reads; of one whose positions have no limit, how many its tokenizer says."""
+    most = int(tokenizer.model_max_length)
+    return min(most, getattr(model.config, "max_position_embeddings", None) or most)
 
 
 def _with_head(weights: Mapping[str, Tensor], size: int, spread: float) -> dict[str, Tensor]:

@@ -35,12 +35,12 @@ class Pair:
 
 
 def parsed(text: str) -> Pair | None:
-    """The pair of a text "[Question:] … Answer: …", each in one line; None if it is none.
+    """The pair of a text "[… Question:] … Answer: …", each in one line; None if it is none.
 
     The answer is what stands in one line after "Answer:", without a full stop at its end.
     """
     before, marker, after = text.partition("Answer:")
-    question = " ".join(before.replace("Question:", "", 1).split())
+    question = " ".join(before.rpartition("Question:")[2].split())
     lines = after.strip().splitlines()
     answer = " ".join(lines[0].split()).removesuffix(".").strip() if lines else ""
     if not marker or not question or not normalised(answer) or "Question:" in answer:
