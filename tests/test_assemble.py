@@ -407,7 +407,7 @@ def test_settings_of_the_retriever_that_are_unknown_or_damaged_are_refused(chang
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"calibration": {"bias": 0.5}}, "has a section 'calibration' of a newer version of latentrag; update"),
+        ({"readings": {"bias": 0.5}}, "has a section 'readings' of a newer version of latentrag; update"),
         ({"prior": {"retriever": "dense", "readings": [0.5]}}, r"has prior\.readings of a newer version"),
     ],
 )

@@ -615,6 +615,21 @@ class EvidenceOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfidenceOptions:
+    """What is answered by a model that is calibrated.
+
+    Attributes:
+        abstain_below: Answer "not known from these passages" where the probability of being right is below this; the
+            best guess stands apart. It takes a model that `calibrate` made.
+    """
+
+    abstain_below: Annotated[float | None, Option(metavar="PROBABILITY", default="never", ge=0, le=1)] = None
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True)
 class DecodingOptions:
     """Options of every decoder.
 

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 import torch
 
+from latentrag.confidence import Calibration, settings_of
 from latentrag.decoding import SEARCHES, Answered, Answering, Search, label_log_likelihoods
-from latentrag.decoding.answering import no_passage_of, sources_of, tokens_of
+from latentrag.decoding.answering import Confidence, no_passage_of, sources_of, tokens_of
 from latentrag.decoding.sentences import with_sentences
 from latentrag.errors import InputError
 from latentrag.model import Evidence, JointModel, Read, checked
@@ -39,6 +41,7 @@ class Rag:
             the generator's own saved settings do.
         null_passage: the logit of "no passage", one more value of z, which the generator reads without any passage:
             its posterior is the share of parametric memory (the paper's appendix). None: it is none.
+        calibration: from what is known of an answer to the probability that it is right; None: it is not known.
     Raises: InputError for a logit that is not finite.
     """
 
@@ -51,6 +54,7 @@ class Rag:
         k: int = 5,
         defaults: Defaults = None,
         null_passage: float | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         if null_passage is not None and not math.isfinite(null_passage):
             raise InputError(f"null_passage={null_passage}; needed a finite number")
@@ -59,6 +63,7 @@ class Rag:
         self.variant = checked(variant)
         self.k = k
         self.defaults = defaults
+        self.calibration = calibration
 
     @property
     def retriever(self) -> Retriever:
@@ -98,6 +103,7 @@ class Rag:
         without: Sequence[str] = (),
         sentences: bool = False,
         top_tokens: int = 0,
+        abstain_below: float | None = None,
         **options: object,
     ) -> Answer:
         """The most probable answer to x that the search finds, with its evidence (§2.5).
@@ -111,6 +117,8 @@ class Rag:
                 ``Source.sentences``; the prior stays. Costs reading that passage once for each of its sentences.
             top_tokens: also so many of the most probable tokens in the place of each one of the answer, in
                 ``Token.top``. Costs decoding the answer once more.
+            abstain_below: a confidence below which the answer is "not known from these passages", and what would have
+                been answered is its ``best_guess``; it takes a model that was calibrated.
             options: of ``DecodingOptions``: num_beams, max_tokens, …
         Raises: InputError for an empty or too long question, or options that cannot be; for ``top_tokens`` of a
             generator that does not decode token by token.
@@ -123,6 +131,7 @@ class Rag:
             without=without,
             sentences=sentences,
             top_tokens=top_tokens,
+            abstain_below=abstain_below,
             **options,
         )[0]
 
@@ -136,6 +145,7 @@ class Rag:
         without: Sequence[str] = (),
         sentences: bool = False,
         top_tokens: int = 0,
+        abstain_below: float | None = None,
         **options: object,
     ) -> list[Answer]:
         """``answer`` for several questions at once; the answers do not depend on each other."""
@@ -147,6 +157,7 @@ class Rag:
             without=without,
             sentences=sentences,
             top_tokens=top_tokens,
+            abstain_below=abstain_below,
             **options,
         )
         answers: dict[int, Answer] = {}
@@ -165,6 +176,7 @@ class Rag:
         without: Sequence[str] = (),
         sentences: bool = False,
         top_tokens: int = 0,
+        abstain_below: float | None = None,
         **options: object,
     ) -> Answering:
         """``answer_batch`` a step at a time: what is certain of each answer is said as soon as it is, and questions
@@ -172,8 +184,10 @@ class Rag:
         chosen = checked(variant or self.variant)
         wanted = self.options(**options)
         check_decoding(chosen, decoding, wanted)
+        confidence = self.confidence(self._k(k), chosen, decoding, wanted, abstain_below=abstain_below)
         read = self.model.read(x, k=self._k(k), without=without)
-        search = self.search(read, variant=chosen, decoding=decoding, options=wanted)
+        every = wanted if confidence is None else replace(wanted, num_best=wanted.num_beams)
+        search = self.search(read, variant=chosen, decoding=decoding, options=every)
         if top_tokens and not can_decode(self.generator):
             raise InputError("this generator says an answer as a whole, so that no token has others in its place")
         return Answering(
@@ -184,7 +198,40 @@ class Rag:
             stop=wanted.stop,
             sentences=sentences,
             top_tokens=top_tokens,
+            confidence=confidence,
         )
+
+    def confidence(
+        self,
+        k: int,
+        variant: Variant,
+        decoding: Decoding,
+        options: DecodingOptions,
+        *,
+        abstain_below: float | None = None,
+    ) -> Confidence | None:
+        """How the confidence of answers with these settings is known; None: it is not.
+
+        Raises: InputError for an ``abstain_below`` that is no probability, or where no confidence is known.
+        """
+        if abstain_below is not None and not 0 <= abstain_below <= 1:
+            raise InputError(f"abstain_below={abstain_below}; needed a probability, 0 to 1")
+        why = "the model is not calibrated"
+        if self.calibration is not None:
+            found = self.calibration.difference(self.signal_settings(k, variant, decoding, options))
+            if found is None:
+                return Confidence(self.calibration, abstain_below, options.num_best)
+            why = found
+        if abstain_below is not None:
+            raise InputError(f"abstain_below has no effect, since {why}; run `latentrag calibrate`, or leave it out")
+        return None
+
+    def signal_settings(
+        self, k: int, variant: Variant, decoding: Decoding, options: DecodingOptions
+    ) -> dict[str, object]:
+        """What a calibration is fitted for."""
+        memory = getattr(self.retriever.memory, "identity", None)  # memories of other packages need not say
+        return settings_of(k=k, variant=variant, decoding=decoding, options=options, memory=memory)
 
     def search(self, read: Read[Scores], *, variant: Variant, decoding: Decoding, options: DecodingOptions) -> Search:
         """What decodes questions that have been read (§2.5). ``run`` takes it to its end.

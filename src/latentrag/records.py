@@ -87,11 +87,14 @@ class AnswerRecord(TypedDict):
     """An answer with its probability and its evidence; logarithms in nats, null is −∞.
 
     ``log_p_eta`` is log p_η(z|x) of each source; ``log_p_theta`` is log p_θ(y_i|x,z,y_<i), for each source each token
-    of log_prob, the end token included.
+    of log_prob, the end token included. ``confidence`` is there where the model is calibrated: the probability that
+    the answer is right. ``best_guess`` is there where the answer abstains: what it would have been.
     """
 
     question: str
     answer: str
+    confidence: NotRequired[float]
+    best_guess: NotRequired[str]
     log_prob: float | None
     closed_book_log_prob: float | None
     variant: Variant
@@ -170,6 +173,10 @@ def answer_record(answer: Answer) -> AnswerRecord:
     }
     if answer.no_passage is not None:
         record["no_passage"] = _no_passage(answer.no_passage)
+    if answer.confidence is not None:
+        record["confidence"] = answer.confidence
+    if answer.best_guess is not None:
+        record["best_guess"] = answer.best_guess
     return record
 
 

@@ -359,6 +359,10 @@ class Answer:
         no_passage: the share of the generator alone; None where it is no value of z. The last row of the two tensors
             is its.
         num_input_tokens: what the generator read, the question with each of its latent values; 0: it does not say.
+        confidence: the probability that the answer is right, by a calibrated model; None: the model is not calibrated,
+            or not for these settings.
+        best_guess: where the model was to abstain, what it would have answered; ``tokens`` and all numbers are of it.
+            None: it did not abstain.
     """
 
     question: str
@@ -375,6 +379,8 @@ class Answer:
     log_p_theta: tuple[tuple[float, ...], ...]
     no_passage: NoPassage | None = None
     num_input_tokens: int = 0
+    confidence: float | None = None
+    best_guess: str | None = None
 
     @property
     def answer(self) -> str:

@@ -8,6 +8,7 @@ neighbours write none: there ICU looks words up.
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import pairwise
@@ -25,6 +26,8 @@ MAX_WORD_CHARS = 1_000
 MAX_UNSPACED_CHARS = 24
 """A name in a text of another script may have so many characters of a script without spaces and is one word."""
 
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _STRETCH = re.compile(r"\S+")
 # Blocks, since the standard library knows no scripts; Tibetan, Tai Le, New Tai Lue and Tai Tham are among them.
 _BLOCKS = (
@@ -197,3 +200,24 @@ def _spans(parts: Iterable[str]) -> Iterator[Span]:
 def _whole(text: str) -> str:
     """Half a surrogate pair, which JSON can hold and ICU cannot, becomes a replacement character."""
     return text if text.isascii() else _HALF.sub("\ufffd", text)
+
+
+# Answers
+
+
+def normalised(text: str) -> str:
+    """Lower case, without punctuation, English articles and surplus white space (SQuAD; Rajpurkar et al. 2016).
+
+    Differs: canonically equivalent characters are one (NFC).
+    """
+    return " ".join(_ARTICLES.sub(" ", _unpunctuated(text)).split())
+
+
+def _unpunctuated(text: str) -> str:
+    return normalize("NFC", text).lower().translate(_PUNCTUATION)
+
+
+def compared_words(text: str) -> list[str]:
+    """The words by which answers are compared: the normalised ones. Where none is left ("The The", "A", "!!!"), those
+    with articles, and where that leaves none either the text as it is, case aside: an answer is never equal to none."""
+    return normalised(text).split() or _unpunctuated(text).split() or text.lower().split()

@@ -268,6 +268,18 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
         ],
     ),
     (
+        "ask",
+        "`--abstain-below`",
+        "a model that is not calibrated, or is for other settings",
+        ["ask --abstain-below 0.5"],
+    ),
+    (
+        "calibrate",
+        "`--best`, `--sample`, `--task`, `--label`",
+        "always: the best answer alone is judged, in open-domain questions",
+        [f"calibrate {each}" for each in ("--best 2", "--sample", "--task yes-no", "--label a=b")],
+    ),
+    (
         "eval, train",
         "`--label`",
         "with a `--task` that has no labels",
@@ -361,6 +373,7 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
 """Commands, their options, where these are refused, and command lines that are. All other options are always used."""
 POSITIONS: Mapping[str, list[str]] = {
     "ask": [QUESTION],
+    "calibrate": ["questions.jsonl", "--out", "calibrated"],
     "classify": [QUESTION, "a", "b"],
     "eval": ["data.jsonl"],
     "train": ["data.jsonl", "--out", "run"],

@@ -7,10 +7,10 @@ from latentrag.evaluation.metrics import (
     exact_match,
     is_unspaced,
     is_wordless,
-    normalised,
     regex_match,
     token_f1,
 )
+from latentrag.words import normalised
 
 
 def test_normalised() -> None:

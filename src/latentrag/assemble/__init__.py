@@ -10,7 +10,16 @@ The only room that names concrete classes. A model folder of ours holds
 
 from latentrag.assemble.memories import live_memory, memory_at, open_memory
 from latentrag.assemble.model_file import FILE_NAME, ModelFile
-from latentrag.assemble.models import export, load, load_retriever, prompt_settings, save, with_memory, with_parts
+from latentrag.assemble.models import (
+    export,
+    load,
+    load_retriever,
+    prompt_settings,
+    save,
+    save_calibration,
+    with_memory,
+    with_parts,
+)
 from latentrag.assemble.parts import ModelSpec, Source, content_key, load_generator, load_passage_encoder
 from latentrag.assemble.training import generator_for_training, retriever_for_training
 
@@ -32,6 +41,7 @@ __all__ = [
     "prompt_settings",
     "retriever_for_training",
     "save",
+    "save_calibration",
     "with_memory",
     "with_parts",
 ]

@@ -5,6 +5,7 @@ prior     where p_η comes from: variant, k, the retriever's name and its settin
 decoding  options of answers, by name
 template  the generator's prompt; beats what the generator's own folder says, as ``adapter`` does
 adapter   the settings of the generator's adapter; null: it has none
+calibration  from what is known of an answer to the probability that it is right (``confidence.Calibration``)
 
 A section that this version does not know was saved by a newer one: the model is refused, since what it computes may
 depend on it. Format 1 had variant, k, retriever, bm25_scale and decoding side by side.
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from latentrag import io
+from latentrag.confidence import Calibration
 from latentrag.errors import InputError, ModelError
 from latentrag.options import DecodingOptions, chosen_options
 from latentrag.pretrained import read_object
@@ -26,7 +28,7 @@ from latentrag.types import Variant
 
 FILE_NAME = "latentrag.json"
 FORMAT = 2
-SECTIONS = ("parts", "prior", "decoding", "template", "adapter")
+SECTIONS = ("parts", "prior", "decoding", "template", "adapter", "calibration")
 PRIOR = ("variant", "k", "retriever", "settings", "null_passage")
 
 
@@ -41,6 +43,7 @@ class ModelFile:
         null_passage: the logit of "no passage"; None: it is no value of z.
         decoding: options of ``DecodingOptions``, by name.
         generator: settings of the generator that the model has in place of those in the generator's own folder.
+        calibration: from what is known of an answer to the probability that it is right; None: it has none.
     """
 
     parts: Mapping[str, str] = field(default_factory=dict)
@@ -51,6 +54,7 @@ class ModelFile:
     null_passage: float | None = None
     decoding: Mapping[str, object] = field(default_factory=dict)
     generator: Mapping[str, object] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -73,7 +77,14 @@ class ModelFile:
         prior = sections.get("prior", {})
         _check_prior(prior, path)
         generator = {ours: sections[name] for name, ours in _OF_GENERATOR.items() if name in sections}
-        model = cls(sections.get("parts", {}), **prior, decoding=sections.get("decoding", {}), generator=generator)
+        found = sections.get("calibration")
+        model = cls(
+            sections.get("parts", {}),
+            **prior,
+            decoding=sections.get("decoding", {}),
+            generator=generator,
+            calibration=None if found is None else Calibration.of_record(found, where=str(path)),
+        )
         try:
             DecodingOptions(**chosen_options(model.decoding))
         except (TypeError, InputError) as error:
@@ -87,6 +98,8 @@ class ModelFile:
         prior = {name: value for name in PRIOR if (value := getattr(self, name)) is not None}
         of_generator = {name: self.generator[ours] for name, ours in _OF_GENERATOR.items() if ours in self.generator}
         content = {"format": FORMAT, "parts": self.parts, "prior": prior, "decoding": self.decoding, **of_generator}
+        if self.calibration is not None:
+            content["calibration"] = self.calibration.as_record()
         io.write_json(path, content)
 
 

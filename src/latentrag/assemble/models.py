@@ -26,6 +26,7 @@ from latentrag.protocols import KeepsPassages, SavableRetriever
 if TYPE_CHECKING:
     import torch
 
+    from latentrag.confidence import Calibration
     from latentrag.protocols import Memory, Retriever, SavablePart, Scores
     from latentrag.rag import Rag
     from latentrag.types import Variant
@@ -121,6 +122,7 @@ def load(
         k=parts.file.k if k is None else k,
         defaults=chosen_options(parts.file.decoding),
         null_passage=parts.file.null_passage if null_passage is None else null_passage,
+        calibration=parts.file.calibration,
     )
 
 
@@ -233,6 +235,7 @@ def save(
         null_passage=rag.null_passage,
         decoding=chosen_options(rag.defaults),
         generator={name: settings[name] for name in ("template", "lora") if name in settings},
+        calibration=rag.calibration,
     )
     with _published(Path(folder)) as scratch:
         for name, part in parts.items():
@@ -246,6 +249,22 @@ def save(
             "generator": generator.kind,
         }
         (scratch / "README.md").write_text(card(about, training), "utf-8")
+
+
+def save_calibration(
+    folder: Source, calibration: Calibration, *, variant: Variant, k: int, decoding: Mapping[str, object]
+) -> None:
+    """Put a calibration into a model that ``save`` wrote, with the settings that it holds for as the model's own.
+
+    Raises: ModelError for a folder that is no such model; InputError if it cannot be written.
+    """
+    path = Path(folder) / FILE_NAME
+    file = ModelFile.read(path)
+    changed = replace(file, variant=variant, k=k, decoding={**file.decoding, **decoding}, calibration=calibration)
+    try:
+        changed.write(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error}); choose another place or make room") from error
 
 
 def export(source: Source, folder: Source) -> bool:
@@ -276,7 +295,7 @@ def export(source: Source, folder: Source) -> bool:
 
 
 def with_parts(rag: Rag, retriever: Retriever, generator: Scores) -> Rag:
-    """The same settings around other parts."""
+    """The same settings around other parts. How sure answers of the former ones were says nothing of these."""
     from latentrag.rag import Rag
 
     return Rag(retriever, generator, variant=rag.variant, k=rag.k, defaults=rag.defaults, null_passage=rag.null_passage)
@@ -284,7 +303,9 @@ def with_parts(rag: Rag, retriever: Retriever, generator: Scores) -> Rag:
 
 def with_memory(rag: Rag, memory: Memory) -> Rag:
     """The same model over another memory. Raises: EncoderMismatchError if it does not fit."""
-    return with_parts(rag, rag.retriever.over(memory), rag.generator)
+    made = with_parts(rag, rag.retriever.over(memory), rag.generator)
+    made.calibration = rag.calibration  # which knows its memory
+    return made
 
 
 def _given(

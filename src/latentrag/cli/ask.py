@@ -12,6 +12,7 @@ from latentrag.cli.output import print_json, say, working
 from latentrag.options import (
     DEMO,
     AskOptions,
+    ConfidenceOptions,
     DecodingOptions,
     EvidenceOptions,
     Given,
@@ -32,6 +33,7 @@ def ask(
     place: PlaceOptions,
     how: OneAnswerOptions,
     evidence: EvidenceOptions,
+    confidence: ConfidenceOptions,
     decoding: Given[DecodingOptions],
     as_json: arg.AsJson = False,
 ) -> None:
@@ -39,7 +41,7 @@ def ask(
     arg.check_text(question, "question")
     rag = arg.open_rag(model, memory, version, place)
     with working("answering"):
-        answer = rag.answer(question, **asdict(how), **asdict(evidence), **decoding)
+        answer = rag.answer(question, **asdict(how), **asdict(evidence), **asdict(confidence), **decoding)
     if as_json:
         print_json(answer_record(answer))
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -235,6 +235,17 @@ def _show(found: Report) -> None:
     if confusion:
         table = [(right, *(str(number) for number in given.values())) for right, given in confusion.items()]
         show_rows(["right, then given", *confusion], table, terminal())
+    sureness: Any = found.details.get("confidence", {})
+    if sureness.get("by") == "confidence":
+        show_risk_coverage(sureness["risk_coverage"])
+
+
+def show_risk_coverage(points: Sequence[Mapping[str, Any]]) -> None:
+    """The accuracy of the surest answers."""
+    from latentrag.cli.render import percent, show_rows, terminal
+
+    rows = [(percent(p["coverage"]), percent(p["accuracy"]), f"{p['threshold']:.2f}") for p in points]
+    show_rows(["the surest", "are right", "from a confidence of"], rows, terminal())
 
 
 def _span(low: float | None, high: float | None, digits: str, scale: int) -> str:

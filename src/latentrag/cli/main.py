@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from latentrag.cli import output, streams
 from latentrag.cli.arguments import command
 from latentrag.cli.ask import ask, classify, demo
+from latentrag.cli.calibrate import calibrate
 from latentrag.cli.doctor import doctor
 from latentrag.cli.evaluate import compare, evaluate
 from latentrag.cli.exchange import pull, push
@@ -79,7 +80,7 @@ def app() -> typer.Typer:
     index.command("import")(command(import_))
     commands.add_typer(index, name="index")
     commands.command("eval")(command(evaluate))
-    for function in (serve, mcp, make_questions, train, export, compare, reproduce, doctor):
+    for function in (serve, mcp, make_questions, train, calibrate, export, compare, reproduce, doctor):
         commands.command()(command(function))
     return commands
 

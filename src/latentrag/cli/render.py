@@ -46,6 +46,10 @@ def show_answer(answer: Answer, console: Console) -> None:
     """The answer, its probability, what memory contributed, the sources, the tokens, the other hypotheses."""
     console.print(Text(clean(answer.text) or "(an empty answer)", style="bold"))
     console.print()
+    if answer.best_guess is not None:
+        console.print(Text(f"Best guess: {clean(answer.best_guess) or '(an empty answer)'}"))
+    if answer.confidence is not None:
+        console.print(Text(f"It is right with a probability of {percent(answer.confidence)}."))
     console.print(_probability_sentence(answer))
     console.print()
     _show_sources(answer.sources, console, memory_version=answer.memory_version)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from latentrag.confidence import ABSTAINED, Calibration, signals
 from latentrag.decoding.loop import Decided, Decoded, Loop, Search
 from latentrag.decoding.rescore import as_targets
 from latentrag.decoding.sentences import with_sentences
@@ -39,6 +40,29 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
+class Confidence:
+    """How an answer's confidence is known.
+
+    Attributes:
+        calibration: of the model.
+        abstain_below: a confidence below which the answer is ``ABSTAINED``; None: it never is.
+        num_best: hypotheses that an answer is to have; the search is to keep all of them.
+    """
+
+    calibration: Calibration
+    abstain_below: float | None
+    num_best: int
+
+    def of(self, answer: Answer) -> Answer:
+        """The answer with its confidence, or with what is said in its place."""
+        known = self.calibration.probability(signals(answer))
+        answer = replace(answer, confidence=known, hypotheses=answer.hypotheses[: self.num_best])
+        if self.abstain_below is None or known >= self.abstain_below:
+            return answer
+        return replace(answer, text=ABSTAINED, best_guess=answer.text)
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """The answer to a question."""
 
@@ -67,6 +91,7 @@ class Answering:
         sentences: also log p of the answer without each sentence of the source of highest posterior.
         top_tokens: also so many of the most probable tokens in the place of each; the generator must decode step by
             step.
+        confidence: how it is known; None: it is not. While an answer may still be withheld, no token of it is said.
     """
 
     def __init__(
@@ -79,11 +104,13 @@ class Answering:
         stop: Sequence[str],
         sentences: bool = False,
         top_tokens: int = 0,
+        confidence: Confidence | None = None,
     ) -> None:
         self._read, self._variant, self._decoding, self._stop = read, variant, decoding, stop
-        self._sentences, self._num_top = sentences, top_tokens
+        self._sentences, self._num_top, self._confidence = sentences, top_tokens, confidence
         self._top: dict[int, TopTokens] = {}
         self._num_input_tokens = num_input_tokens(read)
+        self._is_withheld = confidence is not None and confidence.abstain_below is not None
         self._loop = Loop()
         self._questions = self._loop.admit(search)
         self._decoded: dict[int, list[Decoded]] = {}
@@ -124,7 +151,7 @@ class Answering:
 
     def _begun(self, event: Decided) -> list[AnswerEvent]:
         question, ids, generator = event.question, event.ids, self._read.generator
-        if len(ids) == self._num_ids[question]:
+        if self._is_withheld or len(ids) == self._num_ids[question]:
             return []
         self._num_ids[question] = len(ids)
         ended = ids[-1] in generator.end_ids
@@ -174,7 +201,7 @@ class Answering:
         if self._sentences:
             sources = with_sentences(sources, generator, x, evidence, 0, self._variant)
         is_real = evidence.log_p_eta[0] > float("-inf")  # other values only fill up the list
-        return Answer(
+        answer = Answer(
             question=x.text,
             text="".join(token.text for token in tokens),
             log_prob=best.log_prob,
@@ -193,6 +220,7 @@ class Answering:
             no_passage=no_passage_of(evidence, 0, self._variant),
             num_input_tokens=self._num_input_tokens[question],
         )
+        return answer if self._confidence is None else self._confidence.of(answer)
 
 
 def num_input_tokens(read: Read[Scores]) -> list[int]:

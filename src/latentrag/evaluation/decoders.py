@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from latentrag.decoding import label_log_likelihoods, run
+from latentrag.confidence import signals
+from latentrag.decoding import Answered, Answering, label_log_likelihoods, run
 from latentrag.decoding.answering import RULED_OUT, before_stop
 from latentrag.errors import InputError
+from latentrag.evaluation.metrics import Said
 
 if TYPE_CHECKING:
+    from latentrag.decoding.answering import Confidence
     from latentrag.evaluation.run import Plan
     from latentrag.model import Read
     from latentrag.protocols import Scores
@@ -17,21 +21,40 @@ if TYPE_CHECKING:
     from latentrag.training.data import Example
 
 
-def searched(rag: Rag, read: Read[Scores], plan: Plan, _batch: Sequence[Example]) -> list[tuple[str, float]]:
+def searched(rag: Rag, read: Read[Scores], plan: Plan, _batch: Sequence[Example]) -> list[Said]:
     """The best answers that the decoder finds, as texts with log p(text|x).
 
     Raises: InputError if the options rule every answer out.
     """
+    confidence = None if plan.k is None else rag.confidence(plan.k, plan.variant, plan.decoding, plan.options)
+    if plan.signals or confidence is not None:
+        return _with_signals(rag, read, plan, confidence)
     search = rag.search(read, variant=plan.variant, decoding=plan.decoding, options=plan.options)
     found = run(search)
     if not all(found):
         raise InputError(RULED_OUT)
     best = [hypotheses[0] for hypotheses in found]
     stop = plan.options.stop
-    return [(before_stop(rag.generator.text(one.ids), stop).strip(), one.log_prob) for one in best]
+    return [Said(before_stop(rag.generator.text(one.ids), stop).strip(), one.log_prob) for one in best]
 
 
-def chosen(rag: Rag, read: Read[Scores], plan: Plan, batch: Sequence[Example]) -> list[tuple[str, float]]:
+def _with_signals(rag: Rag, read: Read[Scores], plan: Plan, confidence: Confidence | None) -> list[Said]:
+    options = replace(plan.options, num_best=plan.options.num_beams)
+    search = rag.search(read, variant=plan.variant, decoding=plan.decoding, options=options)
+    answering = Answering(read, search, variant=plan.variant, decoding=plan.decoding, stop=options.stop)
+    said = {}
+    while answering.live:
+        for event in answering.step():
+            if isinstance(event, Answered):
+                found, best = signals(event.answer), event.answer.hypotheses[0]
+                known: dict[str, object] = {"signals": found} if plan.signals else {}
+                if confidence is not None:
+                    known["confidence"] = confidence.calibration.probability(found)
+                said[event.question] = Said(best.text.strip(), best.log_prob, known)
+    return [said[b] for b in range(len(read.questions))]
+
+
+def chosen(rag: Rag, read: Read[Scores], plan: Plan, batch: Sequence[Example]) -> list[Said]:
     """Of each example's choices the most probable, with log p(choice|x) (Lewis et al. 2020, §3.4).
 
     Raises: InputError for an example without choices, or with two that are the same to the generator.
@@ -41,12 +64,12 @@ def chosen(rag: Rag, read: Read[Scores], plan: Plan, batch: Sequence[Example]) -
         if not example.choices:
             raise InputError("there is nothing to choose from; needed choices, or a task with labels")
         places.setdefault(example.choices, []).append(b)
-    found: dict[int, tuple[str, float]] = {}
+    found: dict[int, Said] = {}
     for choices, of_choices in places.items():
         part = read.rows(of_choices)
         log_p, _, _ = label_log_likelihoods(
             rag.generator, part.prepared, part.log_p_eta, choices, variant=plan.variant
         )  # (B, L)
         best, place = log_p.max(dim=1)
-        found |= {b: (choices[i], p) for b, i, p in zip(of_choices, place.tolist(), best.tolist(), strict=True)}
+        found |= {b: Said(choices[i], p) for b, i, p in zip(of_choices, place.tolist(), best.tolist(), strict=True)}
     return [found[b] for b in range(len(batch))]

@@ -7,18 +7,32 @@ from __future__ import annotations
 
 import math
 import re
-import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from unicodedata import normalize
 
 import regex
 
 from latentrag.evaluation.intervals import UNIT, Bounds
 from latentrag.registry import Table
-from latentrag.words import folded
+from latentrag.words import compared_words, folded, normalised
+
+
+class Said(NamedTuple):
+    """What a model answers.
+
+    Attributes:
+        log_prob: log p(text|x), nats.
+        known: what else a row keeps of it, by key.
+    """
+
+    text: str
+    log_prob: float
+    known: Mapping[str, object] = MappingProxyType({})
+
 
 if TYPE_CHECKING:
     from latentrag.evaluation.resampling import Measure
@@ -31,9 +45,9 @@ if TYPE_CHECKING:
 
     Value = Callable[[Example, str, Sequence[Passage]], float | list[int] | None]
     """Of an example, the model's answer to it, and the passages retrieved, best first. None: not measured."""
-    Decoder = Callable[[Rag, Read[Scores], Plan, Sequence[Example]], Sequence[tuple[str, float]]]
-    """What the model answers to each of B questions, and log p of that in nats. The examples are those of the
-    questions; of their answers it must make no use."""
+    Decoder = Callable[[Rag, Read[Scores], Plan, Sequence[Example]], Sequence[Said | tuple[str, float]]]
+    """What the model answers to each of B questions. The examples are those of the questions; of their answers it must
+    make no use."""
 
 Row: TypeAlias = dict[str, Any]
 """What is known of one example; ``evaluate`` says what the keys are."""
@@ -96,8 +110,6 @@ def share_at(name: str, key: str, value: Value, applies: Callable[[Row], bool]) 
 
 # Strings
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _TOKENS = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 _SINGLE = r"\p{Han}\p{Hiragana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _RUNS = r"[\p{Katakana}ー]+|\p{Hangul}+"
@@ -107,24 +119,6 @@ _SCRIPTS = regex.compile(
 )
 _ENDS_IN_KOREAN = regex.compile(r"\p{Hangul} $")
 _UNSPACED = regex.compile(rf"[{_SINGLE}\p{{Katakana}}\p{{Hangul}}]")
-
-
-def normalised(text: str) -> str:
-    """Lower case, without punctuation, English articles and surplus white space (SQuAD; Rajpurkar et al. 2016).
-
-    Differs: canonically equivalent characters are one (NFC).
-    """
-    return " ".join(_ARTICLES.sub(" ", _unpunctuated(text)).split())
-
-
-def _unpunctuated(text: str) -> str:
-    return normalize("NFC", text).lower().translate(_PUNCTUATION)
-
-
-def compared_words(text: str) -> list[str]:
-    """The words by which answers are compared: the normalised ones. Where none is left ("The The", "A", "!!!"), those
-    with articles, and where that leaves none either the text as it is, case aside: an answer is never equal to none."""
-    return normalised(text).split() or _unpunctuated(text).split() or text.lower().split()
 
 
 def is_wordless(answer: str) -> bool:
@@ -273,6 +267,7 @@ METRICS: Table[Metric | CorpusMetric] = Table(
         "q_bleu_1": "latentrag.evaluation.answerability:Q_BLEU_1",
         "distinct_trigrams": "latentrag.evaluation.texts:DISTINCT_TRIGRAMS",
         "kilt": "latentrag.evaluation.kilt:KILT",
+        "confidence": "latentrag.evaluation.confidence:CONFIDENCE",
         "ranking": "latentrag.evaluation.ranking:RANKING",
     },
     group="latentrag.metrics",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ import torch
 
 from latentrag.errors import InputError, ModelError
 from latentrag.evaluation.collecting import check_recall_at, collected, of_example
-from latentrag.evaluation.metrics import DECODERS, METRICS, Row, stored
+from latentrag.evaluation.metrics import DECODERS, METRICS, Row, Said, stored
 from latentrag.evaluation.report import RECALL_AT, Report
 from latentrag.model import Read, checked, checked_questions, closed_book
 from latentrag.options import DecodingOptions
@@ -34,13 +34,14 @@ _DEPEND_ON_BATCH = {"bfloat16", "float16", "int8"}
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How every example is measured. ``depth`` passages are retrieved, the generator reads the first ``k``; both are
-    None for closed book."""
+    None for closed book. ``signals``: whether what an answer's confidence is made of is kept."""
 
     variant: Variant
     decoding: Decoding
     options: DecodingOptions
     k: int | None
     depth: int | None
+    signals: bool = False
 
 
 def evaluate(
@@ -56,6 +57,7 @@ def evaluate(
     recall_at: Sequence[int] = RECALL_AT,
     closed_book: bool = False,
     task: str = OPEN_QA,
+    signals: bool = False,
     about: Mapping[str, object] | None = None,
     progress: bool = False,
 ) -> Report:
@@ -84,6 +86,8 @@ def evaluate(
             reads k.
         closed_book: no passages: the generator alone.
         task: a name in ``TASKS``.
+        signals: keep in each row what a confidence is made of (``confidence.signals``). A model that is calibrated for
+            these settings has a ``confidence`` in each row, too.
         about: what else to keep with the settings, as JSON values. An evaluation goes on only with the same.
         progress: a bar with the time left on stderr, if that is a terminal.
     Raises: InputError for options that cannot be or that differ from those of ``out``; DataError for files, and for
@@ -97,6 +101,7 @@ def evaluate(
         raise InputError(f"the task {task} has no decoder; measure it with --retrieval-only")
     decoder = DECODERS[measures.decoder]
     plan = _plan(rag, k, variant, decoding, options or rag.options(), recall_at, closed_book=closed_book)
+    plan = replace(plan, signals=signals)
     settings = _settings(rag, plan, task, {**(about or {}), "batch_size": batch_size if depends_on_batch else None})
     return collected(
         examples,
@@ -159,7 +164,7 @@ def _settings(rag: Rag, plan: Plan, task: str, about: Mapping[str, object]) -> d
         "memory_version": memory.version if plan.k else None,
         # Memories of other packages need not name what they hold.
         "memory_identity": getattr(memory, "identity", None) if plan.k else None,
-        **asdict(plan),
+        **{name: value for name, value in asdict(plan).items() if name != "signals" or value},
     }
     # As it will be read back: JSON has lists where we have tuples.
     return dict(json.loads(json.dumps(settings)))
@@ -173,7 +178,8 @@ def _measured(rag: Rag, plan: Plan, decoder: Decoder, task: Task, batch: Sequenc
     metrics = [METRICS[name] for name in task.metrics]
     passages = [[] for _ in batch] if retrieved is None else retrieved.passages
     rows = []
-    for b, (example, (text, log_prob)) in enumerate(zip(batch, answers, strict=True)):
+    for b, (example, answer) in enumerate(zip(batch, answers, strict=True)):
+        text, log_prob, known = Said(*answer)
         log_p, num_tokens = gold.get(b, (None, None))
         _check_finite(example, log_prob, log_p)
         rows.append(
@@ -182,6 +188,7 @@ def _measured(rag: Rag, plan: Plan, decoder: Decoder, task: Task, batch: Sequenc
                 **of_example(example),
                 "text": text,
                 "log_prob": log_prob,
+                **known,
                 "log_likelihood": log_p,
                 "num_tokens": num_tokens,
                 "memory_version": retrieved.version if retrieved is not None else None,

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from latentrag.evaluation.metrics import (
-    compared_words,
     contains_answer,
     contains_unspaced,
     exact_match,
     is_unspaced,
-    normalised,
 )
+from latentrag.words import compared_words, normalised
 
 Reason = Literal["no_pair", "answer_not_in_passage", "answer_in_question", "answered_otherwise", "near_duplicate"]
 REASONS: dict[Reason, str] = {

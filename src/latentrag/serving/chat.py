@@ -110,7 +110,7 @@ class Completion:
                         "annotations": citations(answer),
                     },
                     "finish_reason": self._reason(answer),
-                    "logprobs": self._logprobs(answer.tokens),
+                    "logprobs": self._logprobs(answer.tokens if answer.best_guess is None else ()),
                 }
             ],
             "usage": usage(answer),
@@ -126,6 +126,8 @@ class Completion:
         yield self._chunk({"role": "assistant", "content": ""}, ours)
         async for event in rest:
             if isinstance(event, Answer):
+                if event.best_guess is not None:
+                    yield self._chunk({"content": event.text}, {})
                 yield self._chunk(
                     {"annotations": citations(event)}, self._ours(event), finish_reason=self._reason(event)
                 )
@@ -184,7 +186,9 @@ def usage(answer: Answer) -> UsageRecord:
 
 
 def citations(answer: Answer) -> list[Annotation]:
-    """For each stretch of the answer the passage that is most probably behind it."""
+    """For each stretch of the answer the passage that is most probably behind it; none where it abstains."""
+    if answer.best_guess is not None:
+        return []
     found: list[Annotation] = []
     start = 0
     for k, stretch in groupby(answer.tokens, key=_best_passage):

@@ -65,6 +65,7 @@ class Engine:
         without: tuple[str, ...] = (),
         sentences: bool = False,
         top_tokens: int = 0,
+        abstain_below: float | None = None,
         tell: Callable[[Any], None] | None = None,
     ) -> Job:
         """An ``Answer``, about which ``tell`` gets ``Sources`` and then ``Begun``, each with more tokens than the last.
@@ -74,16 +75,18 @@ class Engine:
         chosen, wanted, k = checked(variant or rag.variant), rag.options(**options), k or rag.k
         check_decoding(chosen, decoding, wanted)
         checked_questions([question])
+        rag.confidence(k, chosen, decoding, wanted, abstain_below=abstain_below)  # refused before it waits
         how: dict[str, Any] = {
             "k": k,
             "variant": chosen,
             "decoding": decoding,
             "sentences": sentences,
             "top_tokens": top_tokens,
+            "abstain_below": abstain_below,
             "options": wanted,
         }
         work = partial(_answers, rag, without=without, **how)
-        key: Hashable = ("answer", id(rag), k, chosen, decoding, sentences, top_tokens, wanted)
+        key: Hashable = ("answer", id(rag), k, chosen, decoding, sentences, top_tokens, abstain_below, wanted)
         if without or (wanted.sample and wanted.seed is not None):
             # Other questions have other passages; other samples in the batch would shift the random numbers.
             key = object()
@@ -161,11 +164,14 @@ def _answers(
     without: Sequence[str],
     sentences: bool,
     top_tokens: int,
+    abstain_below: float | None,
     options: DecodingOptions,
 ) -> list[Answer | None]:
     """The answer to each group's question; None where nobody waits for it any more."""
     how: dict[str, Any] = {"without": without, "sentences": sentences, "top_tokens": top_tokens, **asdict(options)}
-    answering = rag.answering(_asked(groups), k=k, variant=variant, decoding=decoding, **how)
+    answering = rag.answering(
+        _asked(groups), k=k, variant=variant, decoding=decoding, abstain_below=abstain_below, **how
+    )
     answers: list[Answer | None] = [None] * len(groups)
     while answering.live:
         for event in answering.step():

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from latentrag.options import (
     AskOptions,
+    ConfidenceOptions,
     DecodingOptions,
     EvidenceOptions,
     Given,
@@ -112,7 +113,7 @@ class Retrieval(Asked):
     as_of: Annotated[Version | None, Field(description="Of the memory; null: the one that is served.")] = None
 
 
-@made_of(OneAnswerOptions, EvidenceOptions, Given[DecodingOptions])
+@made_of(OneAnswerOptions, EvidenceOptions, ConfidenceOptions, Given[DecodingOptions])
 class Answering(Retrieval):
     """The options of ``latentrag ask``."""
 

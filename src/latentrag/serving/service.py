@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from latentrag.errors import LatentRagError
 from latentrag.io import finite
-from latentrag.options import DecodingOptions, EvidenceOptions, OneAnswerOptions
+from latentrag.options import ConfidenceOptions, DecodingOptions, EvidenceOptions, OneAnswerOptions
 from latentrag.serving import schemas
 from latentrag.serving.failures import Gone, Refused, busy, refusal
 from latentrag.serving.waiting import StreamState, finished
@@ -74,6 +74,7 @@ class Service:
             question,
             **asdict(asked.options(OneAnswerOptions)),
             **asdict(asked.options(EvidenceOptions)),
+            **asdict(asked.options(ConfidenceOptions)),
             options=asked.given(DecodingOptions),
             top_tokens=top_tokens,
             tell=None if stream is None else stream.tell,

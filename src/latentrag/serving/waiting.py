@@ -102,6 +102,8 @@ class StreamState:
             if answer is None and not isinstance(event, Begun):
                 raise Gone
             tokens = event.tokens if answer is None else answer.tokens
+            if answer is not None and answer.best_guess is not None:
+                tokens = ()  # they are the guess's
             if len(tokens) > self._num_tokens:
                 yield tokens[self._num_tokens :]
                 self._num_tokens = len(tokens)

@@ -53,7 +53,7 @@ _CLAIMS = ("claims", "labelled", *QUESTIONS_AND_ANSWERS)
 TASKS: Table[Task] = Table(
     "task",
     {
-        OPEN_QA: Task(QUESTIONS_AND_ANSWERS, "search", ("exact_match", "f1", *_RECALL, "kilt")),
+        OPEN_QA: Task(QUESTIONS_AND_ANSWERS, "search", ("exact_match", "f1", *_RECALL, "kilt", "confidence")),
         "abstractive-qa": Task(
             QUESTIONS_AND_ANSWERS, "search", ("rouge_l", "bleu", "bleu_1", "exact_match", "f1", *_RECALL, "kilt")
         ),

@@ -110,6 +110,7 @@ function decided(token) {
 function finished(answer) {
   state.answer = answer;
   if (answer.answer === "") at("answer").append(el("span", { class: "quiet" }, "(the empty answer)"));
+  at("sure").textContent = answer.confidence === undefined ? "" : `It is right with a probability of ${percent(answer.confidence)}.`;
   const bound = answer.decoding === "fast" ? "at least " : "";
   at("probability").textContent = `Probability ${bound}${probability(answer.log_prob)}: log p(y|x) = ${nats(answer.log_prob)} nats.`;
   at("facts").textContent = `${VARIANTS[answer.variant]}, ${answer.decoding} decoding, memory version ${answer.memory_version}.${byHeart(answer)}`;

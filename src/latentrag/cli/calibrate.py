@@ -1,0 +1,182 @@
+"""`latentrag calibrate`: from what is known of an answer to the probability that it is right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from latentrag import assemble
+from latentrag.cli import arguments as arg
+from latentrag.cli.evaluate import show_risk_coverage
+from latentrag.cli.output import print_json, say
+from latentrag.errors import InputError
+from latentrag.options import (
+    AnswerOptions,
+    DecodingOptions,
+    Given,
+    MemoryOptions,
+    ModelOptions,
+    PlaceOptions,
+    RowOptions,
+    VersionOptions,
+    chosen_options,
+)
+from latentrag.training.tasks import OPEN_QA
+
+if TYPE_CHECKING:
+    from latentrag.confidence import Calibration
+    from latentrag.evaluation.confidence import Fitted
+    from latentrag.rag import Rag
+    from latentrag.training.data import Example
+
+
+def calibrate(
+    data: arg.QuestionFiles,
+    memory: MemoryOptions,
+    version: VersionOptions,
+    model: ModelOptions,
+    place: PlaceOptions,
+    reading: RowOptions,
+    how: AnswerOptions,
+    decoding: Given[DecodingOptions],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Save the calibrated model here. [default: the model's own folder]"),
+    ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN.jsonl",
+            help="File for a row per question; the same command continues an interrupted run. "
+            "[default: the model's folder with .calibration.jsonl after its name]",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions, this many. Default: all.")] = None,
+    as_json: arg.AsJson = False,
+) -> None:
+    """Learn from questions with answers how sure an answer of the model is.
+
+    Afterwards every answer has the probability that it is right, for the same memory, -k, variant and decoding;
+    --abstain-below uses it. The questions should be like those that will be asked, and none that the model was
+    trained on.
+    """
+    from latentrag.evaluation.confidence import fit
+    from latentrag.evaluation.run import evaluate
+
+    if reading.task != OPEN_QA:
+        raise InputError(
+            f"--task {reading.task}: calibrate takes questions whose right answers are texts; needed {OPEN_QA}"
+        )
+    if "num_best" in decoding:
+        raise InputError("--best has no effect, since the best answer alone is judged; leave it out")
+    if decoding.get("sample"):
+        raise InputError("--sample has no effect, since the best answer alone is judged; leave it out")
+    source = arg.model_source(model)
+    folder = _folder(source, out)
+    rows = folder.with_name(f"{folder.name}.calibration.jsonl") if rows is None else rows
+    rag = arg.open_rag(model, memory, version, place)
+    rag.calibration = None
+    rag.variant, rag.k = how.variant or rag.variant, how.k or rag.k
+    about = {
+        "model": _name(source),
+        "model_files": assemble.content_key(source),
+        "dtype": place.dtype,
+        "prefix_field": reading.prefix_field,
+        **({"answers_from": reading.answers_from} if reading.answers_from else {}),
+        **assemble.prompt_settings(model.instruction, model.template),
+    }
+    examples = _examples(data, reading, rag, limit)
+    options = rag.options(**decoding)
+    try:
+        result = evaluate(
+            rag, examples, rows, decoding=how.decoding, options=options, signals=True, about=about, progress=True
+        )
+    except KeyboardInterrupt:
+        say(f"{rows} has the rows so far; the same command continues from there")
+        raise
+    fitted = fit(
+        [row["signals"] for row in result.rows],
+        [bool(row["exact_match"]) for row in result.rows],
+        [math.exp(row["log_prob"]) for row in result.rows],
+        rag.signal_settings(rag.k, rag.variant, how.decoding, options),
+    )
+    _save(rag, source, folder, fitted.calibration, decoding)
+    record = {"model": str(folder), "questions": len(result.rows), "weights": dict(fitted.calibration.weights)}
+    if as_json:
+        print_json({**record, "before": fitted.before.as_record(), "after": fitted.after.as_record()})
+    else:
+        _show(fitted, folder)
+
+
+def _folder(source: str | assemble.ModelSpec, out: Path | None) -> Path:
+    """Where the calibrated model goes."""
+    if out is not None:
+        return out
+    if isinstance(source, str) and (Path(source) / assemble.FILE_NAME).is_file():
+        return Path(source)
+    raise InputError("this model is no folder that latentrag saved; name one for the calibrated model by --out")
+
+
+def _name(source: str | assemble.ModelSpec) -> str:
+    return source if isinstance(source, str) else f"{source.encoder} + {source.generator}"
+
+
+def _examples(files: Sequence[Path], reading: RowOptions, rag: Rag, limit: int | None) -> list[Example]:
+    """Of all files. With several the file's name stands before an id."""
+    from latentrag.training.rows import reads, usable
+    from latentrag.training.tasks import read_task
+
+    examples: list[Example] = []
+    for file in files:
+        found = usable(
+            read_task(file, reading, say=say).rows[:limit],
+            name=file,
+            question=reads(rag.retriever, rag.generator),
+            y=rag.generator.targets,
+            answers="first",
+            skip_bad=reading.skip_bad,
+            say=say,
+        )
+        examples += found if len(files) == 1 else [replace(each, id=f"{file}:{each.id}") for each in found]
+    return examples
+
+
+def _save(
+    rag: Rag,
+    source: str | assemble.ModelSpec,
+    folder: Path,
+    calibration: Calibration,
+    decoding: Mapping[str, object],
+) -> None:
+    """With what it was calibrated for as the model's own settings. A folder of its own is changed in place."""
+    if isinstance(source, str) and folder.exists() and folder.resolve() == Path(source).resolve():
+        assemble.save_calibration(folder, calibration, variant=rag.variant, k=rag.k, decoding=decoding)
+        return
+    rag.calibration = calibration
+    rag.defaults = {**chosen_options(rag.defaults), **decoding}
+    assemble.save(rag, folder)
+
+
+def _show(fitted: Fitted, folder: Path) -> None:
+    from latentrag.cli.render import show_rows, terminal
+
+    before, after = fitted.before, fitted.after
+    rows = [
+        ("Brier score", f"{before.brier:.3f}", f"{after.brier:.3f}"),
+        ("Brier skill", _number(before.brier_skill, "+.3f"), _number(after.brier_skill, "+.3f")),
+        ("calibration error (ECE)", f"{before.ece:.3f}", f"{after.ece:.3f}"),
+        ("  if the probabilities were true", f"{before.ece_if_true:.3f}", f"{after.ece_if_true:.3f}"),
+        ("AUROC", _number(before.auroc, ".3f"), _number(after.auroc, ".3f")),
+    ]
+    show_rows(["", "p(y|x)", "calibrated, cross-validated"], rows, terminal())
+    show_risk_coverage([asdict(each) for each in after.risk_coverage])
+    say(f"{folder} has the calibration, from {fitted.calibration.num_questions} questions")
+
+
+def _number(value: float | None, digits: str) -> str:
+    return "–" if value is None else f"{value:{digits}}"

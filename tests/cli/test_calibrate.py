@@ -1,0 +1,67 @@
+"""`calibrate`: how sure answers are, learned from questions with answers."""
+
+import json
+
+import pytest
+
+import latentrag
+from latentrag.confidence import ABSTAINED
+from tests.cli.conftest import cli
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Questions of which a model of random weights answers some as the file says: its own answers, and others."""
+
+    def made(model, memory, number=24, **options):
+        rag = latentrag.load(model, memory=memory, k=2)
+        rows = [{"id": str(n), "question": f"what is number {n} ?"} for n in range(number)]
+        for n, row in enumerate(rows):
+            row["answer"] = rag.answer(row["question"], **options).text if n % 2 else "something else"
+        path = tmp_path / "questions.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return made
+
+
+def test_the_command(data, model, memory, tmp_path) -> None:
+    decoding = ["--beams", 2, "--max-tokens", 2]
+    questions = data(model, memory, num_beams=2, max_tokens=2)
+    out = tmp_path / "sure"
+    command = ["calibrate", questions, "-m", model, "-i", memory, "-k", 2, *decoding, "--out", out]
+    done = cli(*command, "--json")
+    assert done.code == 0, done.stderr
+    assert done.json["questions"] == 24
+    assert done.json["after"]["accuracy"] == 0.5
+    rows = out.with_name("sure.calibration.jsonl").read_text()
+    assert len(rows.splitlines()) == 24
+    # The model's own settings are those that it was calibrated for.
+    asked = cli("ask", "what is number 1 ?", "-m", out, "-i", memory, "--json")
+    rag = latentrag.load(out, memory=memory)
+    assert asked.json["confidence"] == pytest.approx(rag.answer("what is number 1 ?").confidence)
+    assert rag.calibration is not None
+    shown = cli("ask", "what is number 1 ?", "-m", out, "-i", memory, "--abstain-below", 1)
+    assert shown.stdout.startswith(f"{ABSTAINED}\n")
+    assert "Best guess: " in shown.stdout
+    assert "It is right with a probability of " in shown.stdout
+    # Again, in the model's own folder, from the rows that are there.
+    again = cli("calibrate", questions, "-m", out, "-i", memory, "--rows", tmp_path / "again.jsonl")
+    assert again.code == 0, again.stderr
+    assert "Brier" in again.stdout
+    assert latentrag.load(out, memory=memory).calibration == rag.calibration
+    assert "confidence" not in cli("ask", "x y", "-m", out, "-i", memory, "-k", 1, "--json").json
+    measured = cli("eval", questions, "-m", out, "-i", memory, "--json").json
+    assert measured["details"]["confidence"]["by"] == "confidence"
+
+
+def test_what_cannot_be_calibrated(data, model, memory, tmp_path) -> None:
+    questions = data(model, memory, 12, num_beams=1, max_tokens=2)
+    common = ["calibrate", questions, "-m", model, "-i", memory, "-k", 2, "--beams", 1, "--max-tokens", 2]
+    few = cli(*common, "--out", tmp_path / "a")
+    assert few.error().startswith("error: 6 of 12 answers are right; needed 10 right and 10 wrong ones at least")
+    assert not (tmp_path / "a").exists()
+    assert "leave it out" in cli(*common, "--out", tmp_path / "b", "--sample").error()
+    assert "needed open-qa" in cli(*common, "--out", tmp_path / "b", "--task", "yes-no").error()
+    refused = cli("ask", "x", "-m", model, "-i", memory, "--abstain-below", 0.5).error()
+    assert "the model is not calibrated; run `latentrag calibrate`" in refused
