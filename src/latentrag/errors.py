@@ -1,6 +1,13 @@
 """Every error that latentrag raises on purpose. Messages say: got, needed, remedy."""
 
+import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+
+def command(*words: object) -> str:
+    """A command of ours as a message shows it: what stands between the marks can be pasted into a shell."""
+    return f"`latentrag {shlex.join(map(str, words))}`"
 
 
 class LatentRagError(Exception):
@@ -13,6 +20,34 @@ class ShapeError(LatentRagError, ValueError):
 
 class InputError(LatentRagError, ValueError):
     """A question, label list, option or other argument that cannot be used as it is."""
+
+
+class OptionError(InputError):
+    """An option's value that cannot be used, or that does not go with another's.
+
+    Args:
+        text: with "{num_beams}" where it names an option, which users of each interface call something else.
+        values: what else stands in braces.
+    """
+
+    def __init__(self, text: str, **values: object) -> None:
+        self._text, self._values = text, values
+        super().__init__(self.called(str))
+
+    def called(self, name_of: Callable[[str], str]) -> str:
+        """The message, with each option called what ``name_of`` makes of its field's name."""
+        return self._text.format_map(_Filled(self._values, name_of))
+
+
+class _Filled(dict[str, object]):
+    """Values by name; what is none of them is an option."""
+
+    def __init__(self, values: Mapping[str, object], name_of: Callable[[str], str]) -> None:
+        super().__init__(values)
+        self._name_of = name_of
+
+    def __missing__(self, name: str) -> str:
+        return self._name_of(name)
 
 
 class DataError(LatentRagError, ValueError):

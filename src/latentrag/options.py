@@ -23,7 +23,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from latentrag.errors import InputError
+from latentrag.errors import InputError, OptionError
 from latentrag.types import Decoding, Variant
 
 T = TypeVar("T")
@@ -129,14 +129,15 @@ class OptionField:
         """Raises: InputError, which calls the option ``called``, for a value that it does not take."""
         if value is None:
             return
-        called = called or self.field
+        called = called or f"{{{self.field}}}"
         if self.choices and isinstance(value, str) and value not in self.choices:
-            raise InputError(f"{called}={value!r} is unknown; needed one of {', '.join(map(str, self.choices))}")
+            known = ", ".join(map(str, self.choices))
+            raise OptionError(f"{called}={{value!r}} is unknown; needed one of {{known}}", value=value, known=known)
         if value == "":
-            raise InputError(f"{called} is empty; give it a value or leave it out")
+            raise OptionError(f"{called} is empty; give it a value or leave it out")
         if isinstance(value, int | float) and not self.option.allows(value):
             wanted = self.option.limits if math.isfinite(value) else "a finite number"
-            raise InputError(f"{called}={value}; needed {wanted}")
+            raise OptionError(f"{called}={{value}}; needed {{wanted}}", value=value, wanted=wanted)
 
 
 def options_of(options: type) -> Mapping[str, OptionField]:
@@ -676,13 +677,24 @@ class DecodingOptions:
             raise InputError(f"stop={self.stop!r}; needed a tuple of strings that are not empty")
         check_options(self)
         if self.num_best > self.num_beams:
-            raise InputError(
-                f"num_best={self.num_best}; needed {self.num_beams} at most, which num_beams keeps; raise num_beams"
+            raise OptionError(
+                "{num_best}={best}; needed {beams} at most, which {num_beams} keeps; raise {num_beams}",
+                best=self.num_best,
+                beams=self.num_beams,
             )
         if self.min_tokens >= self.max_tokens:
-            raise InputError(
-                f"min_tokens={self.min_tokens} leaves no room in max_tokens={self.max_tokens}; needed less than that"
+            raise OptionError(
+                "{min_tokens}={least} leaves no room in {max_tokens}={most}; needed less than that",
+                least=self.min_tokens,
+                most=self.max_tokens,
             )
+
+
+@cache
+def options_of_answers() -> Mapping[str, OptionField]:
+    """Every option of a question, by field name."""
+    groups = (OneAnswerOptions, EvidenceOptions, DecodingOptions)
+    return {name: field for group in groups for name, field in options_of(group).items()}
 
 
 Defaults = DecodingOptions | Mapping[str, object] | None
@@ -719,13 +731,18 @@ def decoding_options(
     values = {name: field.default for name, field in options_of(DecodingOptions).items()}
     usual = {**values, **saved, **chosen_options(defaults)}
     values = {**usual, **asked}
-    kind, unused = ("a search", OF_SAMPLING) if not values["sample"] else ("sampling", OF_SEARCH)
-    if name := next((name for name in unused if values[name] != usual[name]), None):
-        raise InputError(f"{name} has no effect on {kind}; leave it out, or change sample")
+    own = {name: field.default for name, field in options_of(DecodingOptions).items()}
+    unused = OF_SEARCH if values["sample"] else OF_SAMPLING
+    if name := next((name for name in unused if name in asked and values[name] != own[name]), None):
+        kind, remedy = ("sampling", "leave one of them out") if values["sample"] else ("a search", "add {sample}")
+        raise OptionError(f"{{{name}}} has no effect on {kind}; leave it out, or {remedy}")
+    values |= {name: own[name] for name in unused}
     if most_tokens is not None and values["max_tokens"] > most_tokens:
         if "max_tokens" in asked:
-            raise InputError(
-                f"max_tokens={values['max_tokens']}; this generator writes {most_tokens} at most; lower it"
+            raise OptionError(
+                "{max_tokens}={given}; this generator writes {most} at most; lower it",
+                given=values["max_tokens"],
+                most=most_tokens,
             )
         values["max_tokens"] = most_tokens
     for smaller, larger, gap in (("min_tokens", "max_tokens", 1), ("num_best", "num_beams", 0)):

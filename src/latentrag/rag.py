@@ -11,7 +11,7 @@ from latentrag.confidence import Calibration, settings_of
 from latentrag.decoding import SEARCHES, Answered, Answering, Search, label_log_likelihoods
 from latentrag.decoding.answering import Confidence, no_passage_of, sources_of, tokens_of
 from latentrag.decoding.sentences import with_sentences
-from latentrag.errors import InputError
+from latentrag.errors import InputError, OptionError
 from latentrag.model import Evidence, JointModel, Read, checked
 from latentrag.options import DecodingOptions, Defaults, decoding_options
 from latentrag.protocols import Retriever, Scores, can_decode, enumerates
@@ -361,10 +361,12 @@ def _without_each(evidence: Evidence, variant: Variant) -> list[tuple[float, ...
 def check_decoding(variant: Variant, decoding: str, options: DecodingOptions) -> None:
     """Raises: InputError if there is no such decoding, or none for this variant and these options."""
     if decoding not in get_args(Decoding):
-        raise InputError(f"decoding={decoding!r} is unknown; needed 'exact', 'thorough' or 'fast'")
+        raise OptionError("{decoding}={given!r} is unknown; needed 'exact', 'thorough' or 'fast'", given=decoding)
     if decoding == "exact":
         return
     if variant == "token":
-        raise InputError(f"decoding={decoding!r} is for RAG-Sequence; RAG-Token has one decoder, 'exact'")
+        raise OptionError(
+            "{decoding}={given!r} is for RAG-Sequence; RAG-Token has one decoder, 'exact'", given=decoding
+        )
     if options.sample:
-        raise InputError(f"decoding={decoding!r} searches; sampling needs decoding='exact'")
+        raise OptionError("{decoding}={given!r} searches; {sample} needs {decoding}='exact'", given=decoding)

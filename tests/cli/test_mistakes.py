@@ -100,7 +100,7 @@ def test_labels_that_cannot_be_compared(labels, problem, model, memory) -> None:
     ("options", "problem"),
     [
         (["--beams", 0], "--beams=0"),
-        (["--beams", 2, "--best", 3], "num_best=3"),
+        (["--beams", 2, "--best", 3], "--best=3"),
         (["--max-tokens", 0], "--max-tokens=0"),
         (["--min-tokens", 9], "leaves no room"),
         (["--top-p", 2], "--top-p=2.0"),
@@ -108,7 +108,7 @@ def test_labels_that_cannot_be_compared(labels, problem, model, memory) -> None:
         (["--stop", ""], "stop="),
         (["-k", 0], "k=0"),
         (["--variant", "token", "--decoding", "fast"], "RAG-Token has one decoder"),
-        (["--sample", "--decoding", "thorough"], "sampling needs"),
+        (["--sample", "--decoding", "thorough"], "--sample needs"),
         (["--as-of", 9], "has no version 9"),
         (["--encoder", "x"], "give either -m, or"),
     ],

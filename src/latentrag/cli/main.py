@@ -97,7 +97,7 @@ class _Commands(TyperGroup):
                 sys.stdout.flush()
                 return result
         except LatentRagError as error:
-            output.say(f"error: {error}")
+            output.say(f"error: {output.message_of(error)}")
             raise typer.Exit(output.EXIT_USER) from error
         except RuntimeError as error:
             if "out of memory" not in str(error) and "can't allocate memory" not in str(error):

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 from latentrag.cli import streams
+from latentrag.errors import OptionError
 from latentrag.io import finite
+from latentrag.options import options_of_answers
 
 EXIT_PROBLEMS = 1
 """A check found something wrong; also a bug, which keeps its traceback."""
@@ -34,6 +36,16 @@ def clean(text: str) -> str:
     White space becomes single spaces, so that a terminal shows the words and nothing acts on them.
     """
     return _DECEPTIVE.sub(_spelt_out, _CONTROL.sub("", " ".join(text.split())))
+
+
+def message_of(error: Exception) -> str:
+    """What went wrong, with options called what the user types."""
+    return error.called(_flag_of) if isinstance(error, OptionError) else str(error)
+
+
+def _flag_of(field: str) -> str:
+    known = options_of_answers()
+    return known[field].flags[0] if field in known else field
 
 
 def say(line: str) -> None:

@@ -67,7 +67,7 @@ def serve(
     _require("serve", "fastapi", "uvicorn")
     from latentrag.serving.run import access_to, address, bound, limited, run
 
-    access = access_to(host, key_file=api_key_file)
+    access = access_to(host, key_file=api_key_file, hosts=limits.hosts)
     if quiet and limits.log_questions:
         raise InputError("--log-questions has no effect, since --quiet logs no requests; leave one of them out")
     if passage_cache_folder is None and passage_cache_folder_size is not None:

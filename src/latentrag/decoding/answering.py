@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
@@ -13,7 +14,7 @@ from latentrag.decoding.loop import Decided, Decoded, Loop, Search
 from latentrag.decoding.rescore import as_targets
 from latentrag.decoding.sentences import with_sentences
 from latentrag.decoding.top import TopTokens
-from latentrag.errors import InputError
+from latentrag.errors import OptionError
 from latentrag.model import Evidence, Read, closed_book
 from latentrag.protocols import CountsTokensRead, Generator
 from latentrag.types import Answer, Decoding, Hypothesis, NoPassage, Passage, Source, Token, Variant
@@ -72,7 +73,10 @@ class Answered:
 
 AnswerEvent = Sources | Begun | Answered
 
-RULED_OUT = "every answer is ruled out by the options; lower min_tokens or no_repeat_ngram_size, or raise max_tokens"
+_UNSETTLED = frozenset(string.punctuation + "\ufffd")
+RULED_OUT = (
+    "every answer is ruled out by the options; lower {min_tokens} or {no_repeat_ngram_size}, or raise {max_tokens}"
+)
 """What is said of a question for which a search has found nothing."""
 
 
@@ -180,7 +184,7 @@ class Answering:
         if not questions:
             return []
         if not all(self._decoded.values()):
-            raise InputError(RULED_OUT)
+            raise OptionError(RULED_OUT)
         generator, device = self._read.generator, self._read.log_p_eta.device
         best = as_targets([self._decoded[question][0].ids for question in questions], device=device)
         alone = closed_book(generator, [self._read.questions[question] for question in questions]).evidence(best)
@@ -291,13 +295,14 @@ def no_passage_of(evidence: Evidence, b: int, variant: Variant) -> NoPassage | N
 def settled_length(text: str, stop: Sequence[str]) -> int:
     """How many characters of a text stay what they are, whatever tokens follow.
 
-    Beyond its last letter or digit a tokenizer may still change it (white space that is dropped, half of a character,
-    an apostrophe that is drawn to the next word); and from where a stop string may have begun it may be cut.
+    White space and ASCII's punctuation at its end may still change (white space that is dropped, an apostrophe that is
+    drawn to the next word), and so may U+FFFD, which stands for half of a character; and from where a stop string may
+    have begun it may be cut.
     """
     length = len(text)
     for each in stop:
         length = min(length, _possible_start(text, each))
-    while length and not text[length - 1].isalnum():
+    while length and (text[length - 1].isspace() or text[length - 1] in _UNSETTLED):
         length -= 1
     return length
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ from latentrag.types import Asked, Latent, LatentLists, Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_REPLACEMENT = "\ufffd"
 
 
 def pairs(x: Sequence[Asked], latents: LatentLists) -> tuple[list[tuple[str, Latent]], int]:
@@ -60,7 +64,8 @@ class Detokenizer:
 
     Both are the decoded text without the white space at its ends; special tokens add none. In pieces, a character that
     takes several tokens belongs to the last of them, and so does what a later token changes (``o '`` becomes
-    ``o'brien``).
+    ``o'brien``). Bytes at the end that spell no whole character yet add nothing; elsewhere a tokenizer of bytes shows
+    U+FFFD for them, and those of tokens that stand for one byte (``<0xF0>``) add nothing.
 
     Args:
         cue: tokens that stand before every text, for tokenizers whose first token decodes differently from the rest.
@@ -89,10 +94,59 @@ class Detokenizer:
         return _stripped([whole[start:end] for start, end in pairwise(reversed(ends))])
 
     def _decode(self, ids: Sequence[int]) -> str:
+        """What more tokens do not change, as far as bytes go: the text of a beginning of ids is one of ids' text."""
         text: str = self._tokenizer.decode(
-            [*self._cue, *ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            [*self._cue, *whole_characters(ids, self._bytes)],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
         )
-        return text
+        return text.rstrip(_REPLACEMENT)
+
+    @cached_property
+    def _bytes(self) -> dict[int, int]:
+        """The tokens that stand for one byte. Tokenizers decode a run of them as a whole or not at all."""
+        number_of = getattr(self._tokenizer, "convert_tokens_to_ids", None)
+        if number_of is None:
+            return {}
+        numbers: list[int | None] = number_of([f"<0x{byte:02X}>" for byte in range(256)])
+        found = {number: byte for byte, number in enumerate(numbers) if number is not None}
+        a = numbers[ord("a")]
+        is_spelling = len(found) == len(numbers) and a is not None and self._tokenizer.decode([a]) == "a"
+        return found if is_spelling else {}
+
+
+def whole_characters(ids: Sequence[int], bytes_of: Mapping[int, int]) -> list[int]:
+    """The tokens without those bytes that spell no whole character of UTF-8. Of a beginning of ids it is a beginning.
+
+    Args:
+        bytes_of: tokens that stand for a byte.
+    """
+    kept: list[int] = []
+    run: list[int] = []  # of a character that is not whole yet
+    for token in ids:
+        if token not in bytes_of:
+            kept.append(token)
+            run = []
+            continue
+        run = _continued([*run, token], bytes_of)
+        if run and _is_whole(run, bytes_of):
+            kept += run
+            run = []
+    return kept
+
+
+def _continued(run: list[int], bytes_of: Mapping[int, int]) -> list[int]:
+    """The end of a run with which a character may begin; nothing where its last byte begins none."""
+    try:
+        bytes(bytes_of[token] for token in run).decode()
+    except UnicodeDecodeError as error:
+        if error.reason != "unexpected end of data":
+            return _continued(run[-1:], bytes_of) if len(run) > 1 else []
+    return run
+
+
+def _is_whole(run: list[int], bytes_of: Mapping[int, int]) -> bool:
+    return bool(bytes(bytes_of[token] for token in run).decode(errors="ignore"))
 
 
 def _num_shared(one: str, other: str) -> int:

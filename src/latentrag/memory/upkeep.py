@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from latentrag.errors import InputError, MemoryStoreError
+from latentrag.errors import InputError, MemoryStoreError, command
 from latentrag.memory import history, version_files
 from latentrag.memory.schema import require_known
 from latentrag.memory.storage import Place, Storage, storage_of
@@ -41,9 +41,9 @@ def advice(table: Table) -> str | None:
     num_files = sum(fragment.count_rows() < SMALL_FILE for fragment in table.fragments().values())
     remedies = []
     if num_files >= MANY_FILES:
-        remedies.append(f"join {num_files} small files with `latentrag index compact {table.path}`")
+        remedies.append(f"join {num_files} small files with {command('index', 'compact', table.path)}")
     if num_versions >= MANY_VERSIONS:
-        prune = f"`latentrag index prune {table.path} --keep {KEPT}`"
+        prune = f"{command('index', 'prune', table.path, '--keep', KEPT)}"
         remedies.append(f"remove the oldest of {num_versions} versions with {prune}")
     return f"every commit gets slower; {', then '.join(remedies)}" if remedies else None
 

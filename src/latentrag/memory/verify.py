@@ -16,6 +16,7 @@ from latentrag.errors import (
     InputError,
     MemoryStoreError,
     UnknownVersionError,
+    command,
 )
 from latentrag.memory import version_files
 from latentrag.memory.history import SERVED, tags
@@ -158,7 +159,7 @@ def verify(
         problems.append(
             Problem(
                 f"{len(orphans)} files belong to no version, {_shown(orphans)}",
-                f"a writer must have died; `latentrag index repair {folder}` removes them",
+                f"a writer must have died; {command('index', 'repair', folder)} removes them",
             )
         )
     needed = set(map(version_files.manifest_name, damage.needed)).union(*damage.needed.values())
@@ -187,7 +188,7 @@ def _of_manifests(folder: Path, damage: Damage) -> Iterator[Problem]:
     for version, what in damage.manifests.items():
         yield Problem(
             f"version {version} of the memory at {folder} cannot be read ({what})",
-            f"restore it from a copy, or give it up with `latentrag index repair {folder}`",
+            f"restore it from a copy, or give it up with {command('index', 'repair', folder)}",
         )
 
 
@@ -196,10 +197,10 @@ def _of_files(folder: Path, damage: Damage) -> Iterator[Problem]:
     for name, what in damage.files.items():
         suffer = [version for version in damage.needed if name in damage.needed[version]]
         others = [version for version in damage.needed if name not in damage.needed[version]]
-        ask = f", ask version {others[-1]}: `latentrag index use {folder} {others[-1]}`," if others else ""
+        ask = f", ask version {others[-1]}: {command('index', 'use', folder, others[-1])}," if others else ""
         yield Problem(
             f"{what}; versions {suffer[0]} to {suffer[-1]} need it",
-            f"restore that file from a copy{ask} or go on with what is intact: `latentrag index repair {folder}`",
+            f"restore that file from a copy{ask} or go on with what is intact: {command('index', 'repair', folder)}",
         )
 
 
@@ -246,7 +247,7 @@ def _of_indexes(
         yield Problem(str(error), f"delete {error.file.parent}, the passages are all there without it")
     for index in indexes:
         place = index_folder.path / index.folder
-        again = f"delete {place} and build it again with `latentrag index build {folder} --index {index.kind}`"
+        again = f"delete {place} and build it again with {command('index', 'build', folder, '--index', index.kind)}"
         for fault in index.faults:
             yield Problem(f"the index {index.folder} {fault}", again)
         for recall in index.recall:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentrag import io
-from latentrag.errors import DamagedVersionError, LatentRagError, MemoryStoreError
+from latentrag.errors import DamagedVersionError, LatentRagError, MemoryStoreError, command
 from latentrag.memory.schema import PASSAGE_COLUMNS, to_passages
 from latentrag.memory.storage import Checksum, Storage
 from latentrag.place import require_unforked
@@ -113,7 +113,7 @@ def reading(folder: Path) -> AbstractContextManager[None]:
     return lance_errors_as(
         lambda error: MemoryStoreError(
             f"the memory at {folder} cannot be read ({reason(error)}); ask a version that is whole, which "
-            f"`latentrag index verify {folder}` names, restore it from a copy or build it again"
+            f"{command('index', 'verify', folder)} names, restore it from a copy or build it again"
         )
     )
 
@@ -239,9 +239,9 @@ def require_as_written(folder: Path, names: Iterable[str], checksums: Mapping[st
     for name in names:
         if what := damage_of_file(folder, name, committed=checksums.get(name)):
             raise MemoryStoreError(
-                f"{what}, so nothing of {folder} is copied or removed; restore that file, which `latentrag index "
-                f"verify {folder}` shows, from a copy, or go on with what is intact with `latentrag index repair "
-                f"{folder}`"
+                f"{what}, so nothing of {folder} is copied or removed; restore that file, which "
+                f"{command('index', 'verify', folder)} shows, from a copy, or go on with what is intact with "
+                f"{command('index', 'repair', folder)}"
             )
 
 
@@ -274,7 +274,7 @@ def needed(storage: Storage) -> set[str]:
     with lance_errors_as(
         lambda error: MemoryStoreError(
             f"an older version of the memory at {folder} cannot be read ({reason(error)}); "
-            f"set it aside with `latentrag index repair {folder}`"
+            f"set it aside with {command('index', 'repair', folder)}"
         )
     ):
         for batch in newest.tracked_files():
@@ -368,7 +368,7 @@ def _remedy(folder: Path, error: BaseException) -> str:
     if number in {EACCES, EPERM, EROFS}:
         return "check its permissions or copy it elsewhere"
     if number is None:
-        return f"see whether it is damaged with `latentrag index verify {folder}`"
+        return f"see whether it is damaged with {command('index', 'verify', folder)}"
     return "make room or mend the disk, and try again"
 
 
@@ -409,7 +409,7 @@ def recover(storage: Storage, *, killed: bool) -> None:
     except DamagedVersionError as error:
         raise MemoryStoreError(
             f"{str(error).split('; ')[0]}; restore it from a copy, "
-            f"or give it up and go on from an older one with `latentrag index repair {folder}`"
+            f"or give it up and go on from an older one with {command('index', 'repair', folder)}"
         ) from error
     header, *_ = noted(folder) or [{}]
     is_stale = (folder / REENCODING).exists() and header.get("version") != newest_version(folder)

@@ -71,6 +71,7 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
         redirect_slashes=False,
+        servers=[{"url": options.root_path}] if options.root_path else None,
     )
     app.state.service = service
     for router in (routes.answers, routes.others, openai_routes.router, _model, _memory, _status):

@@ -15,7 +15,7 @@ def page(described: Mapping[str, Any]) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
         f"<title>{escape(info['title'])}</title><h1>{escape(info['title'])} {escape(info['version'])}</h1>",
-        f"<p>{escape(info['description'])} <a href=/openapi.json>openapi.json</a></p>",
+        f"<p>{escape(info['description'])} <a href=openapi.json>openapi.json</a></p>",
     ]
     for path, methods in described["paths"].items():
         for method, route in methods.items():

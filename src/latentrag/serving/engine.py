@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from latentrag.decoding import Answered, Begun, Sources
-from latentrag.errors import InputError
+from latentrag.errors import OptionError
 from latentrag.marginal import log_prior
 from latentrag.model import checked, checked_questions
 from latentrag.rag import check_decoding
@@ -91,6 +91,7 @@ class Engine:
             # Other questions have other passages; other samples in the batch would shift the random numbers.
             key = object()
         same = None if wanted.sample else question
+        self._check_pairs(k, wanted.num_beams, "{num_beams}")
         return self._submit(key, k * wanted.num_beams, _Request(question, work), same=same, tell=tell)
 
     def score(
@@ -108,6 +109,7 @@ class Engine:
         """A ``Classification``. Raises: InputError; Refused."""
         chosen, k = checked(variant or rag.variant), k or rag.k
         checked_questions([question])
+        self._check_pairs(k, len(labels), "labels")
         request = _Request(question, partial(_classifications, rag, labels=labels, k=k, variant=chosen))
         return self._submit(object(), k * len(labels), request)
 
@@ -121,6 +123,15 @@ class Engine:
         checked_questions([question])
         return self._submit(("search", id(rag), k), 1, _Request(question, partial(_found, rag, k=k)), same=question)
 
+    def _check_pairs(self, k: int, number: int, what: str) -> None:
+        """Raises: InputError for more than decoding has memory for, with what would do."""
+        most = self._options.max_rows
+        if k * number > most:
+            raise OptionError(
+                f"k={k} with {what}={number} makes {k * number} pairs; this server computes {most} at once; lower k to "
+                f"{most // number} or {what} to {most // k}"
+            )
+
     def _submit(
         self,
         key: Hashable,
@@ -130,11 +141,6 @@ class Engine:
         same: Hashable | None = None,
         tell: Callable[[Any], None] | None = None,
     ) -> Job:
-        if rows > self._options.max_rows:
-            raise InputError(
-                f"{rows} pairs of passage and hypothesis (or label); this server computes {self._options.max_rows} "
-                "at most; ask for fewer passages, beams or labels"
-            )
         return self.batcher.submit(Job(key, rows, request, tell, same))
 
     def _note(self, size: int, seconds: float) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from latentrag.errors import EncoderMismatchError, InputError, LatentRagError, MemoryStoreError
+from latentrag.errors import EncoderMismatchError, InputError, LatentRagError, MemoryStoreError, OptionError
+from latentrag.options import options_of_answers
 
 BAD_REQUEST = "invalid_request_error"
 _KINDS = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
@@ -61,7 +62,8 @@ def refusal(error: LatentRagError, *, place: str = "") -> Refused:
     Args:
         place: of the memory on this machine, which the client need not know.
     """
-    message = str(error).replace(place, "the memory") if place else str(error)
+    message = error.called(_name_of) if isinstance(error, OptionError) else str(error)
+    message = message.replace(place, "the memory") if place else message
     if isinstance(error, InputError):
         return Refused(422, message, "invalid_value")
     if isinstance(error, EncoderMismatchError):
@@ -69,3 +71,9 @@ def refusal(error: LatentRagError, *, place: str = "") -> Refused:
     if isinstance(error, MemoryStoreError):
         return Refused(409, message, "memory")
     return Refused(500, message, "model")
+
+
+def _name_of(field: str) -> str:
+    """What the API calls an option."""
+    known = options_of_answers()
+    return known[field].name if field in known else field

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     App = Any
 
 _LOG = logging.getLogger("latentrag.serving")
-_OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+_OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+"""Which tell nothing about model and memory: a browser that follows a link sends no key."""
 _MAX_CLIENTS = 10_000
 _DRAINED_BYTES = 4 * 1024 * 1024
 """How much of a body that is too large is read all the same: who is still sending does not hear why it is refused."""
@@ -102,6 +103,7 @@ class Guard:
     ) -> None:
         self._app, self._options, self._access = app, options, access
         self._metrics, self._methods, self._files = metrics, methods, files
+        self._root = options.root_path or ""
         self._rate = None if options.rate is None else Rate(options.rate)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -109,13 +111,21 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._answered(scope, _Reply(send), receive)
+            scope = {**scope, "path": _within(scope["path"], self._root)}
+            await self._answered(scope, _Reply(send, self._cors(scope)), receive)
 
     async def _answered(self, scope: Message, reply: _Reply, receive: Receive) -> None:
         start_s = time.monotonic()
         body = b""
         try:
+            if reply.is_open and scope["method"] == "OPTIONS":
+                self._check_host(dict(scope["headers"]).get(b"host", b"").decode("latin-1"))
+                await reply.allow(scope["headers"])
+                return
             self._check(scope)
+            if not scope["path"]:
+                await reply.redirect(f"{self._root}/")
+                return
             if scope["method"] == "POST" and "POST" in self._methods.get(scope["path"], ()):
                 body = await self._body(scope, receive)
                 receive = _replayed(body, receive)
@@ -133,7 +143,20 @@ class Guard:
     def _as_known(self, scope: Message) -> Message:
         """HEAD is answered as GET is; the server leaves the body away."""
         is_head = scope["method"] == "HEAD" and "GET" in self._methods.get(scope["path"], ())
-        return {**scope, "method": "GET"} if is_head else scope
+        path, method = self._root + scope["path"], "GET" if is_head else scope["method"]
+        return {**scope, "root_path": self._root, "path": path, "method": method}
+
+    def _cors(self, scope: Message) -> dict[str, str]:
+        """Headers for a page of a site that may use the server; none for others."""
+        origin, allowed = dict(scope["headers"]).get(b"origin", b"").decode("latin-1"), self._options.origins
+        if not origin or ("*" not in allowed and origin not in allowed):
+            return {}
+        return {
+            "access-control-allow-origin": origin,
+            "access-control-expose-headers": "retry-after",
+            "cross-origin-resource-policy": "cross-origin",
+            "vary": "origin",
+        }
 
     def _check(self, scope: Message) -> None:
         """Raises: Refused."""
@@ -165,7 +188,9 @@ class Guard:
         """Against pages that let their own name point to this machine."""
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if self._access.hosts and name.lower() not in self._access.hosts:
-            raise Refused(421, f"Host {_shown(host)!r} is not this server; needed localhost or 127.0.0.1", "host")
+            names = " or ".join(sorted(self._access.hosts))
+            message = f"Host {_shown(host)!r} is not this server; needed {names}, or start it with --allow-host"
+            raise Refused(421, message, "host")
 
     async def _body(self, scope: Message, receive: Receive) -> bytes:
         """The whole body, JSON for certain. Raises: Refused; Gone."""
@@ -189,6 +214,10 @@ class Guard:
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if kind != b"application/json":
             raise Refused(415, f"Content-Type {_shown(kind.decode('latin-1'))!r}; needed application/json", "type")
+        packed = headers.get(b"content-encoding", b"").strip().lower()
+        if packed not in {b"", b"identity"}:
+            shown = _shown(packed.decode("latin-1"))
+            raise Refused(415, f"Content-Encoding {shown!r}; needed identity; send the body as it is", "encoding")
         _check_json(bytes(body))
         return bytes(body)
 
@@ -202,11 +231,34 @@ class Guard:
 
 
 class _Reply:
-    """What is sent, with our headers."""
+    """What is sent, with our headers.
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    Args:
+        cors: headers that let another site's page read it.
+    """
+
+    def __init__(self, send: Send, cors: Mapping[str, str]) -> None:
+        self._send, self._cors = send, cors
         self.status = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether another site's page asks, and may."""
+        return bool(self._cors)
+
+    async def allow(self, asked: Sequence[tuple[bytes, bytes]]) -> None:
+        """Answers a browser that asks first whether a page may send something with these headers."""
+        wanted = dict(asked).get(b"access-control-request-headers", b"authorization, content-type")
+        headers = [(b"access-control-allow-methods", b"GET, POST, DELETE"), (b"access-control-max-age", b"600")]
+        headers.append((b"access-control-allow-headers", wanted))
+        await self.send({"type": "http.response.start", "status": 204, "headers": headers})
+        await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def redirect(self, place: str) -> None:
+        """To an address on this server."""
+        headers = [(b"location", place.encode("latin-1")), (b"content-length", b"0")]
+        await self.send({"type": "http.response.start", "status": 307, "headers": headers})
+        await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def send(self, message: Message) -> None:
         """As ASGI has it."""
@@ -214,8 +266,9 @@ class _Reply:
             self.status = message["status"]
             headers = list(message.get("headers", []))
             present = {name for name, _ in headers}
-            ours = ((name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items())
-            message = {**message, "headers": [*headers, *(each for each in ours if each[0] not in present)]}
+            ours = {**SECURITY_HEADERS, **self._cors}.items()
+            added = [(name.encode(), value.encode("latin-1")) for name, value in ours]
+            message = {**message, "headers": [*headers, *(each for each in added if each[0] not in present)]}
         await self._send(message)
 
     async def refuse(self, refused: Refused) -> None:
@@ -228,6 +281,11 @@ class _Reply:
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": refused.status, "headers": raw})
         await self.send({"type": "http.response.body", "body": refused.body, "more_body": False})
+
+
+def _within(path: str, root: str) -> str:
+    """The path below the one under which a proxy offers the server, whether or not the proxy has taken that away."""
+    return path.removeprefix(root) if path == root or path.startswith(f"{root}/") else path
 
 
 async def _parts(receive: Receive) -> AsyncIterator[bytes]:

@@ -15,7 +15,7 @@ from latentrag.serving.chat_request import ChatRequest
 from latentrag.serving.failures import Refused
 from latentrag.serving.options import MAX_NAME, MAX_TOKENS
 from latentrag.serving.service import ERRORS, EVENTS, Service, as_json, check_streamed, json_response, responses
-from latentrag.serving.waiting import EventStream, StreamState
+from latentrag.serving.waiting import StreamState
 
 ELSEWHERE = {
     "/v1/completions": "/v1/chat/completions, or /v1/answer, whose question is a plain text",
@@ -81,7 +81,7 @@ async def _completed(service: Service, asked: ChatRequest, request: Request) -> 
     stream = StreamState()
     job = await service.answering(wanted.question, options, stream, top_tokens=num_top)
     sources = await service.begun(stream, job, request)
-    return EventStream(service.whole_stream(_data(completion.chunks(sources, stream.rest())), b""), job)
+    return service.streamed(_data(completion.chunks(sources, stream.rest())), job)
 
 
 def _check_model(service: Service, name: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
+from latentrag.errors import InputError
 from latentrag.options import Option, check_options
 
 MAX_TEXT = 4_000
@@ -28,6 +30,9 @@ MAX_LISTED = 200
 MAX_COMPARED = 100_000
 """Passages that are read to tell two versions apart: some 20 MB while it lasts."""
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/]+", re.IGNORECASE)
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
@@ -39,12 +44,18 @@ class ServeOptions:
         max_wait_s: How long a request may wait; then it is refused with 429.
         rate: Requests a second of each client, in bursts of twice as many.
         log_questions: Log the text of questions, too.
+        origins: Web site whose pages may use the server (CORS), as https://example.org; "*": every site. May be
+            repeated.
+        hosts: Name under which the server may be spoken to, beside those of this machine, as behind a proxy; may be
+            repeated.
+        root_path: Path under which a proxy offers the server, as /rag.
         max_rows: Question × passage × beam of a batch, and of each request: bounds the RAM of decoding.
         gather_s: How long the first request of a batch waits for others, in seconds.
         max_body_bytes: Longest body of a request.
         body_s: How long a request's head may take to arrive, and its body likewise.
         send_s: How long a client may leave a part of the response unread.
         max_connections: Connections open at once.
+        keep_alive_s: After how long without an event a stream sends a comment, so that nothing on the way closes it.
         drain_s: How long requests under way may take to finish when the server stops.
     """
 
@@ -53,13 +64,22 @@ class ServeOptions:
     max_wait_s: Annotated[float, Option(name="wait", metavar="SECONDS", gt=0)] = 60.0
     rate: Annotated[float | None, Option(default="10 where a key is needed, else no limit", gt=0)] = None
     log_questions: Annotated[bool, Option()] = False
+    origins: Annotated[tuple[str, ...], Option(name="cors_origin", metavar="ORIGIN", default="none")] = ()
+    hosts: Annotated[tuple[str, ...], Option(name="allow_host", metavar="NAME")] = ()
+    root_path: Annotated[str | None, Option(metavar="PATH", default="none")] = None
     max_rows: Annotated[int, Option(ge=1, public=False)] = 320
     gather_s: Annotated[float, Option(ge=0, public=False)] = 0.005
     max_body_bytes: Annotated[int, Option(ge=1, public=False)] = 256 * 1024
     body_s: Annotated[float, Option(gt=0, public=False)] = 10.0
     send_s: Annotated[float, Option(gt=0, public=False)] = 30.0
+    keep_alive_s: Annotated[float, Option(gt=0, public=False)] = 15.0
     max_connections: Annotated[int, Option(ge=1, public=False)] = 1_024
     drain_s: Annotated[float, Option(gt=0, public=False)] = 120.0
 
     def __post_init__(self) -> None:
         check_options(self)
+        for origin in self.origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise InputError(f"--cors-origin {origin!r} is no origin; write it as https://example.org, or '*'")
+        if self.root_path is not None and not _ROOT_PATH.fullmatch(self.root_path):
+            raise InputError(f"--root-path {self.root_path!r} is no path; write it as /rag")

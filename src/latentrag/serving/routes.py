@@ -24,7 +24,7 @@ from latentrag.records import (
 from latentrag.serving import schemas
 from latentrag.serving.engine import Found
 from latentrag.serving.service import ERRORS, EVENTS, Service, as_json, check_streamed, json_response, responses
-from latentrag.serving.waiting import EventStream, StreamState
+from latentrag.serving.waiting import StreamState
 from latentrag.types import Answer, Token
 
 
@@ -48,7 +48,7 @@ def answers(service: Service) -> APIRouter:
         stream = StreamState()
         job = await service.answering(asked.question, asked, stream)
         sources = await service.begun(stream, job, request)
-        return EventStream(service.whole_stream(_events(sources, stream.rest()), b"event: error\n"), job)
+        return service.streamed(_events(sources, stream.rest()), job, failed=b"event: error\n")
 
     return router
 

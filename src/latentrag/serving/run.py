@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -38,11 +39,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def access_to(host: str, *, key_file: Path | None) -> Access:
+def access_to(host: str, *, key_file: Path | None, hosts: Sequence[str] = ()) -> Access:
     """Who may ask a server at this address: everybody on this machine, or those with a key.
 
     Args:
         key_file: API keys, one a line; without it the variable LATENTRAG_API_KEY may hold one.
+        hosts: other names under which it may be spoken to; without any, where others can connect, every name will do.
     Raises: InputError if others can connect and there is no key, or one is too short to be a secret.
     """
     keys = _keys(key_file)
@@ -53,8 +55,10 @@ def access_to(host: str, *, key_file: Path | None) -> Access:
         )
     if any(len(key) < _SHORTEST_KEY or not key.isascii() for key in keys):
         raise InputError(f"an API key is shorter than {_SHORTEST_KEY} characters or not ASCII; choose a random one")
-    hosts = _LOOPBACK_NAMES | {f"[{host}]" if ":" in host else host} if is_loopback(host) else frozenset[str]()
-    return Access(keys=keys, hosts=hosts)
+    named = frozenset(name.lower() for name in hosts)
+    if is_loopback(host) or named:
+        named |= _LOOPBACK_NAMES | {f"[{host}]" if ":" in host else host}
+    return Access(keys=keys, hosts=named)
 
 
 def _keys(key_file: Path | None) -> tuple[str, ...]:

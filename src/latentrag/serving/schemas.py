@@ -119,7 +119,7 @@ class Answering(Retrieval):
 
 
 class AnswerRequest(Answering):
-    """A question, with the options of ``latentrag ask``."""
+    """A question, with the options of ``latentrag ask``. k × beams is 320 at most."""
 
     question: Text
 
@@ -134,7 +134,7 @@ class ScoreRequest(Retrieval):
 
 @made_of(AskOptions)
 class ClassifyRequest(Retrieval):
-    """A question and the labels to choose from."""
+    """A question and the labels to choose from. k × their number is 320 at most."""
 
     question: Text
     labels: Annotated[

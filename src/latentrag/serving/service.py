@@ -16,7 +16,7 @@ from latentrag.io import finite
 from latentrag.options import ConfidenceOptions, DecodingOptions, EvidenceOptions, OneAnswerOptions
 from latentrag.serving import schemas
 from latentrag.serving.failures import Gone, Refused, busy, refusal
-from latentrag.serving.waiting import StreamState, finished
+from latentrag.serving.waiting import EventStream, StreamState, finished
 
 if TYPE_CHECKING:
     from latentrag.decoding import Sources
@@ -98,7 +98,11 @@ class Service:
             return refusal(error, place=str(self.memories.path))
         return Refused(500, "the server has failed; its log says why", "internal")
 
-    async def whole_stream(self, events: AsyncIterator[bytes], failed: bytes) -> AsyncIterator[bytes]:
+    def streamed(self, events: AsyncIterator[bytes], job: Job, *, failed: bytes = b"") -> EventStream:
+        """The response that tells events about a job; ``failed`` stands before the error where something goes wrong."""
+        return EventStream(self._whole_stream(events, failed), job, keep_alive_s=self.options.keep_alive_s)
+
+    async def _whole_stream(self, events: AsyncIterator[bytes], failed: bytes) -> AsyncIterator[bytes]:
         """The events; one more where something goes wrong midway: ``failed`` and the error."""
         try:
             async for event in events:

@@ -127,14 +127,15 @@ class EventStream(Response):
 
     Args:
         events: the encoded events.
+        keep_alive_s: after so long without one a comment is sent.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], job: Job) -> None:
+    def __init__(self, events: AsyncIterator[bytes], job: Job, *, keep_alive_s: float) -> None:
         super().__init__(headers={"x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._events, self._job = events, job
+        self._events, self._job, self._keep_alive_s = events, job, keep_alive_s
 
     async def __call__(self, _scope: Message, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
@@ -151,6 +152,16 @@ class EventStream(Response):
 
     async def _sent(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for event in self._events:
+        while (event := await self._next(send)) is not None:
             await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _next(self, send: Send) -> bytes | None:
+        """The next event, before which comments may be sent; None at the end."""
+        coming = asyncio.ensure_future(anext(self._events, None))
+        try:
+            while not (await asyncio.wait({coming}, timeout=self._keep_alive_s))[0]:
+                await send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
+            return coming.result()
+        finally:
+            coming.cancel()

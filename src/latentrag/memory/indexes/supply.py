@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latentrag.errors import IndexDamagedError
+from latentrag.errors import IndexDamagedError, command
 from latentrag.memory.indexes.building import (
     AUTO,
     INDEX_KINDS,
@@ -133,7 +133,7 @@ class IndexSupply:
                 self._warn_once(
                     of.name,
                     f"{share:.0%} of {table.path} has changed since its index was built at version "
-                    f"{of.version}; `latentrag index build {table.path}` makes searches as fast again as they were",
+                    f"{of.version}; {command('index', 'build', table.path)} makes searches as fast again as they were",
                 )
             return served
         return None
@@ -197,7 +197,7 @@ class IndexSupply:
         if self.choice == AUTO:
             warnings.warn(
                 f"{table.path} has {len(table)} passages and no index of use: {kind} is built now, once; "
-                f"`latentrag index build {table.path}` does it beforehand",
+                f"{command('index', 'build', table.path)} does it beforehand",
                 stacklevel=2,
             )
         published = build(table, kind, planned, folder=self.folder(table), progress=lambda *_: None)
@@ -214,7 +214,7 @@ class IndexSupply:
             self._warn_once(
                 unknown,
                 f"{table.path} has an index of a kind that is no longer supported ({unknown}); {used} is used instead; "
-                f"build an index again with `latentrag index build {table.path}`, which removes the old one",
+                f"build an index again with {command('index', 'build', table.path)}, which removes the old one",
             )
 
 

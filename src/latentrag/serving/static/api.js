@@ -42,6 +42,7 @@ export async function* stream(path, { body, signal }) {
     const events = (rest + value).split("\n\n");
     rest = events.pop();
     for (const event of events) {
+      if (event.startsWith(":")) continue; // a comment, which keeps the connection alive
       const [name, data] = parsed(event);
       if (name === "error") throw new Failure(data.error.message);
       yield [name, data];

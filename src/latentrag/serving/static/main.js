@@ -64,7 +64,7 @@ async function answerQuestion() {
 }
 
 async function streamed(signal) {
-  for await (const [name, data] of stream("/v1/answer/stream", { body: state.request, signal })) {
+  for await (const [name, data] of stream("v1/answer/stream", { body: state.request, signal })) {
     if (name === "sources") retrieved(data);
     if (name === "token") decided(data);
     if (name === "answer") finished(data);
@@ -74,7 +74,7 @@ async function streamed(signal) {
 
 /** Thorough and Fast Decoding choose when all is decoded: nothing can be shown before. */
 async function whole(signal) {
-  const answer = await ask("/v1/answer", { body: state.request, signal });
+  const answer = await ask("v1/answer", { body: state.request, signal });
   retrieved(answer);
   answer.tokens.forEach(decided);
   finished(answer);
@@ -237,7 +237,7 @@ async function decodeAgain() {
   // The same version of the memory, which may have been exchanged since.
   const body = { ...state.request, sentences: false, as_of: answer.memory_version, without: [...state.off].map((z) => answer.sources[z].id) };
   try {
-    const found = await ask("/v1/answer", { body, signal: again.signal });
+    const found = await ask("v1/answer", { body, signal: again.signal });
     const isSame = found.answer === answer.answer;
     const text = el("strong", { dir: "auto" }, isolated(found.answer || "(the empty answer)"));
     const bound = answer.decoding === "fast" ? "at least " : "";
@@ -300,7 +300,7 @@ async function copy(text) {
 
 async function loadMemory() {
   try {
-    const [models] = await Promise.all([ask("/v1/models"), memory.load()]);
+    const [models] = await Promise.all([ask("v1/models"), memory.load()]);
     at("model").textContent = visible(models.data[0].id);
   } catch (error) {
     fail(error);

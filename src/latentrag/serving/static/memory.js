@@ -12,13 +12,13 @@ export class MemoryChooser {
 
   /** Throws as the API does. */
   async load() {
-    this.show(await ask("/v1/memory"));
+    this.show(await ask("v1/memory"));
   }
 
   /** Serves the chosen version to everybody. Returns: its number. Throws as the API does. */
   async use() {
     const version = Number(this.select.value);
-    this.show(await ask("/v1/memory", { body: { action: "use", version } }));
+    this.show(await ask("v1/memory", { body: { action: "use", version } }));
     return this.memory.version;
   }
 

@@ -25,7 +25,7 @@ export class Way {
     this.say("Decoding …");
     try {
       const body = { ...request, as_of: answer.memory_version, ...this.options };
-      const found = await ask("/v1/answer", { body, signal });
+      const found = await ask("v1/answer", { body, signal });
       signal.throwIfAborted(); // it came just when nobody wanted it any more
       this.answer = found;
       this.took = performance.now() - start;
