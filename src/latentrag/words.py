@@ -107,7 +107,10 @@ class Terms(NamedTuple):
 
 
 def terms(text: str) -> Terms:
-    """The terms of a text, each as often as it is there. Of plain English the words are ``\\w\\w+`` in lower case."""
+    """The terms of a text, each as often as it is there. Of plain English the words are ``\\w\\w+`` in lower case.
+
+    Memories keep them: whoever changes them changes ``postings.FORMAT``.
+    """
     text = folded(text)
     if text.isascii() or not _has_marks_or_unspaced().search(text):
         return Terms(_PLAIN.findall(text), _PLAIN_PARTS.findall(text))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import cache
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 from latentrag.corpus.aligning import Fetch, Stored
 from latentrag.corpus.finding import OnSkip, StrPath, find_files, refuse
@@ -15,7 +15,7 @@ from latentrag.corpus.readers import File, Formats, Ledger, Reading, UnreadableE
 from latentrag.corpus.splitting import Bounds, CountTokens, check_bounds, split
 from latentrag.errors import DataError
 from latentrag.ids import IdsUnder, ids_among
-from latentrag.options import MEMORY_LIMIT, TIME_LIMIT_S, FileOptions
+from latentrag.options import FileOptions
 from latentrag.protocols import Part
 from latentrag.types import Document, Passage
 
@@ -23,18 +23,24 @@ OnLedger: TypeAlias = Callable[[Ledger], None]
 """Called with the ledger of each file when the file has been read."""
 
 
+class FileArguments(TypedDict, total=False):
+    """How files are read, as ``read`` says; the names are those of ``FileOptions``."""
+
+    workers: int
+    time_limit_s: float
+    memory_limit: str
+    encoding: str | None
+    exclude: Sequence[str]
+    no_gitignore: bool
+    follow_links: bool
+
+
 def read(
     paths: StrPath | Iterable[StrPath],
     *,
     on_skip: OnSkip | None = None,
     on_ledger: OnLedger | None = None,
-    workers: int = 0,
-    time_limit_s: float = TIME_LIMIT_S,
-    memory_limit: str = MEMORY_LIMIT,
-    encoding: str | None = None,
-    exclude: Sequence[str] = (),
-    no_gitignore: bool = False,
-    follow_links: bool = False,
+    **how: Unpack[FileArguments],
 ) -> Generator[Document]:
     """The documents of files and folders, one at a time; those of a folder in the order of the sorted paths.
 
@@ -71,12 +77,14 @@ def read(
             file in a folder raises, as one that is given directly always does.
         on_ledger: called for each file that was opened with what became of it: characters, what was left out, encoding.
         workers: how many processes read, a file each at a time; the documents and their order are the same. A file
-            that crashes its process is unreadable, like others. 0: this process reads, and would crash with it.
-        time_limit_s: with workers, how long one document may take; a file that has a longer one is unreadable.
-        memory_limit: with workers, how much memory each of them may take, as 500MB; a file that needs more is
+            that crashes its process is unreadable, like others. 0, the default: this process reads, and would crash
+            with it.
+        time_limit_s: with workers, how long one document may take, 300 by default; a file that has a longer one is
+            unreadable.
+        memory_limit: with workers, how much memory each of them may take, 2GB by default; a file that needs more is
             unreadable. Kept by Linux; macOS and Windows have no such limit.
-        encoding: of files that do not state theirs, as Python names it; None: UTF-8, and of a file that is not UTF-8
-            a guess (charset-normalizer), which its ledger names.
+        encoding: of files that do not state theirs, as Python names it. None, the default: UTF-8, and of a file that is
+            not UTF-8 a guess (charset-normalizer), which its ledger names.
         exclude: patterns of files and folders to leave out, as in a .gitignore of each folder.
         no_gitignore: read what .gitignore files exclude.
         follow_links: read what links lead to outside of the folder.
@@ -86,16 +94,7 @@ def read(
         that is not UTF-8, malformed rows, incomplete files, PDFs that are encrypted or only pictures, whatever the
         operating system refuses.
     """
-    options = FileOptions(
-        workers=workers,
-        time_limit_s=time_limit_s,
-        memory_limit=memory_limit,
-        encoding=encoding,
-        exclude=tuple(exclude),
-        no_gitignore=no_gitignore,
-        follow_links=follow_links,
-    )
-    readings = _readings(paths, options, on_skip)
+    readings = _readings(paths, _options(how), on_skip)
 
     def stream() -> Generator[Document]:
         with closing(_documents(readings, on_skip, on_ledger)) as documents:
@@ -115,13 +114,7 @@ def passages(
     bounds: Callable[[], Bounds] | None = None,
     on_skip: OnSkip | None = None,
     on_ledger: OnLedger | None = None,
-    workers: int = 0,
-    time_limit_s: float = TIME_LIMIT_S,
-    memory_limit: str = MEMORY_LIMIT,
-    encoding: str | None = None,
-    exclude: Sequence[str] = (),
-    no_gitignore: bool = False,
-    follow_links: bool = False,
+    **how: Unpack[FileArguments],
 ) -> Passages:
     """The passages of files and folders: ``read``, then ``split``. ``close`` it as what ``read`` returns.
 
@@ -135,17 +128,7 @@ def passages(
     Raises: InputError and DataError as ``split`` and ``read`` do.
     """
     check_bounds(words, count_tokens, max_tokens, max_chars)
-    options = FileOptions(
-        workers=workers,
-        time_limit_s=time_limit_s,
-        memory_limit=memory_limit,
-        encoding=encoding,
-        exclude=tuple(exclude),
-        no_gitignore=no_gitignore,
-        follow_links=follow_links,
-    )
-    readings = _readings(paths, options, on_skip)
-
+    readings = _readings(paths, _options(how), on_skip)
     asked = cache(bounds or Bounds)
 
     def cut(document: Document, ledger: Ledger, stored: Stored) -> list[Passage]:
@@ -196,6 +179,12 @@ class Passages(Iterator[Passage]):
                     refuse(reading.file.path, error, self._on_skip if reading.file.in_folder else None)
                 if self._on_ledger is not None:
                     self._on_ledger(reading.ledger)
+
+
+def _options(how: FileArguments) -> FileOptions:
+    """Raises: InputError."""
+    given: dict[str, Any] = {"workers": 0, **how, "exclude": tuple(how.get("exclude", ()))}
+    return FileOptions(**given)
 
 
 def _readings(paths: StrPath | Iterable[StrPath], options: FileOptions, on_skip: OnSkip | None) -> Generator[Reading]:

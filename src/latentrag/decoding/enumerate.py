@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from latentrag.decoding.loop import Decoded, Ended, Event
-from latentrag.decoding.sample import shaped
+from latentrag.decoding.sample import random_of, shaped
 from latentrag.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,11 +94,6 @@ class Enumeration:
 
 def _drawn(log_p: Tensor, options: DecodingOptions) -> list[int]:
     """The places of ``num_beams`` samples, most probable first. log_p: (N,)."""
-    random = torch.Generator()  # of the CPU: a seed draws the same on every device
-    if options.seed is None:
-        random.seed()
-    else:
-        random.manual_seed(options.seed)
-    probabilities = shaped(log_p[None], options)[0].cpu()
+    probabilities, random = shaped(log_p[None], options)[0].cpu(), random_of(options)
     places = torch.multinomial(probabilities, options.num_beams, replacement=True, generator=random).tolist()
     return sorted(places, key=lambda place: -log_p[place].item())

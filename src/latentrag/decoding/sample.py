@@ -29,11 +29,7 @@ class Sampling:
         self, generator: Generator, prepared: Prepared, log_p_eta: Tensor, *, variant: Variant, options: DecodingOptions
     ) -> None:
         self._generator, self._variant, self._options = generator, variant, options
-        self._random = torch.Generator()  # of the CPU: a seed draws the same on every device
-        if options.seed is None:
-            self._random.seed()
-        else:
-            self._random.manual_seed(options.seed)
+        self._random = random_of(options)
         every = torch.arange(len(log_p_eta), device=log_p_eta.device).repeat_interleave(options.num_beams)
         self._live = list(range(len(log_p_eta)))
         self._drawn: list[list[Decoded]] = [[] for _ in self._live]
@@ -95,6 +91,16 @@ class Sampling:
             self._live.remove(question)
             events.append(Ended(question, sorted(self._drawn[question], key=lambda sample: -sample.log_prob)))
         return events
+
+
+def random_of(options: DecodingOptions) -> torch.Generator:
+    """What samples are drawn with. It is of the CPU: a seed draws the same on every device."""
+    random = torch.Generator()
+    if options.seed is None:
+        random.seed()
+    else:
+        random.manual_seed(options.seed)
+    return random
 
 
 def shaped(log_p: Tensor, options: DecodingOptions) -> Tensor:

@@ -76,3 +76,4 @@ def _save(figure: Any, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
+    _pyplot().close(figure)  # pyplot keeps those that are open
