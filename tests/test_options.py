@@ -19,6 +19,7 @@ from latentrag.options import (
     AskOptions,
     DecodingOptions,
     EvidenceOptions,
+    FilterOptions,
     GeneratorOptions,
     Given,
     MakingOptions,
@@ -45,17 +46,18 @@ from tests.serving.conftest import gated
 __all__ = ["gated"]
 
 MODEL = [MemoryOptions, VersionOptions, ModelOptions, PlaceOptions]
+SOME = [*MODEL, FilterOptions]
 COMMANDS: dict[tuple[str, ...], list[Any]] = {
-    ("ask",): [*MODEL, OneAnswerOptions, EvidenceOptions, Given[DecodingOptions]],
-    ("classify",): [*MODEL, AskOptions],
-    ("score",): [*MODEL, AskOptions, EvidenceOptions],
-    ("eval",): [*MODEL, AnswerOptions, Given[DecodingOptions]],
+    ("ask",): [*SOME, OneAnswerOptions, EvidenceOptions, Given[DecodingOptions]],
+    ("classify",): [*SOME, AskOptions],
+    ("score",): [*SOME, AskOptions, EvidenceOptions],
+    ("eval",): [*SOME, AnswerOptions, Given[DecodingOptions]],
     ("serve",): [*MODEL, AskOptions, ServeOptions],
     ("mcp",): [*MODEL, AskOptions],
-    ("train",): [MemoryOptions, ModelOptions, RunOptions, Given[TrainingOptions]],
+    ("train",): [MemoryOptions, FilterOptions, ModelOptions, RunOptions, Given[TrainingOptions]],
     ("doctor",): [MemoryOptions, ModelOptions, PlaceOptions],
     ("demo",): [PlaceOptions],
-    ("make-questions",): [VersionOptions, GeneratorOptions, MakingOptions],
+    ("make-questions",): [VersionOptions, FilterOptions, GeneratorOptions, MakingOptions],
     ("index", "add"): [PassageEncoderOptions, ReadingOptions],
     ("index", "reencode"): [PassageEncoderOptions],
     ("index", "preview"): [PreviewOptions],

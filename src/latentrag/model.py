@@ -14,6 +14,7 @@ from typing import Generic, TypeVar, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from latentrag.conditions import Where
 from latentrag.errors import InputError
 from latentrag.marginal import (
     log_likelihood,
@@ -24,7 +25,7 @@ from latentrag.marginal import (
     token_posterior,
     without_passage,
 )
-from latentrag.protocols import Prepared, Retriever, Scores, weighs_passages
+from latentrag.protocols import Memory, Prepared, Retriever, Scores, can_be_filtered, weighs_passages
 from latentrag.types import (
     Asked,
     Latent,
@@ -148,6 +149,15 @@ class JointModel(Generic[G_co]):
     generator: G_co
     null: nn.Parameter | None = field(default=None, compare=False)
 
+    def where(self, where: Where | None) -> "JointModel[G_co]":
+        """The same model over the passages that satisfy a condition: p_η(z|x) given that they do; None: over all.
+
+        Raises: as ``filtered``.
+        """
+        if where is None:
+            return self
+        return replace(self, retriever=self.retriever.over(filtered(self.retriever.memory, where)))
+
     def read(self, x: Sequence[Asked], *, k: int, without: Sequence[str] = ()) -> Read[G_co]:
         """From questions to evidence: retrieve, normalise the prior, let the generator read (x, z).
 
@@ -175,6 +185,17 @@ class JointModel(Generic[G_co]):
         """(B,) log p_θ(y|x) of the generator alone, without any passage, nats."""
         log_p = closed_book(self.generator, x).evidence(targets).log_p_theta[:, 0]  # (B, T)
         return log_p.masked_fill(~targets.mask, 0.0).sum(dim=1)
+
+
+def filtered(memory: Memory, where: Where) -> Memory:
+    """The passages of a memory that satisfy a condition on their fields, as a memory.
+
+    Raises: InputError for a text that is no condition, a field that no passage has, a value of another kind than the
+        field's, or a memory that cannot be filtered.
+    """
+    if not can_be_filtered(memory):
+        raise InputError(f"got a condition, and a {type(memory).__name__} cannot be filtered; leave the condition out")
+    return memory.where(where)
 
 
 def read_of(generator: G, x: Sequence[Asked], retrieved: Retrieved, *, learns: bool = True) -> Read[G]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from latentrag.conditions import condition_of
 from latentrag.errors import InputError, OptionError
 from latentrag.types import Decoding, Variant
 
@@ -322,6 +323,22 @@ class VersionOptions:
     as_of: Annotated[
         str | None, Option(metavar="VERSION|DATE|TAG", default="the one chosen by `index use`, else the newest")
     ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class FilterOptions:
+    """Which of a memory's passages.
+
+    Attributes:
+        where: Retrieve only passages whose fields satisfy this condition, as "date >= '2024-01-01' and source like
+            'manual/%'".
+    """
+
+    where: Annotated[str | None, Option(metavar="CONDITION", default="none; all passages")] = None
+
+    def __post_init__(self) -> None:
+        if self.where is not None:
+            condition_of(self.where)
 
 
 @dataclass(frozen=True, slots=True)

@@ -302,6 +302,14 @@ class WordIndex:
         known, places = self._by_row
         return places[np.searchsorted(known, row_ids)]
 
+    def among(self, kept: npt.NDArray[np.bool_]) -> WordIndex:
+        """The index of some of these passages, as if there were no others. Args: kept: (places,)."""
+        own = []
+        for segment, mask, start in zip(self._segments, self._masks, self._starts[:-1].tolist(), strict=True):
+            part = kept[start : start + len(segment)]
+            own.append((segment, part if mask is None else part & mask))
+        return WordIndex(own)
+
     def _live_places(self) -> Longs:
         """Every place that is searched, in order."""
         starts = self._starts[:-1].tolist()
@@ -311,12 +319,13 @@ class WordIndex:
         ]
         return np.concatenate([np.empty(0, np.int64), *live])
 
-    def best(self, question: str, k: int, *, scale: float = 1.0) -> Found:
+    def best(self, question: str, k: int, *, scale: float = 1.0, kept: npt.NDArray[np.bool_] | None = None) -> Found:
         """The K passages of largest scale·BM25, rounded to float32, best first, equal ones in the order of the places;
         fewer if fewer hold a term of the question. Reads the postings of these terms alone.
 
         Args:
             scale: above 0.
+            kept: (places,) which passages are searched, with the scores that they have among all; None: all.
         """
         sums, seen = [np.zeros(len(self.row_ids)) for _ in KINDS], [np.empty(0, np.int64)]
         for kind, idf, postings in self._asked(question):
@@ -326,6 +335,8 @@ class WordIndex:
                 seen.append(at[is_new])
                 sums[kind][at] += self._parts(kind, idf, number, places, counts)
         touched = np.concatenate(seen)
+        if kept is not None:
+            touched = touched[kept[touched]]
         scores = (scale * (sums[0][touched] + sums[1][touched])).astype(np.float32)
         if len(touched) > k:
             enough = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
@@ -333,13 +344,16 @@ class WordIndex:
         order = np.lexsort((touched, -scores))[:k]
         return Found(touched[order], scores[order])
 
-    def filled(self, question: str, k: int, *, scale: float = 1.0) -> Found:
-        """As ``best``, then the first passages without a term of the question, with the score 0; k ≤ len(self)."""
-        found = self.best(question, k, scale=scale)
+    def filled(self, question: str, k: int, *, scale: float = 1.0, kept: npt.NDArray[np.bool_] | None = None) -> Found:
+        """As ``best``, then the first passages without a term of the question, with the score 0; k ≤ len(self), or the
+        number of those kept."""
+        found = self.best(question, k, scale=scale, kept=kept)
         num_lacking = k - len(found.places)
         if not num_lacking:
             return found
-        others = np.setdiff1d(self._live_places(), found.places, assume_unique=True)[:num_lacking]
+        live = self._live_places()
+        live = live if kept is None else live[kept[live]]
+        others = np.setdiff1d(live, found.places, assume_unique=True)[:num_lacking]
         scores = np.concatenate([found.scores, np.zeros(num_lacking, np.float32)])
         return Found(np.concatenate([found.places, others]), scores)
 

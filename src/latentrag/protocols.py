@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeGuard, runtime_checkable
 
+from latentrag.conditions import Where
 from latentrag.ids import IdsUnder
 from latentrag.types import Asked, Candidates, LatentLists, Passage, Retrieved, SearchResult, Targets, WordResult
 
@@ -147,6 +148,33 @@ class SearchesWords(Protocol):
             q: (B, D) float32, of the same questions as x.
         """
         ...
+
+
+class FilterableMemory(Memory, Protocol):
+    """A memory whose passages can be chosen by conditions on their fields."""
+
+    def where(self, where: Where) -> Memory:
+        """The passages that satisfy a condition (see ``latentrag.conditions``), as a memory. A search for more than
+        there are finds all. InputError for a condition that cannot be, and in a search if no passage is left."""
+        ...
+
+
+class FilteredMemory(FilterableMemory, Protocol):
+    """Those passages of a memory that satisfy a condition."""
+
+    def require_some(self) -> None:
+        """InputError if none is left."""
+        ...
+
+
+def can_be_filtered(memory: Memory) -> TypeGuard[FilterableMemory]:
+    """Whether the memory has ``where``."""
+    return hasattr(memory, "where")
+
+
+def is_filtered(memory: Memory) -> TypeGuard[FilteredMemory]:
+    """Whether the memory is some of the passages of another."""
+    return hasattr(memory, "require_some")
 
 
 class Retriever(Protocol):

@@ -7,6 +7,7 @@ from typing import get_args
 
 import torch
 
+from latentrag.conditions import Where
 from latentrag.confidence import Calibration, settings_of
 from latentrag.decoding import SEARCHES, Answered, Answering, Search, label_log_likelihoods
 from latentrag.decoding.answering import Confidence, no_passage_of, sources_of, tokens_of
@@ -101,6 +102,7 @@ class Rag:
         variant: Variant | None = None,
         decoding: Decoding = "exact",
         without: Sequence[str] = (),
+        where: Where | None = None,
         sentences: bool = False,
         top_tokens: int = 0,
         abstain_below: float | None = None,
@@ -113,6 +115,9 @@ class Rag:
             variant: "sequence" or "token"; None: the model's own.
             decoding: "exact" (one marginal beam), or for RAG-Sequence "thorough" or "fast".
             without: ids of retrieved passages that count as not retrieved; the prior is renormalised over the others.
+            where: a condition on passages' fields, as "date >= '2024-01-01' and source like 'manual/%'": the K best of
+                those that satisfy it are retrieved, or all if there are fewer, and the prior is over these. See
+                ``latentrag.conditions``. None: none.
             sentences: also log p of the answer without each sentence of the passage of highest posterior, in
                 ``Source.sentences``; the prior stays. Costs reading that passage once for each of its sentences.
             top_tokens: also so many of the most probable tokens in the place of each one of the answer, in
@@ -120,8 +125,8 @@ class Rag:
             abstain_below: a confidence below which the answer is "not known from these passages", and what would have
                 been answered is its ``best_guess``; it takes a model that was calibrated.
             options: of ``DecodingOptions``: num_beams, max_tokens, …
-        Raises: InputError for an empty or too long question, or options that cannot be; for ``top_tokens`` of a
-            generator that does not decode token by token.
+        Raises: InputError for an empty or too long question, options that cannot be, or a condition that no passage
+            satisfies; for ``top_tokens`` of a generator that does not decode token by token.
         """
         return self.answer_batch(
             [x],
@@ -129,6 +134,7 @@ class Rag:
             variant=variant,
             decoding=decoding,
             without=without,
+            where=where,
             sentences=sentences,
             top_tokens=top_tokens,
             abstain_below=abstain_below,
@@ -143,6 +149,7 @@ class Rag:
         variant: Variant | None = None,
         decoding: Decoding = "exact",
         without: Sequence[str] = (),
+        where: Where | None = None,
         sentences: bool = False,
         top_tokens: int = 0,
         abstain_below: float | None = None,
@@ -155,6 +162,7 @@ class Rag:
             variant=variant,
             decoding=decoding,
             without=without,
+            where=where,
             sentences=sentences,
             top_tokens=top_tokens,
             abstain_below=abstain_below,
@@ -174,6 +182,7 @@ class Rag:
         variant: Variant | None = None,
         decoding: Decoding = "exact",
         without: Sequence[str] = (),
+        where: Where | None = None,
         sentences: bool = False,
         top_tokens: int = 0,
         abstain_below: float | None = None,
@@ -185,7 +194,7 @@ class Rag:
         wanted = self.options(**options)
         check_decoding(chosen, decoding, wanted)
         confidence = self.confidence(self._k(k), chosen, decoding, wanted, abstain_below=abstain_below)
-        read = self.model.read(x, k=self._k(k), without=without)
+        read = self.model.where(where).read(x, k=self._k(k), without=without)
         every = wanted if confidence is None else replace(wanted, num_best=wanted.num_beams)
         search = self.search(read, variant=chosen, decoding=decoding, options=every)
         if top_tokens and not can_decode(self.generator):
@@ -251,15 +260,22 @@ class Rag:
         return SEARCHES[name](generator, read.prepared, read.log_p_eta, variant=variant, options=options)
 
     def score(
-        self, x: Asked, y: str, *, k: int | None = None, variant: Variant | None = None, sentences: bool = False
+        self,
+        x: Asked,
+        y: str,
+        *,
+        k: int | None = None,
+        variant: Variant | None = None,
+        where: Where | None = None,
+        sentences: bool = False,
     ) -> Score:
         """log p(y|x) of a given y, with posteriors and counterfactuals.
 
         Args:
-            sentences: as for ``answer``.
+            where, sentences: as for ``answer``.
         Raises: InputError for an empty or too long question, or a k that cannot be.
         """
-        return self.score_batch([x], [y], k=k, variant=variant, sentences=sentences)[0]
+        return self.score_batch([x], [y], k=k, variant=variant, where=where, sentences=sentences)[0]
 
     @torch.no_grad()
     def score_batch(
@@ -269,11 +285,12 @@ class Rag:
         *,
         k: int | None = None,
         variant: Variant | None = None,
+        where: Where | None = None,
         sentences: bool = False,
     ) -> list[Score]:
         """``score`` for several pairs at once."""
         chosen = checked(variant or self.variant)
-        evidence = self.model.evidence(x, y, k=self._k(k))
+        evidence = self.model.where(where).evidence(x, y, k=self._k(k))
         log_p = evidence.log_likelihood(chosen).tolist()
         closed_book = self.model.closed_book_log_p(x, evidence.targets).tolist()
         sources = [sources_of(evidence, b, chosen) for b in range(len(x))]
@@ -299,29 +316,38 @@ class Rag:
             for b, of_one in enumerate(_without_each(evidence, chosen))
         ]
 
-    def log_likelihood(self, x: Asked, y: str, *, k: int | None = None, variant: Variant | None = None) -> float:
+    def log_likelihood(
+        self, x: Asked, y: str, *, k: int | None = None, variant: Variant | None = None, where: Where | None = None
+    ) -> float:
         """log p(y|x), nats (§2.1)."""
-        return self.score(x, y, k=k, variant=variant).log_likelihood
+        return self.score(x, y, k=k, variant=variant, where=where).log_likelihood
 
     def posterior(
-        self, x: Asked, y: str, *, k: int | None = None, variant: Variant | None = None
+        self, x: Asked, y: str, *, k: int | None = None, variant: Variant | None = None, where: Where | None = None
     ) -> tuple[tuple[Passage, float], ...]:
         """The passages retrieved for x, best prior first, each with its share in y."""
-        sources = self.score(x, y, k=k, variant=variant).sources
+        sources = self.score(x, y, k=k, variant=variant, where=where).sources
         return tuple((source.passage, source.posterior) for source in sources)
 
     @torch.no_grad()
     def classify(
-        self, x: Asked, labels: Sequence[str], *, k: int | None = None, variant: Variant | None = None
+        self,
+        x: Asked,
+        labels: Sequence[str],
+        *,
+        k: int | None = None,
+        variant: Variant | None = None,
+        where: Where | None = None,
     ) -> Classification:
         """p(label|x) over the given labels (§3.4): likelihoods of the labels as targets, normalised over them.
 
+        Args: where: as for ``answer``.
         Raises: InputError for fewer than two labels, an empty one, or the same twice.
         """
         chosen = checked(variant or self.variant)
         if len(labels) < 2:
             raise InputError(f"got {len(labels)} label; classification needs two or more")
-        read = self.model.read([x], k=self._k(k))
+        read = self.model.where(where).read([x], k=self._k(k))
         log_p, log_p_theta, mask = label_log_likelihoods(
             self.generator, read.prepared, read.log_p_eta, labels, variant=chosen
         )

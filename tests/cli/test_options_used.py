@@ -70,6 +70,7 @@ REFUSED: Mapping[str, tuple[list[str], set[str]]] = {
     "--temperature": (["2"], {*STATES} - {"--objective loop"}),
     "--label-smoothing": (["0.1"], {"--objective loop", "--closed-book"}),
     "--closed-book": ([], {"--objective loop", *FROZEN_GENERATOR, "cache folder"}),
+    "--where": (["id is not null"], {"--closed-book"}),
     "--epochs": (["3"], {"--steps"}),
     "--eval-every": (["1"], {*STATES} - {"--dev"}),
     "--dev-limit": (["1"], {*STATES} - {"--dev"}),
@@ -122,7 +123,10 @@ def test_every_option_of_training_is_looked_at() -> None:
 def place(tmp_path_factory, model, encoder, memory) -> Path:
     """A folder of models, one a kind, and of data."""
     folder = tmp_path_factory.mktemp("states")
-    rows = [{"question": f"Who wrote {name}?", "answer": ["red", "blue"]} for name in DOCUMENTS]
+    rows: list[dict[str, Any]] = [
+        {"question": f"Who wrote {name}?", "answer": ["red", "blue"], "passages": [{"text": "a text"}]}
+        for name in DOCUMENTS
+    ]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     rag = latentrag.load(model, memory=memory)
     plain = tiny.causal_of(rag)
@@ -236,11 +240,11 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
     ("eval", "`--best`", "always: the best answer alone is measured", ["eval --best 1"]),
     (
         "eval",
-        "`-k`, `--as-of`, `--retriever`, `--passages-from`",
+        "`-k`, `--as-of`, `--retriever`, `--passages-from`, `--where`",
         "with `--closed-book`",
         [
             f"eval --closed-book {more}"
-            for more in ("-k 1", "--as-of 1", "--retriever bm25", "--passages-from passages")
+            for more in ("-k 1", "--as-of 1", "--retriever bm25", "--passages-from passages", "--where id='a'")
         ],
     ),
     (
@@ -260,11 +264,11 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
     ),
     (
         "eval",
-        "`-k`, `--as-of`, `--retriever`, `--passages-from`",
+        "`-k`, `--as-of`, `--retriever`, `--passages-from`, `--where`",
         "with `--run-in`",
         [
             f"eval --retrieval-only --run-in r {each}"
-            for each in ("-k 1", "--as-of 1", "--retriever bm25", "--passages-from passages")
+            for each in ("-k 1", "--as-of 1", "--retriever bm25", "--passages-from passages", "--where id='a'")
         ],
     ),
     (
@@ -284,6 +288,12 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
         "`--label`",
         "with a `--task` that has no labels",
         [f"{each} --label yes=red" for each in ("eval", "train")],
+    ),
+    (
+        "eval, train",
+        "`--where`",
+        "with `--passages-from`",
+        [f"{each} --passages-from passages --where id='a'" for each in ("eval", "train")],
     ),
     (
         "eval, train",

@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_not_used(tmp_path, live, make_encoder):
 
 
 def test_the_index_is_built_before_the_exchange(monkeypatch, live):
-    def fails(memory: Memory) -> None:
+    def fails(memory: Memory, *, words: bool) -> None:
         assert live.version == 2
         raise MemoryError
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from latentrag.serving.places import place
+from latentrag.serving.places import placed
 from latentrag.types import Passage
 from tests.cli.conftest import QUESTION
 from tests.serving.test_stream import events
@@ -40,7 +40,7 @@ from tests.serving.test_stream import events
     ],
 )
 def test_what_is_shown_of_a_source(key, source, shown) -> None:
-    assert place(Passage(key, "text", source=source)) == shown
+    assert placed(Passage(key, "text", source=source)).source == shown
 
 
 NAMES = st.text(st.characters(exclude_characters="/\\#:", codec="utf-8"), min_size=1, max_size=8).filter(
@@ -52,7 +52,7 @@ NAMES = st.text(st.characters(exclude_characters="/\\#:", codec="utf-8"), min_si
 @example(folders=["a"], inner=["a", "a"])
 def test_of_a_path_that_is_left_which_the_id_begins_with(folders, inner) -> None:
     path = "/".join(inner)
-    assert place(Passage(f"{path}#1", "text", source=f"/{'/'.join(folders)}/{path}")) == path
+    assert placed(Passage(f"{path}#1", "text", source=f"/{'/'.join(folders)}/{path}")).source == path
 
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}], "latentrag": {"k": 4}}

@@ -11,6 +11,7 @@ from latentrag.errors import InputError
 
 if TYPE_CHECKING:
     from latentrag import protocols
+    from latentrag.conditions import Where
     from latentrag.memory import LiveMemory, Memory
 
 
@@ -32,6 +33,20 @@ def memory_at(address: Source | protocols.Memory, *, version: int | str | None =
     if version is not None:
         raise InputError(f"version={version!r} of a {type(address).__name__} that is open; open it at that version")
     return address
+
+
+def some_of(memory: protocols.Memory, where: Where) -> protocols.Memory:
+    """The passages of a memory that satisfy a condition, as a memory.
+
+    Raises: as ``model.filtered``; InputError if no passage does.
+    """
+    from latentrag.model import filtered
+    from latentrag.protocols import is_filtered
+
+    found = filtered(memory, where)
+    if is_filtered(found):
+        found.require_some()
+    return found
 
 
 def live_memory(name: Source | Memory, *, version: int | str | None = None) -> LiveMemory:

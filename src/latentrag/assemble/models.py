@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from latentrag import io
 from latentrag.addresses import memory_for
 from latentrag.assemble.card import card
-from latentrag.assemble.memories import memory_at
+from latentrag.assemble.memories import memory_at, some_of
 from latentrag.assemble.model_file import FILE_NAME, ModelFile
 from latentrag.assemble.parts import ModelSpec, Parts, Source, load_passage_encoder, open_parts
 from latentrag.errors import InputError, ModelError
@@ -26,6 +26,7 @@ from latentrag.protocols import KeepsPassages, SavableRetriever
 if TYPE_CHECKING:
     import torch
 
+    from latentrag.conditions import Where
     from latentrag.confidence import Calibration
     from latentrag.protocols import Memory, Retriever, SavablePart, Scores
     from latentrag.rag import Rag
@@ -38,6 +39,7 @@ def load(
     memory: Source | Memory,
     version: int | str | None = None,
     num_given: int | None = None,
+    where: Where | None = None,
     passage_encoder: Source | None = None,
     variant: Variant | None = None,
     k: int | None = None,
@@ -64,6 +66,7 @@ def load(
             newest.
         num_given: every question comes with passages of its own (``Question.passages``), as many as this at most; they
             are scored by the model's encoders, or by words, and no memory is opened. None: the memory is searched.
+        where: a condition that all passages retrieved satisfy, as for ``Rag.answer``, which may name another beside it.
         passage_encoder: what encodes these passages; None: the model's own. A model that was trained over a memory has
             none: its query encoder goes with the encoder that made the memory.
         variant: "sequence" or "token"; None: as the model says, else "sequence".
@@ -88,7 +91,7 @@ def load(
             the folder.
         passage_cache_folder_bytes: how large the folder may become; what was used longest ago is deleted.
     Raises: ModelError or MemoryStoreError for what cannot be opened; EncoderMismatchError if they do not fit;
-        InputError for options that cannot be.
+        InputError for options that cannot be, or a condition that no passage satisfies.
     """
     from latentrag.rag import Rag
 
@@ -98,6 +101,7 @@ def load(
         memory_for(memory, source),
         version=version,
         num_given=num_given,
+        where=where,
         passage_encoder=passage_encoder,
         retriever=retriever,
         places=places,
@@ -132,6 +136,7 @@ def load_retriever(
     memory: Source | Memory,
     version: int | str | None = None,
     num_given: int | None = None,
+    where: Where | None = None,
     passage_encoder: Source | None = None,
     retriever: str | None = None,
     device: str = "auto",
@@ -140,7 +145,7 @@ def load_retriever(
     """The retriever of a model over its memory; the generator is not opened.
 
     Args:
-        source, memory, version, num_given, passage_encoder, retriever, device, encoder_device: as for ``load``.
+        source, memory, version, num_given, where, passage_encoder, retriever, device, encoder_device: as for ``load``.
     Raises: as ``load``.
     """
     return _retrieving(
@@ -148,6 +153,7 @@ def load_retriever(
         memory_for(memory, source),
         version=version,
         num_given=num_given,
+        where=where,
         passage_encoder=passage_encoder,
         retriever=retriever,
         places=Places.of(device, encoder_device=encoder_device),
@@ -161,6 +167,7 @@ def _retrieving(
     *,
     version: int | str | None,
     num_given: int | None,
+    where: Where | None,
     passage_encoder: Source | None,
     retriever: str | None,
     places: Places,
@@ -176,7 +183,11 @@ def _retrieving(
 
     if retriever is not None:
         RETRIEVERS[retriever]  # refused before anything is opened
+    if num_given is not None and where is not None:
+        raise InputError("where has no effect, since the passages come with the questions; leave it out")
     opened = memory_at(memory, version=version) if num_given is None else None
+    if opened is not None and where is not None:
+        opened = some_of(opened, where)
     parts = open_parts(source, places, settings)
     name = retriever or parts.file.retriever
     if opened is None:

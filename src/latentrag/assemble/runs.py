@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from latentrag import io
 from latentrag.assemble.given import with_texts
-from latentrag.assemble.memories import open_memory
+from latentrag.assemble.memories import open_memory, some_of
 from latentrag.assemble.models import load, prompt_settings, save, with_parts
 from latentrag.assemble.parts import ModelSpec, Source, content_key
 from latentrag.assemble.training import check_trainable, generator_for_training, retriever_for_training
@@ -54,6 +54,7 @@ class Setup(RunOptions):
     Attributes:
         data: files of examples to train on, one or several; see ``read_examples``.
         memory: a path or "demo". A run keeps to the version that it began with.
+        where: a condition that the passages retrieved satisfy, as for ``latentrag.load``.
         model: as for ``latentrag.load``.
         retriever: a name in ``RETRIEVERS``, or as the model says.
         instruction, template: the generator's prompt, as for ``latentrag.load``.
@@ -63,6 +64,7 @@ class Setup(RunOptions):
     data: tuple[Path, ...]
     memory: Source
     model: Source | ModelSpec
+    where: str | None = None
     retriever: str | None = None
     instruction: str | None = None
     template: Source | None = None
@@ -94,8 +96,9 @@ def train(
     epochs = 1.0 if setup.epochs is None else setup.epochs
     options = options_from(given, epochs, len(examples))
     check_used(setup, given, options)
-    if setup.null_passage is not None and options.closed_book:
-        raise InputError("--null-passage has no effect, since closed book reads no passages; leave it out")
+    for flag, value in {"--null-passage": setup.null_passage, "--where": setup.where}.items():
+        if value is not None and options.closed_book:
+            raise InputError(f"{flag} has no effect, since closed book reads no passages; leave it out")
     before = checkpoint.read_request(setup.out, resume=resume)
     memory = _memory(setup, before)
     if setup.passages_from is not None and memory is not None:
@@ -220,6 +223,7 @@ def _training(
         "adapter": None if lora is None else f"LoRA of rank {lora.rank}, on {lora.scope}",
         "memory": None if memory is None else f"{Path(memory.name).name}, version {memory.version}",
         "passages": None if setup.passages_from is None else "those that come with each question",
+        "condition on passages": setup.where,
         "development set": None if dev is None or best is None else f"{dev.name}, {best:.4f} nats per token",
     }
 
@@ -237,9 +241,16 @@ def _save(rag: Rag, folder: Path, training: Mapping[str, object], *, refreshed: 
 
 def _memory(setup: Setup, before: Mapping[str, Any] | None) -> Memory | None:
     """The memory at the version of the run; None where passages come with the questions."""
-    if setup.passages_from is not None and not setup.passages_from.startswith(IDS):
-        return None
-    return open_memory(setup.memory, version=None if before is None else (before["memory"] or {}).get("version"))
+    if setup.passages_from is not None:
+        if setup.where is not None:
+            raise InputError("--where has no effect, since the passages come with the questions; leave it out")
+        if not setup.passages_from.startswith(IDS):
+            return None
+    memory = open_memory(setup.memory, version=None if before is None else (before["memory"] or {}).get("version"))
+    if setup.where is None:
+        return memory
+    some: Any = some_of(memory, setup.where)  # as far as a run needs one, a memory in a folder too
+    return cast("Memory", some)
 
 
 def _num_given(setup: Setup, examples: Sequence[Example]) -> int | None:
@@ -392,6 +403,7 @@ def _request(
         "answers_from": setup.answers_from,
         "truncate": setup.truncate or None,
         "passages_from": setup.passages_from,
+        "where": setup.where,
         "memory": None
         if memory is None
         else {

@@ -18,6 +18,7 @@ from latentrag.cli.output import working
 from latentrag.errors import InputError
 from latentrag.options import (
     DEMO,
+    FilterOptions,
     Given,
     MemoryOptions,
     ModelOptions,
@@ -176,6 +177,7 @@ def open_rag(
     memory: MemoryOptions,
     version: VersionOptions,
     place: PlaceOptions | None = None,
+    which: FilterOptions | None = None,
     *,
     num_given: int | None = None,
     passage_encoder: str | None = None,
@@ -188,6 +190,7 @@ def open_rag(
             memory=memory.memory,
             version=version.as_of,
             num_given=num_given,
+            where=None if which is None else which.where,
             passage_encoder=passage_encoder,
             **loading(model),
             **asdict(place or PlaceOptions()),

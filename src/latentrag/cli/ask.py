@@ -15,6 +15,7 @@ from latentrag.options import (
     ConfidenceOptions,
     DecodingOptions,
     EvidenceOptions,
+    FilterOptions,
     Given,
     MemoryOptions,
     ModelOptions,
@@ -29,6 +30,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="The question, in quotes.")],
     memory: MemoryOptions,
     version: VersionOptions,
+    which: FilterOptions,
     model: ModelOptions,
     place: PlaceOptions,
     how: OneAnswerOptions,
@@ -39,7 +41,7 @@ def ask(
 ) -> None:
     """Answer a question, with the answer's probability and sources."""
     arg.check_text(question, "question")
-    rag = arg.open_rag(model, memory, version, place)
+    rag = arg.open_rag(model, memory, version, place, which)
     with working("answering"):
         answer = rag.answer(question, **asdict(how), **asdict(evidence), **asdict(confidence), **decoding)
     if as_json:
@@ -55,6 +57,7 @@ def classify(
     labels: Annotated[list[str], typer.Argument(help="Two or more labels, each in quotes.")],
     memory: MemoryOptions,
     version: VersionOptions,
+    which: FilterOptions,
     model: ModelOptions,
     place: PlaceOptions,
     how: AskOptions,
@@ -64,7 +67,7 @@ def classify(
     arg.check_text(question, "question")
     for label in labels:
         arg.check_text(label, "label")
-    rag = arg.open_rag(model, memory, version, place)
+    rag = arg.open_rag(model, memory, version, place, which)
     with working("comparing the labels"):
         result = rag.classify(question, labels, k=how.k, variant=how.variant)
     if as_json:

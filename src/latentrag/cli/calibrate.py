@@ -18,6 +18,7 @@ from latentrag.errors import InputError
 from latentrag.options import (
     AnswerOptions,
     DecodingOptions,
+    FilterOptions,
     Given,
     MemoryOptions,
     ModelOptions,
@@ -39,6 +40,7 @@ def calibrate(
     data: arg.QuestionFiles,
     memory: MemoryOptions,
     version: VersionOptions,
+    which: FilterOptions,
     model: ModelOptions,
     place: PlaceOptions,
     reading: RowOptions,
@@ -79,7 +81,7 @@ def calibrate(
     source = arg.model_source(model)
     folder = _folder(source, out)
     rows = folder.with_name(f"{folder.name}.calibration.jsonl") if rows is None else rows
-    rag = arg.open_rag(model, memory, version, place)
+    rag = arg.open_rag(model, memory, version, place, which)
     rag.calibration = None
     rag.variant, rag.k = how.variant or rag.variant, how.k or rag.k
     about = {

@@ -18,6 +18,7 @@ from latentrag.errors import InputError
 from latentrag.options import (
     AnswerOptions,
     DecodingOptions,
+    FilterOptions,
     Given,
     GivenOptions,
     MemoryOptions,
@@ -43,6 +44,7 @@ def evaluate(
     ],
     memory: MemoryOptions,
     version: VersionOptions,
+    which: FilterOptions,
     model: ModelOptions,
     place: PlaceOptions,
     reading: RowOptions,
@@ -76,8 +78,8 @@ def evaluate(
     data, model = _data_and_model(what, model)
     if "num_best" in decoding:
         raise InputError("--best has no effect, since the best answer alone is measured; leave it out")
-    common: Any = {"memory": memory, "version": version, "model": model, "place": place, "how": how}
-    common |= {"limit": limit, "batch_size": batch_size, "out": out}
+    common: Any = {"memory": memory, "version": version, "which": which, "model": model, "place": place}
+    common |= {"how": how, "limit": limit, "batch_size": batch_size, "out": out}
     with _kept(out):
         if ranking.retrieval_only:
             from latentrag.cli.retrieval import measured
@@ -119,6 +121,7 @@ def _measured(
     *,
     memory: MemoryOptions,
     version: VersionOptions,
+    which: FilterOptions,
     model: ModelOptions,
     place: PlaceOptions,
     how: AnswerOptions,
@@ -133,6 +136,7 @@ def _measured(
     from latentrag.training.tasks import read_task
 
     of_passages = {"--as-of": version.as_of, "--retriever": model.retriever, "--passages-from": given.passages_from}
+    of_passages["--where"] = which.where
     of_passages["--null-passage"] = None if model.null_passage is None else str(model.null_passage)
     for flag, value in of_passages.items():
         if closed_book and value is not None:
@@ -141,7 +145,7 @@ def _measured(
     source = arg.model_source(model)
     examples = read_task(data, reading, passages_from=given.passages_from, say=say).rows[:limit]
     examples, num_given = with_given(examples, given, memory, version, model)
-    rag = arg.open_rag(model, memory, version, place, num_given=num_given, passage_encoder=passage_encoder)
+    rag = arg.open_rag(model, memory, version, place, which, num_given=num_given, passage_encoder=passage_encoder)
     examples = usable(
         examples,
         name=data,
@@ -162,6 +166,7 @@ def _measured(
         **({"answers_from": reading.answers_from} if reading.answers_from else {}),
         **({"passages_from": given.passages_from} if given.passages_from else {}),
         **({"passage_encoder": passage_encoder} if passage_encoder else {}),
+        **({"where": which.where} if which.where else {}),
         **assemble.prompt_settings(model.instruction, model.template),
         **({} if model.null_passage is None else {"null_passage": model.null_passage}),
     }

@@ -12,7 +12,7 @@ from latentrag import assemble
 from latentrag.addresses import memory_for
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, print_line, say, working
-from latentrag.options import GeneratorOptions, MakingOptions, VersionOptions
+from latentrag.options import FilterOptions, GeneratorOptions, MakingOptions, VersionOptions
 
 if TYPE_CHECKING:
     from latentrag.questions import Made
@@ -25,6 +25,7 @@ def make_questions(
         Path, typer.Option(help="File PAIRS.jsonl for the pairs; the same command continues an interrupted run.")
     ],
     version: VersionOptions,
+    which: FilterOptions,
     generator: GeneratorOptions,
     making: MakingOptions,
     prompt: Annotated[
@@ -44,11 +45,14 @@ def make_questions(
     asks = Prompt.read(prompt)
     with working("loading the generator and the memory"), arg.uncollected():
         opened = assemble.memory_at(memory_for(memory, generator.model), version=version.as_of)
+        if which.where is not None:
+            opened = assemble.some_of(opened, which.where)
         writer = Writer(assemble.load_generator(generator.model, device=generator.device, dtype=generator.dtype), asks)
     about = {
         "model": generator.model,
         "model_files": assemble.content_key(generator.model),
         "memory": memory,
+        **({"where": which.where} if which.where else {}),
         "dtype": generator.dtype,
         "prompt": asdict(asks),
     }

@@ -14,6 +14,7 @@ from latentrag.cli.output import say, working
 from latentrag.errors import InputError
 from latentrag.options import (
     AnswerOptions,
+    FilterOptions,
     GivenOptions,
     MemoryOptions,
     ModelOptions,
@@ -77,6 +78,7 @@ def measured(
     *,
     memory: MemoryOptions,
     version: VersionOptions,
+    which: FilterOptions,
     model: ModelOptions,
     place: PlaceOptions,
     how: AnswerOptions,
@@ -100,7 +102,7 @@ def measured(
     )
     from latentrag.evaluation.trec import read_run, write_qrels, write_run
 
-    _check(ranking, how, unused, given, model, version)
+    _check(ranking, how, unused, given, model, version, which)
     examples, qrels = _examples(data, ranking, reading, given, limit)
     about: dict[str, object] = {"prefix_field": reading.prefix_field, "reading": reading.task}
     common: dict[str, Any] = {"unit": ranking.by, "qrels": qrels}
@@ -117,6 +119,7 @@ def measured(
                 memory=memory.memory,
                 version=version.as_of,
                 num_given=num_given,
+                where=which.where,
                 passage_encoder=passage_encoder,
                 retriever=model.retriever,
                 device=place.device,
@@ -129,6 +132,7 @@ def measured(
             "memory": None if num_given is not None else place_of(memory_for(memory.memory, model.model)),
             "retriever": type(retriever).__name__,
             "passages_from": given.passages_from,
+            **({"where": which.where} if which.where else {}),
         }
         result = evaluate_retrieval(
             retriever,
@@ -154,6 +158,7 @@ def _check(
     given: GivenOptions,
     model: ModelOptions,
     version: VersionOptions,
+    which: FilterOptions,
 ) -> None:
     of_answers = {f"--{name}": getattr(how, name) != getattr(AnswerOptions(), name) for name in _GENERATOR}
     for flag, is_given in {**of_answers, **unused}.items():
@@ -161,7 +166,7 @@ def _check(
             raise InputError(f"{flag} has no effect with --retrieval-only, which opens no generator; leave it out")
     if ranking.run_in is None:
         return
-    found = {"-k": how.k, "--retriever": model.retriever, "--as-of": version.as_of}
+    found = {"-k": how.k, "--retriever": model.retriever, "--as-of": version.as_of, "--where": which.where}
     for flag, value in {**found, "--passages-from": given.passages_from}.items():
         if value is not None:
             raise InputError(f"{flag} has no effect with --run-in, which holds what was retrieved; leave it out")

@@ -15,7 +15,15 @@ import typer
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
 from latentrag.errors import DataError, InputError
-from latentrag.options import AskOptions, EvidenceOptions, MemoryOptions, ModelOptions, PlaceOptions, VersionOptions
+from latentrag.options import (
+    AskOptions,
+    EvidenceOptions,
+    FilterOptions,
+    MemoryOptions,
+    ModelOptions,
+    PlaceOptions,
+    VersionOptions,
+)
 from latentrag.records import score_record
 from latentrag.types import Variant
 
@@ -42,6 +50,7 @@ def score(
     *,
     memory: MemoryOptions,
     version: VersionOptions,
+    which: FilterOptions,
     model: ModelOptions,
     place: PlaceOptions,
     how: AskOptions,
@@ -56,7 +65,7 @@ def score(
     from rich.console import Console
 
     with _opened(file) as lines:
-        rag = arg.open_rag(model, memory, version, place)
+        rag = arg.open_rag(model, memory, version, place, which)
         name = "standard input" if file == STANDARD_INPUT else file
         num_scored = 0
         # Nobody needs a count who sees the results themselves, and both on one terminal would collide.

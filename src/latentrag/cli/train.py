@@ -14,7 +14,7 @@ import typer
 from latentrag.addresses import memory_for
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
-from latentrag.options import DEMO, Given, MemoryOptions, ModelOptions
+from latentrag.options import DEMO, FilterOptions, Given, MemoryOptions, ModelOptions
 from latentrag.training.options import RunOptions, TrainingOptions
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def train(
     data: arg.QuestionFiles,
     *,
     memory: MemoryOptions,
+    which: FilterOptions,
     model: ModelOptions,
     run_options: RunOptions,
     training: Given[TrainingOptions],
@@ -46,6 +47,7 @@ def train(
     setup = Setup(
         data=tuple(data),
         memory=address,
+        where=which.where,
         model=arg.model_source(model),
         **arg.loading(model),
         **asdict(run_options),

@@ -1,5 +1,6 @@
 """The non-parametric memory: passages and their vectors in a versioned table, and indexes to search it."""
 
+from latentrag.memory.filtered import FilteredMemory
 from latentrag.memory.history import Diff, Version
 from latentrag.memory.live import LiveMemory
 from latentrag.memory.memory import Memory, add
@@ -11,6 +12,7 @@ __all__ = [
     "Added",
     "Diff",
     "EncoderCard",
+    "FilteredMemory",
     "LiveMemory",
     "LocalDisk",
     "Memory",

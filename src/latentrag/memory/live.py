@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from latentrag.conditions import Where
+from latentrag.memory.filtered import FilteredMemory
 from latentrag.memory.memory import Memory
 
 if TYPE_CHECKING:
@@ -64,6 +66,14 @@ class LiveMemory:
 
     def _searching(self) -> list[QueryEncoder]:
         return [encoder for each in self._encoders if (encoder := each()) is not None]
+
+    def where(self, where: Where) -> FilteredMemory:
+        """As ``Memory.where``, of whichever memory is there."""
+        return FilteredMemory(self).where(where)
+
+    def only(self, scope: Where) -> FilteredMemory:
+        """As ``Memory.only``, of whichever memory is there."""
+        return FilteredMemory(self).only(scope)
 
     # As a memory
 

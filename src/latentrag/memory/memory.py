@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,9 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from latentrag import io
+from latentrag.conditions import Condition, Where
 from latentrag.errors import IndexDamagedError, InputError, MemoryStoreError, ShapeError
 from latentrag.ids import names_over
 from latentrag.memory import history, version_files
+from latentrag.memory.columns import Columns
+from latentrag.memory.filtered import KEPT_SELECTIONS, FilteredMemory, Selection, Within
 from latentrag.memory.history import Diff, Version
 from latentrag.memory.indexes import BuiltIndex, BuiltWords, Hits, Index, IndexSupply, build_index
 from latentrag.memory.indexes.words import sizes
@@ -57,6 +61,9 @@ class Memory:
         self._rows_by_id: RowsByName | None = None
         self._rows_under: RowsByName | None = None
         self._rows_lock = threading.Lock()
+        self.columns = Columns(table)
+        self._selections: OrderedDict[str, Selection] = OrderedDict()
+        self._selections_lock = threading.Lock()
 
     @classmethod
     def create(cls, path: Place, encoder: PassageEncoder) -> Memory:
@@ -194,6 +201,31 @@ class Memory:
                 self._rows_by_id = RowsByName.of(self._table)
             return self._rows_by_id
 
+    # Conditions on fields
+
+    def where(self, where: Where) -> FilteredMemory:
+        """The passages that satisfy a condition on their fields (``latentrag.conditions``), as a memory.
+
+        Raises: as ``FilteredMemory.where``.
+        """
+        return FilteredMemory(self).where(where)
+
+    def only(self, scope: Where) -> FilteredMemory:
+        """As if there were no passages but those that satisfy a condition: see ``FilteredMemory.scope``."""
+        return FilteredMemory(self).only(scope)
+
+    def selection(self, condition: Condition) -> Selection:
+        """Which passages satisfy a condition. The first call reads the fields of all, which stay in RAM."""
+        name = str(condition)  # in Python 1 and true are equal
+        with self._selections_lock:
+            if name not in self._selections:
+                mask = self.columns.mask(condition)
+                self._selections[name] = Selection(mask, self.columns.row_ids[mask])
+                if len(self._selections) > KEPT_SELECTIONS:
+                    self._selections.popitem(last=False)
+            self._selections.move_to_end(name)
+            return self._selections[name]
+
     # Versions
 
     def number_of(self, which: int | str | None) -> int | None:
@@ -252,7 +284,7 @@ class Memory:
         """
         self.card.check_query_encoder(query_encoder)
 
-    def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
+    def search(self, q: npt.NDArray[np.float32], k: int, *, within: Within | None = None) -> SearchResult:
         """The K passages with the largest inner products d(z)·q; equal scores as they were added.
 
         With the index flat these are the K largest of all; the others may miss some. The scores are exact with each:
@@ -261,41 +293,48 @@ class Memory:
 
         Args:
             q: (B, D) float32, B ≥ 1.
+            within: which passages are searched, k or more; None: all. See ``where``.
         Raises: InputError if k < 1, k > len(self) or q is not finite; ShapeError; MemoryStoreError if empty.
         """
         require_unforked(MemoryStoreError)  # faiss's threads do not come along
         q = np.asarray(q, dtype=np.float32)
         self._check_query(q, k)
-        row_ids, vectors, scores = self._hits(q, k)
+        row_ids, vectors, scores = self._hits(q, k, within)
         by_row = self._passages(np.unique(row_ids))
         passages = [[by_row[row] for row in rows] for rows in row_ids.tolist()]
         return SearchResult(passages=passages, vectors=vectors, scores=scores, version=self.version)
 
-    def search_words(self, x: Sequence[str], k: int, *, scale: float = 1.0) -> WordResult:
-        """As ``protocols.SearchesWords``. Safe to call from several threads."""
-        index = self.words()
+    def search_words(self, x: Sequence[str], k: int, *, scale: float = 1.0, within: Within | None = None) -> WordResult:
+        """As ``protocols.SearchesWords``. Safe to call from several threads. Args: within: as for ``search``."""
+        index, kept = self._words_of(within)
         rows, scores = np.empty((len(x), k), np.int64), np.empty((len(x), k), np.float32)
         for b, question in enumerate(x):
-            found = index.filled(question, k, scale=scale)
+            found = index.filled(question, k, scale=scale, kept=kept)
             rows[b], scores[b] = index.row_ids[found.places], found.scores
         by_row = self._passages(np.unique(rows))
         return WordResult([[by_row[row] for row in of_one] for of_one in rows.tolist()], rows, scores, self.version)
 
-    def word_scores(self, x: Sequence[str], rows: Sequence[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.float64]]:
-        """As ``protocols.SearchesWords``. Safe to call from several threads."""
-        index = self.words()
+    def word_scores(
+        self, x: Sequence[str], rows: Sequence[npt.NDArray[np.int64]], *, within: Within | None = None
+    ) -> list[npt.NDArray[np.float64]]:
+        """As ``protocols.SearchesWords``. Safe to call from several threads. Args: within: as for ``search``."""
+        index, _ = self._words_of(within)
         return [index.scores(question, index.places_of(each)) for question, each in zip(x, rows, strict=True)]
 
-    def candidates(self, q: npt.NDArray[np.float32], x: Sequence[str], num: int) -> Candidates:
+    def candidates(
+        self, q: npt.NDArray[np.float32], x: Sequence[str], num: int, *, within: Within | None = None
+    ) -> Candidates:
         """As ``protocols.SearchesWords``, with those of ``search``. Safe to call from several threads.
 
+        Args: within: as for ``search``.
         Raises: as ``search``.
         """
         q = np.asarray(q, dtype=np.float32)
         self._check_query(q, num)
-        index, hits = self.words(), self._hits(q, num)
+        (index, kept), hits = self._words_of(within), self._hits(q, num, within)
         rows = [
-            np.union1d(hits.row_ids[b], index.row_ids[index.best(question, num).places]) for b, question in enumerate(x)
+            np.union1d(hits.row_ids[b], index.row_ids[index.best(question, num, kept=kept).places])
+            for b, question in enumerate(x)
         ]
         distinct = np.unique(np.concatenate(rows))
         by_row, vectors = self._passages(distinct), self._vectors(distinct)
@@ -303,7 +342,7 @@ class Memory:
             [[by_row[row] for row in of_one.tolist()] for of_one in rows],
             rows,
             [vectors[np.searchsorted(distinct, of_one)] for of_one in rows],
-            self.word_scores(x, rows),
+            self.word_scores(x, rows, within=within),
             self.version,
         )
 
@@ -329,6 +368,14 @@ class Memory:
                 self._words = self._indexes.words.index_for(self._table, folder, progress=progress)
             return self._words
 
+    def _words_of(self, within: Within | None) -> tuple[WordIndex, npt.NDArray[np.bool_] | None]:
+        """The index of the words of what may be known of, and which of its places may be found."""
+        index = self.words()
+        if within is None:
+            return index, None
+        index = index if within.among is None else within.among.words(index)
+        return index, within.left.places(index)
+
     @property
     def has_words(self) -> bool:
         """Whether its index of words is loaded."""
@@ -352,14 +399,14 @@ class Memory:
         if k > len(self):
             raise InputError(f"k={k} exceeds the memory's {len(self)} passages; lower k or add passages")
 
-    def _hits(self, q: npt.NDArray[np.float32], k: int) -> Hits:
+    def _hits(self, q: npt.NDArray[np.float32], k: int, within: Within | None) -> Hits:
         """A damaged index is done without; nothing is lost but time."""
         index = self.index
         try:
-            return index.search(q, k)
+            return (index if within is None else within.left.index(index)).search(q, k)
         except IndexDamagedError as error:
             self._do_without(index, error)
-        return self.index.search(q, k)
+        return self._hits(q, k, within)
 
     def _passages(self, row_ids: npt.NDArray[np.int64]) -> dict[int, Passage]:
         """(n,) rows of this version, all different, by row id: from beside the index what is there."""

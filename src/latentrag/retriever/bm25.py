@@ -13,7 +13,7 @@ import torch
 from latentrag.errors import InputError, MemoryStoreError
 from latentrag.place import Places
 from latentrag.postings import WordIndex, segment_of
-from latentrag.protocols import Memory, SavablePart, SearchesWords
+from latentrag.protocols import Memory, SavablePart, SearchesWords, is_filtered
 from latentrag.retriever.dense import check_hindsight
 from latentrag.types import Asked, Candidates, Passage, Retrieved, WordResult, question_texts, singles
 
@@ -36,7 +36,8 @@ class BM25Retriever:
     added. English questions have the scores that words alone have.
 
     A memory that keeps an index of its words is searched by that; of another one is built in RAM on the first
-    retrieval, and anew after each exchange. Safe to call from several threads.
+    retrieval, and anew after each exchange. Passages that satisfy a condition have the scores that they have among all.
+    Safe to call from several threads.
     """
 
     kind = "bm25"
@@ -71,7 +72,7 @@ class BM25Retriever:
         Raises: InputError for no question, an empty one, k < 1 or k > len(memory); MemoryStoreError if it is empty.
         """
         memory, questions = self.memory.snapshot(), question_texts(x)
-        _check(memory, questions, k)
+        k = _checked(memory, questions, k)
         found = self._words(memory).search_words(questions, k, scale=self.scale)
         return self._retrieved(found.passages, found.scores, memory)
 
@@ -84,7 +85,7 @@ class BM25Retriever:
         Raises: as ``retrieve``; InputError for num_hindsight < 0 or k + num_hindsight > len(memory).
         """
         memory, questions = self.memory.snapshot(), question_texts(x)
-        _check(memory, questions, k)
+        k = _checked(memory, questions, k)
         check_hindsight(memory, k, num_hindsight)
         words = self._words(memory)
         found = words.search_words(questions, k, scale=self.scale)
@@ -163,13 +164,18 @@ def bm25(parts: ModelParts, memory: Memory, places: Places, *, scale: float = 1.
     return BM25Retriever(memory, scale=scale, device=places.memory.device)
 
 
-def _check(memory: Memory, questions: Sequence[str], k: int) -> None:
+def _checked(memory: Memory, questions: Sequence[str], k: int) -> int:
+    """How many passages are retrieved: k, or all that satisfy a condition if there are fewer."""
     if not questions:
         raise InputError("got no question; needed at least one")
     if k < 1:
         raise InputError(f"k={k} passages cannot be retrieved; choose 1 or more")
+    if is_filtered(memory):
+        memory.require_some()
+        return min(k, len(memory))
     num_passages = len(memory)
     if not num_passages:
         raise MemoryStoreError(f"the memory has no passages at version {memory.version}; add some")
     if k > num_passages:
         raise InputError(f"k={k} exceeds the memory's {num_passages} passages; lower k or add passages")
+    return k

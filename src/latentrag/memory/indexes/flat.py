@@ -75,6 +75,11 @@ class FlatIndex:
     def without(self, row_ids: npt.NDArray[np.int64]) -> FlatIndex:
         return replace(self, live=LiveRows.of(len(self.row_ids), Places.of(self.row_ids).of_rows(row_ids)))
 
+    def only(self, row_ids: npt.NDArray[np.int64]) -> FlatIndex:
+        places = Places.of(self.row_ids)
+        kept = places.of_rows(row_ids[places.known(row_ids)])
+        return replace(self, live=LiveRows.alone(len(self.row_ids), kept))
+
     def search(self, q: npt.NDArray[np.float32], k: int) -> Hits:
         """The K rows of largest d·q, exactly. q: (B, D) float32, B ≥ 1; 1 ≤ k ≤ len(self)."""
         q = np.ascontiguousarray(q, dtype=np.float32)
@@ -146,6 +151,9 @@ class RevisedIndex:
             if chosen.any():
                 vectors[chosen] = index.vectors_of(row_ids[chosen])
         return vectors
+
+    def only(self, row_ids: npt.NDArray[np.int64]) -> RevisedIndex:
+        return RevisedIndex(self.kept.only(row_ids), self.added.only(row_ids))
 
 
 def revised(base: BaseIndex, removed: npt.NDArray[np.int64], added: Rows) -> Index:

@@ -75,6 +75,11 @@ class Index(Protocol):
         """(n, D) of these rows (n,), all of which it has, as ``search`` returns them."""
         ...
 
+    def only(self, row_ids: npt.NDArray[np.int64]) -> Index:
+        """The same index, sharing its data, that returns these rows of it alone, one or more, ascending; others are
+        passed over."""
+        ...
+
 
 class BaseIndex(Index, Protocol):
     """An index as it was built, which can leave out rows that were deleted since."""
@@ -194,21 +199,35 @@ class LiveRows:
         mask: (N,) bool.
         count: the number of True in ``mask``.
         selector: the mask as a faiss ``IDSelector``.
+        scatter: how many rows of the index there are for each that satisfies a condition: as much further the best of
+            these lie apart. 1 where there is none.
     """
 
     mask: npt.NDArray[np.bool_]
     count: int
     selector: object
+    scatter: float = 1.0
 
     @classmethod
     def of(cls, num_rows: int, removed: npt.NDArray[np.int64]) -> LiveRows:
         """All positions but those removed."""
-        import faiss
-
         mask = np.ones(num_rows, np.bool_)
         mask[removed] = False
+        return cls._of_mask(mask, 1.0)
+
+    @classmethod
+    def alone(cls, num_rows: int, kept: npt.NDArray[np.int64]) -> LiveRows:
+        """These positions, which satisfy a condition."""
+        mask = np.zeros(num_rows, np.bool_)
+        mask[kept] = True
+        return cls._of_mask(mask, num_rows / max(1, len(kept)))
+
+    @classmethod
+    def _of_mask(cls, mask: npt.NDArray[np.bool_], scatter: float) -> LiveRows:
+        import faiss
+
         bits = np.packbits(mask, bitorder="little")
-        return cls(mask, int(np.count_nonzero(mask)), faiss.IDSelectorBitmap(bits))
+        return cls(mask, int(np.count_nonzero(mask)), faiss.IDSelectorBitmap(bits), scatter)
 
 
 # Scores

@@ -154,7 +154,8 @@ class IvfRabitq:
         turned, norm = self.rotation.apply(q[None]), np.linalg.norm(q)
         asked = np.zeros((1, self.coarse.d), np.float32)
         asked[0, : len(q)], asked[0, len(q)] = turned[0], norm
-        probes = min(round(self.effort * self.num_probes), len(self.centroids))
+        scatter = 1.0 if live is None else live.scatter
+        probes = min(round(self.effort * scatter * self.num_probes), len(self.centroids))
         while True:
             promise, chosen = (part[0] for part in self.coarse.search(asked, probes))
             at_most = promise + MORE_DEVIATIONS / DEVIATIONS * norm * self.bonuses[chosen]

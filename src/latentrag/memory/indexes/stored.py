@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 8 << 20
 """How much is read at a time when all rows are wanted."""
+ROWS_READ = 4_096
+"""Where no more rows than this satisfy a condition, all are scored."""
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -254,6 +256,10 @@ class StoredIndex:
     def without(self, row_ids: npt.NDArray[np.int64]) -> StoredIndex:
         return replace(self, live=LiveRows.of(len(self.row_ids), self.places.of_rows(row_ids)))
 
+    def only(self, row_ids: npt.NDArray[np.int64]) -> StoredIndex:
+        kept = self.places.of_rows(row_ids[self.places.known(row_ids)])
+        return replace(self, live=LiveRows.alone(len(self.row_ids), kept))
+
     def rows(self, row_ids: npt.NDArray[np.int64]) -> Rows:
         """Some of its rows, by their ids. Raises: IndexDamagedError."""
         return Rows(row_ids, self.vectors.read(self.places.of_rows(row_ids)).astype(np.float16))
@@ -283,6 +289,10 @@ class StoredIndex:
         return stacked([self._search_one(one, k) for one in q])
 
     def _search_one(self, q: npt.NDArray[np.float32], k: int) -> Hits:
+        if self.live is not None and self.live.scatter > 1 and len(self) <= ROWS_READ:
+            positions = np.flatnonzero(self.live.mask)
+            vectors = self.vectors.read(positions)
+            return best(self.row_ids[positions], vectors, exact_scores(vectors, q), k)
         num = min(self.proposer.num_rescored(k), len(self))
         scaled = q / (np.abs(q).max() or 1.0)  # which rows are best is the same, and squares stay finite
         positions = np.sort(self.proposer.propose(scaled, num, self.live))

@@ -1,0 +1,252 @@
+"""Some passages of a memory as a memory of their own: those that satisfy a condition on their fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import compress, islice
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import numpy as np
+
+from latentrag.conditions import Condition, Where, both, condition_of
+from latentrag.errors import InputError, MemoryStoreError
+from latentrag.memory.schema import require_known
+from latentrag.types import Passage, SearchResult
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from latentrag.memory.indexes import Index
+    from latentrag.memory.live import LiveMemory
+    from latentrag.memory.memory import Memory
+    from latentrag.memory.schema import EncoderCard
+    from latentrag.postings import WordIndex
+    from latentrag.protocols import PassageEncoder, QueryEncoder
+    from latentrag.types import Candidates, WordResult
+
+    Source: TypeAlias = Memory | LiveMemory
+
+KEPT_SELECTIONS = 8
+"""Of a version, those used last; 10 bytes of RAM a passage of the memory each."""
+TAKEN_SHARE = 0.05
+"""Where fewer of a memory's passages are left than this, looking them up is faster than reading all."""
+PASSAGES_PER_READ = 1_024
+
+
+@dataclass(slots=True, eq=False)
+class Selection:
+    """The passages of a version that satisfy a condition, N in all, n of them.
+
+    Attributes:
+        mask: (N,) in the order of the table.
+        row_ids: (n,) in the same order.
+    """
+
+    mask: npt.NDArray[np.bool_]
+    row_ids: npt.NDArray[np.int64]
+    _index: tuple[Index, Index] | None = None
+    _places: tuple[WordIndex, npt.NDArray[np.bool_]] | None = None
+    _words: tuple[WordIndex, WordIndex] | None = None
+    _sorted: npt.NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._sorted = np.sort(self.row_ids)
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    def index(self, whole: Index) -> Index:
+        """An index of all passages, restricted to these, of which there is one or more."""
+        known = self._index
+        if known is None or known[0] is not whole:
+            known = self._index = whole, whole.only(self._sorted)
+        return known[1]
+
+    def places(self, whole: WordIndex) -> npt.NDArray[np.bool_]:
+        """(places,) which places of an index of words have these passages."""
+        known = self._places
+        if known is None or known[0] is not whole:
+            known = self._places = whole, np.isin(whole.row_ids, self._sorted)
+        return known[1]
+
+    def words(self, whole: WordIndex) -> WordIndex:
+        """An index of the words of these passages, as if there were no others."""
+        known = self._words
+        if known is None or known[0] is not whole:
+            known = self._words = whole, whole.among(self.places(whole))
+        return known[1]
+
+    def has(self, row_id: int) -> bool:
+        """Whether it is one of these rows."""
+        place = int(np.searchsorted(self._sorted, row_id))
+        return place < len(self._sorted) and int(self._sorted[place]) == row_id
+
+
+class Within(NamedTuple):
+    """What is searched of a version.
+
+    Attributes:
+        left: the passages that may be found.
+        among: those that may be known of, all of ``left`` among them; None: all.
+    """
+
+    left: Selection
+    among: Selection | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FilteredMemory:
+    """The passages of ``source`` that satisfy ``scope`` and ``condition``, as a memory; of a live one those of the
+    version that is there when it is asked.
+
+    Attributes:
+        scope: what may be known of: nothing here depends on any other passage, not even a count or an error.
+        condition: which of these are searched. What else is among them still counts for how a passage is scored: the
+            prior is p_η(z|x) given that z satisfies the condition.
+    """
+
+    source: Source
+    scope: Condition | None = None
+    condition: Condition | None = None
+
+    def where(self, where: Where) -> FilteredMemory:
+        """Those that satisfy another condition, too.
+
+        Raises: InputError for a text that is no condition, a field that no passage of the scope has, or a value of a
+            kind that the field never has.
+        """
+        condition, base = condition_of(where), self.base
+        base.columns.check(condition, None if self.scope is None else base.selection(self.scope).mask)
+        return replace(self, condition=both(self.condition, condition))
+
+    def only(self, scope: Where) -> FilteredMemory:
+        """As if there were no passages but those that satisfy a condition, too; its fields may be there or not."""
+        return replace(self, scope=both(self.scope, condition_of(scope)))
+
+    def over(self, source: Source) -> FilteredMemory:
+        """The same of another memory."""
+        return replace(self, source=source)
+
+    def snapshot(self) -> FilteredMemory:
+        """Of the version that is there now."""
+        return replace(self, source=self.base)
+
+    @property
+    def base(self) -> Memory:
+        """The version that is filtered."""
+        return self.source.snapshot()
+
+    def _selection(self, base: Memory) -> Selection:
+        wanted = both(self.scope, self.condition)
+        assert wanted is not None
+        return base.selection(wanted)
+
+    def _within(self, base: Memory) -> Within:
+        return Within(self._selection(base), None if self.scope is None else base.selection(self.scope))
+
+    # As a memory
+
+    @property
+    def name(self) -> str:
+        """As ``Memory.name``."""
+        return self.source.name
+
+    @property
+    def version(self) -> int:
+        """As ``Memory.version``."""
+        return self.source.version
+
+    @property
+    def identity(self) -> str:
+        """Names what is left of what: that of another memory, version or condition differs."""
+        return f"{self.base.identity} where {both(self.scope, self.condition)}"
+
+    @property
+    def card(self) -> EncoderCard:
+        """As ``Memory.card``."""
+        return self.base.card
+
+    def __len__(self) -> int:
+        return len(self._selection(self.base))
+
+    def __repr__(self) -> str:
+        return f"FilteredMemory({self.source!r}, where={str(both(self.scope, self.condition))!r})"
+
+    def passages(self) -> Iterator[Passage]:
+        """Those that are left, in the order of the table, streamed."""
+        base = self.base
+        found = self._selection(base)
+        if len(found) > TAKEN_SHARE * len(base):
+            yield from compress(base.passages(), found.mask.tolist())
+            return
+        rows = iter(found.row_ids.tolist())
+        while chunk := list(islice(rows, PASSAGES_PER_READ)):
+            passages = base.table.take(chunk)
+            yield from (passages[row] for row in chunk)
+
+    def find(self, ids: Sequence[str]) -> dict[str, Passage]:
+        """As ``Memory.find``."""
+        base = self.base
+        found = self._selection(base)
+        return {key: passage for key, (row, passage) in base.rows(ids).items() if found.has(row)}
+
+    def get(self, ids: Sequence[str]) -> list[Passage]:
+        """As ``Memory.get``."""
+        by_id = self.find(ids)
+        require_known(ids, by_id, "not among the passages that satisfy the condition")
+        return [by_id[key] for key in ids]
+
+    def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
+        """As ``Memory.search``: the K best of those that are left, or all of them if there are fewer.
+
+        Raises: as ``Memory.search``; InputError if none is left.
+        """
+        base = self.base
+        self.require_some()
+        within = self._within(base)
+        return base.search(q, k if k < 1 else min(k, len(within.left)), within=within)
+
+    def search_words(self, x: Sequence[str], k: int, *, scale: float = 1.0) -> WordResult:
+        """As ``Memory.search_words``, of those that are left, or all of them if there are fewer than k."""
+        base = self.base
+        self.require_some()
+        within = self._within(base)
+        return base.search_words(x, min(k, len(within.left)), scale=scale, within=within)
+
+    def word_scores(self, x: Sequence[str], rows: Sequence[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.float64]]:
+        """As ``Memory.word_scores``."""
+        base = self.base
+        return base.word_scores(x, rows, within=self._within(base))
+
+    def candidates(self, q: npt.NDArray[np.float32], x: Sequence[str], num: int) -> Candidates:
+        """As ``Memory.candidates``, of those that are left."""
+        base = self.base
+        self.require_some()
+        within = self._within(base)
+        return base.candidates(q, x, num if num < 1 else min(num, len(within.left)), within=within)
+
+    def require_some(self) -> None:
+        """Raises: InputError if no passage is left; MemoryStoreError if there was none."""
+        if len(self):
+            return
+        if self.condition is None:
+            raise MemoryStoreError(f"the memory has no passages at version {self.version}")
+        raise InputError(f"0 passages satisfy {self.condition}; widen the condition")
+
+    def check(self, query_encoder: QueryEncoder) -> None:
+        """As ``Memory.check``."""
+        self.source.check(query_encoder)
+
+    def warm_up(self, *, words: bool = False) -> None:
+        """As ``Memory.warm_up``."""
+        self.base.warm_up(words=words)
+        _ = len(self)
+
+    def at(self, version: int | str | None) -> FilteredMemory:
+        """The same of another version."""
+        return replace(self, source=self.base.at(version))
+
+    def reencode(self, encoder: PassageEncoder) -> FilteredMemory:
+        """The same of a version whose passages, all of them, have other vectors; see ``Memory.reencode``."""
+        return replace(self, source=self.base.reencode(encoder))
