@@ -290,11 +290,11 @@ def test_an_unclosed_quote_costs_bounded_memory(tmp_path):
 def test_large_files_are_read_in_constant_memory(tmp_path, name, row):
     path = tmp_path / name
     with path.open("w") as file:
-        file.writelines(row % (i, f"word {'x' * 2600}") for i in range(20_000))
-    assert path.stat().st_size > 50e6
+        file.writelines(row % (i, f"word {'x' * 2600}") for i in range(4_000))
+    assert path.stat().st_size > 10e6
     tracemalloc.start()
     (last,) = deque((z for document in read(path) for z in split(document)), maxlen=1)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert last.id.startswith("19999")
+    assert last.id.startswith("3999")
     assert peak_bytes < 1e6  # a few rows of 2.5 kB and the file's buffer, measured at about a tenth of this

@@ -3,7 +3,9 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from latentrag.retriever import DenseRetriever
 from latentrag.training import checkpoint
 from latentrag.training.data import Example
 from latentrag.training.log import read_log
-from latentrag.training.loop import Trainer
+from latentrag.training.loop import Outcome, Trainer
 from latentrag.training.options import TrainingOptions
 from latentrag.types import Passage
 from tests import tiny
@@ -91,6 +93,22 @@ def trainer(parts: Path, run: Path, *, options=OPTIONS, kind="llama", lora=None,
     if options.closed_book:
         retriever = None
     return Trainer(retriever, generator, examples, options=options, folder=run, **more)
+
+
+SHORT = replace(OPTIONS, num_steps=5)
+
+
+@pytest.fixture(scope="module")
+def whole(parts, tmp_path_factory) -> Callable[..., tuple[Trainer, Outcome, Path]]:
+    """A run that nothing interrupts: the trainer, what came out, its folder. Each once."""
+
+    @cache
+    def made(*, options: TrainingOptions = OPTIONS, lora: Lora | None = None) -> tuple[Trainer, Outcome, Path]:
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        run = trainer(parts, folder, options=options, lora=lora, dev=EXAMPLES)
+        return run, run.run(), folder
+
+    return made
 
 
 def losses_of(run: Path) -> list[float]:
@@ -172,11 +190,10 @@ def test_the_retriever_learns_first(parts, tmp_path, objective) -> None:
     assert all(record["lr_retriever"] > 0 for record in records)
 
 
-@pytest.mark.parametrize("stop", range(1, 9))
-def test_a_resumed_run_is_the_uninterrupted_run(parts, tmp_path, stop, monkeypatch) -> None:
+@pytest.mark.parametrize("stop", [1, 4, 5, 6], ids=["at once", "after dev", "after a checkpoint", "after neither"])
+def test_a_resumed_run_is_the_uninterrupted_run(parts, tmp_path, stop, monkeypatch, whole) -> None:
     lora = Lora(rank=2) if stop % 2 else None
-    whole = trainer(parts, tmp_path / "whole", lora=lora, dev=EXAMPLES)
-    expected = whole.run()
+    uninterrupted, expected, folder = whole(lora=lora)
 
     first = trainer(parts, tmp_path / "parts", lora=lora, dev=EXAMPLES)
     step = first._step
@@ -192,8 +209,8 @@ def test_a_resumed_run_is_the_uninterrupted_run(parts, tmp_path, stop, monkeypat
     second = trainer(parts, tmp_path / "parts", lora=lora, dev=EXAMPLES)
     found = second.run(resume=True)
     assert found == expected
-    assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
-    for name, weight in whole.parameters.items():
+    assert losses_of(tmp_path / "parts") == losses_of(folder)
+    for name, weight in uninterrupted.parameters.items():
         assert torch.equal(second.parameters[name], weight), name
     steps = [r["step"] for r in read_log(tmp_path / "parts" / "log.jsonl") if r["event"] == "train"]
     assert steps == list(range(1, 10))
@@ -250,11 +267,10 @@ def test_a_full_disk_leaves_the_checkpoint_before(parts, tmp_path, monkeypatch) 
     assert not list((tmp_path / "run").glob(".*"))
 
 
-@pytest.mark.parametrize("full_at", [0, 4, 5, 9])
-def test_a_disk_that_is_full_for_the_log_costs_no_step(parts, tmp_path, monkeypatch, full_at) -> None:
+@pytest.mark.parametrize("full_at", [0, 3, 4, 5])
+def test_a_disk_that_is_full_for_the_log_costs_no_step(parts, tmp_path, monkeypatch, full_at, whole) -> None:
     """The run ends after that step with a checkpoint, and goes on with the same log as without."""
-    whole = trainer(parts, tmp_path / "whole", dev=EXAMPLES)
-    whole.run()
+    uninterrupted, _, folder = whole(options=SHORT)
     append = io.append_lines
 
     def full(path: Path, records: Any, **more: Any) -> None:
@@ -265,26 +281,26 @@ def test_a_disk_that_is_full_for_the_log_costs_no_step(parts, tmp_path, monkeypa
 
     monkeypatch.setattr(io, "append_lines", full)
     with pytest.raises(TrainingError, match=r"log.jsonl cannot be written \(No space left on device\); make room"):
-        trainer(parts, tmp_path / "run", dev=EXAMPLES).run()
+        trainer(parts, tmp_path / "run", options=SHORT, dev=EXAMPLES).run()
     assert newest(tmp_path / "run").step == max(1, full_at)
     monkeypatch.setattr(io, "append_lines", append)
-    second = trainer(parts, tmp_path / "run", dev=EXAMPLES)
+    second = trainer(parts, tmp_path / "run", options=SHORT, dev=EXAMPLES)
     assert second.run(resume=True).finished
-    for name, weight in whole.parameters.items():
+    for name, weight in uninterrupted.parameters.items():
         assert torch.equal(second.parameters[name], weight), name
     found, expected = (
-        [{**record, "time_s": 0} for record in read_log(tmp_path / name / "log.jsonl") if record["event"] != "resume"]
-        for name in ("run", "whole")
+        [{**record, "time_s": 0} for record in read_log(run / "log.jsonl") if record["event"] != "resume"]
+        for run in (tmp_path / "run", folder)
     )
     assert [record for record in found if record["event"] != "done"] == expected[:-1]
 
 
 @pytest.mark.parametrize("num_bytes", [0, 700, 20_000, 60_000])
-def test_a_full_disk_costs_one_line(parts, tmp_path, num_bytes) -> None:
+def test_a_full_disk_costs_one_line(parts, tmp_path, num_bytes, whole) -> None:
     """Whatever it is that does not fit: a line of the log, the weights of a step or of the best one."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    run = trainer(parts, tmp_path / "run", dev=EXAMPLES)
+    run = trainer(parts, tmp_path / "run", options=SHORT, dev=EXAMPLES)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:
         with pytest.raises(TrainingError, match=r"cannot be written \(.*make room"):
@@ -292,10 +308,9 @@ def test_a_full_disk_costs_one_line(parts, tmp_path, num_bytes) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list((tmp_path / "run").glob(".*"))
-    again = trainer(parts, tmp_path / "run", dev=EXAMPLES)
+    again = trainer(parts, tmp_path / "run", options=SHORT, dev=EXAMPLES)
     assert again.run(resume=True).finished
-    trainer(parts, tmp_path / "whole", dev=EXAMPLES).run()
-    assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
+    assert losses_of(tmp_path / "run") == losses_of(whole(options=SHORT)[2])
 
 
 def test_another_models_checkpoint_is_refused(parts, tmp_path) -> None:
@@ -346,7 +361,7 @@ def test_weights_that_hardly_move_are_named(parts, tmp_path) -> None:
     """Once a side, at the first step near its highest rate."""
 
     def warnings_of(name: str, **rates: Any) -> list[dict[str, Any]]:
-        trainer(parts, tmp_path / name, options=replace(OPTIONS, **rates)).run()
+        trainer(parts, tmp_path / name, options=replace(OPTIONS, num_steps=3, **rates)).run()
         return [record for record in read_log(tmp_path / name / "log.jsonl") if record["event"] == "warning"]
 
     assert warnings_of("usual") == []

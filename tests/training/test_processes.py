@@ -10,7 +10,6 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import pytest
 import torch
 
 from latentrag.training.log import read_log
@@ -44,10 +43,9 @@ def test_two_processes_do_what_one_does(parts, tmp_path) -> None:
     assert len(two) == options.num_steps
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(parts, tmp_path, seed) -> None:
-    """All runs are processes of their own: this one's threads depend on the tests before, and rounding on them."""
-    options = replace(OPTIONS, num_steps=30)
+def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(parts, tmp_path) -> None:
+    """At another moment each time. All runs are processes of their own: this one's threads depend on the tests before, and rounding on them."""
+    options = replace(OPTIONS, num_steps=16)
 
     def training(run: Path, *more: str) -> subprocess.Popen:
         return started("-m", "tests.training.processes_run", str(parts), str(run), json.dumps(asdict(options)), *more)
@@ -57,7 +55,7 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(parts, tmp_pat
     _, stderr = done_whole.communicate(timeout=240)
     assert done_whole.returncode == 0, stderr[-2000:]
     process = training(run)
-    wanted = random.Random(seed).randrange(3, 28)
+    wanted = random.randrange(3, 14)
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         done = [r for r in read_log(run / "log.jsonl") if r["event"] == "train"] if (run / "log.jsonl").exists() else []
@@ -76,4 +74,4 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(parts, tmp_pat
     assert resumed.returncode == 0, stderr[-2000:]
     assert len(losses_of(run)) == options.num_steps
     torch.testing.assert_close(losses_of(run), losses_of(whole), rtol=0, atol=1e-6)
-    assert json.loads((run / "step-00000030" / "state.json").read_text())["best"]
+    assert json.loads((run / "step-00000016" / "state.json").read_text())["best"]
