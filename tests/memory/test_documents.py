@@ -62,6 +62,15 @@ def test_upsert_removes_what_a_document_no_longer_has(added: Added) -> None:
     assert log[-1].change == "added 4, replaced 1, removed 9"
 
 
+def test_rows_whose_ids_look_like_parts_of_each_other_can_be_added_again(added: Added) -> None:
+    rows = [f'{{"id": "{name}", "text": "text of {name}"}}\n' for name in ("a", "a#1", "b")]
+    for order in (rows, rows[::-1]):
+        added.write("rows.jsonl", "".join(order))
+        memory = added.add(passages_per_commit=10)
+        assert (memory.version, len(memory)) == (2, 3)
+    assert added.upsert() == 0
+
+
 def test_a_document_that_became_empty_is_all_that_is_there(added: Added) -> None:
     added.write("a.txt", "text")
     added.add()

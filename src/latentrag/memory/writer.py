@@ -241,10 +241,10 @@ class _Adding:
             del present[key]
         old = {key: passage for key, (_, passage) in present.items()}
         kept = [passage for passage in part.passages if not (self._resumes and old.get(passage.id) == passage)]
-        taken = [*part.gone, *(passage.id for passage in kept if passage.id in old)]
+        gone = [key for key in dict.fromkeys(part.gone) if key not in self._seen and key not in self._gone]
+        taken = [*gone, *(passage.id for passage in kept if passage.id in old)]
         if taken and not self._upsert:
             raise DataError(f"passage {taken[0]!r} is in the memory already; use upsert to replace it")
-        gone = [key for key in dict.fromkeys(part.gone) if key not in self._seen and key not in self._gone]
         self.unchanged += len(part.passages) - len(kept)
         self._gone.update(gone)
         self._removed_ids += gone
