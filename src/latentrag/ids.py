@@ -25,7 +25,10 @@ def id_of_part(document_id: str, text: str, number: int = 0) -> str:
 
 
 def document_of(passage_id: str) -> str:
-    """The id of the document that a passage is a part of, told by its text or, as once, by its number; else its own."""
+    """The id of the document that a passage is a part of; its own id if it is a whole document.
+
+    A part's id ends with "#" and a hash of its text, or in memories of earlier versions its number.
+    """
     return _PART.sub("", passage_id)
 
 
@@ -35,7 +38,7 @@ def is_of(passage_id: str, document_id: str) -> bool:
 
 
 def names_over(passage_id: str) -> set[str]:
-    """The document's id and the file's name, under which a passage is, as far as its id shows them."""
+    """The names under which a passage can be looked up: its document's id and its file's name, where its id has them."""
     of_file = passage_id.find(":", passage_id.rfind("/") + 1)
     names = {document_of(passage_id), passage_id[:of_file] if of_file > 0 else passage_id}
     return names - {passage_id}

@@ -76,7 +76,7 @@ class Part:
     """Passages of a document.
 
     Attributes:
-        gone: ids of passages that a memory has of the document, or of its file, and the document has no more.
+        gone: ids that the memory has of the document, or of its file, and that no passage has any more.
     """
 
     passages: Sequence[Passage]
@@ -85,7 +85,7 @@ class Part:
 
 @runtime_checkable
 class FromFiles(Protocol):
-    """Passages of files, which take over what a memory has of the same files already."""
+    """Passages of files, which keep the ids and cuts that a memory has of the same files."""
 
     def beside(self, ids_under: IdsUnder, fetch: Callable[[Collection[str]], Iterable[Passage]]) -> Iterator[Part]:
         """The passages, a document at a time, in place of iterating over them.

@@ -1,4 +1,4 @@
-"""What a memory has of a file already: a text that is read again is cut where it was, and its passages keep their ids.
+"""Reading a file again: its text is cut where the memory has it cut, and unchanged passages keep their ids.
 
 docs/adr/0029-ids-and-updates.md says what an id means.
 """
@@ -33,11 +33,11 @@ class Stored:
 
     Args:
         name: the file's; ids that no row states begin with it.
-        ids_under: finds ids of its passages, perhaps among others.
-        fetch: gets passages; called if a document is not as it was.
-        has: whether the memory has exactly this passage; None: that is not known without fetching.
+        ids_under: finds the ids of its passages, and perhaps others.
+        fetch: gets passages; called if a document has changed.
+        has: whether the memory has exactly this passage; None: passages have to be fetched to know.
         cuts: which of the old cuts are kept: "all"; "long": those that make passages of a usual length; "none".
-        was: the file's name then, if it has another one now: then ids that no row states are not kept.
+        was: the name that the memory knows the file by, if it was renamed. Ids made of that name are not kept.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Stored:
 
     @cached_property
     def rows(self) -> Pool:
-        """What documents may keep whose ids are made of the file's name."""
+        """For documents whose ids are made of the file's name."""
         return Pool(self, self._ids_under(self.was, True))
 
     def states(self, document: Document) -> bool:
@@ -64,15 +64,15 @@ class Stored:
         return document.id != self.name and not document.id.startswith(f"{self.name}:")
 
     def pool_of(self, document: Document) -> Pool:
-        """What the document may keep: one that states its id its own passages, any other what any of them had."""
+        """What the document may keep: its own passages if its id is stated, else those of all documents without one."""
         if not self.states(document):
             return self.rows
         return Pool(self, [key for key in self._ids_under(document.id, True) if is_of(key, document.id)])
 
     def gone(self, document: Document, passages: Sequence[Passage]) -> list[str]:
-        """Of a document that states its id, what the memory has of it and these passages are not.
+        """The ids of a document that states its id which the memory has and these passages have not.
 
-        Only from a file of the same name: another one may have a row with an id that looks like that of a part.
+        Only those from a file of the same name: another file may have a row whose id looks like that of a part.
         """
         kept = {passage.id for passage in passages}
         under = self._ids_under(document.id, document.id not in kept)
@@ -87,11 +87,11 @@ class Stored:
 
 
 class Pool:
-    """Passages that a document may keep. Their texts are fetched when they are asked for.
+    """Passages that a document may keep. Their texts are fetched on first use.
 
     Attributes:
         ids: of all of them.
-        used: ids that were given by now.
+        used: ids that have been given to passages of the new reading.
     """
 
     def __init__(self, stored: Stored, ids: Sequence[str]) -> None:
@@ -108,7 +108,7 @@ class Pool:
 
     @cached_property
     def _hashes(self) -> dict[str, int]:
-        """What tells the passages from others, by id."""
+        """A hash of each passage, by id."""
         ids = sorted(self.ids)
         fetched = (self._stored.fetch(ids[i : i + _AT_A_TIME]) for i in range(0, len(ids), _AT_A_TIME))
         return {passage.id: _hash(passage) for passages in fetched for passage in passages}
@@ -148,7 +148,7 @@ class Pool:
         return self._parts.get(self._stored.was_called(document), [])
 
     def ends(self, text: str, start: int) -> Iterator[int]:
-        """Where old passages end that begin there, the longest first."""
+        """Where the old passages end that could begin at ``start``, the longest first."""
         for length in self._lengths.get(text[start : start + _HEAD_CHARS], ()):
             if length >= _HEAD_CHARS and text[start : start + length] in self.ids_of:
                 yield start + length
@@ -176,9 +176,11 @@ class Pool:
         return self._use(key)
 
     def keep(self, document: Document, anew: Iterable[Passage]) -> list[Passage] | None:
-        """The passages of a document that is cut anew, if the memory has nothing else of it; else None.
+        """The freshly cut passages under their ids in the memory, if it has no other passages of the document; else None.
 
-        They get the ids that the memory has them under. A part of them is missing there after an update was killed.
+        Some of them may be missing in the memory: an update may have been killed.
+
+        Args: anew: the passages of the document as a first reading cuts it.
         """
         if not self.ids or self._stored.was_called(document) != document.id:
             return None
@@ -212,7 +214,7 @@ class Pool:
         return self._hashes.get(passage.id) == _hash(passage)
 
     def gone(self) -> list[str]:
-        """What the memory has and no document of the file has any more. Its documents were all read."""
+        """Ids that no passage of the file has any more. Call it when all documents of the file have been read."""
         return sorted(self.ids - self.used)
 
     def _use(self, key: str) -> str:
@@ -225,7 +227,7 @@ class Pool:
 
 
 def _hash(passage: Passage) -> int:
-    return hash((passage, *sorted(passage.fields.items())))  # fields are no part of a passage's own
+    return hash((passage, *sorted(passage.fields.items())))  # a passage's own hash leaves its fields out
 
 
 class Words:
@@ -271,7 +273,7 @@ class Aligner:
     pieces: Callable[[Sequence[Span]], Iterator[Span]]
 
     def spans(self, runs: Sequence[Words]) -> list[Span] | None:
-        """The passages of these words; None if there is nothing to go by."""
+        """The passages of these words; None if no old passage is found among them."""
         as_it_was = self._as_it_was(runs)
         if as_it_was is not None:
             return as_it_was
@@ -281,7 +283,7 @@ class Aligner:
         return [span for words, parts in zip(runs, kept, strict=True) for span in self._cut(words, parts)]
 
     def _as_it_was(self, runs: Sequence[Words]) -> list[Span] | None:
-        """The old cuts, if these words are in the old passages, each at its old place."""
+        """The old cuts, if every old passage still stands at its place and together they hold all words; else None."""
         old, text = self.pool.of(self.document), self.document.text
         if any(text[passage.start : passage.end] != passage.text for passage in old):
             return None
@@ -300,10 +302,10 @@ class Aligner:
         return found
 
     def _kept(self, words: Words) -> list[Span]:
-        """Which words, from one to another, are old passages that stay.
+        """The ranges of words that are old passages and stay.
 
-        First those at their old places, then others; from the left, the longest first, each passage once. So an update
-        that was killed finds what it wrote.
+        Those at their old places come first, then others: from the left, the longest first, each passage once. The
+        order is fixed, so an update that follows a killed one finds what that wrote.
         """
         refused: set[Span] = set()
         while True:
@@ -318,7 +320,7 @@ class Aligner:
             refused.update(set(kept).difference(with_room))
 
     def _in_place(self, words: Words, left: Counter[str], refused: Set[Span]) -> list[Span]:
-        """Args: left: how many passages of each text may still be found; is counted down."""
+        """Args: left: how many passages of each text may still be found; counted down here."""
         text = self.document.text
         kept: list[Span] = []
         for passage in sorted(self.pool.of(self.document), key=lambda passage: (passage.start, -passage.end)):
@@ -370,14 +372,14 @@ class Aligner:
                 yield words.starts[last], words.ends[end - 1]
 
     def _next(self, words: Words, first: int, last: int) -> int:
-        """How many words the next passage has. What was cut before does not matter: a killed update can go on."""
+        """How many words the next passage has. It depends on nothing cut before, so a killed update can be continued."""
         rest = last - first
         if last == len(words) or rest > self._most:
             return min(rest, self.words)
         return rest if rest == 1 or self.fits(words.starts[first], words.ends[last - 1]) else rest // 2
 
     def _with_room(self, words: Words, kept: list[Span]) -> list[Span]:
-        """Without those that have to be cut anew, since a few words beside them would be a passage of their own."""
+        """Without the shorter neighbour of each gap that is too short for a passage: its words are cut anew with it."""
         kept, i = list(kept), 0
         while i < len(kept):
             first, last = kept[i - 1][1] if i else 0, kept[i][0]

@@ -118,7 +118,7 @@ def passages(
 ) -> Passages:
     """The passages of files and folders: ``read``, then ``split``. ``close`` it as what ``read`` returns.
 
-    Where they are added to a memory that has passages of the same files, those whose text is there stay as they are.
+    When they are added to a memory that has passages of the same files, unchanged passages stay as they are.
 
     Args:
         words, count_tokens, max_tokens, max_chars: see ``split``; what that leaves out is in the ledgers.
@@ -142,7 +142,7 @@ def passages(
 
 
 class Passages(Iterator[Passage]):
-    """The passages of files, once: either iterate, or have them laid beside what a memory has (``FromFiles``)."""
+    """The passages of files, to be read once: iterate, or call ``beside`` to compare with a memory (``FromFiles``)."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class Passages(Iterator[Passage]):
                         passages = self._cut(document, reading.ledger, stored)
                         gone = stored.gone(document, passages) if stored.states(document) else []
                         if document.id == reading.file.name:
-                            gone = stored.rows.gone()  # there is no other document
+                            gone = stored.rows.gone()  # the file is this one document
                         yield Part(passages, gone)
                     yield Part((), stored.rows.gone())
                 except UnreadableError as error:

@@ -32,14 +32,14 @@ IN_LONG_TITLES = "character at the end of a title that is too long for the encod
 
 
 class Bounds(TypedDict, total=False):
-    """What ``split`` is to be told of an encoder."""
+    """Arguments of ``split`` that follow from an encoder."""
 
     count_tokens: CountTokens
     max_tokens: int
 
 
 def bounds_of(encoder: PassageEncoder) -> Bounds:
-    """So that no encoder truncates a passage; nothing for one that does not say how many tokens a passage has."""
+    """Bounds with which the encoder truncates no passage; empty for one that cannot count tokens."""
     if not isinstance(encoder, CountsTokens):
         return {}
     return {"count_tokens": encoder.count_tokens, "max_tokens": encoder.max_tokens}
@@ -74,8 +74,8 @@ def split(
         count_tokens, max_tokens: together: no passage has more tokens.
         max_chars: no passage has more characters. None: 40 for each of ``words``, 1,000 at least; any number for a
             document that is whole.
-        leave_out: told what is in no passage.
-        stored: what a memory has of the file: what the text shares with it is cut where it was, and keeps its ids.
+        leave_out: called for text that is in no passage.
+        stored: what a memory has of the file: text found there is cut as it is there, and keeps its ids.
     Raises: InputError if a length is < 1, or of counter and bound only one is given. While splitting, DataError if the
         bound is too small for a single character.
     """

@@ -25,7 +25,7 @@ class Enumeration:
         p(y|x) = Σ_z p_η(z|x) p_θ(y|x,z)
 
     y is one token, for which RAG-Sequence and RAG-Token are the same (Lewis et al. 2020, §2.1), so the variant does
-    not matter. Nothing is certain before the end.
+    not matter.
 
     Args:
         prepared: B questions × K latent values, from ``generator.prepare``.
@@ -55,12 +55,12 @@ class Enumeration:
         return self._live
 
     def drop(self, question: int) -> None:
-        """Say nothing of this question."""
+        """Do not answer this question."""
         self._live.remove(question)
 
     @torch.no_grad()
     def step(self) -> list[Event]:
-        """All of it."""
+        """Answer every live question."""
         live, self._live = self._live, []
         index = torch.tensor(live, device=self._log_p_eta.device)
         choices = self._generator.every_y(self._prepared.rows(index))

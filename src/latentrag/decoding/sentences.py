@@ -48,8 +48,8 @@ def log_p_with_each(
     *,
     variant: Variant,
 ) -> Tensor:
-    """(S,) log p(y|x), nats, with each of S other passages in the place of one, at the same prior but for what a
-    generator that weighs passages adds to it.
+    """(S,) log p(y|x), nats, with each of S other passages in place of ``passage``. The prior stays, except for the
+    part of a generator that weighs passages.
 
     Args:
         evidence: of the question, at b.

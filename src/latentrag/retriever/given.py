@@ -84,7 +84,7 @@ class DenseScores:
         distinct = list(dict.fromkeys(passage for of_question in passages for passage in of_question))
         row = {passage: number for number, passage in enumerate(distinct)}
         d = self._passage_encoder.encode_passages(distinct).float()  # (N, D)
-        q = self._q.encode_queries(x).float()  # (B, D); last: a call that takes gradients lets packed weights go
+        q = self._q.encode_queries(x).float()  # (B, D); encoded last, since a call with gradients drops packed weights
         d = d.to(q.device)
         with torch.autocast(q.device.type, enabled=False):
             scaled = self._q.scale * q

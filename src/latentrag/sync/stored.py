@@ -74,7 +74,7 @@ class StoredFiles:
         return list(self._base.table.take(row_ids).values())
 
     def _cuts(self, name: str) -> Literal["all", "long", "none"]:
-        """Whoever asks for passages of another length than last time gets them, and another encoder as well."""
+        """No old cut is kept if passages are to have another length, only long passages if the encoder is another."""
         if self._base is None or name not in self._facts:
             return "long"
         now = json.loads(self._reading())
