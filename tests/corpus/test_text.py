@@ -297,4 +297,4 @@ def test_large_files_are_read_in_constant_memory(tmp_path, name, row):
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert last.id.startswith("3999")
-    assert peak_bytes < 1e6  # a few rows of 2.5 kB and the file's buffer, measured at about a tenth of this
+    assert peak_bytes < 2e6  # a few rows of 2.5 kB and the file's buffer, and what is imported on the way: 1.5 MB

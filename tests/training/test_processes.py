@@ -44,7 +44,8 @@ def test_two_processes_do_what_one_does(parts, tmp_path) -> None:
 
 
 def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(parts, tmp_path) -> None:
-    """At another moment each time. All runs are processes of their own: this one's threads depend on the tests before, and rounding on them."""
+    """At another moment each time. All runs are processes of their own: this one's threads depend on the tests before,
+    and rounding on them."""
     options = replace(OPTIONS, num_steps=16)
 
     def training(run: Path, *more: str) -> subprocess.Popen:
