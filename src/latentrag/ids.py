@@ -38,7 +38,7 @@ def is_of(passage_id: str, document_id: str) -> bool:
 
 
 def names_over(passage_id: str) -> set[str]:
-    """The names under which a passage can be looked up: its document's id and its file's name, where its id has them."""
+    """The names under which a passage can be looked up: its document's id and its file's name, if its id has them."""
     of_file = passage_id.find(":", passage_id.rfind("/") + 1)
     names = {document_of(passage_id), passage_id[:of_file] if of_file > 0 else passage_id}
     return names - {passage_id}

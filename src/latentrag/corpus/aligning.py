@@ -176,7 +176,7 @@ class Pool:
         return self._use(key)
 
     def keep(self, document: Document, anew: Iterable[Passage]) -> list[Passage] | None:
-        """The freshly cut passages under their ids in the memory, if it has no other passages of the document; else None.
+        """The freshly cut passages under their ids in the memory; None if it has other passages of the document.
 
         Some of them may be missing in the memory: an update may have been killed.
 
@@ -372,14 +372,14 @@ class Aligner:
                 yield words.starts[last], words.ends[end - 1]
 
     def _next(self, words: Words, first: int, last: int) -> int:
-        """How many words the next passage has. It depends on nothing cut before, so a killed update can be continued."""
+        """How many words the next passage has. It depends on no earlier cut, so a killed update can be continued."""
         rest = last - first
         if last == len(words) or rest > self._most:
             return min(rest, self.words)
         return rest if rest == 1 or self.fits(words.starts[first], words.ends[last - 1]) else rest // 2
 
     def _with_room(self, words: Words, kept: list[Span]) -> list[Span]:
-        """Without the shorter neighbour of each gap that is too short for a passage: its words are cut anew with it."""
+        """Without the shorter neighbour of each gap too short for a passage: both are cut anew as one."""
         kept, i = list(kept), 0
         while i < len(kept):
             first, last = kept[i - 1][1] if i else 0, kept[i][0]
