@@ -16,7 +16,7 @@ from latentrag.rag import Rag
 from latentrag.records import answer_record, classification_record, score_record
 from latentrag.training.data import Example
 from latentrag.training.health import measure
-from latentrag.training.loop import NULL_RATE, Trainer
+from latentrag.training.loop import SCALAR_RATE, Trainer
 from latentrag.training.options import TrainingOptions
 from latentrag.training.step import ScoreMemo, losses
 from latentrag.types import Asked, Retrieved, Variant, singles
@@ -167,7 +167,7 @@ def test_it_is_trained_with_the_retriever_and_resumed(tmp_path) -> None:
     direct = trainer(tmp_path / "a", null)
     assert "retriever.null_passage" in direct.parameters
     direct.run()
-    assert abs(null.item() - NULL) > 2 * NULL_RATE * 1e-3
+    assert abs(null.item() - NULL) > 2 * SCALAR_RATE * 1e-3
     first = nn.Parameter(torch.tensor(NULL))
     trainer(tmp_path / "b", first).run(until=3)
     second = nn.Parameter(torch.tensor(NULL))

@@ -6,7 +6,7 @@
 begin with it. Everything here is differentiable in the retriever and the generator.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar, cast, get_args
@@ -51,6 +51,7 @@ class Evidence:
         log_p_theta: (B, K, T) log p_θ(y_i|x,z,y_<i), nats.
         targets: y as tokens, (B, T).
         version: of the memory.
+        parts: name → (B, K), of which the logits of the prior are the sum.
     """
 
     latents: Sequence[Sequence[Latent]]
@@ -58,6 +59,7 @@ class Evidence:
     log_p_theta: Tensor
     targets: Targets
     version: int
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def log_likelihood(self, variant: Variant) -> Tensor:
         """(B,) log p(y|x), nats."""
@@ -87,6 +89,15 @@ class Evidence:
     def without_passage(self, variant: Variant) -> Tensor:
         """(B, K) log p(y|x) had latent value k not been retrieved. Raises: ShapeError if K = 1."""
         return without_passage(self.log_p_eta, self.log_p_theta, self.targets.mask, variant=checked(variant))
+
+    def parts_of_passages(self, b: int) -> list[dict[str, float]]:
+        """Of each of question b's passages the parts of its logit; empty where latent values are sets, whose logits
+        are no passage's."""
+        passages, _ = self.of_passages(b, self.log_p_eta[b])
+        if any(len(z) > 1 for z in self.latents[b]):
+            return [{} for _ in passages]
+        parts = {name: self.of_passages(b, part[b])[1].tolist() for name, part in self.parts.items()}
+        return [{name: values[i] for name, values in parts.items()} for i in range(len(passages))]
 
     def of_passages(self, b: int, values: Tensor) -> tuple[list[Passage], Tensor]:
         """Question b's passages, and for each the sum of the values (K, …) of the latent values that hold it."""
@@ -134,7 +145,13 @@ class Read(Generic[G_co]):
     def evidence(self, targets: Targets) -> Evidence:
         """What is known of these questions and y, one target each."""
         log_p_theta = self.generator.log_p_theta(self.prepared, targets)
-        return Evidence(self.retrieved.latents, self.log_p_eta, log_p_theta, targets, self.retrieved.version)
+        retrieved = self.retrieved
+        return Evidence(retrieved.latents, self.log_p_eta, log_p_theta, targets, retrieved.version, self.logit_parts())
+
+    def logit_parts(self) -> dict[str, Tensor]:
+        """Name → (B, K), without gradient, where the generator computes."""
+        parts = self.retrieved.parts
+        return {name: part.detach().to(self.log_p_eta.device) for name, part in parts.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,8 +247,10 @@ class ModelOptions(EncoderOptions):
         generator_kind: With --generator: what it is used as: seq2seq, causal, spans (an extractive reader), or by the
             name that a package adds.
         generator_settings: With --generator: a setting of its kind, as normalise=passage; may be repeated.
-        retriever: How passages are retrieved: dense (by vectors), bm25 (by words), or by the name that a
-            package adds.
+        retriever: How passages are retrieved: dense (by vectors), bm25 (by words), hybrid (by both), or by the name
+            that a package adds.
+        reranker: With --retriever hybrid: a cross-encoder that reads question and passage together, a folder or hub
+            id; its logit is one more part of the prior.
         instruction: What an instruct model is told before the passage and the question; saved with a trained model.
         template: In place of --instruction: a JSON file with the generator's whole prompt, as a saved model's
             latentrag.json has it under "template".
@@ -264,6 +266,7 @@ class ModelOptions(EncoderOptions):
     generator_kind: Annotated[str | None, Option(default="as its files say")] = None
     generator_settings: Annotated[tuple[str, ...], Option(name="generator_setting", metavar="NAME=VALUE")] = ()
     retriever: Annotated[str | None, Option(default="as the model was saved, else dense")] = None
+    reranker: Annotated[str | None, Option(default="as the model was saved, else none")] = None
     instruction: Annotated[
         str | None,
         Option(metavar="TEXT", default="to answer in as few words as the passage allows, in the question's language"),

@@ -450,7 +450,8 @@ class TrainableRetriever(Retriever, Protocol):
     """A retriever with parameters η."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """η: the query encoder's weights, under names that do not change between runs."""
+        """η: the query encoder's weights, under names that do not change between runs; "prior." before the name of a
+        number that weighs a part of the logit."""
         ...
 
     def retrieve_in_hindsight(self, x: Sequence[Asked], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:

@@ -358,7 +358,14 @@ class Rag:
         # Posteriors need to know which tokens count, not what they are.
         targets = Targets(ids=torch.zeros_like(scored, dtype=torch.long), mask=scored)
         retrieved = read.retrieved
-        evidence = Evidence(retrieved.latents, read.log_p_eta, log_p_theta[:, best], targets, retrieved.version)
+        evidence = Evidence(
+            retrieved.latents,
+            read.log_p_eta,
+            log_p_theta[:, best],
+            targets,
+            retrieved.version,
+            read.logit_parts(),
+        )
         return Classification(
             x=read.questions[0].text,
             labels=tuple(Label(labels[i], probabilities[i], log_p[0, i].item()) for i in order),

@@ -45,11 +45,13 @@ class SentenceRecord(TypedDict):
 
 
 class SourceRecord(PassageRecord):
-    """A passage with its share in the answer; ``sentences`` of the one with the largest, where they were asked for."""
+    """A passage with its share in the answer; ``sentences`` of the one with the largest, where they were asked for;
+    ``parts`` of the logit of its prior, by name."""
 
     prior: float
     posterior: float
     sentences: list[SentenceRecord]
+    parts: dict[str, float]
 
 
 class NoPassageRecord(TypedDict):
@@ -109,13 +111,15 @@ class AnswerRecord(TypedDict):
 
 
 class ScoreSourceRecord(TypedDict):
-    """A passage with its share in y; ``sentences`` as in an answer's source, offsets into the passage's text."""
+    """A passage with its share in y; ``sentences``, offsets into the passage's text, and ``parts`` as in an answer's
+    source."""
 
     id: str
     title: str
     prior: float
     posterior: float
     sentences: list[SentenceRecord]
+    parts: dict[str, float]
 
 
 class ScoreRecord(TypedDict):
@@ -196,6 +200,7 @@ def score_record(score: Score) -> ScoreRecord:
                 "prior": source.prior,
                 "posterior": source.posterior,
                 "sentences": _sentences(source),
+                "parts": dict(source.parts),
             }
             for source in score.sources
         ],
@@ -262,6 +267,7 @@ def _sources(sources: Sequence[Source]) -> list[SourceRecord]:
             "end": source.passage.end,
             "page": source.passage.page,
             "sentences": _sentences(source),
+            "parts": dict(source.parts),
         }
         for source in sources
     ]

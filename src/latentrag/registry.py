@@ -4,7 +4,7 @@ A table maps each name to a place "module:attribute", imported when it is asked 
 nothing and no room imports a room above it. Other packages add rows by entry points of the table's group:
 
     [project.entry-points."latentrag.retrievers"]
-    hybrid = "my_package:hybrid_retriever"
+    colbert = "my_package:colbert_retriever"
 """
 
 from __future__ import annotations

@@ -298,12 +298,15 @@ class Source:
     ``prior`` is p_η(z|x). ``posterior`` is p(z|x,y) for RAG-Sequence; for RAG-Token, where every token has a
     posterior of its own, it is their mean: the expected share of the answer's tokens that came from z.
     ``sentences`` are those of the passage of highest posterior, where they were asked for; else there are none.
+    ``parts`` are those of its logit by name (dense, bm25, reranker, …), whose softmax over the sources is the prior;
+    empty where z is a set of passages.
     """
 
     passage: Passage
     prior: float
     posterior: float
     sentences: tuple[Sentence, ...] = ()
+    parts: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

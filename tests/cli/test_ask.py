@@ -48,6 +48,7 @@ def test_json_is_the_library_s_answer(ask, model, memory) -> None:
             "end": len(given.passage.text),
             "page": None,
             "sentences": [],
+            "parts": given.parts,
         }
     for token, each in zip(record["tokens"], answer.tokens, strict=True):
         assert token == {"text": each.text, "log_prob": each.log_prob, "posterior": list(each.posterior)}

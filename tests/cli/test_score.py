@@ -50,7 +50,7 @@ def test_json_is_the_library_s_score(score, model, memory, variant) -> None:
         assert record["posterior"] == pytest.approx([s.posterior for s in expected.sources], abs=1e-5)
         assert record["without_passage"] == pytest.approx(expected.without_passage, abs=1e-4)
         for source, given in zip(record["sources"], expected.sources, strict=True):
-            assert list(source) == ["id", "title", "prior", "posterior", "sentences"]
+            assert list(source) == ["id", "title", "prior", "posterior", "sentences", "parts"]
             assert (source["id"], source["title"]) == (given.passage.id, given.passage.title)
             assert source["prior"] == pytest.approx(given.prior, abs=1e-6)
 

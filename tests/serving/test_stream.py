@@ -44,7 +44,7 @@ def test_a_stream_ends_with_the_answer_that_it_told(served, options) -> None:
     assert begin["memory_version"] == answer["memory_version"]
     known_at_the_start = [{name: each[name] for name in begin["sources"][0]} for each in answer["sources"]]
     assert close(begin["sources"], known_at_the_start)
-    assert answer["sources"][0].keys() - begin["sources"][0].keys() == {"posterior", "sentences"}
+    assert answer["sources"][0].keys() - begin["sources"][0].keys() == {"posterior", "sentences", "parts"}
     assert [data.pop("index") for _, data in tokens] == list(range(len(answer["tokens"])))
     assert close([data for _, data in tokens], answer["tokens"])
 

@@ -44,6 +44,7 @@ def load(
     variant: Variant | None = None,
     k: int | None = None,
     retriever: str | None = None,
+    reranker: Source | None = None,
     instruction: str | None = None,
     template: Source | None = None,
     null_passage: float | None = None,
@@ -71,8 +72,10 @@ def load(
             none: its query encoder goes with the encoder that made the memory.
         variant: "sequence" or "token"; None: as the model says, else "sequence".
         k: passages retrieved for a question; None: as the model says, else 5.
-        retriever: "dense"; "bm25", which needs no query encoder and fits any memory; or one that another package
-            adds. None: as the model says, else "dense".
+        retriever: "dense"; "bm25", which needs no query encoder and fits any memory; "hybrid", the sum of both and of
+            a reranker if there is one; or one that another package adds. None: as the model says, else "dense".
+        reranker: for "hybrid", a folder or hub id of a cross-encoder, whose logit is one more part of the prior. None:
+            as the model says, else none.
         instruction: what an instruct model is told before the passage and the question; None: as the model says, else
             to answer in as few words as the passage allows, in the question's language.
         template: in place of an instruction: a JSON file with the generator's prompt, as latentrag.json has it under
@@ -104,6 +107,7 @@ def load(
         where=where,
         passage_encoder=passage_encoder,
         retriever=retriever,
+        reranker=reranker,
         places=places,
         has_place=encoder_device is not None,
         settings=prompt_settings(instruction, template),
@@ -139,13 +143,15 @@ def load_retriever(
     where: Where | None = None,
     passage_encoder: Source | None = None,
     retriever: str | None = None,
+    reranker: Source | None = None,
     device: str = "auto",
     encoder_device: str | None = None,
 ) -> Retriever:
     """The retriever of a model over its memory; the generator is not opened.
 
     Args:
-        source, memory, version, num_given, where, passage_encoder, retriever, device, encoder_device: as for ``load``.
+        source, memory, version, num_given, where, passage_encoder, retriever, reranker, device, encoder_device: as for
+            ``load``.
     Raises: as ``load``.
     """
     return _retrieving(
@@ -156,6 +162,7 @@ def load_retriever(
         where=where,
         passage_encoder=passage_encoder,
         retriever=retriever,
+        reranker=reranker,
         places=Places.of(device, encoder_device=encoder_device),
         has_place=encoder_device is not None,
     )[0]
@@ -170,6 +177,7 @@ def _retrieving(
     where: Where | None,
     passage_encoder: Source | None,
     retriever: str | None,
+    reranker: Source | None,
     places: Places,
     has_place: bool,
     settings: Mapping[str, object] | None = None,
@@ -190,10 +198,12 @@ def _retrieving(
         opened = some_of(opened, where)
     parts = open_parts(source, places, settings)
     name = retriever or parts.file.retriever
+    if reranker is not None and (name in {"dense", "bm25"} or num_given is not None):
+        raise InputError(f"a reranker has no effect on {name} retrieval; retrieve with hybrid, or leave it out")
     if opened is None:
         made: Retriever = _given(passage_encoder or source, parts, places, name=name, num_given=num_given or 0)
     else:
-        made = _retriever(parts, opened, places, name=name)
+        made = _retriever(parts, opened, places, name=name, reranker=reranker)
     if has_place and isinstance(made, SavableRetriever) and not made.parts():
         raise InputError(f"encoder_device has no effect, since {made.kind} retrieval has no encoder; leave it out")
     return made, parts
@@ -337,11 +347,13 @@ def _given(
     return GivenRetriever(scores, num_passages=num_given)
 
 
-def _retriever(parts: Parts, memory: Memory, places: Places, *, name: str) -> Retriever:
+def _retriever(parts: Parts, memory: Memory, places: Places, *, name: str, reranker: Source | None = None) -> Retriever:
     """Raises: ModelError for a name or settings that were saved and cannot be used here."""
     from latentrag.retriever import RETRIEVERS
 
-    settings = parts.file.settings if name == parts.file.retriever else {}
+    settings: Mapping[str, Any] = parts.file.settings if name == parts.file.retriever else {}
+    if reranker is not None:
+        settings = {**settings, "reranker": reranker}
     try:
         return RETRIEVERS[name](parts, memory, places, **settings)
     except (InputError, TypeError) as error:

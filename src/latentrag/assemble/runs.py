@@ -57,6 +57,7 @@ class Setup(RunOptions):
         where: a condition that the passages retrieved satisfy, as for ``latentrag.load``.
         model: as for ``latentrag.load``.
         retriever: a name in ``RETRIEVERS``, or as the model says.
+        reranker: for a hybrid retriever, as for ``latentrag.load``.
         instruction, template: the generator's prompt, as for ``latentrag.load``.
         null_passage: the logit of "no passage" before training, as for ``latentrag.load``.
     """
@@ -66,6 +67,7 @@ class Setup(RunOptions):
     model: Source | ModelSpec
     where: str | None = None
     retriever: str | None = None
+    reranker: Source | None = None
     instruction: str | None = None
     template: Source | None = None
     null_passage: float | None = None
@@ -285,6 +287,7 @@ def _model(
         memory=setup.memory if memory is None else memory,
         num_given=num_given,
         retriever=setup.retriever,
+        reranker=setup.reranker,
         instruction=setup.instruction,
         template=setup.template,
         null_passage=setup.null_passage,
@@ -414,6 +417,7 @@ def _request(
         },
         "model": {"name": str(setup.model), "files": content_key(setup.model)},
         "retriever": setup.retriever,
+        "reranker": None if setup.reranker is None else Path(setup.reranker).name,
         "null_passage": setup.null_passage,
         "keep_preamble": keep_preamble,
         "dtype": setup.dtype,

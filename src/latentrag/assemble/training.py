@@ -80,11 +80,12 @@ def retriever_for_training(
     Raises: InputError for BM25, which has no encoders; ModelError if the model has no passage encoder;
         EncoderMismatchError if it is not that of the memory.
     """
-    from latentrag.retriever import DenseRetriever, RefreshingRetriever
+    from latentrag.retriever import DenseRetriever, HybridRetriever, RefreshingRetriever
     from latentrag.retriever.given import GivenRetriever
 
     retriever: Any = rag.retriever
-    learns = isinstance(retriever, DenseRetriever | GivenRetriever) and retriever.query_encoder is not None
+    learns = isinstance(retriever, DenseRetriever | GivenRetriever | HybridRetriever)
+    learns = learns and retriever.query_encoder is not None
     if learns and not frozen:
         retriever.query_encoder.module.float()
     if not refresh or memory is None:

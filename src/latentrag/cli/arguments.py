@@ -169,7 +169,8 @@ def _generator_settings(options: ModelOptions) -> dict[str, object]:
 
 def loading(options: ModelOptions) -> dict[str, Any]:
     """What else ``latentrag.load`` takes of a model."""
-    return {name: getattr(options, name) for name in ("retriever", "instruction", "template", "null_passage")}
+    names = ("retriever", "reranker", "instruction", "template", "null_passage")
+    return {name: getattr(options, name) for name in names}
 
 
 def open_rag(

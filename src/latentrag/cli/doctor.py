@@ -186,6 +186,9 @@ def _retriever(rag: Rag) -> Facts:
         return {"retriever": {"kind": "bm25", "scale": retriever.scale}, "encoder": None}
     encoder = {name: getattr(query_encoder, name) for name in ("name", "dimension", "scale", "passage_fingerprint")}
     encoder["device"] = str(next(query_encoder.module.parameters()).device)
+    if retriever.kind == "hybrid":
+        reranker = None if retriever.reranker is None else retriever.reranker.name
+        return {"retriever": {"kind": "hybrid", **retriever.settings(), "reranker": reranker}, "encoder": encoder}
     return {"retriever": {"kind": "dense", "scale": query_encoder.scale}, "encoder": encoder}
 
 
@@ -208,6 +211,9 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         else:
             size = f"{encoder['dimension']} dimensions, scale {encoder['scale']:g}"
             yield "encoder", f"{encoder['name']}, {size}, on {encoder['device']}"
+            if retriever["kind"] == "hybrid":
+                weights = " + ".join(f"{weight:.3g} · {name}" for name, weight in retriever["weights"].items())
+                yield "prior", f"{weights}, of {retriever['num_candidates']} passages by vectors and as many by words"
             yield "", f"for passages of {encoder['passage_fingerprint'] or 'an encoder that its files do not name'}"
         how = ", ".join(each for each in (generator["kind"], generator["template"]) if each)
         kind = f"{generator['class']} ({how})"

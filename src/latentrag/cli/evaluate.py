@@ -135,8 +135,8 @@ def _measured(
     from latentrag.training.rows import reads, usable
     from latentrag.training.tasks import read_task
 
-    of_passages = {"--as-of": version.as_of, "--retriever": model.retriever, "--passages-from": given.passages_from}
-    of_passages["--where"] = which.where
+    of_passages = {"--as-of": version.as_of, "--passages-from": given.passages_from, "--where": which.where}
+    of_passages |= {f"--{name}": getattr(model, name) for name in ("retriever", "reranker")}
     of_passages["--null-passage"] = None if model.null_passage is None else str(model.null_passage)
     for flag, value in of_passages.items():
         if closed_book and value is not None:
@@ -168,6 +168,7 @@ def _measured(
         **({"passage_encoder": passage_encoder} if passage_encoder else {}),
         **({"where": which.where} if which.where else {}),
         **assemble.prompt_settings(model.instruction, model.template),
+        **({} if model.reranker is None else {"reranker": Path(model.reranker).name}),
         **({} if model.null_passage is None else {"null_passage": model.null_passage}),
     }
     return run(

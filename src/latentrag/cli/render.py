@@ -6,7 +6,7 @@ Every text from outside goes through ``clean`` into a ``rich.text.Text``, which 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -247,8 +247,21 @@ def _passage(source: Source, *, style: str) -> Table:
         text = text[:_LONG_TEXT].rsplit(" ", 1)[0] + " …"
     cell = Table.grid(Column(overflow="ellipsis", no_wrap=not matters))
     cell.add_row(Text(_name(source), style=f"bold {style}"))
+    if matters and len(_experts(source)) > 1:
+        cell.add_row(Text(_sum(_experts(source)), style="dim"))
     cell.add_row(Text(text, style="dim"))
     return cell
+
+
+def _experts(source: Source) -> dict[str, float]:
+    """The parts of a passage's logit; that of "no passage" is in none."""
+    return {name: value for name, value in source.parts.items() if name != "null"}
+
+
+def _sum(parts: Mapping[str, float]) -> str:
+    """logit 14.4 = dense 12.1 + bm25 2.3."""
+    said = "".join(f" {'−' if value < 0 else '+'} {clean(name)} {abs(value):.1f}" for name, value in parts.items())
+    return f"logit {sum(parts.values()):.1f} = {said.removeprefix(' + ').strip()}"
 
 
 def _show_tokens(answer: Answer, console: Console) -> None:

@@ -122,6 +122,7 @@ def measured(
                 where=which.where,
                 passage_encoder=passage_encoder,
                 retriever=model.retriever,
+                reranker=model.reranker,
                 device=place.device,
                 encoder_device=place.encoder_device,
             )
@@ -133,6 +134,7 @@ def measured(
             "retriever": type(retriever).__name__,
             "passages_from": given.passages_from,
             **({"where": which.where} if which.where else {}),
+            **({} if model.reranker is None else {"reranker": Path(model.reranker).name}),
         }
         result = evaluate_retrieval(
             retriever,
@@ -166,7 +168,8 @@ def _check(
             raise InputError(f"{flag} has no effect with --retrieval-only, which opens no generator; leave it out")
     if ranking.run_in is None:
         return
-    found = {"-k": how.k, "--retriever": model.retriever, "--as-of": version.as_of, "--where": which.where}
+    found = {"-k": how.k, "--as-of": version.as_of, "--where": which.where}
+    found |= {f"--{name}": getattr(model, name) for name in ("retriever", "reranker")}
     for flag, value in {**found, "--passages-from": given.passages_from}.items():
         if value is not None:
             raise InputError(f"{flag} has no effect with --run-in, which holds what was retrieved; leave it out")

@@ -130,7 +130,7 @@ def _opened(live: LiveMemory, load: Callable[[], Rag]) -> Rag:
     """Model and memory, both ready to answer at once."""
     with working("loading the model and its memory"):
         rag = load()
-        live.snapshot().warm_up()
+        live.snapshot().warm_up(words=getattr(rag.retriever, "searches_words", False))
     return rag
 
 

@@ -243,6 +243,7 @@ def evidence_of(hypothesis: Decoded, read: Read[Scores], b: int) -> Evidence:
         log_p_theta=hypothesis.log_p_theta[None],
         targets=as_targets([hypothesis.ids], device=read.log_p_eta.device),
         version=read.retrieved.version,
+        parts={name: part[b : b + 1] for name, part in read.logit_parts().items()},
     )
 
 
@@ -280,7 +281,11 @@ def sources_of(evidence: Evidence, b: int, variant: Variant) -> tuple[Source, ..
     """The passages of question b with prior and posterior."""
     passages, prior = evidence.of_passages(b, evidence.log_p_eta[b].exp())
     _, posterior = evidence.of_passages(b, evidence.posterior(variant)[b])
-    return tuple(map(Source, passages, prior.tolist(), posterior.tolist()))
+    parts = evidence.parts_of_passages(b)
+    return tuple(
+        Source(passage, before, after, parts=of_one)
+        for passage, before, after, of_one in zip(passages, prior.tolist(), posterior.tolist(), parts, strict=True)
+    )
 
 
 def no_passage_of(evidence: Evidence, b: int, variant: Variant) -> NoPassage | None:

@@ -32,6 +32,10 @@ EncoderMismatchError if the memory does not fit."""
 
 RETRIEVERS: Table[RetrieverFactory] = Table(
     "retriever",
-    {"dense": "latentrag.retriever.dense:dense", "bm25": "latentrag.retriever.bm25:bm25"},
+    {
+        "dense": "latentrag.retriever.dense:dense",
+        "bm25": "latentrag.retriever.bm25:bm25",
+        "hybrid": "latentrag.retriever.hybrid:hybrid",
+    },
     group="latentrag.retrievers",
 )

@@ -45,9 +45,11 @@ class Outcome:
     untrained_nll_per_token: float | None
 
 
-NULL_RATE = 200
-"""How many times the query encoder's rate that of the logit of "no passage" is. Adam changes a number by about its rate
-in a step; a weight has to move by thousandths, this one by nats."""
+SCALAR_RATE = 200
+"""How many times the query encoder's rate that of a single number is: the logit of "no passage", the weight of an
+expert of the prior. Adam changes a number by about its rate in a step; a weight among many has to move by thousandths,
+these by hundredths or by nats."""
+_NUMBERS = ("retriever.null_passage", "retriever.prior.")
 MIN_MOVED = 0.01
 """Share of the weights with a gradient that a step should change at least."""
 _Watched = tuple[Tensor, Tensor, Tensor]
@@ -127,9 +129,10 @@ class Trainer:
         """The weights for the optimiser; ``times``: their learning rate is so many times that of their side."""
         groups: list[dict[str, Any]] = []
         for name, of_side in self._sides.items():
-            groups.append({"params": [each for each in of_side.values() if each is not self._null], "name": name})
-        if self._null is not None and self._null.requires_grad:
-            groups.append({"params": [self._null], "name": "retriever", "times": NULL_RATE, "weight_decay": 0.0})
+            weights = [each for key, each in of_side.items() if not key.startswith(_NUMBERS)]
+            groups.append({"params": weights, "name": name})
+        if numbers := [each for key, each in self.parameters.items() if key.startswith(_NUMBERS)]:
+            groups.append({"params": numbers, "name": "retriever", "times": SCALAR_RATE, "weight_decay": 0.0})
         return groups
 
     def _trained(self) -> dict[str, dict[str, nn.Parameter]]:

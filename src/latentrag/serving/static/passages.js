@@ -37,6 +37,11 @@ export class Passages {
       item.text.replaceChildren(...underlined(source.text, changes, words));
       item.ofSentences.hidden = changes.length === 0;
       item.shares.append(...share("Posterior", "posterior", source.posterior));
+      const parts = Object.entries(source.parts).filter(([name]) => name !== "null");
+      if (parts.length > 1) {
+        const said = parts.map(([name, value]) => `${visible(name)} ${signed(value)}`).join(", ");
+        item.shares.append(el("dt", {}, "Logit of the prior"), el("dd", { class: "wide" }, said));
+      }
       const isOnly = ifGone === null;
       const change = isOnly ? "the only passage" : `log p(y|x) ${nats(ifGone[z])} (${signed(ifGone[z] - answer.log_prob)})`;
       item.shares.append(el("dt", {}, "Without it"), el("dd", { class: "wide" }, change));

@@ -1,0 +1,85 @@
+"""--retriever hybrid and --reranker: the prior of experts in commands, in Python and in a model's folder."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import latentrag
+from latentrag.retriever import HybridRetriever
+from tests.cli.conftest import QUESTION, cli
+from tests.retriever.test_reranker import write_reranker
+
+
+@pytest.fixture(scope="module")
+def reranker(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rerankers") / "tiny"
+    write_reranker(folder)
+    return folder
+
+
+def test_ask_score_and_classify_show_the_parts_of_every_prior(ask, model, memory, reranker) -> None:
+    options = ["--retriever", "hybrid", "--reranker", str(reranker)]
+    record = ask(QUESTION, *options, "--json").json
+    rag = latentrag.load(model, memory=memory, retriever="hybrid", reranker=reranker)
+    answer = rag.answer(QUESTION)
+    assert [source["parts"] for source in record["sources"]] == [dict(source.parts) for source in answer.sources]
+    assert set(record["sources"][0]["parts"]) == {"dense", "bm25", "reranker"}
+    logits = torch.tensor([sum(source["parts"].values()) for source in record["sources"]])
+    assert [source["prior"] for source in record["sources"]] == pytest.approx(logits.softmax(0).tolist(), abs=1e-6)
+    assert record["log_prob"] == answer.log_prob
+    shown = ask(QUESTION, *options).stdout
+    assert "logit " in shown
+    assert " = dense " in shown.replace(" = − ", " = ")
+    assert "bm25" in shown
+    assert set(ask(QUESTION, "--json").json["sources"][0]["parts"]) == {"dense"}
+    assert "logit " not in ask(QUESTION).stdout
+    scored = cli("score", "-m", model, "-i", memory, *options, "--json", stdin=json.dumps({"x": QUESTION, "y": "Emma"}))
+    assert scored.json["sources"][0]["parts"] == pytest.approx(record["sources"][0]["parts"], abs=1e-5)
+    chosen = cli("classify", QUESTION, "Emma", "Rome", "-m", model, "-i", memory, *options, "--json").json
+    assert chosen["sources"][0]["parts"] == pytest.approx(record["sources"][0]["parts"], abs=1e-5)
+
+
+def test_a_saved_model_has_its_weights_and_its_reranker(model, memory, reranker, tmp_path) -> None:
+    rag = latentrag.load(model, memory=memory, retriever="hybrid", reranker=reranker)
+    assert isinstance(rag.retriever, HybridRetriever)
+    rag.retriever.weights["bm25"].data.fill_(0.75)
+    latentrag.save(rag, tmp_path / "saved")
+    record = cli("ask", QUESTION, "-m", tmp_path / "saved", "-i", memory, "--json").json
+    assert record["log_prob"] == rag.answer(QUESTION).log_prob
+    section = json.loads((tmp_path / "saved/latentrag.json").read_text())["prior"]
+    assert section["retriever"] == "hybrid"
+    assert section["settings"]["weights"]["bm25"] == 0.75
+    done = cli("doctor", "-m", tmp_path / "saved", "-i", memory)
+    assert "0.75 · bm25" in done.stdout
+    shutil.rmtree(tmp_path / "saved/reranker")
+    gone = cli("ask", QUESTION, "-m", tmp_path / "saved", "-i", memory)
+    assert "the prior was fitted with a reranker, and the model's folder holds none" in gone.error()
+    named = cli("ask", QUESTION, "-m", tmp_path / "saved", "-i", memory, "--reranker", reranker, "--json")
+    assert named.json["log_prob"] == record["log_prob"]
+
+
+def test_eval_measures_it_with_and_without_answers(model, memory, tmp_path) -> None:
+    data = tmp_path / "questions.jsonl"
+    data.write_text(json.dumps({"id": "1", "question": QUESTION, "answer": ["Beethoven"]}))
+    options = ["-m", model, "-i", memory, "--retriever", "hybrid", "--json"]
+    assert cli("eval", data, *options).json["metrics"]["recall@3"]["mean"] == 1
+    assert cli("eval", data, *options, "--retrieval-only").json["metrics"]["recall@1"]["mean"] == 1
+
+
+def test_mistakes(ask, model, memory, reranker, tmp_path) -> None:
+    for given in ([], ["--retriever", "dense"], ["--retriever", "bm25"]):
+        error = ask(QUESTION, *given, "--reranker", str(reranker)).error()
+        assert "a reranker has no effect on" in error
+        assert "retrieve with hybrid" in error
+    assert (
+        "is neither a folder nor a hub id"
+        in ask(QUESTION, "--retriever", "hybrid", "--reranker", str(tmp_path / "nowhere")).error()
+    )
+    data = tmp_path / "questions.jsonl"
+    data.write_text(json.dumps({"question": QUESTION, "answer": ["Beethoven"]}))
+    closed = cli("eval", data, "-m", model, "-i", memory, "--closed-book", "--retriever", "hybrid").error()
+    assert "--retriever has no effect, since closed book reads no passages" in closed
+    closed = cli("eval", data, "-m", model, "-i", memory, "--closed-book", "--reranker", reranker).error()
+    assert "--reranker has no effect, since closed book reads no passages" in closed

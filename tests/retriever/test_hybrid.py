@@ -1,0 +1,193 @@
+"""The sum of experts: candidates, top K, parts and gradients against brute force in float64."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from latentrag.errors import InputError
+from latentrag.memory import Memory
+from latentrag.retriever import DenseRetriever, HybridRetriever
+from latentrag.retriever.biases import recency, title
+from latentrag.types import Passage
+from tests.memory.conftest import FakePassageEncoder
+from tests.retriever.test_bm25 import bm25
+from tests.toy import ToyMemory
+
+WORDS = "paris rome seine river capital prince denmark garden x".split()
+QUESTIONS = ["the river of paris", "capital prince prince", "nothing known", "x garden rome"]
+
+
+def passages() -> list[Passage]:
+    drawn = np.random.default_rng(1)
+    return [
+        Passage(
+            f"p{i}", " ".join(drawn.choice(WORDS, drawn.integers(0, 9))), WORDS[i % 5], fields={"date": f"20{i:02}"}
+        )
+        for i in range(30)
+    ]
+
+
+class FakeQueryEncoder:
+    """q(x) is drawn at random, times a weight that learns."""
+
+    dimension, scale, passage_fingerprint = 8, 1.5, "f1"
+
+    def __init__(self) -> None:
+        self.module = nn.Linear(8, 8, bias=False)
+        torch.manual_seed(0)
+        nn.init.normal_(self.module.weight, std=0.3)
+
+    def encode_queries(self, x: Sequence[str]) -> torch.Tensor:
+        vectors: torch.Tensor = self.module(
+            torch.from_numpy(np.stack([FakePassageEncoder().vector(text) for text in x]))
+        )
+        return vectors
+
+    def save(self, folder: Path) -> None:
+        raise AssertionError("not asked for")
+
+
+class FakeReranker:
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+
+    def scores(self, x: Sequence[str], passages: Sequence[Sequence[Passage]]) -> list[np.ndarray]:
+        self.num_asked += sum(map(len, passages))
+        return [np.array([self.score(q, z) for z in zs], np.float32) for q, zs in zip(x, passages, strict=True)]
+
+    def score(self, x: str, z: Passage) -> float:
+        return float(FakePassageEncoder(1).vector(x + z.text)[0])
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+
+
+@pytest.fixture(scope="module")
+def memory(tmp_path_factory):
+    encoder = FakePassageEncoder()
+    return Memory.create(tmp_path_factory.mktemp("hybrid") / "memory.lance", encoder).add(passages(), encoder)
+
+
+WEIGHTS = {"dense": 1.2, "bm25": 0.7, "reranker": 0.4, "title": 0.9, "recency": 0.05}
+
+
+def oracle(
+    memory: Memory, encoder: FakeQueryEncoder, x: str, k: int, num: int, *, reranks: bool = True
+) -> list[tuple[str, float]]:
+    """The K best among the ``num`` best of each kind, with their logits in float64, by looking at all."""
+    kept = list(memory.passages())
+    found = memory.search(np.zeros((1, 8), np.float32), len(kept))
+    vector = {z.id: d.astype(np.float64) for z, d in zip(found.passages[0], found.vectors[0], strict=True)}
+
+    def dense(text: str) -> np.ndarray:
+        q = encoder.encode_queries([text])[0].detach().double().numpy()
+        return np.array([vector[z.id] @ q for z in kept])
+
+    words = np.array(bm25(x, kept))
+    of_words = [i for i in np.argsort(-words, kind="stable") if words[i] > 0][:num]
+    candidates = sorted({*np.argsort(-dense(x), kind="stable")[:num].tolist(), *of_words})
+    logits = WEIGHTS["dense"] * dense(x) + WEIGHTS["bm25"] * words
+    logits += reranks * WEIGHTS["reranker"] * np.array([FakeReranker().score(x, z) for z in kept])
+    logits += WEIGHTS["title"] * title(x, kept) + WEIGHTS["recency"] * recency(x, kept)
+    best = sorted(candidates, key=lambda i: -logits[i])[:k]
+    return [(kept[i].id, logits[i]) for i in best]
+
+
+@pytest.fixture
+def retriever(memory):
+    return HybridRetriever(FakeQueryEncoder(), memory, weights=WEIGHTS, num_candidates=4, reranker=FakeReranker())
+
+
+@pytest.mark.parametrize(("k", "num"), [(1, 4), (3, 4), (7, 7), (30, 30)])
+def test_the_top_k_is_that_of_brute_force_and_parts_add_up(retriever, memory, k, num):
+    found = retriever.retrieve(QUESTIONS, k)
+    assert set(found.parts) == set(WEIGHTS)
+    assert torch.equal(found.logits, sum(found.parts.values()))
+    for b, x in enumerate(QUESTIONS):
+        expected = oracle(memory, retriever.query_encoder, x, k, num)
+        assert [z.id for z in found.passages[b]] == [key for key, _ in expected]
+        # float32 sums of numbers below 10
+        assert found.logits[b].tolist() == pytest.approx([logit for _, logit in expected], abs=1e-5)
+        alone = retriever.retrieve([x], k)
+        assert torch.allclose(alone.logits[0], found.logits[b], atol=1e-6)
+    assert found.version == memory.version
+
+
+def test_hindsight_proposes_with_y_and_scores_with_x(retriever, memory):
+    y = ["denmark", "seine", "garden garden", "prince"]
+    found = retriever.retrieve_in_hindsight(QUESTIONS, y, 2, 3)
+    for b, (x, answer) in enumerate(zip(QUESTIONS, y, strict=True)):
+        ids = [z.id for z in found.passages[b]]
+        top = [key for key, _ in oracle(memory, retriever.query_encoder, x, 2, 4)]
+        of_both = oracle(memory, retriever.query_encoder, f"{x} {answer}", 30, 5, reranks=False)
+        assert ids == [*top, *[key for key, _ in of_both if key not in top][:3]]
+        all_of_x = dict(oracle(memory, retriever.query_encoder, x, 30, 30))
+        assert found.logits[b].tolist() == pytest.approx([all_of_x[key] for key in ids], abs=1e-5)
+
+
+def test_gradients_of_the_weights_are_the_experts_values(retriever):
+    found = retriever.retrieve(QUESTIONS, 3)
+    found.logits[1, 2].backward()
+    for name, weight in retriever.weights.items():
+        value = found.parts[name][1, 2].item() / WEIGHTS[name]
+        assert weight.grad.item() == pytest.approx(value, rel=1e-5, abs=1e-7)
+    assert retriever.query_encoder.module.weight.grad.abs().sum() > 0
+    names = dict(retriever.named_parameters())
+    assert {f"prior.{name}" for name in WEIGHTS} < set(names)
+    assert "weight" in names
+
+
+def test_with_vectors_alone_its_logits_are_those_of_the_dense_retriever(memory):
+    encoder = FakeQueryEncoder()
+    dense = DenseRetriever(encoder, memory).retrieve(QUESTIONS, 30)
+    hybrid = HybridRetriever(encoder, memory, weights={"bm25": 0.0}, num_candidates=30).retrieve(QUESTIONS, 30)
+    assert hybrid.passages == dense.passages
+    assert torch.allclose(hybrid.logits, dense.logits, atol=1e-5)
+    assert list(dense.parts) == ["dense"]
+
+
+def test_usual_weights_are_the_encoder_s_scale_and_settings_make_it_again(memory):
+    plain = HybridRetriever(FakeQueryEncoder(), memory)
+    assert plain.settings()["weights"]["dense"] == FakeQueryEncoder.scale
+    assert set(plain.weights) == {"dense", "bm25"}
+    assert set(HybridRetriever(FakeQueryEncoder(), memory, reranker=FakeReranker()).weights) == {
+        "dense",
+        "bm25",
+        "reranker",
+    }
+    again = HybridRetriever(FakeQueryEncoder(), memory, **plain.settings())
+    assert again.settings() == plain.settings()
+    assert plain.over(memory).weights is plain.weights
+
+
+def test_biases():
+    named = [Passage("a", "", "The Seine river"), Passage("b", "", ""), Passage("c", "", "Seine")]
+    assert title("which river is the seine?", named).tolist() == [1.0, 0.0, 1.0]
+    assert title("the seine", named).tolist() == [0.5, 0.0, 1.0]
+    dated = [Passage("a", "", fields={"date": day}) for day in ("2001", "2001-01", "2000-12-31T10:00", "someday")]
+    assert recency("", [*dated, Passage("b", "")]).tolist() == pytest.approx([1, 1, 1, 0, 0], abs=0.01)
+
+
+def test_what_cannot_be(memory, retriever):
+    encoder = FakeQueryEncoder()
+    for given, message in (
+        ({"weights": {"luck": 1.0}}, "bias 'luck' is unknown; needed one of title, recency"),
+        ({"weights": {"bm25": float("nan")}}, "the weight of bm25 is nan"),
+        ({"weights": {"reranker": 1.0}}, "has a weight for a reranker, and there is none"),
+        ({"num_candidates": 0}, "num_candidates=0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            HybridRetriever(encoder, memory, **given)
+    with pytest.raises(InputError, match="k=31 exceeds the memory's 30 passages"):
+        retriever.retrieve(["x"], 31)
+    with pytest.raises(InputError, match="k=0"):
+        retriever.retrieve(["x"], 0)
+    of_toys = HybridRetriever(encoder, ToyMemory(passages()))
+    with pytest.raises(InputError, match="a ToyMemory keeps no index of words"):
+        of_toys.retrieve(["x"], 1)

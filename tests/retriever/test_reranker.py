@@ -1,0 +1,91 @@
+"""Cross-encoders by sentence-transformers and by onnxruntime: raw logits, each pair once."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from latentrag.errors import ModelError
+from latentrag.retriever.reranker import load_reranker
+from latentrag.types import Passage
+from tests.encoder.tiny import sizes, write_tokenizer
+
+PASSAGES = [Passage("a", "paris is a city", "paris"), Passage("b", "the king of england", ""), Passage("c", "seine")]
+X = ["what river is in paris ?", "who was king ?"]
+
+
+def write_reranker(folder, *, num_labels=1):
+    """A tiny BERT that gives one number for a pair."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    write_tokenizer(folder, model_max_length=24)
+    torch.manual_seed(3)
+    config = BertConfig(**{**sizes(), "num_labels": num_labels})
+    model = BertForSequenceClassification(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.3)
+    model.save_pretrained(folder)
+    return model
+
+
+def test_raw_logits_of_title_and_text_after_the_question(tmp_path):
+    from transformers import AutoTokenizer
+
+    model = write_reranker(tmp_path / "reranker")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reranker")
+    reranker = load_reranker(tmp_path / "reranker", device="cpu")
+    found = reranker.scores(X, [PASSAGES, PASSAGES[:2]])
+    assert [len(each) for each in found] == [3, 2]
+    for question, passages, scores in zip(X, (PASSAGES, PASSAGES[:2]), found, strict=True):
+        for z, score in zip(passages, scores.tolist(), strict=True):
+            text = f"{z.title}\n{z.text}" if z.title else z.text
+            inputs = tokenizer(question, text, return_tensors="pt", truncation=True, padding=False)
+            with torch.no_grad():
+                assert score == pytest.approx(model(**inputs).logits.item(), abs=1e-5)
+    assert reranker.name == "reranker"
+    reranker.save(tmp_path / "saved")
+    again = load_reranker(tmp_path / "saved", device="cpu").scores(X, [PASSAGES, PASSAGES[:2]])
+    assert all(map(np.array_equal, again, found))
+
+
+def test_onnx_reads_each_pair_once_shortest_first_and_only_the_inputs_that_are_wanted(tmp_path, monkeypatch):
+    asked = []
+
+    class Session:
+        def __init__(self, file, options, providers):
+            assert file == str(tmp_path / "model.onnx")
+
+        def get_inputs(self):
+            return [types.SimpleNamespace(name=name) for name in ("input_ids", "attention_mask")]
+
+        def run(self, outputs, inputs):
+            asked.append({name: each.shape for name, each in inputs.items()})
+            return [(inputs["input_ids"] * inputs["attention_mask"]).sum(axis=1, keepdims=True).astype(np.float32)]
+
+    fake = types.SimpleNamespace(SessionOptions=types.SimpleNamespace, InferenceSession=Session)
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    write_tokenizer(tmp_path)
+    (tmp_path / "model.onnx").touch()
+    reranker = load_reranker(tmp_path, device="cpu")
+    found = reranker.scores(X, [PASSAGES, [PASSAGES[1], PASSAGES[1]]])
+    assert found[1][0] == found[1][1]
+    assert asked == [dict.fromkeys(("input_ids", "attention_mask"), (4, asked[0]["input_ids"][1]))]
+    again = [reranker.scores([x], [[z]])[0].item() for x, z in ((X[0], PASSAGES[2]), (X[1], PASSAGES[1]))]
+    assert again == [found[0][2], found[1][1]]
+    assert len(asked) == 1
+
+
+def test_what_is_no_reranker(tmp_path, monkeypatch):
+    write_reranker(tmp_path / "two", num_labels=2)
+    with pytest.raises(ModelError, match="gives 2 numbers for a passage; a reranker gives one"):
+        load_reranker(tmp_path / "two", device="cpu")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"holds neither model.safetensors nor model.onnx"):
+        load_reranker(tmp_path / "empty", device="cpu")
+    (tmp_path / "empty" / "model.onnx").touch()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ModelError, match=r"needs onnxruntime; install latentrag\[onnx\]"):
+        load_reranker(tmp_path / "empty", device="cpu")
