@@ -104,7 +104,7 @@ ALWAYS: Mapping[str, list[str]] = {
 """Options of `train` that change something in any state, with a value that shows it."""
 ELSEWHERE = {
     *("--model", "--encoder", "--generator", "--passage-encoder", "--adapter", "--instruction", "--template"),
-    *("--generator-kind", "--generator-setting", "--null-passage"),
+    *("--generator-kind", "--generator-setting", "--null-passage", "--reranker"),
     *("--query-prompt", "--passage-prompt", "--dimension"),
     *("--memory", "--out", "--resume", "--json"),
     *("--device", "--encoder-device", "--passage-cache-in", "--skip-bad", "--truncate", "--prefix-field"),
@@ -223,6 +223,7 @@ PLAIN = "-m encoder-decoder"
 DRAWN = ("--temperature 2", "--top-k 2", "--top-p 0.5", "--seed 1")
 ENCODING = ("--query-prompt", "--passage-prompt", "--dimension")
 CACHES = ("--passage-cache 1GB", "--passage-cache-folder kv")
+OF_PASSAGES = ("-k 1", "--as-of 1", "--retriever bm25", "--reranker r", "--where id='a'")
 OTHERS: list[tuple[str, str, str, list[str]]] = [
     (
         "ask, eval",
@@ -240,12 +241,9 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
     ("eval", "`--best`", "always: the best answer alone is measured", ["eval --best 1"]),
     (
         "eval",
-        "`-k`, `--as-of`, `--retriever`, `--passages-from`, `--where`",
+        "`-k`, `--as-of`, `--retriever`, `--reranker`, `--passages-from`, `--where`",
         "with `--closed-book`",
-        [
-            f"eval --closed-book {more}"
-            for more in ("-k 1", "--as-of 1", "--retriever bm25", "--passages-from passages", "--where id='a'")
-        ],
+        [f"eval --closed-book {more}" for more in (*OF_PASSAGES, "--passages-from passages")],
     ),
     (
         "eval",
@@ -264,12 +262,9 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
     ),
     (
         "eval",
-        "`-k`, `--as-of`, `--retriever`, `--passages-from`, `--where`",
+        "`-k`, `--as-of`, `--retriever`, `--reranker`, `--passages-from`, `--where`",
         "with `--run-in`",
-        [
-            f"eval --retrieval-only --run-in r {each}"
-            for each in ("-k 1", "--as-of 1", "--retriever bm25", "--passages-from passages", "--where id='a'")
-        ],
+        [f"eval --retrieval-only --run-in r {each}" for each in (*OF_PASSAGES, "--passages-from passages")],
     ),
     (
         "ask",
@@ -325,6 +320,18 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
         "`--encoder-device`",
         "with `--retriever bm25`",
         [f"{each} --encoder-device cpu --retriever bm25" for each in (*MODELS, "train")],
+    ),
+    (
+        "all that take a model",
+        "`--reranker`",
+        "with a retriever other than hybrid",
+        [f"{each} --reranker r" for each in (*MODELS, "train")],
+    ),
+    (
+        "train",
+        "`--retriever` hybrid, `--reranker`",
+        "with `--closed-book`",
+        [f"train --closed-book {more}" for more in ("--retriever hybrid", "--reranker r")],
     ),
     (
         "all that take a model",

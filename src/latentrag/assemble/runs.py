@@ -98,7 +98,9 @@ def train(
     epochs = 1.0 if setup.epochs is None else setup.epochs
     options = options_from(given, epochs, len(examples))
     check_used(setup, given, options)
-    for flag, value in {"--null-passage": setup.null_passage, "--where": setup.where}.items():
+    hybrid = None if setup.retriever != "hybrid" else setup.retriever
+    of_passages = {"--null-passage": setup.null_passage, "--where": setup.where, "--reranker": setup.reranker}
+    for flag, value in {**of_passages, "--retriever hybrid": hybrid}.items():
         if value is not None and options.closed_book:
             raise InputError(f"{flag} has no effect, since closed book reads no passages; leave it out")
     before = checkpoint.read_request(setup.out, resume=resume)

@@ -72,7 +72,7 @@ class BM25Retriever:
         Raises: InputError for no question, an empty one, k < 1 or k > len(memory); MemoryStoreError if it is empty.
         """
         memory, questions = self.memory.snapshot(), question_texts(x)
-        k = _checked(memory, questions, k)
+        k = checked_k(memory, questions, k)
         found = self._words(memory).search_words(questions, k, scale=self.scale)
         return self._retrieved(found.passages, found.scores, memory)
 
@@ -85,7 +85,7 @@ class BM25Retriever:
         Raises: as ``retrieve``; InputError for num_hindsight < 0 or k + num_hindsight > len(memory).
         """
         memory, questions = self.memory.snapshot(), question_texts(x)
-        k = _checked(memory, questions, k)
+        k = checked_k(memory, questions, k)
         check_hindsight(memory, k, num_hindsight)
         words = self._words(memory)
         found = words.search_words(questions, k, scale=self.scale)
@@ -164,7 +164,7 @@ def bm25(parts: ModelParts, memory: Memory, places: Places, *, scale: float = 1.
     return BM25Retriever(memory, scale=scale, device=places.memory.device)
 
 
-def _checked(memory: Memory, questions: Sequence[str], k: int) -> int:
+def checked_k(memory: Memory, questions: Sequence[str], k: int) -> int:
     """How many passages are retrieved: k, or all that satisfy a condition if there are fewer."""
     if not questions:
         raise InputError("got no question; needed at least one")

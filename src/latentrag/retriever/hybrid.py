@@ -14,6 +14,7 @@ from latentrag.errors import InputError, ModelError
 from latentrag.place import Places
 from latentrag.protocols import ChecksQuestions, Memory, SavablePart, SearchesWords
 from latentrag.retriever.biases import BIASES
+from latentrag.retriever.bm25 import checked_k
 from latentrag.retriever.dense import TrainableQueryEncoder, check_hindsight
 from latentrag.types import Asked, Candidates, Passage, Retrieved, question_texts, singles
 
@@ -203,11 +204,7 @@ class HybridRetriever:
         raise InputError(f"a {type(memory).__name__} keeps no index of words, which hybrid needs; use dense or bm25")
 
     def _proposed(self, memory: Memory, q: Tensor, texts: Sequence[str], k: int) -> Candidates:
-        if k < 1:
-            raise InputError(f"k={k} passages cannot be retrieved; choose 1 or more")
-        if k > len(memory):
-            raise InputError(f"k={k} exceeds the memory's {len(memory)} passages; lower k or add passages")
-        num = min(len(memory), max(k, self.num_candidates))
+        num = min(len(memory), max(checked_k(memory, texts, k), self.num_candidates))
         return self._words(memory).candidates(_searched(q), texts, num)
 
     def _parts(
