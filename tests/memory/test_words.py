@@ -91,6 +91,15 @@ def test_a_segment_built_of_a_later_version_is_made_anew_for_an_earlier_one(memo
     assert len(words.sizes(IndexFolder.of(path))) == 3
 
 
+def test_joined_segments_of_a_later_version_are_made_anew_for_an_earlier_one(memory, path, monkeypatch):
+    monkeypatch.setattr(words, "SMALLEST_STORED", 1_000)
+    monkeypatch.setattr(words, "LARGEST_JOINED", 1_000)
+    memory.delete(["p3", "p39"])
+    later = Memory.open(path)
+    assert_as_built_at_once(later)
+    assert_as_built_at_once(later.at(memory.version))
+
+
 def test_only_new_passages_are_read_and_none_by_who_opens_it_later(memory, encoder, path, tokenised):
     memory.words()
     assert len(tokenised) == 40

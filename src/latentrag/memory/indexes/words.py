@@ -66,7 +66,7 @@ class WordSupply:
 
     def __init__(self) -> None:
         self._kept: dict[Files, Segment] = {}
-        self._joined: dict[tuple[Files, ...], Segment] = {}
+        self._joined: dict[tuple[Segment, ...], Segment] = {}
         self._lock = threading.Lock()
 
     def index_for(self, table: Table, folder: IndexFolder, *, progress: bool = False) -> WordIndex:
@@ -93,13 +93,13 @@ class WordSupply:
 
     def _searched(self, parts: Iterable[_Part]) -> Iterator[tuple[Segment, npt.NDArray[np.bool_] | None]]:
         """Segments with the rows that are there, small ones beside each other joined."""
-        joined: dict[tuple[Files, ...], Segment] = {}
+        joined: dict[tuple[Segment, ...], Segment] = {}
         for is_small, group in groupby(parts, key=lambda part: len(self._kept[part.files]) < LARGEST_JOINED):
             run = list(group)
             if is_small and len(run) > 1:
-                name = tuple(part.files for part in run)
-                found = self._joined.get(name) or postings.joined([self._kept[files] for files in name])
-                joined[name] = found
+                segments = tuple(self._kept[part.files] for part in run)
+                found = self._joined.get(segments)
+                joined[segments] = found = postings.joined(segments) if found is None else found
                 yield found, _mask(found, np.concatenate([part.row_ids for part in run]))
             else:
                 for part in run:
