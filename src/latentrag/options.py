@@ -36,6 +36,9 @@ DEMO = "demo"
 DEMOS = (DEMO, "good")
 """The names of the demos' models, and of the memories that their encoders made."""
 
+KEY_VARIABLE = "LATENTRAG_API_KEY"
+"""The variable of the environment with the API key of a server."""
+
 TIME_LIMIT_S = 300.0
 """For reading one document; thousands of pages take seconds."""
 

@@ -5,11 +5,22 @@ Documented in README.md: names here are API. Logarithms are natural; null stands
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from latentrag.types import Decoding, Variant
+from latentrag.types import (
+    Answer,
+    Decoding,
+    Hypothesis,
+    NoPassage,
+    Passage,
+    Sentence,
+    Source,
+    Token,
+    Variant,
+)
 
 if sys.version_info >= (3, 12):
     from typing import NotRequired, TypedDict
@@ -19,7 +30,7 @@ else:  # pydantic, which makes OpenAPI's schemas of these, reads no others there
     from typing_extensions import TypedDict
 
 if TYPE_CHECKING:
-    from latentrag.types import Answer, Classification, NoPassage, Passage, Score, Source, Token
+    from latentrag.types import Classification, Score
 
 
 class PassageRecord(TypedDict):
@@ -182,6 +193,59 @@ def answer_record(answer: Answer) -> AnswerRecord:
     if answer.best_guess is not None:
         record["best_guess"] = answer.best_guess
     return record
+
+
+def answer_of(record: AnswerRecord) -> Answer:
+    """The answer that an object of ``answer_record`` describes."""
+    no_passage = record.get("no_passage")
+    return Answer(
+        question=record["question"],
+        text=record["answer"],
+        log_prob=_log(record["log_prob"]),
+        closed_book_log_prob=_log(record["closed_book_log_prob"]),
+        variant=record["variant"],
+        decoding=record["decoding"],
+        memory_version=record["memory_version"],
+        sources=tuple(map(_source_of, record["sources"])),
+        tokens=tuple(
+            Token(
+                each["text"],
+                _log(each["log_prob"]),
+                tuple(each["posterior"]),
+                tuple((other["text"], _log(other["log_prob"])) for other in each.get("top", [])),
+            )
+            for each in record["tokens"]
+        ),
+        hypotheses=tuple(
+            Hypothesis(each["text"], _log(each["log_prob"]), each["finished"]) for each in record["hypotheses"]
+        ),
+        log_p_eta=tuple(map(_log, record["log_p_eta"])),
+        log_p_theta=tuple(tuple(map(_log, row)) for row in record["log_p_theta"]),
+        no_passage=None if no_passage is None else NoPassage(**no_passage),
+        confidence=record.get("confidence"),
+        best_guess=record.get("best_guess"),
+    )
+
+
+def _source_of(record: SourceRecord) -> Source:
+    passage = Passage(
+        record["id"],
+        record["text"],
+        record["title"],
+        record["source"],
+        record["start"],
+        record["end"],
+        record["page"],
+    )
+    sentences = tuple(
+        Sentence(each["start"], each["end"], _log(each["log_prob_without"])) for each in record["sentences"]
+    )
+    return Source(passage, record["prior"], record["posterior"], sentences, record["parts"])
+
+
+def _log(value: float | None) -> float:
+    """null is −∞."""
+    return -math.inf if value is None else value
 
 
 def score_record(score: Score) -> ScoreRecord:

@@ -238,6 +238,12 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
         "with `--sample`; with `--variant token`",
         [f"{each} --decoding fast {more}" for each in ASKS for more in ("--sample", "--variant token")],
     ),
+    (
+        "ask",
+        "options of model, memory and place: `--model`, `--memory`, `--encoder`, `--device`, …",
+        "with `--server`",
+        ["ask --server http://127.0.0.1:9 --device cpu"],
+    ),
     ("eval", "`--best`", "always: the best answer alone is measured", ["eval --best 1"]),
     (
         "eval",

@@ -96,7 +96,7 @@ def test_a_search_finds_what_an_answer_rests_on(served) -> None:
         ("/v1/answer", {"question": QUESTION, "k": 10**9}, 422, "k: Input should be less than or equal to 100"),
         ("/v1/answer", {"question": QUESTION, "k": "3"}, 422, "k: Input should be a valid integer"),
         ("/v1/answer", {"question": QUESTION, "beams": 10**9}, 422, "beams: Input should be less"),
-        ("/v1/answer", {"question": QUESTION, "k": 99, "beams": 32}, 422, "ask for fewer passages, beams or labels"),
+        ("/v1/answer", {"question": QUESTION, "k": 99, "beams": 32}, 422, "lower k to 10 or beams to 3"),
         ("/v1/answer", {"question": QUESTION, "max_tokens": 10**9}, 422, "max_tokens: Input should be less"),
         ("/v1/answer", {"question": QUESTION, "temperature": 1e-300}, 422, "temperature: Input should be greater"),
         ("/v1/answer", {"question": QUESTION, "min_tokens": 9}, 422, "min_tokens=9 leaves no room"),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from latentrag.cli import arguments as arg
-from latentrag.cli.output import print_json, say, working
+from latentrag.cli import remote
+from latentrag.cli.output import message_of, print_json, say, working
+from latentrag.errors import DataError, InputError
 from latentrag.options import (
     DEMO,
     AskOptions,
@@ -23,11 +29,19 @@ from latentrag.options import (
     PlaceOptions,
     VersionOptions,
 )
-from latentrag.records import answer_record, classification_record
+from latentrag.records import answer_of, answer_record, classification_record
+
+if TYPE_CHECKING:
+    from latentrag.types import Answer
+
+STANDARD_INPUT = "-"
 
 
 def ask(
-    question: Annotated[str, typer.Argument(help="The question, in quotes.")],
+    question: Annotated[
+        str | None, typer.Argument(help="The question, in quotes; -: every line of standard input.", show_default=False)
+    ] = None,
+    *,
     memory: MemoryOptions,
     version: VersionOptions,
     which: FilterOptions,
@@ -37,19 +51,86 @@ def ask(
     evidence: EvidenceOptions,
     confidence: ConfidenceOptions,
     decoding: Given[DecodingOptions],
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Answer every line of this file; the model is loaded once.")
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Ask the `latentrag serve` at this address, with its model and its memory. The variable "
+            "LATENTRAG_API_KEY holds its key.",
+        ),
+    ] = None,
     as_json: arg.AsJson = False,
 ) -> None:
     """Answer a question, with the answer's probability and sources."""
-    arg.check_text(question, "question")
-    rag = arg.open_rag(model, memory, version, place, which)
-    with working("answering"):
-        answer = rag.answer(question, **asdict(how), **asdict(evidence), **asdict(confidence), **decoding)
-    if as_json:
-        print_json(answer_record(answer))
-    else:
-        from latentrag.cli.render import show_answer, terminal
+    asked = _questions(question, file)
+    if server is None:
+        rag = arg.open_rag(model, memory, version, place, which)
 
-        show_answer(answer, terminal())
+        def answer(text: str) -> Answer:
+            with working("answering"):
+                return rag.answer(text, **asdict(how), **asdict(evidence), **asdict(confidence), **decoding)
+    else:
+        remote.refuse_own(model=model, memory=memory, place=place)
+        options = remote.options_body(decoding, version, which, how, evidence, confidence)
+
+        def answer(text: str) -> Answer:
+            return answer_of(remote.answer(server, {"question": text, **options}))
+
+    _answer_each(asked, answer, as_json=as_json, is_one=question not in {None, STANDARD_INPUT})
+
+
+def _answer_each(
+    asked: Iterable[tuple[str, str]], answer: Callable[[str], Answer], *, as_json: bool, is_one: bool
+) -> None:
+    """Writes each answer as soon as it is there. Raises: DataError for a line that cannot be answered."""
+    from latentrag.cli.render import show_answer, show_question, terminal
+
+    console, number = terminal(), 0
+    for number, (where, text) in enumerate(asked, start=1):
+        try:
+            found = answer(text)
+        except InputError as error:
+            if is_one:
+                raise
+            raise DataError(f"{where}: {message_of(error)}") from error
+        if as_json:
+            print_json(answer_record(found))
+            continue
+        if not is_one:
+            show_question(text, console, is_first=number == 1)
+        show_answer(found, console)
+    if not number:
+        raise InputError("there is no question; write one a line")
+
+
+def _questions(question: str | None, file: Path | None) -> Iterator[tuple[str, str]]:
+    """Each question, and where it stands. Raises: InputError for none, or two places; DataError."""
+    if (question is None) == (file is None):
+        needed = "needed a question in quotes, - for the lines of standard input, or --file FILE"
+        raise InputError(f"got {'no question' if file is None else 'a question and --file'}; {needed}")
+    if file is not None:
+        try:
+            return _lines(io.BytesIO(file.read_bytes()), str(file))
+        except OSError as error:
+            raise InputError(f"{file} cannot be read ({error.strerror}); name a file with a question a line") from error
+    if question == STANDARD_INPUT:
+        return _lines(sys.stdin.buffer, "standard input")
+    arg.check_text(question or "", "question")
+    return iter([("question", question or "")])
+
+
+def _lines(stream: Iterable[bytes], name: str) -> Iterator[tuple[str, str]]:
+    for number, raw in enumerate(stream, start=1):
+        where = f"{name} line {number}"
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError:
+            raise DataError(f"{where} is not UTF-8; write it in UTF-8") from None
+        if text:
+            yield where, text
 
 
 def classify(
@@ -97,16 +178,13 @@ def demo(place: PlaceOptions, model: DemoName = "demo", as_json: arg.AsJson = Fa
     if as_json:
         print_json({"answers": [answer_record(rag.answer(question)) for question in QUESTIONS]})
         return
-    from rich.rule import Rule
-    from rich.text import Text
-
-    from latentrag.cli.render import show_answer, terminal
+    from latentrag.cli.render import show_answer, show_question, terminal
 
     console = terminal()
-    for question in QUESTIONS:
-        console.print(Rule(Text(question), align="left"))
+    for number, question in enumerate(QUESTIONS):
+        show_question(question, console, is_first=number == 0)
         show_answer(rag.answer(question), console)
-        console.print()
+    console.print()
     named = "" if model == DEMO else f" -m {model}"
     say(f'Next, ask something yourself: latentrag ask "Who discovered penicillin?"{named}')
     say(f"or ask documents of your own: latentrag index add notes.lance FOLDER{named}")

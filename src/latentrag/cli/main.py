@@ -36,9 +36,10 @@ from latentrag.cli.sync import sync
 from latentrag.cli.train import train
 from latentrag.cli.upkeep import compact, forget, prune, repair, verify
 from latentrag.cli.versions import diff, tag, use
-from latentrag.errors import LatentRagError, OutputError
+from latentrag.errors import InputError, LatentRagError, OutputError
 
 EXIT_BROKEN_PIPE = 141
+_UNCUT = 10_000
 _LESS_MEMORY = "lower -k or --beams, in training --micro-batch-size; or choose --dtype bfloat16 or another --device"
 
 
@@ -62,7 +63,8 @@ def run() -> None:
 
 def app() -> typer.Typer:
     """The commands. None of them imports anything heavy before it runs."""
-    make = partial(typer.Typer, no_args_is_help=True, rich_markup_mode=None)
+    settings = {"help_option_names": ["-h", "--help"]}
+    make = partial(typer.Typer, no_args_is_help=True, rich_markup_mode=None, context_settings=settings)
     of_questions: tuple[Callable[..., None], ...] = (demo, ask, score, classify)
     of_memories: tuple[Callable[..., None], ...] = (
         *(add, preview, sync, delete, forget, reencode),
@@ -70,11 +72,11 @@ def app() -> typer.Typer:
         *(push, pull),
         *(build, prune, compact, verify, repair),
     )
-    commands = make(cls=_Commands, add_completion=False, pretty_exceptions_enable=False)
+    commands = make(cls=_Commands, pretty_exceptions_enable=False)
     commands.callback()(_top)
     for function in of_questions:
         commands.command()(command(function))
-    index = make(help="Make memories, change them, go through their versions, keep them whole.")
+    index = make(cls=_Group, help="Make memories, change them, go through their versions, keep them whole.")
     for function in of_memories:
         index.command()(command(function))
     index.command("import")(command(import_))
@@ -82,10 +84,21 @@ def app() -> typer.Typer:
     commands.command("eval")(command(evaluate))
     for function in (serve, mcp, make_questions, train, calibrate, export, compare, reproduce, doctor):
         commands.command()(command(function))
+    commands.command("help")(_help)
     return commands
 
 
-class _Commands(TyperGroup):
+class _Group(TyperGroup):
+    """Commands, whose list says what each one does in whole sentences, however wide the terminal."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, each.get_short_help_str(_UNCUT)) for name, each in found if each is not None and not each.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+class _Commands(_Group):
     """The commands, with our way of ending."""
 
     def invoke(self, ctx: Any) -> object:
@@ -143,6 +156,21 @@ def _top(
     ] = False,
 ) -> None:
     """Retrieval-augmented generation with the passages as a latent variable."""
+
+
+def _help(
+    ctx: typer.Context,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]...", show_default=False)] = None,
+) -> None:
+    """Show what a command does, and its options; without one, all commands."""
+    context: Any = ctx.find_root()
+    for word in words or []:
+        find = getattr(context.command, "get_command", None)
+        found = None if find is None else find(context, word)
+        if found is None:
+            raise InputError(f"no command {' '.join(words or [])!r}; `latentrag help` lists them")
+        context = type(context)(found, info_name=word, parent=context)
+    sys.stdout.write(context.get_help() + "\n")
 
 
 def _show_warning(message: Warning | str, *_where: object, **_rest: object) -> None:

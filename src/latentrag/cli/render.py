@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.padding import Padding
+from rich.rule import Rule
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -28,6 +29,8 @@ _SHOWN_SHARE = 0.1
 """Passages with a prior or posterior of this much show more of their text."""
 _LONG_TEXT = 180
 _WIDEST = 10_000
+_NARROW = 60
+"""Columns below which there is no room for bars beside titles."""
 
 
 class _Terminal(Console):
@@ -40,6 +43,13 @@ class _Terminal(Console):
 def terminal() -> Console:
     """Standard output, as rich writes to it: no markup, no emoji codes, no highlighting of its own."""
     return _Terminal(markup=False, emoji=False, highlight=False)
+
+
+def show_question(question: str, console: Console, *, is_first: bool) -> None:
+    """A heading, where there are several questions."""
+    if not is_first:
+        console.print()
+    console.print(Rule(Text(clean(question)), align="left"))
 
 
 def show_answer(answer: Answer, console: Console) -> None:
@@ -204,26 +214,23 @@ def _show_sources(sources: Sequence[Source], console: Console, *, memory_version
     """Prior and posterior of every passage. Of many, the ones that matter, in the order of the prior."""
     shown = sorted(range(len(sources)), key=lambda k: -max(sources[k].prior, sources[k].posterior))
     shown = sorted(shown[:_SHOWN_SOURCES])
+    is_narrow = console.width < _NARROW
+    bars = ("prior", "", "posterior", "")
+    numbers = ("prior", "post.") if is_narrow else bars
     table = Table(
         Column("", justify="right", no_wrap=True),
-        Column("prior", no_wrap=True),
-        Column("", justify="right", no_wrap=True),
-        Column("posterior", no_wrap=True),
-        Column("", justify="right", no_wrap=True),
-        Column(f"passage (memory version {memory_version})"),
+        *(Column(name, justify="left" if name and not is_narrow else "right", no_wrap=True) for name in numbers),
+        Column("passage" if is_narrow else f"passage (memory version {memory_version})"),
         box=None,
         pad_edge=False,
         header_style="bold",
     )
     for k in shown:
         source = sources[k]
+        shares = [_bar(source.prior, console), Text(percent(source.prior))]
+        shares += [_bar(source.posterior, console, style=_colour(k)), Text(percent(source.posterior))]
         table.add_row(
-            Text(str(k + 1), style=_colour(k)),
-            _bar(source.prior, console),
-            Text(percent(source.prior)),
-            _bar(source.posterior, console, style=_colour(k)),
-            Text(percent(source.posterior)),
-            _passage(source, style=_colour(k)),
+            Text(str(k + 1), style=_colour(k)), *(shares[1::2] if is_narrow else shares), _passage(source, _colour(k))
         )
     console.print(table)
     others = [sources[k] for k in range(len(sources)) if k not in shown]
@@ -239,14 +246,14 @@ def _show_no_passage(share: NoPassage | None, console: Console) -> None:
         console.print(Text(f"no passage: prior {percent(share.prior)}, posterior {percent(share.posterior)}"))
 
 
-def _passage(source: Source, *, style: str) -> Table:
-    """Title and text; one line of text where the passage hardly matters."""
+def _passage(source: Source, style: str) -> Table:
+    """Title, whole, and text; one line of text where the passage hardly matters."""
     matters = max(source.prior, source.posterior) >= _SHOWN_SHARE
     text = clean(source.passage.text)
     if matters and len(text) > _LONG_TEXT:
         text = text[:_LONG_TEXT].rsplit(" ", 1)[0] + " …"
     cell = Table.grid(Column(overflow="ellipsis", no_wrap=not matters))
-    cell.add_row(Text(_name(source), style=f"bold {style}"))
+    cell.add_row(Text(_name(source), style=f"bold {style}", no_wrap=False, overflow="fold"))
     if matters and len(_experts(source)) > 1:
         cell.add_row(Text(_sum(_experts(source)), style="dim"))
     cell.add_row(Text(text, style="dim"))

@@ -109,12 +109,17 @@ def mcp(
 ) -> None:
     """Offer ask and search to a program that speaks the Model Context Protocol, over standard input and output."""
     _require("mcp", "mcp")
-    with arg.uncollected():
-        live, load = _sources(model, memory, version, place, how)
-        rag = _opened(live, load)
+    arg.model_source(model)  # what is wrong with the options is said at once
     from latentrag.serving.tools import run
 
-    run(rag, live)
+    def load() -> Rag:
+        with arg.uncollected():
+            live, load_over = _sources(model, memory, version, place, how)
+            rag = load_over()
+            live.snapshot().warm_up()
+            return rag
+
+    run(load, on_error=lambda message: say(f"error: {message}"))
 
 
 def _sources(

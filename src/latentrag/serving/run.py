@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from latentrag.errors import InputError
+from latentrag.options import KEY_VARIABLE
 from latentrag.serving.guard import Access
 from latentrag.serving.protocol import bounded
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from latentrag.serving.options import ServeOptions
 
-KEY_VARIABLE = "LATENTRAG_API_KEY"
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _SHORTEST_KEY = 16
 _RATE_ELSEWHERE = 10.0
