@@ -11,7 +11,7 @@ from torch import nn
 
 from latentrag.assemble import load, save
 from latentrag.errors import InputError, ModelError
-from latentrag.model import JointModel
+from latentrag.model import JointModel, Values
 from latentrag.rag import Rag
 from latentrag.records import answer_record, classification_record, score_record
 from latentrag.training.data import Example
@@ -125,7 +125,7 @@ def test_the_logits_gradient_is_prior_minus_posterior(variant, hindsight) -> Non
     options = TrainingOptions(k=3, variant=variant, hindsight=hindsight)
     generator: Any = ToyGenerator(4, seed=11)
     retriever: Any = Fixed()
-    found = losses(retriever, generator, ["who"], ["ab"], options=options, null=null)
+    found = losses(retriever, generator, ["who"], ["ab"], options=options, values=Values(null))
     assert found.nll.item() == pytest.approx(-truth(variant)[1, 2, 0], abs=1e-5)
     (gradient,) = torch.autograd.grad(found.loss.sum(), [null])
     if hindsight:
@@ -143,7 +143,16 @@ def test_kept_scores_give_the_same_loss() -> None:
     options = TrainingOptions(k=3, freeze="generator")
     memo = ScoreMemo()
     plain, kept, again = (
-        losses(retriever, generator, ["who"], ["ab"], options=options, generator_learns=False, memo=each, null=null)
+        losses(
+            retriever,
+            generator,
+            ["who"],
+            ["ab"],
+            options=options,
+            generator_learns=False,
+            memo=each,
+            values=Values(null),
+        )
         for each in (None, memo, memo)
     )
     assert plain.loss.item() == pytest.approx(kept.loss.item(), abs=1e-6)
@@ -159,7 +168,9 @@ def test_it_is_trained_with_the_retriever_and_resumed(tmp_path) -> None:
         generator.named_parameters = lambda: iter(())
         retriever: Any = Fixed()
         options = TrainingOptions(k=3, freeze="generator", num_steps=6, batch_size=1, lr_retriever=1e-3)
-        return Trainer(retriever, generator, examples, options=options, folder=folder, null=null, dev=examples)
+        return Trainer(
+            retriever, generator, examples, options=options, folder=folder, values=Values(null), dev=examples
+        )
 
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -178,7 +189,7 @@ def test_it_is_trained_with_the_retriever_and_resumed(tmp_path) -> None:
 def test_health_counts_it() -> None:
     rag = rag_with()
     x, y = ["who", "what", "where"], ["ab", "c", "a"]
-    health = measure(JointModel(rag.retriever, rag.generator, rag.model.null), x, y, k=3, variant="sequence")
+    health = measure(JointModel(rag.retriever, rag.generator, rag.model.values), x, y, k=3, variant="sequence")
     expected = math.fsum(-rag.log_likelihood(a, b) for a, b in zip(x, y, strict=True)) / 3
     assert health.nll == pytest.approx(expected, abs=1e-5)
     assert math.isfinite(health.gap)

@@ -107,12 +107,13 @@ def _evenness(shares: list[float]) -> float:
 
 
 def settings_of(
-    *, k: int, variant: Variant, decoding: Decoding, options: DecodingOptions, memory: str | None
+    *, k: int, variant: Variant, decoding: Decoding, options: DecodingOptions, memory: str | None, set_size: int = 1
 ) -> dict[str, object]:
     """What the meaning of the signals depends on.
 
     Args:
         memory: what identifies the memory through all its versions; None: it is not known.
+        set_size: passages that the generator may read together.
     """
     return {
         "k": k,
@@ -122,6 +123,7 @@ def settings_of(
         "length_penalty": options.length_penalty,
         "sample": options.sample,
         "memory": memory,
+        "set_size": set_size,
     }
 
 

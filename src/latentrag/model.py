@@ -6,9 +6,11 @@
 begin with it. Everything here is differentiable in the retriever and the generator.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Generic, TypeVar, cast, get_args
 
 import torch
@@ -99,6 +101,36 @@ class Evidence:
         parts = {name: self.of_passages(b, part[b])[1].tolist() for name, part in self.parts.items()}
         return [{name: values[i] for name, values in parts.items()} for i in range(len(passages))]
 
+    def without_each_passage(self, b: int, variant: Variant) -> list[float]:
+        """log p(y|x), nats, had each of question b's passages not been retrieved: the sets that hold it go with it, and
+        p_η is normalised over the other passages, on which the prior of the other sets depends.
+
+        Empty where nothing would be left.
+        """
+        log_p_eta, latents = self.log_p_eta[b], self.latents[b]
+        passages, _ = self.of_passages(b, log_p_eta.exp())
+        single = {z[0]: k for k, z in enumerate(latents) if len(z) == 1 and log_p_eta[k] > float("-inf")}
+        of_singles = log_p_eta[list(single.values())].logsumexp(dim=0)
+        sizes = torch.tensor([len(z) for z in latents], device=log_p_eta.device)
+        found = []
+        for passage in passages:
+            gone = torch.tensor([passage in z for z in latents], device=log_p_eta.device)
+            kept = log_p_eta.masked_fill(gone, float("-inf"))
+            if torch.isinf(kept).all():
+                return []
+            if passage in single:
+                # p_η(z_i) p_η(z_j) has the normaliser twice, p_η(z_i) once: sets gain what the others gain, once more.
+                left = torch.log1p(-(log_p_eta[single[passage]] - of_singles).exp())
+                kept = torch.where(sizes > 1, kept - left, kept)
+            log_p = log_likelihood(
+                torch.log_softmax(kept, dim=0)[None],
+                self.log_p_theta[b : b + 1],
+                self.targets.mask[b : b + 1],
+                variant=checked(variant),
+            )
+            found.append(log_p.item())
+        return found
+
     def of_passages(self, b: int, values: Tensor) -> tuple[list[Passage], Tensor]:
         """Question b's passages, and for each the sum of the values (K, …) of the latent values that hold it."""
         return of_passages(self.latents[b], self.log_p_eta[b], values)
@@ -154,17 +186,62 @@ class Read(Generic[G_co]):
         return {name: part.detach().to(self.log_p_eta.device) for name, part in parts.items()}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Values:
+    """What z may be beside each passage that was retrieved; scalars, learned with the retriever.
+
+    Attributes:
+        null: the logit of "no passage"; None: it is no value of z.
+        bonus: γ of the sets of two passages; None: they are no values of z.
+    """
+
+    null: nn.Parameter | None = None
+    bonus: nn.Parameter | None = None
+
+    @classmethod
+    def of(cls, *, null_passage: float | None = None, set_bonus: float | None = None) -> "Values":
+        """Raises: InputError for a number that is not finite."""
+        made = {}
+        for name, value in {"null_passage": null_passage, "set_bonus": set_bonus}.items():
+            if value is not None and not math.isfinite(value):
+                raise InputError(f"{name}={value}; needed a finite number")
+            made[name] = None if value is None else nn.Parameter(torch.tensor(float(value)), requires_grad=False)
+        return cls(made["null_passage"], made["set_bonus"])
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Those that there are, by the names of the options."""
+        named = {"null_passage": self.null, "set_bonus": self.bonus}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def number(self, k: int) -> int:
+        """Values of z where K passages were retrieved."""
+        sets = 0 if self.bonus is None else k * (k - 1) // 2
+        return k + sets + (self.null is not None)
+
+    def beside(self, retrieved: Retrieved, *, num_top: int | None = None) -> Retrieved:
+        """What was retrieved, and the other values of z after the passages that they are made of.
+
+        Args:
+            num_top: passages that they are made of; None: all.
+        """
+        top = len(retrieved.latents[0]) if num_top is None else num_top
+        with_these = with_sets(retrieved, self.bonus, num_top=top)
+        sets = len(with_these.latents[0]) - len(retrieved.latents[0])
+        return with_no_passage(with_these, self.null, at=None if num_top is None else top + sets)
+
+
 @dataclass(frozen=True, slots=True)
 class JointModel(Generic[G_co]):
     """p(y|x) = Σ_z p_η(z|x) p_θ(y|x,z): a retriever and a generator.
 
     Attributes:
-        null: the logit of "no passage", a scalar, one more value of z beside those retrieved; None: it is none.
+        values: what z may be beside each passage that was retrieved.
     """
 
     retriever: Retriever
     generator: G_co
-    null: nn.Parameter | None = field(default=None, compare=False)
+    values: Values = field(default_factory=Values, compare=False)
 
     def where(self, where: Where | None) -> "JointModel[G_co]":
         """The same model over the passages that satisfy a condition: p_η(z|x) given that they do; None: over all.
@@ -190,7 +267,7 @@ class JointModel(Generic[G_co]):
 
     def read_of(self, x: Sequence[Asked], retrieved: Retrieved) -> Read[G_co]:
         """As ``read``, with what was retrieved for these questions before."""
-        return read_of(self.generator, x, with_no_passage(retrieved, self.null))
+        return read_of(self.generator, x, self.values.beside(retrieved))
 
     def evidence(self, x: Sequence[Asked], y: Sequence[str], *, k: int) -> Evidence:
         """Both tensors for B pairs (x, y). Raises: InputError as ``read``, and if x and y differ in number."""
@@ -233,6 +310,47 @@ def read_of(generator: G, x: Sequence[Asked], retrieved: Retrieved, *, learns: b
         retrieved = replace(retrieved, parts={**parts, "reader": weights}, mask=mask)
         logits = retrieved.logits
     return Read(generator, questions, retrieved, log_prior(logits), prepared)
+
+
+def with_sets(retrieved: Retrieved, bonus: Tensor | None, *, num_top: int) -> Retrieved:
+    """What was retrieved, and after the first passages each set of two of them, which the generator reads together.
+
+        p(z_i|x) ∝ p_η(z_i|x),   p({z_i, z_j}|x) ∝ p_η(z_i|x) p_η(z_j|x) e^γ
+
+    p_η is normalised over these passages. A set's parts are the sums of its passages' parts, and "set": γ − log Σ_z
+    e^s(z).
+
+    Args:
+        bonus: γ, a scalar, differentiable; None: nothing is added.
+        num_top: how many passages; sets keep their order, so that the better one is read first.
+    """
+    places = list(combinations(range(num_top), 2))
+    if bonus is None or not places:
+        return retrieved
+    first, second = (list(each) for each in zip(*places, strict=True))
+    normaliser = retrieved.between(0, num_top).logits.logsumexp(dim=1, keepdim=True)  # (B, 1)
+
+    def widened(part: Tensor, of_sets: Tensor) -> Tensor:
+        return torch.cat([part[:, :num_top], of_sets, part[:, num_top:]], dim=1)
+
+    parts = {name: widened(part, part[:, first] + part[:, second]) for name, part in retrieved.parts.items()}
+    zeros = torch.zeros_like(next(iter(retrieved.parts.values())))
+    parts["set"] = widened(zeros, (bonus.to(zeros) - normaliser).expand(-1, len(places)))
+    mask = retrieved.mask
+    return Retrieved(
+        [
+            [*of_one[:num_top], *(joined(of_one[i], of_one[j]) for i, j in places), *of_one[num_top:]]
+            for of_one in retrieved.latents
+        ],
+        parts,
+        retrieved.version,
+        None if mask is None else widened(mask, mask[:, first] & mask[:, second]),
+    )
+
+
+def joined(a: Latent, b: Latent) -> Latent:
+    """Both latent values as one, each passage once."""
+    return tuple(dict.fromkeys([*a, *b]))
 
 
 def with_no_passage(retrieved: Retrieved, null: Tensor | None, *, at: int | None = None) -> Retrieved:

@@ -259,6 +259,9 @@ class ModelOptions(EncoderOptions):
             latentrag.json has it under "template".
         null_passage: Logit of "no passage" beside those of the passages: one more source, for which the generator
             answers by heart. Training learns it.
+        set_size: Passages that the generator may read together: 1: one by one; 2: each set of two of them is one more
+            source.
+        set_bonus: With --set-size 2: γ, by which the logit of a set is raised. Training learns it.
     """
 
     model: Annotated[str | None, Option(flags=("-m", "--model"), default=DEMO)] = None
@@ -278,6 +281,8 @@ class ModelOptions(EncoderOptions):
         Path | None, Option(metavar="FILE", default="as the model was saved, else its chat template")
     ] = None
     null_passage: Annotated[float | None, Option(metavar="LOGIT", default="as the model was saved, else none")] = None
+    set_size: Annotated[int | None, Option(ge=1, le=2, default="as the model was saved, else 1")] = None
+    set_bonus: Annotated[float | None, Option(metavar="LOGIT", default="as the model was saved, else 0")] = None
 
 
 @dataclass(frozen=True)  # without slots: those of a run have a second base

@@ -13,7 +13,7 @@ from latentrag.decoding import SEARCHES, Answered, Answering, Search, label_log_
 from latentrag.decoding.answering import Confidence, no_passage_of, sources_of, tokens_of
 from latentrag.decoding.sentences import with_sentences
 from latentrag.errors import InputError, OptionError
-from latentrag.model import Evidence, JointModel, Read, checked
+from latentrag.model import Evidence, JointModel, Read, Values, checked
 from latentrag.options import DecodingOptions, Defaults, decoding_options
 from latentrag.protocols import Retriever, Scores, can_decode, enumerates
 from latentrag.types import (
@@ -42,6 +42,9 @@ class Rag:
             the generator's own saved settings do.
         null_passage: the logit of "no passage", one more value of z, which the generator reads without any passage:
             its posterior is the share of parametric memory (the paper's appendix). None: it is none.
+        set_bonus: γ of the sets of two of the K passages, which are values of z, too: p({z_i, z_j}|x) ∝
+            p_η(z_i|x) p_η(z_j|x) e^γ, read together. A source's share is then that of all values that hold it. None:
+            passages are read one by one.
         calibration: from what is known of an answer to the probability that it is right; None: it is not known.
     Raises: InputError for a logit that is not finite.
     """
@@ -55,12 +58,11 @@ class Rag:
         k: int = 5,
         defaults: Defaults = None,
         null_passage: float | None = None,
+        set_bonus: float | None = None,
         calibration: Calibration | None = None,
     ) -> None:
-        if null_passage is not None and not math.isfinite(null_passage):
-            raise InputError(f"null_passage={null_passage}; needed a finite number")
-        null = None if null_passage is None else torch.nn.Parameter(torch.tensor(null_passage), requires_grad=False)
-        self.model = JointModel(retriever, generator, null)
+        values = Values.of(null_passage=null_passage, set_bonus=set_bonus)
+        self.model = JointModel(retriever, generator, values)
         self.variant = checked(variant)
         self.k = k
         self.defaults = defaults
@@ -79,7 +81,12 @@ class Rag:
     @property
     def null_passage(self) -> float | None:
         """The logit of "no passage"; None: it is no value of z."""
-        return None if self.model.null is None else self.model.null.item()
+        return None if self.model.values.null is None else self.model.values.null.item()
+
+    @property
+    def set_bonus(self) -> float | None:
+        """γ of the sets of two passages; None: they are no values of z."""
+        return None if self.model.values.bonus is None else self.model.values.bonus.item()
 
     def options(self, **given: object) -> DecodingOptions:
         """Decoding options: those given, else ``defaults``, else the generator's saved settings, else the usual.
@@ -240,7 +247,8 @@ class Rag:
     ) -> dict[str, object]:
         """What a calibration is fitted for."""
         memory = getattr(self.retriever.memory, "identity", None)  # memories of other packages need not say
-        return settings_of(k=k, variant=variant, decoding=decoding, options=options, memory=memory)
+        size = 1 if self.set_bonus is None else 2
+        return settings_of(k=k, variant=variant, decoding=decoding, options=options, memory=memory, set_size=size)
 
     def search(self, read: Read[Scores], *, variant: Variant, decoding: Decoding, options: DecodingOptions) -> Search:
         """What decodes questions that have been read (§2.5). ``run`` takes it to its end.
@@ -383,6 +391,8 @@ def _without_each(evidence: Evidence, variant: Variant) -> list[tuple[float, ...
     """For each question log p(y|x) without each of its passages; nothing where there is one value of z only."""
     if evidence.log_p_eta.shape[1] < 2:
         return [()] * len(evidence.latents)
+    if any(len(z) > 1 for of_one in evidence.latents for z in of_one):
+        return [tuple(evidence.without_each_passage(b, variant)) for b in range(len(evidence.latents))]
     found: list[tuple[float, ...]] = []
     rows = zip(evidence.latents, evidence.log_p_eta.tolist(), evidence.without_passage(variant).tolist(), strict=True)
     for latents, log_p_eta, without in rows:

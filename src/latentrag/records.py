@@ -100,12 +100,14 @@ class AnswerRecord(TypedDict):
     """An answer with its probability and its evidence; logarithms in nats, null is −∞.
 
     ``log_p_eta`` is log p_η(z|x) of each source; ``log_p_theta`` is log p_θ(y_i|x,z,y_<i), for each source each token
-    of log_prob, the end token included. ``confidence`` is there where the model is calibrated: the probability that
-    the answer is right. ``best_guess`` is there where the answer abstains: what it would have been.
+    of log_prob, the end token included. ``sets`` is there where sets of passages are read together: for each row of
+    both which sources it read, counted from 0. ``confidence`` is there where the model is calibrated: the probability
+    that the answer is right. ``best_guess`` is there where the answer abstains: what it would have been.
     """
 
     question: str
     answer: str
+    sets: NotRequired[list[list[int]]]
     confidence: NotRequired[float]
     best_guess: NotRequired[str]
     log_prob: float | None
@@ -188,6 +190,8 @@ def answer_record(answer: Answer) -> AnswerRecord:
     }
     if answer.no_passage is not None:
         record["no_passage"] = _no_passage(answer.no_passage)
+    if answer.sets:
+        record["sets"] = [list(places) for places in answer.sets]
     if answer.confidence is not None:
         record["confidence"] = answer.confidence
     if answer.best_guess is not None:

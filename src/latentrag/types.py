@@ -362,6 +362,8 @@ class Answer:
         no_passage: the share of the generator alone; None where it is no value of z. The last row of the two tensors
             is its.
         num_input_tokens: what the generator read, the question with each of its latent values; 0: it does not say.
+        sets: where sets of passages are values of z, the places of the sources that each row of the two tensors read;
+            empty: row k read source k.
         confidence: the probability that the answer is right, by a calibrated model; None: the model is not calibrated,
             or not for these settings.
         best_guess: where the model was to abstain, what it would have answered; ``tokens`` and all numbers are of it.
@@ -382,6 +384,7 @@ class Answer:
     log_p_theta: tuple[tuple[float, ...], ...]
     no_passage: NoPassage | None = None
     num_input_tokens: int = 0
+    sets: tuple[tuple[int, ...], ...] = ()
     confidence: float | None = None
     best_guess: str | None = None
 

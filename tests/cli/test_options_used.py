@@ -303,6 +303,18 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
         [f"{each} --closed-book --null-passage 1" for each in ("eval", "train")],
     ),
     (
+        "eval, train",
+        "`--set-size`",
+        "with `--closed-book`",
+        [f"{each} --closed-book --set-size 2" for each in ("eval", "train")],
+    ),
+    (
+        "all that take a model",
+        "`--set-bonus`",
+        "without sets: with `--set-size 1`, or a model that has none",
+        [f"{each} --set-bonus 1" for each in (*MODELS, "train")],
+    ),
+    (
         "serve",
         "`--passage-cache`, `--passage-cache-folder`",
         "encoder-decoder",

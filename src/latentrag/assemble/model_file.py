@@ -29,7 +29,7 @@ from latentrag.types import Variant
 FILE_NAME = "latentrag.json"
 FORMAT = 2
 SECTIONS = ("parts", "prior", "decoding", "template", "adapter", "calibration")
-PRIOR = ("variant", "k", "retriever", "settings", "null_passage")
+PRIOR = ("variant", "k", "retriever", "settings", "null_passage", "set_bonus")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class ModelFile:
         retriever: its name in the table of retrievers.
         settings: of the retriever.
         null_passage: the logit of "no passage"; None: it is no value of z.
+        set_bonus: γ of the sets of two passages; None: they are no values of z.
         decoding: options of ``DecodingOptions``, by name.
         generator: settings of the generator that the model has in place of those in the generator's own folder.
         calibration: from what is known of an answer to the probability that it is right; None: it has none.
@@ -52,6 +53,7 @@ class ModelFile:
     retriever: str = "dense"
     settings: Mapping[str, object] = field(default_factory=dict)
     null_passage: float | None = None
+    set_bonus: float | None = None
     decoding: Mapping[str, object] = field(default_factory=dict)
     generator: Mapping[str, object] = field(default_factory=dict)
     calibration: Calibration | None = None
@@ -124,8 +126,9 @@ def _check_prior(prior: Mapping[str, Any], path: Path) -> None:
     k, retriever = prior.get("k", 5), prior.get("retriever", "dense")
     if prior.get("variant", "sequence") not in {"sequence", "token"} or not isinstance(k, int) or k < 1:
         raise ModelError(f"{path} has no usable prior.variant and prior.k; save the model again")
-    null = prior.get("null_passage", 0.0)
-    if not isinstance(null, int | float) or not math.isfinite(null):
-        raise ModelError(f"{path} has no usable prior.null_passage; save the model again")
+    for name in ("null_passage", "set_bonus"):
+        logit = prior.get(name, 0.0)
+        if not isinstance(logit, int | float) or not math.isfinite(logit):
+            raise ModelError(f"{path} has no usable prior.{name}; save the model again")
     if not isinstance(retriever, str) or not isinstance(prior.get("settings", {}), dict):
         raise ModelError(f"{path} has no usable prior.retriever and prior.settings; save the model again")

@@ -48,6 +48,8 @@ def load(
     instruction: str | None = None,
     template: Source | None = None,
     null_passage: float | None = None,
+    set_size: int | None = None,
+    set_bonus: float | None = None,
     device: str = "auto",
     encoder_device: str | None = None,
     dtype: torch.dtype | str = "auto",
@@ -81,6 +83,8 @@ def load(
         template: in place of an instruction: a JSON file with the generator's prompt, as latentrag.json has it under
             "template". ``save`` keeps either.
         null_passage: the logit of "no passage", as for ``Rag``; None: as the model says, else it is no value of z.
+        set_size: 1: passages are read one by one; 2: sets of two are values of z, too. None: as the model says, else 1.
+        set_bonus: γ of the sets, as for ``Rag``; None: as the model says, else 0.
         device: where the model computes: "cpu", "cuda", "cuda:1", "mps", "xpu"; "auto": the best device of this
             machine. The memory is searched on the CPU.
         encoder_device: where the query encoder computes; None: on ``device``.
@@ -130,6 +134,7 @@ def load(
         k=parts.file.k if k is None else k,
         defaults=chosen_options(parts.file.decoding),
         null_passage=parts.file.null_passage if null_passage is None else null_passage,
+        set_bonus=_set_bonus(set_size, set_bonus, parts.file.set_bonus),
         calibration=parts.file.calibration,
     )
 
@@ -254,6 +259,7 @@ def save(
         retriever=retriever.kind,
         settings=retriever.settings(),
         null_passage=rag.null_passage,
+        set_bonus=rag.set_bonus,
         decoding=chosen_options(rag.defaults),
         generator={name: settings[name] for name in ("template", "lora") if name in settings},
         calibration=rag.calibration,
@@ -319,7 +325,28 @@ def with_parts(rag: Rag, retriever: Retriever, generator: Scores) -> Rag:
     """The same settings around other parts. How sure answers of the former ones were says nothing of these."""
     from latentrag.rag import Rag
 
-    return Rag(retriever, generator, variant=rag.variant, k=rag.k, defaults=rag.defaults, null_passage=rag.null_passage)
+    return Rag(
+        retriever,
+        generator,
+        variant=rag.variant,
+        k=rag.k,
+        defaults=rag.defaults,
+        null_passage=rag.null_passage,
+        set_bonus=rag.set_bonus,
+    )
+
+
+def _set_bonus(size: int | None, given: float | None, saved: float | None) -> float | None:
+    """γ; None: passages are read one by one. Raises: InputError for a size that cannot be, or a γ without sets."""
+    if size not in (None, 1, 2):
+        raise InputError(f"set_size={size}; needed 1 or 2")
+    if size == 1 or (size is None and saved is None):
+        if given is not None:
+            raise InputError(
+                "set_bonus has no effect, since passages are read one by one; add set_size=2 (--set-size 2)"
+            )
+        return None
+    return given if given is not None else saved or 0.0
 
 
 def with_memory(rag: Rag, memory: Memory) -> Rag:

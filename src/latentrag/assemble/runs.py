@@ -60,6 +60,7 @@ class Setup(RunOptions):
         reranker: for a hybrid retriever, as for ``latentrag.load``.
         instruction, template: the generator's prompt, as for ``latentrag.load``.
         null_passage: the logit of "no passage" before training, as for ``latentrag.load``.
+        set_size, set_bonus: as for ``latentrag.load``, γ before training.
     """
 
     data: tuple[Path, ...]
@@ -71,6 +72,8 @@ class Setup(RunOptions):
     instruction: str | None = None
     template: Source | None = None
     null_passage: float | None = None
+    set_size: int | None = None
+    set_bonus: float | None = None
 
 
 def train(
@@ -99,8 +102,8 @@ def train(
     options = options_from(given, epochs, len(examples))
     check_used(setup, given, options)
     hybrid = None if setup.retriever != "hybrid" else setup.retriever
-    of_passages = {"--null-passage": setup.null_passage, "--where": setup.where, "--reranker": setup.reranker}
-    for flag, value in {**of_passages, "--retriever hybrid": hybrid}.items():
+    of_passages = {"--null-passage": setup.null_passage, "--set-size": setup.set_size, "--where": setup.where}
+    for flag, value in {**of_passages, "--reranker": setup.reranker, "--retriever hybrid": hybrid}.items():
         if value is not None and options.closed_book:
             raise InputError(f"{flag} has no effect, since closed book reads no passages; leave it out")
     before = checkpoint.read_request(setup.out, resume=resume)
@@ -139,7 +142,7 @@ def train(
         dev=dev,
         processes=processes,
         refresher=retriever if options.refresh_every else None,
-        null=rag.model.null,
+        values=rag.model.values,
         progress=progress,
     )
     if before is not None:
@@ -293,6 +296,8 @@ def _model(
         instruction=setup.instruction,
         template=setup.template,
         null_passage=setup.null_passage,
+        set_size=setup.set_size,
+        set_bonus=setup.set_bonus,
         variant=options.variant,
         k=options.k,
         device=device,
@@ -421,6 +426,7 @@ def _request(
         "retriever": setup.retriever,
         "reranker": None if setup.reranker is None else Path(setup.reranker).name,
         "null_passage": setup.null_passage,
+        **({} if setup.set_size is None else {"set_size": setup.set_size, "set_bonus": setup.set_bonus}),
         "keep_preamble": keep_preamble,
         "dtype": setup.dtype,
         "template": prompt_settings(setup.instruction, setup.template).get("template"),

@@ -169,7 +169,7 @@ def _generator_settings(options: ModelOptions) -> dict[str, object]:
 
 def loading(options: ModelOptions) -> dict[str, Any]:
     """What else ``latentrag.load`` takes of a model."""
-    names = ("retriever", "reranker", "instruction", "template", "null_passage")
+    names = ("retriever", "reranker", "instruction", "template", "null_passage", "set_size", "set_bonus")
     return {name: getattr(options, name) for name in names}
 
 

@@ -87,7 +87,8 @@ def evaluate(
             decodes = {options_of(DecodingOptions)[name].flags[-1]: True for name in decoding}
             unused = {"--closed-book": closed_book, "--dtype": place.dtype != "auto", **decodes}
             unused |= {f"--{name}": getattr(model, name) is not None for name in ("instruction", "template")}
-            unused["--null-passage"] = model.null_passage is not None
+            of_values = ("null_passage", "set_size", "set_bonus")
+            unused |= {f"--{name.replace('_', '-')}": getattr(model, name) is not None for name in of_values}
             result = measured(data, ranking, reading, given, unused=unused, **common)
         else:
             result = _measured(data, reading, given, decoding, closed_book=closed_book, **common)
@@ -137,7 +138,8 @@ def _measured(
 
     of_passages = {"--as-of": version.as_of, "--passages-from": given.passages_from, "--where": which.where}
     of_passages |= {f"--{name}": getattr(model, name) for name in ("retriever", "reranker")}
-    of_passages["--null-passage"] = None if model.null_passage is None else str(model.null_passage)
+    values = {name: value for name in ("null_passage", "set_size") if (value := getattr(model, name)) is not None}
+    of_passages |= {f"--{name.replace('_', '-')}": str(value) for name, value in values.items()}
     for flag, value in of_passages.items():
         if closed_book and value is not None:
             raise InputError(f"{flag} has no effect, since closed book reads no passages; leave it out")
@@ -169,7 +171,8 @@ def _measured(
         **({"where": which.where} if which.where else {}),
         **assemble.prompt_settings(model.instruction, model.template),
         **({} if model.reranker is None else {"reranker": Path(model.reranker).name}),
-        **({} if model.null_passage is None else {"null_passage": model.null_passage}),
+        **values,
+        **({} if model.set_bonus is None else {"set_bonus": model.set_bonus}),
     }
     return run(
         rag,

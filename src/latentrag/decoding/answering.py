@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,17 @@ from latentrag.decoding.top import TopTokens
 from latentrag.errors import OptionError
 from latentrag.model import Evidence, Read, closed_book
 from latentrag.protocols import CountsTokensRead, Generator
-from latentrag.types import Answer, Decoding, Hypothesis, NoPassage, Passage, Source, Token, Variant
+from latentrag.types import (
+    Answer,
+    Decoding,
+    Hypothesis,
+    NoPassage,
+    Passage,
+    Source,
+    Token,
+    Variant,
+    distinct_passages,
+)
 
 if TYPE_CHECKING:
     from latentrag.protocols import Scores
@@ -223,6 +234,7 @@ class Answering:
             log_p_theta=tuple(map(tuple, evidence.log_p_theta[0][is_real].tolist())),
             no_passage=no_passage_of(evidence, 0, self._variant),
             num_input_tokens=self._num_input_tokens[question],
+            sets=sets_of(evidence, 0),
         )
         return answer if self._confidence is None else self._confidence.of(answer)
 
@@ -286,6 +298,18 @@ def sources_of(evidence: Evidence, b: int, variant: Variant) -> tuple[Source, ..
         Source(passage, before, after, parts=of_one)
         for passage, before, after, of_one in zip(passages, prior.tolist(), posterior.tolist(), parts, strict=True)
     )
+
+
+def sets_of(evidence: Evidence, b: int) -> tuple[tuple[int, ...], ...]:
+    """For each real latent value of question b the places of its passages among the sources; empty where each is one
+    passage or none."""
+    real = [
+        z for z, log_p in zip(evidence.latents[b], evidence.log_p_eta[b].tolist(), strict=True) if log_p > -math.inf
+    ]
+    if all(len(z) < 2 for z in real):
+        return ()
+    places = {passage: place for place, passage in enumerate(distinct_passages(real))}
+    return tuple(tuple(places[passage] for passage in z) for z in real)
 
 
 def no_passage_of(evidence: Evidence, b: int, variant: Variant) -> NoPassage | None:

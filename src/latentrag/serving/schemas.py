@@ -247,14 +247,13 @@ class MemoryRecord(TypedDict):
 
 
 class ServedModelRecord(TypedDict):
-    """The model that answers. ``feedback``: whether `POST /api/feedback` keeps what users think of answers."""
+    """The model that answers."""
 
     name: str
     variant: Variant
     k: int
     device: str
     loaded: str
-    feedback: bool
 
 
 class PassageNameRecord(TypedDict):

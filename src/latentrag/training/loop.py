@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrag.errors import InputError, TrainingError
-from latentrag.model import JointModel
+from latentrag.model import JointModel, Values
 from latentrag.protocols import TrainableGenerator, TrainableRetriever, weighs_passages
 from latentrag.training import checkpoint
 from latentrag.training.data import Example, order, target
@@ -46,10 +46,10 @@ class Outcome:
 
 
 SCALAR_RATE = 200
-"""How many times the query encoder's rate that of a single number is: the logit of "no passage", the weight of an
-expert of the prior. Adam changes a number by about its rate in a step; a weight among many has to move by thousandths,
-these by hundredths or by nats."""
-_NUMBERS = ("retriever.null_passage", "retriever.prior.")
+"""How many times the query encoder's rate that of a single number is: the logit of "no passage" or of sets, the
+weight of an expert of the prior. Adam changes a number by about its rate in a step; a weight among many has to move by
+thousandths, these by hundredths or by nats."""
+_NUMBERS = ("retriever.null_passage", "retriever.set_bonus", "retriever.prior.")
 MIN_MOVED = 0.01
 """Share of the weights with a gradient that a step should change at least."""
 _Watched = tuple[Tensor, Tensor, Tensor]
@@ -81,7 +81,7 @@ class Trainer:
         dev: to evaluate on; may be empty.
         folder: of the run: checkpoints and log.
         refresher: what re-encodes the memory every ``refresh_every`` steps; the retriever searches what it made.
-        null: the logit of "no passage", which is trained with the retriever; None: it is no value of z.
+        values: what z may be beside the passages; their logits are trained with the retriever. None: nothing else.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Trainer:
         dev: Sequence[Example] = (),
         processes: Processes | None = None,
         refresher: Refresher | None = None,
-        null: nn.Parameter | None = None,
+        values: Values | None = None,
         progress: bool = False,
     ) -> None:
         if not examples:
@@ -110,7 +110,7 @@ class Trainer:
         self.folder = folder
         self.processes = processes or Processes()
         self._refresher = refresher
-        self._null = null
+        self._values = values or Values()
         self._progress = progress
         self._first: Health | None = None
         self.best: dict[str, Any] = {}
@@ -143,9 +143,10 @@ class Trainer:
             ("generator", self.generator, self.options.trains_generator),
         ):
             named = {} if part is None else dict(part.named_parameters())
-            if name == "retriever" and self._null is not None:
-                self._null.requires_grad_(wanted)
-                named["null_passage"] = self._null
+            if name == "retriever":
+                for key, logit in self._values.parameters.items():
+                    logit.requires_grad_(wanted)
+                    named[key] = logit
             if not wanted:
                 for parameter in named.values():
                     parameter.requires_grad_(False)
@@ -332,7 +333,7 @@ class Trainer:
                 retriever_learns=learns["retriever"],
                 generator_learns=learns["generator"],
                 memo=None if learns["generator"] else self._memo,
-                null=self._null,
+                values=self._values,
             )
             total = found.loss.sum()
             (total / len(batch)).backward()
@@ -388,7 +389,7 @@ class Trainer:
             nll_per_token = self._closed_book(x, y)
             log.write("dev", step, nll_per_token=nll_per_token)
         else:
-            model = JointModel(self.retriever, self.generator, self._null)
+            model = JointModel(self.retriever, self.generator, self._values)
             size = self.options.micro_batch_size
             health = measure(model, x, y, k=self.options.k, variant=self.options.variant, batch_size=size)
             nll_per_token = health.nll_per_token

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentrag.marginal import emdr2, log_prior, loop, marginal_weights, nll, pdist, smoothed_nll
-from latentrag.model import Evidence, Read, closed_book, read_of, with_no_passage
+from latentrag.model import Evidence, Read, Values, closed_book, read_of
 from latentrag.protocols import TrainableGenerator, TrainableRetriever, weighs_passages
 from latentrag.training.options import OBJECTIVES, TrainingOptions
 from latentrag.types import Asked, Latent, LatentLists, Question, Retrieved, Targets
@@ -85,7 +85,7 @@ def losses(
     retriever_learns: bool = True,
     generator_learns: bool = True,
     memo: "ScoreMemo | None" = None,
-    null: Tensor | None = None,
+    values: Values | None = None,
 ) -> Losses:
     """The objective of B pairs (x, y), differentiable in both sides.
 
@@ -95,8 +95,9 @@ def losses(
             label smoothing the generator gets a gradient all the same, which the caller must discard.
         memo: scores of a generator that does not learn and has not learned since they were kept. Not with label
             smoothing, nor for a generator that weighs passages, which need more than scores.
-        null: the logit of "no passage", a scalar, which stands after the top K; None: it is no value of z.
+        values: what z may be beside the top K passages, after which they stand; None: nothing else.
     """
+    values = values or Values()
     targets = generator.targets(y)
     num_tokens = int(targets.mask.sum())
     mixed = torch.autocast(generator.device.type, torch.bfloat16) if options.autocast else nullcontext()
@@ -110,8 +111,8 @@ def losses(
             retrieved = retriever.retrieve_in_hindsight(x, y, options.k, options.hindsight)
         else:
             retrieved = retriever.retrieve(x, options.k)
-        retrieved = with_no_passage(retrieved, null, at=options.k)
-    num_top = options.k if null is None else options.k + 1
+        retrieved = values.beside(retrieved, num_top=options.k)
+    num_top = values.number(options.k)
     with mixed:
         if memo is not None:
             kept = memo.log_p_theta(generator, x, y, retrieved.latents, targets)

@@ -1,6 +1,6 @@
 // How the number came about: the paper's equation with the numbers of this answer in it, and what memory adds.
 
-import { fromLog, logarithm, logSumExp, nats, percent, signed, sum, times } from "./numbers.js";
+import { fromLog, logarithm, logSumExp, nats, percent, signed, sum, times, valuesOf } from "./numbers.js";
 import { bar, el, isolated, tokenName } from "./text.js";
 import { nameOf } from "./passages.js";
 
@@ -38,11 +38,13 @@ function equation(variant) {
 
 function ofSequence(answer) {
   const head = ["Passage", "p_η(z|x)", "p_θ(y|x,z)", "product", "share of the sum"];
-  const rows = waysOf(answer).map((source, z) => {
-    const logPEta = logarithm(answer.log_p_eta[z]);
-    const logPTheta = sum(answer.log_p_theta[z].map(logarithm));
-    const numbers = [fromLog(logPEta), fromLog(logPTheta), fromLog(logPEta + logPTheta), percent(source.posterior)];
-    return numbered(source === answer.no_passage ? ["no passage"] : nameOf(source, z), numbers);
+  const ways = answer.log_p_eta.map((prior, k) => [logarithm(prior), sum(answer.log_p_theta[k].map(logarithm))]);
+  const total = logSumExp(ways.map(([logPEta, logPTheta]) => logPEta + logPTheta));
+  const rows = valuesOf(answer).map((places, k) => {
+    const [logPEta, logPTheta] = ways[k];
+    const share = percent(Math.exp(logPEta + logPTheta - total));
+    const numbers = [fromLog(logPEta), fromLog(logPTheta), fromLog(logPEta + logPTheta), share];
+    return numbered(places.length === 1 ? nameOf(answer.sources[places[0]], places[0]) : [nameOfValue(places)], numbers);
   });
   const foot = numbered(["Sum: p(y|x)"], ["", "", fromLog(answer.log_prob), "100 %"]);
   return tableOf("Each way to say the whole answer.", head, rows, foot);
@@ -50,7 +52,7 @@ function ofSequence(answer) {
 
 function ofTokens(answer) {
   const numTokens = answer.log_p_theta[0].length;
-  const names = waysOf(answer).map((source, z) => (source === answer.no_passage ? "no passage" : `[${z + 1}]`));
+  const names = valuesOf(answer).map(nameOfValue);
   const head = ["Token", ...names.map((name) => `p_η · p_θ of ${name}`), "sum"];
   const rows = [];
   for (let i = 0; i < numTokens; i += 1) {
@@ -61,8 +63,8 @@ function ofTokens(answer) {
   return tableOf("Each way to say each token.", head, rows, foot);
 }
 
-/** The sources, and "no passage" where it is one. */
-const waysOf = (answer) => (answer.no_passage === undefined ? answer.sources : [...answer.sources, answer.no_passage]);
+/** The passages of a value of z. */
+const nameOfValue = (places) => (places.length === 0 ? "no passage" : places.map((z) => `[${z + 1}]`).join(" + "));
 
 /** The end of the answer is a token, too; so is what was cut off at a stop string. */
 function nameOfToken(answer, i) {

@@ -12,15 +12,26 @@ export const sum = (values) => values.reduce((total, value) => total + value, 0)
 /** JSON has no −∞ and writes null. */
 export const logarithm = (value) => (value === null ? -Infinity : value);
 
+/** The values of z: for each row of log p_η the places of the sources that were read together; none is "no passage". */
+export function valuesOf(answer) {
+  if (answer.sets !== undefined) return answer.sets;
+  const singles = answer.sources.map((_, z) => [z]);
+  return answer.no_passage === undefined ? singles : [...singles, []];
+}
+
 /**
- * log p(y|x), nats, had only these passages been retrieved: the prior is renormalised over them, and over "no passage"
- * where that is a source, too.
+ * log p(y|x), nats, had only these passages been retrieved: the prior is renormalised over what can still be read, and
+ * that of a set, p_η(z_i|x) p_η(z_j|x) e^γ, is made anew of its passages' own.
  *
  * RAG-Sequence: log Σ_z p_η(z|x) Π_i p_θ(y_i|x,z,y_<i);  RAG-Token: Σ_i log Σ_z p_η(z|x) p_θ(y_i|x,z,y_<i).
  */
 export function logLikelihood(answer, passages) {
-  const kept = answer.no_passage === undefined ? passages : [...passages, answer.log_p_eta.length - 1];
-  const logPEta = kept.map((z) => logarithm(answer.log_p_eta[z]));
+  const values = valuesOf(answer);
+  const there = new Set(passages);
+  const kept = values.map((_, k) => k).filter((k) => values[k].every((z) => there.has(z)));
+  const singles = (rows) => rows.filter((k) => values[k].length === 1).map((k) => logarithm(answer.log_p_eta[k]));
+  const left = answer.sets === undefined ? 0 : logSumExp(singles(kept)) - logSumExp(singles(values.map((_, k) => k)));
+  const logPEta = kept.map((k) => logarithm(answer.log_p_eta[k]) - (values[k].length > 1 ? left : 0));
   const logPTheta = kept.map((z) => answer.log_p_theta[z].map(logarithm));
   const norm = logSumExp(logPEta);
   if (answer.variant === "sequence") {
