@@ -254,6 +254,8 @@ class ModelOptions(EncoderOptions):
             that a package adds.
         reranker: With --retriever hybrid: a cross-encoder that reads question and passage together, a folder or hub
             id; its logit is one more part of the prior.
+        candidates: With --retriever hybrid: passages that vectors propose for a question, and as many that words do, of
+            which the -k of largest logit are read.
         instruction: What an instruct model is told before the passage and the question; saved with a trained model.
         template: In place of --instruction: a JSON file with the generator's whole prompt, as a saved model's
             latentrag.json has it under "template".
@@ -273,6 +275,7 @@ class ModelOptions(EncoderOptions):
     generator_settings: Annotated[tuple[str, ...], Option(name="generator_setting", metavar="NAME=VALUE")] = ()
     retriever: Annotated[str | None, Option(default="as the model was saved, else dense")] = None
     reranker: Annotated[str | None, Option(default="as the model was saved, else none")] = None
+    candidates: Annotated[int | None, Option(ge=1, default="as the model was saved, else 20")] = None
     instruction: Annotated[
         str | None,
         Option(metavar="TEXT", default="to answer in as few words as the passage allows, in the question's language"),

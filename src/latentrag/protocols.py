@@ -462,6 +462,27 @@ class TrainableRetriever(Retriever, Protocol):
         ...
 
 
+@runtime_checkable
+class WeighsExperts(SavableRetriever, Protocol):
+    """A retriever whose logit is a sum of experts' values, each times a weight."""
+
+    def features(self, x: Sequence[Asked], num: int) -> tuple[Candidates, list[dict[str, np.ndarray]]]:
+        """The candidates of B questions, and for each question the values of its candidates by expert, (n,) float64.
+
+        Args:
+            num: passages that vectors propose, and as many that words do.
+        """
+        ...
+
+    def settings(self) -> Mapping[str, Any]:
+        """ "weights" are those of the experts by name, among others."""
+        ...
+
+    def weighing(self, weights: Mapping[str, float]) -> Self:
+        """The same retriever with these weights. InputError for an unknown expert."""
+        ...
+
+
 class TrainableGenerator(Generator, Protocol):
     """A generator with parameters θ."""
 

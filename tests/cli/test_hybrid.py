@@ -71,7 +71,7 @@ def test_eval_measures_it_with_and_without_answers(model, memory, tmp_path) -> N
 def test_mistakes(ask, model, memory, reranker, tmp_path) -> None:
     for given in ([], ["--retriever", "dense"], ["--retriever", "bm25"]):
         error = ask(QUESTION, *given, "--reranker", str(reranker)).error()
-        assert "a reranker has no effect on" in error
+        assert "--reranker has no effect on" in error
         assert "retrieve with hybrid" in error
     assert (
         "is neither a folder nor a hub id"
@@ -83,3 +83,25 @@ def test_mistakes(ask, model, memory, reranker, tmp_path) -> None:
     assert "--retriever has no effect, since closed book reads no passages" in closed
     closed = cli("eval", data, "-m", model, "-i", memory, "--closed-book", "--reranker", reranker).error()
     assert "--reranker has no effect, since closed book reads no passages" in closed
+
+
+def test_fit_prior(model, memory, reranker, tmp_path, monkeypatch) -> None:
+    data, out = tmp_path / "train.jsonl", tmp_path / "fitted"
+    rows = [
+        {"question": f"Who wrote {name} number {i}?", "answer": [name]} for i in range(12) for name in ("Emma", "Rome")
+    ]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    options = ["-m", model, "-i", memory, "--reranker", reranker, "--bias", "title", "--out", out, "--number", 22]
+    done = cli("fit-prior", data, *options, "--json").json
+    assert done["num_questions"] == 22
+    assert set(done["weights"]) == {"dense", "bm25", "reranker", "title"}
+    record = cli("ask", QUESTION, "-m", out, "-i", memory, "--json").json
+    assert set(record["sources"][0]["parts"]) == set(done["weights"])
+    monkeypatch.setattr("latentrag.evaluation.prior._row", None)  # nothing is scored again
+    shown = cli("fit-prior", data, *options)
+    assert "22 questions; scored in " in shown.stderr
+    assert "held out, log p(y|x) of a question against vectors alone" in shown.stderr
+    assert json.loads((out / "latentrag.json").read_text())["prior"]["settings"]["weights"] == pytest.approx(
+        done["weights"]
+    )
+    assert "bias 'luck' is unknown" in cli("fit-prior", data, *options, "--bias", "luck").error()

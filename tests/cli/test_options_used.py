@@ -104,7 +104,7 @@ ALWAYS: Mapping[str, list[str]] = {
 """Options of `train` that change something in any state, with a value that shows it."""
 ELSEWHERE = {
     *("--model", "--encoder", "--generator", "--passage-encoder", "--adapter", "--instruction", "--template"),
-    *("--generator-kind", "--generator-setting", "--null-passage", "--reranker"),
+    *("--generator-kind", "--generator-setting", "--null-passage", "--reranker", "--candidates"),
     *("--query-prompt", "--passage-prompt", "--dimension"),
     *("--memory", "--out", "--resume", "--json"),
     *("--device", "--encoder-device", "--passage-cache-in", "--skip-bad", "--truncate", "--prefix-field"),
@@ -223,7 +223,7 @@ PLAIN = "-m encoder-decoder"
 DRAWN = ("--temperature 2", "--top-k 2", "--top-p 0.5", "--seed 1")
 ENCODING = ("--query-prompt", "--passage-prompt", "--dimension")
 CACHES = ("--passage-cache 1GB", "--passage-cache-folder kv")
-OF_PASSAGES = ("-k 1", "--as-of 1", "--retriever bm25", "--reranker r", "--where id='a'")
+OF_PASSAGES = ("-k 1", "--as-of 1", "--retriever bm25", "--reranker r", "--candidates 9", "--where id='a'")
 OTHERS: list[tuple[str, str, str, list[str]]] = [
     (
         "ask, eval",
@@ -247,7 +247,7 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
     ("eval", "`--best`", "always: the best answer alone is measured", ["eval --best 1"]),
     (
         "eval",
-        "`-k`, `--as-of`, `--retriever`, `--reranker`, `--passages-from`, `--where`",
+        "`-k`, `--as-of`, `--retriever`, `--reranker`, `--candidates`, `--passages-from`, `--where`",
         "with `--closed-book`",
         [f"eval --closed-book {more}" for more in (*OF_PASSAGES, "--passages-from passages")],
     ),
@@ -268,7 +268,7 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
     ),
     (
         "eval",
-        "`-k`, `--as-of`, `--retriever`, `--reranker`, `--passages-from`, `--where`",
+        "`-k`, `--as-of`, `--retriever`, `--reranker`, `--candidates`, `--passages-from`, `--where`",
         "with `--run-in`",
         [f"eval --retrieval-only --run-in r {each}" for each in (*OF_PASSAGES, "--passages-from passages")],
     ),
@@ -341,16 +341,17 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
     ),
     (
         "all that take a model",
-        "`--reranker`",
+        "`--reranker`, `--candidates`",
         "with a retriever other than hybrid",
-        [f"{each} --reranker r" for each in (*MODELS, "train")],
+        [f"{each} {more}" for each in (*MODELS, "train") for more in ("--reranker r", "--candidates 9")],
     ),
     (
         "train",
-        "`--retriever` hybrid, `--reranker`",
+        "`--retriever` hybrid, `--reranker`, `--candidates`",
         "with `--closed-book`",
-        [f"train --closed-book {more}" for more in ("--retriever hybrid", "--reranker r")],
+        [f"train --closed-book {more}" for more in ("--retriever hybrid", "--reranker r", "--candidates 9")],
     ),
+    ("fit-prior", "`--retriever`", "other than hybrid", ["fit-prior --out o --retriever bm25"]),
     (
         "all that take a model",
         "`--model`, `--encoder`, `--generator`, `--passage-encoder`",
@@ -411,6 +412,7 @@ POSITIONS: Mapping[str, list[str]] = {
     "calibrate": ["questions.jsonl", "--out", "calibrated"],
     "classify": [QUESTION, "a", "b"],
     "eval": ["data.jsonl"],
+    "fit-prior": ["data.jsonl"],
     "train": ["data.jsonl", "--out", "run"],
 }
 LINES = [(line, options) for _, options, _, lines in OTHERS for line in lines]

@@ -11,6 +11,7 @@ The only room that names concrete classes. A model folder of ours holds
 from latentrag.assemble.memories import live_memory, memory_at, open_memory, some_of
 from latentrag.assemble.model_file import FILE_NAME, ModelFile
 from latentrag.assemble.models import (
+    experts_of,
     export,
     load,
     load_retriever,
@@ -19,6 +20,7 @@ from latentrag.assemble.models import (
     save_calibration,
     with_memory,
     with_parts,
+    with_weights,
 )
 from latentrag.assemble.parts import ModelSpec, Source, content_key, load_generator, load_passage_encoder
 from latentrag.assemble.training import generator_for_training, retriever_for_training
@@ -29,6 +31,7 @@ __all__ = [
     "ModelSpec",
     "Source",
     "content_key",
+    "experts_of",
     "export",
     "generator_for_training",
     "live_memory",
@@ -45,4 +48,5 @@ __all__ = [
     "some_of",
     "with_memory",
     "with_parts",
+    "with_weights",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from latentrag.errors import InputError, ModelError
 from latentrag.options import PASSAGE_FOLDER_BYTES, CacheMemory, chosen_options
 from latentrag.place import Places
 from latentrag.pretrained import read_object
-from latentrag.protocols import KeepsPassages, SavableRetriever
+from latentrag.protocols import KeepsPassages, SavableRetriever, WeighsExperts
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,7 @@ def load(
     k: int | None = None,
     retriever: str | None = None,
     reranker: Source | None = None,
+    candidates: int | None = None,
     instruction: str | None = None,
     template: Source | None = None,
     null_passage: float | None = None,
@@ -78,6 +79,8 @@ def load(
             a reranker if there is one; or one that another package adds. None: as the model says, else "dense".
         reranker: for "hybrid", a folder or hub id of a cross-encoder, whose logit is one more part of the prior. None:
             as the model says, else none.
+        candidates: for "hybrid", how many passages vectors propose, and how many words do. None: as the model says,
+            else 20.
         instruction: what an instruct model is told before the passage and the question; None: as the model says, else
             to answer in as few words as the passage allows, in the question's language.
         template: in place of an instruction: a JSON file with the generator's prompt, as latentrag.json has it under
@@ -112,6 +115,7 @@ def load(
         passage_encoder=passage_encoder,
         retriever=retriever,
         reranker=reranker,
+        candidates=candidates,
         places=places,
         has_place=encoder_device is not None,
         settings=prompt_settings(instruction, template),
@@ -149,14 +153,15 @@ def load_retriever(
     passage_encoder: Source | None = None,
     retriever: str | None = None,
     reranker: Source | None = None,
+    candidates: int | None = None,
     device: str = "auto",
     encoder_device: str | None = None,
 ) -> Retriever:
     """The retriever of a model over its memory; the generator is not opened.
 
     Args:
-        source, memory, version, num_given, where, passage_encoder, retriever, reranker, device, encoder_device: as for
-            ``load``.
+        source, memory, version, num_given, where, passage_encoder, retriever, reranker, candidates, device,
+            encoder_device: as for ``load``.
     Raises: as ``load``.
     """
     return _retrieving(
@@ -168,6 +173,7 @@ def load_retriever(
         passage_encoder=passage_encoder,
         retriever=retriever,
         reranker=reranker,
+        candidates=candidates,
         places=Places.of(device, encoder_device=encoder_device),
         has_place=encoder_device is not None,
     )[0]
@@ -183,6 +189,7 @@ def _retrieving(
     passage_encoder: Source | None,
     retriever: str | None,
     reranker: Source | None,
+    candidates: int | None,
     places: Places,
     has_place: bool,
     settings: Mapping[str, object] | None = None,
@@ -203,12 +210,15 @@ def _retrieving(
         opened = some_of(opened, where)
     parts = open_parts(source, places, settings)
     name = retriever or parts.file.retriever
-    if reranker is not None and (name in {"dense", "bm25"} or num_given is not None):
-        raise InputError(f"a reranker has no effect on {name} retrieval; retrieve with hybrid, or leave it out")
+    of_hybrid = {"reranker": reranker, "num_candidates": candidates}
+    given = {each: value for each, value in of_hybrid.items() if value is not None}
+    if given and (name in {"dense", "bm25"} or num_given is not None):
+        what = "--candidates" if reranker is None else "--reranker"
+        raise InputError(f"{what} has no effect on {name} retrieval; retrieve with hybrid, or leave it out")
     if opened is None:
         made: Retriever = _given(passage_encoder or source, parts, places, name=name, num_given=num_given or 0)
     else:
-        made = _retriever(parts, opened, places, name=name, reranker=reranker)
+        made = _retriever(parts, opened, places, name=name, given=given)
     if has_place and isinstance(made, SavableRetriever) and not made.parts():
         raise InputError(f"encoder_device has no effect, since {made.kind} retrieval has no encoder; leave it out")
     return made, parts
@@ -349,6 +359,22 @@ def _set_bonus(size: int | None, given: float | None, saved: float | None) -> fl
     return given if given is not None else saved or 0.0
 
 
+def experts_of(rag: Rag, biases: Sequence[str] = ()) -> WeighsExperts:
+    """The model's retriever, which is a sum of experts, with biases of the weight 0 where it has none of them.
+
+    Raises: InputError for another retriever, or an unknown bias.
+    """
+    retriever = rag.retriever
+    if not isinstance(retriever, WeighsExperts):
+        raise InputError(f"a {type(retriever).__name__} has no experts to weigh; retrieve with hybrid")
+    return retriever.weighing({**dict.fromkeys(biases, 0.0), **retriever.settings()["weights"]})
+
+
+def with_weights(rag: Rag, weights: Mapping[str, float]) -> Rag:
+    """The same model with these weights of its prior's experts. Raises: as ``experts_of``."""
+    return with_parts(rag, experts_of(rag).weighing(weights), rag.generator)
+
+
 def with_memory(rag: Rag, memory: Memory) -> Rag:
     """The same model over another memory. Raises: EncoderMismatchError if it does not fit."""
     made = with_parts(rag, rag.retriever.over(memory), rag.generator)
@@ -374,13 +400,12 @@ def _given(
     return GivenRetriever(scores, num_passages=num_given)
 
 
-def _retriever(parts: Parts, memory: Memory, places: Places, *, name: str, reranker: Source | None = None) -> Retriever:
+def _retriever(parts: Parts, memory: Memory, places: Places, *, name: str, given: Mapping[str, object]) -> Retriever:
     """Raises: ModelError for a name or settings that were saved and cannot be used here."""
     from latentrag.retriever import RETRIEVERS
 
     settings: Mapping[str, Any] = parts.file.settings if name == parts.file.retriever else {}
-    if reranker is not None:
-        settings = {**settings, "reranker": reranker}
+    settings = {**settings, **given}
     try:
         return RETRIEVERS[name](parts, memory, places, **settings)
     except (InputError, TypeError) as error:

@@ -57,7 +57,7 @@ class Setup(RunOptions):
         where: a condition that the passages retrieved satisfy, as for ``latentrag.load``.
         model: as for ``latentrag.load``.
         retriever: a name in ``RETRIEVERS``, or as the model says.
-        reranker: for a hybrid retriever, as for ``latentrag.load``.
+        reranker, candidates: for a hybrid retriever, as for ``latentrag.load``.
         instruction, template: the generator's prompt, as for ``latentrag.load``.
         null_passage: the logit of "no passage" before training, as for ``latentrag.load``.
         set_size, set_bonus: as for ``latentrag.load``, γ before training.
@@ -69,6 +69,7 @@ class Setup(RunOptions):
     where: str | None = None
     retriever: str | None = None
     reranker: Source | None = None
+    candidates: int | None = None
     instruction: str | None = None
     template: Source | None = None
     null_passage: float | None = None
@@ -103,7 +104,8 @@ def train(
     check_used(setup, given, options)
     hybrid = None if setup.retriever != "hybrid" else setup.retriever
     of_passages = {"--null-passage": setup.null_passage, "--set-size": setup.set_size, "--where": setup.where}
-    for flag, value in {**of_passages, "--reranker": setup.reranker, "--retriever hybrid": hybrid}.items():
+    of_passages |= {"--reranker": setup.reranker, "--candidates": setup.candidates}
+    for flag, value in {**of_passages, "--retriever hybrid": hybrid}.items():
         if value is not None and options.closed_book:
             raise InputError(f"{flag} has no effect, since closed book reads no passages; leave it out")
     before = checkpoint.read_request(setup.out, resume=resume)
@@ -293,6 +295,7 @@ def _model(
         num_given=num_given,
         retriever=setup.retriever,
         reranker=setup.reranker,
+        candidates=setup.candidates,
         instruction=setup.instruction,
         template=setup.template,
         null_passage=setup.null_passage,
@@ -425,6 +428,7 @@ def _request(
         "model": {"name": str(setup.model), "files": content_key(setup.model)},
         "retriever": setup.retriever,
         "reranker": None if setup.reranker is None else Path(setup.reranker).name,
+        "candidates": setup.candidates,
         "null_passage": setup.null_passage,
         **({} if setup.set_size is None else {"set_size": setup.set_size, "set_bonus": setup.set_bonus}),
         "keep_preamble": keep_preamble,

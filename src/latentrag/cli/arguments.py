@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict
+from dataclasses import MISSING, asdict, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 
 from latentrag import assemble
-from latentrag.cli.output import working
+from latentrag.cli.output import say, working
 from latentrag.errors import InputError
 from latentrag.options import (
     DEMO,
@@ -24,6 +24,7 @@ from latentrag.options import (
     ModelOptions,
     OptionField,
     PlaceOptions,
+    RowOptions,
     VersionOptions,
     options_of,
     require_encoder,
@@ -31,6 +32,7 @@ from latentrag.options import (
 
 if TYPE_CHECKING:
     from latentrag.rag import Rag
+    from latentrag.training.data import Example
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 Strict = Annotated[
@@ -169,7 +171,8 @@ def _generator_settings(options: ModelOptions) -> dict[str, object]:
 
 def loading(options: ModelOptions) -> dict[str, Any]:
     """What else ``latentrag.load`` takes of a model."""
-    names = ("retriever", "reranker", "instruction", "template", "null_passage", "set_size", "set_bonus")
+    of_prior = ("retriever", "reranker", "candidates", "null_passage", "set_size", "set_bonus")
+    names = (*of_prior, "instruction", "template")
     return {name: getattr(options, name) for name in names}
 
 
@@ -196,6 +199,50 @@ def open_rag(
             **loading(model),
             **asdict(place or PlaceOptions()),
         )
+
+
+def name_of(source: str | assemble.ModelSpec) -> str:
+    """What a run is known by."""
+    return source if isinstance(source, str) else f"{source.encoder} + {source.generator}"
+
+
+def usable_examples(
+    files: Sequence[Path],
+    reading: RowOptions,
+    rag: Rag,
+    *,
+    limit: int | None = None,
+    number: int | None = None,
+    seed: int = 0,
+) -> list[Example]:
+    """The examples of all files that the model can read. With several files the file's name stands before an id.
+
+    Args:
+        limit: only the first of each file, this many.
+        number: of all, so many drawn at random.
+    """
+    from latentrag.training.data import order
+    from latentrag.training.rows import reads, usable
+    from latentrag.training.tasks import read_task
+
+    examples: list[Example] = []
+    for file in files:
+        rows = read_task(file, reading, say=say).rows[:limit]
+        examples += rows if len(files) == 1 else [replace(each, id=f"{file}:{each.id}") for each in rows]
+    if number is not None:
+        chosen = sorted(order(len(examples), epoch=0, seed=seed)[:number])
+        examples = [examples[place] for place in chosen]
+    return list(
+        usable(
+            examples,
+            name=", ".join(map(str, files)),
+            question=reads(rag.retriever, rag.generator),
+            y=rag.generator.targets,
+            answers="first",
+            skip_bad=reading.skip_bad,
+            say=say,
+        )
+    )
 
 
 def check_text(text: str, what: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from latentrag.confidence import Calibration
     from latentrag.evaluation.confidence import Fitted
     from latentrag.rag import Rag
-    from latentrag.training.data import Example
 
 
 def calibrate(
@@ -85,14 +84,14 @@ def calibrate(
     rag.calibration = None
     rag.variant, rag.k = how.variant or rag.variant, how.k or rag.k
     about = {
-        "model": _name(source),
+        "model": arg.name_of(source),
         "model_files": assemble.content_key(source),
         "dtype": place.dtype,
         "prefix_field": reading.prefix_field,
         **({"answers_from": reading.answers_from} if reading.answers_from else {}),
         **assemble.prompt_settings(model.instruction, model.template),
     }
-    examples = _examples(data, reading, rag, limit)
+    examples = arg.usable_examples(data, reading, rag, limit=limit)
     options = rag.options(**decoding)
     try:
         result = evaluate(
@@ -122,30 +121,6 @@ def _folder(source: str | assemble.ModelSpec, out: Path | None) -> Path:
     if isinstance(source, str) and (Path(source) / assemble.FILE_NAME).is_file():
         return Path(source)
     raise InputError("this model is no folder that latentrag saved; name one for the calibrated model by --out")
-
-
-def _name(source: str | assemble.ModelSpec) -> str:
-    return source if isinstance(source, str) else f"{source.encoder} + {source.generator}"
-
-
-def _examples(files: Sequence[Path], reading: RowOptions, rag: Rag, limit: int | None) -> list[Example]:
-    """Of all files. With several the file's name stands before an id."""
-    from latentrag.training.rows import reads, usable
-    from latentrag.training.tasks import read_task
-
-    examples: list[Example] = []
-    for file in files:
-        found = usable(
-            read_task(file, reading, say=say).rows[:limit],
-            name=file,
-            question=reads(rag.retriever, rag.generator),
-            y=rag.generator.targets,
-            answers="first",
-            skip_bad=reading.skip_bad,
-            say=say,
-        )
-        examples += found if len(files) == 1 else [replace(each, id=f"{file}:{each.id}") for each in found]
-    return examples
 
 
 def _save(

@@ -137,7 +137,7 @@ def _measured(
     from latentrag.training.tasks import read_task
 
     of_passages = {"--as-of": version.as_of, "--passages-from": given.passages_from, "--where": which.where}
-    of_passages |= {f"--{name}": getattr(model, name) for name in ("retriever", "reranker")}
+    of_passages |= {f"--{name}": getattr(model, name) for name in ("retriever", "reranker", "candidates")}
     values = {name: value for name in ("null_passage", "set_size") if (value := getattr(model, name)) is not None}
     of_passages |= {f"--{name.replace('_', '-')}": str(value) for name, value in values.items()}
     for flag, value in of_passages.items():
@@ -158,7 +158,7 @@ def _measured(
         say=say,
     )
     about: dict[str, object] = {
-        "model": _name(source),
+        "model": arg.name_of(source),
         "model_files": assemble.content_key(source) if out is not None else None,
         "memory": None if num_given is not None else place_of(memory_for(memory.memory, model.model)),
         "retriever": type(rag.retriever).__name__,
@@ -171,6 +171,7 @@ def _measured(
         **({"where": which.where} if which.where else {}),
         **assemble.prompt_settings(model.instruction, model.template),
         **({} if model.reranker is None else {"reranker": Path(model.reranker).name}),
+        **({} if model.candidates is None else {"candidates": model.candidates}),
         **values,
         **({} if model.set_bonus is None else {"set_bonus": model.set_bonus}),
     }
@@ -224,10 +225,6 @@ def _data_and_model(what: Sequence[str], model: ModelOptions) -> tuple[Path, Mod
     if len(what) == 2 and model.model is not None:
         raise InputError(f"got the models {what[0]} and {model.model}; give one")
     return Path(what[-1]), replace(model, model=what[0]) if len(what) == 2 else model
-
-
-def _name(source: str | assemble.ModelSpec) -> str:
-    return source if isinstance(source, str) else f"{source.encoder} + {source.generator}"
 
 
 def _show(found: Report) -> None:

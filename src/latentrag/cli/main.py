@@ -25,6 +25,7 @@ from latentrag.cli.doctor import doctor
 from latentrag.cli.evaluate import compare, evaluate
 from latentrag.cli.exchange import pull, push
 from latentrag.cli.export import export
+from latentrag.cli.fit_prior import fit_prior
 from latentrag.cli.importing import import_
 from latentrag.cli.index import add, build, delete, log, reencode
 from latentrag.cli.preview import preview
@@ -82,7 +83,7 @@ def app() -> typer.Typer:
     index.command("import")(command(import_))
     commands.add_typer(index, name="index")
     commands.command("eval")(command(evaluate))
-    for function in (serve, mcp, make_questions, train, calibrate, export, compare, reproduce, doctor):
+    for function in (serve, mcp, make_questions, train, fit_prior, calibrate, export, compare, reproduce, doctor):
         commands.command()(command(function))
     commands.command("help")(_help)
     return commands

@@ -123,6 +123,7 @@ def measured(
                 passage_encoder=passage_encoder,
                 retriever=model.retriever,
                 reranker=model.reranker,
+                candidates=model.candidates,
                 device=place.device,
                 encoder_device=place.encoder_device,
             )
@@ -135,6 +136,7 @@ def measured(
             "passages_from": given.passages_from,
             **({"where": which.where} if which.where else {}),
             **({} if model.reranker is None else {"reranker": Path(model.reranker).name}),
+            **({} if model.candidates is None else {"candidates": model.candidates}),
         }
         result = evaluate_retrieval(
             retriever,
@@ -169,7 +171,7 @@ def _check(
     if ranking.run_in is None:
         return
     found = {"-k": how.k, "--as-of": version.as_of, "--where": which.where}
-    found |= {f"--{name}": getattr(model, name) for name in ("retriever", "reranker")}
+    found |= {f"--{name}": getattr(model, name) for name in ("retriever", "reranker", "candidates")}
     for flag, value in {**found, "--passages-from": given.passages_from}.items():
         if value is not None:
             raise InputError(f"{flag} has no effect with --run-in, which holds what was retrieved; leave it out")

@@ -99,6 +99,16 @@ class HybridRetriever:
                 raise InputError(f"the weight of {name} is {weight}; needed a finite number")
         self.weights = {name: nn.Parameter(torch.tensor(float(weight))) for name, weight in chosen.items()}
 
+    def weighing(self, weights: Mapping[str, float]) -> HybridRetriever:
+        """The same retriever with these weights, which may name other biases."""
+        return HybridRetriever(
+            self.query_encoder,
+            self.memory,
+            weights=weights,
+            num_candidates=self.num_candidates,
+            reranker=self.reranker,
+        )
+
     def over(self, memory: Memory) -> HybridRetriever:
         """The same retriever, with the same parameters, over another memory."""
         other = HybridRetriever(self.query_encoder, memory, num_candidates=self.num_candidates, reranker=self.reranker)
@@ -162,8 +172,7 @@ class HybridRetriever:
         with torch.no_grad():
             q = self._q(texts)
             found = self._words(memory).candidates(_searched(q), texts, min(num, len(memory)))
-            names = [name for name in self.weights if name in {"dense", "bm25", "reranker"}]
-            values = self._values(q, texts, found, [*names, *BIASES])
+            values = self._values(q, texts, found, list(dict.fromkeys([*self.weights, *BIASES])))
         return found, [{name: each.double().cpu().numpy() for name, each in of_one.items()} for of_one in values]
 
     def check_questions(self, x: Sequence[str]) -> None:
