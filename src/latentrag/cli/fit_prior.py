@@ -76,9 +76,7 @@ def fit_prior(
     from latentrag.evaluation.prior import scored as run
 
     if model.retriever not in {None, HYBRID}:
-        raise InputError(
-            f"--retriever {model.retriever} has no effect: fit-prior fits a hybrid prior; leave it out"
-        )
+        raise InputError(f"--retriever {model.retriever} has no effect: fit-prior fits a hybrid prior; leave it out")
     model = replace(model, retriever=HYBRID)
     source = arg.model_source(model)
     rag = arg.open_rag(model, memory, version, place, which)
