@@ -84,7 +84,7 @@ def test_what_is_kept_gives_the_model_s_own_likelihoods_and_is_not_scored_again(
     out = tmp_path / "scores.jsonl"
     rows = scored(rag, hybrid, EXAMPLES[:2], out, num=6, about={})
     rows = scored(rag, hybrid, EXAMPLES, out, num=6, about={})
-    assert rows[:2] == scored(None, None, EXAMPLES[:2], out, num=6, about={})  # type: ignore[arg-type]
+    assert rows[:2] == scored(rag, None, EXAMPLES[:2], out, num=6, about={})  # type: ignore[arg-type]
     names = list(hybrid.weights)
     weights = torch.tensor([hybrid.weights[name].item() for name in names], dtype=torch.float64)
     found = Scored.of(rows, names).log_likelihood(weights, variant, k=3)
@@ -141,6 +141,12 @@ def test_questions_that_no_candidate_answers_are_left_out_and_too_few_are_refuse
         fit(rows[:20], before, k=4, variant="sequence")
     with pytest.raises(InputError, match="kept without the expert recency"):
         fit(rows, {**before, "recency": 0.0}, k=4, variant="sequence")
+
+
+def test_sets_are_refused(tmp_path, hybrid):
+    rag = Rag(hybrid, ToyGenerator(), k=3, set_bonus=0.5)
+    with pytest.raises(InputError, match="this model reads sets; use --set-size 1"):
+        scored(rag, hybrid, EXAMPLES, tmp_path / "scores.jsonl", num=6, about={})
 
 
 def test_a_question_that_cannot_be_read_is_named(tmp_path, hybrid):

@@ -103,8 +103,8 @@ def train(
     options = options_from(given, epochs, len(examples))
     check_used(setup, given, options)
     hybrid = None if setup.retriever != "hybrid" else setup.retriever
-    of_passages = {"--null-passage": setup.null_passage, "--set-size": setup.set_size, "--where": setup.where}
-    of_passages |= {"--reranker": setup.reranker, "--candidates": setup.candidates}
+    of_passages: dict[str, object] = {"--null-passage": setup.null_passage, "--set-size": setup.set_size}
+    of_passages |= {"--where": setup.where, "--reranker": setup.reranker, "--candidates": setup.candidates}
     for flag, value in {**of_passages, "--retriever hybrid": hybrid}.items():
         if value is not None and options.closed_book:
             raise InputError(f"{flag} has no effect, since closed book reads no passages; leave it out")

@@ -63,6 +63,8 @@ def scored(
         num: candidates that vectors propose, and as many that words do.
     Raises: InputError or DataError as ``evaluate``.
     """
+    if rag.set_bonus is not None:
+        raise InputError("the prior of single passages is fitted, and this model reads sets; use --set-size 1")
     settings = json.loads(json.dumps({"format": FORMAT, "num": num, **about}))
     with begun(out, settings) as done:
         todo = [each for each in examples if each.id not in done]
@@ -95,7 +97,7 @@ def _row(rag: Rag, retriever: WeighsExperts, example: Example, num: int) -> Row:
         "passages": [z.id for z in found.passages[0]],
         "experts": {name: value.tolist() for name, value in values.items()},
         "offset": read.retrieved.logits[0].tolist(),
-        "null": rag.model.null is not None,
+        "null": rag.null_passage is not None,
         "log_p_theta": io.finite(evidence.log_p_theta[0].tolist()),
     }
 
