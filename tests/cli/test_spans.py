@@ -91,4 +91,4 @@ def test_what_it_cannot_do_is_refused(source, data, tmp_path, more, line) -> Non
 
 
 def test_closed_book_has_no_answer(source, data) -> None:
-    assert "ruled out" in cli("eval", data, *source, "--closed-book").error()
+    assert "ruled out by the options; lower min_tokens" in cli("eval", data, *source, "--closed-book").error()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from latentrag.confidence import signals
 from latentrag.decoding import Answered, Answering, label_log_likelihoods, run
 from latentrag.decoding.answering import RULED_OUT, before_stop
-from latentrag.errors import InputError
+from latentrag.errors import InputError, OptionError
 from latentrag.evaluation.metrics import Said
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def searched(rag: Rag, read: Read[Scores], plan: Plan, _batch: Sequence[Example]
     search = rag.search(read, variant=plan.variant, decoding=plan.decoding, options=plan.options)
     found = run(search)
     if not all(found):
-        raise InputError(RULED_OUT)
+        raise OptionError(RULED_OUT)
     best = [hypotheses[0] for hypotheses in found]
     stop = plan.options.stop
     return [Said(before_stop(rag.generator.text(one.ids), stop).strip(), one.log_prob) for one in best]
