@@ -241,7 +241,7 @@ def test_classify(rag: Rag) -> None:
         (lambda rag: rag.answer("x", variant="both"), "variant='both'"),
         (lambda rag: rag.answer("x", decoding="slow"), "decoding='slow'"),
         (lambda rag: rag.answer("x", variant="token", decoding="fast"), "RAG-Token has one decoder"),
-        (lambda rag: rag.answer("x", decoding="fast", sample=True), "sampling needs"),
+        (lambda rag: rag.answer("x", decoding="fast", sample=True), "sample needs"),
         (lambda rag: rag.answer("x", beams=3), "unknown option beams"),
         (lambda rag: rag.answer("x", k=9), "k=9 exceeds"),
         (lambda rag: rag.answer("x", without=["z3"]), "without='z3' is not among the 3 passages retrieved"),

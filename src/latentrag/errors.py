@@ -39,6 +39,12 @@ class OptionError(InputError):
         return self._text.format_map(_Filled(self._values, name_of))
 
 
+def exceeds_memory(k: int, size: int) -> OptionError:
+    """K is more than the passages that there are."""
+    text = "{k}={given} exceeds the memory's {size} passages; lower {k} or add passages"
+    return OptionError(text, given=k, size=size)
+
+
 class _Filled(dict[str, object]):
     """Values by name; what is none of them is an option."""
 

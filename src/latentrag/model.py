@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrag.conditions import Where
-from latentrag.errors import InputError
+from latentrag.errors import InputError, OptionError
 from latentrag.marginal import (
     log_likelihood,
     log_prior,
@@ -413,11 +413,15 @@ def left_out(retrieved: Retrieved, without: Sequence[str]) -> Retrieved:
     for passages in retrieved.passages:
         unknown = sorted(gone - {passage.id for passage in passages})
         if unknown:
-            raise InputError(
-                f"without={unknown[0]!r} is not among the {len(passages)} passages retrieved; name one of those"
+            raise OptionError(
+                "{without}={given!r} is not among the {size} passages retrieved; name one of those",
+                given=unknown[0],
+                size=len(passages),
             )
         if len(gone) == len(passages):
-            raise InputError(f"without names all {len(passages)} passages retrieved; leave one, or raise k")
+            raise OptionError(
+                "{without} names all {size} passages retrieved; leave one, or raise {k}", size=len(passages)
+            )
     return retrieved.at(
         [[k for k, z in enumerate(row) if gone.isdisjoint(passage.id for passage in z)] for row in retrieved.latents]
     )

@@ -261,7 +261,9 @@ class Rag:
         name = "sample" if options.sample else str(decoding)
         if enumerates(generator):
             if decoding != "exact":
-                raise InputError(f"decoding={decoding!r} searches; this generator lists every answer, which is 'exact'")
+                raise OptionError(
+                    "{decoding}={given!r} searches; this generator lists every answer, which is 'exact'", given=decoding
+                )
             name = "enumerate"
         elif not can_decode(generator):
             raise InputError("this generator scores given answers and writes none; use score, or another generator")

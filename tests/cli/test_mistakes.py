@@ -129,7 +129,7 @@ def test_a_pickle_offered_as_memory(model, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["ask"], ["ask", "a", "b"], ["ask", "x", "--variant", "both"], ["nonsense"], ["score", "--lines", 3]]
+    "arguments", [["ask", "a", "b"], ["ask", "x", "--variant", "both"], ["nonsense"], ["score", "--lines", 3]]
 )
 def test_usage_errors(arguments) -> None:
     done = cli(*arguments)

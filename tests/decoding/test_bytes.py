@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from latentrag.decoding.answering import Answered, Begun
 from latentrag.generator.tokens import Detokenizer, whole_characters
@@ -48,31 +50,28 @@ def byte_level() -> tuple[Detokenizer, dict[bytes, int]]:
 
 KINDS = {"fallback": fallback(), "byte level": byte_level()}
 """Detokenizer, and the number of each token by its bytes."""
-TABLES = {
-    "fallback": [b"\xf0", b"\x93", b"\x82", b"\x80", b"\xe4", b"\xb8", b"\xad", b"a", b" the", b"cat", b" ", b"\xff"],
-    "byte level": [
-        b"\xf0",
-        b"\x93",
-        b"\x82",
-        b"\x80",
-        b"a",
-        b" the",
-        b" \xf0\x93",
-        b"\x82\x80",
-        b"\x80a",
-        b"\xf0\x93\x82",
-    ],
+CHARACTERS = [each.encode() for each in (*HIEROGLYPHS, "é", "中", "🦜", "a", "’", " the", "cat", " ", ".")]
+LETTERS = sorted({bytes([byte]) for each in CHARACTERS for byte in each} | {b"\xff", b"\xe4"})
+MIXED = {
+    "fallback": [b" the", b"cat", b" "],
+    "byte level": [b" the", b"cat", b" \xf0\x93", b"\x82\x80", b"\xf0\x93\x82"],
 }
-"""What a toy's tokens say, from 1 on."""
 
 
 class SpellingGenerator(ToyGenerator):
-    """Its tokens are bytes, and words."""
+    """Its tokens are bytes, and words. It says what is wanted, nearly surely, and then ends."""
 
-    def __init__(self, kind: str, seed: int) -> None:
+    def __init__(self, kind: str, wanted: Sequence[bytes], *, certainty: float) -> None:
         self.detokenizer, self.numbers = KINDS[kind]
-        self.table = TABLES[kind]
-        super().__init__(len(self.table) + 1, seed=seed, sharpness=1.0)
+        self.table = [*LETTERS, *(each for each in MIXED[kind] if each not in LETTERS)]
+        self.wanted = [self.table.index(each) + 1 for each in wanted]
+        self.certainty = certainty
+        super().__init__(len(self.table) + 1, seed=len(wanted), sharpness=1.0)
+
+    def log_p(self, name: str, prefix: Sequence[int]) -> Tensor:
+        logits = super().log_p(name, prefix)
+        logits[self.wanted[len(prefix)] if len(prefix) < len(self.wanted) else 0] += self.certainty
+        return torch.log_softmax(logits, dim=0)
 
     def real(self, ids: Sequence[int]) -> list[int]:
         return [0 if token == 0 else self.numbers[self.table[token - 1]] for token in ids]
@@ -84,17 +83,30 @@ class SpellingGenerator(ToyGenerator):
         return self.detokenizer.pieces(self.real(ids))
 
 
-@settings(max_examples=120, deadline=None)
+@st.composite
+def spelled(draw) -> tuple[str, list[bytes]]:
+    """A kind of tokenizer, and tokens of it: whole characters and stray bytes, in pieces."""
+    kind = draw(st.sampled_from(list(KINDS)))
+    parts = draw(st.lists(st.sampled_from([*CHARACTERS, *LETTERS]), min_size=1, max_size=5))
+    content, tokens = b"".join(parts), []
+    while content:
+        options = [each for each in [*MIXED[kind], content[:1]] if content.startswith(each)]
+        tokens.append(draw(st.sampled_from(options)))
+        content = content[len(tokens[-1]) :]
+    return kind, tokens
+
+
+@settings(max_examples=150, deadline=None)
 @given(
-    kind=st.sampled_from(list(KINDS)),
-    seed=st.integers(0, 10**6),
+    spelling=spelled(),
+    certainty=st.sampled_from([4.0, 30.0]),
     how=st.sampled_from([{"num_beams": 1}, {"num_beams": 2}, {"num_beams": 1, "sample": True, "seed": 3}]),
-    max_tokens=st.integers(1, 9),
+    max_tokens=st.integers(1, 16),
     stop=st.sampled_from([(), ("a",)]),
 )
-def test_what_was_sent_is_the_answer(kind, seed, how, max_tokens, stop) -> None:
-    rag = Rag(FakeRetriever(passages(2)), SpellingGenerator(kind, seed), k=2)
-    answering = rag.answering(["x"], max_tokens=max_tokens, min_tokens=max_tokens - 1, stop=stop, **how)
+def test_what_was_sent_is_the_answer(spelling, certainty, how, max_tokens, stop) -> None:
+    rag = Rag(FakeRetriever(passages(2)), SpellingGenerator(*spelling, certainty=certainty), k=2)
+    answering = rag.answering(["x"], max_tokens=max_tokens, stop=stop, **how)
     sent: list[str] = []
     answer = None
     while answering.live:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from latentrag.cli import arguments as arg
-from latentrag.cli.output import print_json, say
+from latentrag.cli.output import message_of, print_json, say
 from latentrag.errors import DataError, InputError
 from latentrag.options import (
     AskOptions,
@@ -117,7 +117,7 @@ def scored(
         scores = rag.score_batch(x, y, k=k, variant=variant, sentences=sentences)
     except InputError as error:
         if len(batch) == 1:
-            raise DataError(f"{batch[0].place}: {error}") from error
+            raise DataError(f"{batch[0].place}: {message_of(error)}") from error
         for pair in batch:
             yield from scored(rag, [pair], k=k, variant=variant, sentences=sentences)
     else:

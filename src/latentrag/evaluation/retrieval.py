@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from latentrag.errors import DataError, InputError
+from latentrag.errors import DataError, InputError, OptionError, exceeds_memory
 from latentrag.evaluation.collecting import check_recall_at, collected, of_example
 from latentrag.evaluation.metrics import METRICS, Row, stored
 from latentrag.evaluation.ranking import Unit, ranked, relevance
@@ -56,9 +56,9 @@ def evaluate_retrieval(
     check_recall_at(recall_at)
     size = len(retriever.memory)
     if k is not None and k < 1:
-        raise InputError(f"k={k}; needed 1 or more")
+        raise OptionError("{k}={given}; needed 1 or more", given=k)
     if (k or 1) > size:
-        raise InputError(f"k={k or 1} exceeds the memory's {size} passages; lower k or add passages")
+        raise exceeds_memory(k or 1, size)
     depth = min(size, max(*recall_at, k or 1))
     examples, unit = _with_judged(examples, qrels), _unit(examples, unit, qrels)
     metrics = [METRICS[name] for name in TASKS[RETRIEVAL].metrics]

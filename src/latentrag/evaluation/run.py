@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from latentrag.errors import InputError, ModelError
+from latentrag.errors import InputError, ModelError, OptionError, exceeds_memory
 from latentrag.evaluation.collecting import check_recall_at, collected, of_example
 from latentrag.evaluation.metrics import DECODERS, METRICS, Row, Said, stored
 from latentrag.evaluation.report import RECALL_AT, Report
@@ -140,10 +140,10 @@ def _plan(
     size = len(rag.retriever.memory)
     k = (min(rag.k, size) or rag.k) if k is None else k
     if k < 1:
-        raise InputError(f"k={k}; needed 1 or more, or closed_book")
+        raise OptionError("{k}={given}; needed 1 or more, or closed_book", given=k)
     deepest = max(recall_at)
     if k > size:
-        raise InputError(f"k={k} exceeds the memory's {size} passages; lower k or add passages")
+        raise exceeds_memory(k, size)
     return Plan(variant, decoding, options, k, max(k, min(deepest, size)))
 
 

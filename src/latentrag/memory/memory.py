@@ -19,7 +19,7 @@ import numpy as np
 
 from latentrag import io
 from latentrag.conditions import Condition, Where
-from latentrag.errors import IndexDamagedError, InputError, MemoryStoreError, ShapeError
+from latentrag.errors import IndexDamagedError, InputError, MemoryStoreError, OptionError, ShapeError, exceeds_memory
 from latentrag.ids import names_over
 from latentrag.memory import history, version_files
 from latentrag.memory.columns import Columns
@@ -390,14 +390,14 @@ class Memory:
         if not np.isfinite(q).all():
             raise InputError("q holds values that are not finite; check the query encoder's weights and its input")
         if k < 1:
-            raise InputError(f"k={k} passages cannot be retrieved; choose 1 or more")
+            raise OptionError("{k}={given} passages cannot be retrieved; choose 1 or more", given=k)
         if not len(self):
             raise MemoryStoreError(
                 f"{self.path} has no passages at version {self.version}; "
                 f"add some with `latentrag index add {self.path} FILES…`"
             )
         if k > len(self):
-            raise InputError(f"k={k} exceeds the memory's {len(self)} passages; lower k or add passages")
+            raise exceeds_memory(k, len(self))
 
     def _hits(self, q: npt.NDArray[np.float32], k: int, within: Within | None) -> Hits:
         """A damaged index is done without; nothing is lost but time."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 
-from latentrag.errors import InputError, MemoryStoreError
+from latentrag.errors import InputError, MemoryStoreError, OptionError, exceeds_memory
 from latentrag.place import Places
 from latentrag.postings import WordIndex, segment_of
 from latentrag.protocols import Memory, SavablePart, SearchesWords, is_filtered
@@ -169,7 +169,7 @@ def checked_k(memory: Memory, questions: Sequence[str], k: int) -> int:
     if not questions:
         raise InputError("got no question; needed at least one")
     if k < 1:
-        raise InputError(f"k={k} passages cannot be retrieved; choose 1 or more")
+        raise OptionError("{k}={given} passages cannot be retrieved; choose 1 or more", given=k)
     if is_filtered(memory):
         memory.require_some()
         return min(k, len(memory))
@@ -177,5 +177,5 @@ def checked_k(memory: Memory, questions: Sequence[str], k: int) -> int:
     if not num_passages:
         raise MemoryStoreError(f"the memory has no passages at version {memory.version}; add some")
     if k > num_passages:
-        raise InputError(f"k={k} exceeds the memory's {num_passages} passages; lower k or add passages")
+        raise exceeds_memory(k, num_passages)
     return k

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from latentrag.errors import EncoderMismatchError, InputError
+from latentrag.errors import EncoderMismatchError, InputError, OptionError
 from latentrag.protocols import ChecksQuestions, PassageEncoder, SavablePart
 from latentrag.retriever.bm25 import bm25_of
 from latentrag.types import Asked, Latent, Passage, Question, Retrieved, question_texts
@@ -150,7 +150,7 @@ class GivenRetriever:
         Raises: InputError for a question that comes without passages or cannot be encoded, or k < 1.
         """
         if k < 1:
-            raise InputError(f"k={k} passages cannot be retrieved; choose 1 or more")
+            raise OptionError("{k}={given} passages cannot be retrieved; choose 1 or more", given=k)
         texts = question_texts(x, with_passages=True)
         passages = [question.passages for question in map(Question.of, x)]
         if not all(passages):
