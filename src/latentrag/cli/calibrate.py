@@ -27,7 +27,6 @@ from latentrag.options import (
     VersionOptions,
     chosen_options,
 )
-from latentrag.training.tasks import OPEN_QA
 
 if TYPE_CHECKING:
     from latentrag.confidence import Calibration
@@ -68,6 +67,7 @@ def calibrate(
     """
     from latentrag.evaluation.confidence import fit
     from latentrag.evaluation.run import evaluate
+    from latentrag.training.tasks import OPEN_QA
 
     if reading.task != OPEN_QA:
         raise InputError(
