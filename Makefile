@@ -15,7 +15,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help test lint test-environments test-gpu test-page test-properties torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
-	experiment-precision experiment-shares experiment-removal experiment-confidence experiment-made-questions experiment-intervals experiment-bm25 bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
+	experiment-precision experiment-shares experiment-removal experiment-confidence experiment-made-questions experiment-intervals experiment-bm25 experiment-prior bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
 	bench-memory bench-swap bench-sync bench-serving bench-html bench-spans reproduce clean
 
 help:  ## List the targets.
@@ -106,6 +106,12 @@ experiment-confidence: demo  ## Fit how sure answers are on one half of DATA's q
 experiment-made-questions: demo  ## Train on questions made from DATA's corpora, hours; MODEL=good NUMBER=500 FREEZE=generator; goes on.
 	@$(BIN)/python experiments/made_questions.py --data $(DATA) $(if $(MODEL),--model $(MODEL)) $(if $(NUMBER),--number $(NUMBER)) \
 		$(if $(FREEZE),--freeze $(FREEZE)) $(if $(LIMIT),--limit $(LIMIT))
+
+experiment-prior: demo  ## Measure vectors, words, a cross-encoder and their sums on DATA's questions, hours; LIMIT, NUMBER, ONLY=demo, TRAINED; goes on.
+	@$(BIN)/python -c 'import onnxruntime' 2>/dev/null || \
+		$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[onnx]'
+	@$(BIN)/python experiments/prior.py --data $(DATA) $(if $(LIMIT),--limit $(LIMIT)) $(if $(NUMBER),--number $(NUMBER)) \
+		$(if $(ONLY),--only $(ONLY)) $(if $(TRAINED),--trained $(TRAINED))
 
 reproduce: demo  ## Run the paper's tables and figures that need no GPU, hours; DATA, ROW=table-6-triviaqa; goes on where it was.
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \

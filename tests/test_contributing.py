@@ -14,8 +14,8 @@ ROWS = [
 ]
 
 
-def test_there_are_ten_everyday_changes() -> None:
-    assert len(ROWS) == 10
+def test_there_are_eleven_everyday_changes() -> None:
+    assert len(ROWS) == 11
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])

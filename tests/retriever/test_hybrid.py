@@ -11,7 +11,7 @@ from torch import nn
 from latentrag.errors import InputError
 from latentrag.memory import Memory
 from latentrag.retriever import DenseRetriever, HybridRetriever
-from latentrag.retriever.biases import recency, title
+from latentrag.retriever.biases import BIASES, recency, title
 from latentrag.types import Passage
 from tests.memory.conftest import FakePassageEncoder
 from tests.retriever.test_bm25 import bm25
@@ -172,6 +172,15 @@ def test_biases():
     assert title("the seine", named).tolist() == [0.5, 0.0, 1.0]
     dated = [Passage("a", "", fields={"date": day}) for day in ("2001", "2001-01", "2000-12-31T10:00", "someday")]
     assert recency("", [*dated, Passage("b", "")]).tolist() == pytest.approx([1, 1, 1, 0, 0], abs=0.01)
+
+
+def test_another_bias_is_a_row_of_the_table(memory):
+    BIASES.add("short", lambda x, zs: np.array([-len(z.text) for z in zs], np.float64))
+    try:
+        found = HybridRetriever(FakeQueryEncoder(), memory, weights={"short": 2.0}).retrieve(["paris"], 30)
+    finally:
+        BIASES.remove("short")
+    assert found.parts["short"][0].tolist() == [-2.0 * len(z.text) for z in found.passages[0]]
 
 
 def test_what_cannot_be(memory, retriever):
