@@ -55,3 +55,8 @@ def test_what_does_not_fit_is_refused():
         reliability([[0.5, 0.5]], [[True]])
     with pytest.raises(InputError, match="no passage"):
         reliability([], [])
+
+
+def test_questions_without_a_passage_change_nothing() -> None:
+    shares, holds = [[0.5, 0.2], [0.9]], [[True, False], [False]]
+    assert reliability([*shares, [], [], []], [*holds, [], [], []]) == reliability(shares, holds)

@@ -64,7 +64,7 @@ def reliability(
     (bootstrap): the passages of one question depend on each other, questions do not.
 
     Args:
-        shares: for each question the share of each of its passages, 0 to 1.
+        shares: for each question the share of each of its passages, 0 to 1. Questions without passages do not count.
         holds: whether each of these passages holds the answer.
     Raises: InputError if there is none, or the numbers differ.
     """
@@ -72,8 +72,8 @@ def reliability(
         raise InputError("shares and holds differ in their numbers; needed one of each for every passage")
     if not any(len(of_one) for of_one in shares):
         raise InputError("got no passage; needed at least one")
-    pairs = zip(shares, holds, strict=True)
-    counts = np.stack([_counts(np.asarray(s, float), np.asarray(h, float), num_bins) for s, h in pairs])
+    pairs = [(np.asarray(s, float), np.asarray(h, float)) for s, h in zip(shares, holds, strict=True) if len(s)]
+    counts = np.stack([_counts(of_one, held, num_bins) for of_one, held in pairs])
     random = np.random.default_rng(seed)
     drawn = np.stack([counts[random.integers(0, len(counts), len(counts))].sum(axis=0) for _ in range(NUM_DRAWS)])
     total = counts.sum(axis=0)
@@ -86,7 +86,7 @@ def reliability(
             Bin(b / num_bins, (b + 1) / num_bins, int(number), share / number, held / number, float(low), float(high))
         )
     low, high = np.percentile([_error(each) for each in drawn], [2.5, 97.5])
-    all_shares = np.concatenate([np.asarray(of_one, float) for of_one in shares])
+    all_shares = np.concatenate([of_one for of_one, _ in pairs])
     coins = ((random.random(len(all_shares)) < all_shares).astype(float) for _ in range(200))
     made = [_error(_counts(all_shares, each, num_bins)) for each in coins]
     return Reliability(tuple(bins), _error(total), float(low), float(high), float(np.mean(made)), len(counts))

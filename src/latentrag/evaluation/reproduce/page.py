@@ -70,9 +70,8 @@ def _table(row: Row, recorded: Mapping[str, Record]) -> str:
     for arm, record in recorded.items():
         cells = [shown(record.metrics.get(measure), measure) for measure in row.measures]
         lines.append(f"| {arm} | {len(record.ids):,} | {' | '.join(cells)} |")
-    if row.must:
-        missing = [arm for arm in row.arms if arm not in recorded]
-        lines += [f"\nNot run yet: {', '.join(missing)}."] if missing else []
+    missing = [arm for arm in row.arms if arm not in recorded]
+    lines += [f"\nNot run yet: {', '.join(missing)}."] if missing else []
     return "\n".join(lines)
 
 
