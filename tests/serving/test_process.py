@@ -170,10 +170,12 @@ def test_tools_of_the_model_context_protocol(model, memory, ask) -> None:
             answer = await session.call_tool("ask", {"question": QUESTION, "k": 2, "variant": "token"})
             found = await session.call_tool("search", {"question": QUESTION, "k": 2})
             wrong = await session.call_tool("ask", {"question": QUESTION, "k": 50})
+            some = await session.call_tool("search", {"question": QUESTION, "where": "place like 'emma%'"})
         expected = to_clients(ask(QUESTION, "-k", 2, "--variant", "token", "--json").json)
         assert close(answer.structured_content, expected)
         ids = [each["id"] for each in found.structured_content["passages"]]
         assert ids == [each["id"] for each in expected["sources"]]
+        assert {each["source"] for each in some.structured_content["passages"]} == {"emma.txt"}
         assert wrong.is_error
         assert isinstance(wrong.content[0], TextContent)
         assert "k=50 exceeds the memory's 4 passages" in wrong.content[0].text

@@ -15,20 +15,32 @@ from latentrag import assemble
 from latentrag.addresses import memory_for
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import say, working
+from latentrag.conditions import condition_of
 from latentrag.errors import InputError, ModelError
-from latentrag.options import AskOptions, MemoryOptions, ModelOptions, PlaceOptions, VersionOptions, size_in_bytes
+from latentrag.options import (
+    AskOptions,
+    FilterOptions,
+    MemoryOptions,
+    ModelOptions,
+    PlaceOptions,
+    VersionOptions,
+    size_in_bytes,
+)
 from latentrag.serving.options import ServeOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from latentrag.conditions import Condition
     from latentrag.memory import LiveMemory
     from latentrag.rag import Rag
+    from latentrag.serving.guard import Access
 
 
 def serve(
     memory: MemoryOptions,
     version: VersionOptions,
+    which: FilterOptions,
     model: ModelOptions,
     place: PlaceOptions,
     how: AskOptions,
@@ -38,7 +50,11 @@ def serve(
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0: any that is free.")] = 8000,
     api_key_file: Annotated[
-        Path | None, typer.Option(help="File of API keys, one a line. Default: the variable LATENTRAG_API_KEY.")
+        Path | None,
+        typer.Option(
+            help="File of API keys, one a line; after a key its rights: where=CONDITION, which hides all other "
+            "passages from it, and write. Default: the variable LATENTRAG_API_KEY."
+        ),
     ] = None,
     passage_cache: Annotated[
         str | None,
@@ -97,6 +113,7 @@ def serve(
             load_passage_encoder=encoder,
             options=limited(limits, host),
             access=access,
+            where=_checked(which, access, live),
         )
         _log(quiet=quiet)
         listening.listen()  # whoever reads the next line can connect
@@ -105,7 +122,12 @@ def serve(
 
 
 def mcp(
-    memory: MemoryOptions, version: VersionOptions, model: ModelOptions, place: PlaceOptions, how: AskOptions
+    memory: MemoryOptions,
+    version: VersionOptions,
+    which: FilterOptions,
+    model: ModelOptions,
+    place: PlaceOptions,
+    how: AskOptions,
 ) -> None:
     """Offer ask and search to a program that speaks the Model Context Protocol, over standard input and output."""
     _require("mcp", "mcp")
@@ -115,7 +137,7 @@ def mcp(
     def load() -> Rag:
         with arg.uncollected():
             live, load_over = _sources(model, memory, version, place, how)
-            rag = load_over()
+            rag = load_over(where=which.where)
             live.snapshot().warm_up()
             return rag
 
@@ -129,6 +151,17 @@ def _sources(
     source = arg.model_source(model)
     live = assemble.live_memory(memory_for(memory.memory, model.model), version=version.as_of)
     return live, partial(assemble.load, source, memory=live, **arg.loading(model), **asdict(how), **asdict(place))
+
+
+def _checked(which: FilterOptions, access: Access, live: LiveMemory) -> Condition | None:
+    """The condition on all answers. Raises: InputError for one that cannot be. Warns of keys that see nothing."""
+    for number, rights in enumerate(access.rights.values(), 1):
+        if rights.where is not None and not len(live.only(rights.where)):
+            say(f"warning: API key {number} sees no passage now: none satisfies {rights.where}")
+    if which.where is None:
+        return None
+    assemble.some_of(live, which.where)
+    return condition_of(which.where)
 
 
 def _opened(live: LiveMemory, load: Callable[[], Rag]) -> Rag:

@@ -17,6 +17,7 @@ from latentrag.types import Passage, SearchResult
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from latentrag.memory.history import Diff
     from latentrag.memory.indexes import Index
     from latentrag.memory.live import LiveMemory
     from latentrag.memory.memory import Memory
@@ -104,11 +105,13 @@ class FilteredMemory:
         scope: what may be known of: nothing here depends on any other passage, not even a count or an error.
         condition: which of these are searched. What else is among them still counts for how a passage is scored: the
             prior is p_η(z|x) given that z satisfies the condition.
+        untold: as ``condition``, and no error names it.
     """
 
     source: Source
     scope: Condition | None = None
     condition: Condition | None = None
+    untold: Condition | None = None
 
     def where(self, where: Where) -> FilteredMemory:
         """Those that satisfy another condition, too.
@@ -124,9 +127,9 @@ class FilteredMemory:
         """As if there were no passages but those that satisfy a condition, too; its fields may be there or not."""
         return replace(self, scope=both(self.scope, condition_of(scope)))
 
-    def over(self, source: Source) -> FilteredMemory:
-        """The same of another memory."""
-        return replace(self, source=source)
+    def beside(self, untold: Condition) -> FilteredMemory:
+        """Those that satisfy another condition, too, whose fields may be there or not."""
+        return replace(self, untold=both(self.untold, untold))
 
     def snapshot(self) -> FilteredMemory:
         """Of the version that is there now."""
@@ -137,10 +140,14 @@ class FilteredMemory:
         """The version that is filtered."""
         return self.source.snapshot()
 
-    def _selection(self, base: Memory) -> Selection:
-        wanted = both(self.scope, self.condition)
+    @property
+    def _whole_condition(self) -> Condition:
+        wanted = both(both(self.scope, self.untold), self.condition)
         assert wanted is not None
-        return base.selection(wanted)
+        return wanted
+
+    def _selection(self, base: Memory) -> Selection:
+        return base.selection(self._whole_condition)
 
     def _within(self, base: Memory) -> Within:
         return Within(self._selection(base), None if self.scope is None else base.selection(self.scope))
@@ -160,7 +167,7 @@ class FilteredMemory:
     @property
     def identity(self) -> str:
         """Names what is left of what: that of another memory, version or condition differs."""
-        return f"{self.base.identity} where {both(self.scope, self.condition)}"
+        return f"{self.base.identity} where {self._whole_condition}"
 
     @property
     def card(self) -> EncoderCard:
@@ -171,7 +178,7 @@ class FilteredMemory:
         return len(self._selection(self.base))
 
     def __repr__(self) -> str:
-        return f"FilteredMemory({self.source!r}, where={str(both(self.scope, self.condition))!r})"
+        return f"FilteredMemory({self.source!r}, where={str(self._whole_condition)!r})"
 
     def passages(self) -> Iterator[Passage]:
         """Those that are left, in the order of the table, streamed."""
@@ -250,3 +257,15 @@ class FilteredMemory:
     def reencode(self, encoder: PassageEncoder) -> FilteredMemory:
         """The same of a version whose passages, all of them, have other vectors; see ``Memory.reencode``."""
         return replace(self, source=self.base.reencode(encoder))
+
+
+def seen_through(whole: Diff, before: FilteredMemory, after: FilteredMemory) -> Diff:
+    """What a difference of two versions is to somebody who may know of these passages of each alone."""
+    ids = [*whole.added, *whole.changed, *whole.removed]
+    old, new = before.find(ids), after.find(ids)
+    return replace(
+        whole,
+        added=[key for key in ids if key in new and key not in old],
+        changed=[key for key in ids if key in new and key in old],
+        removed=[key for key in ids if key in old and key not in new],
+    )

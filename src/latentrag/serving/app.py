@@ -24,9 +24,11 @@ from latentrag.serving.guard import Access, Guard
 from latentrag.serving.memories import Memories
 from latentrag.serving.metrics import Metrics
 from latentrag.serving.options import ServeOptions
+from latentrag.serving.rights import require_unbound
 from latentrag.serving.service import ERRORS, Service, json_response, responses
 
 if TYPE_CHECKING:
+    from latentrag.conditions import Condition
     from latentrag.memory import LiveMemory
     from latentrag.protocols import PassageEncoder
     from latentrag.rag import Rag
@@ -43,6 +45,7 @@ def create_app(
     load_passage_encoder: Callable[[], PassageEncoder] | None = None,
     options: ServeOptions | None = None,
     access: Access | None = None,
+    where: Condition | None = None,
 ) -> FastAPI:
     """The API for a model over a memory that may be exchanged.
 
@@ -52,10 +55,11 @@ def create_app(
         load: loads the model anew over ``live``, for whoever asks for that; None: nobody can.
         load_passage_encoder: for vectors of passages, where the query encoder is not one too; None: nobody gets any.
         access: who may ask; None: everybody who can reach it.
+        where: a condition on the passages of every answer, beside that of the request.
     """
     options, metrics = options or ServeOptions(), Metrics()
     encoders = Encoders(load_passage_encoder)
-    service = Service(name, Memories(rag, live, load), Engine(options, metrics), metrics, options, encoders)
+    service = Service(name, Memories(rag, live, load, where), Engine(options, metrics), metrics, options, encoders)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -117,6 +121,7 @@ def _model(service: Service) -> APIRouter:
     async def change(_asked: Annotated[schemas.Reload, Body()]) -> Response:
         """Load the model anew from its files. Requests that came before are answered by the old one, which goes
         then; for some time both are in memory."""
+        require_unbound("change what others see")
         try:
             await asyncio.to_thread(service.memories.exchange_model, load)
         except LatentRagError as error:
@@ -141,6 +146,7 @@ def _memory(service: Service) -> APIRouter:
     @router.post("/v1/memory", responses=responses(schemas.MemoryRecord), response_model=None)
     async def change(asked: Annotated[schemas.MemoryRequest, Body()]) -> Response:
         """Serve another version, or name versions. Answers under way end with the version that they began with."""
+        require_unbound("change what others see")
         if isinstance(asked, schemas.Use):
             await asyncio.to_thread(memories.use, asked.version)
         elif isinstance(asked, schemas.Tag):
@@ -180,6 +186,7 @@ def _status(service: Service) -> APIRouter:
     @router.get("/metrics", responses=ERRORS, response_model=None, response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters for Prometheus."""
+        require_unbound("read the counters, which are of all clients")
         gauges = {
             "latentrag_queue_length": len(service.engine.batcher),
             "latentrag_memory_version": service.memories.live.version,

@@ -13,11 +13,12 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from latentrag.serving.failures import Gone, Refused
 from latentrag.serving.metrics import SECONDS
+from latentrag.serving.rights import Rights, set_rights
 
 if TYPE_CHECKING:
     from latentrag.serving.metrics import Metrics
@@ -51,16 +52,19 @@ class Access:
     Attributes:
         keys: API keys; without any, nobody needs one.
         hosts: names under which the server is spoken to, without port; empty: any.
+        rights: of keys that have not the usual ones.
     """
 
     keys: tuple[str, ...] = ()
     hosts: frozenset[str] = frozenset()
+    rights: Mapping[str, Rights] = field(default_factory=dict)
 
-    def knows(self, given: str) -> bool:
-        """Whether a key is one of them, in a time that says nothing about them."""
+    def rights_of(self, given: str) -> Rights | None:
+        """Those of a key, in a time that says nothing about the keys; None: it is none of them."""
         digest = hashlib.sha256(given.encode("utf-8", "replace")).digest()
         found = [hmac.compare_digest(digest, hashlib.sha256(key.encode()).digest()) for key in self.keys]
-        return any(found)
+        known = [self.rights.get(key, Rights()) for key, is_it in zip(self.keys, found, strict=True) if is_it]
+        return known[0] if known else None
 
 
 class Rate:
@@ -122,7 +126,7 @@ class Guard:
                 self._check_host(dict(scope["headers"]).get(b"host", b"").decode("latin-1"))
                 await reply.allow(scope["headers"])
                 return
-            self._check(scope)
+            set_rights(self._check(scope))
             if not scope["path"]:
                 await reply.redirect(f"{self._root}/")
                 return
@@ -158,21 +162,20 @@ class Guard:
             "vary": "origin",
         }
 
-    def _check(self, scope: Message) -> None:
-        """Raises: Refused."""
+    def _check(self, scope: Message) -> Rights:
+        """What the client may see. Raises: Refused."""
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         self._check_host(headers.get(b"host", ""))
         if scope["path"] in self._files and scope["method"] in {"GET", "HEAD"}:
-            return
-        key = None
+            return Rights()
+        rights = None
         client = scope["client"][0] if scope["client"] else "unknown"
         if self._access.keys:
             scheme, _, given = headers.get(b"authorization", "").partition(" ")
             key = given.strip() if scheme.lower() == "bearer" else None
-            if key is not None and self._access.knows(key):
+            rights = None if key is None else self._access.rights_of(key)
+            if key is not None and rights is not None:
                 client = f"key {hashlib.sha256(key.encode()).hexdigest()}"
-            else:
-                key = None
         wait_s = 0.0 if self._rate is None else self._rate.take(client, time.monotonic())
         if wait_s:
             raise Refused(
@@ -181,8 +184,9 @@ class Guard:
                 "rate",
                 retry_after_s=int(wait_s) + 1,
             )
-        if self._access.keys and key is None and scope["path"] not in _OPEN_PATHS:
+        if self._access.keys and rights is None and scope["path"] not in _OPEN_PATHS:
             raise Refused(401, "no valid API key; send Authorization: Bearer KEY", "invalid_api_key")
+        return rights or Rights()
 
     def _check_host(self, host: str) -> None:
         """Against pages that let their own name point to this machine."""

@@ -8,20 +8,26 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from latentrag.assemble import open_memory, with_memory
-from latentrag.errors import InputError, MemoryStoreError
+from latentrag.errors import InputError, MemoryStoreError, UnknownVersionError
+from latentrag.memory import FilteredMemory
+from latentrag.memory.filtered import seen_through
 from latentrag.memory.version_files import is_unwritable
+from latentrag.model import filtered
 from latentrag.serving.failures import busy
 from latentrag.serving.options import MAX_COMPARED
+from latentrag.serving.places import client_condition
+from latentrag.serving.rights import rights_now
 from latentrag.serving.schemas import ChangesRecord, DiffRecord, MemoryRecord, SyncedRecord
 from latentrag.sync.journal import Journal, journals_in
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from latentrag.conditions import Condition
     from latentrag.memory import LiveMemory
     from latentrag.rag import Rag
 
@@ -31,6 +37,8 @@ _KEPT = 2
 _OPENED_AT_ONCE = 8
 """Other versions that may be waiting to be opened."""
 _SHOWN_VERSIONS = 100
+_KEPT_CONDITIONS = 64
+"""Of requests, each with a model of its own, which shares all that is large."""
 
 
 class Memories:
@@ -39,16 +47,24 @@ class Memories:
     Args:
         rag: the model over ``live``.
         load: loads the model anew, over ``live``; None: this one stays.
+        where: what is retrieved satisfies this, too.
     """
 
-    def __init__(self, rag: Rag, live: LiveMemory, load: Callable[[], Rag] | None = None) -> None:
-        self.rag, self.live = rag, live
+    def __init__(
+        self,
+        rag: Rag,
+        live: LiveMemory,
+        load: Callable[[], Rag] | None = None,
+        where: Condition | None = None,
+    ) -> None:
+        self.rag, self.live, self.where = rag, live, where
         self.loaded = datetime.now(UTC)
         """When the model was."""
         self.is_choice_kept = True
         """Whether the served version was chosen in the memory too, or none was."""
         self.load = load
         self._others: OrderedDict[int, Future[Rag]] = OrderedDict()
+        self._narrowed: OrderedDict[tuple[int, str, str], tuple[Rag, Rag]] = OrderedDict()
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="latentrag-versions")
         self._lock = threading.Lock()
         self._changing = threading.Lock()
@@ -64,6 +80,8 @@ class Memories:
         Raises: MemoryStoreError if there is none; Refused if many others are to be opened first. The future may raise
             MemoryStoreError, or EncoderMismatchError if the version's vectors are another encoder's.
         """
+        if rights_now().where is not None and not _is_number(as_of):
+            raise UnknownVersionError(f"no version {as_of!r}")
         number = self.live.snapshot().number_of(as_of)
         if number is None:
             number = open_memory(self.path, version="newest").version
@@ -82,9 +100,43 @@ class Memories:
                 del self._others[older]
             return self._others[number]
 
+    def narrowed(self, rag: Rag, where: str | None) -> Rag:
+        """The model over those passages that the client may know of and that satisfy its condition.
+
+        Requests share it, and are done together, if their keys see the same and their conditions are the same, and not
+        otherwise.
+
+        Raises: InputError for a condition that cannot be.
+        """
+        scope, condition = rights_now().where, None if where is None else client_condition(where)
+        if scope is None and condition is None and self.where is None:
+            return rag
+        key = (id(rag), str(scope), str(condition))
+        with self._lock:
+            known = self._narrowed.get(key)
+            if known is not None and known[0] is rag:
+                self._narrowed.move_to_end(key)
+                return known[1]
+        memory: Any = rag.retriever.memory
+        if scope is not None:
+            memory = memory.only(scope)
+        if condition is not None:
+            memory = filtered(memory, condition)
+        if self.where is not None:
+            memory = (memory if isinstance(memory, FilteredMemory) else FilteredMemory(memory)).beside(self.where)
+        found = with_memory(rag, memory)
+        with self._lock:
+            in_use = {id(self.rag), *(id(each.result()) for each in self._others.values() if _is_open(each))}
+            for old in [each for each in self._narrowed if each[0] not in in_use]:
+                del self._narrowed[old]
+            self._narrowed[key] = rag, found
+            if len(self._narrowed) > _KEPT_CONDITIONS:
+                self._narrowed.popitem(last=False)
+        return found
+
     def _forget_failed(self) -> None:
         for number, future in list(self._others.items()):
-            if future.done() and (future.cancelled() or future.exception() is not None):
+            if future.done() and not _is_open(future):
                 del self._others[number]
 
     def _opened(self, rag: Rag, number: int) -> Rag:
@@ -126,6 +178,7 @@ class Memories:
             with self._lock:
                 self.rag, self.loaded = rag, datetime.now(UTC)
                 self._others.clear()
+                self._narrowed.clear()
 
     def tag(self, name: str, which: int | str | None) -> None:
         """Name a version; None: the newest. Raises: InputError or MemoryStoreError."""
@@ -145,14 +198,20 @@ class Memories:
             limit: how many passages are named of each kind.
         Raises: UnknownVersionError; InputError where too many passages would have to be read; MemoryStoreError.
         """
+        scope = rights_now().where
+        if scope is not None and not (_is_number(before) and _is_number(after)):
+            raise UnknownVersionError(f"no versions {before!r} and {after!r}")
         old, new = (self.live.snapshot().at(which) for which in (before, after))
         reading = old.num_compared(new)
         if reading > MAX_COMPARED:
+            of = "" if scope is not None else f" in files of {reading} passages"
             raise InputError(
-                f"versions {old.version} and {new.version} differ in files of {reading} passages; this server compares "
-                f"{MAX_COMPARED} at most; run `latentrag index diff` where the memory is"
+                f"versions {old.version} and {new.version} differ{of}; this server compares {MAX_COMPARED} passages at "
+                "most; run `latentrag index diff` where the memory is"
             )
         found = old.diff(new)
+        if scope is not None:
+            found = seen_through(found, old.only(scope), new.only(scope))
         named = new.titles({*found.added[:limit], *found.changed[:limit]}, against=old)
         gone = old.titles(set(found.removed[:limit]), against=new)
         return {
@@ -167,7 +226,9 @@ class Memories:
 
     def record(self) -> MemoryRecord:
         """What ``GET /v1/memory`` answers."""
-        serving = self.live.snapshot()
+        serving, scope = self.live.snapshot(), rights_now().where
+        if scope is not None:
+            return _seen(serving.only(scope), name=self.path.name)
         log = serving.at("newest").log()
         named = serving.tags()
         chosen = named.pop("served", None)
@@ -202,6 +263,31 @@ class Memories:
             "passages": sum(digest.num_passages for digest in digests.values()),
             "time": datetime.fromtimestamp(notes.stat().st_mtime, UTC).isoformat(),
         }
+
+
+def _is_open(future: Future[Rag]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _is_number(which: int | str) -> bool:
+    """Whether a version is named otherwise than by a tag or a date, which tell of others' work."""
+    return isinstance(which, int) or which in {"newest", "served"} or (which.isascii() and which.isdigit())
+
+
+def _seen(memory: FilteredMemory, *, name: str) -> MemoryRecord:
+    """What a key hears that may know of these passages alone: versions and folders count others, too."""
+    return {
+        "name": name,
+        "version": memory.version,
+        "passages": len(memory),
+        "encoder": memory.card.encoder,
+        "newest": memory.version,
+        "follows_newest": True,
+        "choice_kept": True,
+        "tags": {},
+        "versions": [],
+        "synced": [],
+    }
 
 
 def _changes(ids: Sequence[str], titles: Mapping[str, str], limit: int) -> ChangesRecord:

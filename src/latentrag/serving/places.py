@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from latentrag.conditions import Condition, condition_of, renamed
+from latentrag.memory.columns import PLACE
 from latentrag.memory.places import place_of
 from latentrag.types import Answer, Classification
 
@@ -12,6 +14,11 @@ if TYPE_CHECKING:
     from latentrag.types import Passage
 
 _Found = TypeVar("_Found", Answer, Classification)
+
+
+def client_condition(where: str) -> Condition:
+    """A client's condition; the source in it is what clients see. Raises: InputError for a text that is none."""
+    return renamed(condition_of(where), {"source": PLACE})
 
 
 def placed(passage: Passage) -> Passage:

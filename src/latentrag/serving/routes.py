@@ -60,7 +60,7 @@ def others(service: Service) -> APIRouter:
     @router.post("/v1/score", responses=responses(ScoreRecord), response_model=None)
     async def score(asked: schemas.ScoreRequest, request: Request) -> Response:
         """How probable a given answer is, and thanks to which passages."""
-        rag = await service.rag(asked.as_of)
+        rag = await service.rag(asked)
         how = asdict(asked.options(AskOptions)) | asdict(asked.options(EvidenceOptions))
         job = service.engine.score(rag, asked.x, asked.y, **how)
         return json_response(score_record(await service.done(job, request)))
@@ -68,14 +68,14 @@ def others(service: Service) -> APIRouter:
     @router.post("/v1/classify", responses=responses(ClassificationRecord), response_model=None)
     async def classify(asked: schemas.ClassifyRequest, request: Request) -> Response:
         """Choose among labels, with the probability of each."""
-        rag = await service.rag(asked.as_of)
+        rag = await service.rag(asked)
         job = service.engine.classify(rag, asked.question, asked.labels, **asdict(asked.options(AskOptions)))
         return json_response(classification_record(await service.done(job, request)))
 
     @router.post("/v1/search", responses=responses(schemas.SearchRecord), response_model=None)
     async def search(asked: schemas.SearchRequest, request: Request) -> Response:
         """The passages that would be retrieved for a question, with score and prior."""
-        rag = await service.rag(asked.as_of)
+        rag = await service.rag(asked)
         job = service.engine.search(rag, asked.question, k=asked.options(RetrievalOptions).k)
         return json_response(found_record(await service.done(job, request)))
 

@@ -19,6 +19,7 @@ from latentrag.errors import InputError
 from latentrag.options import KEY_VARIABLE
 from latentrag.serving.guard import Access
 from latentrag.serving.protocol import bounded
+from latentrag.serving.rights import Rights
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -43,11 +44,14 @@ def access_to(host: str, *, key_file: Path | None, hosts: Sequence[str] = ()) ->
     """Who may ask a server at this address: everybody on this machine, or those with a key.
 
     Args:
-        key_file: API keys, one a line; without it the variable LATENTRAG_API_KEY may hold one.
+        key_file: API keys, one a line, with its rights (see ``Rights.read``) after it; without it the variable
+            LATENTRAG_API_KEY may hold one.
         hosts: other names under which it may be spoken to; without any, where others can connect, every name will do.
-    Raises: InputError if others can connect and there is no key, or one is too short to be a secret.
+    Raises: InputError if others can connect and there is no key, one is too short to be a secret or comes twice, or
+        what follows it is no right.
     """
-    keys = _keys(key_file)
+    rights = _keys(key_file)
+    keys = tuple(rights)
     if not keys and not is_loopback(host):
         raise InputError(
             f"--host {host} lets others connect, and there is no API key; name a file with --api-key-file or set "
@@ -58,17 +62,28 @@ def access_to(host: str, *, key_file: Path | None, hosts: Sequence[str] = ()) ->
     named = frozenset(name.lower() for name in hosts)
     if is_loopback(host) or named:
         named |= _LOOPBACK_NAMES | {f"[{host}]" if ":" in host else host}
-    return Access(keys=keys, hosts=named)
+    return Access(keys=keys, hosts=named, rights=rights)
 
 
-def _keys(key_file: Path | None) -> tuple[str, ...]:
+def _keys(key_file: Path | None) -> dict[str, Rights]:
     if key_file is None:
         key = os.environ.get(KEY_VARIABLE, "").strip()
-        return (key,) if key else ()
+        return {key: Rights()} if key else {}
     try:
-        keys = tuple(filter(None, map(str.strip, key_file.read_text("utf-8").splitlines())))
+        lines = key_file.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{key_file} cannot be read ({error}); name a file with an API key a line") from error
+    keys: dict[str, Rights] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        key, *rest = line.split(maxsplit=1)
+        if key in keys:
+            raise InputError(f"{key_file}:{number}: the API key of an earlier line; remove one of them")
+        try:
+            keys[key] = Rights.read("".join(rest))
+        except InputError as error:
+            raise InputError(f"{key_file}:{number}: {error}") from error
     if not keys:
         raise InputError(f"{key_file} holds no API key; write one, or several, one a line")
     return keys

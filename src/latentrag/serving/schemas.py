@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from latentrag.conditions import MAX_CHARS
 from latentrag.options import (
     AskOptions,
     ConfidenceOptions,
@@ -108,7 +109,16 @@ def _field(field: OptionField, *, is_given: bool) -> tuple[Any, Any]:
 
 
 class Retrieval(Asked):
-    """Which version of the memory."""
+    """Which version of the memory, and which of its passages."""
+
+    where: Annotated[
+        str | None,
+        Field(
+            max_length=MAX_CHARS,
+            description="A condition on fields, as \"date >= '2024-01-01' and source like 'manual/%'\": only passages "
+            "that satisfy it are retrieved. docs/filters.md has the language.",
+        ),
+    ] = None
 
     as_of: Annotated[Version | None, Field(description="Of the memory; null: the one that is served.")] = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from latentrag.errors import LatentRagError
+from latentrag.errors import LatentRagError, MemoryStoreError, UnknownVersionError
 from latentrag.io import finite
 from latentrag.options import ConfidenceOptions, DecodingOptions, EvidenceOptions, OneAnswerOptions
 from latentrag.serving import schemas
 from latentrag.serving.failures import Gone, Refused, busy, refusal
+from latentrag.serving.rights import rights_now
 from latentrag.serving.waiting import EventStream, StreamState, finished
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from latentrag.serving.memories import Memories
     from latentrag.serving.metrics import Metrics
     from latentrag.serving.options import ServeOptions
+
+_LOG = logging.getLogger("latentrag.serving")
 
 Responses = dict[int | str, dict[str, Any]]
 ERRORS: Responses = {"default": {"model": schemas.ErrorRecord, "description": "Got, needed, remedy."}}
@@ -54,10 +58,13 @@ class Service:
     options: ServeOptions
     encoders: Encoders
 
-    async def rag(self, as_of: int | str | None) -> Rag:
-        """The model over that version of the memory; None: the one that is served. Raises: LatentRagError; Refused."""
-        if as_of is None:
-            return self.memories.rag
+    async def rag(self, asked: schemas.Retrieval) -> Rag:
+        """The model over the version of the memory and the passages that are asked for, as far as the client's key may
+        see them. Raises: LatentRagError; Refused."""
+        rag = self.memories.rag if asked.as_of is None else await self._opened(asked.as_of)
+        return await asyncio.to_thread(self.memories.narrowed, rag, asked.where)
+
+    async def _opened(self, as_of: int | str) -> Rag:
         opening = asyncio.wrap_future(await asyncio.to_thread(self.memories.rag_at, as_of))
         try:
             async with asyncio.timeout(self.options.max_wait_s):
@@ -70,7 +77,7 @@ class Service:
     ) -> Job:
         """A job for an answer. Raises: LatentRagError; Refused."""
         return self.engine.answer(
-            await self.rag(asked.as_of),
+            await self.rag(asked),
             question,
             **asdict(asked.options(OneAnswerOptions)),
             **asdict(asked.options(EvidenceOptions)),
@@ -94,9 +101,18 @@ class Service:
         """What a client hears of it."""
         if isinstance(error, Refused):
             return error
+        if isinstance(error, MemoryStoreError) and rights_now().where is not None:
+            return self._hidden(error)
         if isinstance(error, LatentRagError):
             return refusal(error, place=str(self.memories.path))
         return Refused(500, "the server has failed; its log says why", "internal")
+
+    def _hidden(self, error: MemoryStoreError) -> Refused:
+        """For a key that may know of some passages alone: an error of the memory may tell of others, and of tags."""
+        if isinstance(error, UnknownVersionError):
+            return Refused(409, "the memory has no such version; give its number, newest or served", "memory")
+        _LOG.warning("hidden from an API key that is bound to a condition: %s", error)
+        return Refused(409, "this key can see no passage at that version, or the memory cannot be read", "memory")
 
     def streamed(self, events: AsyncIterator[bytes], job: Job, *, failed: bytes = b"") -> EventStream:
         """The response that tells events about a job; ``failed`` stands before the error where something goes wrong."""

@@ -13,6 +13,7 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import Field
 
+from latentrag.conditions import MAX_CHARS
 from latentrag.errors import InputError, LatentRagError
 from latentrag.serving.batching import Batcher, Job
 from latentrag.serving.options import MAX_PASSAGES, MAX_TEXT, ServeOptions
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from latentrag.rag import Rag
 
 Question = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+Where = Annotated[
+    str | None,
+    Field(
+        max_length=MAX_CHARS,
+        description="A condition on passages' fields, as \"date >= '2024-01-01' and source like 'manual/%'\".",
+    ),
+]
 Passages = Annotated[int | None, Field(ge=1, le=MAX_PASSAGES, description="Passages to retrieve.")]
 _GREETING_S = 0.2
 """How long the client has to begin before loading takes the processor."""
@@ -76,15 +84,17 @@ def server(load: Callable[[], Rag], *, on_error: Callable[[str], None] = lambda 
     )
 
     @offered.tool()
-    async def ask(question: Question, k: Passages = None, variant: Variant | None = None) -> dict[str, Any]:
+    async def ask(
+        question: Question, k: Passages = None, variant: Variant | None = None, where: Where = None
+    ) -> dict[str, Any]:
         """The most probable answer to a question, with its probability (log_prob, nats), and the passages it rests on,
         each with its share (posterior)."""
-        return await done(lambda rag, job: _answered(rag, job, question, k=k, variant=variant))
+        return await done(lambda rag, job: _answered(_narrowed(rag, where), job, question, k=k, variant=variant))
 
     @offered.tool()
-    async def search(question: Question, k: Passages = None) -> dict[str, Any]:
+    async def search(question: Question, k: Passages = None, where: Where = None) -> dict[str, Any]:
         """The passages of the memory that belong to a question, best first."""
-        return await done(lambda rag, _: _found(rag, question, k))
+        return await done(lambda rag, _: _found(_narrowed(rag, where), question, k))
 
     return offered
 
@@ -92,6 +102,17 @@ def server(load: Callable[[], Rag], *, on_error: Callable[[str], None] = lambda 
 def run(load: Callable[[], Rag], *, on_error: Callable[[str], None]) -> None:
     """Serve over standard input and output until the input ends."""
     server(load, on_error=on_error).run("stdio")
+
+
+def _narrowed(rag: Rag, where: str | None) -> Rag:
+    """The model over the passages that satisfy a client's condition. Raises: InputError for one that cannot be."""
+    from latentrag.assemble import with_memory
+    from latentrag.model import filtered
+    from latentrag.serving.places import client_condition
+
+    if where is None:
+        return rag
+    return with_memory(rag, filtered(rag.retriever.memory, client_condition(where)))
 
 
 def _answered(rag: Rag, job: Job, question: str, *, k: int | None, variant: Variant | None) -> Mapping[str, Any] | None:
