@@ -19,6 +19,7 @@ from schemathesis.specs.openapi.checks import (
 
 from latentrag.assemble import live_memory, load
 from latentrag.serving.app import create_app
+from latentrag.serving.options import ServeOptions
 from tests.serving.conftest import serving
 
 CHECKS = [
@@ -35,9 +36,10 @@ MANY = 500
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory, model, memory) -> Iterator[object]:
-    """Over a memory of its own, whose versions may be named and used."""
+    """With every route there is, over a memory of its own, whose versions may be named and used."""
     live = live_memory(shutil.copytree(memory, tmp_path_factory.mktemp("memories") / "own.lance"))
-    with serving(create_app(load(model, memory=live), live, name="tiny")) as running:
+    options = ServeOptions(feedback=tmp_path_factory.mktemp("feedback") / "said.jsonl")
+    with serving(create_app(load(model, memory=live), live, name="tiny", options=options), options) as running:
         yield schemathesis.openapi.from_url(f"{running.url}/openapi.json")
 
 

@@ -81,6 +81,7 @@ def serve(
     Ctrl-C, SIGTERM or SIGHUP finishes accepted requests before exiting.
     """
     _require("serve", "fastapi", "uvicorn")
+    from latentrag.serving.feedback import check as check_feedback
     from latentrag.serving.run import access_to, address, bound, limited, run
 
     access = access_to(host, key_file=api_key_file, hosts=limits.hosts)
@@ -88,6 +89,8 @@ def serve(
         raise InputError("--log-questions has no effect, since --quiet logs no requests; leave one of them out")
     if passage_cache_folder is None and passage_cache_folder_size is not None:
         raise InputError("--passage-cache-folder-size has no effect without --passage-cache-folder; leave it out")
+    if limits.feedback is not None:
+        check_feedback(limits.feedback)
     cache_bytes = None if passage_cache is None else size_in_bytes(passage_cache, "--passage-cache")
     folder_bytes = size_in_bytes(passage_cache_folder_size or "20GiB", "--passage-cache-folder-size")
     with bound(host, port) as listening:

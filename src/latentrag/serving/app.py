@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from latentrag.errors import LatentRagError, UnknownVersionError
-from latentrag.serving import docs_page, openai_routes, page, routes, schemas
+from latentrag.serving import docs_page, feedback, openai_routes, page, routes, schemas
 from latentrag.serving.embeddings import Encoders
 from latentrag.serving.engine import Engine
 from latentrag.serving.failures import Refused
@@ -80,6 +80,8 @@ def create_app(
     app.state.service = service
     for router in (routes.answers, routes.others, openai_routes.router, _model, _memory, _status):
         app.include_router(router(service))
+    if options.feedback is not None:
+        app.include_router(feedback.router(options.feedback))
     _add_errors(app, service)
     described = app.openapi()
 
@@ -105,7 +107,14 @@ def _model(service: Service) -> APIRouter:
         rag = service.memories.rag
         loaded, device = service.memories.loaded.isoformat(), str(rag.generator.device)
         return json_response(
-            {"name": service.name, "variant": rag.variant, "k": rag.k, "device": device, "loaded": loaded}
+            {
+                "name": service.name,
+                "variant": rag.variant,
+                "k": rag.k,
+                "device": device,
+                "loaded": loaded,
+                "feedback": service.options.feedback is not None,
+            }
         )
 
     @router.get("/v1/model", responses=responses(schemas.ServedModelRecord), response_model=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from latentrag.errors import InputError
@@ -44,6 +45,8 @@ class ServeOptions:
         max_wait_s: How long a request may wait; then it is refused with 429.
         rate: Requests a second of each client, in bursts of twice as many.
         log_questions: Log the text of questions, too.
+        feedback: Keep what users say of answers (`POST /api/feedback`, two buttons on the page) in this file of JSON
+            lines, which `latentrag train` reads.
         origins: Web site whose pages may use the server (CORS), as https://example.org; "*": every site. May be
             repeated.
         hosts: Name under which the server may be spoken to, beside those of this machine, as behind a proxy; may be
@@ -64,6 +67,7 @@ class ServeOptions:
     max_wait_s: Annotated[float, Option(name="wait", metavar="SECONDS", gt=0)] = 60.0
     rate: Annotated[float | None, Option(default="10 where a key is needed, else no limit", gt=0)] = None
     log_questions: Annotated[bool, Option()] = False
+    feedback: Annotated[Path | None, Option(metavar="FILE", default="none: off")] = None
     origins: Annotated[tuple[str, ...], Option(name="cors_origin", metavar="ORIGIN", default="none")] = ()
     hosts: Annotated[tuple[str, ...], Option(name="allow_host", metavar="NAME")] = ()
     root_path: Annotated[str | None, Option(metavar="PATH", default="none")] = None

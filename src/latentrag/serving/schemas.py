@@ -257,13 +257,14 @@ class MemoryRecord(TypedDict):
 
 
 class ServedModelRecord(TypedDict):
-    """The model that answers."""
+    """The model that answers. ``feedback``: whether `POST /api/feedback` keeps what users think of answers."""
 
     name: str
     variant: Variant
     k: int
     device: str
     loaded: str
+    feedback: bool
 
 
 class PassageNameRecord(TypedDict):

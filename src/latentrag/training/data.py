@@ -151,6 +151,8 @@ def read_examples(
         raise DataError(f"{path} holds no example; needed rows with a question and an answer{why}")
     if bad:
         say(f"warning: {path}: {problem}; they are left out")
+    if found.num_rejected:
+        say(f"{path}: {found.num_rejected} rows say that an answer is wrong, and none that is right; they are left out")
     for name, number in found.passed_over.items():
         say(f"{path}: {number} rows with the label {name} are no part of the task {task}; they are left out")
     _check_labels(path, rows, labels, task)
@@ -269,13 +271,19 @@ class _Taking:
         return tuple(dict.fromkeys(label.wording for label in found)), tuple(label.wording for label in self.labels)
 
 
-@dataclass(frozen=True, slots=True)
+def is_rejection(row: object) -> bool:
+    """Whether a row is a server's feedback that says of an answer that it is wrong, and of none that it is right."""
+    return isinstance(row, dict) and "rejected" in row and "answer" not in row
+
+
+@dataclass(slots=True)
 class _Collected:
-    """What became of the rows of a file; those that are passed over by label."""
+    """What became of the rows of a file; those that are passed over by label; answers that a user rejected."""
 
     rows: list[Example]
     bad: list[BadRow]
     passed_over: Counter[str]
+    num_rejected: int = 0
 
 
 def _collected(path: Path, taking: _Taking) -> _Collected:
@@ -283,6 +291,9 @@ def _collected(path: Path, taking: _Taking) -> _Collected:
     seen: dict[str, int] = {}
     without_id: dict[int, int] = {}  # place among the rows → line
     for line, row in json_rows(path):
+        if is_rejection(row):
+            found.num_rejected += 1
+            continue
         try:
             example = taking.example(row)
         except _PassedOverError as error:

@@ -3,6 +3,7 @@
 import { Failure, ask, keepKey, stream } from "./api.js";
 import { closedBook, derivation } from "./derivation.js";
 import { Difference } from "./difference.js";
+import { Feedback } from "./feedback.js";
 import { HeatMap } from "./heatmap.js";
 import { read, written } from "./link.js";
 import { MemoryChooser } from "./memory.js";
@@ -17,7 +18,7 @@ const VARIANTS = { sequence: "RAG-Sequence", token: "RAG-Token" };
 const NOTHING_PINNED = { token: null, passage: null };
 
 // What is shown: the request, the answer once it is whole, passages that are left out, what is pinned; what a link holds.
-const state = { request: null, answer: null, tokens: [], off: new Set(), pinned: { ...NOTHING_PINNED }, link: null, running: null, again: null };
+const state = { request: null, answer: null, tokens: [], off: new Set(), pinned: { ...NOTHING_PINNED }, link: null, running: null, again: null, keepsFeedback: false };
 
 const current = () => state;
 const difference = new Difference(at("difference"), { current, show });
@@ -25,6 +26,7 @@ const memory = new MemoryChooser(at("as_of"), at("use"), at("memory"), (served, 
 const comparing = { list: at("ways"), status: at("compare-status"), stop: at("stop-comparing"), again: at("compare-again") };
 const comparison = new Comparison(at("comparison"), comparing, { current, show });
 const passages = new Passages(at("passages"), { pin: pinPassage, leaveOut });
+const feedback = new Feedback({ current: () => state.answer, fail });
 const heatMap = new HeatMap(at("heat-map"), { pinToken, pinPassage });
 
 // Asking
@@ -124,6 +126,7 @@ function finished(answer) {
   if (!state.request.as_of && memory.memory && answer.memory_version !== memory.memory.version) loadMemory();
   comparison.update(answer);
   difference.update();
+  feedback.begin(state.keepsFeedback);
   restoreView();
 }
 
@@ -300,8 +303,9 @@ async function copy(text) {
 
 async function loadMemory() {
   try {
-    const [models] = await Promise.all([ask("v1/models"), memory.load()]);
-    at("model").textContent = visible(models.data[0].id);
+    const [model] = await Promise.all([ask("v1/model"), memory.load()]);
+    at("model").textContent = visible(model.name);
+    state.keepsFeedback = model.feedback;
   } catch (error) {
     fail(error);
   }
