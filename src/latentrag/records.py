@@ -228,6 +228,7 @@ def answer_of(record: AnswerRecord) -> Answer:
         no_passage=None if no_passage is None else NoPassage(**no_passage),
         confidence=record.get("confidence"),
         best_guess=record.get("best_guess"),
+        sets=tuple(tuple(places) for places in record.get("sets", [])),
     )
 
 
