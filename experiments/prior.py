@@ -111,18 +111,18 @@ def questions(data: Path, piece: Piece, half: str, *, number: int | None) -> lis
     reading = RowOptions(prefix_field=PREFIX.get(piece.of), task=OPEN_QA if half == "train" else RETRIEVAL)
     rows = read_task(data / f"{SETS[piece.of]}.{half}.jsonl.gz", reading, say=print).rows
     if half == "train":
-        return [rows[place] for place in sorted(order(len(rows), epoch=0, seed=0)[:number])]
+        return [rows[place] for place in order(len(rows), epoch=0, seed=0)[:number]]
     return list(rows[:number])
 
 
 def fitted(
-    rag: Rag, piece: Piece, examples: Sequence[Example], work: Path, about: Mapping[str, object]
+    rag: Rag, piece: Piece, examples: Sequence[Example], work: Path, about: Mapping[str, object], *, num: int
 ) -> dict[str, Any]:
     """The weights of each sum, with what they gain on held-out questions; kept."""
     retriever: Any = rag.retriever
     folder = work / piece.name
     started = time.perf_counter()
-    rows = scored(rag, retriever, examples, folder / "scores.jsonl", num=10, about=about, progress=True)
+    rows = scored(rag, retriever, examples, folder / "scores.jsonl", num=num, about=about, progress=True)
     scoring_s = time.perf_counter() - started
     usual = retriever.settings()["weights"]
     found: dict[str, Any] = {"scoring_s": scoring_s}
@@ -223,13 +223,15 @@ def main() -> int:
     parser.add_argument("--report", type=Path, default=Path("docs/experiments/prior.md"))
     parser.add_argument("--limit", type=int, help="questions of each development half; default: all")
     parser.add_argument("--number", type=int, default=300, help="questions of each training half")
+    parser.add_argument("--scored", type=int, default=12, help="candidates of each that the generator scores")
     parser.add_argument("--trained", help="the folder of a model whose query encoder was trained")
     parser.add_argument("--only", default="", help="MEMORY/ENCODER/SET, or the beginning of one")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.work.mkdir(parents=True, exist_ok=True)
     models = {"untrained": "demo", **({} if given.trained is None else {"trained": given.trained})}
-    results: dict[str, Any] = {}
+    file = given.work / "results.json"
+    results: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
     for memory in ("demo", "wiki"):
         for encoder, model in models.items():
             pieces = [Piece(memory, encoder, of) for of in SETS]
@@ -242,11 +244,11 @@ def main() -> int:
             assert isinstance(hybrid, HybridRetriever)
             for piece in pieces:
                 train = questions(given.data, piece, "train", number=given.number)
-                about = {"model_files": content_key(model), "piece": piece.name, "number": given.number}
-                weights = fitted(rag, piece, train, given.work, about)
+                about = {"model_files": content_key(model), "piece": piece.name, "memory": place}
+                weights = fitted(rag, piece, train, given.work, about, num=given.scored // 2)
                 dev = questions(given.data, piece, "dev", number=given.limit)
                 results[piece.name] = {"weights": weights, "arms": measured(hybrid, piece, dev, weights, given.work)}
-                (given.work / "results.json").write_text(json.dumps(results), "utf-8")
+                file.write_text(json.dumps(results), "utf-8")
                 print(table({piece.name: results[piece.name]}), flush=True)
     between_marks(given.report, table(results), title="A prior of several experts")
     return 0

@@ -105,3 +105,20 @@ def test_fit_prior(model, memory, reranker, tmp_path, monkeypatch) -> None:
         done["weights"]
     )
     assert "bias 'luck' is unknown" in cli("fit-prior", data, *options, "--bias", "luck").error()
+
+
+def test_train_trains_the_weights_on_and_saves_them(model, memory, reranker, tmp_path) -> None:
+    data, out = tmp_path / "train.jsonl", tmp_path / "run"
+    rows = [{"question": QUESTION, "answer": ["Beethoven"]}, {"question": "Who wrote Emma?", "answer": ["Austen"]}]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    options = ["-m", model, "-i", memory, "--retriever", "hybrid", "--reranker", reranker, "--candidates", 3]
+    how = ["--freeze", "generator", "--steps", 2, "--batch-size", 2, "-k", 2, "--lr-retriever", "1e-3", "--out", out]
+    assert cli("train", data, *options, *how).code == 0
+    settings = json.loads((out / "model/latentrag.json").read_text())["prior"]["settings"]
+    rag = latentrag.load(model, memory=memory, retriever="hybrid", reranker=reranker)
+    assert isinstance(rag.retriever, HybridRetriever)
+    assert settings["num_candidates"] == 3
+    for name, before in rag.retriever.settings()["weights"].items():
+        assert settings["weights"][name] != before
+    trained = latentrag.load(out / "model", memory=memory)
+    assert set(trained.answer(QUESTION).sources[0].parts) == {"dense", "bm25", "reranker"}

@@ -219,7 +219,7 @@ def usable_examples(
 
     Args:
         limit: only the first of each file, this many.
-        number: of all, so many drawn at random.
+        number: of all, so many drawn at random; a larger number begins with the same.
     """
     from latentrag.training.data import order
     from latentrag.training.rows import reads, usable
@@ -230,8 +230,7 @@ def usable_examples(
         rows = read_task(file, reading, say=say).rows[:limit]
         examples += rows if len(files) == 1 else [replace(each, id=f"{file}:{each.id}") for each in rows]
     if number is not None:
-        chosen = sorted(order(len(examples), epoch=0, seed=seed)[:number])
-        examples = [examples[place] for place in chosen]
+        examples = [examples[place] for place in order(len(examples), epoch=0, seed=seed)[:number]]
     return list(
         usable(
             examples,

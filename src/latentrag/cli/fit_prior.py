@@ -46,7 +46,7 @@ def fit_prior(
         typer.Option(
             min=2, help="Candidates of a question that the generator scores at most: half by vectors, half by words."
         ),
-    ] = 20,
+    ] = 12,
     biases: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,7 +70,7 @@ def fit_prior(
     """Fit how much vectors, words and a reranker count in the prior, from questions and answers.
 
     The marginal likelihood of the answers decides; no passage is labelled. The generator scores the candidates once,
-    which takes minutes; the fit takes seconds. Use questions that nothing will be measured on.
+    which takes as long as reading them; the fit takes seconds. Use questions that nothing will be measured on.
     """
     from latentrag.evaluation.prior import fit
     from latentrag.evaluation.prior import scored as run
