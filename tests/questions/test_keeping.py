@@ -1,8 +1,10 @@
 """Pairs as they are written, and which questions are nearly the same."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from latentrag.questions.keeping import Kept, Pair, fault_of, is_answered, parsed
+from latentrag.questions.keeping import NEAR, Kept, Pair, fault_of, is_answered, parsed, trigrams
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,13 @@ def test_questions_that_are_nearly_the_same():
     kept.add("누가 나르비크 항구를 지었나요?")
     assert kept.is_near("누가 나르비크 항구를 지었나?")
     assert not Kept().is_near("a")
+
+
+@given(st.lists(st.text("abc ?", max_size=12), max_size=12), st.text("abc ?", max_size=12))
+def test_each_is_compared_with_all_others(questions, asked):
+    kept = Kept()
+    for question in questions:
+        kept.add(question)
+    ours, others = trigrams(asked), map(trigrams, questions)
+    assert kept.is_near(asked) == any(len(ours & other) >= NEAR * len(ours | other) for other in others)
+    assert len(kept) == len(questions)
