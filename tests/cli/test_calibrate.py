@@ -51,7 +51,11 @@ def test_the_command(data, model, memory, tmp_path) -> None:
     assert "Brier" in again.stdout
     assert latentrag.load(out, memory=memory).calibration == rag.calibration
     assert "confidence" not in cli("ask", "x y", "-m", out, "-i", memory, "-k", 1, "--json").json
-    measured = cli("eval", questions, "-m", out, "-i", memory, "--json").json
+    curve = tmp_path / "curve.svg"
+    measured = cli("eval", questions, "-m", out, "-i", memory, "--json", "--curve", curve).json
+    assert "the surest by confidence" in curve.read_text()
+    for wrong in (["--curve", "a.png"], ["--curve", "a.svg", "--task", "yes-no"]):
+        assert "--curve" in cli("eval", questions, "-m", out, "-i", memory, *wrong).error()
     assert measured["details"]["confidence"]["by"] == "confidence"
 
 

@@ -259,12 +259,13 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
     ),
     (
         "eval",
-        "`--variant`, `--decoding`, `--dtype`, `--instruction`, `--template`, `--beams` and all of decoding",
+        "`--variant`, `--decoding`, `--dtype`, `--instruction`, `--template`, `--curve`, `--beams` and all of decoding",
         "with `--retrieval-only`",
         [
             f"eval --retrieval-only --{each}"
             for each in ("variant token", "decoding fast", "dtype int8", "instruction red", "template t", "beams 2")
-        ],
+        ]
+        + ["eval --retrieval-only --curve a.svg"],
     ),
     (
         "eval",

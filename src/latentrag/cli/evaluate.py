@@ -29,6 +29,7 @@ from latentrag.options import (
     VersionOptions,
     options_of,
 )
+from latentrag.training.tasks import OPEN_QA
 
 if TYPE_CHECKING:
     from latentrag.evaluation.report import Report
@@ -67,6 +68,14 @@ def evaluate(
         Path | None,
         typer.Option(help="File RUN.jsonl for a row per question; the same command continues an interrupted run."),
     ] = None,
+    curve: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.svg",
+            help="Draw how many of the surest answers are right, by confidence or else by log p. Needs "
+            "latentrag[report].",
+        ),
+    ] = None,
     as_json: arg.AsJson = False,
 ) -> None:
     """Measure a model: exact match, F1, recall, likelihood, each with its 95 % interval.
@@ -78,6 +87,7 @@ def evaluate(
     data, model = _data_and_model(what, model)
     if "num_best" in decoding:
         raise InputError("--best has no effect, since the best answer alone is measured; leave it out")
+    _check_curve(curve, reading)
     common: Any = {"memory": memory, "version": version, "which": which, "model": model, "place": place}
     common |= {"how": how, "limit": limit, "batch_size": batch_size, "out": out}
     with _kept(out):
@@ -87,6 +97,7 @@ def evaluate(
             decodes = {options_of(DecodingOptions)[name].flags[-1]: True for name in decoding}
             unused = {"--closed-book": closed_book, "--dtype": place.dtype != "auto", **decodes}
             unused |= {f"--{name}": getattr(model, name) is not None for name in ("instruction", "template")}
+            unused["--curve"] = curve is not None
             of_values = ("null_passage", "set_size", "set_bonus")
             unused |= {f"--{name.replace('_', '-')}": getattr(model, name) is not None for name in of_values}
             result = measured(data, ranking, reading, given, unused=unused, **common)
@@ -97,10 +108,29 @@ def evaluate(
             f"{result.num_wordless} of {len(result.rows)} questions have an answer that is only articles, punctuation "
             "or signs; such an answer is compared as it stands"
         )
+    if curve is not None:
+        from latentrag.evaluation.figures import risk_coverage_curve
+
+        found: Any = result.details["confidence"]
+        words = "confidence" if found["by"] == "confidence" else "log p"
+        risk_coverage_curve(found["risk_coverage"], curve, by=words)
     if as_json:
         print_json(result.as_record())
     else:
         _show(result)
+
+
+def _check_curve(curve: Path | None, reading: RowOptions) -> None:
+    """Before anything is measured. Raises: InputError for another task; ModelError without matplotlib."""
+    if curve is None:
+        return
+    if reading.task != OPEN_QA:
+        raise InputError(f"--curve is for the task {OPEN_QA}, whose answers are right or wrong; leave it out")
+    if curve.suffix != ".svg":
+        raise InputError(f"--curve {curve} does not end with .svg; name such a file")
+    from latentrag.evaluation.figures import pyplot_of_svg
+
+    pyplot_of_svg()
 
 
 @contextmanager

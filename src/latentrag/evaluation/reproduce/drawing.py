@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from latentrag.errors import ModelError
+from latentrag.evaluation.figures import label, pyplot_of_svg, save
 from latentrag.evaluation.reproduce.records import Record
 from latentrag.evaluation.reproduce.rows import Row
 from latentrag.registry import Table
@@ -15,7 +15,7 @@ from latentrag.registry import Table
 def curves(row: Row, recorded: Mapping[str, Record], file: Path) -> None:
     """As Figure 3: a panel a measure and one of seconds a question, over the number of passages; a line for all arms
     whose names begin alike (``NAME k=…``). Of recall, that at as many passages as are read."""
-    pyplot = _pyplot()
+    pyplot = pyplot_of_svg()
     lines: dict[str, list[tuple[int, Record]]] = {}
     for arm, record in recorded.items():
         lines.setdefault(arm.partition(" k=")[0], []).append((int(record.settings["k"]), record))
@@ -27,17 +27,17 @@ def curves(row: Row, recorded: Mapping[str, Record], file: Path) -> None:
             means = [100 * each["mean"] for each in found]
             ends = [[100 * abs(each[end] - each["mean"]) for each in found] for end in ("low", "high")]
             panel.errorbar([k for k, _ in points], means, ends, marker="o", capsize=2, label=name)
-        _label(panel, "passages read", f"{measure.partition('@')[0].replace('_', ' ')}, %")
+        label(panel, "passages read", f"{measure.partition('@')[0].replace('_', ' ')}, %")
     for name, points in lines.items():
         panels[-1].plot([k for k, _ in points], [r.seconds / len(r.ids) for _, r in points], marker="o", label=name)
-    _label(panels[-1], "passages read", "seconds a question")
+    label(panels[-1], "passages read", "seconds a question")
     panels[0].legend(frameon=False, fontsize=8)
-    _save(figure, file)
+    save(figure, file)
 
 
 def posteriors(row: Row, recorded: Mapping[str, Record], file: Path) -> None:
     """As Figure 2: how much each passage carried each generated token; a panel an arm. Passages go by their rank."""
-    pyplot = _pyplot()
+    pyplot = pyplot_of_svg()
     answers = {arm: record.answer for arm, record in recorded.items() if record.answer}
     figure, panels = pyplot.subplots(len(answers), 1, figsize=(9, 2.6 * len(answers)), squeeze=False)
     for (panel,), (arm, answer) in zip(panels, answers.items(), strict=True):
@@ -48,32 +48,7 @@ def posteriors(row: Row, recorded: Mapping[str, Record], file: Path) -> None:
         panel.set_yticks(range(len(shares)), [f"passage {k + 1}" for k in range(len(shares))], fontsize=8)
         panel.set_title(arm, fontsize=9)
     figure.suptitle(row.of, fontsize=9)
-    _save(figure, file)
+    save(figure, file)
 
 
 FIGURES: Table[Any] = Table("figure", {"curves": curves, "posteriors": posteriors})
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise ModelError("matplotlib is not installed, and figures need it; install latentrag[report]") from error
-    matplotlib.use("svg")
-    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "latentrag"}  # small, and the same every time
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _label(panel: Any, x: str, y: str) -> None:
-    panel.set_xlabel(x)
-    panel.set_ylabel(y)
-    panel.spines[["top", "right"]].set_visible(False)
-
-
-def _save(figure: Any, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
-    _pyplot().close(figure)  # pyplot keeps those that are open
