@@ -200,6 +200,7 @@ def joined(segments: Sequence[Segment]) -> Segment:
 # Files
 
 FORMAT = "latentrag.words.1"
+"""To be changed with the layout of a file and with ``words.terms``: segments of another format are made again."""
 _ALIGNED = 8
 
 

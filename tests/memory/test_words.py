@@ -10,6 +10,7 @@ from latentrag.errors import MemoryStoreError
 from latentrag.memory import LiveMemory, Memory
 from latentrag.memory.indexes import IndexFolder, words
 from latentrag.memory.upkeep import compact, forget, prune
+from latentrag.memory.verify import verify
 from latentrag.postings import WordIndex, segment_of
 from latentrag.types import Passage
 
@@ -139,9 +140,21 @@ def test_a_damaged_segment_is_made_again_with_a_warning(memory, path):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
+    assert [str(file) in problem.what for problem in verify(path).problems] == [True]
     with pytest.warns(UserWarning, match="is damaged; the words of its passages are indexed again"):
         assert_as_built_at_once(Memory.open(path))
     assert_as_built_at_once(Memory.open(path))
+    assert not verify(path).problems
+
+
+def test_a_segment_of_another_format_is_made_again_and_goes(memory, path, monkeypatch):
+    memory.words()
+    before = words.sizes(IndexFolder.of(path))
+    monkeypatch.setattr(postings, "FORMAT", "latentrag.words.2")
+    assert_as_built_at_once(Memory.open(path))
+    after = words.sizes(IndexFolder.of(path))
+    assert len(after) == len(before)
+    assert not set(after) & set(before)
 
 
 def test_where_it_cannot_be_stored_it_is_kept_in_ram_with_a_warning(memory, path, monkeypatch):

@@ -20,6 +20,7 @@ from latentrag.errors import (
 )
 from latentrag.memory import version_files
 from latentrag.memory.history import SERVED, tags
+from latentrag.memory.indexes import words
 from latentrag.memory.indexes.building import is_stored, opened
 from latentrag.memory.indexes.changes import Difference, difference, require_same_rows, rows_with, stream
 from latentrag.memory.indexes.folder import IndexFolder, Published
@@ -243,6 +244,10 @@ def _asked(storage: Storage, newest: Table | None) -> Table | None:
 def _of_indexes(
     folder: Path, index_folder: IndexFolder, indexes: Iterable[CheckedIndex], unreadable: Iterable[IndexDamagedError]
 ) -> Iterator[Problem]:
+    for path in words.damaged(index_folder):
+        yield Problem(
+            f"{path} is damaged", "delete it, the words of its passages are indexed again when they are needed"
+        )
     for error in unreadable:
         yield Problem(str(error), f"delete {error.file.parent}, the passages are all there without it")
     for index in indexes:

@@ -134,7 +134,7 @@ def _stored(part: _Part, folder: Path) -> Segment | None:
     """A segment from the disk; None if there is none that is whole and has all rows."""
     for path in sorted(folder.glob(f"{_name(part.files)}-*{SUFFIX}")):
         try:
-            if io.sha256_of_file(path)[:_DIGITS] == path.stem.rpartition("-")[2]:
+            if _is_whole(path):
                 segment = postings.read(path)
                 if _has(segment, part):
                     return segment
@@ -146,6 +146,10 @@ def _stored(part: _Part, folder: Path) -> Segment | None:
         warnings.warn(f"{path} is damaged; the words of its passages are indexed again", stacklevel=2)
         path.unlink(missing_ok=True)
     return None
+
+
+def _is_whole(path: Path) -> bool:
+    return io.sha256_of_file(path)[:_DIGITS] == path.stem.rpartition("-")[2]
 
 
 def _built(table: Table, missing: Sequence[_Part], folder: IndexFolder) -> Iterator[tuple[_Part, Segment]]:
@@ -206,16 +210,21 @@ def _are_there(memory: Path, files: Iterable[str]) -> bool:
 
 
 def _remove_unneeded(memory: Path, folder: Path) -> None:
-    """Segments whose rows no version has any more."""
+    """Segments whose rows no version has any more, and those of other formats."""
     for path in folder.glob(f"*{SUFFIX}"):
         try:
-            files = postings.metadata_of(path).get("files", "").split("\n")
+            metadata = postings.metadata_of(path)
         except (ValueError, OSError):
             continue
-        if not _are_there(memory, files):
+        if metadata.get("format") != postings.FORMAT or not _are_there(memory, metadata.get("files", "").split("\n")):
             path.unlink(missing_ok=True)
 
 
 def sizes(folder: IndexFolder) -> Mapping[str, int]:
     """The segments that are stored, by name, with their bytes."""
     return {path.name: path.stat().st_size for path in sorted((folder.path / FOLDER).glob(f"*{SUFFIX}"))}
+
+
+def damaged(folder: IndexFolder) -> list[Path]:
+    """The segments that are not as they were written."""
+    return [path for path in sorted((folder.path / FOLDER).glob(f"*{SUFFIX}")) if not _is_whole(path)]
