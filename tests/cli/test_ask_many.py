@@ -80,6 +80,8 @@ def test_a_server_is_asked(served, ask, loads) -> None:
     assert (found.json["answer"], found.json["sources"][0]["id"]) == (expected["answer"], expected["sources"][0]["id"])
     shown = cli("ask", QUESTION, "--server", served.url).stdout
     assert re.sub(r"\d", "", shown) == re.sub(r"\d", "", ask(QUESTION).stdout)
+    narrowed = cli("ask", QUESTION, "--server", served.url, "-k", 1, "--where", "source = 'no such'")
+    assert "refuses: " in narrowed.error()  # the server knows of the condition
     two = cli("ask", "-", "--server", served.url, "--json", stdin=f"{QUESTION}\n{OTHER}\n")
     assert [line.split('"')[3] for line in two.stdout.splitlines()] == [QUESTION, OTHER]
 
@@ -108,6 +110,27 @@ def test_what_a_server_is_not_asked(served, arguments, message) -> None:
 )
 def test_no_server(url, message) -> None:
     assert message in cli("ask", QUESTION, "--server", url).error()
+
+
+@pytest.mark.parametrize("record", [b"[1]", b'{"answer": "x"}', b"<html>"])
+def test_what_is_no_latentrag(record) -> None:
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(record)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.handle_request, daemon=True).start()
+        error = cli("ask", QUESTION, "--server", f"http://127.0.0.1:{other.server_port}").error()
+    assert "cannot be read; run the same version" in error or "no latentrag answers at" in error
 
 
 def test_an_answer_survives_its_record(rag) -> None:

@@ -63,6 +63,23 @@ def test_a_call_that_is_cancelled_leaves_at_the_next_step(gated) -> None:
     assert len(generator.batches) == 1  # the other one was never begun
 
 
+def test_the_protocols_cancellation_frees_the_model(gated) -> None:
+    generator = gated.generator
+
+    async def talk() -> None:
+        async with Client(server(lambda: gated)) as client:
+            with generator.closed():
+                asking = asyncio.create_task(client.call_tool("ask", {"question": "long?"}))
+                assert await asyncio.to_thread(generator.reached.wait, PATIENCE_S)
+                asking.cancel()
+                await asyncio.wait({asking})
+                await asyncio.sleep(0.2)  # the notification has arrived
+            assert not (await client.call_tool("search", {"question": "who?"})).is_error
+
+    asyncio.run(talk())
+    assert generator.num_steps == 0
+
+
 def test_a_model_that_cannot_be_loaded_is_told_and_tried_again(gated) -> None:
     failures = [MemoryStoreError("no memory there")]
     told: list[str] = []

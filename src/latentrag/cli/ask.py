@@ -29,7 +29,7 @@ from latentrag.options import (
     PlaceOptions,
     VersionOptions,
 )
-from latentrag.records import answer_of, answer_record, classification_record
+from latentrag.records import answer_record, classification_record
 
 if TYPE_CHECKING:
     from latentrag.types import Answer
@@ -77,7 +77,7 @@ def ask(
         options = remote.options_body(decoding, version, which, how, evidence, confidence)
 
         def answer(text: str) -> Answer:
-            return answer_of(remote.answer(server, {"question": text, **options}))
+            return remote.answer(server, {"question": text, **options})
 
     _answer_each(asked, answer, as_json=as_json, is_one=question not in {None, STANDARD_INPUT})
 

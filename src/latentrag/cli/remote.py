@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from latentrag.cli.output import working
 from latentrag.errors import InputError
 from latentrag.options import KEY_VARIABLE, DecodingOptions, Given, options_of
-from latentrag.records import AnswerRecord
+from latentrag.records import AnswerRecord, answer_of
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
+
+    from latentrag.types import Answer
 
 _PATIENCE_S = 600.0
 
@@ -37,8 +39,17 @@ def options_body(decoding: Given[DecodingOptions], *groups: object) -> dict[str,
     return body | {options_of(DecodingOptions)[name].name: value for name, value in decoding.items()}
 
 
-def answer(url: str, body: Mapping[str, object]) -> AnswerRecord:
-    """What the server at an address answers. Raises: InputError if there is none, or if it refuses."""
+def answer(url: str, body: Mapping[str, object]) -> Answer:
+    """What the server at an address answers. Raises: InputError if there is none, if it refuses, or if it is another
+    version's, whose answers look otherwise."""
+    record = _posted(url, body)
+    try:
+        return answer_of(record)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"the answer of {url} cannot be read; run the same version of latentrag there") from error
+
+
+def _posted(url: str, body: Mapping[str, object]) -> AnswerRecord:
     from urllib.error import HTTPError, URLError
     from urllib.request import Request, urlopen
 
