@@ -105,6 +105,7 @@ ALWAYS: Mapping[str, list[str]] = {
 ELSEWHERE = {
     *("--model", "--encoder", "--generator", "--passage-encoder", "--adapter", "--instruction", "--template"),
     *("--generator-kind", "--generator-setting", "--null-passage", "--reranker", "--candidates"),
+    *("--set-size", "--set-bonus"),
     *("--query-prompt", "--passage-prompt", "--dimension"),
     *("--memory", "--out", "--resume", "--json"),
     *("--device", "--encoder-device", "--passage-cache-in", "--skip-bad", "--truncate", "--prefix-field"),
