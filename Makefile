@@ -16,7 +16,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help test lint test-environments test-gpu test-page test-properties torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
 	experiment-precision experiment-shares experiment-removal experiment-confidence experiment-sets experiment-made-questions experiment-intervals experiment-bm25 experiment-prior bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
-	bench-memory bench-swap bench-sync bench-serving bench-html bench-spans reproduce clean
+	bench-memory bench-filters bench-swap bench-sync bench-serving bench-html bench-spans reproduce clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -163,6 +163,9 @@ bench-memory: $(STAMP)  ## Measure a memory's indexes beside faiss, hours and 30
 	@$(BIN)/python -m benchmarks.memory --work $(or $(WORK),build/bench-memory) --report $(or $(WORK),build/bench-memory)/report.md \
 		$(if $(SIZE),--size $(SIZE)) $(if $(DIM),--dimension $(DIM)) $(if $(RUNS),--runs $(RUNS)) $(if $(WAYS),--ways $(WAYS)) \
 		$(if $(LIKE),--like $(LIKE))
+
+bench-filters: $(STAMP)  ## Search a million passages under conditions that leave 50 %, 1 % and 20, minutes; SIZE, DIMENSION, WORDS=1.
+	@$(BIN)/python -m benchmarks.filters $(if $(SIZE),--size $(SIZE)) $(if $(DIMENSION),--dimension $(DIMENSION)) $(if $(WORDS),--words)
 
 bench-swap: $(STAMP)  ## Exchange a memory 20 times under 2,000 answers in 8 threads, a minute.
 	@$(BIN)/python -m benchmarks.swap

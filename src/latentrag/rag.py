@@ -200,7 +200,7 @@ class Rag:
         chosen = checked(variant or self.variant)
         wanted = self.options(**options)
         check_decoding(chosen, decoding, wanted)
-        confidence = self.confidence(self._k(k), chosen, decoding, wanted, abstain_below=abstain_below)
+        confidence = self.confidence(self._k(k), chosen, decoding, wanted, abstain_below=abstain_below, where=where)
         read = self.model.where(where).read(x, k=self._k(k), without=without)
         every = wanted if confidence is None else replace(wanted, num_best=wanted.num_beams)
         search = self.search(read, variant=chosen, decoding=decoding, options=every)
@@ -225,6 +225,7 @@ class Rag:
         options: DecodingOptions,
         *,
         abstain_below: float | None = None,
+        where: Where | None = None,
     ) -> Confidence | None:
         """How the confidence of answers with these settings is known; None: it is not.
 
@@ -234,7 +235,7 @@ class Rag:
             raise InputError(f"abstain_below={abstain_below}; needed a probability, 0 to 1")
         why = "the model is not calibrated"
         if self.calibration is not None:
-            found = self.calibration.difference(self.signal_settings(k, variant, decoding, options))
+            found = self.calibration.difference(self.signal_settings(k, variant, decoding, options, where=where))
             if found is None:
                 return Confidence(self.calibration, abstain_below, options.num_best)
             why = found
@@ -243,10 +244,11 @@ class Rag:
         return None
 
     def signal_settings(
-        self, k: int, variant: Variant, decoding: Decoding, options: DecodingOptions
+        self, k: int, variant: Variant, decoding: Decoding, options: DecodingOptions, *, where: Where | None = None
     ) -> dict[str, object]:
         """What a calibration is fitted for."""
-        memory = getattr(self.retriever.memory, "identity", None)  # memories of other packages need not say
+        searched = self.model.where(where).retriever.memory
+        memory = getattr(searched, "identity", None)  # memories of other packages need not say
         size = 1 if self.set_bonus is None else 2
         return settings_of(k=k, variant=variant, decoding=decoding, options=options, memory=memory, set_size=size)
 

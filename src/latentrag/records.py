@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 
 class PassageRecord(TypedDict):
-    """A passage and where it comes from; offsets in characters."""
+    """A passage and where it comes from; offsets in characters. ``fields`` are what its document states (date, author,
+    …), where it states something."""
 
     id: str
     title: str
@@ -43,6 +44,7 @@ class PassageRecord(TypedDict):
     start: int
     end: int
     page: int | None
+    fields: NotRequired[dict[str, str | int | float | bool]]
 
 
 class SentenceRecord(TypedDict):
@@ -241,6 +243,7 @@ def _source_of(record: SourceRecord) -> Source:
         record["start"],
         record["end"],
         record["page"],
+        fields=record.get("fields", {}),
     )
     sentences = tuple(
         Sentence(each["start"], each["end"], _log(each["log_prob_without"])) for each in record["sentences"]
@@ -316,7 +319,16 @@ def passage_record(passage: Passage) -> PassageRecord:
         "start": passage.start,
         "end": passage.end,
         "page": passage.page,
+        **_fields(passage),
     }
+
+
+class _FieldsRecord(TypedDict):
+    fields: NotRequired[dict[str, str | int | float | bool]]
+
+
+def _fields(passage: Passage) -> _FieldsRecord:
+    return {"fields": dict(passage.fields)} if passage.fields else {}
 
 
 def _no_passage(share: NoPassage) -> NoPassageRecord:
@@ -337,6 +349,7 @@ def _sources(sources: Sequence[Source]) -> list[SourceRecord]:
             "page": source.passage.page,
             "sentences": _sentences(source),
             "parts": dict(source.parts),
+            **_fields(source.passage),
         }
         for source in sources
     ]

@@ -47,6 +47,7 @@ def test_ask_score_classify(run) -> None:
     asked = run("ask", QUESTION, "--where", NEW, "--json").json
     assert ids(asked) == {"b"}
     assert asked["sources"][0]["prior"] == 1.0
+    assert asked["sources"][0]["fields"] == {"author": "Bob", "date": "2024-02-01T10:00"}
     assert ids(run("ask", QUESTION, "-k", 9, "--where", "author is null", "--json").json) == {"c", "d"}
     pair = json.dumps({"x": QUESTION, "y": "red"})
     assert ids(run("score", "--where", NEW, "--json", stdin=pair).json) == {"b"}
@@ -105,4 +106,6 @@ def test_in_python(model, dated) -> None:
         assert source.prior == pytest.approx(prior[source.passage.id] / rest, rel=1e-5)
     some = latentrag.load(model, memory=dated, where="id != 'a'")
     assert {source.passage.id for source in some.answer(QUESTION, k=9, where="id != 'b'").sources} == {"c", "d"}
+    how = (3, "sequence", "exact", rag.options())
+    assert rag.signal_settings(*how, where=NEW)["memory"] != rag.signal_settings(*how)["memory"]  # type: ignore[arg-type]
     assert rag.answer(QUESTION) == latentrag.load(model, memory=dated).answer(QUESTION)

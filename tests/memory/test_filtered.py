@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 from latentrag.conditions import And, Condition, condition_of
 from latentrag.errors import InputError, MemoryStoreError
@@ -14,13 +15,30 @@ from latentrag.memory import LiveMemory, Memory
 from latentrag.memory.indexes import stored
 from latentrag.memory.table import Table
 from latentrag.retriever import BM25Retriever
+from latentrag.retriever.hybrid import HybridRetriever
 from latentrag.types import Passage
 from tests.conditions import drawn, drawn_passages, holds
+from tests.memory.conftest import FakePassageEncoder
 from tests.memory.test_fields import without_column
 from tests.retriever.test_bm25 import bm25
 
 __all__ = ["without_column"]
 SIZE = 60
+
+
+class QueryEncoder:
+    """q(x) drawn from the text, of the same space as the passages' vectors."""
+
+    dimension, scale, passage_fingerprint = 8, 1.0, "f1"
+    module = torch.nn.Module()
+
+    def save(self, folder):
+        raise AssertionError("nothing is saved")
+
+    def encode_queries(self, x):
+        return torch.from_numpy(np.stack([FakePassageEncoder().vector(text) for text in x]))
+
+
 CONDITIONS = 1_000
 
 
@@ -31,8 +49,6 @@ def passages():
 
 @pytest.fixture(scope="module")
 def memory(tmp_path_factory, passages):
-    from tests.memory.conftest import FakePassageEncoder
-
     path = tmp_path_factory.mktemp("filtered") / "memory.lance"
     return Memory.create(path, FakePassageEncoder()).add(passages, FakePassageEncoder())
 
@@ -155,6 +171,20 @@ def test_the_prior_is_over_what_is_left(memory, passages):
     left = sorted((logit[z.id] for z in passages if holds(condition, z)), reverse=True)[:4]
     weights = np.exp(left) / np.exp(left).sum()
     np.testing.assert_allclose(log_prior(few.logits).exp()[0].tolist(), weights, rtol=1e-5)
+
+
+def test_the_sum_of_experts_chooses_among_what_is_left(memory, passages, cases, read_before):
+    """Where both experts propose everything, the best of it is what a scan finds."""
+    retriever = HybridRetriever(QueryEncoder(), memory, num_candidates=SIZE)
+    x = "paris river of the prince"
+    every = retriever.retrieve([x], SIZE)
+    logit = dict(zip((z.id for z in every.passages[0]), every.logits[0].tolist(), strict=True))
+    for condition, left in cases[:200]:
+        if not left:
+            continue
+        found = retriever.over(memory.where(condition)).retrieve([x], 5)
+        best = sorted((logit[passages[row].id] for row in left), reverse=True)[:5]
+        assert found.logits[0].tolist() == pytest.approx(best, rel=1e-5), condition
 
 
 def test_what_is_seen_of_a_scope_does_not_depend_on_the_rest(memory, passages):

@@ -36,6 +36,7 @@ function requested() {
   const body = { question: fields.get("q"), decoding: fields.get("decoding") };
   if (fields.get("variant")) body.variant = fields.get("variant");
   if (fields.get("sentences")) body.sentences = true;
+  if (fields.get("where").trim()) body.where = fields.get("where").trim();
   if (fields.get("k")) body.k = Number(fields.get("k"));
   if (fields.get("as_of")) body.as_of = /^\d+$/.test(fields.get("as_of")) ? Number(fields.get("as_of")) : fields.get("as_of");
   return body;
@@ -270,13 +271,14 @@ function follow() {
   if (link === null) return;
   at("question").value = link.question;
   setOptions(link.options);
-  const { k, as_of, variant, decoding, sentences } = link.options;
-  at("options").open = [k, as_of, variant, sentences].some((each) => each !== "") || decoding !== "exact";
+  const { k, as_of, variant, decoding, sentences, where } = link.options;
+  at("options").open = [k, as_of, variant, sentences, where].some((each) => each !== "") || decoding !== "exact";
   state.link = { request: JSON.stringify(requested()), view: link.view };
   say("From a link: press Ask.");
 }
 
-function setOptions({ k = "", as_of = "", variant = "", decoding, sentences = "" }) {
+function setOptions({ k = "", as_of = "", variant = "", decoding, sentences = "", where = "" }) {
+  at("where").value = where;
   form.elements.sentences.checked = String(sentences) === "true";
   at("k").value = k;
   memory.choose(String(as_of));
