@@ -131,6 +131,22 @@ def test_hindsight_proposes_with_y_and_scores_with_x(retriever, memory):
         assert found.logits[b].tolist() == pytest.approx([all_of_x[key] for key in ids], abs=1e-5)
 
 
+def test_a_condition_leaves_the_best_of_those_that_satisfy_it(retriever, memory):
+    some = retriever.over(memory.where("title = 'rome' or title = 'seine'"))
+    for k, num in ((3, 3), (50, 12)):  # fewer are there
+        found = some.retrieve(QUESTIONS, k)
+        for b, x in enumerate(QUESTIONS):
+            everything = oracle(memory, retriever.query_encoder, x, 30, 30)
+            titles = {z.id: z.title for z in memory.passages()}
+            expected = [(key, logit) for key, logit in everything if titles[key] in {"rome", "seine"}]
+            logits = dict(expected)
+            ids = [z.id for z in found.passages[b]]
+            assert len(ids) == num
+            assert found.logits[b].tolist() == pytest.approx([logits[key] for key in ids], abs=1e-5)
+            if k > num:
+                assert ids == [key for key, _ in expected]
+
+
 def test_gradients_of_the_weights_are_the_experts_values(retriever):
     found = retriever.retrieve(QUESTIONS, 3)
     found.logits[1, 2].backward()
