@@ -1,6 +1,6 @@
 """Search under conditions that leave half, one in a hundred, and twenty of all passages.
 
-    python -m benchmarks.filters [--size 1000000] [--dimension 384] [--words] [--work DIR] [--json FILE]
+    python -m benchmarks.filters [--size 1000000] [--dimension 384] [--flat] [--words] [--work DIR] [--json FILE]
 
 Made-up vectors (``memory_vectors``), short texts, three fields. Times are medians over queries, one thread, of searches
 that return passages; the condition has been asked once before. Recall is against an exact scan of the passages left.
@@ -58,14 +58,15 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measured(path: Path, vectors: Vectors, *, words: bool) -> dict[str, Any]:
+def measured(path: Path, vectors: Vectors, *, words: bool, only_flat: bool) -> dict[str, Any]:
     """Everything, by what was measured."""
     queries = vectors.queries[:QUERIES]
     found: dict[str, Any] = {}
     flat, stored = Memory.open(path, index="flat"), Memory.open(path, index="ivf-rabitq")
-    found["build_index_s"] = seconds(lambda: stored.build_index("ivf-rabitq"))
     flat.warm_up()
-    stored.warm_up()
+    if not only_flat:
+        found["build_index_s"] = seconds(lambda: stored.build_index("ivf-rabitq"))
+        stored.warm_up()
     found["first_condition_s"] = seconds(lambda: len(flat.where("share < 10")))
     found["another_condition_s"] = seconds(lambda: len(flat.where("share < 20 and date >= '2010-01-01'")))
     if words:
@@ -74,13 +75,13 @@ def measured(path: Path, vectors: Vectors, *, words: bool) -> dict[str, Any]:
     for name, where in WHERE.items():
         exact, near = (each if where is None else each.where(where) for each in (flat, stored))
         row = found[name] = {"passages": len(exact)}
-        for kind, memory in (("flat", exact), ("ivf-rabitq", near)):
+        for kind, memory in (("flat", exact), ("ivf-rabitq", near))[: 1 if only_flat else 2]:
             memory.search(queries[:1], 5)
             for k in (5, 100):
                 times = [seconds(lambda q=q, m=memory, k=k: m.search(q[None], k)) for q in queries]  # type: ignore[misc]
                 row[f"{kind}, k={k}, ms"] = 1000 * median(times)
         left = np.flatnonzero(flat.selection(exact.condition).mask) if where else np.arange(len(row_ids))  # type: ignore[union-attr,arg-type]
-        for k in (5, 100):
+        for k in () if only_flat else (5, 100):
             shares = []
             for q in queries:
                 scores = np.sort(of_all[left].astype(np.float32) @ q)[::-1] if len(left) < 10**5 else None
@@ -99,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=1_000_000)
     parser.add_argument("--dimension", type=int, default=384)
+    parser.add_argument("--flat", action="store_true", help="without an index on disk")
     parser.add_argument("--words", action="store_true", help="BM25, too, whose index takes minutes for a million")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--json", type=Path)
@@ -108,7 +110,7 @@ def main() -> None:
         work = Path(folder)
         vectors = Vectors.make(work / "vectors", given.size, given.dimension)
         made_s = seconds(lambda: make(work / "memory.lance", vectors))
-        found = measured(work / "memory.lance", vectors, words=given.words)
+        found = measured(work / "memory.lance", vectors, words=given.words, only_flat=given.flat)
     about = {
         "size": given.size,
         "dimension": given.dimension,

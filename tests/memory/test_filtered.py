@@ -12,7 +12,7 @@ from latentrag.conditions import And, Condition, condition_of
 from latentrag.errors import InputError, MemoryStoreError
 from latentrag.marginal import log_prior
 from latentrag.memory import LiveMemory, Memory
-from latentrag.memory.indexes import stored
+from latentrag.memory.indexes import index
 from latentrag.memory.table import Table
 from latentrag.retriever import BM25Retriever
 from latentrag.retriever.hybrid import HybridRetriever
@@ -151,10 +151,11 @@ def test_with_stored_indexes(tmp_path, encoder, hnsw, passages, kind, changed):
         assert found_by(memory, q, 5, condition) == brute_force(now, vectors, q, 5, satisfying(condition, now))
 
 
-def test_where_too_many_are_left_for_reading_all(tmp_path, encoder, monkeypatch, passages):
-    monkeypatch.setattr(stored, "ROWS_READ", 0)
+@pytest.mark.parametrize("kind", ["flat", "ivf-rabitq"])
+def test_where_too_many_are_left_for_scoring_all(tmp_path, encoder, monkeypatch, passages, kind):
+    monkeypatch.setattr(index, "ROWS_SCORED", 0)
     path = tmp_path / "memory.lance"
-    Memory.create(path, encoder).add(passages, encoder).build_index("ivf-rabitq")
+    Memory.create(path, encoder).add(passages, encoder).build_index(kind)
     vectors = np.stack([encoder.vector(z.text) for z in passages]).astype(np.float16).astype(np.float64)
     memory, q = Memory.open(path), np.random.default_rng(4).standard_normal(8).astype(np.float32)
     for condition in conditions(60):

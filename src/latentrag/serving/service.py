@@ -62,6 +62,8 @@ class Service:
         """The model over the version of the memory and the passages that are asked for, as far as the client's key may
         see them. Raises: LatentRagError; Refused."""
         rag = self.memories.rag if asked.as_of is None else await self._opened(asked.as_of)
+        if asked.where is None and rights_now().where is None and self.memories.where is None:
+            return rag
         return await asyncio.to_thread(self.memories.narrowed, rag, asked.where)
 
     async def _opened(self, as_of: int | str) -> Rag:

@@ -83,6 +83,10 @@ class FlatIndex:
     def search(self, q: npt.NDArray[np.float32], k: int) -> Hits:
         """The K rows of largest d·q, exactly. q: (B, D) float32, B ≥ 1; 1 ≤ k ≤ len(self)."""
         q = np.ascontiguousarray(q, dtype=np.float32)
+        if self.live is not None and self.live.are_few:
+            few = np.flatnonzero(self.live.mask)
+            vectors = self.flat.reconstruct_batch(few)
+            return stacked([best(self.row_ids[few], vectors, exact_scores(vectors, one), k) for one in q])
         rough, positions = self._propose(q, k + SPARE_CANDIDATES)
         return stacked([self._rescored(q[b], k, rough[b], positions[b]) for b in range(len(q))])
 

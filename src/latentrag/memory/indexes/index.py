@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5
 """Possible error of a float32 matrix product, relative to the largest score."""
 
+ROWS_SCORED = 4_096
+"""Where no more rows than this satisfy a condition, all are scored."""
+
 Progress = Callable[[str, int, int], None]
 """Gets the name of the step, how much of it is done and how much there is. May raise to stop the build."""
 
@@ -221,6 +224,11 @@ class LiveRows:
         mask = np.zeros(num_rows, np.bool_)
         mask[kept] = True
         return cls._of_mask(mask, num_rows / max(1, len(kept)))
+
+    @property
+    def are_few(self) -> bool:
+        """Whether scoring all of them is faster than a search that passes the others over."""
+        return self.scatter > 1 and self.count <= ROWS_SCORED
 
     @classmethod
     def _of_mask(cls, mask: npt.NDArray[np.bool_], scatter: float) -> LiveRows:

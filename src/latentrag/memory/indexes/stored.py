@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 8 << 20
 """How much is read at a time when all rows are wanted."""
-ROWS_READ = 4_096
-"""Where no more rows than this satisfy a condition, all are scored."""
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -289,7 +287,7 @@ class StoredIndex:
         return stacked([self._search_one(one, k) for one in q])
 
     def _search_one(self, q: npt.NDArray[np.float32], k: int) -> Hits:
-        if self.live is not None and self.live.scatter > 1 and len(self) <= ROWS_READ:
+        if self.live is not None and self.live.are_few:
             positions = np.flatnonzero(self.live.mask)
             vectors = self.vectors.read(positions)
             return best(self.row_ids[positions], vectors, exact_scores(vectors, q), k)
