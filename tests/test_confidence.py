@@ -19,7 +19,7 @@ from latentrag.rag import Rag
 from latentrag.records import answer_record
 from latentrag.training.data import Example
 from tests.test_rag import FakeRetriever
-from tests.toy import ToyGenerator, passages
+from tests.toy import ToyGenerator, ToyMemory, passages
 
 OPTIONS: dict[str, Any] = {"num_beams": 3, "max_tokens": 4}
 
@@ -102,6 +102,29 @@ def test_an_answer_has_a_confidence_only_where_it_was_calibrated() -> None:
     assert a_rag(elsewhere).answer("who", **OPTIONS).confidence is None
     assert answer_record(found)["confidence"] == found.confidence
     assert "confidence" not in answer_record(whole)
+
+
+class SomeMemory(ToyMemory):
+    """A memory whose only condition is True."""
+
+    lineage = "a"
+
+    def where(self, condition) -> ToyMemory:
+        some = SomeMemory(self.kept)
+        some.lineage = f"a where {condition}"
+        return some
+
+
+def test_a_condition_or_passages_left_out_are_other_settings() -> None:
+    calibration = a_calibration(settings={**a_calibration().settings, "memory": "a"})
+    rag = a_rag(calibration)
+    rag.retriever.memory = SomeMemory(passages(4))  # type: ignore[misc]
+    assert rag.answer("who", **OPTIONS).confidence is not None
+    with pytest.raises(InputError, match="calibrated over another memory"):
+        rag.answer("who", where="title is null", abstain_below=0.5, **OPTIONS)
+    assert rag.answer("who", without=["z1"], **OPTIONS).confidence is None
+    # The best three of four are what three were if the other were not in the memory.
+    assert rag.answer("who", k=4, without=["z1"], **OPTIONS).confidence is not None
 
 
 def test_abstaining() -> None:

@@ -84,6 +84,15 @@ def test_without_a_passage_is_as_if_it_had_not_been_retrieved(variant: Variant, 
         assert read.log_p_eta[0].tolist() == pytest.approx(log_prior(null, scores=others).tolist(), abs=1e-6)
 
 
+def test_without_a_passage_that_has_nearly_all_of_the_prior() -> None:
+    rag = rag_with()
+    rag.retriever.weight.data.fill_(30.0)  # type: ignore[attr-defined]
+    score = rag.score("who", "ab")
+    for source, without in zip(score.sources, score.without_passage, strict=True):
+        evidence = rag.model.read(["who"], k=3, without=[source.passage.id]).evidence(rag.generator.targets(["ab"]))
+        assert without == pytest.approx(evidence.log_likelihood("sequence").item(), abs=1e-4)
+
+
 def test_one_passage_has_no_sets() -> None:
     assert rag_with(k=1).answer("who", **OPTIONS) == rag_with(bonus=None, k=1).answer("who", **OPTIONS)
     assert rag_with(k=1).score("who", "ab").without_passage == ()

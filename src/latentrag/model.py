@@ -120,7 +120,8 @@ class Evidence:
                 return []
             if passage in single:
                 # p_η(z_i) p_η(z_j) has the normaliser twice, p_η(z_i) once: sets gain what the others gain, once more.
-                left = torch.log1p(-(log_p_eta[single[passage]] - of_singles).exp())
+                others = [k for each, k in single.items() if each != passage]
+                left = log_p_eta[others].logsumexp(dim=0) - of_singles
                 kept = torch.where(sizes > 1, kept - left, kept)
             log_p = log_likelihood(
                 torch.log_softmax(kept, dim=0)[None],

@@ -200,8 +200,10 @@ class Rag:
         chosen = checked(variant or self.variant)
         wanted = self.options(**options)
         check_decoding(chosen, decoding, wanted)
-        confidence = self.confidence(self._k(k), chosen, decoding, wanted, abstain_below=abstain_below, where=where)
-        read = self.model.where(where).read(x, k=self._k(k), without=without)
+        k = self._k(k)
+        known_k = k - len(set(without))  # the others are what they would be if the memory had not had these
+        confidence = self.confidence(known_k, chosen, decoding, wanted, abstain_below=abstain_below, where=where)
+        read = self.model.where(where).read(x, k=k, without=without)
         every = wanted if confidence is None else replace(wanted, num_best=wanted.num_beams)
         search = self.search(read, variant=chosen, decoding=decoding, options=every)
         if top_tokens and not can_decode(self.generator):
@@ -248,7 +250,7 @@ class Rag:
     ) -> dict[str, object]:
         """What a calibration is fitted for."""
         searched = self.model.where(where).retriever.memory
-        memory = getattr(searched, "identity", None)  # memories of other packages need not say
+        memory = getattr(searched, "lineage", None)  # memories of other packages need not say
         size = 1 if self.set_bonus is None else 2
         return settings_of(k=k, variant=variant, decoding=decoding, options=options, memory=memory, set_size=size)
 

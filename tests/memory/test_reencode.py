@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from latentrag.errors import EncoderMismatchError, MemoryStoreError, ModelError
-from latentrag.memory import Memory
+from latentrag.memory import LiveMemory, Memory
 from latentrag.memory import memory as memory_module
 from latentrag.memory import table as table_module
 from latentrag.memory import writer as writer_module
@@ -157,6 +157,17 @@ def test_another_dimension(path, encoder, filled, dimension, small_pieces, queri
     assert verify(path).problems == []
     with pytest.raises(EncoderMismatchError, match=f"8 dimensions, the memory's vectors have {dimension}; .*reencode"):
         after.check(Query("f1"))
+
+
+def test_lineage_is_the_same_in_all_versions_and_of_no_other_memory(path, encoder, filled, other):
+    again = Memory.create(path.with_name("again.lance"), encoder)
+    later = filled.add([Passage("q", "text", fields={"n": 1})], encoder)
+    versions = [filled.at(1), later, later.delete(["q"]), Memory.open(path).reencode(other), Memory.open(path)]
+    assert len({each.version for each in versions[:-1]}) == 4
+    assert {each.lineage for each in versions} == {LiveMemory(filled).lineage}
+    assert again.lineage != filled.lineage
+    assert later.where("n = 1").lineage == Memory.open(path).at(later.version).only("n = 1").lineage
+    assert later.where("n = 1").lineage not in {later.lineage, again.only("n = 1").lineage}
 
 
 def test_an_empty_memory_is_refused(path, encoder, other):

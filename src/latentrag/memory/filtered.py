@@ -170,6 +170,11 @@ class FilteredMemory:
         return f"{self.base.identity} where {self._whole_condition}"
 
     @property
+    def lineage(self) -> str:
+        """Names what is left of what, through all versions."""
+        return f"{self.base.lineage} where {self._whole_condition}"
+
+    @property
     def card(self) -> EncoderCard:
         """As ``Memory.card``."""
         return self.base.card

@@ -92,6 +92,11 @@ class LiveMemory:
         """As ``Memory.identity``."""
         return self._memory.identity
 
+    @property
+    def lineage(self) -> str:
+        """As ``Memory.lineage``."""
+        return self._memory.lineage
+
     def __len__(self) -> int:
         return len(self._memory)
 

@@ -148,6 +148,11 @@ class Memory:
         return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
     @property
+    def lineage(self) -> str:
+        """Names this memory through all its versions; one that does not know it, as older ones, names this version."""
+        return self._table.lineage or self.identity
+
+    @property
     def card(self) -> EncoderCard:
         """What encoded the passages."""
         return self._table.card

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 """Of the table's columns and of the card. A reader refuses any other."""
 CARD_KEY = b"latentrag.manifest"
+LINEAGE_KEY = b"latentrag.lineage"
+"""Where the table's metadata say which memory it is, through all its versions; older memories lack it."""
 PASSAGE_COLUMNS = ["id", "text", "title", "source", "start", "end", "page", "origin", "fields"]
 REENCODE = "bring the memory to another encoder with `latentrag index reencode MEMORY --encoder NAME`"
 LATER_COLUMNS = ["origin", "fields"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from latentrag.memory import version_files
 from latentrag.memory.schema import (
     CARD_KEY,
     LATER_COLUMNS,
+    LINEAGE_KEY,
     PASSAGE_COLUMNS,
     EncoderCard,
     schema,
@@ -83,8 +85,10 @@ class Table:
             raise MemoryStoreError(f"{path} exists already; open it, or choose a path that is free")
         with version_files.changing(path), io.replacing_folder(path) as scratch:
             # Row ids that survive compaction: reading by position slows 400-fold after scattered deletes.
+            columns = schema(card)
+            columns = columns.with_metadata(columns.metadata | {LINEAGE_KEY: secrets.token_hex(8).encode()})
             lance.write_dataset(
-                schema(card).empty_table(), str(scratch), enable_stable_row_ids=True, commit_message="created"
+                columns.empty_table(), str(scratch), enable_stable_row_ids=True, commit_message="created"
             )
         manifest = version_files.manifest_name(1)
         with version_files.changing(path):
@@ -129,6 +133,12 @@ class Table:
     @property
     def version(self) -> int:
         return int(self.opened.version)
+
+    @property
+    def lineage(self) -> str | None:
+        """The same in all versions of this table, and in no other; None: an older table, which does not say."""
+        found = (self.dataset.schema.metadata or {}).get(LINEAGE_KEY)
+        return None if found is None else found.decode()
 
     def __len__(self) -> int:
         return int(self.dataset.count_rows())
@@ -306,7 +316,7 @@ class Table:
         """The columns in the table's own order, by which Lance numbers them, with this card and its dimension."""
         ours, present = schema(self.card), self.dataset.schema
         place = present.get_field_index("vector")
-        return present.set(place, ours.field("vector")).with_metadata(ours.metadata)
+        return present.set(place, ours.field("vector")).with_metadata((present.metadata or {}) | ours.metadata)
 
     def stage(self, batches: Iterable[pa.RecordBatch]) -> Staged:
         """Write rows to files that no version contains yet; ``commit`` makes them part of one.

@@ -75,7 +75,8 @@ class Engine:
         chosen, wanted, k = checked(variant or rag.variant), rag.options(**options), k or rag.k
         check_decoding(chosen, decoding, wanted)
         checked_questions([question])
-        rag.confidence(k, chosen, decoding, wanted, abstain_below=abstain_below)  # refused before it waits
+        known_k = k - len(set(without))
+        rag.confidence(known_k, chosen, decoding, wanted, abstain_below=abstain_below)  # refused before it waits
         how: dict[str, Any] = {
             "k": k,
             "variant": chosen,
