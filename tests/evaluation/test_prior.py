@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentrag.errors import DataError, InputError
-from latentrag.evaluation.prior import RIDGES, Scored, fit, fitted_weights, scored
+from latentrag.evaluation.prior import RIDGES, Scored, _strongest, fit, fitted_weights, scored
 from latentrag.memory import Memory
 from latentrag.rag import Rag
 from latentrag.retriever import HybridRetriever
@@ -129,6 +129,20 @@ def test_a_strong_penalty_keeps_the_weights_and_so_does_an_expert_that_says_noth
     assert torch.allclose(fitted_weights(of, before, variant="sequence", ridge=1e9), before, atol=1e-4)
     of.experts[:, :, 1] = 3.0
     assert abs(fitted_weights(of, before, variant="sequence", ridge=1.0)[1] - before[1]) < 1e-12
+
+
+def test_the_strongest_penalty_that_is_not_clearly_worse_is_taken():
+    good, noise = torch.zeros(100), torch.linspace(-1, 1, 100)
+    assert _strongest({0.1: good, 1.0: good - 0.05 + noise, 10.0: good - 0.5 + noise}) == 1.0
+    assert _strongest({0.1: good, 1.0: good - 0.5, 10.0: good - 1.0}) == 0.1
+    assert _strongest({0.1: good - 1, 100.0: good}) == 100.0
+
+
+def test_few_questions_without_a_clear_gain_change_little():
+    before = {"dense": 20.0, "bm25": 0.5, "reranker": 0.0}
+    fitted = fit(rows_of([20.0, 0.5, 0.0], num=30), before, k=8, variant="sequence")
+    for name, weight in before.items():
+        assert abs(fitted.weights[name] - weight) * fitted.deviations[name] < 0.3
 
 
 def test_questions_that_no_candidate_answers_are_left_out_and_too_few_are_refused():

@@ -37,7 +37,8 @@ FEWEST = 20
 """Questions below which nothing is fitted."""
 NUM_FOLDS = 5
 RIDGES = (0.1, 1.0, 10.0, 100.0)
-"""Strengths of the penalty ridge/2 · Σ_e (σ_e (w_e − w_e before))², of which cross-validation chooses."""
+"""Strengths of the penalty ridge/2 · Σ_e (σ_e (w_e − w_e before))², of which cross-validation chooses the strongest
+that is not worse than the best by more than a standard error."""
 
 Row: TypeAlias = dict[str, Any]
 
@@ -240,7 +241,7 @@ def fit(rows: Sequence[Row], before: Mapping[str, float], *, k: int, variant: Va
     of = everything.some(known)
     folds = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed)) % NUM_FOLDS
     held_out = {ridge: _held_out(of, start, folds, ridge=ridge, variant=variant, k=k) for ridge in RIDGES}
-    ridge = max(held_out, key=lambda each: held_out[each].mean().item())
+    ridge = _strongest(held_out)
     alone = torch.tensor([before[name] if name == "dense" else 0.0 for name in names], dtype=torch.float64)
     log_p = {
         "dense": of.log_likelihood(alone, variant, k=k),
@@ -259,6 +260,20 @@ def fit(rows: Sequence[Row], before: Mapping[str, float], *, k: int, variant: Va
         estimate((log_p["fitted"] - log_p["before"]).tolist(), None),
         estimate((log_p["fitted"] - log_p["dense"]).tolist(), None),
         time.perf_counter() - started,
+    )
+
+
+def _strongest(held_out: Mapping[float, Tensor]) -> float:
+    """The one-standard-error rule (Breiman et al. 1984): few questions change the weights little.
+
+    Args:
+        held_out: ridge → log p(y|x) of each question (B,), nats.
+    """
+    best = max(held_out.values(), key=lambda each: each.mean().item())
+    return max(
+        ridge
+        for ridge, each in held_out.items()
+        if (best - each).mean() <= (best - each).std() / math.sqrt(len(best)) or each is best
     )
 
 
