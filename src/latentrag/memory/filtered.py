@@ -215,14 +215,14 @@ class FilteredMemory:
         Raises: as ``Memory.search``; InputError if none is left.
         """
         base = self.base
-        self.require_some()
+        self._require_some(base)
         within = self._within(base)
         return base.search(q, k if k < 1 else min(k, len(within.left)), within=within)
 
     def search_words(self, x: Sequence[str], k: int, *, scale: float = 1.0) -> WordResult:
         """As ``Memory.search_words``, of those that are left, or all of them if there are fewer than k."""
         base = self.base
-        self.require_some()
+        self._require_some(base)
         within = self._within(base)
         return base.search_words(x, min(k, len(within.left)), scale=scale, within=within)
 
@@ -234,16 +234,19 @@ class FilteredMemory:
     def candidates(self, q: npt.NDArray[np.float32], x: Sequence[str], num: int) -> Candidates:
         """As ``Memory.candidates``, of those that are left."""
         base = self.base
-        self.require_some()
+        self._require_some(base)
         within = self._within(base)
         return base.candidates(q, x, num if num < 1 else min(num, len(within.left)), within=within)
 
     def require_some(self) -> None:
         """Raises: InputError if no passage is left; MemoryStoreError if there was none."""
-        if len(self):
+        self._require_some(self.base)
+
+    def _require_some(self, base: Memory) -> None:
+        if len(self._selection(base)):
             return
         if self.condition is None:
-            raise MemoryStoreError(f"the memory has no passages at version {self.version}")
+            raise MemoryStoreError(f"the memory has no passages at version {base.version}")
         raise InputError(f"0 passages satisfy {self.condition}; widen the condition")
 
     def check(self, query_encoder: QueryEncoder) -> None:
