@@ -98,8 +98,10 @@ def test_an_answer_has_a_confidence_only_where_it_was_calibrated() -> None:
     assert replace(found, confidence=None) == a_rag().answer("who", **OPTIONS)
     for other in ({"k": 2}, {"variant": "token"}, {"decoding": "thorough"}, {"num_beams": 2}, {"sample": True}):
         assert a_rag(calibration).answer("who", **{**OPTIONS, **other}).confidence is None
-    elsewhere = a_calibration(settings={**calibration.settings, "memory": "another"})
-    assert a_rag(elsewhere).answer("who", **OPTIONS).confidence is None
+    for name in ("memory", "retriever"):
+        elsewhere = a_calibration(settings={**calibration.settings, name: "another"})
+        assert a_rag(elsewhere).answer("who", **OPTIONS).confidence is None
+    assert a_rag(calibration, null_passage=0.5).answer("who", **OPTIONS).confidence is None
     assert answer_record(found)["confidence"] == found.confidence
     assert "confidence" not in answer_record(whole)
 

@@ -45,7 +45,7 @@ def _prior_entropy(answer: Answer) -> float:
 
 
 def _posterior_entropy(answer: Answer) -> float:
-    """The same of p(z|x,y)."""
+    """The same of p(z|x,y); where sets are read, of the passages' shares, which then add up to more than one."""
     none = [] if answer.no_passage is None else [answer.no_passage.posterior]
     return _evenness([source.posterior for source in answer.sources] + none)
 
@@ -107,13 +107,23 @@ def _evenness(shares: list[float]) -> float:
 
 
 def settings_of(
-    *, k: int, variant: Variant, decoding: Decoding, options: DecodingOptions, memory: str | None, set_size: int = 1
+    *,
+    k: int,
+    variant: Variant,
+    decoding: Decoding,
+    options: DecodingOptions,
+    memory: str | None,
+    set_size: int = 1,
+    retriever: str | None = None,
+    null_passage: float | None = None,
 ) -> dict[str, object]:
     """What the meaning of the signals depends on.
 
     Args:
         memory: what identifies the memory through all its versions; None: it is not known.
         set_size: passages that the generator may read together.
+        retriever: its kind; None: it has none.
+        null_passage: the logit of "no passage"; None: it is no value of z.
     """
     return {
         "k": k,
@@ -124,6 +134,8 @@ def settings_of(
         "sample": options.sample,
         "memory": memory,
         "set_size": set_size,
+        "retriever": retriever,
+        "null_passage": null_passage,
     }
 
 

@@ -251,8 +251,16 @@ class Rag:
         """What a calibration is fitted for."""
         searched = self.model.where(where).retriever.memory
         memory = getattr(searched, "lineage", None)  # memories of other packages need not say
-        size = 1 if self.set_bonus is None else 2
-        return settings_of(k=k, variant=variant, decoding=decoding, options=options, memory=memory, set_size=size)
+        return settings_of(
+            k=k,
+            variant=variant,
+            decoding=decoding,
+            options=options,
+            memory=memory,
+            set_size=1 if self.set_bonus is None else 2,
+            retriever=getattr(self.retriever, "kind", None),
+            null_passage=self.null_passage,
+        )
 
     def search(self, read: Read[Scores], *, variant: Variant, decoding: Decoding, options: DecodingOptions) -> Search:
         """What decodes questions that have been read (§2.5). ``run`` takes it to its end.
