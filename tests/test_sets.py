@@ -131,6 +131,22 @@ def test_gradients_are_those_of_the_definition(generator_learns, hindsight) -> N
     assert found.nll.item() == pytest.approx(of_top.item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("null", [None, NULL])
+def test_training_where_fewer_passages_are_left_than_k(null) -> None:
+    class Few(Fixed):
+        def retrieve(self, x, k):
+            return super().retrieve(x, min(k, 3))
+
+    found = []
+    for k in (3, 5):
+        retriever, generator = Few(), ToyGenerator(4, seed=11)
+        values = Values.of(set_bonus=BONUS, null_passage=null)
+        options = TrainingOptions(k=k, num_steps=1)
+        found.append(losses(retriever, generator, ["who"], ["ab"], options=options, values=values))  # type: ignore[arg-type]
+    assert found[0].loss.tolist() == found[1].loss.tolist()
+    assert found[0].nll.tolist() == found[1].nll.tolist()
+
+
 def test_evaluation_and_health_read_sets() -> None:
     retriever: Any = Fixed()
     retriever.memory = ToyMemory(passages(5))

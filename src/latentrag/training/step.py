@@ -111,8 +111,9 @@ def losses(
             retrieved = retriever.retrieve_in_hindsight(x, y, options.k, options.hindsight)
         else:
             retrieved = retriever.retrieve(x, options.k)
-        retrieved = values.beside(retrieved, num_top=options.k)
-    num_top = values.number(options.k)
+        k = min(options.k, len(retrieved.latents[0]))  # fewer where few passages satisfy a condition
+        retrieved = values.beside(retrieved, num_top=k)
+    num_top = values.number(k)
     with mixed:
         if memo is not None:
             kept = memo.log_p_theta(generator, x, y, retrieved.latents, targets)
