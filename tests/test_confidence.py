@@ -176,6 +176,7 @@ def test_the_fit_finds_what_made_the_labels() -> None:
     weights = list(fitted.calibration.weights.values())
     assert weights == pytest.approx([2.0, 0, 0, -1.0, 0, 0, 0], abs=0.2)
     assert fitted.calibration.settings == {"k": 5}
+    assert fitted.calibration.measured["auroc"] == fitted.after.auroc
     truth = 1 / (1 + np.exp(-logits))
     said = [fitted.calibration.probability(each) for each in found]
     assert np.abs(np.array(said) - truth).mean() < 0.03

@@ -70,6 +70,10 @@ class Measures:
         """The accuracy at this coverage."""
         return next(each.accuracy for each in self.risk_coverage if each.coverage == coverage)
 
+    def in_short(self) -> dict[str, float]:
+        """The single numbers that are known, by name."""
+        return {name: value for name, value in asdict(self).items() if isinstance(value, float)}
+
     def as_record(self) -> dict[str, Any]:
         """As JSON has it."""
         return asdict(self)
@@ -134,6 +138,7 @@ def fit(
     held_out = cross_val_predict(model, values, labels, cv=folds, method="predict_proba")[:, 1]
     model.fit(values, labels)
     scaler, regression = model[0], model[1]
+    after = measure(held_out.tolist(), right)
     calibration = Calibration(
         weights=dict(zip(names, regression.coef_[0].tolist(), strict=True)),
         means=dict(zip(names, scaler.mean_.tolist(), strict=True)),
@@ -141,8 +146,9 @@ def fit(
         bias=float(regression.intercept_[0]),
         settings=dict(settings),
         num_questions=len(labels),
+        measured=after.in_short(),
     )
-    return Fitted(calibration, measure(probabilities, right), measure(held_out.tolist(), right))
+    return Fitted(calibration, measure(probabilities, right), after)
 
 
 def measure(probabilities: Sequence[float], right: Sequence[bool]) -> Measures:
