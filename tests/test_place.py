@@ -148,6 +148,9 @@ def test_encoder_and_generator_on_different_devices_answer(pair, filled) -> None
             assert device == rag.generator.device
             return self.values
 
+        def detach(self) -> "Distant":
+            return self
+
     apart: Any = type(rag)(Elsewhere(rag.retriever), rag.generator, k=3)
     found = [
         apart.answer("paris ?", max_tokens=3),

@@ -87,9 +87,9 @@ def test_every_option_reaches_the_library(ask, monkeypatch) -> None:
 
     monkeypatch.setattr("latentrag.rag.Rag.answer", answer)
     flags = [str(part) for flag, (_, value) in OPTIONS.items() for part in (flag, value)]
-    flags += ["--sample", "--stop", "a", "--stop", "b", "--without", "z", "--sentences"]
+    flags += ["--sample", "--stop", "a", "--stop", "b", "--without", "z", "--sentences", "--abstain-below", "0.5"]
     assert ask(QUESTION, *flags).error() == "error: seen"
-    of_flags = {"sample": True, "stop": ("a", "b"), "without": ("z",), "sentences": True}
+    of_flags = {"sample": True, "stop": ("a", "b"), "without": ("z",), "sentences": True, "abstain_below": 0.5}
     assert given.pop() == {**dict(OPTIONS.values()), **of_flags}
     ask(QUESTION)
     assert given.pop() == {
@@ -98,6 +98,7 @@ def test_every_option_reaches_the_library(ask, monkeypatch) -> None:
         "decoding": "exact",
         "without": (),
         "sentences": False,
+        "abstain_below": None,
     }
 
 

@@ -63,7 +63,9 @@ def test_the_text_is_its_pieces_and_decoded_once(kind: str, data: st.DataObject)
     assert "".join(pieces) == text
     assert len(pieces) == len(ids)
     if not cue:
-        assert text == TOKENIZERS[kind].decode(ids, skip_special_tokens=True).strip()
+        whole = TOKENIZERS[kind].decode(ids, skip_special_tokens=True).strip()
+        assert whole.startswith(text)
+        assert set(whole[len(text) :]) <= {"\ufffd", " "}  # bytes of a character that the end cuts off say nothing
 
 
 def test_a_character_of_several_bytes_belongs_to_the_last() -> None:

@@ -376,7 +376,9 @@ def test_no_more_is_read_than_allowed(served, monkeypatch) -> None:
     monkeypatch.setattr(memories, "MAX_COMPARED", 3)
     response = served.get("/v1/memory/diff?from=1&to=2")
     assert response.status_code == 422
-    assert "differ in files of 4 passages; this server compares 3 at most" in response.json()["error"]["message"]
+    assert (
+        "differ in files of 4 passages; this server compares 3 passages at most" in response.json()["error"]["message"]
+    )
     assert served.get("/v1/memory/diff?from=2&to=2").status_code == 200
 
 

@@ -29,7 +29,6 @@ from latentrag.options import (
     VersionOptions,
     options_of,
 )
-from latentrag.training.tasks import OPEN_QA
 
 if TYPE_CHECKING:
     from latentrag.evaluation.report import Report
@@ -124,6 +123,8 @@ def _check_curve(curve: Path | None, reading: RowOptions) -> None:
     """Before anything is measured. Raises: InputError for another task; ModelError without matplotlib."""
     if curve is None:
         return
+    from latentrag.training.tasks import OPEN_QA
+
     if reading.task != OPEN_QA:
         raise InputError(f"--curve is for the task {OPEN_QA}, whose answers are right or wrong; leave it out")
     if curve.suffix != ".svg":
