@@ -65,7 +65,8 @@ def test_the_text_is_its_pieces_and_decoded_once(kind: str, data: st.DataObject)
     if not cue:
         whole = TOKENIZERS[kind].decode(ids, skip_special_tokens=True).strip()
         assert whole.startswith(text)
-        assert set(whole[len(text) :]) <= {"\ufffd", " "}  # bytes of a character that the end cuts off say nothing
+        # Bytes of a character that the end cuts off say nothing, and white space at the end is no text.
+        assert not whole[len(text) :].replace("\ufffd", "").strip()
 
 
 def test_a_character_of_several_bytes_belongs_to_the_last() -> None:
