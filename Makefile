@@ -53,7 +53,8 @@ build/axe-core/package/axe.min.js:
 
 test-properties: $(STAMP)  ## Run the property tests again and again, each time with other examples; RUNS=20.
 	@for run in $$(seq $(or $(RUNS),20)); do \
-		$(BIN)/python -m pytest -q -n 2 --no-header --hypothesis-profile=anew $$(grep -rlE '^from hypothesis' tests) || exit 1; done
+		$(BIN)/python -m pytest -q -n 2 --no-header --hypothesis-profile=anew -m 'hypothesis and not slow' \
+			$$(grep -rlE '^from hypothesis' tests) || exit 1; done
 
 torture: $(STAMP)  ## Kill writers of a memory at random moments, minutes; RUNS=100.
 	@$(BIN)/python -m tests.memory.torture $(if $(RUNS),--runs $(RUNS))
