@@ -10,6 +10,7 @@ from hypothesis import example, given
 
 from latentrag.corpus import passages, read, split
 from latentrag.corpus.html import html
+from latentrag.corpus.html_kinds import num_chars
 from latentrag.corpus.readers import Ledger
 from latentrag.errors import DataError
 from latentrag.ids import id_of_part
@@ -402,12 +403,18 @@ blocks = st.lists(st.tuples(st.sampled_from(["p", "div", "li", "td", "h2", "span
 
 @given(blocks.filter(lambda found: any(text.split() for _, text in found)), st.integers(1, 5))
 @example([("p", "0"), ("p", "x" * 80)], 1)
+@example([("p", "0"), ("div", "x" * 80)], 1)
 def test_passages_are_slices_of_the_text_and_every_word_is_there(found, num_words):
     plain = [(tag, "".join(c for c in text if c.isprintable() or c == " ")) for tag, text in found]
     if not any(text.split() for _, text in plain):
         return
-    document = of("<main>" + "".join(f"<{tag}>{escape(text)}</{tag}> " for tag, text in plain))
-    assert document.text.split() == " ".join(text for _, text in plain).split()
+    page = "<main>" + "".join(f"<{tag}>{escape(text)}</{tag}> " for tag, text in plain)
+    ledger = Ledger("page.html")
+    (document,) = html(io.BytesIO(f"<meta charset=utf-8>{page}".encode()), "page.html", ledger)
+    # A few words beside a place with all the prose (80 bytes and more) are left out, and counted.
+    expected = " ".join(text for _, text in plain).split()
+    assert document.text.split() == expected or ledger.left_out
+    assert num_chars(document.text) + sum(ledger.left_out.values()) == sum(map(len, expected))
     for z in split(document, words=num_words):
         assert z.text == document.text[z.start : z.end]
 
