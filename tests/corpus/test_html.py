@@ -413,7 +413,8 @@ def test_passages_are_slices_of_the_text_and_every_word_is_there(found, num_word
     (document,) = html(io.BytesIO(f"<meta charset=utf-8>{page}".encode()), "page.html", ledger)
     # A few words beside a place with all the prose (80 bytes and more) are left out, and counted.
     expected = " ".join(text for _, text in plain).split()
-    assert document.text.split() == expected or ledger.left_out
+    if not any(tag == "div" and len(text.encode()) >= 80 for tag, text in plain):
+        assert document.text.split() == expected
     assert num_chars(document.text) + sum(ledger.left_out.values()) == sum(map(len, expected))
     for z in split(document, words=num_words):
         assert z.text == document.text[z.start : z.end]

@@ -64,7 +64,7 @@ def test_the_text_is_its_pieces_and_decoded_once(kind: str, data: st.DataObject)
     assert len(pieces) == len(ids)
     if not cue:
         whole = TOKENIZERS[kind].decode(ids, skip_special_tokens=True).strip()
-        assert whole.startswith(text)
+        assert whole.startswith(text) if whole.endswith("\ufffd") else whole == text
         # Bytes of a character that the end cuts off say nothing, and white space at the end is no text.
         assert not whole[len(text) :].replace("\ufffd", "").strip()
 
