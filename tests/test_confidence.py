@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latentrag.asking import Asking
 from latentrag.confidence import ABSTAINED, SIGNALS, Calibration, means_the_same, settings_of, signals
 from latentrag.decoding import Answered, Begun
 from latentrag.decoding.answering import AnswerEvent
@@ -25,9 +26,7 @@ OPTIONS: dict[str, Any] = {"num_beams": 3, "max_tokens": 4}
 
 
 def a_calibration(**changed) -> Calibration:
-    settings = settings_of(
-        k=3, variant="sequence", decoding="exact", options=DecodingOptions(**OPTIONS), memory=None
-    )  # fmt: skip
+    settings = settings_of(Asking(3, "sequence", DecodingOptions(**OPTIONS)), memory=None)
     names = ("log_p_token", "lead")
     weights, means, scales = {"log_p_token": 0.5, "lead": 1.5}, dict.fromkeys(names, -1.0), dict.fromkeys(names, 2.0)
     return replace(Calibration(weights, means, scales, 0.25, settings), **changed)
@@ -142,7 +141,8 @@ def test_abstaining() -> None:
     assert (record["answer"], record["best_guess"]) == (ABSTAINED, plain.text)
     # A stream tells nothing of an answer that may be withheld.
     for below, told in ((None, True), (1.0, False)):
-        answering = a_rag(calibration).answering([f"who {n}" for n in range(9)], abstain_below=below, **OPTIONS)
+        rag = a_rag(calibration)
+        answering = rag.answering([f"who {n}" for n in range(9)], rag.asking(abstain_below=below, **OPTIONS))
         events: list[AnswerEvent] = []
         while answering.live:
             events += answering.step()

@@ -18,8 +18,8 @@ from latentrag.errors import ModelError
 from latentrag.words import compared_words
 
 if TYPE_CHECKING:
-    from latentrag.options import DecodingOptions
-    from latentrag.types import Answer, Decoding, Variant
+    from latentrag.asking import Asking
+    from latentrag.types import Answer
 
 ABSTAINED = "not known from these passages"
 """What is answered in place of a best guess that is too uncertain."""
@@ -107,11 +107,8 @@ def _evenness(shares: list[float]) -> float:
 
 
 def settings_of(
+    asking: Asking,
     *,
-    k: int,
-    variant: Variant,
-    decoding: Decoding,
-    options: DecodingOptions,
     memory: str | None,
     set_size: int = 1,
     retriever: str | None = None,
@@ -126,12 +123,12 @@ def settings_of(
         null_passage: the logit of "no passage"; None: it is no value of z.
     """
     return {
-        "k": k,
-        "variant": variant,
-        "decoding": decoding,
-        "num_beams": options.num_beams,
-        "length_penalty": options.length_penalty,
-        "sample": options.sample,
+        "k": asking.k_left,
+        "variant": asking.variant,
+        "decoding": asking.decoding,
+        "num_beams": asking.options.num_beams,
+        "length_penalty": asking.options.length_penalty,
+        "sample": asking.options.sample,
         "memory": memory,
         "set_size": set_size,
         "retriever": retriever,

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import Any, Unpack
 
 import torch
 
+from latentrag.asking import Asking, HowToAnswer
 from latentrag.conditions import Where
 from latentrag.confidence import Calibration, settings_of
 from latentrag.decoding import SEARCHES, Answered, Answering, Search, label_log_likelihoods
@@ -101,161 +102,70 @@ class Rag:
             most_tokens=generator.max_target_tokens,
         )
 
-    def answer(
-        self,
-        x: Asked,
-        *,
-        k: int | None = None,
-        variant: Variant | None = None,
-        decoding: Decoding = "exact",
-        without: Sequence[str] = (),
-        where: Where | None = None,
-        sentences: bool = False,
-        top_tokens: int = 0,
-        abstain_below: float | None = None,
-        **options: object,
-    ) -> Answer:
+    def asking(self, **how: Unpack[HowToAnswer]) -> Asking:
+        """What ``how`` comes to with the model's own settings. Raises: InputError for what cannot be."""
+        given: dict[str, Any] = dict(how)
+        of_decoding = {name: given.pop(name) for name in how if name not in Asking.__dataclass_fields__}
+        variant, k = given.pop("variant", None), given.pop("k", None)
+        given["without"] = tuple(given.get("without", ()))
+        return Asking(self._k(k), checked(variant or self.variant), self.options(**of_decoding), **given)
+
+    def answer(self, x: Asked, **how: Unpack[HowToAnswer]) -> Answer:
         """The most probable answer to x that the search finds, with its evidence (§2.5).
 
         Args:
-            k: passages retrieved; None: the model's own number.
-            variant: "sequence" or "token"; None: the model's own.
-            decoding: "exact" (one marginal beam), or for RAG-Sequence "thorough" or "fast".
-            without: ids of retrieved passages that count as not retrieved; the prior is renormalised over the others.
-            where: a condition on passages' fields, as "date >= '2024-01-01' and source like 'manual/%'": the K best of
-                those that satisfy it are retrieved, or all if there are fewer, and the prior is over these. See
-                ``latentrag.conditions``. None: none.
-            sentences: also log p of the answer without each sentence of the passage of highest posterior, in
-                ``Source.sentences``; the prior stays. Costs reading that passage once for each of its sentences.
-            top_tokens: also so many of the most probable tokens in the place of each one of the answer, in
-                ``Token.top``. Costs decoding the answer once more.
-            abstain_below: a confidence below which the answer is "not known from these passages", and what would have
-                been answered is its ``best_guess``; it takes a model that was calibrated.
-            options: of ``DecodingOptions``: num_beams, max_tokens, …
+            how: see ``HowToAnswer``: k, variant, decoding, without, where, sentences, …, num_beams, max_tokens, …
         Raises: InputError for an empty or too long question, options that cannot be, or a condition that no passage
             satisfies; for ``top_tokens`` of a generator that does not decode token by token.
         """
-        return self.answer_batch(
-            [x],
-            k=k,
-            variant=variant,
-            decoding=decoding,
-            without=without,
-            where=where,
-            sentences=sentences,
-            top_tokens=top_tokens,
-            abstain_below=abstain_below,
-            **options,
-        )[0]
+        return self.answer_batch([x], **how)[0]
 
-    def answer_batch(
-        self,
-        x: Sequence[Asked],
-        *,
-        k: int | None = None,
-        variant: Variant | None = None,
-        decoding: Decoding = "exact",
-        without: Sequence[str] = (),
-        where: Where | None = None,
-        sentences: bool = False,
-        top_tokens: int = 0,
-        abstain_below: float | None = None,
-        **options: object,
-    ) -> list[Answer]:
+    def answer_batch(self, x: Sequence[Asked], **how: Unpack[HowToAnswer]) -> list[Answer]:
         """``answer`` for several questions at once; the answers do not depend on each other."""
-        answering = self.answering(
-            x,
-            k=k,
-            variant=variant,
-            decoding=decoding,
-            without=without,
-            where=where,
-            sentences=sentences,
-            top_tokens=top_tokens,
-            abstain_below=abstain_below,
-            **options,
-        )
+        answering = self.answering(x, self.asking(**how))
         answers: dict[int, Answer] = {}
         while answering.live:
             answers |= {event.question: event.answer for event in answering.step() if isinstance(event, Answered)}
         return [answers[b] for b in range(len(x))]
 
     @torch.no_grad()
-    def answering(
-        self,
-        x: Sequence[Asked],
-        *,
-        k: int | None = None,
-        variant: Variant | None = None,
-        decoding: Decoding = "exact",
-        without: Sequence[str] = (),
-        where: Where | None = None,
-        sentences: bool = False,
-        top_tokens: int = 0,
-        abstain_below: float | None = None,
-        **options: object,
-    ) -> Answering:
+    def answering(self, x: Sequence[Asked], asking: Asking) -> Answering:
         """``answer_batch`` a step at a time: what is certain of each answer is said as soon as it is, and questions
         that nobody wants any more can be dropped. Raises: as ``answer``."""
-        chosen = checked(variant or self.variant)
-        wanted = self.options(**options)
-        check_decoding(chosen, decoding, wanted)
-        k = self._k(k)
-        known_k = k - len(set(without))  # the others are what they would be if the memory had not had these
-        confidence = self.confidence(known_k, chosen, decoding, wanted, abstain_below=abstain_below, where=where)
-        read = self.model.where(where).read(x, k=k, without=without)
-        every = wanted if confidence is None else replace(wanted, num_best=wanted.num_beams)
-        search = self.search(read, variant=chosen, decoding=decoding, options=every)
-        if top_tokens and not can_decode(self.generator):
+        confidence = self.confidence(asking)
+        read = self.model.where(asking.where).read(x, k=asking.k, without=asking.without)
+        every = asking.options
+        if confidence is not None:
+            every = replace(every, num_best=every.num_beams)
+        search = self.search(read, variant=asking.variant, decoding=asking.decoding, options=every)
+        if asking.top_tokens and not can_decode(self.generator):
             raise InputError("this generator says an answer as a whole, so that no token has others in its place")
-        return Answering(
-            read,
-            search,
-            variant=chosen,
-            decoding=decoding,
-            stop=wanted.stop,
-            sentences=sentences,
-            top_tokens=top_tokens,
-            confidence=confidence,
-        )
+        return Answering(read, search, asking, confidence=confidence)
 
-    def confidence(
-        self,
-        k: int,
-        variant: Variant,
-        decoding: Decoding,
-        options: DecodingOptions,
-        *,
-        abstain_below: float | None = None,
-        where: Where | None = None,
-    ) -> Confidence | None:
+    def confidence(self, asking: Asking) -> Confidence | None:
         """How the confidence of answers with these settings is known; None: it is not.
 
         Raises: InputError for an ``abstain_below`` that is no probability, or where no confidence is known.
         """
-        if abstain_below is not None and not 0 <= abstain_below <= 1:
-            raise InputError(f"abstain_below={abstain_below}; needed a probability, 0 to 1")
+        below = asking.abstain_below
+        if below is not None and not 0 <= below <= 1:
+            raise InputError(f"abstain_below={below}; needed a probability, 0 to 1")
         why = "the model is not calibrated"
         if self.calibration is not None:
-            found = self.calibration.difference(self.signal_settings(k, variant, decoding, options, where=where))
+            found = self.calibration.difference(self.signal_settings(asking))
             if found is None:
-                return Confidence(self.calibration, abstain_below, options.num_best)
+                return Confidence(self.calibration, below, asking.options.num_best)
             why = found
-        if abstain_below is not None:
+        if below is not None:
             raise InputError(f"abstain_below has no effect, since {why}; run `latentrag calibrate`, or leave it out")
         return None
 
-    def signal_settings(
-        self, k: int, variant: Variant, decoding: Decoding, options: DecodingOptions, *, where: Where | None = None
-    ) -> dict[str, object]:
+    def signal_settings(self, asking: Asking) -> dict[str, object]:
         """What a calibration is fitted for."""
-        searched = self.model.where(where).retriever.memory
+        searched = self.model.where(asking.where).retriever.memory
         memory = getattr(searched, "lineage", None)  # memories of other packages need not say
         return settings_of(
-            k=k,
-            variant=variant,
-            decoding=decoding,
-            options=options,
+            asking,
             memory=memory,
             set_size=1 if self.set_bonus is None else 2,
             retriever=getattr(self.retriever, "kind", None),
@@ -413,17 +323,3 @@ def _without_each(evidence: Evidence, variant: Variant) -> list[tuple[float, ...
         places = [k for k, log_p in enumerate(log_p_eta) if log_p > -math.inf]  # others only fill up the list
         found.append(tuple(without[k] for k in places if latents[k]) if len(places) > 1 else ())
     return found
-
-
-def check_decoding(variant: Variant, decoding: str, options: DecodingOptions) -> None:
-    """Raises: InputError if there is no such decoding, or none for this variant and these options."""
-    if decoding not in get_args(Decoding):
-        raise OptionError("{decoding}={given!r} is unknown; needed 'exact', 'thorough' or 'fast'", given=decoding)
-    if decoding == "exact":
-        return
-    if variant == "token":
-        raise OptionError(
-            "{decoding}={given!r} is for RAG-Sequence; RAG-Token has one decoder, 'exact'", given=decoding
-        )
-    if options.sample:
-        raise OptionError("{decoding}={given!r} searches; {sample} needs {decoding}='exact'", given=decoding)

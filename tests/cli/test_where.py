@@ -106,6 +106,6 @@ def test_in_python(model, dated) -> None:
         assert source.prior == pytest.approx(prior[source.passage.id] / rest, rel=1e-5)
     some = latentrag.load(model, memory=dated, where="id != 'a'")
     assert {source.passage.id for source in some.answer(QUESTION, k=9, where="id != 'b'").sources} == {"c", "d"}
-    how = (3, "sequence", "exact", rag.options())
-    assert rag.signal_settings(*how, where=NEW)["memory"] != rag.signal_settings(*how)["memory"]  # type: ignore[arg-type]
+    of_some, of_all = rag.signal_settings(rag.asking(where=NEW)), rag.signal_settings(rag.asking())
+    assert of_some["memory"] != of_all["memory"]
     assert rag.answer(QUESTION) == latentrag.load(model, memory=dated).answer(QUESTION)

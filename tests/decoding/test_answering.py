@@ -29,7 +29,7 @@ class Observer:
 
     def answers(self, rag: Rag, x: list[str], **options: Any) -> list[Answer | None]:
         answers: list[Answer | None] = [None] * len(x)
-        answering = rag.answering(x, **options)
+        answering = rag.answering(x, rag.asking(**options))
         while answering.live:
             for event in answering.step():
                 if isinstance(event, Sources):

@@ -106,7 +106,7 @@ def spelled(draw) -> tuple[str, list[bytes]]:
 )
 def test_what_was_sent_is_the_answer(spelling, certainty, how, max_tokens, stop) -> None:
     rag = Rag(FakeRetriever(passages(2)), SpellingGenerator(*spelling, certainty=certainty), k=2)
-    answering = rag.answering(["x"], max_tokens=max_tokens, stop=stop, **how)
+    answering = rag.answering(["x"], rag.asking(max_tokens=max_tokens, stop=stop, **how))
     sent: list[str] = []
     answer = None
     while answering.live:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -68,10 +68,11 @@ def ask(
     asked = _questions(question, file)
     if server is None:
         rag = arg.open_rag(model, memory, version, place, which)
+        wanted: dict[str, Any] = {**asdict(how), **asdict(evidence), **asdict(confidence), **decoding}
 
         def answer(text: str) -> Answer:
             with working("answering"):
-                return rag.answer(text, **asdict(how), **asdict(evidence), **asdict(confidence), **decoding)
+                return rag.answer(text, **wanted)
     else:
         remote.refuse_own(model=model, memory=memory, place=place)
         options = remote.options_body(decoding, version, which, how, evidence, confidence)

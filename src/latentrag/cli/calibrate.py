@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentrag import assemble
+from latentrag.asking import Asking
 from latentrag.cli import arguments as arg
 from latentrag.cli.evaluate import show_risk_coverage
 from latentrag.cli.output import print_json, say
@@ -104,7 +105,7 @@ def calibrate(
         [row["signals"] for row in result.rows],
         [bool(row["exact_match"]) for row in result.rows],
         [math.exp(row["log_prob"]) for row in result.rows],
-        rag.signal_settings(rag.k, rag.variant, how.decoding, options),
+        rag.signal_settings(Asking(rag.k, rag.variant, options, how.decoding)),
     )
     _save(rag, source, folder, fitted.calibration, decoding)
     record = {"model": str(folder), "questions": len(result.rows), "weights": dict(fitted.calibration.weights)}

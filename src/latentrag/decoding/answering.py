@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from latentrag.asking import Asking
 from latentrag.confidence import ABSTAINED, Calibration, signals
 from latentrag.decoding.loop import Decided, Decoded, Loop, Search
 from latentrag.decoding.rescore import as_targets
@@ -20,7 +21,6 @@ from latentrag.model import Evidence, Read, closed_book
 from latentrag.protocols import CountsTokensRead, Generator
 from latentrag.types import (
     Answer,
-    Decoding,
     Hypothesis,
     NoPassage,
     Passage,
@@ -102,10 +102,7 @@ class Answering:
     Args:
         read: the questions with their latent values.
         search: decodes them.
-        stop: strings that end a text.
-        sentences: also log p of the answer without each sentence of the source of highest posterior.
-        top_tokens: also so many of the most probable tokens in the place of each; the generator must decode step by
-            step.
+        asking: how they are to be answered; for ``top_tokens`` the generator must decode step by step.
         confidence: how it is known; None: it is not. While an answer may still be withheld, no token of it is said.
     """
 
@@ -113,16 +110,12 @@ class Answering:
         self,
         read: Read[Scores],
         search: Search,
+        asking: Asking,
         *,
-        variant: Variant,
-        decoding: Decoding,
-        stop: Sequence[str],
-        sentences: bool = False,
-        top_tokens: int = 0,
         confidence: Confidence | None = None,
     ) -> None:
-        self._read, self._variant, self._decoding, self._stop = read, variant, decoding, stop
-        self._sentences, self._num_top, self._confidence = sentences, top_tokens, confidence
+        self._read, self._asking, self._confidence = read, asking, confidence
+        self._variant, self._stop = asking.variant, asking.options.stop
         self._top: dict[int, TopTokens] = {}
         self._num_input_tokens = num_input_tokens(read)
         self._is_withheld = confidence is not None and confidence.abstain_below is not None
@@ -181,11 +174,11 @@ class Answering:
 
     def _with_top(self, question: int, ids: Sequence[int], tokens: tuple[Token, ...]) -> tuple[Token, ...]:
         """The first tokens of a hypothesis, with others in their places where those are wanted."""
-        if not self._num_top:
+        if not self._asking.top_tokens:
             return tokens
         if question not in self._top:
             read = cast("Read[Generator]", self._read.rows([question]))
-            self._top[question] = TopTokens(read, variant=self._variant, num=self._num_top)
+            self._top[question] = TopTokens(read, variant=self._variant, num=self._asking.top_tokens)
         top = self._top[question].of(ids[: len(tokens)])
         return tuple(replace(token, top=others) for token, others in zip(tokens, top, strict=True))
 
@@ -213,7 +206,7 @@ class Answering:
         tokens = cut_at_stop(tokens_of(generator, evidence, 0, self._variant), self._stop)
         tokens = self._with_top(question, best.ids, tokens)
         x, sources = self._read.questions[question], sources_of(evidence, 0, self._variant)
-        if self._sentences:
+        if self._asking.sentences:
             sources = with_sentences(sources, generator, x, evidence, 0, self._variant)
         is_real = evidence.log_p_eta[0] > float("-inf")  # other values only fill up the list
         answer = Answer(
@@ -222,7 +215,7 @@ class Answering:
             log_prob=best.log_prob,
             closed_book_log_prob=closed_book_log_p,
             variant=self._variant,
-            decoding=self._decoding,
+            decoding=self._asking.decoding,
             memory_version=evidence.version,
             sources=sources,
             tokens=tokens,

@@ -26,7 +26,7 @@ def searched(rag: Rag, read: Read[Scores], plan: Plan, _batch: Sequence[Example]
 
     Raises: InputError if the options rule every answer out.
     """
-    confidence = None if plan.k is None else rag.confidence(plan.k, plan.variant, plan.decoding, plan.options)
+    confidence = None if plan.k is None else rag.confidence(plan.asking)
     if plan.signals or confidence is not None:
         return _with_signals(rag, read, plan, confidence)
     search = rag.search(read, variant=plan.variant, decoding=plan.decoding, options=plan.options)
@@ -41,7 +41,7 @@ def searched(rag: Rag, read: Read[Scores], plan: Plan, _batch: Sequence[Example]
 def _with_signals(rag: Rag, read: Read[Scores], plan: Plan, confidence: Confidence | None) -> list[Said]:
     options = replace(plan.options, num_best=plan.options.num_beams)
     search = rag.search(read, variant=plan.variant, decoding=plan.decoding, options=options)
-    answering = Answering(read, search, variant=plan.variant, decoding=plan.decoding, stop=options.stop)
+    answering = Answering(read, search, plan.asking)
     said = {}
     while answering.live:
         for event in answering.step():

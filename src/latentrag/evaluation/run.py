@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from latentrag.asking import Asking, check_decoding
 from latentrag.errors import InputError, ModelError, OptionError, exceeds_memory
 from latentrag.evaluation.collecting import check_recall_at, collected, of_example
 from latentrag.evaluation.metrics import DECODERS, METRICS, Row, Said, stored
@@ -18,7 +19,7 @@ from latentrag.evaluation.report import RECALL_AT, Report
 from latentrag.model import Read, checked, checked_questions, closed_book
 from latentrag.options import DecodingOptions
 from latentrag.protocols import Scores
-from latentrag.rag import Rag, check_decoding
+from latentrag.rag import Rag
 from latentrag.training.data import Example
 from latentrag.training.tasks import OPEN_QA, TASKS, Task
 from latentrag.types import Asked, Decoding, Retrieved, Variant
@@ -42,6 +43,11 @@ class Plan:
     k: int | None
     depth: int | None
     signals: bool = False
+
+    @property
+    def asking(self) -> Asking:
+        """How each example is answered."""
+        return Asking(self.k or 0, self.variant, self.options, self.decoding)
 
 
 def evaluate(

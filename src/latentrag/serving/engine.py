@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -13,14 +13,13 @@ from latentrag.decoding import Answered, Begun, Sources
 from latentrag.errors import OptionError
 from latentrag.marginal import log_prior
 from latentrag.model import checked, checked_questions
-from latentrag.rag import check_decoding
 from latentrag.serving.batching import Batcher, Job, together
 from latentrag.serving.metrics import SECONDS, SIZES, Metrics
 from latentrag.serving.places import all_placed, placed
-from latentrag.types import Answer, Classification, Decoding, Passage, Score, Variant
+from latentrag.types import Answer, Classification, Passage, Score, Variant
 
 if TYPE_CHECKING:
-    from latentrag.options import DecodingOptions
+    from latentrag.asking import Asking, HowToAnswer
     from latentrag.rag import Rag
     from latentrag.serving.options import ServeOptions
 
@@ -53,47 +52,22 @@ class Engine:
         self._options, self._metrics = options, metrics
         self.batcher = Batcher(_work, options, on_batch=self._note)
 
-    def answer(
-        self,
-        rag: Rag,
-        question: str,
-        *,
-        k: int | None,
-        variant: Variant | None,
-        decoding: Decoding,
-        options: dict[str, Any],
-        without: tuple[str, ...] = (),
-        sentences: bool = False,
-        top_tokens: int = 0,
-        abstain_below: float | None = None,
-        tell: Callable[[Any], None] | None = None,
-    ) -> Job:
+    def answer(self, rag: Rag, question: str, how: HowToAnswer, *, tell: Callable[[Any], None] | None = None) -> Job:
         """An ``Answer``, about which ``tell`` gets ``Sources`` and then ``Begun``, each with more tokens than the last.
 
         Raises: InputError for what cannot be; Refused.
         """
-        chosen, wanted, k = checked(variant or rag.variant), rag.options(**options), k or rag.k
-        check_decoding(chosen, decoding, wanted)
+        asking = rag.asking(**how)
         checked_questions([question])
-        known_k = k - len(set(without))
-        rag.confidence(known_k, chosen, decoding, wanted, abstain_below=abstain_below)  # refused before it waits
-        how: dict[str, Any] = {
-            "k": k,
-            "variant": chosen,
-            "decoding": decoding,
-            "sentences": sentences,
-            "top_tokens": top_tokens,
-            "abstain_below": abstain_below,
-            "options": wanted,
-        }
-        work = partial(_answers, rag, without=without, **how)
-        key: Hashable = ("answer", id(rag), k, chosen, decoding, sentences, top_tokens, abstain_below, wanted)
-        if without or (wanted.sample and wanted.seed is not None):
+        rag.confidence(asking)  # refused before it waits
+        wanted, key = asking.options, cast("Hashable", ("answer", id(rag), asking))
+        if asking.without or (wanted.sample and wanted.seed is not None):
             # Other questions have other passages; other samples in the batch would shift the random numbers.
             key = object()
         same = None if wanted.sample else question
-        self._check_pairs(k, wanted.num_beams, "{num_beams}")
-        return self._submit(key, k * wanted.num_beams, _Request(question, work), same=same, tell=tell)
+        self._check_pairs(asking.k, wanted.num_beams, "{num_beams}")
+        request = _Request(question, partial(_answers, rag, asking=asking))
+        return self._submit(key, asking.k * wanted.num_beams, request, same=same, tell=tell)
 
     def score(
         self, rag: Rag, x: str, y: str, *, k: int | None, variant: Variant | None, sentences: bool = False
@@ -161,24 +135,9 @@ def _asked(groups: Groups) -> list[Any]:
     return [jobs[0].request.asked for jobs in groups]
 
 
-def _answers(
-    rag: Rag,
-    groups: Groups,
-    *,
-    k: int,
-    variant: Variant,
-    decoding: Decoding,
-    without: Sequence[str],
-    sentences: bool,
-    top_tokens: int,
-    abstain_below: float | None,
-    options: DecodingOptions,
-) -> list[Answer | None]:
+def _answers(rag: Rag, groups: Groups, *, asking: Asking) -> list[Answer | None]:
     """The answer to each group's question; None where nobody waits for it any more."""
-    how: dict[str, Any] = {"without": without, "sentences": sentences, "top_tokens": top_tokens, **asdict(options)}
-    answering = rag.answering(
-        _asked(groups), k=k, variant=variant, decoding=decoding, abstain_below=abstain_below, **how
-    )
+    answering = rag.answering(_asked(groups), asking)
     answers: list[Answer | None] = [None] * len(groups)
     while answering.live:
         for event in answering.step():

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,6 +21,7 @@ from latentrag.serving.rights import rights_now
 from latentrag.serving.waiting import EventStream, StreamState, finished
 
 if TYPE_CHECKING:
+    from latentrag.asking import HowToAnswer
     from latentrag.decoding import Sources
     from latentrag.rag import Rag
     from latentrag.serving.batching import Job
@@ -78,16 +79,15 @@ class Service:
         self, question: str, asked: schemas.Answering, stream: StreamState | None = None, *, top_tokens: int = 0
     ) -> Job:
         """A job for an answer. Raises: LatentRagError; Refused."""
-        return self.engine.answer(
-            await self.rag(asked),
-            question,
+        how: dict[str, Any] = {
             **asdict(asked.options(OneAnswerOptions)),
             **asdict(asked.options(EvidenceOptions)),
             **asdict(asked.options(ConfidenceOptions)),
-            options=asked.given(DecodingOptions),
-            top_tokens=top_tokens,
-            tell=None if stream is None else stream.tell,
-        )
+            **asked.given(DecodingOptions),
+            "top_tokens": top_tokens,
+        }
+        tell = None if stream is None else stream.tell
+        return self.engine.answer(await self.rag(asked), question, cast("HowToAnswer", how), tell=tell)
 
     async def done(self, job: Job, request: Request) -> Any:
         """The job's result, as long as the client is there. Raises: as the job; Gone; Refused."""

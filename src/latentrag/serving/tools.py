@@ -121,7 +121,7 @@ def _answered(rag: Rag, job: Job, question: str, *, k: int | None, variant: Vari
     from latentrag.records import answer_record
     from latentrag.serving.places import all_placed
 
-    answering = rag.answering([question], k=k, variant=variant)
+    answering = rag.answering([question], rag.asking(k=k, variant=variant))
     while job.is_wanted:
         for event in answering.step():
             if isinstance(event, Answered):
