@@ -19,7 +19,7 @@ from latentrag.encoder import load_query_encoder, loading
 from latentrag.errors import ModelError
 from latentrag.evaluation.run import evaluate
 from latentrag.memory import Memory
-from latentrag.options import AskOptions, Given, MemoryOptions, ModelOptions, PlaceOptions, VersionOptions
+from latentrag.options import AskOptions, Given, MemoryOptions, ModelOptions, PlaceOptions, SystemOptions
 from latentrag.place import Place
 from latentrag.rag import Rag
 from latentrag.serving.app import create_app
@@ -339,9 +339,8 @@ def noted(to: Any, used: set[str]) -> Any:
 def test_a_server_answers_on_its_device(pair, filled, device) -> None:
     """Answers, streams and scores, as `latentrag serve --device` starts it."""
     model = ModelOptions(encoder=str(pair[0]), generator=str(pair[1]))
-    live, opening = _sources(
-        model, MemoryOptions(str(filled)), VersionOptions(), PlaceOptions(device=device), AskOptions(k=3)
-    )
+    system = SystemOptions(MemoryOptions(str(filled)), model=model, place=PlaceOptions(device=device))
+    live, opening = _sources(system, AskOptions(k=3))
     rag = opening()
     assert tiny.causal_of(rag).device.type == torch.device(device).type
     there = load(pair, memory=filled, k=3, device="cpu").answer(QUESTIONS[0], max_tokens=4)

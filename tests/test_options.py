@@ -288,6 +288,31 @@ class ToyOptions:
         check_options(self)
 
 
+_ALL = FilterOptions()
+
+
+@dataclass(frozen=True)
+class ToyGroups:
+    """Groups of options in one value."""
+
+    toy: ToyOptions = ToyOptions()
+    which: FilterOptions = _ALL
+
+
+def test_a_group_of_groups_has_the_flags_of_each() -> None:
+    seen: list[ToyGroups] = []
+
+    def toy(groups: ToyGroups) -> None:
+        seen.append(groups)
+
+    commands = typer.Typer()
+    commands.command()(command(toy))
+    ran = CliRunner().invoke(commands, ["-s", "2", "--where", "a = 1", "--name", "b"])
+    assert (ran.exit_code, seen) == (0, [ToyGroups(ToyOptions(2, names=("b",)), FilterOptions("a = 1"))])
+    assert CliRunner().invoke(commands, []).exit_code == 0
+    assert seen[1:] == [ToyGroups()]
+
+
 @pytest.mark.parametrize(
     ("arguments", "whole", "given"),
     [

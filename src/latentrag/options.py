@@ -356,6 +356,22 @@ class FilterOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class SystemOptions:
+    """Which model over which memory: what most commands open. Each field is a group of options.
+
+    Attributes:
+        memory, version, which: The passages.
+        model, place: The model, and where it computes.
+    """
+
+    memory: MemoryOptions = MemoryOptions()
+    version: VersionOptions = VersionOptions()
+    which: FilterOptions = FilterOptions()
+    model: ModelOptions = ModelOptions()
+    place: PlaceOptions = PlaceOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class PassageEncoderOptions(VectorOptions):
     """What encodes passages.
 

@@ -6,7 +6,7 @@ import gc
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, replace
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
@@ -18,14 +18,11 @@ from latentrag.cli.output import say, working
 from latentrag.errors import InputError
 from latentrag.options import (
     DEMO,
-    FilterOptions,
     Given,
-    MemoryOptions,
     ModelOptions,
     OptionField,
-    PlaceOptions,
     RowOptions,
-    VersionOptions,
+    SystemOptions,
     options_of,
     require_encoder,
 )
@@ -49,7 +46,8 @@ QuestionFiles = Annotated[
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """A function for typer, from one of which some parameters are dataclasses of options (see ``latentrag.options``).
 
-    Each of their fields becomes a flag, with its help, default and limits. A parameter of type ``Given[T]`` gets those
+    Each of their fields becomes a flag, with its help, default and limits; one that is itself a dataclass of options
+    gives its own. A parameter of type ``Given[T]`` gets those
     options of T that the user has given, by field name. "~" in a path is the user's home folder.
     """
     hints = get_type_hints(function, include_extras=True)
@@ -77,11 +75,19 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _parts(options: type) -> dict[str, type]:
+    """The fields of a dataclass that are groups of options themselves."""
+    hints = get_type_hints(options)
+    return {field.name: hints[field.name] for field in fields(options) if is_dataclass(hints[field.name])}
+
+
 def _public(options: type) -> Iterator[OptionField]:
     return (field for field in options_of(options).values() if field.option.public)
 
 
 def _flags(options: type, *, is_given: bool) -> Iterator[inspect.Parameter]:
+    for part in _parts(options).values():
+        yield from _flags(part, is_given=is_given)
     for field in _public(options):
         option, default = field.option, field.default
         type_: Any = list[str] if get_origin(field.type) is tuple else field.type
@@ -112,7 +118,7 @@ def _words(default: Any) -> str:
 
 def _taken(values: dict[str, Any], options: type, *, is_given: bool) -> Any:
     """The options of a dataclass, taken out of the values of all flags. Raises: InputError for one out of limits."""
-    taken = {}
+    taken = {name: _taken(values, part, is_given=is_given) for name, part in _parts(options).items()}
     for field in _public(options):
         value = values.pop(field.field)
         if isinstance(value, list):
@@ -176,34 +182,54 @@ def loading(options: ModelOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
-def open_rag(
-    model: ModelOptions,
-    memory: MemoryOptions,
-    version: VersionOptions,
-    place: PlaceOptions | None = None,
-    which: FilterOptions | None = None,
-    *,
-    num_given: int | None = None,
-    passage_encoder: str | None = None,
-) -> Rag:
+def open_rag(system: SystemOptions, *, num_given: int | None = None, passage_encoder: str | None = None) -> Rag:
     """The model and its memory. Raises as ``latentrag.load``."""
-    source = model_source(model)
+    source = model_source(system.model)
     with working("loading the model and its memory"), uncollected():
         return assemble.load(
             source,
-            memory=memory.memory,
-            version=version.as_of,
+            memory=system.memory.memory,
+            version=system.version.as_of,
             num_given=num_given,
-            where=None if which is None else which.where,
+            where=system.which.where,
             passage_encoder=passage_encoder,
-            **loading(model),
-            **asdict(place or PlaceOptions()),
+            **loading(system.model),
+            **asdict(system.place),
         )
 
 
 def name_of(source: str | assemble.ModelSpec) -> str:
     """What a run is known by."""
     return source if isinstance(source, str) else f"{source.encoder} + {source.generator}"
+
+
+def about_run(system: SystemOptions, reading: RowOptions, *, keyed: bool = True) -> dict[str, object]:
+    """What of a command's options the rows of a run depend on, as JSON values.
+
+    Args: keyed: whether the run can be continued, so that the model's files matter, which takes time to read.
+    """
+    model, source = system.model, model_source(system.model)
+    return {
+        "model": name_of(source),
+        "model_files": assemble.content_key(source) if keyed else None,
+        "dtype": system.place.dtype,
+        "prefix_field": reading.prefix_field,
+        **({"labels": reading.labels} if reading.labels else {}),
+        **({"answers_from": reading.answers_from} if reading.answers_from else {}),
+        **about_prior(system),
+        **assemble.prompt_settings(model.instruction, model.template),
+    }
+
+
+def about_prior(system: SystemOptions) -> dict[str, object]:
+    """What of it changes which passages are found, and how probable they are."""
+    model, names = system.model, ("candidates", "null_passage", "set_size", "set_bonus")
+    given = {name: value for name in names if (value := getattr(model, name)) is not None}
+    return {
+        **({"where": system.which.where} if system.which.where else {}),
+        **({} if model.reranker is None else {"reranker": Path(model.reranker).name}),
+        **given,
+    }
 
 
 def usable_examples(

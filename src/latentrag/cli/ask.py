@@ -21,13 +21,11 @@ from latentrag.options import (
     ConfidenceOptions,
     DecodingOptions,
     EvidenceOptions,
-    FilterOptions,
     Given,
-    MemoryOptions,
     ModelOptions,
     OneAnswerOptions,
     PlaceOptions,
-    VersionOptions,
+    SystemOptions,
 )
 from latentrag.records import answer_record, classification_record
 
@@ -42,11 +40,7 @@ def ask(
         str | None, typer.Argument(help="The question, in quotes; -: every line of standard input.", show_default=False)
     ] = None,
     *,
-    memory: MemoryOptions,
-    version: VersionOptions,
-    which: FilterOptions,
-    model: ModelOptions,
-    place: PlaceOptions,
+    system: SystemOptions,
     how: OneAnswerOptions,
     evidence: EvidenceOptions,
     confidence: ConfidenceOptions,
@@ -67,15 +61,15 @@ def ask(
     """Answer a question, with the answer's probability and sources."""
     asked = _questions(question, file)
     if server is None:
-        rag = arg.open_rag(model, memory, version, place, which)
+        rag = arg.open_rag(system)
         wanted: dict[str, Any] = {**asdict(how), **asdict(evidence), **asdict(confidence), **decoding}
 
         def answer(text: str) -> Answer:
             with working("answering"):
                 return rag.answer(text, **wanted)
     else:
-        remote.refuse_own(model=model, memory=memory, place=place)
-        options = remote.options_body(decoding, version, which, how, evidence, confidence)
+        remote.refuse_own(system.model, system.memory, system.place)
+        options = remote.options_body(decoding, system.version, system.which, how, evidence, confidence)
 
         def answer(text: str) -> Answer:
             return remote.answer(server, {"question": text, **options})
@@ -137,11 +131,7 @@ def _lines(stream: Iterable[bytes], name: str) -> Iterator[tuple[str, str]]:
 def classify(
     question: Annotated[str, typer.Argument(help="What to classify, in quotes.")],
     labels: Annotated[list[str], typer.Argument(help="Two or more labels, each in quotes.")],
-    memory: MemoryOptions,
-    version: VersionOptions,
-    which: FilterOptions,
-    model: ModelOptions,
-    place: PlaceOptions,
+    system: SystemOptions,
     how: AskOptions,
     as_json: arg.AsJson = False,
 ) -> None:
@@ -149,7 +139,7 @@ def classify(
     arg.check_text(question, "question")
     for label in labels:
         arg.check_text(label, "label")
-    rag = arg.open_rag(model, memory, version, place, which)
+    rag = arg.open_rag(system)
     with working("comparing the labels"):
         result = rag.classify(question, labels, k=how.k, variant=how.variant)
     if as_json:
@@ -175,7 +165,7 @@ def demo(place: PlaceOptions, model: DemoName = "demo", as_json: arg.AsJson = Fa
     from latentrag.demo import QUESTIONS, prepare
 
     prepare(name=model, progress=True, device=place.encoder_device or place.device)
-    rag = arg.open_rag(ModelOptions(model=model), MemoryOptions(), VersionOptions(), place)
+    rag = arg.open_rag(SystemOptions(model=ModelOptions(model=model), place=place))
     if as_json:
         print_json({"answers": [answer_record(rag.answer(question)) for question in QUESTIONS]})
         return

@@ -19,13 +19,9 @@ from latentrag.errors import InputError
 from latentrag.options import (
     AnswerOptions,
     DecodingOptions,
-    FilterOptions,
     Given,
-    MemoryOptions,
-    ModelOptions,
-    PlaceOptions,
     RowOptions,
-    VersionOptions,
+    SystemOptions,
     chosen_options,
 )
 
@@ -37,11 +33,7 @@ if TYPE_CHECKING:
 
 def calibrate(
     data: arg.QuestionFiles,
-    memory: MemoryOptions,
-    version: VersionOptions,
-    which: FilterOptions,
-    model: ModelOptions,
-    place: PlaceOptions,
+    system: SystemOptions,
     reading: RowOptions,
     how: AnswerOptions,
     decoding: Given[DecodingOptions],
@@ -78,22 +70,14 @@ def calibrate(
         raise InputError("--best has no effect, since the best answer alone is judged; leave it out")
     if decoding.get("sample"):
         raise InputError("--sample has no effect, since the best answer alone is judged; leave it out")
-    source = arg.model_source(model)
+    source = arg.model_source(system.model)
     folder = _folder(source, out)
     rows = folder.with_name(f"{folder.name}.calibration.jsonl") if rows is None else rows
-    rag = arg.open_rag(model, memory, version, place, which)
+    rag = arg.open_rag(system)
     rag.calibration = None
     rag.variant, rag.k = how.variant or rag.variant, how.k or rag.k
-    about = {
-        "model": arg.name_of(source),
-        "model_files": assemble.content_key(source),
-        "dtype": place.dtype,
-        "prefix_field": reading.prefix_field,
-        **({"answers_from": reading.answers_from} if reading.answers_from else {}),
-        **assemble.prompt_settings(model.instruction, model.template),
-    }
     examples = arg.usable_examples(data, reading, rag, limit=limit)
-    options = rag.options(**decoding)
+    options, about = rag.options(**decoding), arg.about_run(system, reading)
     try:
         result = evaluate(
             rag, examples, rows, decoding=how.decoding, options=options, signals=True, about=about, progress=True

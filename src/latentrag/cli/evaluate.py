@@ -10,23 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latentrag import assemble
-from latentrag.addresses import memory_for
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
 from latentrag.errors import InputError
 from latentrag.options import (
     AnswerOptions,
     DecodingOptions,
-    FilterOptions,
     Given,
     GivenOptions,
-    MemoryOptions,
-    ModelOptions,
-    PlaceOptions,
     RankingOptions,
     RowOptions,
-    VersionOptions,
+    SystemOptions,
     options_of,
 )
 
@@ -42,11 +36,7 @@ def evaluate(
             help="Questions with answers: JSON lines or an array, also gzipped. A model before it replaces -m.",
         ),
     ],
-    memory: MemoryOptions,
-    version: VersionOptions,
-    which: FilterOptions,
-    model: ModelOptions,
-    place: PlaceOptions,
+    system: SystemOptions,
     reading: RowOptions,
     given: GivenOptions,
     ranking: RankingOptions,
@@ -83,22 +73,21 @@ def evaluate(
     which holds the answer, also measure title recall. --task has other metrics for other rows; --retrieval-only
     measures retrieval alone.
     """
-    data, model = _data_and_model(what, model)
+    data, system = _data_and_system(what, system)
     if "num_best" in decoding:
         raise InputError("--best has no effect, since the best answer alone is measured; leave it out")
     _check_curve(curve, reading)
-    common: Any = {"memory": memory, "version": version, "which": which, "model": model, "place": place}
-    common |= {"how": how, "limit": limit, "batch_size": batch_size, "out": out}
+    common: Any = {"system": system, "how": how, "limit": limit, "batch_size": batch_size, "out": out}
     with _kept(out):
         if ranking.retrieval_only:
             from latentrag.cli.retrieval import measured
 
             decodes = {options_of(DecodingOptions)[name].flags[-1]: True for name in decoding}
-            unused = {"--closed-book": closed_book, "--dtype": place.dtype != "auto", **decodes}
-            unused |= {f"--{name}": getattr(model, name) is not None for name in ("instruction", "template")}
+            unused = {"--closed-book": closed_book, "--dtype": system.place.dtype != "auto", **decodes}
+            unused |= {f"--{name}": getattr(system.model, name) is not None for name in ("instruction", "template")}
             unused["--curve"] = curve is not None
             of_values = ("null_passage", "set_size", "set_bonus")
-            unused |= {f"--{name.replace('_', '-')}": getattr(model, name) is not None for name in of_values}
+            unused |= {f"--{name.replace('_', '-')}": getattr(system.model, name) is not None for name in of_values}
             result = measured(data, ranking, reading, given, unused=unused, **common)
         else:
             result = _measured(data, reading, given, decoding, closed_book=closed_book, **common)
@@ -151,11 +140,7 @@ def _measured(
     given: GivenOptions,
     decoding: Given[DecodingOptions],
     *,
-    memory: MemoryOptions,
-    version: VersionOptions,
-    which: FilterOptions,
-    model: ModelOptions,
-    place: PlaceOptions,
+    system: SystemOptions,
     how: AnswerOptions,
     closed_book: bool,
     limit: int | None,
@@ -167,18 +152,12 @@ def _measured(
     from latentrag.training.rows import reads, usable
     from latentrag.training.tasks import read_task
 
-    of_passages = {"--as-of": version.as_of, "--passages-from": given.passages_from, "--where": which.where}
-    of_passages |= {f"--{name}": getattr(model, name) for name in ("retriever", "reranker", "candidates")}
-    values = {name: value for name in ("null_passage", "set_size") if (value := getattr(model, name)) is not None}
-    of_passages |= {f"--{name.replace('_', '-')}": str(value) for name, value in values.items()}
-    for flag, value in of_passages.items():
-        if closed_book and value is not None:
-            raise InputError(f"{flag} has no effect, since closed book reads no passages; leave it out")
-    model, passage_encoder = of_given(model, given)
-    source = arg.model_source(model)
+    if closed_book:
+        _check_closed_book(system, given)
+    system, passage_encoder = of_given(system, given)
     examples = read_task(data, reading, passages_from=given.passages_from, say=say).rows[:limit]
-    examples, num_given = with_given(examples, given, memory, version, model)
-    rag = arg.open_rag(model, memory, version, place, which, num_given=num_given, passage_encoder=passage_encoder)
+    examples, num_given = with_given(examples, given, system)
+    rag = arg.open_rag(system, num_given=num_given, passage_encoder=passage_encoder)
     examples = usable(
         examples,
         name=data,
@@ -189,22 +168,11 @@ def _measured(
         say=say,
     )
     about: dict[str, object] = {
-        "model": arg.name_of(source),
-        "model_files": assemble.content_key(source) if out is not None else None,
-        "memory": None if num_given is not None else place_of(memory_for(memory.memory, model.model)),
+        **arg.about_run(system, reading, keyed=out is not None),
+        "memory": None if num_given is not None else place_of(system),
         "retriever": type(rag.retriever).__name__,
-        "dtype": place.dtype,
-        "prefix_field": reading.prefix_field,
-        **({"labels": reading.labels} if reading.labels else {}),
-        **({"answers_from": reading.answers_from} if reading.answers_from else {}),
         **({"passages_from": given.passages_from} if given.passages_from else {}),
         **({"passage_encoder": passage_encoder} if passage_encoder else {}),
-        **({"where": which.where} if which.where else {}),
-        **assemble.prompt_settings(model.instruction, model.template),
-        **({} if model.reranker is None else {"reranker": Path(model.reranker).name}),
-        **({} if model.candidates is None else {"candidates": model.candidates}),
-        **values,
-        **({} if model.set_bonus is None else {"set_bonus": model.set_bonus}),
     }
     return run(
         rag,
@@ -218,6 +186,17 @@ def _measured(
         about=about,
         progress=True,
     )
+
+
+def _check_closed_book(system: SystemOptions, given: GivenOptions) -> None:
+    """Raises: InputError for an option of passages."""
+    of_passages = {"--as-of": system.version.as_of, "--passages-from": given.passages_from}
+    of_passages["--where"] = system.which.where
+    for name in ("retriever", "reranker", "candidates", "null_passage", "set_size"):
+        of_passages[f"--{name.replace('_', '-')}"] = getattr(system.model, name)
+    for flag, value in of_passages.items():
+        if value is not None:
+            raise InputError(f"{flag} has no effect, since closed book reads no passages; leave it out")
 
 
 def compare(
@@ -250,12 +229,14 @@ def compare(
     show_rows(["A", "B", "A − B", "95 % interval", "p", "won/lost", "measure"], rows, terminal())
 
 
-def _data_and_model(what: Sequence[str], model: ModelOptions) -> tuple[Path, ModelOptions]:
+def _data_and_system(what: Sequence[str], system: SystemOptions) -> tuple[Path, SystemOptions]:
     if len(what) > 2:
         raise InputError(f"got {len(what)} names ({' '.join(what)}); needed one file of questions, before it a model")
-    if len(what) == 2 and model.model is not None:
-        raise InputError(f"got the models {what[0]} and {model.model}; give one")
-    return Path(what[-1]), replace(model, model=what[0]) if len(what) == 2 else model
+    if len(what) == 1:
+        return Path(what[0]), system
+    if system.model.model is not None:
+        raise InputError(f"got the models {what[0]} and {system.model.model}; give one")
+    return Path(what[-1]), replace(system, model=replace(system.model, model=what[0]))
 
 
 def _show(found: Report) -> None:

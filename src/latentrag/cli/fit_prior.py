@@ -14,14 +14,7 @@ from latentrag.addresses import memory_for
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
 from latentrag.errors import InputError
-from latentrag.options import (
-    FilterOptions,
-    MemoryOptions,
-    ModelOptions,
-    PlaceOptions,
-    RowOptions,
-    VersionOptions,
-)
+from latentrag.options import RowOptions, SystemOptions
 
 if TYPE_CHECKING:
     from latentrag.evaluation.prior import FittedPrior
@@ -31,11 +24,7 @@ HYBRID = "hybrid"
 
 def fit_prior(
     data: arg.QuestionFiles,
-    memory: MemoryOptions,
-    version: VersionOptions,
-    which: FilterOptions,
-    model: ModelOptions,
-    place: PlaceOptions,
+    system: SystemOptions,
     reading: RowOptions,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the model with the fitted prior.")],
     number: Annotated[
@@ -75,27 +64,20 @@ def fit_prior(
     from latentrag.evaluation.prior import fit
     from latentrag.evaluation.prior import scored as run
 
-    if model.retriever not in {None, HYBRID}:
-        raise InputError(f"--retriever {model.retriever} has no effect: fit-prior fits a hybrid prior; leave it out")
-    model = replace(model, retriever=HYBRID)
-    source = arg.model_source(model)
-    rag = arg.open_rag(model, memory, version, place, which)
+    kind = system.model.retriever
+    if kind not in {None, HYBRID}:
+        raise InputError(f"--retriever {kind} has no effect: fit-prior fits a hybrid prior; leave it out")
+    system = replace(system, model=replace(system.model, retriever=HYBRID))
+    rag = arg.open_rag(system)
     retriever = assemble.experts_of(rag, biases or ())
     examples = [each for each in arg.usable_examples(data, reading, rag, number=number, seed=seed) if each.answers]
     rows = out.with_name(f"{out.name}.prior.jsonl") if rows is None else rows
     about = {
-        "model": arg.name_of(source),
-        "model_files": assemble.content_key(source),
-        "memory": memory_for(memory.memory, model.model),
+        **arg.about_run(system, reading),
+        "memory": memory_for(system.memory.memory, system.model.model),
         "memory_version": retriever.memory.version,
         "memory_identity": getattr(retriever.memory, "identity", None),
-        "reranker": None if model.reranker is None else Path(model.reranker).name,
-        "dtype": place.dtype,
-        "prefix_field": reading.prefix_field,
         "null_passage": rag.null_passage,
-        **({"where": which.where} if which.where else {}),
-        **({"answers_from": reading.answers_from} if reading.answers_from else {}),
-        **assemble.prompt_settings(model.instruction, model.template),
     }
     started = time.perf_counter()
     try:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 _PATIENCE_S = 600.0
 
 
-def refuse_own(**groups: object) -> None:
+def refuse_own(*groups: object) -> None:
     """Raises: InputError for an option of a model or a memory, of which the server has its own."""
-    for group in groups.values():
+    for group in groups:
         for name, field in options_of(type(group)).items():
             if getattr(group, name) != field.default:
                 flag = next(flag for flag in field.flags if flag.startswith("--"))

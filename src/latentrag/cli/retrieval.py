@@ -14,14 +14,10 @@ from latentrag.cli.output import say, working
 from latentrag.errors import InputError
 from latentrag.options import (
     AnswerOptions,
-    FilterOptions,
     GivenOptions,
-    MemoryOptions,
-    ModelOptions,
-    PlaceOptions,
     RankingOptions,
     RowOptions,
-    VersionOptions,
+    SystemOptions,
 )
 
 if TYPE_CHECKING:
@@ -35,9 +31,7 @@ _GENERATOR = ("variant", "decoding")
 def with_given(
     examples: tuple[Example, ...],
     given: GivenOptions,
-    memory: MemoryOptions,
-    version: VersionOptions,
-    model: ModelOptions,
+    system: SystemOptions,
 ) -> tuple[tuple[Example, ...], int | None]:
     """The examples with the passages that come with them, and how many those are at most; None: the memory is searched.
 
@@ -50,24 +44,30 @@ def with_given(
         return examples, None
     if given.passages_from.startswith(IDS):
         with working("reading the passages in the memory"):
-            opened = assemble.memory_at(memory_for(memory.memory, model.model), version=version.as_of)
+            opened = assemble.memory_at(_address(system), version=system.version.as_of)
             examples = with_texts(examples, opened)
-    elif version.as_of is not None:
+    elif system.version.as_of is not None:
         raise InputError("--as-of has no effect, since the passages come with the questions; leave it out")
     return examples, max(len(example.given) for example in examples)
 
 
-def place_of(memory: str) -> str:
+def _address(system: SystemOptions) -> str:
+    return memory_for(system.memory.memory, system.model.model)
+
+
+def place_of(system: SystemOptions) -> str:
     """What a run is known by: the path of a memory, or its address."""
+    memory = _address(system)
     return memory if opener(memory, MEMORIES) else str(memory_path(memory))
 
 
-def of_given(model: ModelOptions, given: GivenOptions) -> tuple[ModelOptions, str | None]:
-    """The model, and what encodes the passages that come with the questions where --passage-encoder names it beside a
+def of_given(system: SystemOptions, given: GivenOptions) -> tuple[SystemOptions, str | None]:
+    """The system, and what encodes the passages that come with the questions where --passage-encoder names it beside a
     whole model."""
+    model = system.model
     if given.passages_from is None or model.encoder is not None or model.passage_encoder is None:
-        return model, None
-    return replace(model, passage_encoder=None), model.passage_encoder
+        return system, None
+    return replace(system, model=replace(model, passage_encoder=None)), model.passage_encoder
 
 
 def measured(
@@ -76,11 +76,7 @@ def measured(
     reading: RowOptions,
     given: GivenOptions,
     *,
-    memory: MemoryOptions,
-    version: VersionOptions,
-    which: FilterOptions,
-    model: ModelOptions,
-    place: PlaceOptions,
+    system: SystemOptions,
     how: AnswerOptions,
     unused: Mapping[str, object],
     limit: int | None,
@@ -102,41 +98,39 @@ def measured(
     )
     from latentrag.evaluation.trec import read_run, write_qrels, write_run
 
-    _check(ranking, how, unused, given, model, version, which)
+    _check(ranking, how, unused, given, system)
     examples, qrels = _examples(data, ranking, reading, given, limit)
     about: dict[str, object] = {"prefix_field": reading.prefix_field, "reading": reading.task}
     common: dict[str, Any] = {"unit": ranking.by, "qrels": qrels}
-    model, passage_encoder = of_given(model, given)
+    system, passage_encoder = of_given(system, given)
     if ranking.run_in is not None:
         about["run"] = ranking.run_in.name
         result = evaluate_run(read_run(ranking.run_in), examples, out, about=about, **common)
     else:
-        source = arg.model_source(model)
-        examples, num_given = with_given(examples, given, memory, version, model)
+        source, model = arg.model_source(system.model), system.model
+        examples, num_given = with_given(examples, given, system)
         with working("loading the retriever and its memory"), arg.uncollected():
             retriever = assemble.load_retriever(
                 source,
-                memory=memory.memory,
-                version=version.as_of,
+                memory=system.memory.memory,
+                version=system.version.as_of,
                 num_given=num_given,
-                where=which.where,
+                where=system.which.where,
                 passage_encoder=passage_encoder,
                 retriever=model.retriever,
                 reranker=model.reranker,
                 candidates=model.candidates,
-                device=place.device,
-                encoder_device=place.encoder_device,
+                device=system.place.device,
+                encoder_device=system.place.encoder_device,
             )
         examples = _usable(examples, data, retriever, reading)
         about |= {
             "model": source if isinstance(source, str) else str(source.encoder),
             "model_files": assemble.content_key(source) if out is not None else None,
-            "memory": None if num_given is not None else place_of(memory_for(memory.memory, model.model)),
+            "memory": None if num_given is not None else place_of(system),
             "retriever": type(retriever).__name__,
             "passages_from": given.passages_from,
-            **({"where": which.where} if which.where else {}),
-            **({} if model.reranker is None else {"reranker": Path(model.reranker).name}),
-            **({} if model.candidates is None else {"candidates": model.candidates}),
+            **arg.about_prior(system),
         }
         result = evaluate_retrieval(
             retriever,
@@ -160,9 +154,7 @@ def _check(
     how: AnswerOptions,
     unused: Mapping[str, object],
     given: GivenOptions,
-    model: ModelOptions,
-    version: VersionOptions,
-    which: FilterOptions,
+    system: SystemOptions,
 ) -> None:
     of_answers = {f"--{name}": getattr(how, name) != getattr(AnswerOptions(), name) for name in _GENERATOR}
     for flag, is_given in {**of_answers, **unused}.items():
@@ -170,8 +162,8 @@ def _check(
             raise InputError(f"{flag} has no effect with --retrieval-only, which opens no generator; leave it out")
     if ranking.run_in is None:
         return
-    found = {"-k": how.k, "--as-of": version.as_of, "--where": which.where}
-    found |= {f"--{name}": getattr(model, name) for name in ("retriever", "reranker", "candidates")}
+    found = {"-k": how.k, "--as-of": system.version.as_of, "--where": system.which.where}
+    found |= {f"--{name}": getattr(system.model, name) for name in ("retriever", "reranker", "candidates")}
     for flag, value in {**found, "--passages-from": given.passages_from}.items():
         if value is not None:
             raise InputError(f"{flag} has no effect with --run-in, which holds what was retrieved; leave it out")

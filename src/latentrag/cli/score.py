@@ -18,11 +18,7 @@ from latentrag.errors import DataError, InputError
 from latentrag.options import (
     AskOptions,
     EvidenceOptions,
-    FilterOptions,
-    MemoryOptions,
-    ModelOptions,
-    PlaceOptions,
-    VersionOptions,
+    SystemOptions,
 )
 from latentrag.records import score_record
 from latentrag.types import Variant
@@ -48,11 +44,7 @@ def score(
         str, typer.Argument(help='File with lines of {"x": question, "y": answer}; -: standard input.')
     ] = "-",
     *,
-    memory: MemoryOptions,
-    version: VersionOptions,
-    which: FilterOptions,
-    model: ModelOptions,
-    place: PlaceOptions,
+    system: SystemOptions,
     how: AskOptions,
     evidence: EvidenceOptions,
     batch_size: Annotated[int, typer.Option(min=1, help="Lines scored and written together.")] = 8,
@@ -65,7 +57,7 @@ def score(
     from rich.console import Console
 
     with _opened(file) as lines:
-        rag = arg.open_rag(model, memory, version, place, which)
+        rag = arg.open_rag(system)
         name = "standard input" if file == STANDARD_INPUT else file
         num_scored = 0
         # Nobody needs a count who sees the results themselves, and both on one terminal would collide.

@@ -19,11 +19,7 @@ from latentrag.conditions import condition_of
 from latentrag.errors import InputError, ModelError
 from latentrag.options import (
     AskOptions,
-    FilterOptions,
-    MemoryOptions,
-    ModelOptions,
-    PlaceOptions,
-    VersionOptions,
+    SystemOptions,
     size_in_bytes,
 )
 from latentrag.serving.options import ServeOptions
@@ -38,11 +34,7 @@ if TYPE_CHECKING:
 
 
 def serve(
-    memory: MemoryOptions,
-    version: VersionOptions,
-    which: FilterOptions,
-    model: ModelOptions,
-    place: PlaceOptions,
+    system: SystemOptions,
     how: AskOptions,
     limits: ServeOptions,
     host: Annotated[str, typer.Option(help="Address to listen at; any but this machine's own needs a key.")] = (
@@ -95,7 +87,7 @@ def serve(
     folder_bytes = size_in_bytes(passage_cache_folder_size or "20GiB", "--passage-cache-folder-size")
     with bound(host, port) as listening:
         with arg.uncollected():
-            live, load = _sources(model, memory, version, place, how)
+            live, load = _sources(system, how)
             load = partial(
                 load,
                 passage_cache_bytes=cache_bytes,
@@ -105,9 +97,9 @@ def serve(
             rag = _opened(live, load)
             from latentrag.serving.app import create_app
 
-        name = _name(arg.model_source(model))
-        device = place.encoder_device or place.device
-        encoder = partial(assemble.load_passage_encoder, arg.model_source(model), device=device)
+        name = _name(arg.model_source(system.model))
+        device = system.place.encoder_device or system.place.device
+        encoder = partial(assemble.load_passage_encoder, arg.model_source(system.model), device=device)
         app = create_app(
             rag,
             live,
@@ -116,7 +108,7 @@ def serve(
             load_passage_encoder=encoder,
             options=limited(limits, host),
             access=access,
-            where=_checked(which, access, live),
+            where=_checked(system.which.where, access, live),
         )
         _log(quiet=quiet)
         listening.listen()  # whoever reads the next line can connect
@@ -125,46 +117,42 @@ def serve(
 
 
 def mcp(
-    memory: MemoryOptions,
-    version: VersionOptions,
-    which: FilterOptions,
-    model: ModelOptions,
-    place: PlaceOptions,
+    system: SystemOptions,
     how: AskOptions,
 ) -> None:
     """Offer ask and search to a program that speaks the Model Context Protocol, over standard input and output."""
     _require("mcp", "mcp")
-    arg.model_source(model)  # what is wrong with the options is said at once
+    arg.model_source(system.model)  # what is wrong with the options is said at once
     from latentrag.serving.tools import run
 
     def load() -> Rag:
         with arg.uncollected():
-            live, load_over = _sources(model, memory, version, place, how)
-            rag = load_over(where=which.where)
+            live, load_over = _sources(system, how)
+            rag = load_over(where=system.which.where)
             live.snapshot().warm_up()
             return rag
 
     run(load, on_error=lambda message: say(f"error: {message}"))
 
 
-def _sources(
-    model: ModelOptions, memory: MemoryOptions, version: VersionOptions, place: PlaceOptions, how: AskOptions
-) -> tuple[LiveMemory, Callable[..., Rag]]:
+def _sources(system: SystemOptions, how: AskOptions) -> tuple[LiveMemory, Callable[..., Rag]]:
     """The memory, and what loads the model over it."""
-    source = arg.model_source(model)
-    live = assemble.live_memory(memory_for(memory.memory, model.model), version=version.as_of)
-    return live, partial(assemble.load, source, memory=live, **arg.loading(model), **asdict(how), **asdict(place))
+    source = arg.model_source(system.model)
+    address = memory_for(system.memory.memory, system.model.model)
+    live = assemble.live_memory(address, version=system.version.as_of)
+    given = {**arg.loading(system.model), **asdict(how), **asdict(system.place)}
+    return live, partial(assemble.load, source, memory=live, **given)
 
 
-def _checked(which: FilterOptions, access: Access, live: LiveMemory) -> Condition | None:
+def _checked(where: str | None, access: Access, live: LiveMemory) -> Condition | None:
     """The condition on all answers. Raises: InputError for one that cannot be. Warns of keys that see nothing."""
     for number, rights in enumerate(access.rights.values(), 1):
         if rights.where is not None and not len(live.only(rights.where)):
             say(f"warning: API key {number} sees no passage now: none satisfies {rights.where}")
-    if which.where is None:
+    if where is None:
         return None
-    assemble.some_of(live, which.where)
-    return condition_of(which.where)
+    assemble.some_of(live, where)
+    return condition_of(where)
 
 
 def _opened(live: LiveMemory, load: Callable[[], Rag]) -> Rag:

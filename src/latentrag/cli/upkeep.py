@@ -14,7 +14,7 @@ from latentrag.cli import arguments as arg
 from latentrag.cli.index import MemoryPath, listed_versions
 from latentrag.cli.output import EXIT_PROBLEMS, print_json, print_line, say
 from latentrag.errors import InputError
-from latentrag.options import MemoryOptions, ModelOptions, VersionOptions
+from latentrag.options import MemoryOptions, ModelOptions, SystemOptions, VersionOptions
 
 if TYPE_CHECKING:
     from latentrag.memory.repair import Repaired
@@ -91,7 +91,8 @@ def forget(
         arg.check_text(each, "id")
     path = memory_path(memory)
     Memory.open(path)
-    rag = None if model is None else arg.open_rag(ModelOptions(model), MemoryOptions(memory), VersionOptions("newest"))
+    newest = SystemOptions(MemoryOptions(memory), VersionOptions("newest"), model=ModelOptions(model))
+    rag = None if model is None else arg.open_rag(newest)
     done = forget_ids(path, ids)
     known = [] if rag is None else _closed_book(rag, done.passages)
     reminder = (
