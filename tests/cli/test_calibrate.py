@@ -1,6 +1,9 @@
 """`calibrate`: how sure answers are, learned from questions with answers."""
 
 import json
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,20 +12,19 @@ from latentrag.confidence import ABSTAINED
 from tests.cli.conftest import cli
 
 
+def half_right(path: Path, model: Path, memory: Path, number: int = 24, **options: Any) -> Path:
+    """Questions of which a model of random weights answers some as the file says: its own answers, and others."""
+    rag = latentrag.load(model, memory=memory, k=2)
+    rows = [{"id": str(n), "question": f"what is number {n} ?"} for n in range(number)]
+    for n, row in enumerate(rows):
+        row["answer"] = rag.answer(row["question"], **options).text if n % 2 else "something else"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 @pytest.fixture
 def data(tmp_path):
-    """Questions of which a model of random weights answers some as the file says: its own answers, and others."""
-
-    def made(model, memory, number=24, **options):
-        rag = latentrag.load(model, memory=memory, k=2)
-        rows = [{"id": str(n), "question": f"what is number {n} ?"} for n in range(number)]
-        for n, row in enumerate(rows):
-            row["answer"] = rag.answer(row["question"], **options).text if n % 2 else "something else"
-        path = tmp_path / "questions.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return path
-
-    return made
+    return partial(half_right, tmp_path / "questions.jsonl")
 
 
 def test_the_command(data, model, memory, tmp_path) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import QUESTION, Ran
+from tests.cli.test_calibrate import half_right
+from tests.cli.test_importing import vectors_of_others
 from tests.cli.test_locales import PLAIN, latin  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.environment
@@ -134,6 +136,21 @@ def commands(place: Path, model: Path, encoder: Path) -> dict[str, list[object]]
             *("--prompt", place / "prompt.json"),
         ],
         "train": ["train", rows, *of_model, "--out", place / "trained", "-k", "2", "--steps", "1"],
+        "calibrate": [
+            *("calibrate", place / "questions.jsonl", *of_model, "-k", "2", "--beams", "1", "--max-tokens", "2"),
+            *("--out", place / "sure"),
+        ],
+        "fit-prior": ["fit-prior", place / "questions.jsonl", *of_model, "--scored", "4", "--out", place / "fitted"],
+        "export": ["export", model, place / "exported"],
+        "reproduce": ["reproduce", "list", "--results", place],
+        "preview": ["index", "preview", place / "notes"],
+        "import": [
+            *("index", "import", place / "imported.lance", place / "notes.jsonl", "--encoder", encoder),
+            *("--passage-prompt", "title "),
+        ],
+        "reencode": [
+            *("index", "reencode", place / "reencoded.lance", "--encoder", encoder, "--passage-prompt", "title "),
+        ],
         "log": ["index", "log", own],
         "add": ["index", "add", own, place / "한국 é.txt", "--encoder", encoder],
         "sync": ["index", "sync", own, place / "notes", "--encoder", encoder, "--name", "other"],
@@ -161,9 +178,12 @@ def test_every_command(request, tmp_path, capsys, model, encoder, memory, files,
     place, scratch = outside / "place", tmp_path / "scratch"
     scratch.mkdir()
     around = AROUND[name](request, scratch)
-    shutil.copytree(memory, place / "own.lance")
+    for name_of_copy in ("own", "reencoded"):
+        shutil.copytree(memory, place / f"{name_of_copy}.lance")
     shutil.copytree(files, place / "notes")
     (place / "한국 é.txt").write_text("The moon is blue.")
+    half_right(place / "questions.jsonl", model, memory, num_beams=1, max_tokens=2)
+    vectors_of_others(encoder, place)
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     prompt = {"request": "a", "template": {}, "chat_request": "b", "instruction": "c"}  # the usual one is too long
     (place / "prompt.json").write_text(json.dumps(prompt))

@@ -13,15 +13,19 @@ from latentrag.types import Passage
 from tests.cli.conftest import DOCUMENTS, cli
 
 
-@pytest.fixture
-def source(encoder, tmp_path) -> Path:
+def vectors_of_others(encoder: Path, folder: Path) -> Path:
     """Four passages as BEIR has them, encoded after a prompt."""
     prompted = load_passage_encoder(str(encoder), encoding=EncoderOptions(passage_prompt="title "))
     passages = [Passage(name, text) for name, text in DOCUMENTS.items()]
-    np.save(tmp_path / "notes.npy", prompted.encode_passages(passages).detach().numpy())
+    np.save(folder / "notes.npy", prompted.encode_passages(passages).detach().numpy())
     lines = [json.dumps({"_id": z.id, "text": z.text}) for z in passages]
-    (tmp_path / "notes.jsonl").write_text("\n".join(lines) + "\n")
-    return tmp_path / "notes.jsonl"
+    (folder / "notes.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "notes.jsonl"
+
+
+@pytest.fixture
+def source(encoder, tmp_path) -> Path:
+    return vectors_of_others(encoder, tmp_path)
 
 
 def test_the_sample_is_encoded_with_the_prompt_that_was_given(source, encoder, tmp_path) -> None:
