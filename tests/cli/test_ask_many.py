@@ -181,7 +181,9 @@ def test_the_list_of_commands_is_not_cut(monkeypatch, columns, group) -> None:
         assert (command.help or "").split("\n\n")[0].split(". ")[0].split("\n")[0].rstrip(".") in shown
 
 
-def test_completion_can_be_installed() -> None:
+def test_completion_can_be_installed(monkeypatch) -> None:
+    # Typer takes the shell that started the process, and there need not be one.
+    monkeypatch.setattr("shellingham.detect_shell", lambda: ("bash", "/bin/bash"))
     assert "--install-completion" in cli("--help").stdout
     assert "_COMPLETE=complete_bash" in cli("--show-completion", "bash").stdout
 
