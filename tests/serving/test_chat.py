@@ -46,6 +46,16 @@ def test_a_completion_is_the_answer(completion, served) -> None:
     assert completion.model == "tiny"
 
 
+def test_logprobs_have_the_share_of_each_passage(completion) -> None:
+    """Clients that drop `latentrag` keep them."""
+    answer, found = completion.latentrag, completion.choices[0].logprobs
+    ids = [source["id"] for source in answer["sources"]]
+    of_tokens = [dict(zip(ids, token["posterior"], strict=True)) for token in answer["tokens"]]
+    assert close([each.posterior for each in found.content], of_tokens)
+    assert close(found.posterior, {source["id"]: source["posterior"] for source in answer["sources"]})
+    assert sum(found.posterior.values()) == pytest.approx(1, abs=1e-5)
+
+
 def test_citations_cover_the_answer_and_name_the_most_probable_passage(completion) -> None:
     answer = completion.latentrag
     (choice,) = completion.choices
@@ -81,7 +91,10 @@ def test_a_streamed_completion_is_the_same(client, completion) -> None:
     assert text == completion.choices[0].message.content
     answer = completion.latentrag
     assert close([chunk.latentrag["posterior"] for chunk in middle], [token["posterior"] for token in answer["tokens"]])
-    assert [chunk.choices[0].logprobs.content[0].token for chunk in middle] == [t["text"] for t in answer["tokens"]]
+    found = [chunk.choices[0].logprobs.content[0] for chunk in middle]
+    assert [each.token for each in found] == [token["text"] for token in answer["tokens"]]
+    whole = completion.choices[0].logprobs.content
+    assert close([each.posterior for each in found], [each.posterior for each in whole])
     assert last.choices[0].finish_reason == completion.choices[0].finish_reason
     expected = [each.model_dump() for each in completion.choices[0].message.annotations]
     assert last.choices[0].delta.annotations == expected

@@ -6,7 +6,7 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
@@ -110,7 +110,7 @@ class Completion:
                         "annotations": citations(answer),
                     },
                     "finish_reason": self._reason(answer),
-                    "logprobs": self._logprobs(answer.tokens if answer.best_guess is None else ()),
+                    "logprobs": self._logprobs_of(answer),
                 }
             ],
             "usage": usage(answer),
@@ -119,6 +119,7 @@ class Completion:
 
     async def chunks(self, sources: Sources, rest: AsyncIterator[tuple[Token, ...] | Answer]) -> AsyncIterator[Record]:
         """The response as a stream: the sources' priors, each token with its posterior, at the end all of it."""
+        ids = [passage.id for passage, _ in sources.passages]
         ours = {
             "memory_version": sources.version,
             "sources": [{**passage_record(passage), "prior": prior} for passage, prior in sources.passages],
@@ -136,7 +137,7 @@ class Completion:
                 return
             for token in event:
                 told = {"log_prob": token.log_prob, "posterior": list(token.posterior)}
-                yield self._chunk({"content": token.text}, told, logprobs=self._logprobs([token]))
+                yield self._chunk({"content": token.text}, told, logprobs=self._logprobs([token], ids))
 
     def _chunk(self, delta: Record, ours: Record, *, finish_reason: str | None = None, logprobs: Any = None) -> Record:
         return {
@@ -161,12 +162,25 @@ class Completion:
         cut = not answer.hypotheses[0].finished and len(answer.tokens) >= self.max_tokens
         return "length" if cut else "stop"
 
-    def _logprobs(self, tokens: Sequence[Token]) -> Record | None:
+    def _logprobs_of(self, answer: Answer) -> Record | None:
+        """The tokens of an answer, and the share of each passage in all of it: nothing of either where it abstains."""
+        said = answer if answer.best_guess is None else replace(answer, tokens=(), sources=())
+        of_tokens = self._logprobs(said.tokens, [source.passage.id for source in said.sources])
+        if of_tokens is None:
+            return None
+        return {**of_tokens, "posterior": {source.passage.id: source.posterior for source in said.sources}}
+
+    def _logprobs(self, tokens: Sequence[Token], ids: Sequence[str]) -> Record | None:
+        """Tokens with the share of each passage by its id. Some clients keep nothing else that OpenAI does not have."""
         if not self.request.logprobs:
             return None
         return {
             "content": [
-                {**_logprob(token.text, token.log_prob), "top_logprobs": [_logprob(*each) for each in token.top]}
+                {
+                    **_logprob(token.text, token.log_prob),
+                    "top_logprobs": [_logprob(*each) for each in token.top],
+                    "posterior": dict(zip(ids, token.posterior, strict=True)),
+                }
                 for token in tokens
             ],
             "refusal": None,
