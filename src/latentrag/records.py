@@ -30,6 +30,7 @@ else:  # pydantic, which makes OpenAPI's schemas of these, reads no others there
     from typing_extensions import TypedDict
 
 if TYPE_CHECKING:
+    from latentrag.corpus.readers import Ledger
     from latentrag.types import Classification, Score
 
 
@@ -45,6 +46,16 @@ class PassageRecord(TypedDict):
     end: int
     page: int | None
     fields: NotRequired[dict[str, str | int | float | bool]]
+
+
+class FileRecord(TypedDict):
+    """What became of a file: characters kept, what was left out (reason → count), and the encoding it was read in."""
+
+    file: str
+    characters: int
+    left_out: dict[str, int]
+    encoding: str
+    is_guess: bool
 
 
 class SentenceRecord(TypedDict):
@@ -365,3 +376,14 @@ def _sentences(source: Source) -> list[SentenceRecord]:
         }
         for each in source.sentences
     ]
+
+
+def file_record(ledger: Ledger) -> FileRecord:
+    """Of a file that was read."""
+    return {
+        "file": ledger.file,
+        "characters": ledger.characters,
+        "left_out": ledger.left_out,
+        "encoding": ledger.encoding,
+        "is_guess": ledger.is_guess,
+    }

@@ -129,6 +129,7 @@ def place(tmp_path_factory, model, encoder, memory) -> Path:
         for name in DOCUMENTS
     ]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "keys").write_text("a-key-that-may-write write\n")
     rag = latentrag.load(model, memory=memory)
     plain = tiny.causal_of(rag)
     template = replace(plain.template, preamble="the moon is red\n")
@@ -329,6 +330,7 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
         ["serve --passage-cache-folder-size 1GB"],
     ),
     ("serve", "`--log-questions`", "with `--quiet`", ["serve --log-questions --quiet"]),
+    ("serve", "`--allow-writes`", "with API keys", ["serve --allow-writes --api-key-file keys"]),
     (
         "all that take a model",
         "`--passage-cache-in` device",

@@ -1,14 +1,19 @@
 """Clients that misbehave are answered or closed, and others notice nothing."""
 
 import contextlib
+import gzip
 import json
 import logging
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import httpx
 import pytest
 
+from latentrag.assemble import live_memory, load
 from latentrag.rag import Rag
 from latentrag.serving.app import create_app
 from latentrag.serving.guard import SECURITY_HEADERS, Access, Rate
@@ -258,3 +263,229 @@ def test_questions_are_logged_only_if_that_was_asked_for(toy, live, caplog, aske
     assert lines[0].startswith("POST /v1/answer 200 ")
     assert (r"a secret\n\u202equestion" in lines[0], "a secret" in lines[1]) == (asked_for, asked_for)
     assert all(line.isprintable() and "\n" not in line for line in lines)
+
+
+# Uploads
+
+
+WRITES = ServeOptions(body_s=0.5, send_s=0.5, max_connections=20, allow_writes=True, max_upload="10KB", upload_s=2.0)
+DOCUMENTS = "/api/documents"
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory, memory) -> Path:
+    return shutil.copytree(memory, tmp_path_factory.mktemp("uploads") / "own.lance")
+
+
+@pytest.fixture(scope="module")
+def uploads(own, model) -> Iterator[Served]:
+    memory = live_memory(own)
+    with serving(create_app(load(model, memory=memory), memory, name="tiny", options=WRITES), WRITES) as running:
+        yield running
+
+
+@pytest.fixture
+def unchanged(own) -> Iterator[None]:
+    """Nothing is half-written, whatever was sent."""
+    before = sorted(each.relative_to(own).as_posix() for each in own.rglob("*"))
+    yield
+    after = [each.relative_to(own).as_posix() for each in own.rglob("*")]
+    assert sorted(each for each in after if each != "_writer.lock") == [x for x in before if x != "_writer.lock"]
+
+
+def form(*parts: tuple[str, bytes], end: bytes = b"--b--\r\n", field: str = "files") -> bytes:
+    """A form as bytes: what stands in filename="…", and the file."""
+    written = b""
+    for name, content in parts:
+        disposition = f'form-data; name="{field}"; filename="{name}"'.encode("utf-8", "surrogateescape")
+        written += b"--b\r\nContent-Disposition: " + disposition + b"\r\n\r\n" + content + b"\r\n"
+    return written + end
+
+
+def sent(served: Served, body: bytes, **headers: str) -> tuple[int, str]:
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    response = served.client.post(DOCUMENTS, content=body, headers=kind | headers)
+    return response.status_code, response.json()["error"]["message"] if response.is_error else ""
+
+
+PATHS = [
+    "../x.md",
+    "..\\x.md",
+    "/etc/x.md",
+    "C:\\x.md",
+    "a/b.md",
+    "a\x00.md",
+    "a\x1b.md",
+    "\u202egm.md",
+    "..",
+    ".",
+    ".hidden.md",
+    "",
+    " ",
+    "\udcff.md",
+    f"{'a' * 300}.md",
+]
+
+
+@pytest.mark.parametrize("name", PATHS, ids=ascii)
+def test_names_that_are_no_plain_file_names(uploads, unchanged, own, name) -> None:
+    status, message = sent(uploads, form(("good.md", b"Good."), (name, b"Bad.")))
+    assert status == 422
+    assert message.startswith("file name ")
+    assert message.endswith("; send a plain name, such as notes.md")
+    assert message.isascii()
+    assert message.isprintable()
+    assert not list(own.parent.rglob("x.md"))
+
+
+def test_an_encoded_name_is_checked_too(uploads, unchanged) -> None:
+    body = form(("a", b"A.")).replace(b'filename="a"', b"filename*=UTF-8''..%2Fx.md")
+    assert sent(uploads, body)[0] == 422
+    double = form(("a.md", b"A.")).replace(b'filename="a.md"', b"filename=\"a.md\"; filename*=utf-8''%00.md")
+    assert sent(uploads, double)[0] == 422
+
+
+@pytest.mark.parametrize("name", ["a.exe", "a", "a.pkl", "a.md.exe", "a.txt.gz", "a.zip"])
+def test_types_that_are_not_read(uploads, unchanged, name) -> None:
+    status, message = sent(uploads, form(("good.md", b"Good."), (name, b"\x80\x04.")))
+    assert status == 415
+    assert message.startswith(f"{name}: ")
+    assert "convert it to one of" in message
+
+
+BROKEN = {
+    "a.pdf": b"%PDF-1.7 nothing",
+    "a.docx": b"PK\x03\x04 nothing",
+    "a.json": b"{",
+    "a.jsonl.gz": b"\x1f\x8b\x08 nothing",
+    "empty.md": b"",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_files_that_cannot_be_read(uploads, unchanged, own, name) -> None:
+    beside = () if name == "empty.md" else (("good.md", b"Good."),)
+    status, message = sent(uploads, form(*beside, (name, BROKEN[name])))
+    assert status == 422
+    assert message.isprintable()
+    assert str(own) not in message
+    assert "_scratch" not in message
+
+
+FORMS = {
+    "nothing": (b"", 400),
+    "no file": (b"--b--\r\n", 422),
+    "no boundary in it": (b"hello", 400),
+    "ends early": (form(("a.md", b"A."), end=b""), 400),
+    "ends in a header": (b"--b\r\nContent-Disp", 400),
+    "a field that is no file": (b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n1\r\n--b--\r\n', 422),
+    "a part without a head": (b"--b\r\n\r\nA.\r\n--b--\r\n", 422),
+    "a head that does not end": (b"--b\r\nContent-Disposition: " + b"x" * 9_000, 400),
+    "many heads": (b"--b\r\n" + b"a: b\r\n" * 100 + b"\r\nA.\r\n--b--\r\n", 400),
+    "two of one name": (form(("a.md", b"A."), ("a.md", b"B.")), 422),
+    "one name in two forms": (form(("e\u0301.md", b"A."), ("\u00e9.md", b"B.")), 422),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_that_are_none(uploads, unchanged, name) -> None:
+    body, expected = FORMS[name]
+    status, message = sent(uploads, body)
+    assert status == expected, message
+    assert message.isprintable()
+
+
+def test_more_files_than_one_request_may_have(uploads, unchanged) -> None:
+    status, message = sent(uploads, form(*((f"{n}.md", b"A.") for n in range(101))))
+    assert (status, message) == (422, "more than 100 files; send fewer at once")
+
+
+@pytest.mark.parametrize("size", [10_001, 200_000, 6_000_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_uploads_that_are_too_large(uploads, unchanged, size, chunked) -> None:
+    body = form(("a.md", b"A " * (size // 2)))
+    content = iter([body[start : start + 65_536] for start in range(0, len(body), 65_536)]) if chunked else body
+    try:
+        response = uploads.client.post(
+            DOCUMENTS, content=content, headers={"content-type": "multipart/form-data; boundary=b"}
+        )
+    except httpx.TransportError:
+        assert size > 4_000_000  # so much is read of what is refused
+        return
+    assert response.status_code == 413
+    assert response.json()["error"]["message"].startswith("the files exceed 10KB together; send fewer at once")
+
+
+@pytest.mark.parametrize("drip", [False, True])
+def test_an_upload_that_does_not_end_is_answered(uploads, unchanged, drip) -> None:
+    with connected(uploads) as slow:
+        kind = "multipart/form-data; boundary=b"
+        start = head(5_000, kind=kind).replace(b"/v1/answer", DOCUMENTS.encode())
+        slow.sendall(start + form(("a.md", b"A."), end=b""))
+        if drip:
+            with contextlib.suppress(OSError):
+                for _ in range(20):
+                    slow.sendall(b"A")
+                    time.sleep(0.2)
+        status, message = status_and_error(all_of(slow))
+    assert (status, message) == (408, "the body has not arrived within 0.5 s; send it at once")
+    assert uploads.get(f"{DOCUMENTS}/progress").json()["stage"] == "idle"
+
+
+def test_an_upload_whose_client_dies(uploads, unchanged) -> None:
+    with connected(uploads) as dying:
+        start = head(5_000, kind="multipart/form-data; boundary=b").replace(b"/v1/answer", DOCUMENTS.encode())
+        dying.sendall(start + form(("a.md", b"A."), end=b""))
+    assert waited_for(lambda: uploads.get(f"{DOCUMENTS}/progress").json()["stage"] == "idle")
+
+
+FOREIGN = [
+    {"origin": "https://evil.example"},
+    {"origin": "null"},
+    {"origin": "http://127.0.0.1:1"},
+    {"origin": "http://127.0.0.1.evil.example"},
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "same-site"},
+    {"sec-fetch-site": "nonsense"},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+def test_pages_of_other_sites_change_no_documents(uploads, unchanged, headers) -> None:
+    status, message = sent(uploads, form(("a.md", b"A.")), **headers)
+    assert status == 403
+    assert message.endswith("is another site; documents are changed from this server's own page only")
+    deleting = uploads.client.delete(DOCUMENTS, params={"id": "rome.txt"}, headers=headers)
+    assert deleting.status_code == 403
+    assert uploads.get(DOCUMENTS, headers=headers).status_code == 403
+
+
+def test_a_site_that_may_ask_may_still_not_write(own, model) -> None:
+    options = ServeOptions(allow_writes=True, origins=("*", "https://friend.example"))
+    memory = live_memory(own)
+    with serving(create_app(load(model, memory=memory), memory, name="tiny", options=options), options) as running:
+        status, _ = sent(running, form(("a.md", b"A.")), origin="https://friend.example")
+        assert status == 403
+
+
+KINDS = [(DOCUMENTS, "application/json"), (DOCUMENTS, "text/plain"), ("/v1/answer", "multipart/form-data; boundary=b")]
+
+
+@pytest.mark.parametrize(("path", "kind"), KINDS)
+def test_forms_are_for_documents_and_for_nothing_else(uploads, unchanged, path, kind) -> None:
+    response = uploads.client.post(path, content=form(("a.md", b"A.")), headers={"content-type": kind})
+    assert response.status_code == 415
+    needed = "multipart/form-data" if path == DOCUMENTS else "application/json"
+    assert response.json()["error"]["message"].endswith(f"needed {needed}")
+
+
+def test_a_packed_upload(uploads, unchanged) -> None:
+    assert sent(uploads, form(("a.md", b"A.")), **{"content-encoding": "gzip"})[0] == 415
+
+
+def test_a_bomb_of_rows(uploads, unchanged, monkeypatch) -> None:
+    monkeypatch.setattr("latentrag.serving.writing.MAX_ADDED", 50)
+    packed = gzip.compress(b"".join(b'{"text": "row %d"}\n' % n for n in range(1_000)))
+    status, message = sent(uploads, form(("a.jsonl.gz", packed)))
+    assert status == 413
+    assert message.startswith("the files have more than 50 passages")

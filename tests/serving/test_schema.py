@@ -38,7 +38,7 @@ MANY = 500
 def api(tmp_path_factory, model, memory) -> Iterator[object]:
     """With every route there is, over a memory of its own, whose versions may be named and used."""
     live = live_memory(shutil.copytree(memory, tmp_path_factory.mktemp("memories") / "own.lance"))
-    options = ServeOptions(feedback=tmp_path_factory.mktemp("feedback") / "said.jsonl")
+    options = ServeOptions(feedback=tmp_path_factory.mktemp("feedback") / "said.jsonl", allow_writes=True)
     with serving(create_app(load(model, memory=live), live, name="tiny", options=options), options) as running:
         yield schemathesis.openapi.from_url(f"{running.url}/openapi.json")
 

@@ -19,6 +19,7 @@ from latentrag.corpus.splitting import Bounds
 from latentrag.errors import InputError
 from latentrag.io import write_file
 from latentrag.options import PreviewOptions
+from latentrag.records import file_record
 
 if TYPE_CHECKING:
     from latentrag.protocols import PassageEncoder
@@ -56,7 +57,7 @@ class FileReport:
             "encoder": self.encoder and self.encoder.name,
             "max_tokens": self.encoder and self.encoder.max_tokens,
         }
-        return [{**record_of(ledger), **bound} for ledger in (*self.ledgers, *closed)]
+        return [{**file_record(ledger), **bound} for ledger in (*self.ledgers, *closed)]
 
     def write_first(self, path: Path) -> None:
         """Show at once what ``write`` will come to. Raises: InputError, also if something else is there already."""
@@ -92,17 +93,6 @@ class FileReport:
         told = [f"{count} × {why}" for why, count in left_out.items() if why not in skips]
         if told:
             say(f"left out: {'; '.join(told)}; `latentrag index preview` and --report say of which files")
-
-
-def record_of(ledger: Ledger) -> dict[str, object]:
-    """As JSON."""
-    return {
-        "file": ledger.file,
-        "characters": ledger.characters,
-        "left_out": ledger.left_out,
-        "encoding": ledger.encoding,
-        "is_guess": ledger.is_guess,
-    }
 
 
 def preview(

@@ -72,11 +72,11 @@ def serve(
 
     Ctrl-C, SIGTERM or SIGHUP finishes accepted requests before exiting.
     """
-    _require("serve", "fastapi", "uvicorn")
+    _require("serve", "fastapi", "uvicorn", "python_multipart")
     from latentrag.serving.feedback import check as check_feedback
     from latentrag.serving.run import access_to, address, bound, limited, run
 
-    access = access_to(host, key_file=api_key_file, hosts=limits.hosts)
+    access = access_to(host, key_file=api_key_file, hosts=limits.hosts, allow_writes=limits.allow_writes)
     if quiet and limits.log_questions:
         raise InputError("--log-questions has no effect, since --quiet logs no requests; leave one of them out")
     if passage_cache_folder is None and passage_cache_folder_size is not None:

@@ -15,10 +15,11 @@ from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.index import MemoryPath, listed_versions, load_encoder, resumable, say_advice
 from latentrag.cli.output import EXIT_PROBLEMS, print_json, print_line, say
-from latentrag.cli.preview import FileReport, record_of
+from latentrag.cli.preview import FileReport
 from latentrag.io import Progress as Bar
 from latentrag.io import progress
 from latentrag.options import PassageEncoderOptions, SyncOptions
+from latentrag.records import file_record
 
 if TYPE_CHECKING:
     from latentrag.sync import Progress, Report
@@ -76,7 +77,7 @@ def _show(report: Report, *, as_json: bool) -> None:
                 "files": {**asdict(files), "skipped": len(report.skipped)},
                 "passages": {**asdict(passages), **of_passages},
                 "skipped": [{"file": str(file), "reason": reason} for file, reason in report.skipped],
-                "ledgers": [record_of(ledger) for ledger in report.ledgers],
+                "ledgers": [file_record(ledger) for ledger in report.ledgers],
                 "missing": report.missing,
                 "pruned": report.pruned,
             }

@@ -209,6 +209,11 @@ class FilteredMemory:
         require_known(ids, by_id, "not among the passages that satisfy the condition")
         return [by_id[key] for key in ids]
 
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """(N,) which passages of the version are left, in the order of the table."""
+        return self._selection(self.base).mask
+
     def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
         """As ``Memory.search``: the K best of those that are left, or all of them if there are fewer.
 

@@ -233,6 +233,16 @@ class Table:
             origins = batch["origin"].to_pylist() if "origin" in columns else [None] * len(batch)
             yield from ((key, origin or "") for key, origin in zip(batch["id"].to_pylist(), origins, strict=True))
 
+    def summary_rows(self) -> Iterator[tuple[str, str, str, str]]:
+        """Every passage's id, title, source and origin, in the order of the rows."""
+        columns = [name for name in self.passage_columns if name in {"id", "title", "source", "origin"}]
+        for batch in self.scan(columns):
+            none = [None] * len(batch)
+            each = [batch[name].to_pylist() if name in columns else none for name in ("title", "source", "origin")]
+            rest = zip(*each, strict=True)
+            for key, (title, source, origin) in zip(batch["id"].to_pylist(), rest, strict=True):
+                yield key, title or "", source or "", origin or ""
+
     def passages_where(self, condition: pc.Expression) -> Iterator[tuple[Passage, int]]:
         """The passages that meet a condition on the columns, with their row ids, in the order of the rows."""
         for batch in self.scan(self.passage_columns, with_row_id=True, filter=condition):

@@ -12,6 +12,7 @@ from pathlib import Path
 from latentrag.errors import InputError, MemoryStoreError, command
 from latentrag.memory import history, version_files
 from latentrag.memory.schema import require_known
+from latentrag.memory.scratch import sweep
 from latentrag.memory.storage import Place, Storage, storage_of
 from latentrag.memory.table import ROWS_PER_FRAGMENT, Table
 from latentrag.memory.version_files import (
@@ -176,6 +177,7 @@ def forget(place: Place, ids: Iterable[str]) -> Forgotten:
     folder = storage.folder
     with writing(storage):
         remove_orphans(storage)
+        sweep(folder)
         before = _size_bytes(folder)
         holders = dict(_holders(folder, unwanted))
         passages = sorted({z for of_file in holders.values() for z in of_file}, key=lambda z: (z.id, z.text))

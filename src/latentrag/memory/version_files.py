@@ -8,6 +8,7 @@ _writer.lock                                  who writes
 _damaged/                                     versions that are damaged, set aside with their files
 _reencoding.jsonl                             what an unfinished re-encoding has written (see reencoding.py)
 _indexes/ _sync/                              disposable
+_scratch/                                     files of a change under way (see scratch.py)
 """
 
 from __future__ import annotations

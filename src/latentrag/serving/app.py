@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from latentrag.errors import LatentRagError, UnknownVersionError
-from latentrag.serving import docs_page, feedback, openai_routes, page, routes, schemas
+from latentrag.memory.scratch import sweep
+from latentrag.serving import docs_page, documents, feedback, openai_routes, page, routes, schemas
 from latentrag.serving.embeddings import Encoders
 from latentrag.serving.engine import Engine
 from latentrag.serving.failures import Refused
@@ -24,8 +25,9 @@ from latentrag.serving.guard import Access, Guard
 from latentrag.serving.memories import Memories
 from latentrag.serving.metrics import Metrics
 from latentrag.serving.options import ServeOptions
-from latentrag.serving.rights import require_unbound
+from latentrag.serving.rights import Rights, require_unbound
 from latentrag.serving.service import ERRORS, Service, json_response, responses
+from latentrag.serving.writing import Documents
 
 if TYPE_CHECKING:
     from latentrag.conditions import Condition
@@ -63,6 +65,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(sweep, service.memories.path)
         yield
         service.memories.close()
         await asyncio.to_thread(service.engine.batcher.close, options.drain_s)
@@ -80,6 +83,7 @@ def create_app(
     app.state.service = service
     for router in (routes.answers, routes.others, openai_routes.router, _model, _memory, _status):
         app.include_router(router(service))
+    app.include_router(documents.router(service, Documents(service.memories, service.engine)))
     if options.feedback is not None:
         app.include_router(feedback.router(options.feedback))
     _add_errors(app, service)
@@ -95,7 +99,14 @@ def create_app(
     methods[f"/v1/models/{name}"] = methods.pop("/v1/models/{model}")
     methods |= dict.fromkeys(("/docs", "/openapi.json", *page.paths()), frozenset({"GET"}))
     app.add_middleware(
-        Guard, options=options, access=access or Access(), metrics=metrics, methods=methods, files=page.paths()
+        Guard,
+        options=options,
+        access=access or Access(without_key=Rights(write=options.allow_writes)),
+        metrics=metrics,
+        methods=methods,
+        files=page.paths(),
+        uploads=frozenset({documents.PATH}),
+        own_pages_only=frozenset({documents.PATH}),
     )
     return app
 

@@ -104,22 +104,29 @@ class Encoders:
         own = retriever.query_encoder
         if of == "query":
             return own
+        found = await self.of_passages(own)
+        if found is None:
+            message = "the encoder of passages is not at hand; ask for input_type=query"
+            raise Refused(422, message, "encoder", param="input_type")
+        return found
+
+    async def of_passages(self, own: Any) -> PassageEncoder | None:
+        """The encoder of passages, loaded when it is first asked for; None if it is not at hand.
+
+        Args: own: the model's query encoder; None for one that retrieves by words.
+        """
         async with self._loading:
             if self._loaded is None:
                 self._loaded = await asyncio.to_thread(self._passage_encoder, own)
         return self._loaded
 
-    def _passage_encoder(self, own: Any) -> PassageEncoder:
-        pairing: str | None = own.passage_fingerprint
-        if isinstance(own, PassageEncoder) and pairing in {None, own.fingerprint}:
+    def _passage_encoder(self, own: Any) -> PassageEncoder | None:
+        if isinstance(own, PassageEncoder) and getattr(own, "passage_fingerprint", None) in {None, own.fingerprint}:
             return own
-        message = "the encoder of passages is not at hand; ask for input_type=query"
         try:
-            if self.load is not None:
-                return self.load()
-        except LatentRagError as error:
-            raise Refused(422, message, "encoder", param="input_type") from error
-        raise Refused(422, message, "encoder", param="input_type")
+            return None if self.load is None else self.load()
+        except LatentRagError:
+            return None
 
 
 def check(asked: EmbeddingRequest, encoder: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from latentrag.errors import EncoderMismatchError, InputError, LatentRagError, MemoryStoreError, OptionError
+from latentrag.errors import DataError, EncoderMismatchError, InputError, LatentRagError, MemoryStoreError, OptionError
 from latentrag.options import options_of_answers
 
 BAD_REQUEST = "invalid_request_error"
@@ -64,7 +64,7 @@ def refusal(error: LatentRagError, *, place: str = "") -> Refused:
     """
     message = error.called(_name_of) if isinstance(error, OptionError) else str(error)
     message = message.replace(place, "the memory") if place else message
-    if isinstance(error, InputError):
+    if isinstance(error, InputError | DataError):
         return Refused(422, message, "invalid_value")
     if isinstance(error, EncoderMismatchError):
         return Refused(409, message, "encoder_mismatch")

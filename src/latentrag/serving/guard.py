@@ -1,21 +1,23 @@
-"""What every request passes before a route is reached: host, key, rate, size, time, JSON; and what every response gets.
+"""What every request passes before a route is reached: host, key, rate, its body; and what every response gets.
 
 A plain ASGI layer, so that nothing is buffered on the way out and clients that misbehave cost little.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from latentrag.serving.bodies import Upload, headers_of, json_body, replayed, shown
 from latentrag.serving.failures import Gone, Refused
 from latentrag.serving.metrics import SECONDS
 from latentrag.serving.rights import Rights, set_rights
@@ -31,10 +33,7 @@ _LOG = logging.getLogger("latentrag.serving")
 _OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
 """Which tell nothing about model and memory: a browser that follows a link sends no key."""
 _MAX_CLIENTS = 10_000
-_DRAINED_BYTES = 4 * 1024 * 1024
-"""How much of a body that is too large is read all the same: who is still sending does not hear why it is refused."""
 _CLIENT_GONE = 499
-_SHOWN = 200
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
@@ -53,11 +52,19 @@ class Access:
         keys: API keys; without any, nobody needs one.
         hosts: names under which the server is spoken to, without port; empty: any.
         rights: of keys that have not the usual ones.
+        without_key: what everybody may do where there are no keys.
     """
 
     keys: tuple[str, ...] = ()
     hosts: frozenset[str] = frozenset()
     rights: Mapping[str, Rights] = field(default_factory=dict)
+    without_key: Rights = field(default_factory=Rights)
+
+    @property
+    def may_write(self) -> bool:
+        """Whether anybody may."""
+        known = [self.rights.get(key, Rights()) for key in self.keys] if self.keys else [self.without_key]
+        return any(each.write for each in known)
 
     def rights_of(self, given: str) -> Rights | None:
         """Those of a key, in a time that says nothing about the keys; None: it is none of them."""
@@ -93,6 +100,8 @@ class Guard:
         methods: of each path that the app knows.
         files: paths of what is the same for everybody and costs nothing: a browser that opens the page has no key
             yet, and asks for all of them at once.
+        uploads: paths whose body is a form with files, which is handed on as it comes; all others get JSON.
+        own_pages_only: paths that no page of another site may use, whatever ``--cors-origin`` says.
     """
 
     def __init__(
@@ -104,7 +113,10 @@ class Guard:
         metrics: Metrics,
         methods: Mapping[str, frozenset[str]],
         files: frozenset[str] = frozenset(),
+        uploads: frozenset[str] = frozenset(),
+        own_pages_only: frozenset[str] = frozenset(),
     ) -> None:
+        self._uploads, self._own_pages_only = uploads, own_pages_only
         self._app, self._options, self._access = app, options, access
         self._metrics, self._methods, self._files = metrics, methods, files
         self._root = options.root_path or ""
@@ -130,16 +142,22 @@ class Guard:
             if not scope["path"]:
                 await reply.redirect(f"{self._root}/")
                 return
-            if scope["method"] == "POST" and "POST" in self._methods.get(scope["path"], ()):
-                body = await self._body(scope, receive)
-                receive = _replayed(body, receive)
-            await self._app(self._as_known(scope), receive, reply.send)
+            send = reply.send
+            if scope["path"] in self._own_pages_only:
+                _check_own_page(scope)
+            if scope["method"] == "POST" and scope["path"] in self._uploads:
+                upload = Upload(receive, self._options, headers_of(scope))
+                receive, send = upload.receive, partial(upload.send, reply)
+            elif scope["method"] == "POST" and "POST" in self._methods.get(scope["path"], ()):
+                body = await json_body(receive, self._options, headers_of(scope))
+                receive = replayed(body, receive)
+            await self._app(self._as_known(scope), receive, send)
         except Refused as refused:
             await reply.refuse(refused)
         except Gone:
             reply.status = reply.status or _CLIENT_GONE
         except Exception:  # noqa: BLE001  a bug ends this request, and is logged
-            _LOG.exception("%s %s failed", scope["method"], _shown(scope["path"]))
+            _LOG.exception("%s %s failed", scope["method"], shown(scope["path"]))
             await reply.refuse(Refused(500, "the server has failed; its log says why", "internal"))
         finally:
             self._note(scope, reply.status, time.monotonic() - start_s, body)
@@ -164,14 +182,14 @@ class Guard:
 
     def _check(self, scope: Message) -> Rights:
         """What the client may see. Raises: Refused."""
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        self._check_host(headers.get(b"host", ""))
+        headers = headers_of(scope)
+        self._check_host(headers.get("host", ""))
         if scope["path"] in self._files and scope["method"] in {"GET", "HEAD"}:
             return Rights()
         rights = None
         client = scope["client"][0] if scope["client"] else "unknown"
         if self._access.keys:
-            scheme, _, given = headers.get(b"authorization", "").partition(" ")
+            scheme, _, given = headers.get("authorization", "").partition(" ")
             key = given.strip() if scheme.lower() == "bearer" else None
             rights = None if key is None else self._access.rights_of(key)
             if key is not None and rights is not None:
@@ -186,52 +204,23 @@ class Guard:
             )
         if self._access.keys and rights is None and scope["path"] not in _OPEN_PATHS:
             raise Refused(401, "no valid API key; send Authorization: Bearer KEY", "invalid_api_key")
-        return rights or Rights()
+        return rights or (Rights() if self._access.keys else self._access.without_key)
 
     def _check_host(self, host: str) -> None:
         """Against pages that let their own name point to this machine."""
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if self._access.hosts and name.lower() not in self._access.hosts:
             names = " or ".join(sorted(self._access.hosts))
-            message = f"Host {_shown(host)!r} is not this server; needed {names}, or start it with --allow-host"
+            message = f"Host {shown(host)!r} is not this server; needed {names}, or start it with --allow-host"
             raise Refused(421, message, "host")
-
-    async def _body(self, scope: Message, receive: Receive) -> bytes:
-        """The whole body, JSON for certain. Raises: Refused; Gone."""
-        body, size = bytearray(), 0
-        try:
-            async with asyncio.timeout(self._options.body_s):
-                async for part in _parts(receive):
-                    size += len(part)
-                    if size <= self._options.max_body_bytes:
-                        body += part
-                    elif size > _DRAINED_BYTES:
-                        break
-        except TimeoutError:
-            raise Refused(
-                408, f"the body has not arrived within {self._options.body_s:g} s; send it at once", "timeout"
-            ) from None
-        if size > self._options.max_body_bytes:
-            raise Refused(413, f"the body exceeds {self._options.max_body_bytes} bytes; send less", "too_large")
-        # Only now: who is refused while still sending may not hear why.
-        headers = dict(scope["headers"])
-        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        if kind != b"application/json":
-            raise Refused(415, f"Content-Type {_shown(kind.decode('latin-1'))!r}; needed application/json", "type")
-        packed = headers.get(b"content-encoding", b"").strip().lower()
-        if packed not in {b"", b"identity"}:
-            shown = _shown(packed.decode("latin-1"))
-            raise Refused(415, f"Content-Encoding {shown!r}; needed identity; send the body as it is", "encoding")
-        _check_json(bytes(body))
-        return bytes(body)
 
     def _note(self, scope: Message, status: int, seconds: float, body: bytes) -> None:
         path = scope["path"] if scope["path"] in self._methods else "other"
-        method = scope["method"] if scope["method"] in {"GET", "POST"} else "other"
+        method = scope["method"] if scope["method"] in {"GET", "POST", "DELETE"} else "other"
         self._metrics.count("latentrag_requests_total", path=path, method=method, status=str(status))
         self._metrics.observe("latentrag_request_seconds", seconds, SECONDS, path=path)
         said = f" {_questions(body)}" if self._options.log_questions and body else ""
-        _LOG.info("%s %s %d %.0f ms%s", method, _shown(scope["path"]), status, 1000 * seconds, said)
+        _LOG.info("%s %s %d %.0f ms%s", method, shown(scope["path"]), status, 1000 * seconds, said)
 
 
 class _Reply:
@@ -287,53 +276,19 @@ class _Reply:
         await self.send({"type": "http.response.body", "body": refused.body, "more_body": False})
 
 
+def _check_own_page(scope: Message) -> None:
+    """Raises: Refused for a request that a page of another site has made; a browser says so."""
+    headers = headers_of(scope)
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+    is_own = origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower() != ""
+    if not is_own or site not in {"same-origin", "none"}:
+        got = f"Origin {shown(origin)!r}" if origin is not None and not is_own else f"Sec-Fetch-Site {shown(site)!r}"
+        raise Refused(403, f"{got} is another site; documents are changed from this server's own page only", "origin")
+
+
 def _within(path: str, root: str) -> str:
     """The path below the one under which a proxy offers the server, whether or not the proxy has taken that away."""
     return path.removeprefix(root) if path == root or path.startswith(f"{root}/") else path
-
-
-async def _parts(receive: Receive) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises: Gone."""
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Gone
-        more = message.get("more_body", False)
-        yield message.get("body", b"")
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """A ``receive`` that gives the body once more, then what really comes."""
-    waiting = [body]
-
-    async def replay() -> Message:
-        if waiting:
-            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
-        return await receive()
-
-    return replay
-
-
-def _check_json(body: bytes) -> None:
-    """Raises: Refused for what is no JSON, or too deep."""
-    try:
-        json.loads(body.decode("utf-8"), parse_constant=_no_number)
-    except UnicodeDecodeError as error:
-        raise Refused(400, f"byte {error.start} of the body is not UTF-8; encode it as UTF-8", "encoding") from None
-    except RecursionError:
-        raise Refused(400, "the body is nested too deeply; send plain objects", "json") from None
-    except ValueError as error:
-        raise Refused(400, f"the body is not valid JSON ({error}); correct it", "json") from None
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
-
-
-def _shown(text: str) -> str:
-    """A client's text for a log or a message: one line, not long."""
-    return ascii(text[:_SHOWN])[1:-1]
 
 
 def _questions(body: bytes) -> str:

@@ -15,6 +15,7 @@ from latentrag.assemble import open_memory, with_memory
 from latentrag.errors import InputError, MemoryStoreError, UnknownVersionError
 from latentrag.memory import FilteredMemory
 from latentrag.memory.filtered import seen_through
+from latentrag.memory.history import SERVED
 from latentrag.memory.version_files import is_unwritable
 from latentrag.model import filtered
 from latentrag.serving.failures import busy
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from latentrag.conditions import Condition
-    from latentrag.memory import LiveMemory
+    from latentrag.memory import LiveMemory, Memory
     from latentrag.rag import Rag
 
 _LOG = logging.getLogger("latentrag.serving")
@@ -168,6 +169,15 @@ class Memories:
                 _LOG.warning("the choice of version %s is not kept: %s", which, error)
                 self.is_choice_kept = False
 
+    def follows_newest(self, newest: Memory) -> bool:
+        """Whether ``newest`` is served because it is, and not because somebody chose it."""
+        return self.live.version == newest.version and SERVED not in newest.tags()
+
+    def follow(self) -> None:
+        """Serve the newest version from now on. Raises: as ``use``."""
+        with self._changing:
+            self.live.use("newest")
+
     def exchange_model(self, load: Callable[[], Rag]) -> None:
         """Answer with another model from now on; requests that came before end with the old one.
 
@@ -231,7 +241,7 @@ class Memories:
             return _seen(serving.only(scope), name=self.path.name)
         log = serving.at("newest").log()
         named = serving.tags()
-        chosen = named.pop("served", None)
+        chosen = named.pop(SERVED, None)
         return {
             "name": self.path.name,
             "version": serving.version,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from latentrag.errors import InputError
-from latentrag.options import Option, check_options
+from latentrag.options import Option, check_options, size_in_bytes
 
 MAX_TEXT = 4_000
 """Characters of a question, an answer to score, or a message."""
@@ -28,6 +28,14 @@ MAX_NAME = 100
 MAX_ID = 1_000
 MAX_LISTED = 200
 """Passages that a difference of versions names, of each kind."""
+MAX_FILES = 100
+"""Files in one request that adds documents."""
+MAX_ADDED = 20_000
+"""Passages that one request adds; their ids, texts and vectors are some 60 MB."""
+MAX_SUMMARISED = 1_000_000
+"""Passages of a memory whose documents are listed: 10 s and 1 GB."""
+MAX_DELETED = 100
+"""Documents that one request deletes."""
 MAX_COMPARED = 100_000
 """Passages that are read to tell two versions apart: some 20 MB while it lasts."""
 
@@ -47,6 +55,9 @@ class ServeOptions:
         log_questions: Log the text of questions, too.
         feedback: Keep what users say of answers (`POST /api/feedback`, two buttons on the page) in this file of JSON
             lines, which `latentrag train` reads.
+        allow_writes: Let everybody on this machine add and delete documents, where no API key is needed; a key needs
+            the right to write instead.
+        max_upload: Largest size of the files that one request may add.
         origins: Web site whose pages may use the server (CORS), as https://example.org; "*": every site. May be
             repeated.
         hosts: Name under which the server may be spoken to, beside those of this machine, as behind a proxy; may be
@@ -59,6 +70,7 @@ class ServeOptions:
         send_s: How long a client may leave a part of the response unread.
         max_connections: Connections open at once.
         keep_alive_s: After how long without an event a stream sends a comment, so that nothing on the way closes it.
+        upload_s: How long the files of a request may take to arrive; none of their parts may take ``body_s``.
         drain_s: How long requests under way may take to finish when the server stops.
     """
 
@@ -68,6 +80,8 @@ class ServeOptions:
     rate: Annotated[float | None, Option(default="10 where a key is needed, else no limit", gt=0)] = None
     log_questions: Annotated[bool, Option()] = False
     feedback: Annotated[Path | None, Option(metavar="FILE", default="none: off")] = None
+    allow_writes: Annotated[bool, Option()] = False
+    max_upload: Annotated[str, Option(metavar="SIZE")] = "100MB"
     origins: Annotated[tuple[str, ...], Option(name="cors_origin", metavar="ORIGIN", default="none")] = ()
     hosts: Annotated[tuple[str, ...], Option(name="allow_host", metavar="NAME")] = ()
     root_path: Annotated[str | None, Option(metavar="PATH", default="none")] = None
@@ -78,12 +92,19 @@ class ServeOptions:
     send_s: Annotated[float, Option(gt=0, public=False)] = 30.0
     keep_alive_s: Annotated[float, Option(gt=0, public=False)] = 15.0
     max_connections: Annotated[int, Option(ge=1, public=False)] = 1_024
+    upload_s: Annotated[float, Option(gt=0, public=False)] = 600.0
     drain_s: Annotated[float, Option(gt=0, public=False)] = 120.0
 
     def __post_init__(self) -> None:
         check_options(self)
+        _ = self.max_upload_bytes
         for origin in self.origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise InputError(f"--cors-origin {origin!r} is no origin; write it as https://example.org, or '*'")
         if self.root_path is not None and not _ROOT_PATH.fullmatch(self.root_path):
             raise InputError(f"--root-path {self.root_path!r} is no path; write it as /rag")
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """Raises: InputError if it is no size."""
+        return size_in_bytes(self.max_upload, "--max-upload")

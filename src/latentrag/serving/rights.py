@@ -58,3 +58,14 @@ def require_unbound(what: str) -> None:
     """Raises: Refused for a key that may see some passages alone."""
     if rights_now().where is not None:
         raise Refused(403, f"this API key may not {what}; ask with one that sees all passages", "forbidden")
+
+
+def require_write() -> None:
+    """Raises: Refused for a client that may not change documents."""
+    if not rights_now().write:
+        raise Refused(
+            403,
+            "this client may not change documents; needed an API key with the right to write (`KEY write` in the file "
+            "of --api-key-file), or without keys a server started with --allow-writes",
+            "forbidden",
+        )

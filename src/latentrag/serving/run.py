@@ -40,15 +40,16 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def access_to(host: str, *, key_file: Path | None, hosts: Sequence[str] = ()) -> Access:
+def access_to(host: str, *, key_file: Path | None, hosts: Sequence[str] = (), allow_writes: bool = False) -> Access:
     """Who may ask a server at this address: everybody on this machine, or those with a key.
 
     Args:
         key_file: API keys, one a line, with its rights (see ``Rights.read``) after it; without it the variable
             LATENTRAG_API_KEY may hold one.
         hosts: other names under which it may be spoken to; without any, where others can connect, every name will do.
-    Raises: InputError if others can connect and there is no key, one is too short to be a secret or comes twice, or
-        what follows it is no right.
+        allow_writes: whether everybody on this machine may change documents, where there are no keys.
+    Raises: InputError if others can connect and there is no key, keys are there besides ``allow_writes``, one is too
+        short to be a secret or comes twice, or what follows it is no right.
     """
     rights = _keys(key_file)
     keys = tuple(rights)
@@ -57,12 +58,14 @@ def access_to(host: str, *, key_file: Path | None, hosts: Sequence[str] = ()) ->
             f"--host {host} lets others connect, and there is no API key; name a file with --api-key-file or set "
             f"{KEY_VARIABLE}"
         )
+    if keys and allow_writes:
+        raise InputError("--allow-writes has no effect where API keys are needed; write `write` after a key instead")
     if any(len(key) < _SHORTEST_KEY or not key.isascii() for key in keys):
         raise InputError(f"an API key is shorter than {_SHORTEST_KEY} characters or not ASCII; choose a random one")
     named = frozenset(name.lower() for name in hosts)
     if is_loopback(host) or named:
         named |= _LOOPBACK_NAMES | {f"[{host}]" if ":" in host else host}
-    return Access(keys=keys, hosts=named, rights=rights)
+    return Access(keys=keys, hosts=named, rights=rights, without_key=Rights(write=allow_writes))
 
 
 def _keys(key_file: Path | None) -> dict[str, Rights]:

@@ -27,7 +27,7 @@ async def finished(job: Job, receive: Receive, *, batcher: Batcher, max_wait_s: 
     Raises: what the job ended with; Gone if the client went away; Refused if it waited too long to be begun.
     """
     done = asyncio.wrap_future(job.result)
-    gone = asyncio.ensure_future(_disconnected(receive))
+    gone = asyncio.ensure_future(disconnected(receive))
     try:
         await _begun_or_refused({done, gone}, job, batcher, max_wait_s)
         if not done.done():
@@ -50,7 +50,7 @@ async def _begun_or_refused(what: set[Any], job: Job, batcher: Batcher, max_wait
         )
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
     """Returns when the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -79,7 +79,7 @@ class StreamState:
         """
         job.result.add_done_callback(self.tell)
         first = asyncio.ensure_future(self._events.get())
-        gone = asyncio.ensure_future(_disconnected(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         try:
             await _begun_or_refused({first, gone}, job, batcher, max_wait_s)
             if not first.done():
@@ -139,7 +139,7 @@ class EventStream(Response):
 
     async def __call__(self, _scope: Message, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
-        gone = asyncio.ensure_future(_disconnected(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         sending = asyncio.ensure_future(self._sent(send))
         try:
             await asyncio.wait({gone, sending}, return_when=asyncio.FIRST_COMPLETED)

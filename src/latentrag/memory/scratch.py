@@ -1,0 +1,52 @@
+"""Files that are needed while a memory is changed, and never longer: in a folder inside the memory."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from latentrag import io
+from latentrag.errors import MemoryStoreError
+
+FOLDER = "_scratch"
+
+
+@contextmanager
+def scratch_folder(memory: Path) -> Iterator[Path]:
+    """An empty folder, which is removed with what is in it when the block ends; what a killed process left goes first.
+
+    Args:
+        memory: the memory's folder.
+    Raises: MemoryStoreError if the memory cannot be written.
+    """
+    sweep(memory)
+    try:
+        (memory / FOLDER).mkdir(exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=memory / FOLDER))
+    except OSError as error:
+        raise MemoryStoreError(
+            f"{memory} cannot be written ({error.strerror or error}); make room or check its permissions"
+        ) from error
+    try:
+        with io.exclusive(folder):  # so that others know that it is in use
+            yield folder
+    finally:
+        _remove(folder)
+
+
+def sweep(memory: Path) -> None:
+    """Remove what killed processes left behind; what is in use stays. Where that fails, it stays for the next time."""
+    with suppress(OSError):
+        for folder in (memory / FOLDER).iterdir():
+            with io.exclusive(folder) as alone:
+                if alone:
+                    _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # others have one in it
+        folder.parent.rmdir()
