@@ -9,20 +9,21 @@ AXE := 4.14.1
 STAMP := .venv/installed
 BENCH := .venv/installed-bench
 LLAMA := .venv/installed-llama-cpp
+CLUSTER := .venv/installed-cluster
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help test lint test-environments test-gpu test-page test-properties torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
+.PHONY: help test lint test-environments test-gpu test-page test-cluster test-properties torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
 	experiment-precision experiment-shares experiment-removal experiment-confidence experiment-sets experiment-made-questions experiment-intervals experiment-bm25 experiment-prior bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
 	bench-memory bench-filters bench-swap bench-sync bench-serving bench-html bench-spans reproduce clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-test: lint $(LLAMA)  ## Check style, types, the rooms' import rules, and run the tests.
-	@$(BIN)/python -m pytest -n 2
+test: lint $(LLAMA) $(CLUSTER)  ## Check style, types, the rooms' import rules, and run the tests.
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # Where it cannot be compiled, the tests of GGUF files are skipped, and say so.
 $(LLAMA): $(STAMP)
@@ -32,11 +33,23 @@ $(LLAMA): $(STAMP)
 		echo "llama-cpp-python cannot be compiled here; tests of GGUF files will be skipped" >&2
 	@touch $@
 
+# Where ray has no wheel, the tests of clusters are skipped, and say so.
+$(CLUSTER): $(STAMP)
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[cluster]' || \
+		echo "ray cannot be installed here; tests of clusters will be skipped" >&2
+	@touch $@
+
 lint: $(STAMP)  ## Check style, types and import rules.
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+
+# In a network of its own where the system allows that: Ray listens on the machine's address, not on loopback.
+test-cluster: $(CLUSTER)  ## Kill, exchange and divide shards on Ray, minutes.
+	@if unshare -rn true 2>/dev/null; then \
+		unshare -rn sh -c 'ip link set lo up && $(BIN)/python -m pytest -m "cluster or not cluster" tests/cluster'; \
+	else $(BIN)/python -m pytest -m "cluster or not cluster" tests/cluster; fi
 
 test-gpu: $(STAMP)  ## Run the tests of devices on a real accelerator, a minute; DEVICE=mps, default cuda.
 	@LATENTRAG_TEST_DEVICE=$(or $(DEVICE),cuda) $(BIN)/python -m pytest tests/test_devices.py

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MEMORIES: Table[Callable[..., Memory]] = Table("scheme of memories", {}, group="latentrag.memories")
+MEMORIES: Table[Callable[..., Memory]] = Table(
+    "scheme of memories", {"cluster": "latentrag.cluster.live:open_memory"}, group="latentrag.memories"
+)
 """Scheme → function from an address and ``version`` to an open memory."""
 MODELS: Table[Callable[..., Any]] = Table("scheme of models", {}, group="latentrag.models")
 """Scheme → function from an address and ``place.Places`` to ``assemble.parts.Parts``."""

@@ -406,6 +406,8 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
         ],
     ),
     ("index build", "`--max-memory`", "with `--index flat`", ["index build --index flat --max-memory 1GB"]),
+    ("cluster build", "`--actors`", "with `--gpus`", ["cluster build --actors 2 --gpus 1"]),
+    ("cluster up", "`--index-folder`", "with `--index flat`", ["cluster up --index flat --index-folder here"]),
     ("index verify", "`--seed`", "with `--sample 0`", ["index verify --sample 0 --seed 1"]),
     ("index prune", "`--keep`, `--older-than`", "together", ["index prune --keep 1 --older-than 1"]),
     ("index tag", "`--remove`", "with a version", ["index tag name 1 --remove"]),
@@ -427,7 +429,9 @@ def test_options_of_other_commands_are_refused(place, model, memory, monkeypatch
     """For what they are, and not because something else is wrong with the line."""
     monkeypatch.chdir(place)
     command, *rest = arguments = line.split()
-    if command != "index":
+    if command == "cluster":
+        arguments = [command, rest[0], memory, *(["data.jsonl"] if rest[0] == "build" else []), *rest[1:]]
+    elif command != "index":
         models = [] if "-m" in rest else ["-m", model]
         arguments = [command, *POSITIONS.get(command, []), *models, "-i", memory, *rest]
     elif rest[0] not in ("add", "preview", "sync"):

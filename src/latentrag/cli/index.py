@@ -97,21 +97,15 @@ def add(
         on_ledger=of_files.ledgers.append,
         **reading.of_files(),
     )
-    try:
-        with resumable():
-            done = add_to(
-                path,
-                found,
-                loaded,
-                upsert=upsert,
-                passages_per_commit=reading.passages_per_commit,
-                progress=sys.stderr.isatty(),
-            )
-    finally:
-        found.close()  # ends the processes that read
-        of_files.tell()
-        if report is not None:
-            of_files.write(report)
+    with of_files.told_of(found, report), resumable():
+        done = add_to(
+            path,
+            found,
+            loaded,
+            upsert=upsert,
+            passages_per_commit=reading.passages_per_commit,
+            progress=sys.stderr.isatty(),
+        )
     after = done.memory
     if as_json:
         print_json(

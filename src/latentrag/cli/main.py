@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from latentrag.cli import output, streams
+from latentrag.cli import cluster, output, streams
 from latentrag.cli.arguments import command
 from latentrag.cli.ask import ask, classify, demo
 from latentrag.cli.calibrate import calibrate
@@ -82,6 +82,10 @@ def app() -> typer.Typer:
         index.command()(command(function))
     index.command("import")(command(import_))
     commands.add_typer(index, name="index")
+    on_ray = make(cls=_Group, help="Encode and search with several machines, on a Ray cluster.")
+    for function in (cluster.build, cluster.up, cluster.use, cluster.status, cluster.down):
+        on_ray.command()(command(function))
+    commands.add_typer(on_ray, name="cluster")
     commands.command("eval")(command(evaluate))
     for function in (serve, mcp, make_questions, train, fit_prior, calibrate, export, compare, reproduce, doctor):
         commands.command()(command(function))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +23,7 @@ from latentrag.options import PreviewOptions
 from latentrag.records import file_record
 
 if TYPE_CHECKING:
+    from latentrag.corpus.reading import Passages
     from latentrag.protocols import PassageEncoder
 
 Files = Annotated[
@@ -77,6 +79,18 @@ class FileReport:
             write_file(path, lines.encode())
         except OSError as error:
             raise InputError(f"--report {path} cannot be written ({error.strerror}); choose another file") from error
+
+    @contextmanager
+    def told_of(self, found: Passages, report: Path | None) -> Iterator[None]:
+        """Within: the passages are read. Afterwards the processes that read end, and what became of the files is told,
+        and written to a file if one is named."""
+        try:
+            yield
+        finally:
+            found.close()
+            self.tell()
+            if report is not None:
+                self.write(report)
 
     def tell(self) -> None:
         """On standard error, which files were skipped, how many encodings were guessed, and what was left out."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import operator
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -180,18 +180,24 @@ class Columns:
             mask: (N,) the passages that may be known of; None: all.
         Raises: InputError.
         """
-        for test in tests_of(condition):
-            column = self._column(test.field)
-            present = None if column is None else column.present(mask)
-            if column is None or present is None or not (present.any() or test.field in OWN or test.field == PLACE):
-                raise InputError(f"no passage has a field {test.field!r}; there are: {', '.join(self.names(mask))}")
-            _check_kinds(test, column.kinds(present))
+        check_fields(condition, lambda name: self.kinds(name, mask), lambda: self.names(mask))
+
+    def kinds(self, name: str, mask: npt.NDArray[np.bool_] | None = None) -> set[str] | None:
+        """Of the values that passages (of the mask) have in a field; None: none of them has the field."""
+        column = self._column(name)
+        if column is None:
+            return None
+        present = column.present(mask)
+        return column.kinds(present) if present.any() or name in OWN or name == PLACE else None
 
     def names(self, mask: npt.NDArray[np.bool_] | None = None) -> list[str]:
         """Fields that passages (of the mask) have, and those that all have; the first of them if there are many."""
+        return shown_names(self.stated_names(mask))
+
+    def stated_names(self, mask: npt.NDArray[np.bool_] | None = None) -> set[str]:
+        """Fields that passages (of the mask) state."""
         stated = self._read()
-        found = sorted(name for name in stated if name not in OWN and stated[name].present(mask).any())
-        return [*OWN, *found[:_SHOWN], *(["…"] if len(found) > _SHOWN else [])]
+        return {name for name in stated if name not in OWN and stated[name].present(mask).any()}
 
     def _column(self, name: str) -> Column | None:
         with self._lock:
@@ -232,6 +238,23 @@ class Columns:
             if self._stated is None:
                 self._stated = _stated(self.table)
             return self._stated
+
+
+def check_fields(
+    condition: Condition, kinds: Callable[[str], Collection[str] | None], names: Callable[[], Sequence[str]]
+) -> None:
+    """As ``Columns.check``. Args: kinds, names: as of ``Columns``."""
+    for test in tests_of(condition):
+        found = kinds(test.field)
+        if found is None:
+            raise InputError(f"no passage has a field {test.field!r}; there are: {', '.join(names())}")
+        _check_kinds(test, found)
+
+
+def shown_names(stated: Iterable[str]) -> list[str]:
+    """The fields that every passage has, and those stated; the first of them if there are many."""
+    found = sorted(stated)
+    return [*OWN, *found[:_SHOWN], *(["…"] if len(found) > _SHOWN else [])]
 
 
 def _pairs(batch: pa.RecordBatch) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from latentrag.memory.history import Diff
-    from latentrag.memory.indexes import Index
+    from latentrag.memory.indexes import Hits, Index
     from latentrag.memory.live import LiveMemory
     from latentrag.memory.memory import Memory
     from latentrag.memory.schema import EncoderCard
@@ -223,6 +223,12 @@ class FilteredMemory:
         self._require_some(base)
         within = self._within(base)
         return base.search(q, k if k < 1 else min(k, len(within.left)), within=within)
+
+    def hits(self, q: npt.NDArray[np.float32], k: int) -> tuple[Hits, dict[int, Passage]]:
+        """As ``Memory.hits``, of those that are left, one or more, or all of them if there are fewer than k."""
+        base = self.base
+        within = self._within(base)
+        return base.hits(q, min(k, len(within.left)), within=within)
 
     def search_words(self, x: Sequence[str], k: int, *, scale: float = 1.0) -> WordResult:
         """As ``Memory.search_words``, of those that are left, or all of them if there are fewer than k."""

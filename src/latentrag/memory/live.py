@@ -15,8 +15,34 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from latentrag import protocols
     from latentrag.protocols import QueryEncoder
     from latentrag.types import Passage, SearchResult
+
+
+class Searching:
+    """The query encoders that search a memory which is exchanged; a model that is exchanged goes."""
+
+    def __init__(self) -> None:
+        self._encoders: list[weakref.ref[QueryEncoder]] = []
+
+    def __len__(self) -> int:
+        return len(self._present())
+
+    def add(self, query_encoder: QueryEncoder) -> None:
+        """One more, if it is not among them."""
+        present = self._present()
+        if not any(encoder is query_encoder for encoder in present):
+            present.append(query_encoder)
+        self._encoders = [weakref.ref(encoder) for encoder in present]
+
+    def check(self, memory: protocols.Memory) -> None:
+        """Raises: EncoderMismatchError if the memory does not fit one of them."""
+        for encoder in self._present():
+            memory.check(encoder)
+
+    def _present(self) -> list[QueryEncoder]:
+        return [encoder for each in self._encoders if (encoder := each()) is not None]
 
 
 class LiveMemory:
@@ -29,7 +55,7 @@ class LiveMemory:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._encoders: list[weakref.ref[QueryEncoder]] = []  # a model that is exchanged goes
+        self._encoders = Searching()
         self._exchange = threading.Lock()
 
     def snapshot(self) -> Memory:
@@ -49,8 +75,7 @@ class LiveMemory:
         with self._exchange:
             before = self._memory
             memory = which if isinstance(which, Memory) else before.at(which)
-            for encoder in self._searching():
-                memory.check(encoder)
+            self._encoders.check(memory)
             memory.warm_up(words=before.has_words)
             self._memory = memory
             return before
@@ -59,13 +84,7 @@ class LiveMemory:
         """As ``Memory.check``, also for every memory that is used later."""
         with self._exchange:
             self._memory.check(query_encoder)
-            present = self._searching()
-            if not any(encoder is query_encoder for encoder in present):
-                present.append(query_encoder)
-            self._encoders = [weakref.ref(encoder) for encoder in present]
-
-    def _searching(self) -> list[QueryEncoder]:
-        return [encoder for each in self._encoders if (encoder := each()) is not None]
+            self._encoders.add(query_encoder)
 
     def where(self, where: Where) -> FilteredMemory:
         """As ``Memory.where``, of whichever memory is there."""

@@ -301,13 +301,18 @@ class Memory:
             within: which passages are searched, k or more; None: all. See ``where``.
         Raises: InputError if k < 1, k > len(self) or q is not finite; ShapeError; MemoryStoreError if empty.
         """
+        hits, by_row = self.hits(q, k, within=within)
+        passages = [[by_row[row] for row in rows] for rows in hits.row_ids.tolist()]
+        return SearchResult(passages=passages, vectors=hits.vectors, scores=hits.scores, version=self.version)
+
+    def hits(
+        self, q: npt.NDArray[np.float32], k: int, *, within: Within | None = None
+    ) -> tuple[Hits, dict[int, Passage]]:
+        """What ``search`` finds, by row ids, and the passages of these rows. Args, Raises: as for ``search``."""
         require_unforked(MemoryStoreError)  # faiss's threads do not come along
-        q = np.asarray(q, dtype=np.float32)
-        self._check_query(q, k)
-        row_ids, vectors, scores = self._hits(q, k, within)
-        by_row = self._passages(np.unique(row_ids))
-        passages = [[by_row[row] for row in rows] for rows in row_ids.tolist()]
-        return SearchResult(passages=passages, vectors=vectors, scores=scores, version=self.version)
+        q = checked_query(q, k, card=self.card, num_passages=len(self), version=self.version, path=self.path)
+        found = self._hits(q, k, within)
+        return found, self._passages(np.unique(found.row_ids))
 
     def search_words(self, x: Sequence[str], k: int, *, scale: float = 1.0, within: Within | None = None) -> WordResult:
         """As ``protocols.SearchesWords``. Safe to call from several threads. Args: within: as for ``search``."""
@@ -334,8 +339,7 @@ class Memory:
         Args: within: as for ``search``.
         Raises: as ``search``.
         """
-        q = np.asarray(q, dtype=np.float32)
-        self._check_query(q, num)
+        q = checked_query(q, num, card=self.card, num_passages=len(self), version=self.version, path=self.path)
         (index, kept), hits = self._words_of(within), self._hits(q, num, within)
         rows = [
             np.union1d(hits.row_ids[b], index.row_ids[index.best(question, num, kept=kept).places])
@@ -385,24 +389,6 @@ class Memory:
     def has_words(self) -> bool:
         """Whether its index of words is loaded."""
         return self._words is not None
-
-    def _check_query(self, q: npt.NDArray[np.float32], k: int) -> None:
-        if q.ndim != 2 or not len(q) or q.shape[1] != self.card.dimension:
-            raise ShapeError(
-                f"q has shape {q.shape}, needed (B, {self.card.dimension}) with B of 1 or more; "
-                f"encode the questions with the query encoder that belongs to {self.card.encoder}"
-            )
-        if not np.isfinite(q).all():
-            raise InputError("q holds values that are not finite; check the query encoder's weights and its input")
-        if k < 1:
-            raise OptionError("{k}={given} passages cannot be retrieved; choose 1 or more", given=k)
-        if not len(self):
-            raise MemoryStoreError(
-                f"{self.path} has no passages at version {self.version}; "
-                f"add some with `latentrag index add {self.path} FILES…`"
-            )
-        if k > len(self):
-            raise exceeds_memory(k, len(self))
 
     def _hits(self, q: npt.NDArray[np.float32], k: int, within: Within | None) -> Hits:
         """A damaged index is done without; nothing is lost but time."""
@@ -559,6 +545,29 @@ class Memory:
             if notes is not None:
                 notes.end()
         return self.with_table(writer.table)
+
+
+def checked_query(
+    q: npt.NDArray[np.float32], k: int, *, card: EncoderCard, num_passages: int, version: int, path: Path
+) -> npt.NDArray[np.float32]:
+    """q (B, D) as float32, for a search of so many passages. Raises: as ``Memory.search``."""
+    q = np.asarray(q, dtype=np.float32)
+    if q.ndim != 2 or not len(q) or q.shape[1] != card.dimension:
+        raise ShapeError(
+            f"q has shape {q.shape}, needed (B, {card.dimension}) with B of 1 or more; "
+            f"encode the questions with the query encoder that belongs to {card.encoder}"
+        )
+    if not np.isfinite(q).all():
+        raise InputError("q holds values that are not finite; check the query encoder's weights and its input")
+    if k < 1:
+        raise OptionError("{k}={given} passages cannot be retrieved; choose 1 or more", given=k)
+    if not num_passages:
+        raise MemoryStoreError(
+            f"{path} has no passages at version {version}; add some with `latentrag index add {path} FILES…`"
+        )
+    if k > num_passages:
+        raise exceeds_memory(k, num_passages)
+    return q
 
 
 def add(

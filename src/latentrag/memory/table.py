@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import numpy as np
 from latentrag import io
 from latentrag.errors import MemoryStoreError, UnknownVersionError
 from latentrag.memory import version_files
+from latentrag.memory.parts import Cut, Part, Unit, condition_on_rows, file_of, part_of
 from latentrag.memory.schema import (
     CARD_KEY,
     LATER_COLUMNS,
@@ -63,6 +64,8 @@ class Table:
     storage: Storage
     opened: lance.LanceDataset
     card: EncoderCard
+    part: Part | None = None
+    """Which rows are read; None: all. A table of some rows is never written."""
 
     @property
     def dataset(self) -> lance.LanceDataset:
@@ -141,7 +144,27 @@ class Table:
         return None if found is None else found.decode()
 
     def __len__(self) -> int:
-        return int(self.dataset.count_rows())
+        if self.part is None:
+            return int(self.dataset.count_rows())
+        return sum(self.num_rows_of(fragment) for fragment in self.lance_fragments())
+
+    def some(self, units: Iterable[Unit]) -> Table:
+        """These rows of the version alone."""
+        return replace(self, part=part_of(units))
+
+    def lance_fragments(self) -> list[LanceFragment]:
+        """Those that hold its rows, in the order of the rows."""
+        with version_files.reading(self.path):
+            found = list(self.dataset.get_fragments())
+        return found if self.part is None else [each for each in found if file_of(each) in self.part]
+
+    def cuts(self, fragment: LanceFragment) -> tuple[Cut, ...]:
+        """Ranges of the row ids of this fragment that its rows are in; none: they are all rows of the fragment."""
+        return () if self.part is None else self.part[file_of(fragment)]
+
+    def num_rows_of(self, fragment: LanceFragment) -> int:
+        """How many of its rows a fragment has."""
+        return len(self.row_ids([fragment])) if self.cuts(fragment) else int(fragment.metadata.num_rows)
 
     @property
     def passage_columns(self) -> list[str]:
@@ -167,6 +190,11 @@ class Table:
             for batch in self.scan(self.passage_columns, fragments=kept):
                 yield from to_passages(batch)
 
+    def passages_from(self, start: int, num: int) -> Iterator[Passage]:
+        """So many passages at most, in the order of the rows of a whole version, after the first ``start``."""
+        for batch in self.scan(self.passage_columns, offset=start, limit=num):
+            yield from to_passages(batch)
+
     def passages_to_copy(self) -> Iterator[Passage]:
         """As ``passages``, for what is written anew. Raises: MemoryStoreError at a file that is not as it was written,
         before any of its passages."""
@@ -176,7 +204,7 @@ class Table:
     def fragments(self) -> dict[tuple[str, ...], LanceFragment]:
         """The parts that the rows are in, by their files' names; other versions with the same have the same rows."""
         with version_files.reading(self.path):
-            return {tuple(version_files.of_fragment(each)): each for each in self.dataset.get_fragments()}
+            return {tuple(version_files.of_fragment(each)): each for each in self.lance_fragments()}
 
     def vectors(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float16]]]:
         """Batches of row ids (n,) and vectors (n, D), in the order of the rows."""
@@ -251,10 +279,11 @@ class Table:
     def vectors_of(self, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
         """The vectors with these row ids, in this order, repeats allowed: (n, D). Raises: MemoryStoreError."""
         distinct, place = np.unique(row_ids, return_inverse=True)
+        whole = replace(self, part=None)  # the rows are named
         vectors, num_rows = np.empty((len(distinct), self.card.dimension), np.float16), 0
         for start in range(0, len(distinct), ROWS_PER_LOOKUP):
             wanted = ", ".join(map(str, distinct[start : start + ROWS_PER_LOOKUP].tolist()))
-            for batch in self.scan(["vector"], with_row_id=True, filter=f"_rowid IN ({wanted})"):
+            for batch in whole.scan(["vector"], with_row_id=True, filter=f"_rowid IN ({wanted})"):
                 vectors[np.searchsorted(distinct, batch["_rowid"])] = to_vectors(batch, self.card.dimension)
                 num_rows += len(batch)
         if num_rows != len(distinct):
@@ -262,12 +291,24 @@ class Table:
         return vectors[place]
 
     def scan(self, columns: list[str], **options: Any) -> Iterator[pa.RecordBatch]:
-        """Batches of these columns, in the order of the rows. Args: options: as of ``LanceDataset.scanner``."""
+        """Batches of these columns, in the order of the rows.
+
+        Args: options: as of ``LanceDataset.scanner``; of a table of some rows a filter is text.
+        """
         with version_files.reading(self.path):
-            scanner = self.dataset.scanner(
-                columns=columns, scan_in_order=True, **{"batch_size": ROWS_PER_READ} | options
-            )
-            yield from scanner.to_batches()
+            for each in [options] if self.part is None else self._restricted(options):
+                scanner = self.dataset.scanner(
+                    columns=columns, scan_in_order=True, **{"batch_size": ROWS_PER_READ} | each
+                )
+                yield from scanner.to_batches()
+
+    def _restricted(self, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The options of a scan for each fragment, so that they give its rows alone."""
+        given = options.get("fragments")
+        for fragment in self.lance_fragments() if given is None else given:
+            wanted = [text for text in (options.get("filter"), condition_on_rows(self.cuts(fragment))) if text]
+            of_filter = {"filter": " AND ".join(f"({text})" for text in wanted)} if wanted else {}
+            yield options | {"fragments": [fragment]} | of_filter
 
     def _scan_to_copy(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """A copy gets a checksum of its own, with which damage would pass for what was written."""

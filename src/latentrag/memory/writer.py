@@ -106,6 +106,11 @@ class Writer:
         self._stage()
         self._committed(self.table.replace_all(self._staged, change=change))
 
+    def stage(self) -> Staged:
+        """What was put since the last commit, in files, for whichever process commits it. Raises: MemoryStoreError."""
+        self._stage()
+        return self._staged
+
     def _stage(self) -> None:
         rows, self._rows = self._rows, []
         if rows:

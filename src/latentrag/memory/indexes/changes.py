@@ -34,7 +34,8 @@ COMPARED_ROWS = 64
 
 
 class Fragment(NamedTuple):
-    """files: of the columns, named at random, never written twice. deletions: the file that lists deleted rows."""
+    """files: of the columns, named at random, never written twice; for a part of a fragment also which rows it has.
+    deletions: the file that lists deleted rows."""
 
     files: tuple[str, ...]
     deletions: str
@@ -63,25 +64,26 @@ class Difference:
 
 def fragments(table: Table) -> list[Fragment]:
     """Of this version, in the order of the rows."""
-    return [_described(fragment) for fragment in table.dataset.get_fragments()]
+    return [_described(table, fragment) for fragment in table.lance_fragments()]
 
 
-def _described(fragment: LanceFragment) -> Fragment:
+def _described(table: Table, fragment: LanceFragment) -> Fragment:
     deletions = fragment.metadata.deletion_file
     named = "" if deletions is None else f"{deletions.read_version}-{deletions.id}-{deletions.num_deleted_rows}"
     files = tuple(file.path for file in fragment.metadata.files)
-    return Fragment(files, named, int(fragment.metadata.num_rows))
+    cuts = tuple(f"rows {first}-{stop}" for first, stop in table.cuts(fragment))
+    return Fragment((*files, *cuts), named, table.num_rows_of(fragment))
 
 
 def stream(table: Table) -> Iterator[Rows]:
     """Every row, in the order of the table."""
-    for fragment in table.dataset.get_fragments():
+    for fragment in table.lance_fragments():
         yield from _rows_of(table, fragment)
 
 
 def stream_with_passages(table: Table) -> Iterator[tuple[Rows, list[Passage]]]:
     """The same, with the passages that have these vectors."""
-    for fragment in table.dataset.get_fragments():
+    for fragment in table.lance_fragments():
         for rows, batch in _batches_of(table, fragment, [*table.passage_columns, "vector"]):
             yield rows, to_passages(batch)
 
@@ -106,7 +108,7 @@ def _batches_of(table: Table, fragment: LanceFragment, columns: list[str]) -> It
 
 def difference(table: Table, before: Sequence[Fragment], row_ids: npt.NDArray[np.int64]) -> Difference:
     """How ``table`` differs from the version with the fragments ``before``, whose rows are ``row_ids``."""
-    now = {_described(fragment): fragment for fragment in table.dataset.get_fragments()}
+    now = {_described(table, fragment): fragment for fragment in table.lance_fragments()}
     shared, known_files = now.keys() & set(before), {fragment.files for fragment in before}
     ends = np.cumsum([0, *(fragment.num_rows for fragment in before)])
     changed = [row_ids[ends[i] : ends[i + 1]] for i, fragment in enumerate(before) if fragment not in shared]
@@ -125,9 +127,9 @@ def difference(table: Table, before: Sequence[Fragment], row_ids: npt.NDArray[np
 def rows_with(table: Table, row_ids: npt.NDArray[np.int64]) -> Rows:
     """The rows with these ids, in ascending order; ids that are not there are left out."""
     parts = [Rows(np.empty(0, np.int64), np.empty((0, table.card.dimension), np.float16))]
-    for fragment in table.dataset.get_fragments() if len(row_ids) else ():
+    for fragment in table.lance_fragments() if len(row_ids) else ():
         wanted = np.intersect1d(table.row_ids([fragment]), row_ids, assume_unique=True)
-        if len(wanted) > SCANNED_SHARE * fragment.metadata.num_rows:
+        if len(wanted) > SCANNED_SHARE * table.num_rows_of(fragment):
             parts += [_chosen(rows, wanted) for rows in _rows_of(table, fragment)]
         else:
             parts.append(Rows(wanted, table.vectors_of(wanted)))

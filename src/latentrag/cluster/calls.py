@@ -1,0 +1,183 @@
+"""Calls to the actors of shards: each try has a time limit, and where one fails another replica is asked.
+
+Ray repeats no call of ours (max_task_retries=0): it would wait for an actor that restarts, and asks no other one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from latentrag.cluster.connection import NAMESPACE
+from latentrag.cluster.division import Division
+from latentrag.cluster.shard import NotLoaded, Refused
+from latentrag.errors import InputError, LatentRagError, MemoryStoreError, UnknownVersionError, command
+
+if TYPE_CHECKING:
+    import ray
+
+RESTS_S = 5.0
+"""How long a replica that failed is asked after the others."""
+
+Replica = tuple[int, int]
+"""Numbers of a shard and of a replica, from 0."""
+
+
+def actor_name(name: str, replica: Replica) -> str:
+    """Of the actor that is this replica."""
+    return f"{name}/shard-{replica[0] + 1}/replica-{replica[1] + 1}"
+
+
+@dataclass(slots=True, eq=False)
+class Calls:
+    """Safe to use from several threads.
+
+    Attributes:
+        name: of the memory in the cluster.
+        timeout_s: the limit of a try.
+    """
+
+    name: str
+    num_shards: int
+    num_replicas: int
+    timeout_s: float
+    _handles: dict[Replica, Any] = field(default_factory=dict)
+    _failed: dict[Replica, float] = field(default_factory=dict)
+    _loading: dict[tuple[Replica, str], Any] = field(default_factory=dict)
+    _turns: itertools.count[int] = field(default_factory=itertools.count)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def each(self, method: str, arguments: Mapping[int, tuple[Any, ...]], division: Division) -> dict[int, Any]:
+        """An answer of each of these shards, from one of its replicas.
+
+        Args:
+            arguments: shard → what the method gets.
+            division: what a replica is asked to load that does not hold it.
+        Raises: MemoryStoreError that names a shard of which no replica answers in time; what a shard refuses.
+        """
+        replies: dict[int, Any] = {}
+        why: dict[int, str] = {}
+        orders = {shard: self._order(shard) for shard in arguments}
+        for turn in range(self.num_replicas):
+            asked = [orders[shard][turn] for shard in arguments if shard not in replies]
+            if not asked:
+                break
+            tried = self._tried(method, {each: arguments[each[0]] for each in asked}, limit_s=self.timeout_s)
+            for replica, reply in tried.items():
+                problem = self._problem(replica, reply, division)
+                if problem is None:
+                    replies[replica[0]] = reply
+                else:
+                    why[replica[0]] = problem
+        for shard in arguments:
+            if shard not in replies:
+                raise self._missing(shard, why[shard])
+        return replies
+
+    def any(self, method: str, arguments: tuple[Any, ...], division: Division) -> Any:
+        """An answer of whichever shard. Raises: as ``each``, if none of them answers."""
+        start = next(self._turns)
+        for turn in range(self.num_shards):
+            shard = (start + turn) % self.num_shards
+            try:
+                return self.each(method, {shard: arguments}, division)[shard]
+            except MemoryStoreError:
+                if turn == self.num_shards - 1:
+                    raise
+        raise AssertionError("there is no shard")
+
+    def every(self, method: str, arguments: tuple[Any, ...], *, timeout_s: float | None) -> dict[Replica, Any]:
+        """An answer of each replica of each shard; an exception of Ray or ``TimeoutError`` in place of one that does
+        not answer."""
+        replicas = [(shard, each) for shard in range(self.num_shards) for each in range(self.num_replicas)]
+        return self._tried(method, dict.fromkeys(replicas, arguments), limit_s=timeout_s)
+
+    def handle(self, replica: Replica) -> ray.actor.ActorHandle[Any]:
+        """The actor. Raises: ValueError if there is none of this name."""
+        import ray
+
+        with self._lock:
+            if replica not in self._handles:
+                self._handles[replica] = ray.get_actor(actor_name(self.name, replica), namespace=NAMESPACE)
+            return self._handles[replica]
+
+    def _tried(
+        self, method: str, arguments: Mapping[Replica, tuple[Any, ...]], *, limit_s: float | None
+    ) -> dict[Replica, Any]:
+        """Answers and exceptions, all asked at once."""
+        import ray
+
+        replies: dict[Replica, Any] = {}
+        asked: dict[Any, Replica] = {}
+        for replica, of_replica in arguments.items():
+            try:
+                asked[getattr(self.handle(replica), method).remote(*of_replica)] = replica
+            except (ValueError, ray.exceptions.RayError) as error:
+                replies[replica] = error
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=limit_s) if asked else ((), ())
+        for reference in answered:
+            replies[asked[reference]] = _answer(reference)
+        for replica in arguments:
+            replies.setdefault(replica, TimeoutError(f"no answer within {limit_s or 0:g} s"))
+        return replies
+
+    def _problem(self, replica: Replica, reply: Any, division: Division) -> str | None:
+        """Why another replica has to be asked; None: it need not. Raises: what is refused by every replica alike."""
+        if isinstance(reply, Refused):
+            error = reply.exception()
+            if isinstance(error, InputError | UnknownVersionError) or not isinstance(error, MemoryStoreError):
+                raise error
+            problem = reply.message
+        elif isinstance(reply, NotLoaded):
+            self._ask_to_load(replica, division)
+            problem = f"it loads version {division.version}"
+        elif isinstance(reply, TimeoutError):
+            problem = str(reply)
+        elif isinstance(reply, Exception):
+            problem = "its actor is not there or restarts"
+        else:
+            self._failed.pop(replica, None)
+            return None
+        self._failed[replica] = time.monotonic()
+        return problem
+
+    def _ask_to_load(self, replica: Replica, division: Division) -> None:
+        """Without waiting for it, unless it does so already."""
+        import ray
+
+        which = (replica, division.key)
+        with self._lock:
+            asked = self._loading.get(which)
+            if asked is not None and not ray.wait([asked], timeout=0)[0]:
+                return
+        reference = self.handle(replica).load.remote(division)
+        with self._lock:
+            self._loading[which] = reference
+
+    def _order(self, shard: int) -> list[Replica]:
+        """In turns, those that failed a moment ago last."""
+        turn, now = next(self._turns), time.monotonic()
+        replicas = [(shard, (turn + number) % self.num_replicas) for number in range(self.num_replicas)]
+        return sorted(replicas, key=lambda each: now - self._failed.get(each, -RESTS_S) < RESTS_S)
+
+    def _missing(self, shard: int, why: str) -> LatentRagError:
+        return MemoryStoreError(
+            f"shard {shard + 1} of {self.num_shards} of cluster:{self.name} does not answer ({why}); ask again in a "
+            f"moment, {command('cluster', 'status', self.name)} shows the shards"
+        )
+
+
+def _answer(reference: Any) -> Any:
+    """The answer, or Ray's exception where there is none. Raises: what is a bug of ours in the actor."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        return error

@@ -1,0 +1,249 @@
+"""What a shard does: hold some rows of versions of a memory, with an index of its own, and search them.
+
+It runs in an actor, whose methods are these. It is born knowing only where the memory lies: every request names the
+version that it is about, and one that the shard does not hold is answered ``NotLoaded``, so that an actor that was
+restarted never answers from another version than was asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import wraps
+from importlib.metadata import version as version_of_package
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+
+from latentrag.addresses import home
+from latentrag.cluster.division import Division
+from latentrag.conditions import condition_of
+from latentrag.errors import (
+    DataError,
+    EncoderMismatchError,
+    InputError,
+    LatentRagError,
+    MemoryStoreError,
+    ModelError,
+    UnknownVersionError,
+)
+from latentrag.types import Passage
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from latentrag.memory import Memory
+    from latentrag.memory.indexes import Hits
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+KEPT_VERSIONS = 3
+"""That a shard holds at a time: what is served, what was before, and what another client asks."""
+PACKAGES = ("latentrag", "faiss-cpu", "numpy", "pylance")
+"""What has to be the same on all nodes: results depend on it."""
+
+
+class NotLoaded(NamedTuple):
+    """The answer to a request about a version that the shard does not hold."""
+
+    key: str
+
+
+class Refused(NamedTuple):
+    """The answer to a request that failed: an error of ``latentrag.errors`` by name, and its message."""
+
+    error: str
+    message: str
+
+    def exception(self) -> LatentRagError:
+        """To be raised where the request came from."""
+        kinds = (DataError, EncoderMismatchError, InputError, ModelError, UnknownVersionError)
+        return {kind.__name__: kind for kind in kinds}.get(self.error, MemoryStoreError)(self.message)
+
+
+class Found(NamedTuple):
+    """What a shard found: hits of B queries, and the passages of their rows by row id."""
+
+    hits: Hits
+    passages: dict[int, Passage]
+
+
+class About(NamedTuple):
+    """Where a shard runs, and what it holds: key → rows."""
+
+    host: str
+    pid: int
+    packages: dict[str, str]
+    sees_memory: bool
+    loaded: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a shard's rows and index come from.
+
+    Attributes:
+        name: of the memory in the cluster.
+        path: of the memory, as the nodes see it.
+        shard, num_shards: which of how many.
+        index: its kind, or "auto".
+        index_folder: on the node's disk; None: where latentrag keeps what it makes.
+    """
+
+    name: str
+    path: str
+    shard: int
+    num_shards: int
+    index: str
+    index_folder: str | None
+
+
+def packages() -> dict[str, str]:
+    """The versions of ``PACKAGES`` here."""
+    return {name: version_of_package(name) for name in PACKAGES}
+
+
+def answers(method: Callable[P, T]) -> Callable[P, T | Refused]:
+    """An error of ours is an answer, since it has to travel."""
+
+    @wraps(method)
+    def run(*args: P.args, **values: P.kwargs) -> T | Refused:
+        try:
+            return method(*args, **values)
+        except LatentRagError as error:
+            return Refused(type(error).__name__, str(error))
+
+    return run
+
+
+class Shard:
+    """Rows of a memory, by version. Safe to call from several threads; a version is loaded while others are asked."""
+
+    def __init__(self, place: Place) -> None:
+        from latentrag.memory.indexes import IndexSupply
+
+        self._place = place
+        folder = home().path / "cluster" if place.index_folder is None else Path(place.index_folder).expanduser()
+        self._folder = folder / place.name / f"{place.shard + 1}-of-{place.num_shards}"
+        self._supply = IndexSupply(place.index, self._folder)
+        self._memories: OrderedDict[str, Memory] = OrderedDict()
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+
+    @answers
+    def about(self) -> About:
+        """Needs no version."""
+        import ray.util
+
+        with self._lock:
+            loaded = {key: len(memory) for key, memory in self._memories.items()}
+        sees = (Path(self._place.path) / "_versions").is_dir()
+        return About(ray.util.get_node_ip_address(), os.getpid(), packages(), sees, loaded)
+
+    @answers
+    def divide(self, version: int | str | None, before: Division | None) -> Division:
+        """Divide a version among the shards. Args: version: as for ``Memory.open``."""
+        return Division.of(self._opened(version), self._place.num_shards, before)
+
+    @answers
+    def load(self, division: Division) -> int:
+        """Hold a version from now on, its index ready. Returns: how many rows of it the shard has.
+
+        Raises: MemoryStoreError if the memory cannot be read here, or is another one here.
+        """
+        with self._loading:
+            known = self._memory(division.key)
+            if known is None:
+                known = self._loaded(division)
+                with self._lock:
+                    self._memories[division.key] = known
+                    while len(self._memories) > KEPT_VERSIONS:
+                        self._memories.popitem(last=False)
+            return len(known)
+
+    def _loaded(self, division: Division) -> Memory:
+        from latentrag.memory import Memory
+
+        whole = self._opened(division.version)
+        if whole.identity != division.identity:
+            raise MemoryStoreError(
+                f"{self._place.path} holds another memory on this node than where it was divided; mount the same "
+                "folder on every node"
+            )
+        with contextlib.suppress(OSError):  # which a build reports, if there is one
+            self._folder.mkdir(parents=True, exist_ok=True)
+        memory = Memory(whole.table.some(division.units[self._place.shard]), self._supply)
+        memory.warm_up()
+        return memory
+
+    def _opened(self, version: int | str | None) -> Memory:
+        from latentrag.memory import Memory
+
+        return Memory.open(self._place.path, version=version)
+
+    def _memory(self, key: str) -> Memory | None:
+        with self._lock:
+            if key in self._memories:
+                self._memories.move_to_end(key)
+            return self._memories.get(key)
+
+    # About a version
+
+    @answers
+    def search(self, key: str, q: npt.NDArray[np.float32], k: int, where: str | None) -> Found | NotLoaded:
+        """The K best rows of the shard, or all that satisfy the condition if there are fewer."""
+        memory = self._memory(key)
+        if memory is None:
+            return NotLoaded(key)
+        if where is None:
+            return Found(*memory.hits(q, min(k, len(memory))))
+        some = _filtered(memory, where)
+        return Found(*some.hits(q, k)) if len(some) else Found(_no_hits(q), {})
+
+    @answers
+    def count(self, key: str, where: str) -> int | NotLoaded:
+        """How many rows satisfy a condition."""
+        memory = self._memory(key)
+        return NotLoaded(key) if memory is None else len(_filtered(memory, where))
+
+    @answers
+    def find(self, key: str, ids: Sequence[str], where: str | None) -> dict[str, Passage] | NotLoaded:
+        """The passages with these ids that the shard has, and that satisfy the condition."""
+        memory = self._memory(key)
+        if memory is None:
+            return NotLoaded(key)
+        return memory.find(ids) if where is None else _filtered(memory, where).find(ids)
+
+    @answers
+    def fields(self, key: str, names: Sequence[str]) -> tuple[dict[str, set[str] | None], set[str]] | NotLoaded:
+        """The kinds of values that fields have here (see ``Columns.kinds``), and the names of all fields."""
+        memory = self._memory(key)
+        if memory is None:
+            return NotLoaded(key)
+        return {name: memory.columns.kinds(name) for name in names}, memory.columns.stated_names()
+
+    @answers
+    def read(self, key: str, start: int, num: int) -> list[Passage] | NotLoaded:
+        """Passages of the whole version in the table's order, so many from one place on. Any shard has them."""
+        memory = self._memory(key)
+        return NotLoaded(key) if memory is None else list(replace(memory.table, part=None).passages_from(start, num))
+
+
+def _filtered(memory: Memory, where: str) -> Any:
+    """Its fields may be here or not: other shards may have them."""
+    from latentrag.memory import FilteredMemory
+
+    return FilteredMemory(memory).beside(condition_of(where))
+
+
+def _no_hits(q: npt.NDArray[np.float32]) -> Hits:
+    from latentrag.memory.indexes import Hits
+
+    none = (len(q), 0)
+    return Hits(np.empty(none, np.int64), np.empty((*none, q.shape[1]), np.float32), np.empty(none, np.float32))

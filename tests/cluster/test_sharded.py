@@ -1,0 +1,291 @@
+"""A sharded memory against the same memory on one machine, and its actors killed, exchanged, refused."""
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from latentrag.assemble import memory_at
+from latentrag.cluster import ShardedMemory, names, stop
+from latentrag.cluster.connection import Register
+from latentrag.errors import EncoderMismatchError, InputError, MemoryStoreError
+from latentrag.memory import Memory
+from latentrag.types import Passage
+from tests.cluster.conftest import wait_for
+from tests.memory.conftest import FakePassageEncoder
+from tests.memory.indexing import append, drawn, make_table
+
+pytestmark = pytest.mark.xdist_group("cluster")
+KS = (1, 5, 50)
+
+
+def queries(num: int, dimension: int) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((num, dimension)).astype(np.float32)
+
+
+def same(found, one) -> None:
+    """To the last bit, and in the same order."""
+    assert found.passages == one.passages
+    assert np.array_equal(found.scores, one.scores)
+    assert np.array_equal(found.vectors, one.vectors)
+    assert found.version == one.version
+
+
+def write_with_ties(path) -> Memory:
+    """Version 5: several fragments, in which most vectors stand twice, with fields, and some deleted."""
+    encoder = FakePassageEncoder(16)
+    passages = [
+        Passage(f"p{i}", f"text {i % 400}", fields={"year": 1900 + i % 97} if i < 500 else {}) for i in range(700)
+    ]
+    passages[7] = replace(passages[7], fields={"author": "Ann"})
+    memory = Memory.create(path, encoder).add(passages, encoder)
+    memory = memory.add([Passage(f"q{i}", f"text {i}") for i in range(300)], encoder)
+    return memory.delete(["p3", "q40"])
+
+
+def test_a_memory_of_shards_is_like_any_other(start, path):
+    """One start for all of this, since one takes seconds."""
+    one = write_with_ties(path)
+    older = one.at(one.version - 1)
+    memory = start(path, shards=2, index="flat", name="facts")
+    finds_what_one_machine_finds(memory, one)
+    keeps_conditions(memory, one)
+    finds_by_address(memory, one, older)
+    follows_another_process(memory, one, older)
+    refuses_in_one_line(memory, path, start)
+
+
+def finds_what_one_machine_finds(memory, one) -> None:
+    assert (len(memory), memory.version, memory.identity, memory.lineage, memory.card) == (
+        *(len(one), one.version, one.identity, one.lineage, one.card),
+    )
+    for q in (queries(7, 16), queries(1, 16)):
+        for k in KS:
+            same(memory.search(q, k), one.search(q, k))
+    assert list(memory.passages()) == list(one.passages())
+    ids = ["q7", "p1", "p699"]
+    assert memory.get(ids) == one.get(ids)
+
+
+def keeps_conditions(memory, one) -> None:
+    q = queries(3, 16)
+    for condition in ("year < 1950", "author = 'Ann'", "year is null", "id like 'p1%'"):
+        some, alone = memory.where(condition), one.where(condition)
+        assert len(some) == len(alone)
+        same(some.search(q, 5), alone.search(q, 5))
+        assert list(some.passages()) == list(alone.passages())
+    both = memory.where("year < 1950").where("year > 1940")
+    same(both.search(q, 5), one.where("year < 1950 and year > 1940").search(q, 5))
+    for condition in ("yaer < 1950", "year = 'x'"):
+        with pytest.raises(InputError) as ours:
+            memory.where(condition)
+        with pytest.raises(InputError) as theirs:
+            one.where(condition)
+        assert str(ours.value) == str(theirs.value)
+    with pytest.raises(InputError, match="0 passages satisfy year > 3000"):
+        memory.where("year > 3000").search(q, 5)
+
+
+def finds_by_address(memory, one, older) -> None:
+    q = queries(3, 16)
+    same(memory_at("cluster:facts").search(q, 3), one.search(q, 3))
+    same(memory_at("cluster:facts", version=older.version).search(q, 3), older.search(q, 3))
+    assert memory.version == one.version
+    with pytest.raises(MemoryStoreError, match="no version 9"):
+        memory_at("cluster:facts", version=9)
+    with pytest.raises(MemoryStoreError, match=r"no memory named 'fact' \(there are: facts\)"):
+        memory_at("cluster:fact")
+
+
+def follows_another_process(memory, one, older) -> None:
+    q, pinned = queries(2, 16), memory.snapshot()
+    ShardedMemory.open("facts").use(older.version)
+    wait_for(lambda: same(memory.search(q, 5), older.search(q, 5)))
+    assert (memory.version, pinned.version) == (older.version, one.version)
+    same(pinned.search(q, 5), one.search(q, 5))
+
+
+def refuses_in_one_line(memory, path, start) -> None:
+    class Queries:
+        dimension, scale, passage_fingerprint = 16, 1.0, "another"
+
+    with pytest.raises(InputError, match="1 ids are not in cluster:facts: 'p999'"):
+        memory.get(["p1", "p999"])
+    with pytest.raises(InputError, match="exceeds the memory's"):
+        memory.search(queries(1, 16), 2_000)
+    with pytest.raises(EncoderMismatchError, match="the memory was encoded by fake with f1"):
+        memory.check(Queries())
+    with pytest.raises(MemoryStoreError, match="a memory named facts is in the cluster already"):
+        start(path, name="facts")
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("shards", [1, 3])
+def test_flat_in_other_numbers_of_shards(shards, start, path):
+    one = write_with_ties(path)
+    finds_what_one_machine_finds(start(path, shards=shards, index="flat"), one)
+
+
+@pytest.mark.cluster
+def test_an_index_of_each_shard(start, path, tmp_path):
+    vectors = drawn(3_000, 16)
+    one = Memory(make_table(path, vectors))
+    memory = start(path, shards=2, index="ivf-rabitq")
+    made = sorted(each.name for each in (tmp_path / "indexes" / "wiki").iterdir())
+    assert made == ["1-of-2", "2-of-2"]
+    assert not (path / "_indexes").exists()
+    q = vectors[::30].astype(np.float32)
+    exact, found = one.search(q, 5), memory.search(q, 5)
+    recall = (found.scores >= exact.scores[:, 4:] - 1e-5).mean()
+    assert recall >= 0.99
+
+
+@pytest.mark.cluster
+def test_versions_are_exchanged_under_load(start, path):
+    """Every result is one version's, whole."""
+    table = make_table(path, drawn(200, 8))
+    for number in range(3):
+        table = append(table, drawn(60, 8, seed=number + 2), prefix=f"v{number}-")
+    q = queries(2, 8)
+    expected = {version: Memory.open(path, version=version).search(q, 5) for version in (2, 3, 4, 5)}
+    memory = start(path, shards=2, version=2)
+    seen: list[int] = []
+    wrong: list[object] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            try:
+                found = memory.search(q, 5)
+                same(found, expected[found.version])
+                seen.append(found.version)
+            except (MemoryStoreError, AssertionError) as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for number in range(6):
+        memory.use(2 + number % 4)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(set(seen)) > 1
+
+
+@pytest.mark.cluster
+def test_a_replica_that_is_killed(start, path):
+    """0 errors, 0 wrong; it comes back."""
+    one = Memory(make_table(path, drawn(300, 8)))
+    memory = start(path, shards=2, replicas=2)
+    q, slowest = queries(1, 8), 0.0
+    expected = one.search(q, 5)
+    for number in range(60):
+        if number == 20:
+            os.kill(pid_of_replica(memory, 1), signal.SIGKILL)
+        began = time.monotonic()
+        same(memory.search(q, 5), expected)
+        slowest = max(slowest, time.monotonic() - began)
+    assert slowest <= 5
+
+    def is_whole() -> None:
+        memory.search(q, 5)  # whoever is asked loads
+        assert all(each.rows is not None for each in memory.status())
+
+    wait_for(is_whole)
+    same(memory.search(q, 5), expected)
+
+
+def pid_of_replica(memory: ShardedMemory, replica: int) -> int:
+    """Of the first shard, counted from 0."""
+    import ray
+
+    return ray.get(memory._calls.handle((0, replica)).about.remote()).pid
+
+
+@pytest.mark.cluster
+def test_the_only_replica_is_killed(start, path):
+    """Errors that name the shard, until it is back; nothing wrong."""
+    one = Memory(make_table(path, drawn(300, 8)))
+    memory = start(path, shards=2)
+    q = queries(1, 8)
+    expected, errors = one.search(q, 5), []
+    os.kill(pid_of_replica(memory, 0), signal.SIGKILL)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            same(memory.search(q, 5), expected)
+        except MemoryStoreError as error:
+            errors.append(str(error))
+            time.sleep(0.05)
+            continue
+        if errors:
+            break
+    assert errors
+    assert all(each.startswith("shard 1 of 2 of cluster:wiki does not answer (") for each in errors)
+    same(memory.search(q, 5), expected)
+
+
+@pytest.mark.cluster
+def test_rows_that_are_missing_are_not_served(start, path, monkeypatch):
+    from latentrag.cluster import live
+
+    table = make_table(path, drawn(90, 8))
+    memory = start(path, shards=2)
+    append(table, drawn(10, 8, seed=5), prefix="new")
+    whole = live._divided
+    monkeypatch.setattr(live, "_divided", lambda *given: replace(whole(*given), num_rows=101))
+    with pytest.raises(MemoryStoreError, match="the shards have 100 of the 101 passages of version 3"):
+        memory.use(3)
+    assert memory.version == 2
+
+
+def test_what_cannot_start_leaves_nothing(start, path):
+    with pytest.raises(MemoryStoreError, match=r"runs on .*, where there is no memory at .*; mount its folder there"):
+        start(path)
+    for options, message in (
+        ({"shards": 0}, "shards=0"),
+        ({"timeout_s": 0}, "timeout_s=0"),
+        ({"name": "a/b"}, "'a/b' is no name"),
+        ({"index": "hnsw"}, "index 'hnsw' is unknown"),
+    ):
+        with pytest.raises(InputError, match=message):
+            start(path, **options)
+    assert names() == []
+    with pytest.raises(MemoryStoreError, match="no memory named 'wiki'"):
+        ShardedMemory.open("wiki")
+
+
+@pytest.mark.cluster
+def test_what_a_node_refuses_leaves_nothing(start, path):
+    make_table(path, drawn(2, 8))
+    with pytest.raises(MemoryStoreError, match="has 2 passages at version 2, needed 3 or more"):
+        start(path, shards=3)
+    with pytest.raises(MemoryStoreError, match="no version 7"):
+        start(path, version=7)
+    assert names() == []
+
+
+@pytest.mark.cluster
+def test_a_node_with_other_packages(start, path, monkeypatch):
+    from latentrag.cluster import live
+
+    make_table(path, drawn(20, 8))
+    monkeypatch.setattr(live, "packages", lambda: {"latentrag": "9.9"})
+    with pytest.raises(MemoryStoreError, match=r"which has latentrag .*, this process has 9\.9; install the same"):
+        start(path)
+
+
+def test_a_start_that_was_killed(cluster, path):
+    record = {"format": 1, "division": None}
+    settings = {"name": "wiki", "path": str(path), "shards": 1, "replicas": 1, "index": "auto"}
+    Register("wiki").claim({**record, "settings": {**settings, "index_folder": None, "timeout_s": 2.0}})
+    with pytest.raises(MemoryStoreError, match="is being started, or its start was killed"):
+        ShardedMemory.open("wiki")
+    stop("wiki")
+    assert names() == []
