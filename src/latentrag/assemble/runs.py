@@ -14,7 +14,7 @@ import torch
 
 from latentrag import io
 from latentrag.assemble.given import with_texts
-from latentrag.assemble.memories import open_memory, some_of
+from latentrag.assemble.memories import memory_at, some_of
 from latentrag.assemble.models import load, prompt_settings, save, with_parts
 from latentrag.assemble.parts import ModelSpec, Source, content_key
 from latentrag.assemble.training import check_trainable, generator_for_training, retriever_for_training
@@ -53,7 +53,7 @@ class Setup(RunOptions):
 
     Attributes:
         data: files of examples to train on, one or several; see ``read_examples``.
-        memory: a path or "demo". A run keeps to the version that it began with.
+        memory: a path, "demo", or an address with a scheme. A run keeps to the version that it began with.
         where: a condition that the passages retrieved satisfy, as for ``latentrag.load``.
         model: as for ``latentrag.load``.
         retriever: a name in ``RETRIEVERS``, or as the model says.
@@ -255,11 +255,12 @@ def _memory(setup: Setup, before: Mapping[str, Any] | None) -> Memory | None:
             raise InputError("--where has no effect, since the passages come with the questions; leave it out")
         if not setup.passages_from.startswith(IDS):
             return None
-    memory = open_memory(setup.memory, version=None if before is None else (before["memory"] or {}).get("version"))
-    if setup.where is None:
-        return memory
-    some: Any = some_of(memory, setup.where)  # as far as a run needs one, a memory in a folder too
-    return cast("Memory", some)
+    version = None if before is None else (before["memory"] or {}).get("version")
+    found = memory_at(setup.memory, version=version).snapshot()
+    if not hasattr(found, "card"):
+        raise InputError(f"{setup.memory} does not say what encoded it, which a run notes; name a memory in a folder")
+    # As far as a run needs one, all of these are memories in a folder, too.
+    return cast("Memory", found if setup.where is None else some_of(found, setup.where))
 
 
 def _num_given(setup: Setup, examples: Sequence[Example]) -> int | None:

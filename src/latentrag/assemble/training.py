@@ -95,6 +95,11 @@ def retriever_for_training(
             f"{retriever.kind} retrieval has no passage encoder to refresh; leave refresh_every out or retrieve with "
             "vectors (dense)"
         )
+    if not hasattr(memory, "reencode"):
+        raise InputError(
+            f"refresh_every re-encodes a memory in a folder, {memory.name} is not one; leave it out, or name the "
+            "memory's path"
+        )
     passage_encoder = load_passage_encoder(source, device=device)
     refreshing = RefreshingRetriever(retriever.query_encoder, passage_encoder, memory)
     passage_encoder.module.float()  # after its vectors were compared with the memory's

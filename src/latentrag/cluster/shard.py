@@ -77,6 +77,7 @@ class Found(NamedTuple):
 class About(NamedTuple):
     """Where a shard runs, and what it holds: key → rows."""
 
+    node: str
     host: str
     pid: int
     packages: dict[str, str]
@@ -141,10 +142,11 @@ class Shard:
         """Needs no version."""
         import ray.util
 
+        node = ray.get_runtime_context().get_node_id()
         with self._lock:
             loaded = {key: len(memory) for key, memory in self._memories.items()}
         sees = (Path(self._place.path) / "_versions").is_dir()
-        return About(ray.util.get_node_ip_address(), os.getpid(), packages(), sees, loaded)
+        return About(node, ray.util.get_node_ip_address(), os.getpid(), packages(), sees, loaded)
 
     @answers
     def divide(self, version: int | str | None, before: Division | None) -> Division:
