@@ -16,7 +16,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help test lint test-environments test-gpu test-page test-cluster test-properties torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
-	experiment-precision experiment-shares experiment-removal experiment-confidence experiment-sets experiment-made-questions experiment-intervals experiment-bm25 experiment-prior bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
+	experiment-precision experiment-shares experiment-removal experiment-confidence experiment-conversations experiment-sets experiment-made-questions experiment-intervals experiment-bm25 experiment-prior bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
 	bench-memory bench-filters bench-swap bench-sync bench-serving bench-html bench-spans reproduce clean
 
 help:  ## List the targets.
@@ -116,6 +116,9 @@ experiment-removal: demo  ## Take passages away in several orders on DATA's ques
 
 experiment-confidence: demo  ## Fit how sure answers are on one half of DATA's questions, measure on the other, an hour; LIMIT=400; goes on.
 	@$(BIN)/python experiments/confidence.py --data $(DATA) $(if $(LIMIT),--limit $(LIMIT))
+
+experiment-conversations: demo  ## Retrieve and answer in made dialogues, by ways to read the last question, an hour; ANSWERED=0, TRAINED; goes on.
+	@$(BIN)/python experiments/conversations.py $(if $(ANSWERED),--answered $(ANSWERED)) $(if $(TRAINED),--trained $(TRAINED))
 
 experiment-sets: demo  ## Read two passages together on DATA's questions that need several, an hour; MODEL=good LIMIT=20; goes on.
 	@$(BIN)/python experiments/sets.py --data $(DATA) $(if $(MODEL),--model $(MODEL)) $(if $(LIMIT),--limit $(LIMIT))

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from latentrag.encoder import load_query_encoder
 from latentrag.errors import ModelError
 from latentrag.evaluation.run import evaluate
 from latentrag.generator import PromptTemplate, load_generator
-from latentrag.model import JointModel
 from latentrag.options import DecodingOptions
 from latentrag.protocols import Memory, SavablePart
 from latentrag.rag import Rag
@@ -353,14 +353,20 @@ def test_another_template_is_saved_with_its_model(pair, filled, tmp_path, monkey
 
 def test_a_question_of_several_turns_is_accepted_wherever_a_text_is(rag) -> None:
     assert SEVERAL_TURNS.text == "one"
-    assert rag.answer(SEVERAL_TURNS, max_tokens=3) == rag.answer("one", max_tokens=3)
-    assert rag.answer_batch([SEVERAL_TURNS, "two"], max_tokens=3)[0] == rag.answer("one", max_tokens=3)
-    assert rag.score(SEVERAL_TURNS, "ab") == rag.score("one", "ab")
+    answers = [rag.answer(SEVERAL_TURNS, max_tokens=3), rag.answer_batch([SEVERAL_TURNS, "two"], max_tokens=3)[0]]
+    results = [*answers, rag.score(SEVERAL_TURNS, "ab"), rag.classify(SEVERAL_TURNS, ["a", "b"])]
+    plain = rag.answer("one", max_tokens=3)
+    expected = [plain, plain, rag.score("one", "ab"), rag.classify("one", ["a", "b"])]
+    for result, alone in zip(results, expected, strict=True):
+        assert replace(result, conversation=None) == alone
+        # Neither this retriever nor this generator reads turns, and the answer says so.
+        assert result.conversation.num_dropped == result.conversation.best.num_dropped == 2
+        (reading,) = result.conversation.readings
+        assert (reading.kind, reading.text) == ("last", "one")
+        assert reading.prior == pytest.approx(1)
+        assert reading.posterior == pytest.approx(1)
     assert rag.log_likelihood(SEVERAL_TURNS, "ab") == rag.log_likelihood("one", "ab")
     assert rag.posterior(SEVERAL_TURNS, "ab") == rag.posterior("one", "ab")
-    assert rag.classify(SEVERAL_TURNS, ["a", "b"]) == rag.classify("one", ["a", "b"])
-    read = JointModel(rag.retriever, rag.generator).read([SEVERAL_TURNS], k=2)
-    assert read.questions == [SEVERAL_TURNS]
 
 
 @pytest.mark.parametrize("kind", ["dense", "bm25"])
@@ -387,10 +393,12 @@ def test_generators_take_a_question_of_several_turns_and_sets(kind, tmp_path: Pa
     several = Question((Turn("user", "what is rome ?"), Turn("user", "who wrote emma ?")))
     latents: list[list[Latent]] = [[(), (A,), (A, B)]]
     targets = generator.targets(["austen"])
+    x: list[Asked] = [several, "who wrote emma ?", several.since(0)]
     with torch.no_grad():
-        log_p = [generator.log_p_theta(generator.prepare([x], latents), targets) for x in (several, "who wrote emma ?")]
+        log_p = [generator.log_p_theta(generator.prepare([each], latents), targets) for each in x]
     assert log_p[0].isfinite().all()
-    assert torch.equal(log_p[0], log_p[1])
+    assert not torch.allclose(log_p[0], log_p[1], atol=1e-4)
+    assert torch.equal(log_p[1], log_p[2])
     assert not torch.allclose(log_p[0][0, 1], log_p[0][0, 2], atol=1e-4)  # a set is read, not its first passage
 
 

@@ -27,12 +27,16 @@ from latentrag.marginal import (
     token_posterior,
     without_passage,
 )
-from latentrag.protocols import Memory, Prepared, Retriever, Scores, can_be_filtered, weighs_passages
+from latentrag.protocols import Memory, Prepared, ReadsTurns, Retriever, Scores, can_be_filtered, weighs_passages
+from latentrag.readings import PART, ReadingWeights, retrieve
 from latentrag.types import (
     Asked,
+    Conversation,
     Latent,
     Passage,
     Question,
+    Reading,
+    Readings,
     Retrieved,
     Targets,
     Variant,
@@ -54,6 +58,7 @@ class Evidence:
         targets: y as tokens, (B, T).
         version: of the memory.
         parts: name → (B, K), of which the logits of the prior are the sum.
+        readings: of each question, as in ``Retrieved``.
     """
 
     latents: Sequence[Sequence[Latent]]
@@ -62,6 +67,7 @@ class Evidence:
     targets: Targets
     version: int
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    readings: Sequence[Readings | None] = ()
 
     def log_likelihood(self, variant: Variant) -> Tensor:
         """(B,) log p(y|x), nats."""
@@ -98,8 +104,27 @@ class Evidence:
         passages, _ = self.of_passages(b, self.log_p_eta[b])
         if any(len(z) > 1 for z in self.latents[b]):
             return [{} for _ in passages]
-        parts = {name: self.of_passages(b, part[b])[1].tolist() for name, part in self.parts.items()}
+        is_alone = not self.readings or self.readings[b] is None  # others of the call may have several readings
+        named = {name: part for name, part in self.parts.items() if not (is_alone and name == PART)}
+        parts = {name: self.of_passages(b, part[b])[1].tolist() for name, part in named.items()}
         return [{name: values[i] for name, values in parts.items()} for i in range(len(passages))]
+
+    def conversation(self, b: int, variant: Variant, *, num_dropped: int = 0) -> Conversation | None:
+        """How question b was read, with the share of each reading in y; None where it is one turn.
+
+        Args:
+            num_dropped: earlier turns that the generator did not read.
+        """
+        readings = self.readings[b] if self.readings else None
+        if readings is None:
+            return None
+        prior = readings.shares(self.latents[b], self.log_p_eta[b].exp().tolist())
+        posterior = readings.shares(self.latents[b], self.posterior(variant)[b].tolist())
+        each = tuple(
+            Reading(way.kind, way.text, before, after, way.num_dropped)
+            for way, before, after in zip(readings.ways, prior, posterior, strict=True)
+        )
+        return Conversation(each, readings.trained, num_dropped)
 
     def without_each_passage(self, b: int, variant: Variant) -> list[float]:
         """log p(y|x), nats, had each of question b's passages not been retrieved: the sets that hold it go with it, and
@@ -165,6 +190,7 @@ class Read(Generic[G_co]):
             {name: part[index.to(part.device)] for name, part in self.retrieved.parts.items()},
             self.retrieved.version,
             None if self.retrieved.mask is None else self.retrieved.mask[index.to(self.retrieved.mask.device)],
+            [self.retrieved.readings[b] for b in places] if self.retrieved.readings else (),
         )
         questions = [self.questions[b] for b in places]
         return Read(self.generator, questions, retrieved, self.log_p_eta[index], self.prepared.rows(index))
@@ -179,7 +205,15 @@ class Read(Generic[G_co]):
         """What is known of these questions and y, one target each."""
         log_p_theta = self.generator.log_p_theta(self.prepared, targets)
         retrieved = self.retrieved
-        return Evidence(retrieved.latents, self.log_p_eta, log_p_theta, targets, retrieved.version, self.logit_parts())
+        return Evidence(
+            retrieved.latents,
+            self.log_p_eta,
+            log_p_theta,
+            targets,
+            retrieved.version,
+            self.logit_parts(),
+            retrieved.readings,
+        )
 
     def logit_parts(self) -> dict[str, Tensor]:
         """Name → (B, K), without gradient, where the generator computes."""
@@ -238,11 +272,13 @@ class JointModel(Generic[G_co]):
 
     Attributes:
         values: what z may be beside each passage that was retrieved.
+        readings: how probable each reading of a conversation's last question is.
     """
 
     retriever: Retriever
     generator: G_co
     values: Values = field(default_factory=Values, compare=False)
+    readings: ReadingWeights = field(default_factory=ReadingWeights.of, compare=False)
 
     def where(self, where: Where | None) -> "JointModel[G_co]":
         """The same model over the passages that satisfy a condition: p_η(z|x) given that they do; None: over all.
@@ -264,7 +300,14 @@ class JointModel(Generic[G_co]):
             the passages retrieved.
         """
         questions = checked_questions(x)
-        return self.read_of(questions, left_out(self.retriever.retrieve(questions, k), without))
+        return self.read_of(questions, left_out(self.retrieve(questions, k), without))
+
+    def retrieve(self, x: Sequence[Asked], k: int) -> Retrieved:
+        """The K latent values of each question; of a conversation those of largest Σ_r p(r|h) p_η(z|r).
+
+        Raises: InputError as ``Retriever.retrieve``.
+        """
+        return retrieve(self.retriever, checked_questions(x), k, self.readings)
 
     def read_of(self, x: Sequence[Asked], retrieved: Retrieved) -> Read[G_co]:
         """As ``read``, with what was retrieved for these questions before."""
@@ -300,7 +343,7 @@ def read_of(generator: G, x: Sequence[Asked], retrieved: Retrieved, *, learns: b
     Args:
         learns: whether that part has a gradient in the generator's weights, where gradients are taken.
     """
-    questions = [Question.of(question) for question in x]
+    questions = [fitting(generator, Question.of(question)) for question in x]
     prepared = generator.prepare(questions, retrieved.latents)
     logits = retrieved.logits.to(generator.device)
     if weighs_passages(generator):
@@ -311,6 +354,13 @@ def read_of(generator: G, x: Sequence[Asked], retrieved: Retrieved, *, learns: b
         retrieved = replace(retrieved, parts={**parts, "reader": weights}, mask=mask)
         logits = retrieved.logits
     return Read(generator, questions, retrieved, log_prior(logits), prepared)
+
+
+def fitting(generator: Scores, question: Question) -> Question:
+    """The question with the earlier turns that the generator reads."""
+    if not question.exchanges:
+        return question
+    return generator.fitting(question) if isinstance(generator, ReadsTurns) else question.since(0)
 
 
 def with_sets(retrieved: Retrieved, bonus: Tensor | None, *, num_top: int) -> Retrieved:
@@ -346,6 +396,7 @@ def with_sets(retrieved: Retrieved, bonus: Tensor | None, *, num_top: int) -> Re
         parts,
         retrieved.version,
         None if mask is None else widened(mask, mask[:, first] & mask[:, second]),
+        retrieved.readings,
     )
 
 
@@ -379,6 +430,7 @@ def with_no_passage(retrieved: Retrieved, null: Tensor | None, *, at: int | None
         parts,
         retrieved.version,
         None if mask is None else widened(mask, mask.new_ones(1, 1)),
+        retrieved.readings,
     )
 
 

@@ -264,6 +264,8 @@ class ModelOptions(EncoderOptions):
         set_size: Passages that the generator may read together: 1: one by one; 2: each set of two of them is one more
             source.
         set_bonus: With --set-size 2: γ, by which the logit of a set is raised. Training learns it.
+        rewrites: Rewrites of a conversation's last question that the generator proposes before the search, each one
+            more way to read it. Default: 0.
     """
 
     model: Annotated[str | None, Option(flags=("-m", "--model"), default=DEMO)] = None
@@ -286,6 +288,7 @@ class ModelOptions(EncoderOptions):
     null_passage: Annotated[float | None, Option(metavar="LOGIT", default="as the model was saved, else none")] = None
     set_size: Annotated[int | None, Option(ge=1, le=2, default="as the model was saved, else 1")] = None
     set_bonus: Annotated[float | None, Option(metavar="LOGIT", default="as the model was saved, else 0")] = None
+    rewrites: Annotated[int | None, Option(ge=0, le=16, metavar="M")] = None
 
 
 @dataclass(frozen=True)  # without slots: those of a run have a second base

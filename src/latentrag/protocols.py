@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeGuard, runtime_checka
 
 from latentrag.conditions import Where
 from latentrag.ids import IdsUnder
-from latentrag.types import Asked, Candidates, LatentLists, Passage, Retrieved, SearchResult, Targets, WordResult
+from latentrag.types import (
+    Asked,
+    Candidates,
+    LatentLists,
+    Passage,
+    Question,
+    Retrieved,
+    SearchResult,
+    Targets,
+    Together,
+    WordResult,
+)
 
 if TYPE_CHECKING:
     import os
@@ -189,6 +200,31 @@ class Retriever(Protocol):
 
     def over(self, memory: Memory) -> Retriever:
         """The same retriever over another memory. EncoderMismatchError if it does not fit."""
+        ...
+
+
+@runtime_checkable
+class ReadsConversations(Retriever, Protocol):
+    """A retriever that compares several texts of one question. Of a conversation another one reads the last question
+    alone."""
+
+    def retrieve_together(
+        self,
+        texts: Sequence[Sequence[str]],
+        k: int,
+        *,
+        x: Sequence[Asked],
+        also: Sequence[Sequence[str]] = (),
+        num_also: int = 0,
+    ) -> list[Together]:
+        """For each of B questions the union of what each of its texts finds, K passages each, all of them scored by
+        each of its texts. All from one version.
+
+        Args:
+            x: the questions; of them only the passages that come with them are read.
+            also: for each question other texts, each of which proposes ``num_also`` more passages.
+        Raises: InputError as ``retrieve``.
+        """
         ...
 
 
@@ -431,6 +467,15 @@ class ChecksQuestions(Protocol):
 
     def check_questions(self, x: Sequence[str]) -> None:
         """InputError for a question that is empty or too long."""
+        ...
+
+
+@runtime_checkable
+class ReadsTurns(Protocol):
+    """A generator that reads the earlier turns of a conversation. Another one reads the last question alone."""
+
+    def fitting(self, question: Question) -> Question:
+        """The question without its oldest turns, as far as these leave too little room for passages."""
         ...
 
 

@@ -1,7 +1,7 @@
 """What a user holds: questions in, answers out, each with its probability and the share of every passage."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -12,11 +12,13 @@ from latentrag.conditions import Where
 from latentrag.confidence import Calibration, settings_of
 from latentrag.decoding import SEARCHES, Answered, Answering, Search, label_log_likelihoods
 from latentrag.decoding.answering import Confidence, no_passage_of, sources_of, tokens_of
+from latentrag.decoding.rewriting import Rewriter
 from latentrag.decoding.sentences import with_sentences
 from latentrag.errors import InputError, OptionError
-from latentrag.model import Evidence, JointModel, Read, Values, checked
+from latentrag.model import Evidence, JointModel, Read, Values, checked, fitting
 from latentrag.options import DecodingOptions, Defaults, decoding_options
 from latentrag.protocols import Retriever, Scores, can_decode, enumerates
+from latentrag.readings import ReadingWeights
 from latentrag.types import (
     Answer,
     Asked,
@@ -47,6 +49,9 @@ class Rag:
             p_η(z_i|x) p_η(z_j|x) e^γ, read together. A source's share is then that of all values that hold it. None:
             passages are read one by one.
         calibration: from what is known of an answer to the probability that it is right; None: it is not known.
+        readings: the weights of p(r|h), how the last question of a conversation is to be read, if they were trained
+            (see ``latentrag.readings``); None: the default ones.
+        rewrites: of a conversation's last question, which the generator writes; each is one more reading.
     Raises: InputError for a logit that is not finite.
     """
 
@@ -61,9 +66,15 @@ class Rag:
         null_passage: float | None = None,
         set_bonus: float | None = None,
         calibration: Calibration | None = None,
+        readings: Mapping[str, float] | None = None,
+        rewrites: int = 0,
     ) -> None:
         values = Values.of(null_passage=null_passage, set_bonus=set_bonus)
-        self.model = JointModel(retriever, generator, values)
+        self.rewrites = rewrites
+        weights = ReadingWeights.of(readings)
+        if rewrites:
+            weights = replace(weights, rewritten=Rewriter(generator, rewrites))
+        self.model = JointModel(retriever, generator, values, weights)
         self.variant = checked(variant)
         self.k = k
         self.defaults = defaults
@@ -88,6 +99,11 @@ class Rag:
     def set_bonus(self) -> float | None:
         """γ of the sets of two passages; None: they are no values of z."""
         return None if self.model.values.bonus is None else self.model.values.bonus.item()
+
+    @property
+    def readings(self) -> dict[str, float] | None:
+        """The trained weights of p(r|h); None: they are the default ones."""
+        return self.model.readings.saved()
 
     def options(self, **given: object) -> DecodingOptions:
         """Decoding options: those given, else ``defaults``, else the generator's saved settings, else the usual.
@@ -226,14 +242,15 @@ class Rag:
         log_p = evidence.log_likelihood(chosen).tolist()
         closed_book = self.model.closed_book_log_p(x, evidence.targets).tolist()
         sources = [sources_of(evidence, b, chosen) for b in range(len(x))]
+        asked = [fitting(self.generator, Question.of(question)) for question in x]
         if sentences:
             sources = [
                 with_sentences(of_one, self.generator, question, evidence, b, chosen)
-                for b, (of_one, question) in enumerate(zip(sources, x, strict=True))
+                for b, (of_one, question) in enumerate(zip(sources, asked, strict=True))
             ]
         return [
             Score(
-                x=Question.of(x[b]).text,
+                x=asked[b].text,
                 y=y[b],
                 log_likelihood=log_p[b],
                 closed_book_log_likelihood=closed_book[b],
@@ -244,6 +261,7 @@ class Rag:
                 tokens=tokens_of(self.generator, evidence, b, chosen),
                 without_passage=of_one,
                 no_passage=no_passage_of(evidence, b, chosen),
+                conversation=evidence.conversation(b, chosen, num_dropped=asked[b].num_dropped),
             )
             for b, of_one in enumerate(_without_each(evidence, chosen))
         ]
@@ -297,6 +315,7 @@ class Rag:
             targets,
             retrieved.version,
             read.logit_parts(),
+            retrieved.readings,
         )
         return Classification(
             x=read.questions[0].text,
@@ -305,6 +324,7 @@ class Rag:
             memory_version=retrieved.version,
             sources=sources_of(evidence, 0, chosen),
             no_passage=no_passage_of(evidence, 0, chosen),
+            conversation=evidence.conversation(0, chosen, num_dropped=read.questions[0].num_dropped),
         )
 
     def _k(self, k: int | None) -> int:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 from latentrag.types import (
     Answer,
+    Conversation,
     Decoding,
     Hypothesis,
     NoPassage,
     Passage,
+    Reading,
     Sentence,
     Source,
     Token,
@@ -85,6 +87,27 @@ class NoPassageRecord(TypedDict):
     posterior: float
 
 
+class ReadingRecord(TypedDict):
+    """A way to read the last question of a conversation: "last" (alone), "before" (with the turn before), "all" (with
+    all turns), "rewrite" (as the generator wrote it); what was searched for, its share before and after the answer is
+    known, and how many earlier turns it left out because the text would have been too long."""
+
+    kind: str
+    text: str
+    prior: float
+    posterior: float
+    num_dropped: int
+
+
+class ConversationRecord(TypedDict):
+    """What became of the earlier turns. ``trained``: whether the model has learned how to weigh readings; if not, the
+    default weights were used. ``num_dropped``: earlier turns that the generator did not read."""
+
+    readings: list[ReadingRecord]
+    trained: bool
+    num_dropped: int
+
+
 class TopTokenRecord(TypedDict):
     """One of the most probable tokens in the place of another."""
 
@@ -116,6 +139,7 @@ class AnswerRecord(TypedDict):
     of log_prob, the end token included. ``sets`` is there where sets of passages are read together: for each row of
     both which sources it read, counted from 0. ``confidence`` is there where the model is calibrated: the probability
     that the answer is right. ``best_guess`` is there where the answer abstains: what it would have been.
+    ``conversation`` is there where there were earlier turns.
     """
 
     question: str
@@ -134,6 +158,7 @@ class AnswerRecord(TypedDict):
     log_p_eta: list[float | None]
     log_p_theta: list[list[float | None]]
     no_passage: NotRequired[NoPassageRecord]
+    conversation: NotRequired[ConversationRecord]
 
 
 class ScoreSourceRecord(TypedDict):
@@ -160,6 +185,7 @@ class ScoreRecord(TypedDict):
     sources: list[ScoreSourceRecord]
     without_passage: list[float | None]
     no_passage: NotRequired[NoPassageRecord]
+    conversation: NotRequired[ConversationRecord]
 
 
 class LabelRecord(TypedDict):
@@ -180,6 +206,7 @@ class ClassificationRecord(TypedDict):
     memory_version: int
     sources: list[SourceRecord]
     no_passage: NotRequired[NoPassageRecord]
+    conversation: NotRequired[ConversationRecord]
 
 
 def answer_record(answer: Answer) -> AnswerRecord:
@@ -209,6 +236,8 @@ def answer_record(answer: Answer) -> AnswerRecord:
         record["confidence"] = answer.confidence
     if answer.best_guess is not None:
         record["best_guess"] = answer.best_guess
+    if answer.conversation is not None:
+        record["conversation"] = _conversation(answer.conversation)
     return record
 
 
@@ -242,6 +271,7 @@ def answer_of(record: AnswerRecord) -> Answer:
         confidence=record.get("confidence"),
         best_guess=record.get("best_guess"),
         sets=tuple(tuple(places) for places in record.get("sets", [])),
+        conversation=_conversation_of(record.get("conversation")),
     )
 
 
@@ -291,6 +321,8 @@ def score_record(score: Score) -> ScoreRecord:
     }
     if score.no_passage is not None:
         record["no_passage"] = _no_passage(score.no_passage)
+    if score.conversation is not None:
+        record["conversation"] = _conversation(score.conversation)
     return record
 
 
@@ -309,6 +341,8 @@ def classification_record(classification: Classification) -> ClassificationRecor
     }
     if classification.no_passage is not None:
         record["no_passage"] = _no_passage(classification.no_passage)
+    if classification.conversation is not None:
+        record["conversation"] = _conversation(classification.conversation)
     return record
 
 
@@ -340,6 +374,29 @@ class _FieldsRecord(TypedDict):
 
 def _fields(passage: Passage) -> _FieldsRecord:
     return {"fields": dict(passage.fields)} if passage.fields else {}
+
+
+def _conversation(conversation: Conversation) -> ConversationRecord:
+    return {
+        "readings": [
+            {
+                "kind": each.kind,
+                "text": each.text,
+                "prior": each.prior,
+                "posterior": each.posterior,
+                "num_dropped": each.num_dropped,
+            }
+            for each in conversation.readings
+        ],
+        "trained": conversation.trained,
+        "num_dropped": conversation.num_dropped,
+    }
+
+
+def _conversation_of(record: ConversationRecord | None) -> Conversation | None:
+    if record is None:
+        return None
+    return Conversation(tuple(Reading(**each) for each in record["readings"]), record["trained"], record["num_dropped"])
 
 
 def _no_passage(share: NoPassage) -> NoPassageRecord:

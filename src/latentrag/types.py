@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, cast, get_args
 
 from latentrag.errors import InputError
 
@@ -37,37 +37,102 @@ Scalar = str | int | float | bool
 """The value of a passage's field."""
 
 
+Role = Literal["system", "user", "assistant"]
+"""Who says a turn; what the system says is the instruction."""
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One message of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """x: the turns of a conversation, at least one, of which the last asks. Today's parts read that one alone.
+    """x: the turns of a conversation, at least one, of which the last asks.
 
-    ``passages`` are those that come with it, in place of a memory (``retriever.given``).
+    ``passages`` are those that come with it, in place of a memory (``retriever.given``). ``num_dropped`` is how many
+    turns there were before these that are not read.
     """
 
     turns: tuple[Turn, ...]
     passages: tuple[Passage, ...] = ()
+    num_dropped: int = 0
 
     @property
     def text(self) -> str:
         """What the last turn asks."""
         return self.turns[-1].text
 
+    @property
+    def instruction(self) -> str:
+        """What the system's turns say; empty where there are none."""
+        return "\n".join(turn.text for turn in self.turns if turn.role == "system")
+
+    @property
+    def exchanges(self) -> tuple[tuple[str, str], ...]:
+        """Earlier questions, each with the answer that it got; either is empty where there was none."""
+        pairs: list[tuple[str, str]] = []
+        for turn in self.turns[:-1]:
+            if turn.role == "user":
+                pairs.append((turn.text, ""))
+            elif turn.role == "assistant":
+                asked = pairs.pop()[0] if pairs and not pairs[-1][1] else ""
+                pairs.append((asked, turn.text))
+        return tuple(pairs)
+
+    def since(self, num_exchanges: int) -> Question:
+        """The same question after the last of so many exchanges, with what the system said."""
+        first = len(self.exchanges) - num_exchanges
+        kept = [turn for question, answer in self.exchanges[first:] for turn in _turns(question, answer)]
+        system = (Turn("system", self.instruction),) if self.instruction else ()
+        before = sum(turn.role != "system" for turn in self.turns[:-1])
+        dropped = self.num_dropped + before - len(kept)
+        return Question((*system, *kept, self.turns[-1]), self.passages, dropped)
+
     @classmethod
-    def of(cls, x: str | Question, passages: tuple[Passage, ...] = ()) -> Question:
-        """A plain text as a conversation of one turn, with the passages that come with it; a question as it is."""
-        return x if isinstance(x, Question) else cls((Turn("user", x),), passages)
+    def of(cls, x: Asked, passages: tuple[Passage, ...] = ()) -> Question:
+        """A plain text as a conversation of one turn, with the passages that come with it; messages, as OpenAI's
+        clients have them ({"role": "user", "content": "…"}), as their turns; a question as it is.
+
+        Raises: InputError for messages that are no conversation, or whose last is not a user's with some text.
+        """
+        if isinstance(x, Question):
+            return x
+        return cls((Turn("user", x),) if isinstance(x, str) else turns_of(x), passages)
 
 
-Asked = str | Question
+def _turns(question: str, answer: str) -> list[Turn]:
+    turns = (Turn("user", question), Turn("assistant", answer))
+    return [turn for turn in turns if turn.text]
+
+
+Messages = Sequence[Mapping[str, object]]
+"""Turns as OpenAI's clients have them."""
+
+Asked = str | Question | Messages
 """x as callers may give it."""
+
+
+def turns_of(messages: Messages) -> tuple[Turn, ...]:
+    """The turns that have a text. Raises: InputError for what is no message, or if the last is not a user's text."""
+    turns: list[Turn] = []
+    if not isinstance(messages, Sequence):
+        raise InputError(f"got a {type(messages).__name__} as a question; needed a text, or a list of messages")
+    for number, message in enumerate(messages, start=1):
+        role, text = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
+        if role not in get_args(Role) or not isinstance(text, str):
+            raise InputError(
+                f'message {number} of {len(messages)} is not {{"role": "user", "content": "…"}}; needed a text and one '
+                f"of the roles {', '.join(get_args(Role))}"
+            )
+        if text.strip():
+            turns.append(Turn(cast("Role", role), text))
+    if not turns or turns[-1].role != "user":
+        raise InputError("the conversation does not end with a user's message that has some text; add what is asked")
+    return tuple(turns)
 
 
 def question_texts(x: Sequence[Asked], *, with_passages: bool = False) -> list[str]:
@@ -208,6 +273,70 @@ class Candidates:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Together:
+    """What several texts find for one question, and what each of them says of all that was found.
+
+    Attributes:
+        passages: n of them, each once: the top ones of each text, then those that were proposed otherwise.
+        parts: name → (R, n) float32; the sum is the logit of p_η(z|r), differentiable in the retriever's weights.
+        num_found: how many of the passages the texts themselves have found.
+        version: the memory's version that was searched.
+    """
+
+    passages: Sequence[Passage]
+    parts: Mapping[str, Tensor]
+    num_found: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class AsRead:
+    """A way to read the last question of a conversation, as retrieval read it.
+
+    Attributes:
+        kind: "last": alone; "before": with the question before and its answer; "all": with all turns; "rewrite": as
+            the generator has written it.
+        text: what was searched for.
+        num_dropped: earlier turns that it left out because the text would have been too long.
+    """
+
+    kind: str
+    text: str
+    num_dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """How the last question of a conversation may be read, a latent value beside z.
+
+    Attributes:
+        ways: R of them.
+        prior: (R,) p(r|h).
+        of_passages: id of each passage that was retrieved → (R,) p(r|z,h), which of them it is owed to.
+        trained: whether p(r|h) was trained with the model; if not, it is that of ``readings.DEFAULTS``.
+    """
+
+    ways: tuple[AsRead, ...]
+    prior: tuple[float, ...]
+    of_passages: Mapping[str, tuple[float, ...]] = field(hash=False)
+    trained: bool
+
+    def shares(self, latents: Sequence[Latent], weights: Sequence[float]) -> tuple[float, ...]:
+        """(R,) the share of each reading: Σ_z w_z p(r|z,h). A set has the mean of its passages; "no passage" says
+        nothing of the reading and has p(r|h).
+
+        Args:
+            weights: (K,) of the latent values, prior or posterior.
+        """
+        total = [0.0] * len(self.ways)
+        for z, weight in zip(latents, weights, strict=True):
+            rows = [self.of_passages[passage.id] for passage in z] or [self.prior]
+            for r in range(len(total)):
+                total[r] += weight * sum(row[r] for row in rows) / len(rows)
+        return tuple(total)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Retrieved:
     """What a retriever returns for B questions, best first.
 
@@ -216,12 +345,14 @@ class Retrieved:
         parts: name → (B, K) float32; their sum is the logit of p_η(z|x), differentiable in the retriever's weights.
         version: the memory's version they came from; 0: no memory was asked.
         mask: (B, K), True = a value of the question; None: all are.
+        readings: of each question, None where it is one turn; empty: all are.
     """
 
     latents: LatentLists
     parts: Mapping[str, Tensor]
     version: int
     mask: Tensor | None = None
+    readings: Sequence[Readings | None] = ()
 
     @property
     def logits(self) -> Tensor:
@@ -249,6 +380,7 @@ class Retrieved:
             {name: part.gather(1, index) for name, part in self.parts.items()},
             self.version,
             None if self.mask is None else self.mask.gather(1, index),
+            self.readings,
         )
 
     def between(self, start: int, stop: int | None = None) -> Self:
@@ -258,6 +390,7 @@ class Retrieved:
             {name: part[:, start:stop] for name, part in self.parts.items()},
             self.version,
             None if self.mask is None else self.mask[:, start:stop],
+            self.readings,
         )
 
 
@@ -319,6 +452,41 @@ class NoPassage:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """A way to read the last question of a conversation, with its share in an answer.
+
+    ``prior`` is p(r|h) as far as it goes to the sources: Σ_z p(z|h) p(r|z,h). ``posterior`` is p(r|h,y), the same sum
+    over the posterior of z. ``kind``, ``text`` and ``num_dropped`` are those of ``AsRead``.
+    """
+
+    kind: str
+    text: str
+    prior: float
+    posterior: float
+    num_dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What became of the earlier turns of a conversation.
+
+    Attributes:
+        readings: of the last question, each with its share in the answer; the shares add up to one.
+        trained: whether p(r|h) was trained with the model; if not, its weights are the default ones.
+        num_dropped: earlier turns that the generator did not read.
+    """
+
+    readings: tuple[Reading, ...]
+    trained: bool
+    num_dropped: int = 0
+
+    @property
+    def best(self) -> Reading:
+        """The reading of the largest posterior."""
+        return max(self.readings, key=lambda reading: reading.posterior)
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """One token of an answer, with a probability for each of the K sources in their order.
 
@@ -368,6 +536,7 @@ class Answer:
             or not for these settings.
         best_guess: where the model was to abstain, what it would have answered; ``tokens`` and all numbers are of it.
             None: it did not abstain.
+        conversation: how the question was read; None: it came without earlier turns.
     """
 
     question: str
@@ -387,6 +556,7 @@ class Answer:
     sets: tuple[tuple[int, ...], ...] = ()
     confidence: float | None = None
     best_guess: str | None = None
+    conversation: Conversation | None = None
 
     @property
     def answer(self) -> str:
@@ -404,6 +574,7 @@ class Score:
         without_passage: for each source, log p(y|x) had that passage not been retrieved (the prior
             renormalised over the others). Empty when there is one value of z only.
         no_passage: the share of the generator alone; None where it is no value of z.
+        conversation: as of an ``Answer``.
     """
 
     x: str
@@ -417,6 +588,7 @@ class Score:
     tokens: tuple[Token, ...]
     without_passage: tuple[float, ...]
     no_passage: NoPassage | None = None
+    conversation: Conversation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,7 +603,8 @@ class Label:
 @dataclass(frozen=True, slots=True)
 class Classification:
     """The labels, most probable first, and the passages with their share in the most probable one; ``no_passage`` is
-    that of the generator alone, None where it is no value of z."""
+    that of the generator alone, None where it is no value of z. ``conversation`` is as of an ``Answer``, with the
+    shares in the most probable label."""
 
     x: str
     labels: tuple[Label, ...]
@@ -439,6 +612,7 @@ class Classification:
     memory_version: int
     sources: tuple[Source, ...]
     no_passage: NoPassage | None = None
+    conversation: Conversation | None = None
 
     @property
     def best(self) -> str:

@@ -105,7 +105,7 @@ ALWAYS: Mapping[str, list[str]] = {
 ELSEWHERE = {
     *("--model", "--encoder", "--generator", "--passage-encoder", "--adapter", "--instruction", "--template"),
     *("--generator-kind", "--generator-setting", "--null-passage", "--reranker", "--candidates"),
-    *("--set-size", "--set-bonus"),
+    *("--set-size", "--set-bonus", "--rewrites"),
     *("--query-prompt", "--passage-prompt", "--dimension"),
     *("--memory", "--out", "--resume", "--json"),
     *("--device", "--encoder-device", "--passage-cache-in", "--skip-bad", "--truncate", "--prefix-field"),
@@ -220,7 +220,7 @@ def test_an_adapter_is_trained_as_it_is_or_not_at_all(started) -> None:
 # The other commands
 
 MODELS = ("ask", "score", "eval", "classify")
-ASKS = ("ask", "eval")
+ASKS = ("ask", "chat", "eval")
 PLAIN = "-m encoder-decoder"
 DRAWN = ("--temperature 2", "--top-k 2", "--top-p 0.5", "--seed 1")
 ENCODING = ("--query-prompt", "--passage-prompt", "--dimension")
@@ -228,23 +228,28 @@ CACHES = ("--passage-cache 1GB", "--passage-cache-folder kv")
 OF_PASSAGES = ("-k 1", "--as-of 1", "--retriever bm25", "--reranker r", "--candidates 9", "--where id='a'")
 OTHERS: list[tuple[str, str, str, list[str]]] = [
     (
-        "ask, eval",
+        "ask, chat, eval",
         "`--temperature`, `--top-k`, `--top-p`, `--seed`",
         "without `--sample`",
         [f"{command} {flag}" for command in ASKS for flag in DRAWN],
     ),
-    ("ask, eval", "`--length-penalty`", "with `--sample`", [f"{each} --length-penalty 1 --sample" for each in ASKS]),
     (
-        "ask, eval",
+        "ask, chat, eval",
+        "`--length-penalty`",
+        "with `--sample`",
+        [f"{each} --length-penalty 1 --sample" for each in ASKS],
+    ),
+    (
+        "ask, chat, eval",
         "`--decoding` thorough, fast",
         "with `--sample`; with `--variant token`",
         [f"{each} --decoding fast {more}" for each in ASKS for more in ("--sample", "--variant token")],
     ),
     (
-        "ask",
+        "ask, chat",
         "options of model, memory and place: `--model`, `--memory`, `--encoder`, `--device`, …",
         "with `--server`",
-        ["ask --server http://127.0.0.1:9 --device cpu"],
+        [f"{each} --server http://127.0.0.1:9 --device cpu" for each in ("ask", "chat")],
     ),
     ("eval", "`--best`", "always: the best answer alone is measured", ["eval --best 1"]),
     (
@@ -276,10 +281,10 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
         [f"eval --retrieval-only --run-in r {each}" for each in (*OF_PASSAGES, "--passages-from passages")],
     ),
     (
-        "ask",
+        "ask, chat",
         "`--abstain-below`",
         "a model that is not calibrated, or is for other settings",
-        ["ask --abstain-below 0.5"],
+        ["ask --abstain-below 0.5", "chat --abstain-below 0.5"],
     ),
     (
         "calibrate",
@@ -310,6 +315,15 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
         "`--set-size`",
         "with `--closed-book`",
         [f"{each} --closed-book --set-size 2" for each in ("eval", "train")],
+    ),
+    (
+        "eval, train",
+        "`--rewrites`",
+        "with `--closed-book`, and with `--retrieval-only`",
+        [
+            *(f"{each} --closed-book --rewrites 2" for each in ("eval", "train")),
+            "eval --retrieval-only --rewrites 2",
+        ],
     ),
     (
         "all that take a model",

@@ -9,7 +9,7 @@ from latentrag.generator import CausalGenerator, load_generator, prompt
 from latentrag.generator.passages import PassageCache
 from latentrag.generator.texts import TextEncoder
 from latentrag.generator.tuning import Lora
-from latentrag.types import Passage, singles
+from latentrag.types import Passage, Question, singles
 from tests import tiny
 
 X = ["what is the capital", "which moon is red", "who wrote it in rome", "who is she"]
@@ -60,7 +60,7 @@ def test_threads_share_the_tokens_of_passages(monkeypatch, tmp_path) -> None:
     tokenizer = tiny.save_tokenizer(tmp_path, end=False, max_tokens=64)
     prompts = prompt.PromptTokens(TextEncoder(tokenizer), prompt.PromptTemplate())
     words = ["paris", "rome", "moon", "emma"]
-    rows = [(X[0], (Passage(word, f"{word} is the capital"),)) for word in words]
+    rows = [(Question.of(X[0]), (Passage(word, f"{word} is the capital"),)) for word in words]
     expected = {word: prompts.parts([row], limit=64, keep=False)[0][0] for word, row in zip(words, rows, strict=True)}
 
     def tokenise(number: int) -> bool:

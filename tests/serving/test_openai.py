@@ -10,7 +10,7 @@ import pytest
 from latentrag.assemble import load_passage_encoder
 from latentrag.memory import Memory
 from latentrag.serving.app import create_app
-from latentrag.serving.options import MAX_TOKENS
+from latentrag.serving.options import MAX_HISTORY, MAX_MESSAGES, MAX_TOKENS
 from latentrag.types import Passage
 from tests.cli.conftest import QUESTION
 from tests.serving.conftest import serving
@@ -129,18 +129,50 @@ def test_an_image_is_answered_in_words(served, kind) -> None:
     assert response.json()["error"]["param"] == "messages"
 
 
-def test_earlier_turns_are_not_looked_at(served, plain) -> None:
-    earlier = [
-        {"role": "user", "content": "x" * 20_000},
+EARLIER = [
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "Paris"},
+]
+
+
+def test_what_is_no_turn_is_not_read(served, plain) -> None:
+    others = [
         {"role": "assistant", "content": None, "refusal": "I cannot", "tool_calls": [{"id": 1}]},
         {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
         {"role": "user", "content": [{"type": "image_url"}, 7]},
         {"role": "tool", "content": {"any": "thing"}, "tool_call_id": "1"},
-        *({"role": "system", "content": str(number)} for number in range(252)),
     ]
-    done = complete(served, messages=[*earlier, *ASKED, {"role": "assistant", "content": "prefilled"}]).json()
-    assert done["latentrag"].pop("messages_not_read") == len(earlier) + 1
+    done = complete(served, messages=[*others, *ASKED, {"role": "assistant", "content": "prefilled"}]).json()
+    assert done["latentrag"].pop("messages_not_read") == len(others) + 1
     assert done["choices"] == plain["choices"]
+
+
+def test_earlier_turns_are_read(served, rag) -> None:
+    told = [{"role": "developer", "content": "Say one word."}, {"role": "system", "content": "In red."}]
+    ours = complete(served, messages=[*told, *EARLIER, *ASKED]).json()
+    assert ours["latentrag"]["messages_not_read"] == 0
+    ways = [each["kind"] for each in ours["latentrag"]["conversation"]["readings"]]
+    assert ways == ["last", "before"]
+    messages = [{"role": "system", "content": "Say one word.\nIn red."}, *EARLIER, *ASKED]
+    answer = rag.answer(messages)
+    assert ours["choices"][0]["message"]["content"] == answer.text
+    assert ours["latentrag"]["log_prob"] == pytest.approx(answer.log_prob, abs=1e-5)
+    streamed = chunks(complete(served, messages=[*told, *EARLIER, *ASKED], stream=True))
+    assert "".join(each["choices"][0]["delta"].get("content", "") for each in streamed) == answer.text
+    assert close(streamed[-1]["latentrag"]["conversation"], ours["latentrag"]["conversation"])
+
+
+def test_the_newest_turns_are_read_of_many(served) -> None:
+    many = [{"role": "user", "content": f"question {number}"} for number in range(252)]
+    done = complete(served, messages=[*many, *ASKED]).json()["latentrag"]
+    assert done["messages_not_read"] == 252 - MAX_MESSAGES
+    long = [{"role": "user", "content": "x" * (MAX_HISTORY + 1)}, *EARLIER, *ASKED]
+    assert complete(served, messages=long).json()["latentrag"]["messages_not_read"] == 1
+
+
+def test_an_instruction_that_is_too_long_is_refused(served) -> None:
+    told = [{"role": "system", "content": "x" * 3000}, {"role": "system", "content": "x" * 3000}]
+    assert "the system's messages have 6001 characters" in refusal(complete(served, messages=[*told, *ASKED]))
 
 
 # Limits

@@ -6,6 +6,7 @@ decoding  options of answers, by name
 template  the generator's prompt; beats what the generator's own folder says, as ``adapter`` does
 adapter   the settings of the generator's adapter; null: it has none
 calibration  from what is known of an answer to the probability that it is right (``confidence.Calibration``)
+readings  the weights of the readings of a conversation's last question, where they were trained (``readings``)
 
 A section that this version does not know was saved by a newer one: the model is refused, since what it computes may
 depend on it. Format 1 had variant, k, retriever, bm25_scale and decoding side by side.
@@ -17,18 +18,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from latentrag import io
 from latentrag.confidence import Calibration
 from latentrag.errors import InputError, ModelError
 from latentrag.options import DecodingOptions, chosen_options
 from latentrag.pretrained import read_object
+from latentrag.readings import ReadingWeights
 from latentrag.types import Variant
 
 FILE_NAME = "latentrag.json"
 FORMAT = 2
-SECTIONS = ("parts", "prior", "decoding", "template", "adapter", "calibration")
+SECTIONS = ("parts", "prior", "decoding", "template", "adapter", "calibration", "readings")
 PRIOR = ("variant", "k", "retriever", "settings", "null_passage", "set_bonus")
 
 
@@ -45,6 +47,7 @@ class ModelFile:
         decoding: options of ``DecodingOptions``, by name.
         generator: settings of the generator that the model has in place of those in the generator's own folder.
         calibration: from what is known of an answer to the probability that it is right; None: it has none.
+        readings: the weights of p(r|h) by name; None: they were not trained.
     """
 
     parts: Mapping[str, str] = field(default_factory=dict)
@@ -57,6 +60,7 @@ class ModelFile:
     decoding: Mapping[str, object] = field(default_factory=dict)
     generator: Mapping[str, object] = field(default_factory=dict)
     calibration: Calibration | None = None
+    readings: Mapping[str, float] | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -86,7 +90,9 @@ class ModelFile:
             decoding=sections.get("decoding", {}),
             generator=generator,
             calibration=None if found is None else Calibration.of_record(found, where=str(path)),
+            readings=sections.get("readings"),
         )
+        _check_readings(model.readings, path)
         try:
             DecodingOptions(**chosen_options(model.decoding))
         except (TypeError, InputError) as error:
@@ -102,6 +108,8 @@ class ModelFile:
         content = {"format": FORMAT, "parts": self.parts, "prior": prior, "decoding": self.decoding, **of_generator}
         if self.calibration is not None:
             content["calibration"] = self.calibration.as_record()
+        if self.readings is not None:
+            content["readings"] = dict(self.readings)
         io.write_json(path, content)
 
 
@@ -117,6 +125,15 @@ def _from_format_1(content: Mapping[str, Any], folder: Path) -> dict[str, object
     if retriever == "bm25":
         prior["settings"] = {"scale": content.get("bm25_scale", 1.0)}
     return {"format": FORMAT, "parts": parts, "prior": prior, "decoding": content.get("decoding")}
+
+
+def _check_readings(numbers: object, path: Path) -> None:
+    if numbers is None:
+        return
+    try:
+        ReadingWeights.of(cast("Mapping[str, float]", numbers))
+    except (InputError, AttributeError, TypeError) as error:
+        raise ModelError(f"{path}: its section 'readings' cannot be used ({error}); save the model again") from error
 
 
 def _check_prior(prior: Mapping[str, Any], path: Path) -> None:

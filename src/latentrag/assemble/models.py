@@ -51,6 +51,7 @@ def load(
     null_passage: float | None = None,
     set_size: int | None = None,
     set_bonus: float | None = None,
+    rewrites: int | None = None,
     device: str = "auto",
     encoder_device: str | None = None,
     dtype: torch.dtype | str = "auto",
@@ -88,6 +89,8 @@ def load(
         null_passage: the logit of "no passage", as for ``Rag``; None: as the model says, else it is no value of z.
         set_size: 1: passages are read one by one; 2: sets of two are values of z, too. None: as the model says, else 1.
         set_bonus: γ of the sets, as for ``Rag``; None: as the model says, else 0.
+        rewrites: how many rewrites of a conversation's last question the generator proposes, each one more way to read
+            it; None: none. Costs decoding them before the search.
         device: where the model computes: "cpu", "cuda", "cuda:1", "mps", "xpu"; "auto": the best device of this
             machine. The memory is searched on the CPU.
         encoder_device: where the query encoder computes; None: on ``device``.
@@ -140,6 +143,8 @@ def load(
         null_passage=parts.file.null_passage if null_passage is None else null_passage,
         set_bonus=_set_bonus(set_size, set_bonus, parts.file.set_bonus),
         calibration=parts.file.calibration,
+        readings=parts.file.readings,
+        rewrites=rewrites or 0,
     )
 
 
@@ -273,6 +278,7 @@ def save(
         decoding=chosen_options(rag.defaults),
         generator={name: settings[name] for name in ("template", "lora") if name in settings},
         calibration=rag.calibration,
+        readings=rag.readings,
     )
     with _published(Path(folder)) as scratch:
         for name, part in parts.items():
@@ -343,6 +349,8 @@ def with_parts(rag: Rag, retriever: Retriever, generator: Scores) -> Rag:
         defaults=rag.defaults,
         null_passage=rag.null_passage,
         set_bonus=rag.set_bonus,
+        readings=rag.readings,
+        rewrites=rag.rewrites,
     )
 
 

@@ -61,6 +61,7 @@ class Setup(RunOptions):
         instruction, template: the generator's prompt, as for ``latentrag.load``.
         null_passage: the logit of "no passage" before training, as for ``latentrag.load``.
         set_size, set_bonus: as for ``latentrag.load``, γ before training.
+        rewrites: as for ``latentrag.load``; each conversation is rewritten once.
     """
 
     data: tuple[Path, ...]
@@ -75,6 +76,7 @@ class Setup(RunOptions):
     null_passage: float | None = None
     set_size: int | None = None
     set_bonus: float | None = None
+    rewrites: int | None = None
 
 
 def train(
@@ -105,6 +107,7 @@ def train(
     hybrid = None if setup.retriever != "hybrid" else setup.retriever
     of_passages: dict[str, object] = {"--null-passage": setup.null_passage, "--set-size": setup.set_size}
     of_passages |= {"--where": setup.where, "--reranker": setup.reranker, "--candidates": setup.candidates}
+    of_passages["--rewrites"] = setup.rewrites
     for flag, value in {**of_passages, "--retriever hybrid": hybrid}.items():
         if value is not None and options.closed_book:
             raise InputError(f"{flag} has no effect, since closed book reads no passages; leave it out")
@@ -145,6 +148,7 @@ def train(
         processes=processes,
         refresher=retriever if options.refresh_every else None,
         values=rag.model.values,
+        readings=rag.model.readings,
         progress=progress,
     )
     if before is not None:
@@ -155,6 +159,7 @@ def train(
         outcome = trainer.run(resume=before is not None)
         if outcome.finished and processes.is_main:
             trainer.restore_best()
+            rag.model = replace(rag.model, readings=trainer.readings)
             training = _training(setup, options, lora, memory, outcome, num_examples=len(examples))
             _save(rag, setup.out / "model", training, refreshed=options.refresh_every > 0)
     processes.wait()
@@ -302,6 +307,7 @@ def _model(
         null_passage=setup.null_passage,
         set_size=setup.set_size,
         set_bonus=setup.set_bonus,
+        rewrites=setup.rewrites,
         variant=options.variant,
         k=options.k,
         device=device,
@@ -432,6 +438,7 @@ def _request(
         "candidates": setup.candidates,
         "null_passage": setup.null_passage,
         **({} if setup.set_size is None else {"set_size": setup.set_size, "set_bonus": setup.set_bonus}),
+        **({} if setup.rewrites is None else {"rewrites": setup.rewrites}),
         "keep_preamble": keep_preamble,
         "dtype": setup.dtype,
         "template": prompt_settings(setup.instruction, setup.template).get("template"),

@@ -21,6 +21,7 @@ from latentrag.cli import cluster, output, streams
 from latentrag.cli.arguments import command
 from latentrag.cli.ask import ask, classify, demo
 from latentrag.cli.calibrate import calibrate
+from latentrag.cli.chat import chat
 from latentrag.cli.doctor import doctor
 from latentrag.cli.evaluate import compare, evaluate
 from latentrag.cli.exchange import pull, push
@@ -66,7 +67,7 @@ def app() -> typer.Typer:
     """The commands. None of them imports anything heavy before it runs."""
     settings = {"help_option_names": ["-h", "--help"]}
     make = partial(typer.Typer, no_args_is_help=True, rich_markup_mode=None, context_settings=settings)
-    of_questions: tuple[Callable[..., None], ...] = (demo, ask, score, classify)
+    of_questions: tuple[Callable[..., None], ...] = (demo, ask, chat, score, classify)
     of_memories: tuple[Callable[..., None], ...] = (
         *(add, preview, sync, delete, forget, reencode),
         *(log, diff, tag, use),

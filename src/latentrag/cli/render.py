@@ -19,7 +19,7 @@ from rich.text import Text
 from latentrag.cli.output import clean
 
 if TYPE_CHECKING:
-    from latentrag.types import Answer, Classification, NoPassage, Score, Source, Token
+    from latentrag.types import Answer, Classification, Conversation, NoPassage, Score, Source, Token
 
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -64,6 +64,7 @@ def show_answer(answer: Answer, console: Console) -> None:
     console.print()
     _show_sources(answer.sources, console, memory_version=answer.memory_version)
     _show_no_passage(answer.no_passage, console)
+    _show_conversation(answer.conversation, console)
     _show_sentences(answer.sources, console, log_prob=answer.log_prob)
     if answer.tokens and len(answer.sources) > 1:
         console.print()
@@ -78,6 +79,49 @@ def show_answer(answer: Answer, console: Console) -> None:
                 Text(probability(each.log_prob), style="dim"), Text(text if each.finished else text + " … (cut off)")
             )
         console.print(Padding(table, (0, 0, 0, 1)))
+
+
+def show_turn(answer: Answer, console: Console) -> None:
+    """An answer within a conversation: its text, and in a line its probability, how the question was read, and where it
+    comes from."""
+    console.print(Text(clean(answer.text) or "(an empty answer)", style="bold"))
+    said = [f"{probability(answer.log_prob)}"]
+    if answer.confidence is not None:
+        said.append(f"right with a probability of {percent(answer.confidence)}")
+    if answer.best_guess is not None:
+        said.append(f"best guess: {clean(answer.best_guess)}")
+    if answer.conversation is not None:
+        best = answer.conversation.best
+        said.append(f"read {READ_AS[best.kind]} {percent(best.posterior)}")
+    top = sorted(answer.sources, key=lambda source: -source.posterior)[:2]
+    said += [f"{_name(source)} {percent(source.posterior)}" for source in top]
+    console.print(Text(" · ".join(said), style="dim"))
+
+
+READ_AS: Mapping[str, str] = {
+    "last": "alone",
+    "before": "with the turn before",
+    "all": "with all turns",
+    "rewrite": "as rewritten",
+}
+"""Kinds of readings of a conversation's last question."""
+
+
+def _show_conversation(conversation: Conversation | None, console: Console) -> None:
+    """How the question was read, the most probable reading first, and what of the conversation was not read."""
+    if conversation is None:
+        return
+    learned = "" if conversation.trained else ", by the default weights"
+    console.print()
+    console.print(Text(f"How the question was read{learned}: before and after the answer is known", style="bold"))
+    table = Table.grid(Column(justify="right"), Column(justify="right"), Column(), Column(ratio=1), padding=(0, 2))
+    for each in sorted(conversation.readings, key=lambda reading: -reading.posterior):
+        text = " / ".join(map(clean, each.text.split("\n")))
+        text += f" ({each.num_dropped} turns left out)" * bool(each.num_dropped)
+        table.add_row(percent(each.prior), percent(each.posterior), READ_AS[each.kind], Text(text, style="dim"))
+    console.print(Padding(table, (0, 0, 0, 1)))
+    if conversation.num_dropped:
+        console.print(Text(f"The generator did not read the first {conversation.num_dropped} turns."))
 
 
 def show_scores(scores: Sequence[Score], console: Console, *, header: bool) -> None:

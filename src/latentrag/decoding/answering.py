@@ -228,6 +228,7 @@ class Answering:
             no_passage=no_passage_of(evidence, 0, self._variant),
             num_input_tokens=self._num_input_tokens[question],
             sets=sets_of(evidence, 0),
+            conversation=evidence.conversation(0, self._variant, num_dropped=x.num_dropped),
         )
         return answer if self._confidence is None else self._confidence.of(answer)
 
@@ -249,6 +250,7 @@ def evidence_of(hypothesis: Decoded, read: Read[Scores], b: int) -> Evidence:
         targets=as_targets([hypothesis.ids], device=read.log_p_eta.device),
         version=read.retrieved.version,
         parts={name: part[b : b + 1] for name, part in read.logit_parts().items()},
+        readings=read.retrieved.readings[b : b + 1],
     )
 
 

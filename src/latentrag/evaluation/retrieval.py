@@ -18,6 +18,7 @@ from latentrag.evaluation.report import RECALL_AT, Report
 from latentrag.evaluation.trec import Qrels, Runs
 from latentrag.model import checked_questions
 from latentrag.protocols import Retriever
+from latentrag.readings import ReadingWeights, retrieve
 from latentrag.training.data import Example
 from latentrag.training.tasks import RETRIEVAL, TASKS
 
@@ -36,6 +37,7 @@ def evaluate_retrieval(
     qrels: Qrels | None = None,
     batch_size: int = BATCH_SIZE,
     about: Mapping[str, object] | None = None,
+    readings: ReadingWeights | None = None,
     progress: bool = False,
 ) -> Report:
     """How well what is relevant is retrieved.
@@ -51,6 +53,7 @@ def evaluate_retrieval(
         qrels: judgements in place of the passages that the examples name. An example that was not judged is not
             measured by them.
         about: as for ``evaluate``.
+        readings: how probable each reading of a conversation is; None: by the default weights.
     Raises: as ``evaluate``; DataError for examples that say nothing of what is relevant.
     """
     check_recall_at(recall_at)
@@ -61,11 +64,12 @@ def evaluate_retrieval(
         raise exceeds_memory(k or 1, size)
     depth = min(size, max(*recall_at, k or 1))
     examples, unit = _with_judged(examples, qrels), _unit(examples, unit, qrels)
+    weights = readings or ReadingWeights.of()
     metrics = [METRICS[name] for name in TASKS[RETRIEVAL].metrics]
 
     @torch.no_grad()
     def measured(batch: Sequence[Example]) -> list[Row]:
-        found = retriever.retrieve(checked_questions([example.question for example in batch]), depth)
+        found = retrieve(retriever, checked_questions([example.question for example in batch]), depth, weights)
         logits = found.logits.tolist()
         rows = []
         for b, (example, passages) in enumerate(zip(batch, found.passages, strict=True)):

@@ -453,7 +453,8 @@ def made_template(usual: str, values: Mapping[str, Any], tokenizer: PreTrainedTo
     if kind == ChatTemplate.kind and fields.keys() <= {"instruction"}:
         return ChatTemplate.of(tokenizer, **fields)
     try:
-        return TEMPLATES[kind](**fields)
+        made = TEMPLATES[kind](**fields)
+        return made.of_tokenizer(tokenizer) if isinstance(made, ChatTemplate) else made
     except (TypeError, InputError) as error:
         raise _unusable(error) from error
 

@@ -34,7 +34,7 @@ from latentrag.generator.tuning import Lora, fixed, split_weights, without_lora
 from latentrag.generator.whole_prompts import WholeState, last_of, read_whole
 from latentrag.options import PASSAGE_FOLDER_BYTES
 from latentrag.protocols import Capabilities
-from latentrag.types import Asked, Latent, LatentLists, Passage, Targets
+from latentrag.types import Asked, Latent, LatentLists, Passage, Question, Targets
 
 if TYPE_CHECKING:
     from transformers import Cache, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -220,7 +220,7 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts[_ReadPrompts], Promp
         return self._prepared(rows, 1, recurring=False)
 
     def _prepared(
-        self, rows: Sequence[tuple[str, Latent]], num_latents: int, *, recurring: bool = True
+        self, rows: Sequence[tuple[Question, Latent]], num_latents: int, *, recurring: bool = True
     ) -> PreparedPrompts[_ReadPrompts]:
         first, questions = self._prompts.parts(rows, limit=self.max_input_tokens, keep=recurring)
         index = torch.arange(len(rows), device=self.device)
@@ -228,7 +228,12 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts[_ReadPrompts], Promp
 
     def check_questions(self, x: Sequence[str]) -> None:
         """Raises: InputError for a question whose prompt is too long, with an empty passage or none."""
-        self._prompts.parts([(text, z) for text in x for z in EMPTY], limit=self.max_input_tokens, keep=False)
+        rows = [(Question.of(text), z) for text in x for z in EMPTY]
+        self._prompts.parts(rows, limit=self.max_input_tokens, keep=False)
+
+    def fitting(self, question: Question) -> Question:
+        """The question with as many of its last turns as leave passages half of the prompt."""
+        return self._prompts.fitting(question, limit=self.max_input_tokens)
 
     def targets(self, y: Sequence[str]) -> Targets:
         rows = [[*ids, self.end_id] for ids in self._prompts.targets(y)]

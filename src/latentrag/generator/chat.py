@@ -18,7 +18,7 @@ INSTRUCTION = "Answer the question in as few words as the passage allows, in the
 CLOSED_BOOK_INSTRUCTION = "Answer the question in as few words as possible, in the language of the question."
 
 _ASKED = "Question: {question}"
-_USER, _ASSISTANT = "latentrag-question", "latentrag-answer"
+_USER, _ASSISTANT, _NEXT = "latentrag-question", "latentrag-answer", "latentrag-next"
 _DAY = datetime(2024, 7, 26, tzinfo=UTC)
 """What a template takes for today, so that a prompt is the same every day."""
 
@@ -26,6 +26,7 @@ _DAY = datetime(2024, 7, 26, tzinfo=UTC)
 @dataclass(frozen=True, slots=True)
 class ChatTemplate(PromptTemplate):
     """One turn of a user, who gives the instruction, the passage and the question, and the beginning of the model's.
+    In a conversation the first turn has the instruction and the passage; the others follow as turns of their own.
 
     The other fields hold what the model's chat template says, its control tokens included.
 
@@ -57,7 +58,18 @@ class ChatTemplate(PromptTemplate):
             closed_book_preamble=self.closed_book_preamble.removesuffix(before_alone) + said_alone,
             question=self.question.replace(_ASKED, asked, 1),
             instruction=instruction,
+            earlier=None if self.earlier is None else self.earlier.replace(_ASKED, asked, 1),
         )
+
+    def instructed(self, instruction: str) -> Self:
+        """The same turn with another instruction."""
+        return self.told(instruction, asked=_ASKED)
+
+    def exchange(self, question: str, answer: str) -> str:
+        """As the chat template has it, or as text in the user's turn if that has no second turn."""
+        if self.earlier is None:
+            return f"Question: {question.strip()}\nAnswer: {answer.strip()}\n\n"
+        return PromptTemplate.exchange(self, question, answer)  # super() has no class in a dataclass with slots
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, instruction: str | None = None) -> Self:
@@ -83,7 +95,27 @@ class ChatTemplate(PromptTemplate):
             closed_book_preamble=head + said_alone,
             lead=cue[len(stripped) :],
             instruction=instruction,
+            earlier=_earlier(tokenizer),
         )
+
+    def of_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """The same, of a model that was saved before conversations were read."""
+        if self.earlier is not None or not tokenizer.chat_template:
+            return self
+        return replace(self, earlier=_earlier(tokenizer))
+
+
+def _earlier(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """An earlier question with its answer, up to what the user says next; None if the template has no second turn."""
+    said = [("user", _USER), ("assistant", _ASSISTANT), ("user", _NEXT)]
+    try:
+        rendered = _rendered(tokenizer, [{"role": role, "content": text} for role, text in said])
+        _, after = _around(_USER, rendered)
+        reply, rest = _around(_ASSISTANT, after)
+        between, _ = _around(_NEXT, rest)
+    except ModelError:
+        return None
+    return f"{_ASKED}{reply}{{answer}}{between}"
 
 
 def _instructions(instruction: str | None) -> tuple[str, str]:

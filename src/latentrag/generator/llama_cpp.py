@@ -32,7 +32,7 @@ from latentrag.generator.texts import TextEncoder, unmarked
 from latentrag.generator.tokens import Detokenizer, check_lengths, padded, pairs
 from latentrag.options import PASSAGE_FOLDER_BYTES
 from latentrag.protocols import Capabilities
-from latentrag.types import Asked, LatentLists, Targets
+from latentrag.types import Asked, LatentLists, Question, Targets
 
 if TYPE_CHECKING:
     from latentrag.place import Place
@@ -170,6 +170,10 @@ class LlamaCppGenerator:
         first, questions = self._prompts.parts(rows, limit=self.max_input_tokens, keep=True)
         index = torch.arange(len(rows))
         return PreparedPrompts(Prompts(first, questions), index, len(rows) // num_latents, num_latents)
+
+    def fitting(self, question: Question) -> Question:
+        """The question with as many of its last turns as leave passages half of the prompt."""
+        return self._prompts.fitting(question, limit=self.max_input_tokens)
 
     def targets(self, y: Sequence[str]) -> Targets:
         rows = [[*ids, self.end_ids[0]] for ids in self._prompts.targets(y)]

@@ -7,6 +7,7 @@ import hashlib
 import re
 import threading
 from array import array
+from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import ClassVar, Protocol, Self
 from latentrag.errors import InputError
 from latentrag.generator.texts import TextEncoder
 from latentrag.registry import Table
-from latentrag.types import Latent, Passage
+from latentrag.types import Latent, Passage, Question
 
 KEPT_PASSAGES = 1 << 17
 """Passages whose tokens are kept: about 60 MB at 100 words each."""
@@ -24,6 +25,7 @@ EMPTY: tuple[Latent, ...] = ((), (Passage("", ""),))
 """Closed book, and a passage without words: what a question is read with at least."""
 
 _FIELD = re.compile(r"\{(title|text|question)\}")
+_EARLIER = re.compile(r"\{(question|answer)\}")
 
 # Templates
 
@@ -31,6 +33,10 @@ _FIELD = re.compile(r"\{(title|text|question)\}")
 def _fill(template: str, values: Mapping[str, str]) -> str:
     """One pass, so that braces inside a passage or question are text."""
     return _FIELD.sub(lambda match: values[match[1]], template)
+
+
+Exchanges = Sequence[tuple[str, str]]
+"""Earlier questions of a conversation, each with its answer; either may be empty."""
 
 
 class Template(Protocol):
@@ -45,6 +51,10 @@ class Template(Protocol):
 
     def multiline(self) -> Self:
         """The same with a y that the end-of-sequence token ends, whatever its text."""
+        ...
+
+    def instructed(self, instruction: str) -> Self:
+        """The same with what the system said."""
         ...
 
 
@@ -83,6 +93,15 @@ class InputTemplate:
         """The same: no text ends y."""
         return self
 
+    def instructed(self, instruction: str) -> Self:
+        """The same with the instruction before its prefix."""
+        return replace(self, prefix=f"{instruction.strip()} {self.prefix}")
+
+    def ask_after(self, exchanges: Exchanges, question: str) -> str:
+        """The question after the earlier turns, as one text."""
+        said = [each.strip() for exchange in exchanges for each in exchange if each.strip()]
+        return " ".join([*said, question])
+
     def render(self, question: str, z: Latent) -> Rendered:
         """The input for x and z; without a passage (closed book) it is prefix + question."""
         if not z:
@@ -116,6 +135,8 @@ class PromptTemplate:
         end: the text that ends y, one token of the model; None: the tokenizer's end-of-sequence token.
         closed_book_preamble: stands in for the preamble where there is no passage.
         lead: what stands between the prompt and y; None: a space, or nothing after white space.
+        earlier: an earlier question and its answer, before the question: with {question} and {answer}; None: the
+            question as the last one, then y and its end, or a line break where that is a token.
     """
 
     kind: ClassVar[str] = "prompt"
@@ -129,6 +150,7 @@ class PromptTemplate:
     end: str | None = "\n"
     closed_book_preamble: str = ""
     lead: str | None = None
+    earlier: str | None = None
 
     def __post_init__(self) -> None:
         for name, text, field in (
@@ -147,6 +169,11 @@ class PromptTemplate:
         """The same with the end-of-sequence token as its end."""
         return replace(self, end=None)
 
+    def instructed(self, instruction: str) -> Self:
+        """The same with the instruction before its preambles."""
+        told = f"{instruction.strip()}\n\n"
+        return replace(self, preamble=told + self.preamble, closed_book_preamble=told + self.closed_book_preamble)
+
     def render(self, question: str, z: Latent) -> Rendered:
         """The prompt for x and z, or for x alone (closed book)."""
         read, asked = self.read(z), self.ask(question)
@@ -163,6 +190,17 @@ class PromptTemplate:
     def ask(self, question: str) -> str:
         """The prompt's second part."""
         return _fill(self.question, {"question": _one_line(question)})
+
+    def ask_after(self, exchanges: Exchanges, question: str) -> str:
+        """The prompt's second part where there are earlier turns."""
+        return "".join([*(self.exchange(*each) for each in exchanges), self.ask(question)])
+
+    def exchange(self, question: str, answer: str) -> str:
+        """An earlier question and its answer, as they stand before the question."""
+        if self.earlier is None:
+            return self.ask(question) + self.say(_one_line(answer)) + (self.end or "\n")
+        said = {"question": _one_line(question), "answer": answer.strip()}
+        return _EARLIER.sub(lambda match: said[match[1]], self.earlier)
 
     def _shown(self, passage: Passage) -> Rendered:
         # Line breaks would let a question or passage imitate the template's own layout.
@@ -251,6 +289,23 @@ def shortened(
     return bare
 
 
+def with_turns_that_fit(question: Question, fits: Callable[[int], bool]) -> Question:
+    """The question after as many of its last exchanges as fit.
+
+    Args:
+        fits: whether so many do; if n do, fewer do.
+    """
+    most = len(question.exchanges)
+    if not most or fits(most):
+        return question
+    number = bisect(range(1, most), 0, key=lambda n: 0 if fits(n) else 1)
+    return question.since(number)
+
+
+_Instructed = tuple[str, Latent]
+"""What the system said, and z."""
+
+
 class PromptTokens:
     """A causal model's prompts as token ids, in two parts: the passage's, tokenised once and kept, and the question's.
 
@@ -265,7 +320,7 @@ class PromptTokens:
         self._lock = threading.Lock()
 
     def parts(
-        self, pairs: Sequence[tuple[str, Latent]], *, limit: int, keep: bool
+        self, pairs: Sequence[tuple[Question, Latent]], *, limit: int, keep: bool
     ) -> tuple[list[list[int]], list[list[int]]]:
         """The first and the second part of the prompt of every (x, z); together at most ``limit`` tokens.
 
@@ -287,12 +342,21 @@ class PromptTokens:
             raise InputError(
                 f"the question and its prompt are {longest} tokens, the generator reads {limit}; shorten the question"
             )
-        first = self._latents([z for _, z in pairs], keep=keep)
+        first = self._latents([(x.instruction, z) for x, z in pairs], keep=keep)
         fitted = [
-            ids if len(ids) + len(question) <= limit else self._shortened(z, len(question), limit)
-            for ids, (_, z), question in zip(first, pairs, second, strict=True)
+            ids if len(ids) + len(question) <= limit else self._shortened((x.instruction, z), len(question), limit)
+            for ids, (x, z), question in zip(first, pairs, second, strict=True)
         ]
         return fitted, second
+
+    def fitting(self, question: Question, *, limit: int) -> Question:
+        """The question without its oldest turns, as far as they leave passages less than half of the prompt."""
+
+        def fits(num_exchanges: int) -> bool:
+            asked = question.since(num_exchanges)
+            return len(self._questions([asked], closed_book=False)[asked]) <= limit // 2
+
+        return with_turns_that_fit(question, fits)
 
     def targets(self, y: Sequence[str]) -> list[list[int]]:
         """Every y as it follows any prompt, without the end."""
@@ -305,15 +369,30 @@ class PromptTokens:
         (after,), (alone,) = self.encoder.after([self.template.cue], ends), self.encoder.ids(ends, special=False)
         return min(after, alone, key=len)
 
-    def _questions(self, x: Sequence[str], *, closed_book: bool) -> dict[str, list[int]]:
+    def _questions(self, x: Sequence[Question], *, closed_book: bool) -> dict[Question, list[int]]:
         """The second part of every question's prompt, as tokenised after the character before it."""
-        before = str(self.template.read(() if closed_book else (Passage("", ""),)))[-1:]
-        asked = [self.template.ask(self.encoder.quoted(text)) for text in x]
-        return dict(zip(x, self.encoder.after([before], asked) if before else self._begun(asked), strict=True))
+        befores = [str(self._told(each.instruction).read(() if closed_book else (Passage("", ""),)))[-1:] for each in x]
+        asked = [self._asked(each) for each in x]
+        found: dict[Question, list[int]] = {}
+        for before in dict.fromkeys(befores):
+            places = [i for i, each in enumerate(befores) if each == before]
+            texts = [asked[i] for i in places]
+            rows = self.encoder.after([before], texts) if before else self._begun(texts)
+            found |= {x[i]: row for i, row in zip(places, rows, strict=True)}
+        return found
 
-    def _latents(self, latents: Sequence[Latent], *, keep: bool) -> list[list[int]]:
+    def _asked(self, question: Question) -> str:
+        quoted = self.encoder.quoted
+        if not question.exchanges:
+            return self.template.ask(quoted(question.text))
+        return self.template.ask_after([(quoted(q), quoted(a)) for q, a in question.exchanges], quoted(question.text))
+
+    def _told(self, instruction: str) -> PromptTemplate:
+        return self.template.instructed(self.encoder.quoted(instruction)) if instruction else self.template
+
+    def _latents(self, latents: Sequence[_Instructed], *, keep: bool) -> list[list[int]]:
         """The first part of the prompt of every z; what was not met before is tokenised."""
-        keys = [_key(z) for z in latents]
+        keys = [_key(*z) for z in latents]
         with self._lock:
             known = {key: list(ids) for key in keys if (ids := self._kept.get(key)) is not None}
         unknown = {key: z for key, z in zip(keys, latents, strict=True) if key not in known}
@@ -328,18 +407,18 @@ class PromptTokens:
         known |= fresh
         return [list(known[key]) for key in keys]
 
-    def _read(self, z: Latent) -> Rendered:
-        return self.template.read(self.encoder.quoted_passages(z))
+    def _read(self, z: _Instructed) -> Rendered:
+        return self._told(z[0]).read(self.encoder.quoted_passages(z[1]))
 
-    def _shortened(self, z: Latent, num_after: int, limit: int) -> list[int]:
+    def _shortened(self, z: _Instructed, num_after: int, limit: int) -> list[int]:
         rendered, special = self._read(z), not self.template.is_whole
         try:
             return self._open_ended(shortened(self.encoder, rendered, limit, num_after=num_after, special=special))
         except InputError:
-            less = lighter(z)
+            less = lighter(z[1])
             if less is None:
                 raise
-            return self._shortened(less, num_after, limit)
+            return self._shortened((z[0], less), num_after, limit)
 
     def _begun(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts with which prompts begin."""
@@ -350,6 +429,7 @@ class PromptTokens:
         return ids[:-1] if ids[-1:] == [self.encoder.tokenizer.eos_token_id] else ids
 
 
-def _key(z: Latent) -> bytes:
+def _key(instruction: str, z: Latent) -> bytes:
     texts = "\0".join(f"{passage.title}\0{passage.text}" for passage in z)
-    return hashlib.blake2b(f"{len(z)}\0{texts}".encode(errors="replace"), digest_size=16).digest()
+    told = f"\0\0{instruction}" if instruction else ""
+    return hashlib.blake2b(f"{len(z)}\0{texts}{told}".encode(errors="replace"), digest_size=16).digest()

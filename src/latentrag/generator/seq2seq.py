@@ -13,12 +13,12 @@ from latentrag.errors import InputError, ModelError
 from latentrag.generator.base import TransformersGenerator, exclusive, mapped_class
 from latentrag.generator.caches import are_all, rows_of_parents, rows_of_questions
 from latentrag.generator.probe import agrees, probe_ids
-from latentrag.generator.prompt import EMPTY, InputTemplate, input_ids, lighter
+from latentrag.generator.prompt import EMPTY, InputTemplate, Rendered, input_ids, lighter, with_turns_that_fit
 from latentrag.generator.texts import TextEncoder
 from latentrag.generator.tokens import Detokenizer, check_lengths, padded, pairs
 from latentrag.generator.tuning import Lora
 from latentrag.protocols import Capabilities
-from latentrag.types import Asked, Latent, LatentLists, Passage, Targets
+from latentrag.types import Asked, Latent, LatentLists, Passage, Question, Targets
 
 if TYPE_CHECKING:
     from transformers import Cache, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -136,7 +136,7 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
     def prepare(self, x: Sequence[Asked], latents: LatentLists) -> PreparedContexts:
         rows, num_passages = pairs(x, latents)
         encoder = self._encoder
-        rendered = [self.template.render(encoder.quoted(question), encoder.quoted_passages(z)) for question, z in rows]
+        rendered = [self._rendered(question, z) for question, z in rows]
         try:
             inputs = input_ids(encoder, rendered, limit=self.max_input_tokens)
         except InputError:
@@ -166,11 +166,28 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
             plain = self._head.with_one_end(torch.log_softmax(torch.stack(logits).float(), dim=-1))
             return agrees(self, self._encoded(inputs, 2, 1), tokens, plain, eps=self._eps)
 
-    def _shortened(self, question: str, z: Latent) -> list[int]:
+    def _rendered(self, question: Question, z: Latent) -> Rendered:
+        quoted, template = self._encoder.quoted, self.template
+        text = quoted(question.text)
+        if question.exchanges:
+            text = template.ask_after([(quoted(asked), quoted(said)) for asked, said in question.exchanges], text)
+        if question.instruction:
+            template = template.instructed(quoted(question.instruction))
+        return template.render(text, self._encoder.quoted_passages(z))
+
+    def fitting(self, question: Question) -> Question:
+        """The question with as many of its last turns as leave passages half of the input."""
+
+        def fits(num_exchanges: int) -> bool:
+            (ids,) = self._encoder.ids([str(self._rendered(question.since(num_exchanges), ()))])
+            return len(ids) <= self.max_input_tokens // 2
+
+        return with_turns_that_fit(question, fits)
+
+    def _shortened(self, question: Question, z: Latent) -> list[int]:
         """The input for x and z, where z's titles may have to give way."""
-        rendered = self.template.render(self._encoder.quoted(question), self._encoder.quoted_passages(z))
         try:
-            return input_ids(self._encoder, [rendered], limit=self.max_input_tokens)[0]
+            return input_ids(self._encoder, [self._rendered(question, z)], limit=self.max_input_tokens)[0]
         except InputError:
             less = lighter(z)
             if less is None:

@@ -246,7 +246,7 @@ class SpanGenerator:
 
     def prepare(self, x: Sequence[Asked], latents: LatentLists) -> PreparedSpans:
         of_all, num_latents = pairs(x, latents)
-        rows = [self._rows.row(question, z) for question, z in of_all]
+        rows = [self._rows.row(question.text, z) for question, z in of_all]
         number = iter(range(len(rows)))
         place = [next(number) if any(row.is_edge) else None for row in rows]
         found = Pairs(rows, place, self.max_span_tokens)

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 _REPLACEMENT = "\ufffd"
 
 
-def pairs(x: Sequence[Asked], latents: LatentLists) -> tuple[list[tuple[str, Latent]], int]:
+def pairs(x: Sequence[Asked], latents: LatentLists) -> tuple[list[tuple[Question, Latent]], int]:
     """Every (x, z), question by question, and K.
 
     Raises: InputError for an empty question, for no question, or if the questions' numbers of latent values differ.
     """
     if not x:
         raise InputError("got no question; needed at least one")
-    texts = [Question.of(question).text for question in x]
-    for number, text in enumerate(texts):
-        if not text.strip():
+    questions = [Question(Question.of(question).turns) for question in x]
+    for number, question in enumerate(questions):
+        if not question.text.strip():
             raise InputError(f"question {number + 1} is empty; needed some text")
     counts = {len(of_question) for of_question in latents}
     if len(latents) != len(x) or len(counts) != 1 or 0 in counts:
@@ -37,7 +37,7 @@ def pairs(x: Sequence[Asked], latents: LatentLists) -> tuple[list[tuple[str, Lat
             f"got {len(x)} questions with {[len(of_question) for of_question in latents]} passages; "
             "needed the same number, at least one, for every question"
         )
-    rows = [(text, z) for text, of_question in zip(texts, latents, strict=True) for z in of_question]
+    rows = [(question, z) for question, of_question in zip(questions, latents, strict=True) for z in of_question]
     return rows, counts.pop()
 
 

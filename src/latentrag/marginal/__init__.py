@@ -8,6 +8,7 @@ comes in; differentiable.
 """
 
 from latentrag.marginal.likelihood import log_likelihood, sequence_log_likelihood, token_log_likelihood
+from latentrag.marginal.mixture import mixture
 from latentrag.marginal.objectives import emdr2, loop, nll, pdist, smoothed_nll
 from latentrag.marginal.posterior import (
     marginal_weights,
@@ -24,6 +25,7 @@ __all__ = [
     "log_prior",
     "loop",
     "marginal_weights",
+    "mixture",
     "nll",
     "pdist",
     "prefix_posterior",

@@ -15,7 +15,8 @@ from latentrag.place import Places
 from latentrag.postings import WordIndex, segment_of
 from latentrag.protocols import Memory, SavablePart, SearchesWords, is_filtered
 from latentrag.retriever.dense import check_hindsight
-from latentrag.types import Asked, Candidates, Passage, Retrieved, WordResult, question_texts, singles
+from latentrag.retriever.together import flat, places_of
+from latentrag.types import Asked, Candidates, Passage, Retrieved, Together, WordResult, question_texts, singles
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -97,6 +98,32 @@ class BM25Retriever:
         passages = [[*of_x, *(more.passages[b][place] for place in others[b])] for b, of_x in enumerate(found.passages)]
         return self._retrieved(passages, np.concatenate([found.scores, scores], axis=1), memory)
 
+    def retrieve_together(
+        self,
+        texts: Sequence[Sequence[str]],
+        k: int,
+        *,
+        x: Sequence[Asked],  # noqa: ARG002
+        also: Sequence[Sequence[str]] = (),
+        num_also: int = 0,
+    ) -> list[Together]:
+        """As ``ReadsConversations``."""
+        memory, every = self.memory.snapshot(), flat(texts)
+        k = checked_k(memory, every, k)
+        words = self._words(memory)
+        found = words.search_words(every, k, scale=self.scale)
+        more = words.search_words(flat(also), num_also, scale=self.scale) if num_also else None
+        together = []
+        for b, places in enumerate(places_of(texts)):
+            rows = _rows_of(found, places)
+            num_found = len(rows)
+            if more is not None:
+                rows = rows | {row: z for row, z in _rows_of(more, places_of(also)[b]).items() if row not in rows}
+            scores = words.word_scores(texts[b], [np.array(list(rows))] * len(texts[b]))
+            logits = torch.from_numpy(np.stack(scores) * self.scale).float().to(self._device)  # (R, n)
+            together.append(Together(list(rows.values()), {"bm25": logits}, num_found, memory.version))
+        return together
+
     def settings(self) -> Mapping[str, float]:
         """The scale."""
         return {"scale": self.scale}
@@ -152,6 +179,11 @@ class WordsInRam:
     def candidates(self, q: npt.NDArray[np.float32], x: Sequence[str], num: int) -> Candidates:  # noqa: ARG002
         """Raises: InputError: it has no vectors."""
         raise InputError(f"a {type(self._memory).__name__} keeps no index of words; retrieve with dense or bm25")
+
+
+def _rows_of(found: WordResult, places: range) -> dict[int, Passage]:
+    """Of what these questions have found, each passage once by its row."""
+    return {row: z for b in places for row, z in zip(found.rows[b].tolist(), found.passages[b], strict=True)}
 
 
 def bm25_of(question: str, passages: Sequence[Passage]) -> npt.NDArray[np.float64]:

@@ -11,7 +11,8 @@ import torch
 from latentrag.errors import InputError
 from latentrag.place import Places
 from latentrag.protocols import ChecksQuestions, Memory, QueryEncoder, SavablePart
-from latentrag.types import Asked, Passage, Retrieved, question_texts, singles
+from latentrag.retriever.together import flat, places_of
+from latentrag.types import Asked, Passage, Retrieved, SearchResult, Together, question_texts, singles
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -92,6 +93,41 @@ class DenseRetriever:
             vectors.append(np.concatenate([found.vectors[b], more.vectors[b][others]]))
         return self._scored(q, passages, np.stack(vectors), found.version)
 
+    def retrieve_together(
+        self,
+        texts: Sequence[Sequence[str]],
+        k: int,
+        *,
+        x: Sequence[Asked],  # noqa: ARG002
+        also: Sequence[Sequence[str]] = (),
+        num_also: int = 0,
+    ) -> list[Together]:
+        """As ``ReadsConversations``."""
+        memory = self.memory.snapshot()
+        more = None
+        if num_also:
+            with torch.no_grad():
+                more = memory.search(_searched(self._q(flat(also))), num_also)
+        q = self._q(flat(texts))  # last: a call that takes gradients lets packed weights go
+        found = memory.search(_searched(q), k)
+        together = []
+        for b, places in enumerate(places_of(texts)):
+            vectors = _vectors_of(found, places)
+            num_found = len(vectors)
+            if more is not None:
+                vectors = vectors | {z: d for z, d in _vectors_of(more, places_of(also)[b]).items() if z not in vectors}
+            together.append(self._scored_together(q[places.start : places.stop], vectors, num_found, found.version))
+        return together
+
+    def _scored_together(
+        self, q: Tensor, vectors: Mapping[Passage, np.ndarray], num_found: int, version: int
+    ) -> Together:
+        passages = list(vectors)
+        d = self._d(q, [passages], np.stack(list(vectors.values()))[None])[0]  # (n, D)
+        with torch.autocast(q.device.type, enabled=False):
+            scores = self.query_encoder.scale * q @ d.T  # (R, n)
+        return Together(passages, {"dense": scores}, num_found, version)
+
     def check_questions(self, x: Sequence[str]) -> None:
         """Raises: InputError for a question that cannot be encoded, as far as its encoder says."""
         if isinstance(self.query_encoder, ChecksQuestions):
@@ -124,14 +160,17 @@ class DenseRetriever:
             )
 
     def _scored(self, q: Tensor, passages: list[list[Passage]], vectors: np.ndarray, version: int) -> Retrieved:
-        if self._fresh is not None and torch.is_grad_enabled():
-            d = self._fresh(passages).to(q.device)  # (B, K, D)
-        else:
-            d = torch.from_numpy(vectors).to(q.device)
+        d = self._d(q, passages, vectors)
         # Mixed precision would round the logits to a step of 0.5 at DPR's usual scores of about 80.
         with torch.autocast(q.device.type, enabled=False):
             scores = self.query_encoder.scale * torch.einsum("bd,bkd->bk", q, d)
         return Retrieved(singles(passages), {"dense": scores}, version)
+
+    def _d(self, q: Tensor, passages: list[list[Passage]], vectors: np.ndarray) -> Tensor:
+        """(B, K, D), where q is."""
+        if self._fresh is not None and torch.is_grad_enabled():
+            return self._fresh(passages).to(q.device)
+        return torch.from_numpy(vectors).to(q.device)
 
 
 def dense(parts: ModelParts, memory: Memory, places: Places) -> DenseRetriever:  # noqa: ARG001
@@ -148,6 +187,11 @@ def check_hindsight(memory: Memory, k: int, num_hindsight: int) -> None:
             f"k={k} passages and {num_hindsight} more by hindsight exceed the memory's {len(memory)}; lower either, or "
             "add passages"
         )
+
+
+def _vectors_of(found: SearchResult, places: range) -> dict[Passage, np.ndarray]:
+    """Of what these queries have found, each passage once."""
+    return {z: d for b in places for z, d in zip(found.passages[b], found.vectors[b], strict=True)}
 
 
 def _searched(q: Tensor) -> np.ndarray:

@@ -10,7 +10,8 @@ import torch
 from latentrag.errors import EncoderMismatchError, InputError, OptionError
 from latentrag.protocols import ChecksQuestions, PassageEncoder, SavablePart
 from latentrag.retriever.bm25 import bm25_of
-from latentrag.types import Asked, Latent, Passage, Question, Retrieved, question_texts
+from latentrag.retriever.together import flat, places_of
+from latentrag.types import Asked, Latent, Passage, Question, Retrieved, Together, question_texts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -166,6 +167,26 @@ class GivenRetriever:
             rows.append(torch.cat([scores[best], scores.new_zeros(empty)]))
             masks.append(torch.arange(number, device=scores.device) < len(best))
         return Retrieved(latents, {self._scores.name: torch.stack(rows)}, 0, torch.stack(masks))
+
+    def retrieve_together(
+        self,
+        texts: Sequence[Sequence[str]],
+        k: int,  # noqa: ARG002
+        *,
+        x: Sequence[Asked],
+        also: Sequence[Sequence[str]] = (),  # noqa: ARG002
+        num_also: int = 0,  # noqa: ARG002
+    ) -> list[Together]:
+        """As ``ReadsConversations``: all passages that come with the question, whatever its texts are."""
+        passages = [question.passages for question in map(Question.of, x)]
+        if not all(passages):
+            raise InputError("a question comes without passages; this model reads those alone")
+        repeated = [of_one for of_one, each in zip(passages, texts, strict=True) for _ in each]
+        logits = self._scores.logits(flat(texts), repeated)
+        return [
+            Together(of_one, {self._scores.name: torch.stack([logits[i] for i in places])}, len(of_one), 0)
+            for of_one, places in zip(passages, places_of(texts), strict=True)
+        ]
 
     def check_questions(self, x: Sequence[str]) -> None:
         """Raises: InputError for a question that cannot be encoded, as far as its encoder says."""

@@ -16,7 +16,8 @@ from latentrag.protocols import ChecksQuestions, Memory, SavablePart, SearchesWo
 from latentrag.retriever.biases import BIASES
 from latentrag.retriever.bm25 import checked_k
 from latentrag.retriever.dense import TrainableQueryEncoder, check_hindsight
-from latentrag.types import Asked, Candidates, Passage, Retrieved, question_texts, singles
+from latentrag.retriever.together import flat, places_of
+from latentrag.types import Asked, Candidates, Passage, Retrieved, Together, question_texts, singles
 
 if TYPE_CHECKING:
     import os
@@ -160,6 +161,51 @@ class HybridRetriever:
             first.version,
         )
 
+    def retrieve_together(
+        self,
+        texts: Sequence[Sequence[str]],
+        k: int,
+        *,
+        x: Sequence[Asked],  # noqa: ARG002
+        also: Sequence[Sequence[str]] = (),
+        num_also: int = 0,
+    ) -> list[Together]:
+        """As ``ReadsConversations``."""
+        memory, every = self.memory.snapshot(), flat(texts)
+        more: list[Candidates] = []
+        if num_also:
+            with torch.no_grad():
+                more = self._best(memory, self._q(flat(also)), flat(also), num_also, reranks=False)
+        q = self._q(every)  # last: a call that takes gradients lets packed weights go
+        found = self._best(memory, q.detach(), every, k)
+        unions, sizes = [], []
+        for b, places in enumerate(places_of(texts)):
+            own = _united([found[i] for i in places])
+            sizes.append(len(own.rows[0]))
+            added = [more[i] for i in places_of(also)[b]] if more else []
+            unions.append(_united([own, *added]))
+        together = []
+        for b, places in enumerate(places_of(texts)):
+            of_texts = self._repeated(memory, unions[b], texts[b])
+            parts = self._parts(q[places.start : places.stop], texts[b], of_texts)
+            stacked = {name: torch.stack([each[name] for each in parts]) for name in parts[0]}  # (R, n)
+            together.append(Together(unions[b].passages[0], stacked, sizes[b], unions[b].version))
+        return together
+
+    def _best(
+        self, memory: Memory, q: Tensor, texts: Sequence[str], num: int, *, reranks: bool = True
+    ) -> list[Candidates]:
+        """The ``num`` candidates of largest logit for each text."""
+        found = self._proposed(memory, q, texts, num)
+        parts = self._parts(q, texts, found, reranks=reranks)
+        return [_one_of(found, b, _best_first(each)[:num]) for b, each in enumerate(parts)]
+
+    def _repeated(self, memory: Memory, found: Candidates, texts: Sequence[str]) -> Candidates:
+        """The candidates of one question for each of its texts."""
+        rows = found.rows * len(texts)
+        words = self._words(memory).word_scores(texts, rows)
+        return Candidates(found.passages * len(texts), rows, found.vectors * len(texts), words, found.version)
+
     def features(self, x: Sequence[Asked], num: int) -> tuple[Candidates, list[dict[str, np.ndarray]]]:
         """What every expert says of the candidates of B questions, without its weight: for a fit.
 
@@ -287,6 +333,28 @@ def _some_of(
         words(rows),
         found.version,
     )
+
+
+def _one_of(found: Candidates, b: int, at: np.ndarray) -> Candidates:
+    """The chosen candidates of question b."""
+    return Candidates(
+        [[found.passages[b][i] for i in at.tolist()]],
+        [found.rows[b][at]],
+        [found.vectors[b][at]],
+        [found.words[b][at]],
+        found.version,
+    )
+
+
+def _united(found: Sequence[Candidates]) -> Candidates:
+    """The candidates of one question, each once, in their order; without BM25, which differs by text."""
+    rows = np.concatenate([each.rows[0] for each in found])
+    _, first = np.unique(rows, return_index=True)
+    first = np.sort(first)
+    passages = [z for each in found for z in each.passages[0]]
+    vectors = np.concatenate([each.vectors[0] for each in found])
+    kept = [passages[i] for i in first.tolist()]
+    return Candidates([kept], [rows[first]], [vectors[first]], [np.zeros(len(first))], found[0].version)
 
 
 def hybrid(

@@ -153,7 +153,7 @@ class Completion:
     def _ours(self, answer: Answer) -> Record:
         return {
             **answer_record(answer),
-            "messages_not_read": len(self.request.messages) - 1,
+            "messages_not_read": self.wanted.num_not_read,
             "ignored": self.request.ignored,
             "capped": dict(self.wanted.capped),
         }

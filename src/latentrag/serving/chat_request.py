@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -13,6 +13,7 @@ from latentrag.errors import InputError
 from latentrag.serving import options as limit
 from latentrag.serving.failures import Refused
 from latentrag.serving.schemas import Answering, Asked, Seed, Stop, Stops
+from latentrag.types import Question, Role, Turn
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -43,7 +44,8 @@ _SHOWN = 80
 
 class Message(BaseModel):
     """A message. Of the user's last one the content is the question: a text, or parts of type "text", of which each
-    begins a line. The others are not read."""
+    begins a line. Those before it are the conversation, as far as they have such a content; what the system or the
+    developer says is the instruction. The others are not read."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -61,11 +63,13 @@ class StreamOptions(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A request in our terms. capped: by name, what a value above the limit was lowered to."""
+    """A request in our terms. capped: by name, what a value above the limit was lowered to. num_not_read: messages that
+    are no part of the question."""
 
-    question: str
+    question: Question
     options: Answering
     capped: Mapping[str, int]
+    num_not_read: int
 
 
 def _described(name: str) -> tuple[Any, Any]:
@@ -134,18 +138,29 @@ class ChatRequest(Asked):
         if self.top_logprobs and not self.logprobs:
             raise _refused(f"top_logprobs={self.top_logprobs} has no effect without logprobs; add it", "top_logprobs")
         options, capped = self._options(most_tokens)
-        return Wanted(self._question(), options, capped)
+        question, num_read = self._question()
+        return Wanted(question, options, capped, len(self.messages) - num_read)
 
-    def _question(self) -> str:
-        """The content of the user's last message. Raises: Refused if there is none that can be asked."""
-        last = next((each for each in reversed(self.messages) if each.role == "user"), None)
-        text = _text(None if last is None else last.content)
+    def _question(self) -> tuple[Question, int]:
+        """The conversation up to the user's last message, and how many messages it is made of. Raises: Refused if there
+        is none that can be asked, or for an instruction that is too long."""
+        places = [place for place, each in enumerate(self.messages) if each.role == "user"]
+        text = _text(self.messages[places[-1]].content if places else None)
         if not text.strip() or len(text) > limit.MAX_TEXT:
             raise _refused(
                 f"the user's last message has {len(text)} characters; needed 1 to {limit.MAX_TEXT}, some of them text",
                 "messages",
             )
-        return text
+        turns = [turn for each in self.messages[: places[-1]] if (turn := _turn(each)) is not None]
+        told = "\n".join(turn.text for turn in turns if turn.role == "system")
+        if len(told) > limit.MAX_TEXT:
+            raise _refused(
+                f"the system's messages have {len(told)} characters; needed {limit.MAX_TEXT} at most", "messages"
+            )
+        said = _newest([turn for turn in turns if turn.role != "system"])
+        system = [Turn("system", told)] if told else []
+        num_system = sum(turn.role == "system" for turn in turns)
+        return Question((*system, *said, Turn("user", text))), num_system + len(said) + 1
 
     def _options(self, most_tokens: int) -> tuple[Answering, dict[str, int]]:
         """OpenAI's options and ours together, and what was lowered to the limit."""
@@ -170,6 +185,31 @@ class ChatRequest(Asked):
         if not {**chosen, **theirs}.get("sample"):
             theirs.pop("seed", None)  # a search gives the same answer each time, with any seed
         return Answering(**chosen, **theirs), capped
+
+
+_ROLES: Mapping[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+
+
+def _turn(message: Message) -> Turn | None:
+    """An earlier message as a turn; None for one that has no text, or not only text."""
+    try:
+        text = _text(message.content)
+    except Refused:
+        return None
+    role = _ROLES.get(message.role)
+    return Turn(role, text) if role is not None and text.strip() else None
+
+
+def _newest(turns: Sequence[Turn]) -> list[Turn]:
+    """The last turns that are read."""
+    kept: list[Turn] = []
+    room = limit.MAX_HISTORY
+    for turn in reversed(turns[-limit.MAX_MESSAGES :]):
+        room -= len(turn.text)
+        if room < 0:
+            break
+        kept.append(turn)
+    return kept[::-1]
 
 
 def _text(content: object) -> str:

@@ -16,7 +16,7 @@ from latentrag.model import checked, checked_questions
 from latentrag.serving.batching import Batcher, Job, together
 from latentrag.serving.metrics import SECONDS, SIZES, Metrics
 from latentrag.serving.places import all_placed, placed
-from latentrag.types import Answer, Classification, Passage, Score, Variant
+from latentrag.types import Answer, Classification, Passage, Question, Score, Variant
 
 if TYPE_CHECKING:
     from latentrag.asking import Asking, HowToAnswer
@@ -52,7 +52,9 @@ class Engine:
         self._options, self._metrics = options, metrics
         self.batcher = Batcher(_work, options, on_batch=self._note)
 
-    def answer(self, rag: Rag, question: str, how: HowToAnswer, *, tell: Callable[[Any], None] | None = None) -> Job:
+    def answer(
+        self, rag: Rag, question: str | Question, how: HowToAnswer, *, tell: Callable[[Any], None] | None = None
+    ) -> Job:
         """An ``Answer``, about which ``tell`` gets ``Sources`` and then ``Begun``, each with more tokens than the last.
 
         Raises: InputError for what cannot be; Refused.
@@ -70,7 +72,7 @@ class Engine:
         return self._submit(key, asking.k * wanted.num_beams, request, same=same, tell=tell)
 
     def score(
-        self, rag: Rag, x: str, y: str, *, k: int | None, variant: Variant | None, sentences: bool = False
+        self, rag: Rag, x: str | Question, y: str, *, k: int | None, variant: Variant | None, sentences: bool = False
     ) -> Job:
         """A ``Score``. Raises: InputError; Refused."""
         chosen, k = checked(variant or rag.variant), k or rag.k
@@ -79,7 +81,7 @@ class Engine:
         return self._submit(("score", id(rag), k, chosen, sentences), k, request, same=(x, y))
 
     def classify(
-        self, rag: Rag, question: str, labels: Sequence[str], *, k: int | None, variant: Variant | None
+        self, rag: Rag, question: str | Question, labels: Sequence[str], *, k: int | None, variant: Variant | None
     ) -> Job:
         """A ``Classification``. Raises: InputError; Refused."""
         chosen, k = checked(variant or rag.variant), k or rag.k
@@ -92,7 +94,7 @@ class Engine:
         """Vectors (B, D) of texts. Raises: Refused."""
         return self._submit(object(), 1, _Request((encode, texts), _vectors))
 
-    def search(self, rag: Rag, question: str, *, k: int | None) -> Job:
+    def search(self, rag: Rag, question: str | Question, *, k: int | None) -> Job:
         """``Found``. Raises: InputError; Refused."""
         k = k or rag.k
         checked_questions([question])
@@ -178,11 +180,12 @@ def _found(rag: Rag, groups: Groups, *, k: int) -> list[Found]:
     return found_together(rag, _asked(groups), k)
 
 
-def found_together(rag: Rag, x: Sequence[str], k: int) -> list[Found]:
+def found_together(rag: Rag, x: Sequence[str | Question], k: int) -> list[Found]:
     """The passages of several questions at once."""
-    retrieved = rag.retriever.retrieve(checked_questions(x), k)
+    questions = checked_questions(x)
+    retrieved = rag.model.retrieve(questions, k)
     scores, priors = retrieved.logits.tolist(), log_prior(retrieved.logits).exp().tolist()
     return [
-        Found(question, retrieved.version, tuple(zip(map(placed, passages), scores[b], priors[b], strict=True)))
-        for b, (question, passages) in enumerate(zip(x, retrieved.passages, strict=True))
+        Found(question.text, retrieved.version, tuple(zip(map(placed, passages), scores[b], priors[b], strict=True)))
+        for b, (question, passages) in enumerate(zip(questions, retrieved.passages, strict=True))
     ]

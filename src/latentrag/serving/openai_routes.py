@@ -46,7 +46,7 @@ def router(service: Service) -> APIRouter:
         response_model=None,
     )
     async def completions(asked: ChatRequest, request: Request) -> Response:
-        """The user's last message as the question; `latentrag` in the request holds options of `/v1/answer`."""
+        """The conversation up to the user's last message; `latentrag` in the request holds options of `/v1/answer`."""
         return await _completed(service, asked, request)
 
     @found.post("/v1/embeddings", responses=responses(embeddings.EmbeddingsRecord), response_model=None)

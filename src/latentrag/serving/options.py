@@ -12,6 +12,10 @@ from latentrag.options import Option, check_options, size_in_bytes
 
 MAX_TEXT = 4_000
 """Characters of a question, an answer to score, or a message."""
+MAX_MESSAGES = 100
+"""Messages of a conversation that are read; of a chat completion the newest."""
+MAX_HISTORY = 40_000
+"""Characters of the earlier messages of a chat completion that are read, the newest."""
 MAX_PASSAGES = 100
 MAX_BEAMS = 32
 MAX_TOKENS = 512

@@ -35,7 +35,7 @@ def answers(service: Service) -> APIRouter:
     @router.post("/v1/answer", responses=responses(AnswerRecord), response_model=None)
     async def answer(asked: schemas.AnswerRequest, request: Request) -> Response:
         """The most probable answer, its probability, its sources with prior and posterior, and each token's."""
-        job = await service.answering(asked.question, asked)
+        job = await service.answering(asked.asked(), asked)
         return json_response(answer_record(await service.done(job, request)))
 
     @router.post("/v1/answer/stream", responses={**EVENTS, **ERRORS}, response_model=None, response_class=Response)
@@ -46,7 +46,7 @@ def answers(service: Service) -> APIRouter:
         """
         check_streamed(asked)
         stream = StreamState()
-        job = await service.answering(asked.question, asked, stream)
+        job = await service.answering(asked.asked(), asked, stream)
         sources = await service.begun(stream, job, request)
         return service.streamed(_events(sources, stream.rest()), job, failed=b"event: error\n")
 
@@ -62,21 +62,21 @@ def others(service: Service) -> APIRouter:
         """How probable a given answer is, and thanks to which passages."""
         rag = await service.rag(asked)
         how = asdict(asked.options(AskOptions)) | asdict(asked.options(EvidenceOptions))
-        job = service.engine.score(rag, asked.x, asked.y, **how)
+        job = service.engine.score(rag, asked.asked(), asked.y, **how)
         return json_response(score_record(await service.done(job, request)))
 
     @router.post("/v1/classify", responses=responses(ClassificationRecord), response_model=None)
     async def classify(asked: schemas.ClassifyRequest, request: Request) -> Response:
         """Choose among labels, with the probability of each."""
         rag = await service.rag(asked)
-        job = service.engine.classify(rag, asked.question, asked.labels, **asdict(asked.options(AskOptions)))
+        job = service.engine.classify(rag, asked.asked(), asked.labels, **asdict(asked.options(AskOptions)))
         return json_response(classification_record(await service.done(job, request)))
 
     @router.post("/v1/search", responses=responses(schemas.SearchRecord), response_model=None)
     async def search(asked: schemas.SearchRequest, request: Request) -> Response:
         """The passages that would be retrieved for a question, with score and prior."""
         rag = await service.rag(asked)
-        job = service.engine.search(rag, asked.question, k=asked.options(RetrievalOptions).k)
+        job = service.engine.search(rag, asked.asked(), k=asked.options(RetrievalOptions).k)
         return json_response(found_record(await service.done(job, request)))
 
     return router

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from latentrag.conditions import MAX_CHARS
+from latentrag.errors import InputError
 from latentrag.options import (
     AskOptions,
     ConfidenceOptions,
@@ -26,7 +27,7 @@ from latentrag.options import (
 )
 from latentrag.records import PassageRecord
 from latentrag.serving import options as limit
-from latentrag.types import Variant
+from latentrag.types import Question, Role, Variant
 
 if sys.version_info >= (3, 12):
     from typing import TypedDict
@@ -123,30 +124,63 @@ class Retrieval(Asked):
     as_of: Annotated[Version | None, Field(description="Of the memory; null: the one that is served.")] = None
 
 
+class Message(BaseModel):
+    """A turn of a conversation; what the system says is the instruction."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: Role
+    content: Annotated[str, Field(max_length=limit.MAX_TEXT)]
+
+
+class Questioned(Retrieval):
+    """A question, or the messages of a conversation, of which the last is the user's."""
+
+    question: Text | None = None
+    messages: Annotated[
+        list[Message] | None,
+        Field(
+            min_length=1,
+            max_length=limit.MAX_MESSAGES,
+            description="A conversation in place of a question: its turns, the last of which asks.",
+        ),
+    ] = None
+
+    def asked(self) -> str | Question:
+        """x. Raises: InputError for both or neither, or a conversation that does not end with a question."""
+        if (self.question is None) == (self.messages is None):
+            got = "neither question nor messages" if self.question is None else "question and messages"
+            raise InputError(f"got {got}; needed one of them")
+        if self.messages is None:
+            return self.question or ""
+        return Question.of([message.model_dump() for message in self.messages])
+
+
 @made_of(OneAnswerOptions, EvidenceOptions, ConfidenceOptions, Given[DecodingOptions])
 class Answering(Retrieval):
     """The options of ``latentrag ask``."""
 
 
-class AnswerRequest(Answering):
-    """A question, with the options of ``latentrag ask``. k × beams is 320 at most."""
-
-    question: Text
+class AnswerRequest(Answering, Questioned):
+    """A question or a conversation, with the options of ``latentrag ask``. k × beams is 320 at most."""
 
 
 @made_of(AskOptions, EvidenceOptions)
 class ScoreRequest(Retrieval):
-    """A question x and an answer y to it."""
+    """A question x and an answer y to it; x may be the messages of a conversation."""
 
-    x: Text
+    x: Text | Annotated[list[Message], Field(min_length=1, max_length=limit.MAX_MESSAGES)]
     y: Annotated[str, Field(max_length=limit.MAX_TEXT)]
+
+    def asked(self) -> str | Question:
+        """x. Raises: InputError for a conversation that does not end with a question."""
+        return self.x if isinstance(self.x, str) else Question.of([message.model_dump() for message in self.x])
 
 
 @made_of(AskOptions)
-class ClassifyRequest(Retrieval):
-    """A question and the labels to choose from. k × their number is 320 at most."""
+class ClassifyRequest(Questioned):
+    """A question or a conversation, and the labels to choose from. k × their number is 320 at most."""
 
-    question: Text
     labels: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=limit.MAX_LABEL)]],
         Field(min_length=2, max_length=limit.MAX_LABELS),
@@ -154,10 +188,8 @@ class ClassifyRequest(Retrieval):
 
 
 @made_of(RetrievalOptions)
-class SearchRequest(Retrieval):
-    """A question whose passages are wanted."""
-
-    question: Text
+class SearchRequest(Questioned):
+    """A question or a conversation whose passages are wanted."""
 
 
 class Use(Asked):

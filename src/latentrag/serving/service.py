@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from latentrag.serving.memories import Memories
     from latentrag.serving.metrics import Metrics
     from latentrag.serving.options import ServeOptions
+    from latentrag.types import Question
 
 _LOG = logging.getLogger("latentrag.serving")
 
@@ -76,7 +77,12 @@ class Service:
             raise busy("the version is still being opened; ask again later", retry_after_s=10) from None
 
     async def answering(
-        self, question: str, asked: schemas.Answering, stream: StreamState | None = None, *, top_tokens: int = 0
+        self,
+        question: str | Question,
+        asked: schemas.Answering,
+        stream: StreamState | None = None,
+        *,
+        top_tokens: int = 0,
     ) -> Job:
         """A job for an answer. Raises: LatentRagError; Refused."""
         how: dict[str, Any] = {

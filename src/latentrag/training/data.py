@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from latentrag.training.given import IDS, NoPassagesError, given_ids, given_pass
 from latentrag.training.json_rows import NOT_JSON, json_rows
 from latentrag.training.labels import Label, label_of
 from latentrag.training.options import Answers
-from latentrag.types import Asked, Passage, Question
+from latentrag.types import Asked, Passage, Question, Turn, turns_of
 
 _NAMED_IN_ERRORS = 3
 
@@ -41,6 +41,7 @@ class Example:
         passages: ids of the passages or documents that hold the evidence; they measure retrieval.
         title_sets, passage_sets: the same as sets each of which is enough by itself (KILT's evidence sets); empty where
             the row has none.
+        history: the turns before x, where it is the last question of a conversation.
         given: passages that come with the question, in place of a memory.
         given_ids: the same by their ids in a memory, before they are read there.
     """
@@ -56,11 +57,14 @@ class Example:
     passage_sets: tuple[tuple[str, ...], ...] = ()
     given: tuple[Passage, ...] = ()
     given_ids: tuple[str, ...] = ()
+    history: tuple[Turn, ...] = ()
 
     @property
     def question(self) -> Asked:
-        """x, with the passages that come with it."""
-        return Question.of(self.x, self.given) if self.given else self.x
+        """x, with the turns before it and the passages that come with it."""
+        if not self.given and not self.history:
+            return self.x
+        return Question((*self.history, Turn("user", self.x)), self.given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,7 @@ def read_examples(
     | CuratedTREC | question | answer_regex |
     | DPR | question | answers |
     | FlashRAG | question | golden_answers |
+    | conversations | messages or turns: [{"role": …, "content": …}] | answer, or the last message, if an assistant's |
     | `latentrag score` | x | y |
     | KILT | input | output: [{"answer": …, "provenance": [{"title": …}]}] |
 
@@ -224,6 +229,7 @@ class _Taking:
         fields = first_of(read(row) for read in self.readers)
         if self.answers_from is not None:
             fields = replace(fields, answers=value_at(row, self.answers_from), pattern=None)
+        fields, history = _conversation(fields)
         x = _question(fields.question)
         if self.prefix_field is not None:
             x = f"{_prefix(row, self.prefix_field)}: {x}"
@@ -235,13 +241,22 @@ class _Taking:
             raise _BadRowError("no answer")
         if choices and (others := set(answers).difference(choices)):
             raise _BadRowError(f"its answer {min(others)!r} is not among its choices")
-        for text in (x, *answers, *choices):
+        for text in (x, *answers, *choices, *(turn.text for turn in history)):
             if any("\ud800" <= character <= "\udfff" for character in text):
                 raise _BadRowError("half a character (a lone surrogate)")
         titles, title_sets = _evidence(fields.title)
         passages, passage_sets = _evidence(fields.passages)
         example = Example(
-            _id(row), x, answers, titles, pattern, choices, passages, title_sets=title_sets, passage_sets=passage_sets
+            _id(row),
+            x,
+            answers,
+            titles,
+            pattern,
+            choices,
+            passages,
+            title_sets=title_sets,
+            passage_sets=passage_sets,
+            history=history,
         )
         return example if self.passages_from is None else self._with_passages(example, row, self.passages_from)
 
@@ -323,6 +338,26 @@ def _check_labels(path: Path, rows: Sequence[Example], labels: Sequence[Label], 
             f"{path} has no row with the label {missing.name} (found {seen}); name another --task than {task}, or "
             "other labels with --label"
         )
+
+
+def _conversation(fields: Fields) -> tuple[Fields, tuple[Turn, ...]]:
+    """The fields with the last question of a conversation, and with its answer if that is the last message; the turns
+    before it."""
+    if fields.messages is None:
+        return fields, ()
+    listed: Any = fields.messages
+    if not isinstance(listed, list) or not listed:
+        raise _BadRowError("its messages are no list of messages")
+    if fields.question is not None:
+        listed = [*listed, {"role": "user", "content": fields.question}]
+    elif fields.answers is None and isinstance(listed[-1], dict) and listed[-1].get("role") == "assistant":
+        fields = replace(fields, answers=listed[-1].get("content"))
+        listed = listed[:-1]
+    try:
+        turns = turns_of(listed)
+    except InputError as error:
+        raise _BadRowError(str(error)) from error
+    return replace(fields, question=turns[-1].text), turns[:-1]
 
 
 def _question(value: object) -> str:

@@ -22,6 +22,7 @@ class Fields:
         pattern: a regular expression that right answers match.
         passages: ids of the passages or documents that hold the evidence, in the same three forms.
         choices: texts of which one is the answer.
+        messages: the turns of a conversation; those before the question, or without one all of them.
     """
 
     question: object = None
@@ -30,6 +31,7 @@ class Fields:
     pattern: object = None
     passages: object = None
     choices: object = None
+    messages: object = None
 
 
 Format = Callable[[JsonRow], Fields]
@@ -56,7 +58,8 @@ def questions_with(answers: str) -> Format:
 
     def read(row: JsonRow) -> Fields:
         ids = _first(row, "passage_ids", "relevant")
-        return Fields(row.get("question"), row.get(answers), _titles(row), row.get("answer_regex"), ids)
+        turns = _first(row, "messages", "turns")
+        return Fields(row.get("question"), row.get(answers), _titles(row), row.get("answer_regex"), ids, messages=turns)
 
     return read
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from latentrag.errors import InputError, TrainingError
 from latentrag.model import JointModel, Values
 from latentrag.protocols import TrainableGenerator, TrainableRetriever, weighs_passages
+from latentrag.readings import ReadingWeights
 from latentrag.training import checkpoint
 from latentrag.training.data import Example, order, target
 from latentrag.training.health import Health, alarms, measure
@@ -49,7 +50,7 @@ SCALAR_RATE = 200
 """How many times the query encoder's rate that of a single number is: the logit of "no passage" or of sets, the
 weight of an expert of the prior. Adam changes a number by about its rate in a step; a weight among many has to move by
 thousandths, these by hundredths or by nats."""
-_NUMBERS = ("retriever.null_passage", "retriever.set_bonus", "retriever.prior.")
+_NUMBERS = ("retriever.null_passage", "retriever.set_bonus", "retriever.prior.", "retriever.reading.")
 MIN_MOVED = 0.01
 """Share of the weights with a gradient that a step should change at least."""
 _Watched = tuple[Tensor, Tensor, Tensor]
@@ -82,6 +83,8 @@ class Trainer:
         folder: of the run: checkpoints and log.
         refresher: what re-encodes the memory every ``refresh_every`` steps; the retriever searches what it made.
         values: what z may be beside the passages; their logits are trained with the retriever. None: nothing else.
+        readings: the numbers by which conversations are read, trained with the retriever where there are conversations.
+            None: the default ones.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Trainer:
         processes: Processes | None = None,
         refresher: Refresher | None = None,
         values: Values | None = None,
+        readings: ReadingWeights | None = None,
         progress: bool = False,
     ) -> None:
         if not examples:
@@ -111,6 +115,7 @@ class Trainer:
         self.processes = processes or Processes()
         self._refresher = refresher
         self._values = values or Values()
+        self._readings = readings or ReadingWeights.of()
         self._progress = progress
         self._first: Health | None = None
         self.best: dict[str, Any] = {}
@@ -144,7 +149,10 @@ class Trainer:
         ):
             named = {} if part is None else dict(part.named_parameters())
             if name == "retriever":
-                for key, logit in self._values.parameters.items():
+                numbers = self._values.parameters
+                if any(example.history for example in self.examples):
+                    numbers = numbers | self._readings.parameters
+                for key, logit in numbers.items():
                     logit.requires_grad_(wanted)
                     named[key] = logit
             if not wanted:
@@ -209,6 +217,12 @@ class Trainer:
             if log.error is not None:
                 raise log.failure(log.error) from log.error
         return self._outcome(step)
+
+    @property
+    def readings(self) -> ReadingWeights:
+        """The numbers by which conversations are read, and whether they were trained."""
+        learned = any(each in self.parameters for each in (f"retriever.{key}" for key in self._readings.parameters))
+        return replace(self._readings, trained=self._readings.trained or learned)
 
     def restore_best(self) -> None:
         """The weights of the best step on the development set, where there is one."""
@@ -334,6 +348,7 @@ class Trainer:
                 generator_learns=learns["generator"],
                 memo=None if learns["generator"] else self._memo,
                 values=self._values,
+                readings=self._readings,
             )
             total = found.loss.sum()
             (total / len(batch)).backward()
@@ -389,7 +404,7 @@ class Trainer:
             nll_per_token = self._closed_book(x, y)
             log.write("dev", step, nll_per_token=nll_per_token)
         else:
-            model = JointModel(self.retriever, self.generator, self._values)
+            model = JointModel(self.retriever, self.generator, self._values, self._readings)
             size = self.options.micro_batch_size
             health = measure(model, x, y, k=self.options.k, variant=self.options.variant, batch_size=size)
             nll_per_token = health.nll_per_token

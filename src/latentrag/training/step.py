@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from latentrag.marginal import emdr2, log_prior, loop, marginal_weights, nll, pdist, smoothed_nll
-from latentrag.model import Evidence, Read, Values, closed_book, read_of
+from latentrag.model import Evidence, Read, Values, checked_questions, closed_book, fitting, read_of
 from latentrag.protocols import TrainableGenerator, TrainableRetriever, weighs_passages
+from latentrag.readings import ReadingWeights, retrieve, retrieve_in_hindsight
 from latentrag.training.options import OBJECTIVES, TrainingOptions
 from latentrag.types import Asked, Latent, LatentLists, Question, Retrieved, Targets
 
@@ -86,6 +87,7 @@ def losses(
     generator_learns: bool = True,
     memo: "ScoreMemo | None" = None,
     values: Values | None = None,
+    readings: ReadingWeights | None = None,
 ) -> Losses:
     """The objective of B pairs (x, y), differentiable in both sides.
 
@@ -96,8 +98,9 @@ def losses(
         memo: scores of a generator that does not learn and has not learned since they were kept. Not with label
             smoothing, nor for a generator that weighs passages, which need more than scores.
         values: what z may be beside the top K passages, after which they stand; None: nothing else.
+        readings: how probable each reading of a conversation is; None: by the default weights.
     """
-    values = values or Values()
+    values, readings = values or Values(), readings or ReadingWeights.of()
     targets = generator.targets(y)
     num_tokens = int(targets.mask.sum())
     mixed = torch.autocast(generator.device.type, torch.bfloat16) if options.autocast else nullcontext()
@@ -108,9 +111,10 @@ def losses(
         return Losses(alone, alone.detach(), num_tokens)
     with nullcontext() if retriever_learns else torch.no_grad():
         if options.hindsight and retriever_learns:
-            retrieved = retriever.retrieve_in_hindsight(x, y, options.k, options.hindsight)
+            asked = checked_questions(x)
+            retrieved = retrieve_in_hindsight(retriever, asked, y, options.k, options.hindsight, readings)
         else:
-            retrieved = retriever.retrieve(x, options.k)
+            retrieved = retrieve(retriever, checked_questions(x), options.k, readings)
         k = min(options.k, len(retrieved.latents[0]))  # fewer where few passages satisfy a condition
         retrieved = values.beside(retrieved, num_top=k)
     num_top = values.number(k)
@@ -133,7 +137,7 @@ def losses(
 
 def _evidence(retrieved: Retrieved, log_p_theta: Tensor, targets: Targets) -> Evidence:
     log_p_eta = log_prior(retrieved.logits.to(log_p_theta.device))
-    return Evidence(retrieved.latents, log_p_eta, log_p_theta, targets, retrieved.version)
+    return Evidence(retrieved.latents, log_p_eta, log_p_theta, targets, retrieved.version, readings=retrieved.readings)
 
 
 def _each_side_from_its_own(
@@ -217,13 +221,14 @@ class ScoreMemo:
         targets: Targets,
     ) -> Tensor:
         """(B, K, T) without gradient; the generator computes what is not kept."""
-        keys = [[_key(Question.of(x[b]).text, y[b], z) for z in of_one] for b, of_one in enumerate(latents)]
+        read = [fitting(generator, Question.of(question)) for question in x]
+        keys = [[_key(read[b], y[b], z) for z in of_one] for b, of_one in enumerate(latents)]
         missing = {key: (b, k) for b, row in enumerate(keys) for k, key in enumerate(row) if key not in self._scores}
         lengths = targets.mask.sum(dim=1).tolist()
         if missing:
             questions = torch.tensor([b for b, _ in missing.values()], device=targets.ids.device)
             prepared = generator.prepare(
-                [x[b] for b, _ in missing.values()], [[latents[b][k]] for b, k in missing.values()]
+                [read[b] for b, _ in missing.values()], [[latents[b][k]] for b, k in missing.values()]
             )
             of_missing = Targets(targets.ids[questions], targets.mask[questions])
             log_p = generator.log_p_theta(prepared, of_missing)[:, 0].float().cpu().numpy()  # (n, T)
@@ -253,9 +258,10 @@ class ScoreMemo:
         }
 
 
-def _key(x: str, y: str, z: Latent) -> bytes:
+def _key(x: Question, y: str, z: Latent) -> bytes:
     digest = hashlib.blake2b(digest_size=_KEY_BYTES)
-    for text in (x, y, *(part for passage in z for part in (passage.id, passage.title, passage.text))):
+    before = (part for turn in x.turns[:-1] for part in (turn.role, turn.text))
+    for text in (*before, x.text, y, *(part for passage in z for part in (passage.id, passage.title, passage.text))):
         encoded = text.encode()
         digest.update(len(encoded).to_bytes(8, "little"))
         digest.update(encoded)
