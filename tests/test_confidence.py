@@ -11,7 +11,7 @@ import pytest
 from latentrag.asking import Asking
 from latentrag.confidence import ABSTAINED, SIGNALS, Calibration, means_the_same, settings_of, signals
 from latentrag.decoding import Answered, Begun
-from latentrag.decoding.answering import AnswerEvent
+from latentrag.decoding.loop import Event
 from latentrag.errors import InputError, ModelError
 from latentrag.evaluation.confidence import fit, measure, risk_coverage
 from latentrag.evaluation.run import evaluate
@@ -143,7 +143,7 @@ def test_abstaining() -> None:
     for below, told in ((None, True), (1.0, False)):
         rag = a_rag(calibration)
         answering = rag.answering([f"who {n}" for n in range(9)], rag.asking(abstain_below=below, **OPTIONS))
-        events: list[AnswerEvent] = []
+        events: list[Event] = []
         while answering.live:
             events += answering.step()
         assert any(isinstance(event, Begun) for event in events) is told

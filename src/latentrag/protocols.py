@@ -281,6 +281,7 @@ class Capabilities:
         weighs_passages: it has ``log_weights``.
         differentiable: ``log_p_theta`` has gradients, so that it can be trained.
         keeps_prefixes: what it reads of a passage does not depend on the question, so that it can be kept.
+        steps_together: it has ``step_together``.
     """
 
     decodes: bool = True
@@ -288,6 +289,7 @@ class Capabilities:
     weighs_passages: bool = False
     differentiable: bool = True
     keeps_prefixes: bool = False
+    steps_together: bool = False
 
 
 class Scores(Protocol):
@@ -357,6 +359,37 @@ class Generator(Scores, Protocol):
             tokens: (B', M') the token it takes.
         Returns: (B', K, M', V) float32 log-probabilities of the token after, and the new state.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One more token for every beam of a decoder state: the arguments of ``Generator.step``."""
+
+    state: Any
+    parents: Tensor
+    tokens: Tensor
+
+
+class StepsTogether(Generator, Protocol):
+    """A generator that goes on with several decoder states in one pass."""
+
+    def step_together(self, steps: Sequence[Step]) -> list[tuple[Tensor, object]]:
+        """``step`` for each of these states, which may differ in B, K, M and length. The states are used up."""
+        ...
+
+
+def steps_together(generator: Scores) -> TypeGuard[StepsTogether]:
+    """Whether the generator has ``step_together``."""
+    return generator.capabilities.steps_together
+
+
+@runtime_checkable
+class ReadsInSlices(Protocol):
+    """A generator that can do the reading of ``start`` beforehand, a slice at a time."""
+
+    def read_slice(self, prepared: Any) -> bool:
+        """Read some of what ``start`` needs, in half a second or so. Returns: whether there is more to read."""
         ...
 
 

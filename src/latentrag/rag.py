@@ -10,7 +10,7 @@ import torch
 from latentrag.asking import Asking, HowToAnswer
 from latentrag.conditions import Where
 from latentrag.confidence import Calibration, settings_of
-from latentrag.decoding import SEARCHES, Answered, Answering, Search, label_log_likelihoods
+from latentrag.decoding import SEARCHES, Answered, Answering, Loop, Search, apart, label_log_likelihoods
 from latentrag.decoding.answering import Confidence, no_passage_of, sources_of, tokens_of
 from latentrag.decoding.rewriting import Rewriter
 from latentrag.decoding.sentences import with_sentences
@@ -138,25 +138,33 @@ class Rag:
 
     def answer_batch(self, x: Sequence[Asked], **how: Unpack[HowToAnswer]) -> list[Answer]:
         """``answer`` for several questions at once; the answers do not depend on each other."""
-        answering = self.answering(x, self.asking(**how))
-        answers: dict[int, Answer] = {}
-        while answering.live:
-            answers |= {event.question: event.answer for event in answering.step() if isinstance(event, Answered)}
+        events = self.answering(x, self.asking(**how)).events()
+        answers = {event.question: event.answer for event in events if isinstance(event, Answered)}
         return [answers[b] for b in range(len(x))]
 
-    @torch.no_grad()
-    def answering(self, x: Sequence[Asked], asking: Asking) -> Answering:
+    def answering(self, x: Sequence[Asked], asking: Asking) -> Loop:
         """``answer_batch`` a step at a time: what is certain of each answer is said as soon as it is, and questions
-        that nobody wants any more can be dropped. Raises: as ``answer``."""
+        that nobody wants any more can be dropped. Raises: as ``answer``; what is found out later is an event."""
+        loop = Loop()
+        for task in self.to_answer(x, asking):
+            loop.admit(task)
+        return loop
+
+    @torch.no_grad()
+    def to_answer(self, x: Sequence[Asked], asking: Asking) -> list[Answering]:
+        """Questions, for which passages are retrieved now, as tasks of any ``Loop``. Raises: as ``answer``."""
         confidence = self.confidence(asking)
-        read = self.model.where(asking.where).read(x, k=asking.k, without=asking.without)
+        if asking.top_tokens and not can_decode(self.generator):
+            raise InputError("this generator says an answer as a whole, so that no token has others in its place")
+        whole = self.model.where(asking.where).read(x, k=asking.k, without=asking.without)
         every = asking.options
         if confidence is not None:
             every = replace(every, num_best=every.num_beams)
-        search = self.search(read, variant=asking.variant, decoding=asking.decoding, options=every)
-        if asking.top_tokens and not can_decode(self.generator):
-            raise InputError("this generator says an answer as a whole, so that no token has others in its place")
-        return Answering(read, search, asking, confidence=confidence)
+        tasks = []
+        for read in apart(whole):
+            search = self.search(read, variant=asking.variant, decoding=asking.decoding, options=every)
+            tasks.append(Answering(read, search, asking, confidence=confidence))
+        return tasks
 
     def confidence(self, asking: Asking) -> Confidence | None:
         """How the confidence of answers with these settings is known; None: it is not.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from latentrag.decoding import rescore
+from latentrag.decoding.loop import result_of
 from latentrag.decoding.trie import Candidates
 from latentrag.protocols import Generator, Prepared
 
@@ -26,7 +27,7 @@ def rescored(
         Candidates([sequences[place] for place in places], log_prior)
         for places, log_prior in zip(places_of, log_p_eta, strict=True)
     ]
-    rescore._score(generator, prepared, of_questions)
+    result_of(rescore._scoring(generator, prepared, of_questions))
     results: list[tuple[float, Tensor]] = [(0.0, torch.empty(0))] * len(sequences)
     for b, (places, candidates) in enumerate(zip(places_of, of_questions, strict=True)):
         for number, place in enumerate(places):

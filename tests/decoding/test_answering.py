@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentrag.decoding import BeamSearch, Begun, Decoded, Ended, Loop, Sources, run
+from latentrag.decoding import Answered, BeamSearch, Begun, Decoded, Ended, Loop, Sources, run
 from latentrag.decoding.answering import before_stop, num_settled, settled_length
 from latentrag.decoding.beam import num_decided
 from latentrag.errors import InputError
@@ -37,7 +37,7 @@ class Observer:
                     self.sources[event.question] = event
                 elif isinstance(event, Begun):
                     self.told.setdefault(event.question, []).append(event.tokens)
-                else:
+                elif isinstance(event, Answered):
                     answers[event.question] = event.answer
             for question in answering.live:
                 if len(self.told.get(question, [()])[-1]) >= self.patience.get(question, 10**9):

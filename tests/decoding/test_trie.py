@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentrag.decoding import thorough
+from latentrag.decoding.loop import result_of
 from latentrag.decoding.rescore import as_targets
-from latentrag.decoding.trie import Candidates, score
+from latentrag.decoding.trie import Candidates, scoring
 from latentrag.generator import load_generator
 from latentrag.marginal import log_prior, sequence_log_likelihood
 from latentrag.options import DecodingOptions
@@ -41,7 +42,7 @@ def alone(generator, b: int, ids: list[int]):
 @settings(max_examples=20, deadline=None)
 def test_sequences_score_as_each_alone(generator, of_questions) -> None:
     found = [Candidates(sequences, LOG_P_ETA[b]) for b, sequences in enumerate(of_questions)]
-    score(generator, generator.prepare(X, singles(PASSAGES)), found)
+    result_of(scoring(generator, generator.prepare(X, singles(PASSAGES)), found))
     for b, sequences in enumerate(of_questions):
         for number, ids in enumerate(sequences):
             torch.testing.assert_close(found[b].log_p_theta(number), alone(generator, b, ids)[0], rtol=0, atol=1e-4)
@@ -59,7 +60,7 @@ def test_the_best_are_never_left_out(generator, sequences, num_best, is_known) -
         if is_known[2 * number + k]
     }
     found = Candidates(sequences, LOG_P_ETA[1], known=known, num_best=num_best)
-    score(generator, generator.prepare(X[1:2], singles(PASSAGES[:1])), [found])
+    result_of(scoring(generator, generator.prepare(X[1:2], singles(PASSAGES[:1])), [found]))
     best = sorted(range(len(sequences)), key=lambda number: -scores[number][1])[:num_best]
     for number in best:
         torch.testing.assert_close(found.log_p_theta(number), scores[number][0], rtol=0, atol=1e-4)

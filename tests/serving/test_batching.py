@@ -158,7 +158,7 @@ def busy(gated, live) -> Iterator[tuple[Any, ThreadPoolExecutor]]:
         assert first.result().status_code == 200
 
 
-def test_questions_that_wait_are_answered_together_and_seeded_samples_alone(gated, live) -> None:
+def test_questions_that_wait_are_answered_together_and_draw_as_alone(gated, live) -> None:
     with busy(gated, live) as (served, pool):
         seeded = {"sample": True, "seed": 1}
         bodies: list[dict[str, Any]] = [
@@ -174,9 +174,9 @@ def test_questions_that_wait_are_answered_together_and_seeded_samples_alone(gate
         assert served.get("/healthz").status_code == 200  # the loop does not wait for the model
         gated.generator.gate.set()
         answers = [each.result().json() for each in others]
-    assert sorted(gated.generator.batches) == [1, 1, 2, 4, 4]  # two together; four samples each
+    assert sorted(gated.generator.batches) == [1, 1, 2, 8]  # two together; four samples each
     assert answers[0]["question"] == "one?"
-    assert answers[3]["answer"] == answers[4]["answer"]
+    assert answers[3]["answer"] == answers[4]["answer"] == gated.answer("x?", sample=True, seed=1).text
     assert answers[0]["log_prob"] == pytest.approx(gated.answer("one?").log_prob, abs=1e-5)
 
 

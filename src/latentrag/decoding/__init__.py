@@ -3,18 +3,18 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from latentrag.decoding.answering import Answered, Answering, Begun, Sources
+from latentrag.decoding.answering import Answered, Answering, Begun, Sources, apart, decodes_apart
 from latentrag.decoding.beam import BeamSearch, marginal_beam
 from latentrag.decoding.classify import label_log_likelihoods
 from latentrag.decoding.enumerate import Enumeration
-from latentrag.decoding.loop import Decided, Decoded, Ended, Loop, Search, run
-from latentrag.decoding.rescore import Rescoring, fast, thorough
+from latentrag.decoding.loop import Decided, Decoded, Ended, Failed, Loop, Search, run
+from latentrag.decoding.rescore import Rescoring, fast, quickly, thorough, thoroughly
 from latentrag.decoding.sample import Sampling
 
 SEARCHES: Mapping[str, Callable[..., Search]] = {
     "exact": BeamSearch,
-    "thorough": partial(Rescoring, thorough),
-    "fast": partial(Rescoring, fast),
+    "thorough": partial(Rescoring, thoroughly),
+    "fast": partial(Rescoring, quickly),
     "sample": Sampling,
     "enumerate": Enumeration,
 }
@@ -30,10 +30,13 @@ __all__ = [
     "Decoded",
     "Ended",
     "Enumeration",
+    "Failed",
     "Loop",
     "Sampling",
     "Search",
     "Sources",
+    "apart",
+    "decodes_apart",
     "fast",
     "label_log_likelihoods",
     "marginal_beam",

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import math
 import string
+from collections.abc import Generator as Coroutine
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
-
-import torch
+from functools import partial
+from typing import Any, TypeVar, cast
 
 from latentrag.asking import Asking
 from latentrag.confidence import ABSTAINED, Calibration, signals
-from latentrag.decoding.loop import Decided, Decoded, Loop, Search
+from latentrag.decoding.loop import Decided, Decoded, Ended, Failed, Search, Turns, Work, alone
 from latentrag.decoding.rescore import as_targets
 from latentrag.decoding.sentences import with_sentences
 from latentrag.decoding.top import TopTokens
 from latentrag.errors import OptionError
 from latentrag.model import Evidence, Read, closed_book
-from latentrag.protocols import CountsTokensRead, Generator
+from latentrag.protocols import CountsTokensRead, Generator, ReadsInSlices, Scores, steps_together
 from latentrag.types import (
     Answer,
     Hypothesis,
     NoPassage,
     Passage,
+    Question,
     Source,
     Token,
     Variant,
     distinct_passages,
 )
 
-if TYPE_CHECKING:
-    from latentrag.protocols import Scores
+G = TypeVar("G", bound=Scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,6 @@ class Answered:
     answer: Answer
 
 
-AnswerEvent = Sources | Begun | Answered
-
 _UNSETTLED = frozenset(string.punctuation + "\ufffd")
 RULED_OUT = (
     "every answer is ruled out by the options; lower {min_tokens} or {no_repeat_ngram_size}, or raise {max_tokens}"
@@ -92,15 +90,15 @@ RULED_OUT = (
 
 
 class Answering:
-    """B questions while they are answered, numbered from 0. ``step`` until nothing is ``live``.
+    """B questions while they are answered, numbered from 0: a task for a ``Loop``.
 
-    The first step says the ``Sources`` of every question, each later one takes a token more and says what is certain
-    since. A token is said once its text is settled too. A generator whose tokenizer changes text before the last word
-    when more follows may answer with other white space there than was said. Thorough and Fast Decoding choose when all
-    is decoded; of theirs nothing is certain before the end.
+    First come the ``Sources`` of every question, then what it begins with as soon as that is certain. A token is said
+    once its text is settled too. A generator whose tokenizer changes text before the last word when more follows may
+    answer with other white space there than was said. Thorough and Fast Decoding choose when all is decoded; of theirs
+    nothing is certain before the end. A question that the options rule every answer to out has ``Failed``.
 
     Args:
-        read: the questions with their latent values.
+        read: the questions with their latent values. What the generator can read of them in slices, it reads so.
         search: decodes them.
         asking: how they are to be answered; for ``top_tokens`` the generator must decode step by step.
         confidence: how it is known; None: it is not. While an answer may still be withheld, no token of it is said.
@@ -114,100 +112,115 @@ class Answering:
         *,
         confidence: Confidence | None = None,
     ) -> None:
-        self._read, self._asking, self._confidence = read, asking, confidence
+        self._read, self._search, self._asking, self._confidence = read, search, asking, confidence
         self._variant, self._stop = asking.variant, asking.options.stop
         self._top: dict[int, TopTokens] = {}
         self._num_input_tokens = num_input_tokens(read)
         self._is_withheld = confidence is not None and confidence.abstain_below is not None
-        self._loop = Loop()
-        self._questions = self._loop.admit(search)
         self._decoded: dict[int, list[Decoded]] = {}
-        self._has_begun = False
         self._num_ids = [0] * len(read.questions)
         self._num_said = [0] * len(read.questions)
 
     @property
     def live(self) -> list[int]:
         """The questions without an answer that are still wanted."""
-        return sorted([*self._loop.live, *self._decoded])
+        return sorted([*self._search.live, *self._decoded])
+
+    @property
+    def num_rows(self) -> int:
+        """Question × passage × beam."""
+        return self._search.num_rows
 
     def drop(self, question: int) -> None:
         """Do not go on with this live question."""
-        self._decoded.pop(question, None)
-        self._loop.drop(question)
+        if self._decoded.pop(question, None) is None:
+            self._search.drop(question)
 
-    @torch.no_grad()
-    def step(self) -> list[AnswerEvent]:
-        """What is known after one more step. Raises: InputError if the options rule every answer out."""
-        if not self._has_begun:
-            self._has_begun = True
-            return [self._sources(question) for question in self.live]
-        events: list[AnswerEvent] = []
-        if self._loop.live:
-            for event in self._loop.step():
-                if isinstance(event, Decided):
-                    events += self._begun(event)
-                else:
-                    self._decoded[event.question] = event.hypotheses
-        if not self._loop.live:
-            events += self._answered()
-        return events
+    def turns(self) -> Turns:
+        """What is to be read, then what the search asks for, and what the answers ask for as soon as it has them."""
+        for question in self.live:
+            yield self._sources(question)
+        generator, prepared = self._read.generator, self._read.prepared
+        if isinstance(generator, ReadsInSlices):
+            while (yield alone(partial(generator.read_slice, prepared))):
+                pass
+        turns, result = self._search.turns(), None
+        while True:
+            try:
+                turn = turns.send(result)
+            except StopIteration:
+                break
+            result = None
+            if isinstance(turn, Decided):
+                yield from self._begun(turn)
+            elif isinstance(turn, Ended):
+                self._decoded[turn.question] = turn.hypotheses
+            else:
+                yield from self._answered()
+                if self._search.live:
+                    result = yield cast("Work", turn)
+        yield from self._answered()
 
     def _sources(self, question: int) -> Sources:
         passages, priors = self._read.of_passages(question)
         return Sources(question, tuple(zip(passages, priors, strict=True)), self._read.retrieved.version)
 
-    def _begun(self, event: Decided) -> list[AnswerEvent]:
+    def _begun(self, event: Decided) -> Turns:
         question, ids, generator = event.question, event.ids, self._read.generator
         if self._is_withheld or len(ids) == self._num_ids[question]:
-            return []
+            return
         self._num_ids[question] = len(ids)
         ended = ids[-1] in generator.end_ids
         evidence = evidence_of(Decoded(ids, 0.0, event.log_p_theta, finished=ended), self._read, question)
         tokens = tokens_of(generator, evidence, 0, self._variant)
         if not ended:
             tokens = tokens[: num_settled([token.text for token in tokens], self._stop)]
-        if len(tokens) <= self._num_said[question]:
-            return []
-        self._num_said[question] = len(tokens)
-        return [Begun(question, self._with_top(question, ids, tokens))]
+        if len(tokens) > self._num_said[question]:
+            self._num_said[question] = len(tokens)
+            if self._asking.top_tokens:
+                tokens = yield alone(partial(self._with_top, question, ids, tokens))
+            yield Begun(question, tokens)
 
     def _with_top(self, question: int, ids: Sequence[int], tokens: tuple[Token, ...]) -> tuple[Token, ...]:
-        """The first tokens of a hypothesis, with others in their places where those are wanted."""
-        if not self._asking.top_tokens:
-            return tokens
+        """The first tokens of a hypothesis, with others in their places."""
         if question not in self._top:
             read = cast("Read[Generator]", self._read.rows([question]))
             self._top[question] = TopTokens(read, variant=self._variant, num=self._asking.top_tokens)
         top = self._top[question].of(ids[: len(tokens)])
         return tuple(replace(token, top=others) for token, others in zip(tokens, top, strict=True))
 
-    def _answered(self) -> list[AnswerEvent]:
+    def _answered(self) -> Turns:
         """The answers to all questions that have been decoded and are still wanted."""
+        for question in [question for question, hypotheses in self._decoded.items() if not hypotheses]:
+            del self._decoded[question]
+            yield Failed(question, OptionError(RULED_OUT))
         questions = sorted(self._decoded)
         if not questions:
-            return []
-        if not all(self._decoded.values()):
-            raise OptionError(RULED_OUT)
-        generator, device = self._read.generator, self._read.log_p_eta.device
-        best = as_targets([self._decoded[question][0].ids for question in questions], device=device)
-        alone = closed_book(generator, [self._read.questions[question] for question in questions]).evidence(best)
-        closed_book_log_p = alone.log_likelihood("sequence").tolist()
-        answers: list[AnswerEvent] = [
-            Answered(question, self._answer(question, self._decoded[question], log_p))
-            for question, log_p in zip(questions, closed_book_log_p, strict=True)
-        ]
-        self._decoded = {}
-        return answers
+            return
+        log_p = yield self._closed_book(questions)
+        for question, closed_book_log_p in zip(questions, log_p, strict=True):
+            if question in self._decoded:
+                answer = yield from self._answer(question, self._decoded[question], closed_book_log_p)
+                if self._decoded.pop(question, None) is not None:
+                    yield Answered(question, answer)
 
-    def _answer(self, question: int, hypotheses: Sequence[Decoded], closed_book_log_p: float) -> Answer:
+    def _closed_book(self, questions: Sequence[int]) -> Work:
+        """log p(y|x) without any passage, of the best hypothesis of each."""
+        generator = self._read.generator
+        asked = [(self._read.questions[question], self._decoded[question][0].ids) for question in questions]
+        return Work(lambda: asked, partial(_closed_book_log_p, generator), ("closed book", id(generator)))
+
+    def _answer(
+        self, question: int, hypotheses: Sequence[Decoded], closed_book_log_p: float
+    ) -> Coroutine[Work, Any, Answer]:
         best, generator = hypotheses[0], self._read.generator
         evidence = evidence_of(best, self._read, question)
         tokens = cut_at_stop(tokens_of(generator, evidence, 0, self._variant), self._stop)
-        tokens = self._with_top(question, best.ids, tokens)
+        if self._asking.top_tokens:
+            tokens = yield alone(partial(self._with_top, question, best.ids, tokens))
         x, sources = self._read.questions[question], sources_of(evidence, 0, self._variant)
         if self._asking.sentences:
-            sources = with_sentences(sources, generator, x, evidence, 0, self._variant)
+            sources = yield alone(partial(with_sentences, sources, generator, x, evidence, 0, self._variant))
         is_real = evidence.log_p_eta[0] > float("-inf")  # other values only fill up the list
         answer = Answer(
             question=x.text,
@@ -231,6 +244,30 @@ class Answering:
             conversation=evidence.conversation(0, self._variant, num_dropped=x.num_dropped),
         )
         return answer if self._confidence is None else self._confidence.of(answer)
+
+
+def _closed_book_log_p(
+    generator: Scores, asked: Sequence[Sequence[tuple[Question, Sequence[int]]]]
+) -> list[list[float]]:
+    """log p(y|x) of the generator alone, nats, for the pairs (x, y) of several tasks."""
+    x, sequences = zip(*(pair for of_task in asked for pair in of_task), strict=True)
+    best = as_targets(sequences, device=generator.device)
+    log_p = iter(closed_book(generator, x).evidence(best).log_likelihood("sequence").tolist())
+    return [[next(log_p) for _ in of_task] for of_task in asked]
+
+
+def decodes_apart(generator: Scores) -> bool:
+    """Whether each question has a decoder state of its own: it takes no more rows than it needs, and leaves when it is
+    done. So it is where a generator goes on with several states in one pass, and a processor computes it; an
+    accelerator computes one state of several questions with fewer calls."""
+    return steps_together(generator) and generator.device.type == "cpu"
+
+
+def apart(read: Read[G]) -> list[Read[G]]:
+    """The questions, as they share decoder states."""
+    if len(read.questions) == 1 or not decodes_apart(read.generator):
+        return [read]
+    return [read.rows([b]) for b in range(len(read.questions))]
 
 
 def num_input_tokens(read: Read[Scores]) -> list[int]:

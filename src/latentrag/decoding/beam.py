@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from latentrag.decoding.loop import Decided, Decoded, Ended, Event, rank, run
-from latentrag.decoding.step import Beams, forbid, is_end, marginal_step, stopped
+from latentrag.decoding.loop import Decided, Decoded, Ended, Event, Turns, rank, run
+from latentrag.decoding.step import Beams, forbid, is_end, marginal_step, start, step, stopped
 from latentrag.errors import InputError
 from latentrag.options import DecodingOptions
-from latentrag.protocols import Generator, Prepared
+from latentrag.protocols import Generator, Prepared, Step
 from latentrag.types import Variant
 
 
@@ -104,11 +104,24 @@ class BeamSearch:
         """Do not go on with this question."""
         self._live.remove(question)
 
-    @torch.no_grad()
-    def step(self) -> list[Event]:
-        """One more token for every live question."""
+    @property
+    def num_rows(self) -> int:
+        """Question × passage × beam."""
+        return len(self._live) * self._prepared.num_passages * self._options.num_beams
+
+    def turns(self) -> Turns:
+        """One more token for every live question at a time."""
+        log_p, self._state = yield start(self._generator, self._prepared)
+        while True:
+            yield from self._taken(log_p)
+            if not self._live:
+                return
+            log_p, self._state = yield step(self._generator, self._next)
+
+    def _taken(self, log_p: Tensor) -> list[Event]:
+        """What is certain after one more token. log_p: (B', K, M', V) of the next token, after the beams that went
+        on."""
         options, end_ids = self._options, self._generator.end_ids
-        log_p = self._advance()
         self._length += 1
         scores, beam, token = _candidates(self._beams, log_p, self._variant, options, end_ids)
         candidates = self._beams.extended(beam, token, scores, log_p)
@@ -123,19 +136,14 @@ class BeamSearch:
         self._beams, self._parents = _at(candidates, row, live), row * log_p.shape[2] + beam[row, live]
         return self._events()
 
-    def _advance(self) -> Tensor:
-        """(B', K, M', V) log-probabilities of the next token, after the beams that go on."""
-        if self._state is None:
-            log_p, self._state = self._generator.start(self._prepared)
-            return log_p
+    def _next(self) -> Step:
+        """The beams that go on."""
         questions, wanted = self._beams.question.tolist(), set(self._live)
         rows = [row for row, question in enumerate(questions) if question in wanted]
         keep = torch.tensor(rows, device=self._parents.device)
         width = max(self._num_open[row] for row in rows)
         self._beams = self._beams.kept(keep, width)
-        parents = self._parents[keep][:, :width]
-        log_p, self._state = self._generator.step(self._state, parents, self._beams.tokens[:, :, -1])
-        return log_p
+        return Step(self._state, self._parents[keep][:, :width], self._beams.tokens[:, :, -1])
 
     def _events(self) -> list[Event]:
         """What is certain now, and which questions are done."""
@@ -147,7 +155,7 @@ class BeamSearch:
         ]
         for row, (question, num_open) in enumerate(zip(questions, self._num_open, strict=True)):
             if question not in self._live:
-                continue  # dropped before the first step
+                continue  # dropped while this was computed
             if num_open:
                 events += self._decided(row, question, scores[row])
             else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from latentrag.decoding.loop import Decoded, Ended, Event
+from latentrag.decoding.loop import Decoded, Ended, Turns, alone
 from latentrag.decoding.sample import random_of, shaped
 from latentrag.errors import InputError
 
@@ -58,16 +58,22 @@ class Enumeration:
         """Do not answer this question."""
         self._live.remove(question)
 
-    @torch.no_grad()
-    def step(self) -> list[Event]:
+    @property
+    def num_rows(self) -> int:
+        """Question × passage."""
+        return len(self._live) * self._prepared.num_passages
+
+    def turns(self) -> Turns:
         """Answer every live question."""
-        live, self._live = self._live, []
-        index = torch.tensor(live, device=self._log_p_eta.device)
-        choices = self._generator.every_y(self._prepared.rows(index))
-        return [
-            Ended(question, self._best(of_question, self._log_p_eta[question]))
-            for question, of_question in zip(live, choices, strict=True)
-        ]
+        live, choices = yield alone(self._listed)
+        for question, of_question in zip(live, choices, strict=True):
+            if question in self._live:
+                self._live.remove(question)
+                yield Ended(question, self._best(of_question, self._log_p_eta[question]))
+
+    def _listed(self) -> tuple[list[int], list[Choices]]:
+        index = torch.tensor(self._live, device=self._log_p_eta.device)
+        return list(self._live), self._generator.every_y(self._prepared.rows(index))
 
     def _best(self, choices: Choices, log_p_eta: Tensor) -> list[Decoded]:
         """The hypotheses of a question, best first. log_p_eta: (K,)."""

@@ -1,15 +1,17 @@
 """The paper's two decoders for RAG-Sequence: a beam for each passage, then the marginal of what they found (§2.5)."""
 
 from collections.abc import Callable, Sequence
+from collections.abc import Generator as Coroutine
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentrag.decoding.beam import marginal_beam
-from latentrag.decoding.loop import Decoded, Ended, Event
-from latentrag.decoding.trie import Candidates, score
+from latentrag.decoding.beam import BeamSearch
+from latentrag.decoding.loop import Decoded, Ended, Turns, Work, hypotheses_of, result_of
+from latentrag.decoding.trie import Candidates, scoring
 from latentrag.errors import InputError
 from latentrag.marginal import sequence_log_likelihood
 from latentrag.options import DecodingOptions
@@ -19,13 +21,16 @@ from latentrag.types import Targets, Variant
 _ROWS_AT_ONCE = 256
 """Rows (question × prefix × passage) of one scoring step, if more than one question has them."""
 
+Found = Coroutine[Work, Any, list[list[Decoded]]]
+"""For each question its hypotheses, best first."""
+
 
 class Rescoring:
-    """Thorough or Fast Decoding of B questions, in one step."""
+    """Thorough or Fast Decoding of B questions."""
 
     def __init__(
         self,
-        decode: Callable[..., list[list[Decoded]]],
+        decode: Callable[..., Found],
         generator: Generator,
         prepared: Prepared,
         log_p_eta: Tensor,
@@ -35,33 +40,54 @@ class Rescoring:
     ) -> None:
         """
         Args:
-            decode: ``thorough`` or ``fast``.
+            decode: ``thoroughly`` or ``quickly``.
         Raises: InputError for RAG-Token, whose one decoder is the exact beam.
         """
         if variant != "sequence":
             raise InputError("Thorough and Fast Decoding are for RAG-Sequence; RAG-Token has one decoder, 'exact'")
         self._decode = partial(decode, generator, prepared, log_p_eta, options=options)
         self._live = list(range(len(log_p_eta)))
+        self._rows_each = prepared.num_passages * options.num_beams
 
     @property
     def live(self) -> Sequence[int]:
         """The questions that are not done."""
         return self._live
 
+    @property
+    def num_rows(self) -> int:
+        """Question × passage × beam."""
+        return len(self._live) * self._rows_each
+
     def drop(self, question: int) -> None:
         """Say nothing of this question."""
         self._live.remove(question)
 
-    def step(self) -> list[Event]:
-        """All of it."""
-        live, self._live = self._live, []
-        hypotheses = self._decode()
-        return [Ended(question, hypotheses[question]) for question in live]
+    def turns(self) -> Turns:
+        """What ``decode`` asks for, and then all of the answers."""
+        hypotheses = yield from self._decode()
+        while self._live:
+            question = self._live.pop(0)
+            yield Ended(question, hypotheses[question])
 
 
+@torch.no_grad()
 def thorough(
     generator: Generator, prepared: Prepared, log_p_eta: Tensor, *, options: DecodingOptions
 ) -> list[list[Decoded]]:
+    """``thoroughly`` to its end."""
+    return result_of(thoroughly(generator, prepared, log_p_eta, options=options))
+
+
+@torch.no_grad()
+def fast(
+    generator: Generator, prepared: Prepared, log_p_eta: Tensor, *, options: DecodingOptions
+) -> list[list[Decoded]]:
+    """``quickly`` to its end."""
+    return result_of(quickly(generator, prepared, log_p_eta, options=options))
+
+
+def thoroughly(generator: Generator, prepared: Prepared, log_p_eta: Tensor, *, options: DecodingOptions) -> Found:
     """Thorough Decoding of RAG-Sequence (Lewis et al. 2020, §2.5).
 
     A beam search for each passage; the union Y of their hypotheses; then p(y|x) = Σ_z p_η(z|x) p_θ(y|x,z) for every
@@ -72,13 +98,13 @@ def thorough(
         log_p_eta: (B, K) nats, normalised over K.
     Returns: for each question the best ``num_best`` of Y, best first by log p(y|x).
     """
-    of_passages = _beams_of_passages(generator, prepared, log_p_eta, options)
+    of_passages = yield from _beams_of_passages(generator, prepared, log_p_eta, options)
     unions = [_union(beams) for beams in of_passages]
     of_questions = [
         Candidates(list(union), log_prior, known=known, num_best=options.num_best)
         for (union, known), log_prior in zip(unions, log_p_eta, strict=True)
     ]
-    _score(generator, prepared, of_questions)
+    yield from _scoring(generator, prepared, of_questions)
     found = []
     for b, ((union, _), candidates) in enumerate(zip(unions, of_questions, strict=True)):
         hypotheses = []
@@ -113,9 +139,7 @@ def _log_marginal(log_p_eta: Tensor, log_p_theta: Tensor) -> float:
     return sequence_log_likelihood(log_p_eta[None], log_p_theta[None], mask).item()
 
 
-def fast(
-    generator: Generator, prepared: Prepared, log_p_eta: Tensor, *, options: DecodingOptions
-) -> list[list[Decoded]]:
+def quickly(generator: Generator, prepared: Prepared, log_p_eta: Tensor, *, options: DecodingOptions) -> Found:
     """Fast Decoding of RAG-Sequence (Lewis et al. 2020, §2.5).
 
     As Thorough Decoding, but p_θ(y|x,z) counts as 0 where y is missing from z's beam, so nothing is scored twice.
@@ -126,8 +150,9 @@ def fast(
         log_p_eta: (B, K) nats, normalised over K.
     Returns: for each question the best ``num_best`` hypotheses, best first.
     """
+    of_passages = yield from _beams_of_passages(generator, prepared, log_p_eta, options)
     found = []
-    for b, beams in enumerate(_beams_of_passages(generator, prepared, log_p_eta, options)):
+    for b, beams in enumerate(of_passages):
         union: dict[tuple[int, ...], Decoded] = {}
         for k, beam in enumerate(beams):
             for hypothesis in beam:
@@ -144,36 +169,39 @@ def fast(
 
 def _beams_of_passages(
     generator: Generator, prepared: Prepared, log_p_eta: Tensor, options: DecodingOptions
-) -> list[list[list[Decoded]]]:
+) -> Coroutine[Work, Any, list[list[list[Decoded]]]]:
     """B × K lists of M hypotheses: a beam search over p_θ(y|x,z) for every passage alone."""
     num_questions, num_passages = log_p_eta.shape
     alone = log_p_eta.new_zeros(num_questions * num_passages, 1)  # one passage each: log p = 0
     every = replace(options, num_best=options.num_beams)
-    beams = marginal_beam(generator, prepared.each_passage(), alone, variant="sequence", options=every)
+    search = BeamSearch(generator, prepared.each_passage(), alone, variant="sequence", options=every)
+    beams = yield from hypotheses_of(search)
     return [beams[b * num_passages : (b + 1) * num_passages] for b in range(num_questions)]
 
 
-def _score(generator: Generator, prepared: Prepared, of_questions: Sequence[Candidates]) -> None:
+def _scoring(
+    generator: Generator, prepared: Prepared, of_questions: Sequence[Candidates]
+) -> Coroutine[Work, Any, None]:
     """Questions together as long as a step has few enough rows."""
     together: list[int] = []
     widest = 0
     for b, candidates in enumerate(of_questions):
         wider = max(widest, len(candidates.sequences))
         if together and (len(together) + 1) * wider * candidates.num_passages > _ROWS_AT_ONCE:
-            _score_together(generator, prepared, of_questions, together)
+            yield from _scored_together(generator, prepared, of_questions, together)
             together, wider = [], len(candidates.sequences)
         if candidates.sequences:
             together.append(b)
             widest = wider
     if together:
-        _score_together(generator, prepared, of_questions, together)
+        yield from _scored_together(generator, prepared, of_questions, together)
 
 
-def _score_together(
+def _scored_together(
     generator: Generator, prepared: Prepared, of_questions: Sequence[Candidates], together: Sequence[int]
-) -> None:
+) -> Coroutine[Work, Any, None]:
     index = torch.tensor(together, device=generator.device)
-    score(generator, prepared.rows(index), [of_questions[b] for b in together])
+    yield from scoring(generator, prepared.rows(index), [of_questions[b] for b in together])
 
 
 def as_targets(sequences: Sequence[Sequence[int]], *, device: torch.device) -> Targets:

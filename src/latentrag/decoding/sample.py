@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from latentrag.decoding.loop import Decided, Decoded, Ended, Event
-from latentrag.decoding.step import Beams, forbid, is_end, marginal_step, stopped
+from latentrag.decoding.loop import Decided, Decoded, Ended, Event, Turns
+from latentrag.decoding.step import Beams, forbid, is_end, marginal_step, start, step, stopped
 from latentrag.options import DecodingOptions
-from latentrag.protocols import Generator, Prepared
+from latentrag.protocols import Generator, Prepared, Step
 from latentrag.types import Variant
 
 
@@ -17,7 +17,8 @@ class Sampling:
 
     With temperature 1 and no top-k or top-p the samples are drawn from p(y|x) itself, for both variants:
     RAG-Sequence because the weights follow the prefix. ``log_prob`` is always that of the marginal. What is drawn is
-    certain at once where there is one sample, otherwise at the end.
+    certain at once where there is one sample, otherwise at the end. Every question draws with random numbers of its
+    own: with a seed its samples are the same whatever questions are beside it.
 
     Args:
         prepared: B questions × K latent values, from ``generator.prepare``.
@@ -29,7 +30,7 @@ class Sampling:
         self, generator: Generator, prepared: Prepared, log_p_eta: Tensor, *, variant: Variant, options: DecodingOptions
     ) -> None:
         self._generator, self._variant, self._options = generator, variant, options
-        self._random = random_of(options)
+        self._random = [random_of(options) for _ in range(len(log_p_eta))]
         every = torch.arange(len(log_p_eta), device=log_p_eta.device).repeat_interleave(options.num_beams)
         self._live = list(range(len(log_p_eta)))
         self._drawn: list[list[Decoded]] = [[] for _ in self._live]
@@ -48,16 +49,28 @@ class Sampling:
         """Do not go on with this question."""
         self._live.remove(question)
 
-    @torch.no_grad()
-    def step(self) -> list[Event]:
-        """One more token for every sample that has not ended."""
+    @property
+    def num_rows(self) -> int:
+        """Question × passage × sample."""
+        return len(self._live) * self._prepared.num_passages * self._options.num_beams
+
+    def turns(self) -> Turns:
+        """One more token at a time for every sample that has not ended."""
+        log_p, self._state = yield start(self._generator, self._prepared)
+        while True:
+            yield from self._taken(log_p)
+            if not self._live:
+                return
+            log_p, self._state = yield step(self._generator, self._next)
+
+    def _taken(self, log_p: Tensor) -> list[Event]:
+        """What is certain after one more token. log_p: (R, K, 1, V)."""
         generator, options = self._generator, self._options
-        log_p = self._advance()
         self._length += 1
         beams = self._beams
-        step = forbid(marginal_step(beams, log_p, self._variant), beams, options, generator.end_ids)[:, 0]  # (R, V)
-        token = torch.multinomial(shaped(step, options).cpu(), 1, generator=self._random).to(step.device)  # (R, 1)
-        scores = beams.scores + step.gather(1, token)
+        allowed = forbid(marginal_step(beams, log_p, self._variant), beams, options, generator.end_ids)[:, 0]  # (R, V)
+        token = self._one_each(shaped(allowed, options)).to(allowed.device)  # (R, 1)
+        scores = beams.scores + allowed.gather(1, token)
         self._beams = beams = beams.extended(torch.zeros_like(token), token, scores, log_p)
         ended = is_end(token, generator.end_ids)[:, 0]
         done = ended | stopped(beams, options, generator.text)[:, 0] | (self._length == options.max_tokens)
@@ -68,18 +81,22 @@ class Sampling:
         self._keep = (~done).nonzero()[:, 0].tolist()
         return self._events()
 
+    def _one_each(self, probabilities: Tensor) -> Tensor:
+        """A token of each row, drawn with the random numbers of its question. probabilities: (R, V)."""
+        questions = [self._question_of(row) for row in range(len(probabilities))]
+        numbers = [questions.count(question) for question in dict.fromkeys(questions)]
+        parts = zip(dict.fromkeys(questions), probabilities.cpu().split(numbers), strict=True)
+        return torch.cat([torch.multinomial(part, 1, generator=self._random[question]) for question, part in parts])
+
     def _question_of(self, row: int) -> int:
         return int(self._beams.question[row]) // self._options.num_beams
 
-    def _advance(self) -> Tensor:
-        if self._state is None:
-            log_p, self._state = self._generator.start(self._prepared)
-            return log_p
+    def _next(self) -> Step:
+        """The samples that go on."""
         rows = [row for row in self._keep if self._question_of(row) in self._live]
         keep = torch.tensor(rows, device=self._beams.scores.device)
         self._beams = self._beams.kept(keep)
-        log_p, self._state = self._generator.step(self._state, keep[:, None], self._beams.tokens[:, :, -1])
-        return log_p
+        return Step(self._state, keep[:, None], self._beams.tokens[:, :, -1])
 
     def _events(self) -> list[Event]:
         events: list[Event] = []

@@ -10,16 +10,39 @@ weights that depend on the prefix.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from latentrag.decoding.loop import Work, alone
 from latentrag.options import DecodingOptions
+from latentrag.protocols import Generator, Prepared, Step, steps_together
 from latentrag.types import Variant
 
 _BLOCK_ELEMENTS = 1 << 18
 
 TextOf = Callable[[Sequence[int]], str]
+
+
+def start(generator: Generator, prepared: Prepared) -> Work:
+    """``generator.start`` as a work."""
+    return alone(partial(generator.start, prepared))
+
+
+def step(generator: Generator, make: Callable[[], Step]) -> Work:
+    """A step of the generator as a work, done together with those of other states where the generator can.
+
+    Args:
+        make: makes the step when it is taken.
+    """
+    if steps_together(generator):
+        return Work(make, generator.step_together, ("step", id(generator)))
+    return alone(lambda: _single(generator, make()))
+
+
+def _single(generator: Generator, step: Step) -> tuple[Tensor, object]:
+    return generator.step(step.state, step.parents, step.tokens)
 
 
 @dataclass(slots=True)

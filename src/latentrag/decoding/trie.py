@@ -1,13 +1,18 @@
 """Token sequences scored as trees: what several begin with is computed once, what is known is not computed again, and
 what cannot win is left out."""
 
+from collections.abc import Generator as Coroutine
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentrag.protocols import Generator, Prepared
+from latentrag.decoding.loop import Work
+from latentrag.decoding.step import start, step
+from latentrag.protocols import Generator, Prepared, Step
 
 _MARGIN = 1e-3
 """Nats by which a bound may be off: far more than rounding adds up to."""
@@ -123,8 +128,7 @@ class Trie:
         return list(longer)
 
 
-@torch.no_grad()
-def score(generator: Generator, prepared: Prepared, of_questions: Sequence[Candidates]) -> None:
+def scoring(generator: Generator, prepared: Prepared, of_questions: Sequence[Candidates]) -> Coroutine[Work, Any, None]:
     """Score the candidates of all B questions, or as many as may be among the best.
 
     Every passage has a tree of its own. A step of the generator is a token; its beams are the prefixes.
@@ -137,7 +141,7 @@ def score(generator: Generator, prepared: Prepared, of_questions: Sequence[Candi
     if not going:
         return
     rows = prepared.each_passage().rows(torch.tensor(going, device=generator.device))
-    log_p, state = generator.start(rows)  # (R, 1, M, V)
+    log_p, state = yield start(generator, rows)  # (R, 1, M, V)
     while True:
         for place, row in enumerate(going):
             each[row][1].collect(log_p[place, 0])
@@ -154,4 +158,4 @@ def score(generator: Generator, prepared: Prepared, of_questions: Sequence[Candi
             parents.append([place_of[row] * num_beams + parent for parent, _ in level])
             tokens.append([token for _, token in level])
         index, fed = (torch.tensor(grid, device=log_p.device) for grid in (parents, tokens))
-        log_p, state = generator.step(state, index, fed)
+        log_p, state = yield step(generator, partial(Step, state, index, fed))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from latentrag.confidence import signals
-from latentrag.decoding import Answered, Answering, label_log_likelihoods, run
+from latentrag.decoding import Answered, Answering, Loop, Search, apart, label_log_likelihoods, run
 from latentrag.decoding.answering import RULED_OUT, before_stop
 from latentrag.errors import InputError, OptionError
 from latentrag.evaluation.metrics import Said
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from latentrag.decoding.answering import Confidence
     from latentrag.evaluation.run import Plan
     from latentrag.model import Read
+    from latentrag.options import DecodingOptions
     from latentrag.protocols import Scores
     from latentrag.rag import Rag
     from latentrag.training.data import Example
@@ -29,8 +30,7 @@ def searched(rag: Rag, read: Read[Scores], plan: Plan, _batch: Sequence[Example]
     confidence = None if plan.k is None else rag.confidence(plan.asking)
     if plan.signals or confidence is not None:
         return _with_signals(rag, read, plan, confidence)
-    search = rag.search(read, variant=plan.variant, decoding=plan.decoding, options=plan.options)
-    found = run(search)
+    found = run(*_searches(rag, read, plan, plan.options))
     if not all(found):
         raise OptionError(RULED_OUT)
     best = [hypotheses[0] for hypotheses in found]
@@ -40,18 +40,21 @@ def searched(rag: Rag, read: Read[Scores], plan: Plan, _batch: Sequence[Example]
 
 def _with_signals(rag: Rag, read: Read[Scores], plan: Plan, confidence: Confidence | None) -> list[Said]:
     options = replace(plan.options, num_best=plan.options.num_beams)
-    search = rag.search(read, variant=plan.variant, decoding=plan.decoding, options=options)
-    answering = Answering(read, search, plan.asking)
-    said = {}
-    while answering.live:
-        for event in answering.step():
-            if isinstance(event, Answered):
-                found, best = signals(event.answer), event.answer.hypotheses[0]
-                known: dict[str, object] = {"signals": found} if plan.signals else {}
-                if confidence is not None:
-                    known["confidence"] = confidence.calibration.probability(found)
-                said[event.question] = Said(best.text.strip(), best.log_prob, known)
+    loop, said = Loop(), {}
+    for part, search in zip(apart(read), _searches(rag, read, plan, options), strict=True):
+        loop.admit(Answering(part, search, plan.asking))
+    for event in loop.events():
+        if isinstance(event, Answered):
+            found, best = signals(event.answer), event.answer.hypotheses[0]
+            known: dict[str, object] = {"signals": found} if plan.signals else {}
+            if confidence is not None:
+                known["confidence"] = confidence.calibration.probability(found)
+            said[event.question] = Said(best.text.strip(), best.log_prob, known)
     return [said[b] for b in range(len(read.questions))]
+
+
+def _searches(rag: Rag, read: Read[Scores], plan: Plan, options: DecodingOptions) -> list[Search]:
+    return [rag.search(part, variant=plan.variant, decoding=plan.decoding, options=options) for part in apart(read)]
 
 
 def chosen(rag: Rag, read: Read[Scores], plan: Plan, batch: Sequence[Example]) -> list[Said]:

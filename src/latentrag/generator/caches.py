@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -150,3 +150,45 @@ def _beam_layer() -> type[DynamicLayer]:
             return int(own + self.context[0].shape[2])
 
     return BeamLayer
+
+
+# Several states in one pass
+
+
+def beside(caches: Sequence[Cache], rows: Sequence[int]) -> Cache:
+    """The caches of several states as one, for a pass over one token of each of their rows. What the pass appends, it
+    appends to them.
+
+    Args:
+        caches: as ``beam_cache`` makes them.
+        rows: how many each has.
+    """
+    from transformers import Cache
+
+    of_layers = zip(*(cache.layers for cache in caches), strict=True)
+    return Cache(layers=[_layer_beside()(layers, rows) for layers in of_layers])
+
+
+@cache
+def _layer_beside() -> type[DynamicLayer]:
+    """The class of the layers of ``beside``."""
+    from transformers.cache_utils import DynamicLayer
+
+    class LayerBeside(DynamicLayer):  # type: ignore[misc]
+        """The same layer of several caches. The keys that it returns carry those of each along, for
+        ``shared_context.attend``."""
+
+        def __init__(self, layers: Sequence[DynamicLayer], rows: Sequence[int]) -> None:
+            super().__init__()
+            self.layers, self.rows = layers, rows
+
+        def update(self, keys: Tensor, values: Tensor, *_: object, **named: object) -> tuple[Tensor, Tensor]:
+            parts = zip(self.layers, self.rows, keys.split(self.rows), values.split(self.rows), strict=True)
+            carried: Any = keys
+            carried.beside = [(number, *layer.update(*states, **named)) for layer, number, *states in parts]
+            return keys, values
+
+        def get_seq_length(self) -> int:
+            return max(int(layer.get_seq_length()) for layer in self.layers)
+
+    return LayerBeside

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from latentrag.errors import InputError, ModelError
 from latentrag.generator.base import TransformersGenerator, exclusive, mapped_class
 from latentrag.generator.caches import (
     are_all,
     beam_cache,
+    beside,
     joined,
     rows_of_parents,
     rows_of_questions,
@@ -33,7 +35,7 @@ from latentrag.generator.tokens import Detokenizer, check_lengths, padded, pairs
 from latentrag.generator.tuning import Lora, fixed, split_weights, without_lora
 from latentrag.generator.whole_prompts import WholeState, last_of, read_whole
 from latentrag.options import PASSAGE_FOLDER_BYTES
-from latentrag.protocols import Capabilities
+from latentrag.protocols import Capabilities, Step
 from latentrag.types import Asked, Latent, LatentLists, Passage, Question, Targets
 
 if TYPE_CHECKING:
@@ -65,6 +67,11 @@ class _State:
     num_questions: int
     num_passages: int
     num_beams: int
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """B, K, M."""
+        return self.num_questions, self.num_passages, self.num_beams
 
 
 class CausalGenerator(TransformersGenerator[PreparedPrompts[_ReadPrompts], PromptTemplate]):
@@ -123,8 +130,9 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts[_ReadPrompts], Promp
 
     @property
     def capabilities(self) -> Capabilities:
-        """Passages are kept by models whose state is rows of keys and values."""
-        return Capabilities(keeps_prefixes=not self._reads_whole)
+        """Passages are kept by models whose state is rows of keys and values; states are computed together where
+        attention is ours."""
+        return Capabilities(keeps_prefixes=not self._reads_whole, steps_together=self._shares_context)
 
     def _ways(self) -> Iterator[None]:
         yield from super()._ways()
@@ -132,18 +140,19 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts[_ReadPrompts], Promp
         yield
 
     def _agrees(self) -> bool:
-        """In parts of different lengths, which the probe's two prompts are made of."""
+        """With prompts of different lengths, made of parts of different lengths."""
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        ids = probe_ids(12, vocabulary, {self._pad_id, self.tokenizer.pad_token_id, *self._head.ends})
-        prompts = [ids[:4], ids[4:8]]
-        tokens = torch.tensor([ids[8:10], ids[10:]], device=self.device)
-        rows = [[*prompt, token] for prompt, of_one in zip(prompts, tokens.tolist(), strict=True) for token in of_one]
-        first, second = [prompts[0][:3], prompts[1][:1]], [prompts[0][3:], prompts[1][1:]]
+        ids = probe_ids(13, vocabulary, {self._pad_id, self.tokenizer.pad_token_id, *self._head.ends})
+        first, second = [ids[:3], ids[5:6]], [ids[3:5], ids[6:9]]
+        tokens = torch.tensor([ids[9:11], ids[11:]], device=self.device)
         parts = Prompts[_ReadPrompts](first, second, recurring=False)
+        prepared = PreparedPrompts(parts, torch.arange(2, device=self.device), 2, 1)
         with torch.no_grad(), without_lora(self.model):
-            logits = self.model(input_ids=torch.tensor(rows, device=self.device), use_cache=False).logits[:, -2:]
-            plain = self._head.with_one_end(torch.log_softmax(logits.float(), dim=-1)).unflatten(0, (2, 2))
-            prepared = PreparedPrompts(parts, torch.arange(2, device=self.device), 2, 1)
+            logits = []
+            for prompt, of_one in zip(prepared.whole_rows(), tokens.tolist(), strict=True):
+                rows = torch.tensor([[*prompt, token] for token in of_one], device=self.device)
+                logits.append(self.model(input_ids=rows, use_cache=False).logits[:, -2:])
+            plain = self._head.with_one_end(torch.log_softmax(torch.stack(logits).float(), dim=-1))
             return agrees(self, prepared, tokens, plain, eps=self._eps)
 
     def _arguments(self) -> dict[str, object]:
@@ -341,6 +350,26 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts[_ReadPrompts], Promp
         if isinstance(state, WholeState):
             state.follow(parents, tokens)
             return self._next_of_whole(state), state
+        fed = self._follow(state, parents, tokens)
+        return self._grid(state, self._stepped(state.cache, fed, state.mask)), state
+
+    @exclusive
+    @torch.no_grad()
+    def step_together(self, steps: Sequence[Step]) -> list[tuple[Tensor, object]]:
+        """``step`` of several states: their rows side by side, each with its own past."""
+        if len(steps) == 1:
+            return [self.step(step.state, step.parents, step.tokens) for step in steps]
+        states: list[_State] = [step.state for step in steps]
+        fed = [self._follow(step.state, step.parents, step.tokens) for step in steps]
+        width = max(state.mask.shape[1] for state in states)
+        masks = [functional.pad(state.mask, (width - state.mask.shape[1], 0), value=False) for state in states]
+        rows = [len(mask) for mask in masks]
+        cache = beside([state.cache for state in states], rows)
+        log_p = self._head.next_token_log_probs(self._stepped(cache, torch.cat(fed), torch.cat(masks)))
+        return [(of_one.view(*state.grid, -1), state) for of_one, state in zip(log_p.split(rows), states, strict=True)]
+
+    def _follow(self, state: _State, parents: Tensor, tokens: Tensor) -> Tensor:
+        """Bring a state's rows to those that go on. Returns: the token that each is fed, (B'·K·M', 1)."""
         rows = rows_of_parents(parents, state.num_passages, state.num_beams)
         if not are_all(rows, len(state.mask)):
             state.cache.batch_select_indices(rows)
@@ -349,22 +378,25 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts[_ReadPrompts], Promp
             select_contexts(state.cache, rows_of_questions(questions, state.num_passages))
         state.num_questions, state.num_beams = parents.shape
         state.mask = torch.cat([state.mask[rows], state.mask.new_ones(len(rows), 1)], dim=1)
+        return tokens[:, None, :].expand(-1, state.num_passages, -1).reshape(-1, 1)
+
+    def _stepped(self, cache: Cache, fed: Tensor, mask: Tensor) -> Tensor:
+        """(R, H) before the output layer, at one more token of every row."""
         hidden, _ = self._head.run(
-            input_ids=tokens[:, None, :].expand(-1, state.num_passages, -1).reshape(-1, 1),
-            attention_mask=state.mask.long(),
-            position_ids=token_positions(state.mask)[:, -1:],
-            past_key_values=state.cache,
+            input_ids=fed,
+            attention_mask=mask.long(),
+            position_ids=token_positions(mask)[:, -1:],
+            past_key_values=cache,
             use_cache=True,
         )
-        return self._grid(state, hidden[:, -1]), state
+        return hidden[:, -1]
 
     def _next_of_whole(self, state: WholeState) -> Tensor:
         return self._grid(state, last_of(read_whole(self._head, state.rows, self.device), state.rows))
 
     def _grid(self, state: _State | WholeState, hidden: Tensor) -> Tensor:
         """(B, K, M, V) log-probabilities of the next token. hidden: (B·K·M, H)."""
-        log_p = self._head.next_token_log_probs(hidden)
-        return log_p.view(state.num_questions, state.num_passages, state.num_beams, -1)
+        return self._head.next_token_log_probs(hidden).view(*state.grid, -1)
 
     def _parts(self, questions: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         """The rows, in parts of about the same length, which a processor reads one after the other: beyond a few
@@ -379,24 +411,51 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts[_ReadPrompts], Promp
                 yield rows[start:stop]
                 start = stop
 
-    def _read_part(self, prompts: Prompts[_ReadPrompts], rows: Sequence[int]) -> tuple[Tensor, Cache, Tensor]:
-        """What comes out at the last positions (R', 1, H), the cache, and which of its positions hold a token."""
-        passages, questions = ([of_all[row] for row in rows] for of_all in (prompts.passages, prompts.questions))
-        past = self._passages.past(passages, recurring=prompts.recurring)
-        hidden, cache, mask = self._block(past, questions)
-        last = torch.tensor([len(question) - 1 for question in questions], device=hidden.device)
-        return hidden[torch.arange(len(rows), device=hidden.device), last][:, None], cache, mask
+    @exclusive
+    @torch.no_grad()
+    def read_slice(self, prepared: PreparedPrompts[_ReadPrompts]) -> bool:
+        """Some passages, or a part of the questions after them."""
+        prompts = prepared.prompts
+        if prompts.read is None and not self._reads_whole:
+            self._read_on(prompts)
+            return prompts.read is None
+        return False
 
     @torch.no_grad()
     def _read(self, prompts: Prompts[_ReadPrompts]) -> _ReadPrompts:
-        if prompts.read is None:
-            parts = list(self._parts(prompts.questions))
-            results = [self._read_part(prompts, rows) for rows in parts]
-            order = torch.tensor([row for rows in parts for row in rows], device=self.device).argsort()
-            last = torch.cat([hidden for hidden, _, _ in results])[order]
-            cache, mask = joined([(cache, mask) for _, cache, mask in results], parts)
-            prompts.read = _ReadPrompts(cache, mask, last)
+        while prompts.read is None:
+            self._read_on(prompts)
         return prompts.read
+
+    def _read_on(self, prompts: Prompts[_ReadPrompts]) -> None:
+        """One more slice; after an error from the beginning."""
+        slices, prompts.slices = prompts.slices or self._slices(prompts), None
+        next(slices, None)
+        if prompts.read is None:
+            prompts.slices = slices
+
+    def _slices(self, prompts: Prompts[_ReadPrompts]) -> Iterator[None]:
+        """Reads the prompts, a slice at a time."""
+        parts = list(self._parts(prompts.questions))
+        results = []
+        for rows in parts:
+            passages, questions = ([of_all[row] for row in rows] for of_all in (prompts.passages, prompts.questions))
+            past = yield from self._passages.reading(passages, recurring=prompts.recurring)
+            results.append(self._read_part(past, questions))
+            if len(results) < len(parts):
+                yield
+        order = torch.tensor([row for rows in parts for row in rows], device=self.device).argsort()
+        last = torch.cat([hidden for hidden, _, _ in results])[order]
+        cache, mask = joined([(cache, mask) for _, cache, mask in results], parts)
+        prompts.read = _ReadPrompts(cache, mask, last)
+
+    def _read_part(
+        self, past: tuple[Cache, Tensor], questions: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Cache, Tensor]:
+        """What comes out at the last positions (R', 1, H), the cache, and which of its positions hold a token."""
+        hidden, cache, mask = self._block(past, questions)
+        last = torch.tensor([len(question) - 1 for question in questions], device=hidden.device)
+        return hidden[torch.arange(len(questions), device=hidden.device), last][:, None], cache, mask
 
     def _end_token(self) -> int:
         if self.template.end is None:

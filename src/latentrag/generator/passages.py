@@ -13,7 +13,7 @@ import os
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _READ_TOKENS = 4096
 """Tokens of passages read in one forward pass on an accelerator, padding included. A processor reads each passage
 alone, which takes no longer and makes what is kept of it independent of what was read beside it."""
+_SLICE_TOKENS = 320
+"""Tokens of passages after which a slice ends."""
 
 _HEX = "[0-9a-f]"
 _FILES = f"{_HEX * 2}/{_HEX * 40}.safetensors*"
@@ -243,12 +245,23 @@ class PassageReader:
 
     def past(self, rows: Sequence[Sequence[int]], *, recurring: bool) -> tuple[Cache, Tensor]:
         """The cache of these passages, left-padded, and its mask (R, P). Passages that are not kept are read."""
+        slices = self.reading(rows, recurring=recurring)
+        while True:
+            try:
+                next(slices)
+            except StopIteration as end:
+                found: tuple[Cache, Tensor] = end.value
+                return found
+
+    @torch.no_grad()
+    def reading(self, rows: Sequence[Sequence[int]], *, recurring: bool) -> Generator[None, None, tuple[Cache, Tensor]]:
+        """``past``, in slices of some passages."""
         from transformers import DynamicCache
 
         if self.cache is not None and (now := self._state_of_weights()) != self._weights:
             self.cache.forget()
             self._weights = now
-        known = self._layers_of({tuple(row) for row in rows}, self.cache if recurring else None)
+        known = yield from self._layers_of({tuple(row) for row in rows}, self.cache if recurring else None)
         cache, width = DynamicCache(), max(map(len, rows))
         mask = torch.arange(width) >= width - torch.tensor([len(row) for row in rows])[:, None]
         if width == 0:
@@ -270,10 +283,9 @@ class PassageReader:
             if not (self._without_adapter and MARK in name)
         )
 
-    @torch.no_grad()
     def _layers_of(
         self, rows: Collection[tuple[int, ...]], cache: PassageCache | None
-    ) -> dict[tuple[int, ...], Layers]:
+    ) -> Generator[None, None, dict[tuple[int, ...], Layers]]:
         layers_of: dict[tuple[int, ...], Layers] = {}
         unread: list[tuple[int, ...]] = []
         for row in sorted(filter(None, rows), key=lambda row: (-len(row), row)):
@@ -282,6 +294,7 @@ class PassageReader:
                 unread.append(row)
             else:
                 layers_of[row] = [layer.to(self._model.device) for layer in kept]
+        num_tokens = 0
         while unread:
             size = 1 if self._model.device.type == "cpu" else max(1, _READ_TOKENS // len(unread[0]))
             batch, unread = unread[:size], unread[size:]
@@ -290,6 +303,10 @@ class PassageReader:
             if cache is not None:
                 for row, layers in fresh.items():
                     cache.put(row, layers)
+            num_tokens += sum(map(len, batch))
+            if num_tokens >= _SLICE_TOKENS:
+                num_tokens = 0
+                yield
         return layers_of
 
     def _read(self, batch: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Layers]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
@@ -16,13 +17,15 @@ R = TypeVar("R")
 
 @dataclass(slots=True)
 class Prompts(Generic[R]):
-    """R prompts in two parts: what stands for the passage, and the question. ``read`` is computed on first use.
-    ``recurring``: a first part may come again with another question, so that it is worth keeping."""
+    """R prompts in two parts: what stands for the passage, and the question. ``read`` is computed on first use, or
+    before it in ``slices``. ``recurring``: a first part may come again with another question, so that it is worth
+    keeping."""
 
     passages: list[list[int]]
     questions: list[list[int]]
     recurring: bool = True
     read: R | None = None
+    slices: Iterator[None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from latentrag.protocols import Step, steps_together
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -27,7 +29,7 @@ def probe_ids(num: int, vocabulary: int, without: Collection[int | None]) -> lis
 
 @torch.no_grad()
 def agrees(generator: Generator, prepared: Any, tokens: Tensor, plain: Tensor, *, eps: float) -> bool:
-    """Whether the first two steps are those of plain passes.
+    """Whether the first two steps are those of plain passes, also where two states are computed together.
 
     Args:
         prepared: two questions, one passage each.
@@ -38,8 +40,17 @@ def agrees(generator: Generator, prepared: Any, tokens: Tensor, plain: Tensor, *
     """
     first, state = generator.start(prepared)
     parents = torch.tensor([[0, 0], [1, 1]], device=tokens.device)
-    second, _ = generator.step(state, parents, tokens)
-    found = torch.stack([first[:, 0].expand(-1, 2, -1), second[:, 0]], dim=2)  # (2, 2, 2, V)
+    seconds = [generator.step(state, parents, tokens)[0]]
+    if steps_together(generator):
+        apart = [generator.start(prepared.rows(parents[b, :1]))[1] for b in range(2)]
+        steps = [Step(each, parents[:1], tokens[b : b + 1]) for b, each in enumerate(apart)]
+        seconds.append(torch.cat([log_p for log_p, _ in generator.step_together(steps)]))
+    before = first[:, 0].expand(-1, 2, -1)
+    return all(_are_near(torch.stack([before, after[:, 0]], dim=2), plain, eps) for after in seconds)
+
+
+def _are_near(found: Tensor, plain: Tensor, eps: float) -> bool:
+    """Both (2, 2, 2, V)."""
     both = torch.isfinite(found) & torch.isfinite(plain)
     if not torch.equal(torch.isfinite(found), torch.isfinite(plain)):
         return False

@@ -8,6 +8,7 @@ attend to the context side by side and to their own tokens each alone, under one
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,12 +63,16 @@ def attend(
 
     Args:
         query: (C·M, N, Q, D).
-        key, value: (C, N', S, D), or (C·M, N', S, D) with ``key.context`` = keys and values (C, N', S', D) before.
-        attention_mask: over all keys, also those of the context.
+        key, value: (C, N', S, D), or (C·M, N', S, D) with ``key.context`` = keys and values (C, N', S', D) before;
+            with ``key.beside`` those of several states, whose rows stand one after the other.
+        attention_mask: over all keys, also those of the context. Of several states the columns end together.
     Returns: (C·M, Q, N, D), and no weights.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    beside = getattr(key, "beside", None)
+    if beside is not None:
+        return _each(module, query, beside, attention_mask, **options), None
     context = getattr(key, "context", None)
     if context is not None:
         return _after_context(query, key, value, context, attention_mask, **options), None
@@ -79,6 +84,24 @@ def attend(
     mask = _repeated(attention_mask, num_beams)
     attended = sdpa_attention_forward(module, _side_by_side(query, num_beams), key, value, mask, **options)[0]
     return attended.unflatten(1, (num_beams, -1)).flatten(0, 1), None  # (C, M·Q, N, D) → (C·M, Q, N, D)
+
+
+def _each(
+    module: nn.Module,
+    query: Tensor,
+    states: Sequence[tuple[int, Tensor, Tensor]],
+    mask: Tensor | None,
+    **options: Any,
+) -> Tensor:
+    """``attend`` of several states, each to its own keys. states: of each its rows, keys and values."""
+    attended, start = [], 0
+    for num_rows, key, value in states:
+        rows = slice(start, start + num_rows)
+        width = key.shape[2] + (key.context[0].shape[2] if hasattr(key, "context") else 0)
+        of_rows = None if mask is None else mask[rows, ..., -width:]
+        attended.append(attend(module, query[rows], key, value, of_rows, **options)[0])
+        start += num_rows
+    return torch.cat(attended)
 
 
 def _side_by_side(query: Tensor, num_beams: int) -> Tensor:

@@ -26,6 +26,11 @@ class WholeState:
     num_passages: int
     num_beams: int
 
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """B, K, M."""
+        return self.num_questions, self.num_passages, self.num_beams
+
     def follow(self, parents: Tensor, tokens: Tensor) -> None:
         """One more token for every beam, as ``Generator.step`` has them."""
         rows = rows_of_parents(parents, self.num_passages, self.num_beams).tolist()

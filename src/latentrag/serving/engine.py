@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from latentrag.decoding import Answered, Begun, Sources
 from latentrag.errors import OptionError
 from latentrag.marginal import log_prior
 from latentrag.model import checked, checked_questions
 from latentrag.serving.batching import Batcher, Job, together
 from latentrag.serving.metrics import SECONDS, SIZES, Metrics
 from latentrag.serving.places import all_placed, placed
-from latentrag.types import Answer, Classification, Passage, Question, Score, Variant
+from latentrag.serving.table import AnswerTable, Request
+from latentrag.types import Classification, Passage, Question, Score, Variant
 
 if TYPE_CHECKING:
-    from latentrag.asking import Asking, HowToAnswer
+    from latentrag.asking import HowToAnswer
     from latentrag.rag import Rag
     from latentrag.serving.options import ServeOptions
 
@@ -50,7 +50,7 @@ class Engine:
 
     def __init__(self, options: ServeOptions, metrics: Metrics) -> None:
         self._options, self._metrics = options, metrics
-        self.batcher = Batcher(_work, options, on_batch=self._note)
+        self.batcher = Batcher(_work, options, table=AnswerTable(), on_batch=self._note)
 
     def answer(
         self, rag: Rag, question: str | Question, how: HowToAnswer, *, tell: Callable[[Any], None] | None = None
@@ -62,14 +62,13 @@ class Engine:
         asking = rag.asking(**how)
         checked_questions([question])
         rag.confidence(asking)  # refused before it waits
-        wanted, key = asking.options, cast("Hashable", ("answer", id(rag), asking))
-        if asking.without or (wanted.sample and wanted.seed is not None):
-            # Other questions have other passages; other samples in the batch would shift the random numbers.
-            key = object()
-        same = None if wanted.sample else question
-        self._check_pairs(asking.k, wanted.num_beams, "{num_beams}")
-        request = _Request(question, partial(_answers, rag, asking=asking))
-        return self._submit(key, asking.k * wanted.num_beams, request, same=same, tell=tell)
+        options = asking.options
+        self._check_pairs(asking.k, options.num_beams, "{num_beams}")
+        key: Hashable = ("answer", id(rag), asking)
+        if asking.without:
+            key = object()  # other questions have other passages
+        asked, same = Request(rag, question, asking), None if options.sample else question
+        return self.batcher.submit(Job(key, asking.k * options.num_beams, asked, tell, same, takes_steps=True))
 
     def score(
         self, rag: Rag, x: str | Question, y: str, *, k: int | None, variant: Variant | None, sentences: bool = False
@@ -116,9 +115,8 @@ class Engine:
         request: _Request,
         *,
         same: Hashable | None = None,
-        tell: Callable[[Any], None] | None = None,
     ) -> Job:
-        return self.batcher.submit(Job(key, rows, request, tell, same))
+        return self.batcher.submit(Job(key, rows, request, same=same))
 
     def _note(self, size: int, seconds: float) -> None:
         self._metrics.observe("latentrag_batch_size", size, SIZES)
@@ -135,30 +133,6 @@ def _work(batch: Sequence[Job]) -> Sequence[Any]:
 
 def _asked(groups: Groups) -> list[Any]:
     return [jobs[0].request.asked for jobs in groups]
-
-
-def _answers(rag: Rag, groups: Groups, *, asking: Asking) -> list[Answer | None]:
-    """The answer to each group's question; None where nobody waits for it any more."""
-    answering = rag.answering(_asked(groups), asking)
-    answers: list[Answer | None] = [None] * len(groups)
-    while answering.live:
-        for event in answering.step():
-            if isinstance(event, Answered):
-                answers[event.question] = all_placed(event.answer)
-            else:
-                _tell(groups[event.question], event)
-        for question in answering.live:
-            if not any(job.is_wanted for job in groups[question]):
-                answering.drop(question)
-    return answers
-
-
-def _tell(jobs: Sequence[Job], event: Sources | Begun) -> None:
-    if isinstance(event, Sources):
-        event = replace(event, passages=tuple((placed(passage), prior) for passage, prior in event.passages))
-    for job in jobs:
-        if job.tell is not None:
-            job.tell(event)
 
 
 def _scores(rag: Rag, groups: Groups, *, k: int, variant: Variant, sentences: bool) -> list[Score]:

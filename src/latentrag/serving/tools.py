@@ -117,7 +117,7 @@ def _narrowed(rag: Rag, where: str | None) -> Rag:
 
 def _answered(rag: Rag, job: Job, question: str, *, k: int | None, variant: Variant | None) -> Mapping[str, Any] | None:
     """The answer; None where nobody waits for it any more."""
-    from latentrag.decoding import Answered
+    from latentrag.decoding import Answered, Failed
     from latentrag.records import answer_record
     from latentrag.serving.places import all_placed
 
@@ -126,6 +126,8 @@ def _answered(rag: Rag, job: Job, question: str, *, k: int | None, variant: Vari
         for event in answering.step():
             if isinstance(event, Answered):
                 return answer_record(all_placed(event.answer))
+            if isinstance(event, Failed):
+                raise event.error
     return None
 
 
