@@ -15,7 +15,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help test lint test-environments test-gpu test-page test-cluster test-properties torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
+.PHONY: help test lint test-environments test-gpu test-page test-cluster test-properties test-s3 torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
 	experiment-precision experiment-shares experiment-removal experiment-confidence experiment-conversations experiment-sets experiment-made-questions experiment-intervals experiment-bm25 experiment-prior bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
 	bench-memory bench-filters bench-swap bench-sync bench-serving bench-html bench-spans reproduce clean
 
@@ -63,6 +63,14 @@ test-page: $(STAMP) build/axe-core/package/axe.min.js  ## Try the page in Chromi
 build/axe-core/package/axe.min.js:
 	@mkdir -p build/axe-core
 	@! command -v npm >/dev/null || { cd build/axe-core && npm pack --silent axe-core@$(AXE) && tar xzf axe-core-$(AXE).tgz; }
+
+# moto does not go with constraints.txt, so it has an environment of its own.
+test-s3: $(STAMP) build/moto/bin/moto_server  ## Run the tests of memories in an object store, against one on this machine.
+	@$(BIN)/python -m pytest -q -m s3 tests/objects
+
+build/moto/bin/moto_server:
+	@$(PYTHON) -m venv build/moto
+	@build/moto/bin/python -m pip install --disable-pip-version-check -q 'moto[s3,server]==5.2.5' || { rm -rf build/moto; exit 1; }
 
 test-properties: $(STAMP)  ## Run the property tests again and again, each time with other examples; RUNS=20.
 	@for run in $$(seq $(or $(RUNS),20)); do \

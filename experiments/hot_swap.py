@@ -57,7 +57,7 @@ def worlds(source: Memory, facts: Path, place: Path, *, model: str, per_kind: in
         scratch = place.with_name(f"{place.name}.new")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source.path, scratch)
+        shutil.copytree(source.local, scratch)
         Memory.open(scratch).upsert(of_b.values(), load_passage_encoder(model), progress=True)
         scratch.rename(place)
         facts.write_text(text, "utf-8")

@@ -149,7 +149,7 @@ def test_what_needs_a_folder_says_so(toy, files) -> None:
         memory_at(toy, version=2)
 
 
-@pytest.mark.parametrize("address", ["s3://bucket/notes.lance", "clouds://x"])
+@pytest.mark.parametrize("address", ["gs://bucket/notes.lance", "clouds://x"])
 def test_a_scheme_that_nothing_opens_is_no_path(address, model) -> None:
     error = cli("ask", QUESTION, "-m", model, "-i", address).error()
     assert f"{address}: nothing here opens {address.partition(':')[0]}://; needed a path" in error

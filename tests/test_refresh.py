@@ -37,7 +37,7 @@ def spec(request, tmp_path) -> ModelSpec:
 @pytest.fixture
 def path(spec, tmp_path) -> Path:
     encoder = load_passage_encoder(spec)
-    return Memory.create(tmp_path / "memory.lance", encoder).add(PASSAGES, encoder).path
+    return Memory.create(tmp_path / "memory.lance", encoder).add(PASSAGES, encoder).local
 
 
 def trained(spec: ModelSpec, path: Path) -> RefreshingRetriever:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from latentrag.errors import InputError, MemoryStoreError, ModelError
+from latentrag.home import expanded
+from latentrag.home import home as home  # noqa: PLC0414  others know it from here
 from latentrag.options import DEMO, DEMOS
 from latentrag.registry import Table
 
 if TYPE_CHECKING:
+    from latentrag.memory.object_path import Folder, ObjectPath
     from latentrag.protocols import Memory, SavableGenerator
 
 T = TypeVar("T")
@@ -37,35 +39,9 @@ GENERATORS: Table[Callable[..., SavableGenerator]] = Table(
 generator."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+OBJECTS = "s3://"
+"""Addresses of memories in an object store."""
 _SCHEME = re.compile(r"([a-z][a-z0-9+-]+):(//)?", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Home:
-    """Where latentrag keeps what it fetches and makes."""
-
-    path: Path
-
-    @property
-    def models(self) -> Path:
-        return self.path / "models"
-
-    @property
-    def memories(self) -> Path:
-        return self.path / "memories"
-
-    @property
-    def wheels(self) -> Path:
-        return self.path / "wheels"
-
-
-def home() -> Home:
-    """LATENTRAG_HOME, else $XDG_CACHE_HOME/latentrag, else ~/.cache/latentrag. Nothing is created.
-
-    Raises: InputError where no variable names a folder and the user has no home folder.
-    """
-    named = os.environ.get("LATENTRAG_HOME", "")
-    return Home(_expanded(Path(named)).absolute() if named else _cache() / "latentrag")
 
 
 def opener(address: object, table: Table[Callable[..., T]]) -> Callable[..., T] | None:
@@ -75,32 +51,54 @@ def opener(address: object, table: Table[Callable[..., T]]) -> Callable[..., T] 
     """
     if not isinstance(address, str | os.PathLike):
         return None
+    if table is MEMORIES and is_object(address):
+        return None
     scheme = _SCHEME.match(address) if isinstance(address, str) else None
     if scheme is not None and scheme[1] in table:
         return table[scheme[1]]
     if scheme is not None and scheme[2] and not Path(address).exists():
-        known = ", ".join(["a path", *(f"{name}:…" for name in table if not name.startswith("."))])
+        objects = [f"{OBJECTS}…"] if table is MEMORIES else []
+        known = ", ".join(["a path", *objects, *(f"{name}:…" for name in table if not name.startswith("."))])
         raise InputError(f"{address}: nothing here opens {scheme[1]}://; needed {known}")
     ending = Path(address).suffix
     return table[ending] if table is GENERATORS and ending and ending in table else None
 
 
-def memory_path(address: str | os.PathLike[str]) -> Path:
-    """The path of a memory that is a folder.
+def memory_path(address: str | os.PathLike[str] | ObjectPath) -> Folder:
+    """The path of a memory that is a folder, or its place in an object store.
 
     ``"demo"`` and ``"good"`` are the demos'; every other string, and every Path, is a path, which need not exist yet.
-    The path ``./demo`` is a folder of that name.
+    The path ``./demo`` is a folder of that name. ``s3://BUCKET/NAME`` is in an object store.
 
     Raises: MemoryStoreError if the demo's memory has not been made; InputError for an address with a scheme.
     """
+    if not isinstance(address, str | os.PathLike):
+        return address
     if opener(address, MEMORIES) is not None:
         raise InputError(f"{address} is not a folder, and only a memory in a folder can be used so; name its path")
+    if is_object(address):
+        from latentrag.memory.object_path import ObjectPath
+
+        return ObjectPath.parse(os.fspath(address))
     if address not in DEMOS:
-        return _expanded(Path(address))
+        return expanded(Path(address))
     path = home().memories / f"{address}.lance"
     if not path.exists():
         raise MemoryStoreError(f"the demo's memory is not at {path}; run {_making(address)} to make it")
     return path
+
+
+def memory_folder(address: str | os.PathLike[str]) -> Path:
+    """As ``memory_path``, where nothing but a folder will do. Raises: InputError for an address in an object store."""
+    path = memory_path(address)
+    if not isinstance(path, Path):
+        raise InputError(f"{address} is in an object store, needed a memory in a folder here; give its path")
+    return path
+
+
+def is_object(address: object) -> bool:
+    """Whether an address is that of a memory in an object store."""
+    return isinstance(address, str) and address.startswith(OBJECTS)
 
 
 def memory_for(memory: T, model: object) -> T | str:
@@ -126,7 +124,7 @@ def model_place(address: str | os.PathLike[str]) -> Path | str:
         if not path.exists():
             raise ModelError(f"the demo's model is not at {path}; run {_making(address)} to make it")
         return path
-    path = _expanded(Path(address))
+    path = expanded(Path(address))
     if path.exists():
         return path
     if isinstance(address, str) and _HUB_ID.fullmatch(address):
@@ -136,16 +134,3 @@ def model_place(address: str | os.PathLike[str]) -> Path | str:
 
 def _making(demo: object) -> str:
     return "`latentrag demo`" if demo == DEMO else f"`latentrag demo --model {demo}`"
-
-
-def _cache() -> Path:
-    """The user's cache folder. The XDG specification says to ignore a path that is not absolute."""
-    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return named if named.is_absolute() else _expanded(Path("~/.cache"))
-
-
-def _expanded(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise InputError(f"no home folder is known for {path}; set LATENTRAG_HOME to a folder") from None

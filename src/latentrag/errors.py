@@ -75,7 +75,7 @@ class UnknownVersionError(MemoryStoreError):
 class DamagedVersionError(MemoryStoreError):
     """A version of a memory with files that are missing or not as they were written; ``what`` says which."""
 
-    def __init__(self, folder: Path, version: int, what: str) -> None:
+    def __init__(self, folder: object, version: int, what: str) -> None:
         super().__init__(
             f"version {version} of the memory at {folder} cannot be read ({what}); "
             "ask another version, restore it from a copy or build it again"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -281,7 +282,13 @@ def text_of(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "surrogateescape")
 
 
-def sha256_of_file(path: Path) -> str:
+class Opens(Protocol):
+    """A file on a disk or elsewhere."""
+
+    def open(self, mode: Literal["rb"]) -> io.BufferedReader: ...
+
+
+def sha256_of_file(path: Path | Opens) -> str:
     """Of the file's bytes, as hexadecimal digits. Raises: OSError."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

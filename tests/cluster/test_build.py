@@ -106,7 +106,7 @@ def test_rows_are_those_of_one_process(here, made, folder, tmp_path):
     assert rows_of(done.memory).equals(rows_of(alone))
     assert (done.memory.version, done.added, done.resumed) == (alone.version, 3_500, 0)
     assert here == [0, 1, 2, 3]
-    assert version_files.present(done.memory.path) <= version_files.needed(done.memory.table.storage)
+    assert done.memory.table.storage.files() <= version_files.needed(done.memory.table.storage)
 
 
 def test_finished_units_are_not_encoded_again(here, made, folder, tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_a_unit_whose_passages_changed_is_encoded_again(here, made, path, monkey
     done = made(passages)
     assert here == [1, 2]
     assert list(done.memory.passages()) == passages
-    assert version_files.present(path) <= version_files.needed(done.memory.table.storage)
+    assert done.memory.table.storage.files() <= version_files.needed(done.memory.table.storage)
 
 
 def test_a_file_of_a_finished_unit_that_is_damaged(here, made, path, monkeypatch):
@@ -215,7 +215,7 @@ def test_an_actor_that_is_killed_begins_again(cluster, made, folder, tmp_path, m
     done = made(passages, actors=2)
     assert len(killed) == 2
     assert rows_of(done.memory).equals(rows_of(one_process(tmp_path / "alone.lance", folder, passages)))
-    assert version_files.present(done.memory.path) <= version_files.needed(done.memory.table.storage)
+    assert done.memory.table.storage.files() <= version_files.needed(done.memory.table.storage)
 
 
 def _some_file(data) -> None:
@@ -253,7 +253,7 @@ build({str(path)!r}, texts(9 * UNIT), lambda: load_passage_encoder({str(folder)!
     assert done.resumed >= finished * UNIT > 0
     assert done.added == 9 * UNIT
     assert rows_of(done.memory).equals(rows_of(one_process(tmp_path / "alone.lance", folder, passages)))
-    assert version_files.present(path) <= version_files.needed(done.memory.table.storage)
+    assert done.memory.table.storage.files() <= version_files.needed(done.memory.table.storage)
     assert np.isfinite(rows_of(done.memory)["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)).all()
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from latentrag import demo
-from latentrag.addresses import Home
 from latentrag.assemble import load
 from latentrag.demo import good, wheels
 from latentrag.demo.wheels import Wheel
 from latentrag.errors import FetchError
 from latentrag.generator.llama_cpp import LlamaCppGenerator
+from latentrag.home import Home
 from latentrag.io import replacing_folder
 from latentrag.memory import Memory, Writer
 from tests import tiny

@@ -65,7 +65,7 @@ def rows_of(table: Table) -> Rows:
 def build(table: Table, kind: str, *, folder: Path | None = None, progress: Progress = lambda *_: None) -> Published:
     """An index in the memory, or in a folder elsewhere."""
     planned = plan(kind, len(table), table.card.dimension)
-    place = IndexFolder.of(table.path) if folder is None else IndexFolder(folder)
+    place = IndexFolder.of(table.storage.local) if folder is None else IndexFolder(folder)
     return building.build(table, kind, planned, folder=place, progress=progress)
 
 

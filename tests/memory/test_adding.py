@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from latentrag.errors import DataError, EncoderMismatchError, InputError
-from latentrag.memory import Memory, add, version_files
+from latentrag.memory import LocalDisk, Memory, add, version_files
 from latentrag.memory.table import Staged, Table
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
@@ -136,4 +136,4 @@ def test_rows_that_several_processes_have_written_are_committed_once(path, fille
     assert (after.version, len(after)) == (3, 32)
     report = verify(path)
     assert (report.problems, report.num_unrecorded) == ([], 0)
-    assert version_files.present(path) - version_files.needed(filled.table.storage) == set()
+    assert LocalDisk(path).files() - version_files.needed(filled.table.storage) == set()

@@ -14,7 +14,7 @@ import pytest
 
 from latentrag import io
 from latentrag.errors import DamagedVersionError, MemoryStoreError
-from latentrag.memory import Memory, repair, storage, upkeep, version_files
+from latentrag.memory import LocalDisk, Memory, repair, storage, upkeep, version_files
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
 
@@ -62,9 +62,9 @@ def test_open_falls_back_to_the_newest_version_that_is_whole(path, encoder, fill
 
 @pytest.mark.parametrize("how", ["gone", "half"])
 def test_a_version_without_its_passages_is_not_opened(path, encoder, filled, how):
-    data = set(version_files.present(path))
+    data = set(LocalDisk(path).files())
     filled.add([Passage("new", "t")], encoder)
-    (name,) = (name for name in version_files.present(path) - data if name.startswith("data/"))
+    (name,) = (name for name in LocalDisk(path).files() - data if name.startswith("data/"))
     damage(path / name, how)
     with pytest.warns(UserWarning, match=f"version 3 .*{name}.*; opened version 2"):
         assert len(Memory.open(path)) == 12
@@ -111,12 +111,12 @@ def test_writers_do_not_build_on_an_older_version_unasked(path, encoder, filled)
     damage(manifest(path, 3), "half")
     with pytest.warns(UserWarning, match="opened version 2"):
         memory = Memory.open(path)
-    before = version_files.present(path)
+    before = LocalDisk(path).files()
     with pytest.raises(
         MemoryStoreError, match="version 3 .* cannot be read .*; .*go on from .*`latentrag index repair"
     ):
         memory.add([Passage("other", "t")], encoder)
-    assert version_files.present(path) == before
+    assert LocalDisk(path).files() == before
 
     done = repair.repair(path)
     assert (done.set_aside, done.newest) == ([3], 2)
@@ -351,7 +351,7 @@ def test_a_full_disk_leaves_the_memory_as_it_was(path, encoder, filled, small_fi
     """200 bytes: the first file but the lock fails. 1,000 bytes: files with rows fail, smaller ones do not."""
     many = [Passage(f"q{i}", f"text {i}") for i in range(100)]
     memory = filled.delete(["p3"]).add([Passage("one", "t")], encoder)
-    before, records = version_files.present(path), (path / storage.CHECKSUMS_FILE).read_bytes()
+    before, records = LocalDisk(path).files(), (path / storage.CHECKSUMS_FILE).read_bytes()
     changes = {
         "add": lambda: memory.add(many, encoder),
         "upsert": lambda: memory.upsert(many, encoder),
@@ -364,7 +364,7 @@ def test_a_full_disk_leaves_the_memory_as_it_was(path, encoder, filled, small_fi
         changes[change]()
     assert "\n" not in str(caught.value)
     small_files(-1)
-    assert version_files.present(path) == before
+    assert LocalDisk(path).files() == before
     assert (path / storage.CHECKSUMS_FILE).read_bytes() == records
     assert ids(Memory.open(path)) == ids(memory)
     changes[change]()
@@ -389,12 +389,12 @@ def test_files_that_cannot_be_forced_to_the_disk_are_not_committed(monkeypatch, 
     def fails(file):
         raise OSError(5, "Input/output error")
 
-    before = version_files.present(path)
+    before = LocalDisk(path).files()
     monkeypatch.setattr(io, "sync_file", fails)
     with pytest.raises(MemoryStoreError, match="cannot be written .*Input/output error"):
         filled.add([Passage("q", "t")], encoder)
     assert Memory.open(path).version == 2
-    assert version_files.present(path) == before
+    assert LocalDisk(path).files() == before
 
 
 def test_a_lock_that_cannot_be_forced_to_the_disk_is_not_taken(monkeypatch, path, filled):
@@ -433,12 +433,12 @@ def test_a_whole_memory(path, encoder, filled):
     report = verify(path)
     assert (report.problems, report.notes, report.num_unrecorded) == ([], [], 0)
     assert (report.version, report.num_passages, report.num_versions) == (4, 11, 4)
-    assert report.num_files == len(version_files.present(path))
+    assert report.num_files == len(LocalDisk(path).files())
     assert report.size_bytes > 2_000
 
 
 def test_a_changed_file_is_found(path, encoder, filled):
-    (name,) = (name for name in version_files.present(path) if name.startswith("data/"))
+    (name,) = (name for name in LocalDisk(path).files() if name.startswith("data/"))
     filled.add([Passage("new", "t")], encoder)
     content = bytearray((path / name).read_bytes())
     content[10] ^= 1

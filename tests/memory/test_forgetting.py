@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from latentrag.errors import InputError, MemoryStoreError
-from latentrag.memory import Memory, history, upkeep, version_files
+from latentrag.memory import LocalDisk, Memory, history, upkeep, version_files
 from latentrag.memory import table as table_module
 from latentrag.memory.repair import repair
 from latentrag.memory.upkeep import forget
@@ -28,9 +28,9 @@ def secret(monkeypatch, path, encoder, filled):
 
 def everywhere(path):
     """Every text in every file, deleted or not: files are compressed, so that their bytes say little."""
-    return {
-        z.text for name in version_files.present(path) if name.startswith("data/") for z in passages_of_file(path, name)
-    }
+    disk = LocalDisk(path)
+    names = (name for name in disk.files() if name.startswith("data/"))
+    return {z.text for name in names for z in passages_of_file(disk, name)}
 
 
 def test_forgotten_passages_are_in_no_file(path, secret):
@@ -135,7 +135,7 @@ def test_a_killed_forgetting_can_be_repeated(monkeypatch, path, secret):
 
 @pytest.mark.parametrize(("ids", "message"), [([], "no ids to forget"), (["p0", "x"], "'x'; leave them out")])
 def test_nothing_happens_to_a_memory_without_these_ids(path, filled, ids, message):
-    before = version_files.present(path)
+    before = LocalDisk(path).files()
     with pytest.raises(InputError, match=message):
         forget(path, ids)
-    assert version_files.present(path) == before
+    assert LocalDisk(path).files() == before

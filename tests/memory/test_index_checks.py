@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from latentrag.errors import InputError
-from latentrag.memory import Memory, history
-from latentrag.memory import version_files as memory_files
+from latentrag.memory import LocalDisk, Memory, history
 from latentrag.memory.indexes import building, changes
 from latentrag.memory.indexes.index import Hits, Rows, exact_best, recalls
 from latentrag.memory.indexes.ivf_rabitq import IvfRabitq
@@ -191,7 +190,7 @@ def test_an_index_of_another_encoder_is_no_problem(path, encoder, make_encoder):
 
 def test_damaged_passages_are_no_measure(path, table):
     build(table, "ivf-rabitq")
-    (name,) = (name for name in memory_files.present(path) if name.startswith("data/"))
+    (name,) = (name for name in LocalDisk(path).files() if name.startswith("data/"))
     content = bytearray((path / name).read_bytes())
     content[40] ^= 1
     (path / name).write_bytes(bytes(content))

@@ -39,7 +39,7 @@ def memory(path, encoder):
 
 def folder_of(memory: Memory) -> Path:
     """Of the one index that there is."""
-    (found,) = (memory.path / folder.FOLDER).glob("*-*-*/")
+    (found,) = (memory.local / folder.FOLDER).glob("*-*-*/")
     return found
 
 
@@ -230,7 +230,7 @@ def test_folders_of_others_are_left_alone(memory):
     (memory.path / folder.FOLDER / "my-own-notes").mkdir()
     (memory.path / folder.FOLDER / "my-own-notes" / "a.txt").write_text("years of work")
     memory.delete(["p0"]).build_index("ivf-rabitq")
-    IndexFolder.of(memory.path).indexes()
+    IndexFolder.of(memory.local).indexes()
     memory.build_index("flat")  # takes all indexes away
     assert (memory.path / folder.FOLDER / "my-own-notes" / "a.txt").exists()
 
@@ -329,7 +329,7 @@ def test_a_folder_that_may_not_be_written(memory):
 
 
 def test_a_place_that_cannot_be_written_is_refused_and_still_searched(memory):
-    (memory.path / folder.FOLDER).write_text("in the way")
+    (memory.local / folder.FOLDER).write_text("in the way")
     with pytest.raises(MemoryStoreError, match="_indexes cannot be written .*; make room or get the right to write"):
         memory.build_index("ivf-rabitq")
     assert Memory.open(memory.path).search(Q, 1).version == 2
@@ -404,7 +404,7 @@ def test_one_builds_at_a_time(memory):
         with (memory.path / folder.FOLDER / folder.LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    with IndexFolder.of(memory.path).building(), pytest.raises(BlockingIOError):
+    with IndexFolder.of(memory.local).building(), pytest.raises(BlockingIOError):
         take()
     take()
 

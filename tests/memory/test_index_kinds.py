@@ -101,7 +101,7 @@ def test_an_index_of_a_kind_that_is_gone_is_not_used_and_one_line_says_so(outdat
         "has an index of a kind that is no longer supported (sq8); flat is used instead; build an index again" in line
     )
     assert "\n" not in line
-    assert [folder.name.split("-")[0] for folder in IndexFolder.of(outdated.path).path.glob("*-*-*/")] == ["sq8"]
+    assert [folder.name.split("-")[0] for folder in IndexFolder.of(outdated.local).path.glob("*-*-*/")] == ["sq8"]
 
 
 def test_it_is_a_note_of_verify_and_no_problem(outdated: Memory) -> None:
@@ -114,7 +114,7 @@ def test_it_is_a_note_of_verify_and_no_problem(outdated: Memory) -> None:
 @pytest.mark.parametrize("kind", ["auto", "ivf-rabitq"])
 def test_building_again_removes_it(outdated: Memory, kind: str) -> None:
     built_kind = outdated.build_index(kind).kind
-    left = [index.description.kind for index in IndexFolder.of(outdated.path).indexes()[0]]
+    left = [index.description.kind for index in IndexFolder.of(outdated.local).indexes()[0]]
     assert left == ([] if built_kind == "flat" else [built_kind])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -129,7 +129,7 @@ def test_the_indexes_of_a_memory_may_lie_elsewhere(memory: Memory, encoder: Fake
     opened = Memory.open(memory.path, index_folder=elsewhere)
     made = opened.build_index("ivf-rabitq")
     assert made.disk_bytes > 0
-    assert not IndexFolder.of(memory.path).path.exists()
+    assert not IndexFolder.of(memory.local).path.exists()
     (published,) = IndexFolder(elsewhere).indexes()[0]
     opened = Memory.open(memory.path, index_folder=elsewhere)
     assert opened.index.kind == "ivf-rabitq"
@@ -146,7 +146,7 @@ def test_the_indexes_of_a_memory_may_lie_elsewhere(memory: Memory, encoder: Fake
 def test_another_index_in_the_memory_and_a_damaged_one_elsewhere_are_kept_apart(memory: Memory, tmp_path: Path) -> None:
     elsewhere = tmp_path / "fast disk"
     memory.build_index("ivf-rabitq")
-    (published,) = IndexFolder.of(memory.path).indexes()[0]
+    (published,) = IndexFolder.of(memory.local).indexes()[0]
     shutil.copytree(published.folder, elsewhere / published.folder.name)
     (elsewhere / published.folder.name / "index.faiss").write_bytes(b"")
     with pytest.warns(UserWarning, match=f"{elsewhere}.*; this index is thrown away"):

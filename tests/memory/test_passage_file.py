@@ -129,7 +129,7 @@ def test_those_of_another_memory_with_the_same_vectors_are_not_served(tmp_path):
         ours.stage([ours.record_batch([Passage(f"p{i}", "own") for i in range(40)], vectors)]), change="own"
     )
     built(theirs, "ivf-rabitq")
-    shutil.copytree(theirs.path / FOLDER, ours.path / FOLDER)
+    shutil.copytree(theirs.storage.local / FOLDER, ours.storage.local / FOLDER)
     with pytest.warns(UserWarning, match="belongs to another memory; this index is thrown away"):
         (found,) = Memory.open(ours.path).search(Q[:1], 40).passages
     assert {z.text for z in found} == {"own"}
@@ -151,7 +151,7 @@ def test_their_room_on_the_disk_is_reckoned(memory, monkeypatch):
     without = plan("ivf-rabitq", 60, 8).disk_bytes
     reckoned = without + building.bytes_of_passages(memory._table)
     assert made.disk_bytes < reckoned < without + made.disk_bytes
-    IndexFolder.of(memory.path).discard_all()
+    IndexFolder.of(memory.local).discard_all()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("", (), {"free": reckoned - 1}))
     with pytest.raises(MemoryStoreError, match="the index ivf-rabitq needs"):
         memory.build_index("ivf-rabitq")

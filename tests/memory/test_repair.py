@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from latentrag.errors import MemoryStoreError
-from latentrag.memory import Memory, storage, upkeep, version_files
+from latentrag.memory import LocalDisk, Memory, storage, upkeep, version_files
 from latentrag.memory import table as table_module
 from latentrag.memory.repair import repair
+from latentrag.memory.storage import TABLE_FOLDERS
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
 from tests.memory.test_damage import places
@@ -39,9 +40,9 @@ def assert_searched(memory: Memory, encoder) -> None:
 
 def added(path: Path, change) -> str:
     """The data or deletion file that a change makes."""
-    before = version_files.present(path)
+    before = LocalDisk(path).files()
     change()
-    (name,) = (n for n in version_files.present(path) - before if n.startswith(("data/", "_deletions/")))
+    (name,) = (n for n in LocalDisk(path).files() - before if n.startswith(("data/", "_deletions/")))
     return name
 
 
@@ -59,13 +60,13 @@ def rot(file: Path, encoder, text: str) -> None:
 
 
 def only_data_file(path: Path) -> str:
-    (name,) = (n for n in version_files.present(path) if n.startswith("data/"))
+    (name,) = (n for n in LocalDisk(path).files() if n.startswith("data/"))
     return name
 
 
 def contents(path: Path) -> Counter[str]:
     """How often each content of a file of the table is there, set aside or not."""
-    folders = [place / name for place in (path, path / version_files.DAMAGED) for name in version_files.TABLE_FOLDERS]
+    folders = [place / name for place in (path, path / version_files.DAMAGED) for name in TABLE_FOLDERS]
     return Counter(
         hashlib.sha256(file.read_bytes()).hexdigest()
         for folder in folders
@@ -123,9 +124,9 @@ def test_rows_of_a_rotten_file_are_taken_from_the_files_that_it_was_compacted_fr
 
 
 def test_an_older_passage_of_a_missing_id_is_named(path, encoder, filled):
-    before = version_files.present(path)
+    before = LocalDisk(path).files()
     replaced = filled.upsert([Passage("p0", "new"), Passage("r", "t")], encoder)
-    (name,) = (n for n in version_files.present(path) - before if n.startswith("data/"))
+    (name,) = (n for n in LocalDisk(path).files() - before if n.startswith("data/"))
     replaced.add(many(0, 3), encoder)
     rot(path / name, encoder, "new")
     done = repair(path)
@@ -134,9 +135,9 @@ def test_an_older_passage_of_a_missing_id_is_named(path, encoder, filled):
 
 
 def test_a_replaced_passage_that_is_back_is_counted(path, encoder, filled):
-    before = version_files.present(path)
+    before = LocalDisk(path).files()
     filled.upsert([Passage("p0", "new")], encoder)
-    (name,) = (n for n in version_files.present(path) - before if n.startswith("data/"))
+    (name,) = (n for n in LocalDisk(path).files() - before if n.startswith("data/"))
     rot(path / name, encoder, "new")
     done = repair(path)
     assert (done.newest, done.older, done.lost, done.num_returned) == (2, {"p0": 2}, [], 1)
@@ -213,7 +214,7 @@ def test_passages_of_a_manifest_that_cannot_be_read_are_named(path, encoder, fil
 
 def test_a_wrong_bit_anywhere_in_any_file_is_set_aside(tmp_path, path, encoder, filled):
     filled.delete(["p3", "p4"]).add(many(0, 30), encoder)
-    names = [n for n in version_files.present(path) if n.startswith(("data/", "_deletions/", "_versions/1"))]
+    names = [n for n in LocalDisk(path).files() if n.startswith(("data/", "_deletions/", "_versions/1"))]
     assert len(names) == 7
     for name in names:
         for place in places((path / name).stat().st_size)[::3]:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,33 @@ class ObjectStore:
     folder: Path
     objects: dict[int, str] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    options = None
+    is_exclusive = True  # so far as these tests write: nobody else repairs meanwhile
+
+    @property
+    def local(self) -> Path:
+        return self.folder
+
+    def making(self) -> AbstractContextManager[str]:
+        return LocalDisk(self.folder).making()
+
+    def files(self) -> set[str]:
+        return LocalDisk(self.folder).files()
+
+    def sizes(self, names: Collection[str]) -> dict[str, int]:
+        return LocalDisk(self.folder).sizes(names)
+
+    def written(self, before: Collection[str]) -> set[str]:
+        return LocalDisk(self.folder).written(before)
+
+    def abandoned(self) -> set[str]:
+        return self.files()
+
+    def remove(self, names: Collection[str]) -> int:
+        return LocalDisk(self.folder).remove(names)
+
+    def name_version(self, dataset: lance.LanceDataset, name: str, version: int) -> None:
+        LocalDisk(self.folder).name_version(dataset, name, version)
 
     @contextmanager
     def lock(self) -> Iterator[WriterLock]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from latentrag.errors import InputError, MemoryStoreError
-from latentrag.memory import Memory, history, storage, upkeep, version_files
+from latentrag.memory import LocalDisk, Memory, history, storage, upkeep, version_files
 from latentrag.memory import table as table_module
 from latentrag.memory.history import Version, diff, num_compared, number_of, titles
 from latentrag.memory.schema import to_passages
@@ -282,12 +282,12 @@ def many(path, encoder, filled):
 def test_prune_keeps_the_newest_and_those_with_a_name(path, many, queries):
     history.tag(path, "good", 2)
     history.serve(path, 4)
-    before = sum((path / name).stat().st_size for name in version_files.present(path))
+    before = sum((path / name).stat().st_size for name in LocalDisk(path).files())
     found = Memory.open(path).search(queries, 5)
     done = upkeep.prune(path, keep=2)
     assert (done.removed, done.kept) == ([1, 3, 5], [2, 4])
     assert numbers(path) == [2, 4, 6, 7]
-    assert before - sum((path / name).stat().st_size for name in version_files.present(path)) == done.freed_bytes > 0
+    assert before - sum((path / name).stat().st_size for name in LocalDisk(path).files()) == done.freed_bytes > 0
     assert Memory.open(path, version="good").get(["p0"])[0].text == "text 0"
     assert np.array_equal(Memory.open(path).search(queries, 5).scores, found.scores)
     assert verify(path).problems == []
@@ -298,9 +298,9 @@ def test_prune_keeps_the_newest_and_those_with_a_name(path, many, queries):
 
 def test_prune_removes_files_that_only_old_versions_need(path, encoder, many):
     many.reencode(encoder)
-    assert sum(name.startswith("data/") for name in version_files.present(path)) == 7
+    assert sum(name.startswith("data/") for name in LocalDisk(path).files()) == 7
     upkeep.prune(path, keep=1)
-    assert sum(name.startswith("data/") for name in version_files.present(path)) == 1
+    assert sum(name.startswith("data/") for name in LocalDisk(path).files()) == 1
     assert len(Memory.open(path)) == 17
 
 

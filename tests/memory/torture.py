@@ -64,10 +64,10 @@ def write(path: str, log: str, seed: int) -> None:
             state = {z.id: z.text for z in memory.passages()}
             name = rng.choice(CHANGES)
             if name == "sync":
-                _edit(rng, memory.path.parent / FOLDER)
-                between, after = _synced(state, memory.path.parent / FOLDER)
+                _edit(rng, memory.local.parent / FOLDER)
+                between, after = _synced(state, memory.local.parent / FOLDER)
                 say(begin=name, state=after, between=[between])
-                sync(memory.path, memory.path.parent / FOLDER, FakePassageEncoder, options=OPTIONS)
+                sync(memory.path, memory.local.parent / FOLDER, FakePassageEncoder, options=OPTIONS)
             elif name == "parts":
                 passages = [Passage(key, f"{key}, {rng.random()}") for key in rng.sample(PARTED, rng.randint(1, 20))]
                 states = [state | {z.id: z.text for z in passages[:end]} for end in range(PART, len(passages), PART)]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from latentrag import protocols
     from latentrag.conditions import Where
     from latentrag.memory import LiveMemory, Memory
+    from latentrag.memory.object_path import ObjectPath
 
 
 def memory_at(address: Source | protocols.Memory, *, version: int | str | None = None) -> protocols.Memory:
@@ -57,11 +58,15 @@ def live_memory(name: Source | Memory, *, version: int | str | None = None) -> L
 
 
 @overload
-def open_memory(name: Source | Memory, *, version: int | str | None = None) -> Memory: ...
+def open_memory(name: Source | ObjectPath | Memory, *, version: int | str | None = None) -> Memory: ...
 @overload
-def open_memory(name: Source | Memory | LiveMemory, *, version: int | str | None = None) -> Memory | LiveMemory: ...
-def open_memory(name: Source | Memory | LiveMemory, *, version: int | str | None = None) -> Memory | LiveMemory:
-    """A memory in a folder, by path or name ("demo"). An open one is returned as it is.
+def open_memory(
+    name: Source | ObjectPath | Memory | LiveMemory, *, version: int | str | None = None
+) -> Memory | LiveMemory: ...
+def open_memory(
+    name: Source | ObjectPath | Memory | LiveMemory, *, version: int | str | None = None
+) -> Memory | LiveMemory:
+    """A memory in a folder or an object store, by path or name ("demo"). An open one is returned as it is.
 
     Args:
         version: as for ``Memory.open``; None: the one that `latentrag index use` has chosen, else the newest.

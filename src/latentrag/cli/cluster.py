@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from latentrag.addresses import memory_path
+from latentrag.addresses import memory_folder
 from latentrag.cli import arguments as arg
 from latentrag.cli.index import MemoryPath, load_encoder
 from latentrag.cli.output import EXIT_INTERRUPTED, EXIT_PROBLEMS, print_json, print_line, say
@@ -57,7 +57,7 @@ def build(
         raise InputError("got both --actors and --gpus; give one of them")
     if gpus is not None and gpus < 1:
         raise InputError(f"--gpus {gpus}; needed 1 or more")
-    path, of_files = memory_path(memory), FileReport()
+    path, of_files = memory_folder(memory), FileReport()
     if report is not None:
         of_files.write_first(report)
 
@@ -139,7 +139,7 @@ def up(
     from latentrag.cluster import ShardedMemory
 
     started = ShardedMemory.start(
-        memory_path(memory),
+        memory_folder(memory),
         name=name,
         shards=shards,
         replicas=replicas,

@@ -17,6 +17,7 @@ from latentrag import addresses, assemble
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import EXIT_PROBLEMS, print_json
 from latentrag.errors import EncoderMismatchError, LatentRagError, ModelError
+from latentrag.home import home
 from latentrag.options import MemoryOptions, ModelOptions, PlaceOptions
 from latentrag.place import computes_bfloat16, devices
 
@@ -80,9 +81,9 @@ def _cores() -> int | None:
 
 
 def _home() -> Facts:
-    home = addresses.home()
-    folders = {"models_bytes": home.models, "memories_bytes": home.memories, "wheels_bytes": home.wheels}
-    return {"path": str(home.path)} | {name: _size_bytes(folder) for name, folder in folders.items()}
+    place = home()
+    folders = {"models_bytes": place.models, "memories_bytes": place.memories, "wheels_bytes": place.wheels}
+    return {"path": str(place.path)} | {name: _size_bytes(folder) for name, folder in folders.items()}
 
 
 def _size_bytes(folder: Path) -> int:

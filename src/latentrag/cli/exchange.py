@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from latentrag.addresses import memory_path
+from latentrag.addresses import is_object, memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.index import MemoryPath
 from latentrag.cli.output import print_json, print_line
+from latentrag.errors import InputError
 from latentrag.io import Progress, progress
 from latentrag.options import VersionOptions
 
@@ -54,6 +55,11 @@ def pull(
     """
     from latentrag.memory.exchange import pull as run
 
+    if is_object(memory):
+        raise InputError(
+            f"pull makes a memory in a folder, got {memory}; give a path, or add the passages to {memory} with "
+            "`latentrag index import`, which reads what was pushed"
+        )
     path = Path(memory).expanduser()
     with progress("checking passages", None) as bar:
         pulled = run(source, path, on_passages=_shown_on(bar))

@@ -17,6 +17,7 @@ from latentrag.errors import InputError
 from latentrag.options import MemoryOptions, ModelOptions, SystemOptions, VersionOptions
 
 if TYPE_CHECKING:
+    from latentrag.memory.object_path import Folder
     from latentrag.memory.repair import Repaired
     from latentrag.memory.upkeep import Forgotten
     from latentrag.memory.verify import Report
@@ -90,7 +91,7 @@ def forget(
     for each in ids:
         arg.check_text(each, "id")
     path = memory_path(memory)
-    Memory.open(path)
+    local = Memory.open(path).local
     newest = SystemOptions(MemoryOptions(memory), VersionOptions("newest"), model=ModelOptions(model))
     rag = None if model is None else arg.open_rag(newest)
     done = forget_ids(path, ids)
@@ -99,7 +100,7 @@ def forget(
         "the memory no longer holds these passages; a generator that was trained on them still does, "
         "deleting a passage does not unlearn parameters"
     )
-    returning = _returning(path, done.passages)
+    returning = _returning(local, done.passages)
     if as_json:
         record = asdict(done) | {"forgotten": [asdict(passage) for passage in done.passages]}
         del record["passages"]
@@ -116,7 +117,7 @@ def forget(
         raise typer.Exit(EXIT_PROBLEMS)
 
 
-def _show_forgotten(path: Path, done: Forgotten, known: list[dict[str, Any]]) -> None:
+def _show_forgotten(path: Folder, done: Forgotten, known: list[dict[str, Any]]) -> None:
     for passage in done.passages:
         print_line(f"- {passage.id}: {passage.text}")
     names = f" with the tags {', '.join(done.tags)}" if done.tags else ""
@@ -130,7 +131,7 @@ def _show_forgotten(path: Path, done: Forgotten, known: list[dict[str, Any]]) ->
         say(f"warning: {name} still holds a text; remove that file or report this")
 
 
-def _returning(memory: Path, passages: Sequence[Passage]) -> list[dict[str, Any]]:
+def _returning(local: Path, passages: Sequence[Passage]) -> list[dict[str, Any]]:
     """What the next sync would bring back: origins, their files where that is known, and the ids that came from there.
 
     A file that is gone brings nothing back.
@@ -143,7 +144,7 @@ def _returning(memory: Path, passages: Sequence[Passage]) -> list[dict[str, Any]
             ids.setdefault(passage.origin, {})[passage.id] = None
     return [
         {"origin": origin, "file": None if file is None else str(file), "ids": list(ids[origin])}
-        for origin, file in files_of(memory, ids).items()
+        for origin, file in files_of(local, ids).items()
         if file is None or file.exists()
     ]
 

@@ -208,7 +208,7 @@ def add(
 def _remove_if_unused(memory: Memory) -> None:
     """A memory that was made, and into which nothing was written."""
     with memory.table.storage.lock():
-        path = memory.path
+        path = memory.local
         if version_files.newest_version(path) == memory.version and not version_files.noted(path)[1:]:
             shutil.rmtree(path)
 
@@ -292,7 +292,7 @@ class _Run:
         for number, of_unit in enumerate(self._hashes):
             if np.isin(of_unit, hashes).any():
                 for name in self._written[number].staged.checksums:
-                    for passage in version_files.passages_of_file(self.table.path, name):
+                    for passage in version_files.passages_of_file(self.table.storage, name):
                         if _hash(passage.id) in wanted:
                             yield passage.id
 

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentrag import io
-from latentrag.addresses import Home
-from latentrag.addresses import home as default_home
 from latentrag.assemble import FILE_NAME, ModelFile, load_passage_encoder
 from latentrag.corpus import bounds_of, split
 from latentrag.demo import good, wheels
@@ -25,6 +23,8 @@ from latentrag.encoder import load_query_encoder
 from latentrag.errors import FetchError, InputError, MemoryStoreError
 from latentrag.generator import SETTINGS_FILE, PromptTemplate
 from latentrag.generator.llama_cpp import MODEL_FILE
+from latentrag.home import Home
+from latentrag.home import home as default_home
 from latentrag.memory import Memory, add
 from latentrag.options import DEMO, DEMOS
 from latentrag.pretrained import read_object

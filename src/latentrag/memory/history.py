@@ -14,13 +14,12 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from latentrag import io
 from latentrag.errors import DamagedVersionError, InputError, MemoryStoreError, UnknownVersionError
 from latentrag.memory import version_files
-from latentrag.memory.storage import Place, Storage, storage_of
+from latentrag.memory.object_path import Folder
+from latentrag.memory.storage import SCRATCH_TAG, TAGS, Place, Storage, storage_of
 from latentrag.memory.table import Table
 from latentrag.memory.version_files import changing, writing
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 SERVED = "served"
 NEWEST = "newest"
-_FOLDER = "_refs/tags"
-_SCRATCH = "latentrag-unfinished"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
 
 
@@ -62,7 +59,12 @@ def logged(table: Table, number: int) -> Version | None:
         with version_files.lance_errors_as(
             lambda error: DamagedVersionError(table.path, number, version_files.reason(error))
         ):
-            dataset = lance.dataset(str(table.path), version=number, session=table.dataset.session())
+            dataset = lance.dataset(
+                str(table.path),
+                version=number,
+                session=table.dataset.session(),
+                storage_options=table.storage.options,
+            )
             # The public way gives local time, which says one hour twice when summer time ends.
             version = dataset._ds.current_version()  # noqa: SLF001
             transaction = dataset.read_transaction(number)
@@ -81,11 +83,12 @@ def logged(table: Table, number: int) -> Version | None:
 # Names
 
 
-def tags(folder: Path) -> dict[str, int]:
+def tags(folder: Folder) -> dict[str, int]:
     """Every name and its version, ``served`` among them. Raises: MemoryStoreError for a tag that cannot be read."""
     named: dict[str, int] = {}
-    for path in sorted((folder / _FOLDER).glob("*.json")):
-        if path.stem == _SCRATCH:
+    paths: Iterable[Folder] = (folder / TAGS).glob("*.json")
+    for path in sorted(paths, key=str):
+        if path.stem == SCRATCH_TAG:
             continue
         try:
             named[path.stem] = int(json.loads(path.read_bytes())["version"])
@@ -101,7 +104,7 @@ def tag(place: Place, name: str, version: int) -> None:
     """
     if not _NAME.fullmatch(name) or name.endswith((".lock", ".")) or ".." in name:
         raise InputError(f"{name!r} cannot be a tag; begin with a letter, go on with letters, digits, '.', '-' and '_'")
-    if name in (SERVED, NEWEST, _SCRATCH):
+    if name in (SERVED, NEWEST, SCRATCH_TAG):
         raise InputError(f"the tag {name!r} has a meaning of its own; choose another")
     storage = storage_of(place)
     with writing(storage):
@@ -120,7 +123,7 @@ def untag(place: Place, name: str) -> int:
         if name not in named:
             existing = f"choose one of {', '.join(named)}" if named else "it has none"
             raise MemoryStoreError(f"{storage.folder} has no tag {name!r}; {existing}")
-        remove_tags(storage.folder, [name])
+        remove_tags(storage, [name])
     return named[name]
 
 
@@ -131,27 +134,18 @@ def serve(place: Place, version: int | None) -> None:
         if version is not None:
             _write_tag(storage, SERVED, version)
         elif SERVED in tags(storage.folder):
-            remove_tags(storage.folder, [SERVED])
+            remove_tags(storage, [SERVED])
 
 
-def remove_tags(folder: Path, names: Iterable[str]) -> None:
+def remove_tags(storage: Storage, names: Iterable[str]) -> None:
     """Take these names away: under the lock only."""
-    for name in names:
-        (folder / _FOLDER / f"{name}.json").unlink()
-    if (folder / _FOLDER).is_dir():
-        io.sync_folder(folder / _FOLDER)
+    storage.remove([f"{TAGS}/{name}.json" for name in names])
 
 
 def _write_tag(storage: Storage, name: str, version: int) -> None:
-    """Whole or not at all: Lance writes the tag under another name, which is changed once it is on the disk."""
-    scratch = storage.folder / _FOLDER / f"{_SCRATCH}.json"
-    scratch.unlink(missing_ok=True)
     dataset = version_files.open_whole(storage, version)
     with changing(storage.folder):
-        dataset.tags.create(_SCRATCH, version)
-        storage.force([f"{_FOLDER}/{_SCRATCH}.json"])
-        scratch.replace(scratch.with_name(f"{name}.json"))
-        io.sync_folder(scratch.parent)
+        storage.name_version(dataset, name, version)
 
 
 def number_of(place: Place, which: int | str | None) -> int | None:

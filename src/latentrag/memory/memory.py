@@ -27,6 +27,7 @@ from latentrag.memory.filtered import KEPT_SELECTIONS, FilteredMemory, Selection
 from latentrag.memory.history import Diff, Version
 from latentrag.memory.indexes import BuiltIndex, BuiltWords, Hits, Index, IndexSupply, build_index
 from latentrag.memory.indexes.words import sizes
+from latentrag.memory.object_path import Folder
 from latentrag.memory.reencoding import ROWS_PER_NOTE, Notes
 from latentrag.memory.schema import EncoderCard, require_known
 from latentrag.memory.storage import Place, storage_of
@@ -128,8 +129,13 @@ class Memory:
         return self._table
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Folder:
         return self._table.path
+
+    @property
+    def local(self) -> Path:
+        """A folder of this machine for what can be made again: the memory's own, if it is on a disk."""
+        return self._table.storage.local
 
     @property
     def name(self) -> str:
@@ -548,7 +554,7 @@ class Memory:
 
 
 def checked_query(
-    q: npt.NDArray[np.float32], k: int, *, card: EncoderCard, num_passages: int, version: int, path: Path
+    q: npt.NDArray[np.float32], k: int, *, card: EncoderCard, num_passages: int, version: int, path: Folder
 ) -> npt.NDArray[np.float32]:
     """q (B, D) as float32, for a search of so many passages. Raises: as ``Memory.search``."""
     q = np.asarray(q, dtype=np.float32)
@@ -592,7 +598,7 @@ def add(
             memory, passages, encoder, upsert=upsert, passages_per_commit=passages_per_commit, progress=progress
         )
     except BaseException:
-        if is_new:
+        if is_new and isinstance(storage.folder, Path):  # elsewhere somebody may be adding to it already
             with contextlib.suppress(MemoryStoreError), storage.lock():
                 if version_files.newest_version(storage.folder) == memory.version:
                     shutil.rmtree(storage.folder)

@@ -44,7 +44,7 @@ class Notes:
 
     @property
     def _path(self) -> Path:
-        return self.table.path / version_files.REENCODING
+        return self.table.storage.local / version_files.REENCODING
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class UnitNotes:
 
     @property
     def _path(self) -> Path:
-        return self.table.path / version_files.REENCODING
+        return self.table.storage.local / version_files.REENCODING
 
 
 def _begun(table: Table, path: Path, more: dict[str, Any], *, in_order: bool) -> list[dict[str, Any]]:
@@ -96,13 +96,14 @@ def _begun(table: Table, path: Path, more: dict[str, Any], *, in_order: bool) ->
         in_order: a note is of no use after one whose files are not as they were written.
     """
     header = {"version": table.version, "card": asdict(table.card), **more}
-    noted = version_files.noted(table.path)
+    noted = version_files.noted(path.parent)
     kept: list[dict[str, Any]] = []
     for note in noted[1:] if noted[:1] == [header] else ():
         if _is_whole(table, note):
             kept.append(note)
         elif in_order:
             break
+    path.parent.mkdir(parents=True, exist_ok=True)
     io.write_file(path, b"".join(json.dumps(line).encode() + b"\n" for line in [header, *kept]))
     if not kept:
         version_files.remove_orphans(table.storage)

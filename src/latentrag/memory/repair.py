@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -136,14 +135,14 @@ class Intact:
 
         The damaged version has to be the newest. Raises: MemoryStoreError; what was written is removed then.
         """
-        before = version_files.present(self.table.path)
+        before = self.table.storage.files()
         change = f"repaired: kept {len(self.row_ids)}, took {self.num_elsewhere} from older versions"
         try:
             batches = chain.from_iterable(table.rows([fragment], ids) for table, fragment, ids in self.elsewhere)
             staged = self.table.stage(with_all_columns(rows, self.table.columns) for rows in batches if len(rows))
             return self.table.exchange(list(self.damaged.values()), staged, change=change)
         except BaseException:
-            remove_orphans(self.table.storage, among=version_files.present(self.table.path) - before)
+            remove_orphans(self.table.storage, among=self.table.storage.written(before))
             raise
 
     def missing(self, back: Table | None) -> Missing:
@@ -246,6 +245,7 @@ def repair(place: Place) -> Repaired:
     storage = storage_of(place)
     folder = storage.folder
     version_files.require_table(folder)
+    version_files.require_exclusive(storage, "repaired")
     with storage.lock() as lock:
         damage = find_damage(storage)
         why = {v: what for v in version_files.version_numbers(folder) if (what := damage.of_version(v))}
@@ -254,13 +254,13 @@ def repair(place: Place) -> Repaired:
         named = [name for name, version in history.tags(folder).items() if version in why]
         # Lance commits on top of the newest version only, and reads all manifests to know what is needed.
         first = unfinished | damage.manifests.keys()
-        unlisted = set(_in_no_other(folder, damage, among=damage.manifests.keys() - unfinished))
+        unlisted = set(_in_no_other(storage, damage, among=damage.manifests.keys() - unfinished))
         with changing(folder):
             version_files.set_aside(storage, first)
             if intact is not None:
                 intact.commit()
             version_files.set_aside(storage, why.keys() - first)
-        history.remove_tags(folder, named)
+        history.remove_tags(storage, named)
         recover(storage, killed=True)
         lock.done()
     now = Table.open(storage)
@@ -302,7 +302,7 @@ def _choose(
     return None, intact.missing(back)
 
 
-def _in_no_other(folder: Path, damage: Damage, *, among: Collection[int]) -> Iterator[Passage]:
+def _in_no_other(storage: Storage, damage: Damage, *, among: Collection[int]) -> Iterator[Passage]:
     """Passages in data files that only these versions can have, whose manifests, which say so, cannot be read.
 
     Nothing if they are not the newest: such files hold what was deleted or replaced since, too.
@@ -310,10 +310,10 @@ def _in_no_other(folder: Path, damage: Damage, *, among: Collection[int]) -> Ite
     if max(among, default=0) <= max(damage.needed, default=0):
         return
     known = set().union(*damage.needed.values())
-    for name in sorted(version_files.present(folder) - known):
+    for name in sorted(storage.files() - known):
         if name.startswith("data/"):
             with contextlib.suppress(MemoryStoreError):  # a dead writer's, perhaps: half a file
-                yield from passages_of_file(folder, name)
+                yield from passages_of_file(storage, name)
 
 
 def _still_somewhere(storage: Storage, ids: set[str]) -> tuple[dict[str, int], list[str]]:

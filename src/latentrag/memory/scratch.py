@@ -1,4 +1,4 @@
-"""Files that are needed while a memory is changed, and never longer: in a folder inside the memory."""
+"""Files that are needed while a memory is changed, and never longer: in the memory's local folder."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ FOLDER = "_scratch"
 
 
 @contextmanager
-def scratch_folder(memory: Path) -> Iterator[Path]:
+def scratch_folder(local: Path) -> Iterator[Path]:
     """An empty folder, which is removed with what is in it when the block ends; what a killed process left goes first.
 
     Args:
-        memory: the memory's folder.
+        local: the memory's folder on this machine.
     Raises: MemoryStoreError if the memory cannot be written.
     """
-    sweep(memory)
+    sweep(local)
     try:
-        (memory / FOLDER).mkdir(exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=memory / FOLDER))
+        (local / FOLDER).mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=local / FOLDER))
     except OSError as error:
         raise MemoryStoreError(
-            f"{memory} cannot be written ({error.strerror or error}); make room or check its permissions"
+            f"{local} cannot be written ({error.strerror or error}); make room or check its permissions"
         ) from error
     try:
         with io.exclusive(folder):  # so that others know that it is in use
@@ -37,10 +37,10 @@ def scratch_folder(memory: Path) -> Iterator[Path]:
         _remove(folder)
 
 
-def sweep(memory: Path) -> None:
+def sweep(local: Path) -> None:
     """Remove what killed processes left behind; what is in use stays. Where that fails, it stays for the next time."""
     with suppress(OSError):
-        for folder in (memory / FOLDER).iterdir():
+        for folder in (local / FOLDER).iterdir():
             with io.exclusive(folder) as alone:
                 if alone:
                     _remove(folder)

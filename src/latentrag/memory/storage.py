@@ -10,14 +10,15 @@ import json
 import os
 import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from latentrag import io
-from latentrag.errors import MemoryStoreError
+from latentrag.errors import InputError, MemoryStoreError
+from latentrag.memory.object_path import Folder, ObjectPath, is_object_address
 
 if TYPE_CHECKING:
     import lance
@@ -26,6 +27,10 @@ CHECKSUMS_FILE = "_checksums.jsonl"
 """One line of JSON for each file of the table, in the order of the commits. A version is acknowledged when the line
 of its manifest is on the disk."""
 LOCK_FILE = "_writer.lock"
+VERSIONS = "_versions"
+TABLE_FOLDERS = ("data", "_deletions", "_transactions", VERSIONS)
+TAGS = "_refs/tags"
+SCRATCH_TAG = "latentrag-unfinished"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +41,8 @@ class Checksum:
     sha256: str
 
     @classmethod
-    def of(cls, file: Path) -> Checksum:
-        """Of the file as it is now. Raises: OSError."""
+    def of(cls, file: Folder) -> Checksum:
+        """Of the file as it is now, which is read. Raises: OSError."""
         return cls(file.stat().st_size, io.sha256_of_file(file))
 
 
@@ -92,7 +97,51 @@ class Storage(Protocol):
     """
 
     @property
-    def folder(self) -> Path: ...
+    def folder(self) -> Folder: ...
+
+    @property
+    def local(self) -> Path:
+        """A folder of this machine for what can be made again: indexes, notes. It need not exist yet."""
+        ...
+
+    @property
+    def options(self) -> dict[str, str] | None:
+        """Lance's own options for the files at ``folder``."""
+        ...
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether ``lock`` keeps other writers away. Where it does not, the first of several commits wins."""
+        ...
+
+    def making(self) -> AbstractContextManager[str]:
+        """Where to write a new table so that it is at ``folder``, whole or not at all, when the block has ended."""
+        ...
+
+    def files(self) -> set[str]:
+        """Every file of the table, whether a version needs it or not."""
+        ...
+
+    def sizes(self, names: Collection[str]) -> dict[str, int]:
+        """How many bytes these files have; those that are not there are left out. Raises: OSError."""
+        ...
+
+    def written(self, before: Collection[str]) -> set[str]:
+        """What this writer has written since it took the lock, when there was only ``before``, and has not published:
+        nobody else needs it."""
+        ...
+
+    def abandoned(self) -> set[str]:
+        """Files of the table that no writer will commit any more, if no version needs them. Under the lock only."""
+        ...
+
+    def remove(self, names: Collection[str]) -> int:
+        """Remove these files and say how many bytes that frees. Raises: OSError."""
+        ...
+
+    def name_version(self, dataset: lance.LanceDataset, name: str, version: int) -> None:
+        """Let a tag of Lance's name this version, and no other, whole or not at all."""
+        ...
 
     def lock(self) -> AbstractContextManager[WriterLock]:
         """Be the only writer within the block. Raises: MemoryStoreError if somebody else writes, or nobody can."""
@@ -131,11 +180,20 @@ class Storage(Protocol):
         ...
 
 
-Place = str | Path | Storage
+Place = str | Folder | Storage
 
 
 def storage_of(place: Place) -> Storage:
-    """The storage of a memory at a path, or one that is given."""
+    """The storage of a memory at a path or an address in an object store, or one that is given.
+
+    Raises: InputError for what is no such address.
+    """
+    if isinstance(place, ObjectPath) or is_object_address(place):
+        from latentrag.memory.object_store import ObjectStore
+
+        return ObjectStore(place if isinstance(place, ObjectPath) else ObjectPath.parse(str(place)))
+    if isinstance(place, Path) and place.parts[:1] == ("s3:",):
+        raise InputError(f"the path {place} was an address before it became a path; give it as text, s3://BUCKET/NAME")
     return LocalDisk(Path(place)) if isinstance(place, str | Path) else place
 
 
@@ -144,6 +202,56 @@ class LocalDisk:
     """A folder of this machine, or of a network drive that behaves like one."""
 
     folder: Path
+    options = None
+    is_exclusive = True
+
+    @property
+    def local(self) -> Path:
+        return self.folder
+
+    @contextmanager
+    def making(self) -> Iterator[str]:
+        with io.replacing_folder(self.folder) as scratch:
+            yield str(scratch)
+
+    def files(self) -> set[str]:
+        names: set[str] = set()
+        for name in TABLE_FOLDERS:
+            if (self.folder / name).is_dir():
+                with os.scandir(self.folder / name) as entries:
+                    names.update(f"{name}/{entry.name}" for entry in entries if entry.is_file(follow_symlinks=False))
+        return names
+
+    def sizes(self, names: Collection[str]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for name in names:
+            with suppress(FileNotFoundError):
+                found[name] = (self.folder / name).stat().st_size
+        return found
+
+    def written(self, before: Collection[str]) -> set[str]:
+        return self.files().difference(before)
+
+    def abandoned(self) -> set[str]:
+        return self.files()
+
+    def remove(self, names: Collection[str]) -> int:
+        freed = 0
+        for name in names:
+            freed += (self.folder / name).lstat().st_size
+            (self.folder / name).unlink()
+        for parent in {name.rpartition("/")[0] for name in names}:
+            io.sync_folder(self.folder / parent)
+        return freed
+
+    def name_version(self, dataset: lance.LanceDataset, name: str, version: int) -> None:
+        """Lance writes the tag under another name, which is changed once it is on the disk."""
+        scratch = self.folder / TAGS / f"{SCRATCH_TAG}.json"
+        scratch.unlink(missing_ok=True)
+        dataset.tags.create(SCRATCH_TAG, version)
+        self.force([f"{TAGS}/{scratch.name}"])
+        scratch.replace(scratch.with_name(f"{name}.json"))
+        io.sync_folder(scratch.parent)
 
     @contextmanager
     def lock(self) -> Iterator[WriterLock]:

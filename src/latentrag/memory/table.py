@@ -7,14 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentrag import io
 from latentrag.errors import MemoryStoreError, UnknownVersionError
 from latentrag.memory import version_files
+from latentrag.memory.object_path import Folder
 from latentrag.memory.parts import Cut, Part, Unit, condition_on_rows, file_of, part_of
 from latentrag.memory.schema import (
     CARD_KEY,
@@ -86,12 +85,16 @@ class Table:
         path = storage.folder
         if not version_files.is_free(path):
             raise MemoryStoreError(f"{path} exists already; open it, or choose a path that is free")
-        with version_files.changing(path), io.replacing_folder(path) as scratch:
+        with version_files.changing(path), storage.making() as scratch:
             # Row ids that survive compaction: reading by position slows 400-fold after scattered deletes.
             columns = schema(card)
             columns = columns.with_metadata(columns.metadata | {LINEAGE_KEY: secrets.token_hex(8).encode()})
             lance.write_dataset(
-                columns.empty_table(), str(scratch), enable_stable_row_ids=True, commit_message="created"
+                columns.empty_table(),
+                scratch,
+                enable_stable_row_ids=True,
+                commit_message="created",
+                storage_options=storage.options,
             )
         manifest = version_files.manifest_name(1)
         with version_files.changing(path):
@@ -130,7 +133,7 @@ class Table:
         return cls(storage, dataset, EncoderCard.from_json(metadata[CARD_KEY].decode()))
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Folder:
         return self.storage.folder
 
     @property
@@ -571,7 +574,7 @@ def _hashes(ids: Sequence[str]) -> npt.NDArray[np.int64]:
     return np.fromiter(map(hash, ids), np.int64, len(ids))
 
 
-def _shown_versions(path: Path) -> str:
+def _shown_versions(path: Folder) -> str:
     existing = version_files.version_numbers(path)
     older = "…, " if len(existing) > SHOWN_VERSIONS else ""
     return older + ", ".join(map(str, existing[-SHOWN_VERSIONS:]))

@@ -102,9 +102,10 @@ def _drop(storage: Storage, versions: Collection[int]) -> int:
     """
     folder = storage.folder
     with changing(folder):
-        freed = version_files.remove(folder, [version_files.manifest_name(version) for version in versions])
-        freed += remove_orphans(storage)
-        storage.keep_checksums(version_files.present(folder))
+        before = version_files.needed(storage)
+        freed = storage.remove([version_files.manifest_name(version) for version in versions])
+        freed += remove_orphans(storage, among=(before & storage.files()) | storage.abandoned())
+        storage.keep_checksums(storage.files())
     return freed
 
 
@@ -175,11 +176,14 @@ def forget(place: Place, ids: Iterable[str]) -> Forgotten:
         raise InputError("no ids to forget; give at least one")
     storage = storage_of(place)
     folder = storage.folder
+    version_files.require_table(folder)
+    version_files.require_exclusive(storage, "forgotten from")
+    assert isinstance(folder, Path)
     with writing(storage):
         remove_orphans(storage)
         sweep(folder)
         before = _size_bytes(folder)
-        holders = dict(_holders(folder, unwanted))
+        holders = dict(_holders(storage, unwanted))
         passages = sorted({z for of_file in holders.values() for z in of_file}, key=lambda z: (z.id, z.text))
         require_known(unwanted, {passage.id for passage in passages}, f"in no version of {folder}")
         for disposable in (version_files.INDEXES, version_files.DAMAGED):
@@ -197,7 +201,7 @@ def forget(place: Place, ids: Iterable[str]) -> Forgotten:
         with changing(folder):
             _remove_whole(folder / version_files.INDEXES)  # one may have been built of a version still there
         freed = before - _size_bytes(folder)
-        same_text, left = _search(folder, passages)
+        same_text, left = _search(storage, folder, passages)
     named = [name for names in dropped.values() for name in names]
     return Forgotten(passages, newest.version, list(dropped), named, freed, same_text, left)
 
@@ -213,7 +217,7 @@ def _drop_holders(storage: Storage, holders: Collection[str]) -> dict[int, list[
     for name, version in history.tags(storage.folder).items():
         if version in dropped:
             dropped[version].append(name)
-    history.remove_tags(storage.folder, [name for names in dropped.values() for name in names])
+    history.remove_tags(storage, [name for names in dropped.values() for name in names])
     _drop(storage, dropped)
     return dropped
 
@@ -243,14 +247,14 @@ def _without(table: Table, unwanted: Collection[str], holders: set[str]) -> Tabl
     return table
 
 
-def _holders(folder: Path, ids: Collection[str]) -> Iterator[tuple[str, set[Passage]]]:
+def _holders(storage: Storage, ids: Collection[str]) -> Iterator[tuple[str, set[Passage]]]:
     """Files with rows of these ids, deleted or not, and what the rows say."""
-    for name in sorted(version_files.present(folder)):
-        if name.startswith("data/") and not ids_of_file(folder, name).isdisjoint(ids):
-            yield name, {passage for passage in passages_of_file(folder, name) if passage.id in ids}
+    for name in sorted(storage.files()):
+        if name.startswith("data/") and not ids_of_file(storage, name).isdisjoint(ids):
+            yield name, {passage for passage in passages_of_file(storage, name) if passage.id in ids}
 
 
-def _search(folder: Path, passages: Collection[Passage]) -> tuple[dict[str, list[str]], list[str]]:
+def _search(storage: Storage, folder: Path, passages: Collection[Passage]) -> tuple[dict[str, list[str]], list[str]]:
     """Which passages that stay have a forgotten text, and which files hold one that no such passage explains."""
     same: dict[str, list[str]] = {}
     left = []
@@ -261,7 +265,7 @@ def _search(folder: Path, passages: Collection[Passage]) -> tuple[dict[str, list
         name = path.relative_to(folder).as_posix()
         held = {text for text in texts if len(text.encode()) >= CHANCE_BYTES and _holds(path, text.encode())}
         if name.startswith("data/"):
-            for stays in passages_of_file(folder, name):
+            for stays in passages_of_file(storage, name):
                 within = {text for text in texts if text in stays.text}
                 held -= within
                 for key in (z.id for z in passages if z.text in within):

@@ -27,9 +27,11 @@ from latentrag.memory.indexes.folder import IndexFolder, Published
 from latentrag.memory.indexes.index import exact_best, recalls
 from latentrag.memory.indexes.stored import StoredIndex
 from latentrag.memory.indexes.supply import DRIFT_TO_REFUSE, serving
+from latentrag.memory.object_path import Folder
 from latentrag.memory.repair import Damage, find_damage
 from latentrag.memory.storage import Owner, Place, Storage, storage_of
 from latentrag.memory.table import Table
+from latentrag.memory.upkeep import KEPT
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -138,12 +140,12 @@ def verify(
     storage = storage_of(place)
     folder = storage.folder
     version_files.require_table(folder)
-    present = version_files.present(folder)
+    present = storage.files()
     damage = find_damage(storage)
     numbers = sorted(damage.manifests.keys() | damage.needed.keys())
     table = _newest(storage, damage)
     of_files = [*_of_files(folder, damage), *([] if table is None else _of_rows(table))]
-    of_indexes = IndexFolder.of(folder, index_folder)
+    of_indexes = IndexFolder.of(storage.local, index_folder)
     published, unreadable = of_indexes.indexes()
     # Damaged passages are no measure of an index.
     asked = None if of_files else _asked(storage, table)
@@ -155,12 +157,14 @@ def verify(
         *_of_tags(folder, numbers),
     ]
     orphans = set() if damage.manifests else present - version_files.needed(storage)
+    abandoned = orphans & storage.abandoned()
     writer = storage.owner()
-    if orphans and writer is None:
+    if abandoned and writer is None:
+        removing = ("repair", folder) if storage.is_exclusive else ("prune", folder, "--keep", KEPT)
         problems.append(
             Problem(
-                f"{len(orphans)} files belong to no version, {_shown(orphans)}",
-                f"a writer must have died; {command('index', 'repair', folder)} removes them",
+                f"{len(abandoned)} files belong to no version, {_shown(abandoned)}",
+                f"a writer must have died; {command('index', *removing)} removes them",
             )
         )
     needed = set(map(version_files.manifest_name, damage.needed)).union(*damage.needed.values())
@@ -173,7 +177,7 @@ def verify(
         num_unrecorded=len(needed - (storage.checksums() or {}).keys()),
         indexes=indexes,
         problems=problems,
-        notes=[*_index_notes(published, indexes, asked), *_notes(folder, writer)],
+        notes=[*_index_notes(published, indexes, asked), *_notes(folder, writer, orphans - abandoned)],
     )
 
 
@@ -185,7 +189,7 @@ def _newest(storage: Storage, damage: Damage) -> Table | None:
     return None
 
 
-def _of_manifests(folder: Path, damage: Damage) -> Iterator[Problem]:
+def _of_manifests(folder: Folder, damage: Damage) -> Iterator[Problem]:
     for version, what in damage.manifests.items():
         yield Problem(
             f"version {version} of the memory at {folder} cannot be read ({what})",
@@ -193,7 +197,7 @@ def _of_manifests(folder: Path, damage: Damage) -> Iterator[Problem]:
         )
 
 
-def _of_files(folder: Path, damage: Damage) -> Iterator[Problem]:
+def _of_files(folder: Folder, damage: Damage) -> Iterator[Problem]:
     """Files that are missing or not as they were committed, and which versions suffer."""
     for name, what in damage.files.items():
         suffer = [version for version in damage.needed if name in damage.needed[version]]
@@ -242,7 +246,7 @@ def _asked(storage: Storage, newest: Table | None) -> Table | None:
 
 
 def _of_indexes(
-    folder: Path, index_folder: IndexFolder, indexes: Iterable[CheckedIndex], unreadable: Iterable[IndexDamagedError]
+    folder: Folder, index_folder: IndexFolder, indexes: Iterable[CheckedIndex], unreadable: Iterable[IndexDamagedError]
 ) -> Iterator[Problem]:
     for path in words.damaged(index_folder):
         yield Problem(
@@ -264,7 +268,7 @@ def _of_indexes(
                 )
 
 
-def _of_tags(folder: Path, numbers: list[int]) -> Iterator[Problem]:
+def _of_tags(folder: Folder, numbers: list[int]) -> Iterator[Problem]:
     try:
         named = tags(folder)
     except MemoryStoreError as error:
@@ -285,14 +289,16 @@ def _index_notes(published: Sequence[Published], indexes: Iterable[CheckedIndex]
             yield f"the index {index.folder} {index.unused}; version {index.version} does without"
 
 
-def _notes(folder: Path, writer: Owner | None) -> Iterator[str]:
+def _notes(folder: Folder, writer: Owner | None, pending: set[str]) -> Iterator[str]:
     if writer is not None:
         yield f"the memory is being changed by {writer}, or that writer died; the next one cleans up"
+    if pending:
+        yield f"{len(pending)} files belong to no version; a writer may be about to commit them, {_shown(pending)}"
     if (folder / version_files.DAMAGED).exists():
         yield f"{folder / version_files.DAMAGED} holds versions that were set aside; delete it if nobody can mend them"
 
 
-def _size_bytes(file: Path) -> int:
+def _size_bytes(file: Folder) -> int:
     try:
         return file.stat().st_size
     except FileNotFoundError:

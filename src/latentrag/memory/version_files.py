@@ -20,14 +20,15 @@ import shutil
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from errno import EACCES, EPERM, EROFS
+from errno import EACCES, ENOENT, EPERM, EROFS
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentrag import io
 from latentrag.errors import DamagedVersionError, LatentRagError, MemoryStoreError, command
+from latentrag.memory.object_path import Folder
 from latentrag.memory.schema import PASSAGE_COLUMNS, to_passages
-from latentrag.memory.storage import Checksum, Storage
+from latentrag.memory.storage import VERSIONS, Checksum, Storage
 from latentrag.place import require_unforked
 from latentrag.types import Passage
 
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from lance.fragment import LanceFragment
 
-VERSIONS = "_versions"
-TABLE_FOLDERS = ("data", "_deletions", "_transactions", VERSIONS)
 DAMAGED = "_damaged"
 INDEXES = "_indexes"
 REENCODING = "_reencoding.jsonl"
@@ -46,7 +45,7 @@ _HIGHEST = 2**64 - 1
 _MANIFEST = re.compile(r"(\d{20})\.manifest")
 
 
-def require_table(path: Path) -> None:
+def require_table(path: Folder) -> None:
     """Raises: MemoryStoreError unless there is a folder with a Lance table, whoever made it."""
     remedy = "make a memory with `latentrag index add PATH FILES…`"
     if not path.exists():
@@ -63,7 +62,7 @@ def require_table(path: Path) -> None:
         )
 
 
-def is_free(path: Path) -> bool:
+def is_free(path: Folder) -> bool:
     """Whether a memory can be made there: nothing is, or an empty folder."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
@@ -73,14 +72,14 @@ def manifest_name(version: int) -> str:
     return f"{VERSIONS}/{_HIGHEST - version:020}.manifest"
 
 
-def version_numbers(folder: Path) -> list[int]:
+def version_numbers(folder: Folder) -> list[int]:
     """Every version that has a manifest, whole or not, ascending."""
     with reading(folder):
         names = [_MANIFEST.fullmatch(path.name) for path in (folder / VERSIONS).iterdir()]
     return sorted(_HIGHEST - int(match[1]) for match in names if match)
 
 
-def newest_version(folder: Path) -> int:
+def newest_version(folder: Folder) -> int:
     """The highest version number, whether that version is whole or not. Raises: MemoryStoreError if there is none."""
     numbers = version_numbers(folder)
     if not numbers:
@@ -88,7 +87,7 @@ def newest_version(folder: Path) -> int:
     return numbers[-1]
 
 
-def has_version(folder: Path, version: int) -> bool:
+def has_version(folder: Folder, version: int) -> bool:
     """Whether the version has a manifest."""
     return 0 < version <= _HIGHEST and (folder / manifest_name(version)).exists()
 
@@ -109,7 +108,7 @@ def lance_errors_as(ours: Callable[[BaseException], LatentRagError]) -> Iterator
         raise ours(error) from error
 
 
-def reading(folder: Path) -> AbstractContextManager[None]:
+def reading(folder: Folder) -> AbstractContextManager[None]:
     """Failures to read as one line that names the memory."""
     return lance_errors_as(
         lambda error: MemoryStoreError(
@@ -136,7 +135,7 @@ def open_readable(storage: Storage, version: int) -> lance.LanceDataset:
     if what := damage_of_file(folder, manifest, committed=storage.checksum(manifest)):  # Lance does not check it
         raise DamagedVersionError(folder, version, what)
     with lance_errors_as(lambda error: DamagedVersionError(folder, version, reason(error))):
-        dataset = lance.dataset(str(folder), version=version)
+        dataset = lance.dataset(str(folder), version=version, storage_options=storage.options)
         sizes(dataset)  # what Lance does not understand shows here
     return dataset
 
@@ -147,8 +146,11 @@ def open_whole(storage: Storage, version: int) -> lance.LanceDataset:
     Raises: DamagedVersionError.
     """
     dataset = open_readable(storage, version)
-    for name, size in sizes(dataset).items():
-        if what := damage_of_file(storage.folder, name, size_bytes=size):
+    needed = sizes(dataset)
+    with lance_errors_as(lambda error: DamagedVersionError(storage.folder, version, reason(error))):
+        actual = storage.sizes(needed)
+    for name, size in needed.items():
+        if what := _wrong_length(name, actual.get(name), size):
             raise DamagedVersionError(storage.folder, version, what)
     return dataset
 
@@ -189,32 +191,32 @@ def of_fragment(fragment: LanceFragment) -> dict[str, int | None]:
     return names
 
 
-def ids_of_file(folder: Path, name: str) -> set[str]:
+def ids_of_file(storage: Storage, name: str) -> set[str]:
     """The ids of a data file's rows, whichever version needs it: those of deleted passages too."""
-    return {key for batch in _rows_of_file(folder, name, ["id"]) for key in batch["id"].to_pylist()}
+    return {key for batch in _rows_of_file(storage, name, ["id"]) for key in batch["id"].to_pylist()}
 
 
-def passages_of_file(folder: Path, name: str) -> Iterator[Passage]:
+def passages_of_file(storage: Storage, name: str) -> Iterator[Passage]:
     """A data file's rows, those of deleted passages too."""
-    for batch in _rows_of_file(folder, name, PASSAGE_COLUMNS):
+    for batch in _rows_of_file(storage, name, PASSAGE_COLUMNS):
         yield from to_passages(batch)
 
 
-def _rows_of_file(folder: Path, name: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _rows_of_file(storage: Storage, name: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
     from lance.file import LanceFileReader
 
-    with reading(folder):
-        file = str(folder / name)
-        present = set(LanceFileReader(file).metadata().schema.names)  # an older file has not all columns
+    with reading(storage.folder):
+        file, options = str(storage.folder / name), storage.options
+        present = set(LanceFileReader(file, options).metadata().schema.names)  # an older file has not all columns
         kept = [name for name in columns if name in present]
-        yield from LanceFileReader(file, columns=kept).read_all(batch_size=ROWS_PER_READ).to_batches()
+        yield from LanceFileReader(file, options, columns=kept).read_all(batch_size=ROWS_PER_READ).to_batches()
 
 
 # Damage
 
 
 def damage_of_file(
-    folder: Path, name: str, *, size_bytes: int | None = None, committed: Checksum | None = None
+    folder: Folder, name: str, *, size_bytes: int | None = None, committed: Checksum | None = None
 ) -> str | None:
     """What is wrong with a file, in words; None: nothing that these tell.
 
@@ -223,16 +225,23 @@ def damage_of_file(
         committed: what it held when it was committed.
     """
     try:
-        actual = (folder / name).stat().st_size
-        if size_bytes is not None and actual != size_bytes:
-            return f"{name} has {actual} bytes, it was written with {size_bytes}"
+        if what := _wrong_length(name, (folder / name).stat().st_size, size_bytes):
+            return what
         same = committed is None or Checksum.of(folder / name) == committed
     except OSError as error:
         return f"{name}: {error.strerror or error}"
     return None if same else f"{name} is not as it was written"
 
 
-def require_as_written(folder: Path, names: Iterable[str], checksums: Mapping[str, Checksum]) -> None:
+def _wrong_length(name: str, actual: int | None, needed: int | None) -> str | None:
+    if actual is None:
+        return f"{name}: {os.strerror(ENOENT)}"
+    if needed is not None and actual != needed:
+        return f"{name} has {actual} bytes, it was written with {needed}"
+    return None
+
+
+def require_as_written(folder: Folder, names: Iterable[str], checksums: Mapping[str, Checksum]) -> None:
     """To be called before these files' rows are copied, or others removed that may be all that can be read.
 
     Raises: MemoryStoreError if one is not as it was written.
@@ -249,16 +258,6 @@ def require_as_written(folder: Path, names: Iterable[str], checksums: Mapping[st
 # What is there, and what is needed
 
 
-def present(folder: Path) -> set[str]:
-    """Every file of the table, whether a version needs it or not; names as in the checksums."""
-    names: set[str] = set()
-    for name in TABLE_FOLDERS:
-        if (folder / name).is_dir():
-            with os.scandir(folder / name) as entries:
-                names.update(f"{name}/{entry.name}" for entry in entries if entry.is_file(follow_symlinks=False))
-    return names
-
-
 def needed(storage: Storage) -> set[str]:
     """Every file of the table that a version needs, or a re-encoding that will go on.
 
@@ -268,7 +267,7 @@ def needed(storage: Storage) -> set[str]:
 
     folder = storage.folder
     names = {f"{VERSIONS}/latest_version_hint.json"}
-    header, *notes = noted(folder) or [{}]
+    header, *notes = noted(storage.local) or [{}]
     if header.get("version") == newest_version(folder):
         names.update(name for note in notes for name in note["checksums"])
     newest = open_readable(storage, newest_version(folder))
@@ -283,25 +282,14 @@ def needed(storage: Storage) -> set[str]:
     return names
 
 
-def noted(folder: Path) -> list[dict[str, Any]]:
+def noted(local: Path) -> list[dict[str, Any]]:
     """The notes of a re-encoding: for which version and encoder, then what was written. A line that was not finished
     ends them; none if there is none."""
     try:
-        lines = (folder / REENCODING).read_bytes().split(b"\n")[:-1]
+        lines = (local / REENCODING).read_bytes().split(b"\n")[:-1]
         return [json.loads(line) for line in lines]
     except (FileNotFoundError, ValueError):
         return []
-
-
-def remove(folder: Path, names: Collection[str]) -> int:
-    """Remove these files and say how many bytes that frees."""
-    freed = 0
-    for name in names:
-        freed += (folder / name).lstat().st_size
-        (folder / name).unlink()
-    for parent in {name.split("/")[0] for name in names}:
-        io.sync_folder(folder / parent)
-    return freed
 
 
 def set_aside(storage: Storage, versions: Collection[int]) -> None:
@@ -313,17 +301,18 @@ def set_aside(storage: Storage, versions: Collection[int]) -> None:
     Raises: DamagedVersionError if another version's manifest is damaged; nothing is moved then.
     """
     folder = storage.folder
+    assert isinstance(folder, Path)  # in an object store a version is complete when others can see it
     kept: set[str] = set()
     for version in version_numbers(folder):
         if version not in versions:
             kept |= sizes(open_readable(storage, version)).keys()
     of_commits = tuple(f"_transactions/{version - 1}-" for version in versions)
-    _move(folder, [n for n in present(folder) - kept if n.startswith(("data/", "_deletions/", *of_commits))])
+    _move(folder, [n for n in storage.files() - kept if n.startswith(("data/", "_deletions/", *of_commits))])
     # Their numbers will be used again, for other content.
     manifests = {manifest_name(version) for version in versions}
     storage.keep_checksums((storage.checksums() or {}).keys() - manifests)
     _move(folder, manifests)
-    _move(folder, present(folder) - needed(storage))
+    _move(folder, storage.files() - needed(storage))
 
 
 def _move(folder: Path, names: Collection[str]) -> None:
@@ -337,10 +326,19 @@ def _move(folder: Path, names: Collection[str]) -> None:
         io.sync_folder((folder / name).parent)
 
 
+def require_exclusive(storage: Storage, done: str) -> None:
+    """Raises: MemoryStoreError where nobody can be kept from writing. Args: done: what is to be, in the passive."""
+    if not storage.is_exclusive:
+        raise MemoryStoreError(
+            f"{storage.folder} cannot be {done} where it lies, since nobody can be kept from writing there; copy its "
+            "objects to a folder on a disk and do it there"
+        )
+
+
 # Changing: alone, on top of what a killed writer left, and all or nothing
 
 
-def changing(folder: Path) -> AbstractContextManager[None]:
+def changing(folder: Folder) -> AbstractContextManager[None]:
     """Failures to write as one line."""
     return lance_errors_as(
         lambda error: MemoryStoreError(f"{folder} cannot be written ({reason(error)}); {_remedy(folder, error)}")
@@ -363,7 +361,7 @@ def is_unwritable(error: MemoryStoreError) -> bool:
     return _errno(error.__cause__) is not None
 
 
-def _remedy(folder: Path, error: BaseException) -> str:
+def _remedy(folder: Folder, error: BaseException) -> str:
     """Lance reads too when it changes a table."""
     number = _errno(error)
     if number in {EACCES, EPERM, EROFS}:
@@ -379,15 +377,14 @@ def writing(storage: Storage) -> Iterator[None]:
 
     Raises: MemoryStoreError if somebody else writes, the folder cannot be written, or the newest version is damaged.
     """
-    folder = storage.folder
-    require_table(folder)
+    require_table(storage.folder)
     with storage.lock() as lock:
         recover(storage, killed=lock.died is not None)
-        before = present(folder)
+        before = storage.files()
         try:
             yield
         except BaseException:
-            remove_orphans(storage, among=present(folder) - before)
+            remove_orphans(storage, among=storage.written(before))
             lock.done()
             raise
         lock.done()
@@ -412,10 +409,10 @@ def recover(storage: Storage, *, killed: bool) -> None:
             f"{str(error).split('; ')[0]}; restore it from a copy, "
             f"or give it up and go on from an older one with {command('index', 'repair', folder)}"
         ) from error
-    header, *_ = noted(folder) or [{}]
-    is_stale = (folder / REENCODING).exists() and header.get("version") != newest_version(folder)
+    header, *_ = noted(storage.local) or [{}]
+    is_stale = (storage.local / REENCODING).exists() and header.get("version") != newest_version(folder)
     if is_stale:  # somebody has committed since
-        (folder / REENCODING).unlink()
+        (storage.local / REENCODING).unlink()
     if killed or is_stale:
         remove_orphans(storage)
 
@@ -424,11 +421,11 @@ def remove_orphans(storage: Storage, *, among: set[str] | None = None) -> int:
     """Remove files of the table that no version needs: under the lock only, since they look like a writer's.
 
     Args:
-        among: only these.
+        among: only these; None: what no living writer can have written.
     Returns: the bytes that this frees.
     """
-    names = present(storage.folder) if among is None else among
-    return remove(storage.folder, names - needed(storage)) if names else 0
+    names = storage.abandoned() if among is None else among
+    return storage.remove(names - needed(storage)) if names else 0
 
 
 def unacknowledged(storage: Storage) -> list[int]:
@@ -445,6 +442,8 @@ def _keep_or_set_aside(storage: Storage, version: int) -> None:
     try:
         dataset = open_whole(storage, version)
     except DamagedVersionError as error:
+        if not storage.is_exclusive:
+            raise MemoryStoreError(str(error)) from error
         set_aside(storage, [version])
         warnings.warn(
             f"{str(error).split('; ')[0]}; it was never acknowledged and is now in {folder / DAMAGED}",

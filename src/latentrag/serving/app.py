@@ -65,7 +65,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(sweep, service.memories.path)
+        await asyncio.to_thread(sweep, service.memories.local)
         yield
         service.memories.close()
         await asyncio.to_thread(service.engine.batcher.close, options.drain_s)

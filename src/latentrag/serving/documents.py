@@ -239,4 +239,4 @@ async def _encoder(service: Service) -> PassageEncoder:
 @asynccontextmanager
 async def _scratch(service: Service) -> AsyncIterator[Path]:
     with ExitStack() as stack:
-        yield await asyncio.to_thread(stack.enter_context, scratch_folder(service.memories.path))
+        yield await asyncio.to_thread(stack.enter_context, scratch_folder(service.memories.local))

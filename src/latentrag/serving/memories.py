@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from latentrag.conditions import Condition
     from latentrag.memory import LiveMemory, Memory
+    from latentrag.memory.object_path import Folder
     from latentrag.rag import Rag
 
 _LOG = logging.getLogger("latentrag.serving")
@@ -71,9 +72,14 @@ class Memories:
         self._changing = threading.Lock()
 
     @property
-    def path(self) -> Path:
-        """Where it is on this machine."""
+    def path(self) -> Folder:
+        """Where it is on this machine, or in an object store."""
         return self.live.snapshot().path
+
+    @property
+    def local(self) -> Path:
+        """Its folder on this machine; see ``Memory.local``."""
+        return self.live.snapshot().local
 
     def rag_at(self, as_of: int | str) -> Future[Rag]:
         """The model over a version of the memory, which is opened once for all who ask for it, in a thread of its own.
@@ -261,12 +267,12 @@ class Memories:
                 }
                 for each in log[-_SHOWN_VERSIONS:]
             ],
-            "synced": [self._synced(path) for path in journals_in(self.path)],
+            "synced": [self._synced(path) for path in journals_in(self.local)],
         }
 
     def _synced(self, notes: Path) -> SyncedRecord:
         name = unquote(notes.stem)
-        digests = Journal.load(self.path, name).in_memory
+        digests = Journal.load(self.local, name).in_memory
         return {
             "name": name,
             "files": len(digests),

@@ -53,7 +53,8 @@ class Fact:
 
 @dataclass(slots=True)
 class Journal:
-    """The notes on one folder, in a file inside the memory: JSON lines, of which the last on a thing holds.
+    """The notes on one folder, in a file in the memory's local folder (``Storage.local``): JSON lines, of which the
+    last on a thing holds.
 
     Attributes:
         path: the file.
@@ -71,9 +72,9 @@ class Journal:
     version_key: str | None = None
 
     @classmethod
-    def load(cls, memory: Path, name: str) -> Journal:
+    def load(cls, local: Path, name: str) -> Journal:
         """The notes on the folder known as ``name``; without any if there are none that can be read."""
-        journal = cls(memory / FOLDER / f"{quote(name, safe='')}.journal")
+        journal = cls(local / FOLDER / f"{quote(name, safe='')}.journal")
         try:
             text = journal.path.read_text("utf-8", errors="replace")
         except OSError:
@@ -109,7 +110,7 @@ class Journal:
         self.version_key = version_key
         lines = self._lines(facts, facts, header=not self.path.exists())
         with self._warning_if_not_written():
-            self.path.parent.mkdir(exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("\n" + lines)  # the line feed sets them apart from a line that was torn
 
@@ -118,7 +119,7 @@ class Journal:
         self.facts = {name: self.facts[name] for name in names if name in self.facts}
         self.in_memory = {name: digest for name, digest in self.in_memory.items() if digest.num_passages}
         with self._warning_if_not_written() if warn else suppress(OSError):
-            self.path.parent.mkdir(exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             write_file(self.path, self._lines(self.facts, self.in_memory, header=True).encode())
 
     def _lines(self, facts: Mapping[str, Fact], in_memory: Iterable[str], *, header: bool) -> str:
@@ -146,19 +147,19 @@ class Journal:
             )
 
 
-def journals_in(memory: Path) -> list[Path]:
+def journals_in(local: Path) -> list[Path]:
     """The notes on every folder that was synced into a memory."""
-    return sorted((memory / FOLDER).glob("*.journal"))
+    return sorted((local / FOLDER).glob("*.journal"))
 
 
-def files_of(memory: Path, origins: Iterable[str]) -> dict[str, Path | None]:
+def files_of(local: Path, origins: Iterable[str]) -> dict[str, Path | None]:
     """Where the files lie that these origins name, as the last sync of their folders noted; None where none did."""
     files: dict[str, Path | None] = {}
     folders: dict[str, str] = {}
     for origin in sorted(set(origins)):
         name, _, rest = origin.partition("/")
         if name not in folders:
-            folders[name] = Journal.load(memory, name).folder
+            folders[name] = Journal.load(local, name).folder
         files[origin] = Path(folders[name], rest) if folders[name] else None
     return files
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from latentrag.corpus import Ledger
+from latentrag.memory.object_path import Folder
 
 
 @dataclass(slots=True)
@@ -44,7 +45,7 @@ class Report:
         pruned: versions that are gone, because only some were to be kept.
     """
 
-    memory: Path
+    memory: Folder
     folder: Path
     name: str
     dry_run: bool

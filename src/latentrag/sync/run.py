@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from latentrag.errors import InputError
 from latentrag.memory import Memory, origins, upkeep
+from latentrag.memory.object_path import Folder
 from latentrag.memory.origins import FileDigest
+from latentrag.memory.storage import storage_of
 from latentrag.memory.version_files import is_free
 from latentrag.options import SyncOptions
 from latentrag.sync.folder import WORDS, Cutting, folder_name, list_files, make_plan, read_contents
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def sync(
-    memory: Path,
+    memory: str | Folder,
     folder: Path,
     encoder: Callable[[], PassageEncoder],
     *,
@@ -45,27 +47,28 @@ def sync(
     goes on from there.
 
     Args:
-        memory: its path; it is made if it is not there and there is something to put into it.
+        memory: its path or address; it is made if it is not there and there is something to put into it.
         encoder: loads the passage encoder; called once, if a file has to be read: no passage is longer than it reads.
     Raises: InputError; DataError if the folder cannot be read; MemoryStoreError; EncoderMismatchError.
     """
     options = options or SyncOptions()
     name = folder_name(folder, options.name)
-    base = None if is_free(memory) else Memory.open(memory)
-    journal = Journal.load(memory, name)
+    storage = storage_of(memory)
+    base = None if is_free(storage.folder) else Memory.open(storage)
+    journal = Journal.load(storage.local, name)
     if options.name is None:
-        _check_place(journal, folder, memory, name)
+        _check_place(journal, folder, storage.folder, name)
     noted = (journal.folder, journal.words, journal.version_key)
     options = replace(options, words=options.words or journal.words or WORDS)
     journal.folder, journal.words = str(folder.resolve()), options.words
     _see_memory(journal, base, name)
     version, num_passages = (None, 0) if base is None else (base.version, len(base))
-    report = Report(memory, folder, name, options.dry_run, version, num_passages)
+    report = Report(storage.folder, folder, name, options.dry_run, version, num_passages)
     files = list_files(
         folder,
         name,
         options,
-        memory=memory,
+        memory=storage.local,
         known=journal.in_memory,
         on_skip=lambda *skipped: report.skipped.append(skipped),
     )
@@ -107,7 +110,7 @@ def sync(
         if plan.to_read or plan.touched or noted != (journal.folder, journal.words, journal.version_key):
             journal.rewrite(file.name for file in files)
         if options.keep is not None:
-            report.pruned = upkeep.prune(memory, keep=options.keep).removed
+            report.pruned = upkeep.prune(storage, keep=options.keep).removed
     return report
 
 
@@ -126,7 +129,7 @@ def _see_memory(journal: Journal, base: Memory | None, name: str) -> None:
         journal.version_key = version_key
 
 
-def _check_place(journal: Journal, folder: Path, memory: Path, name: str) -> None:
+def _check_place(journal: Journal, folder: Path, memory: Folder, name: str) -> None:
     """Raises: InputError if the memory has another folder of this name; one that has moved is no other."""
     place = str(folder.resolve())
     if journal.folder and journal.folder != place and Path(journal.folder).is_dir():

@@ -113,14 +113,15 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class IndexFolder:
-    """Where the indexes of one memory lie: in the memory, or in a folder elsewhere that no other memory uses."""
+    """Where the indexes of one memory lie, on a disk: in the memory, or in a folder elsewhere that no other memory
+    uses."""
 
     path: Path
 
     @classmethod
-    def of(cls, memory: Path, elsewhere: Path | None = None) -> IndexFolder:
-        """The usual one, unless they lie elsewhere."""
-        return cls(elsewhere or memory / FOLDER)
+    def of(cls, local: Path, elsewhere: Path | None = None) -> IndexFolder:
+        """The usual one, in the memory or its local folder, unless they lie elsewhere."""
+        return cls(elsewhere or local / FOLDER)
 
     def indexes(self) -> tuple[list[Published], list[IndexDamagedError]]:
         """The indexes, the preferred one first, and those whose description is damaged. Skips other folders."""
@@ -148,7 +149,7 @@ class IndexFolder:
         """
         try:
             if not self.path.exists():
-                self.path.mkdir(exist_ok=True)
+                self.path.mkdir(parents=True, exist_ok=True)
                 io.sync_folder(self.path.parent)
             (self.path / LOCK).touch()
         except OSError as error:

@@ -84,7 +84,7 @@ class IndexSupply:
 
     def folder(self, table: Table) -> IndexFolder:
         """Where the indexes of the memory with this table lie."""
-        return IndexFolder.of(table.path, self._path)
+        return IndexFolder.of(table.storage.local, self._path)
 
     def index_for(self, table: Table) -> Index:
         """The index of this version; ``table`` is not empty.

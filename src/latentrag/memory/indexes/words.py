@@ -22,6 +22,7 @@ import numpy as np
 from latentrag import io, postings
 from latentrag.errors import MemoryStoreError
 from latentrag.memory.indexes.folder import IndexFolder
+from latentrag.memory.object_path import Folder
 from latentrag.postings import Segment, WordIndex
 from latentrag.types import Passage
 
@@ -205,11 +206,11 @@ def _segment_of(table: Table, part: _Part) -> Segment:
     return Segment(np.concatenate([np.empty(0, np.int64), *rows]), segment.words, segment.parts)
 
 
-def _are_there(memory: Path, files: Iterable[str]) -> bool:
+def _are_there(memory: Folder, files: Iterable[str]) -> bool:
     return all((memory / name).exists() for name in files)
 
 
-def _remove_unneeded(memory: Path, folder: Path) -> None:
+def _remove_unneeded(memory: Folder, folder: Path) -> None:
     """Segments whose rows no version has any more, and those of other formats."""
     for path in folder.glob(f"*{SUFFIX}"):
         try:
