@@ -7,7 +7,6 @@ CLUES = $(DATA)/jeopardy-vital.dev.jsonl.gz --prefix-field category
 BIN := .venv/bin
 AXE := 4.14.1
 STAMP := .venv/installed
-BENCH := .venv/installed-bench
 LLAMA := .venv/installed-llama-cpp
 CLUSTER := .venv/installed-cluster
 
@@ -152,14 +151,14 @@ experiment-intervals: $(STAMP)  ## Simulate how often intervals cover and compar
 experiment-bm25: $(STAMP)  ## Measure what BM25 finds in Korean and English on DATA's questions, minutes; LIMIT=100 questions.
 	@$(BIN)/python experiments/bm25_languages.py --data $(DATA) $(if $(LIMIT),--limit $(LIMIT))
 
-bench: demo $(BENCH)  ## Run every benchmark in turn, hours; reports in build/bench; RUNS=5, QUICK=1 for minutes.
+bench: demo  ## Run every benchmark in turn, hours; reports in build/bench; RUNS=5, QUICK=1 for minutes.
 	@$(BIN)/python -m benchmarks.every --data $(DATA) $(if $(RUNS),--runs $(RUNS)) $(if $(QUICK),--quick)
 
-bench-beside: demo $(BENCH)  ## Time the quick benchmarks and the start of this tree beside another's, in turns; BEFORE=../before, ROUNDS, ONLY=ask.
+bench-beside: demo  ## Time the quick benchmarks and the start of this tree beside another's, in turns; BEFORE=../before, ROUNDS, ONLY=ask.
 	@$(BIN)/python -m benchmarks.beside --before $(BEFORE) --data $(DATA) --json build/bench/beside.json \
 		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
 
-bench-encoding: demo $(BENCH)  ## Measure encoding beside sentence-transformers, 20 minutes; LIMIT=1000 passages, RUNS=5.
+bench-encoding: demo  ## Measure encoding beside sentence-transformers, 20 minutes; LIMIT=1000 passages, RUNS=5.
 	@$(BIN)/python -m benchmarks.encoding --json build/bench/encoding.json $(if $(LIMIT),--limit $(LIMIT)) $(if $(RUNS),--runs $(RUNS))
 
 bench-ask: demo  ## Measure where the time of an answer goes, on DATA's clues, minutes; LIMIT=20.
@@ -198,9 +197,11 @@ bench-swap: $(STAMP)  ## Exchange a memory 20 times under 2,000 answers in 8 thr
 bench-sync: $(STAMP)  ## Sync 2,000 files, interrupted three times, 3 minutes; MODEL=demo encodes with the demo's.
 	@$(BIN)/python -m benchmarks.sync --work $(or $(WORK),build) $(if $(MODEL),--model $(MODEL))
 
-bench-serving: demo $(BENCH)  ## Put a server under load, with exchanges of its memory, 18 minutes; asks DATA's clues. CLIENTS, SECONDS.
-	@$(BIN)/python -m benchmarks.serving --data $(CLUES) \
-		$(if $(CLIENTS),--clients $(CLIENTS)) $(if $(SECONDS),--seconds $(SECONDS))
+bench-serving: demo  ## Put a server under load beside that of BEFORE=../before, 1 hour; asks DATA's clues. BEFORE_MODEL, PARTS, ROUNDS, SECONDS; goes on.
+	@$(BIN)/python -m benchmarks.serving --data $(CLUES) --json build/bench/serving.json $(if $(BEFORE),--before $(BEFORE)) \
+		$(if $(BEFORE_MODEL),--before-model $(BEFORE_MODEL)) \
+		$(if $(PARTS),--parts $(PARTS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CLIENTS),--clients $(CLIENTS)) \
+		$(if $(SECONDS),--seconds $(SECONDS))
 
 bench-html: $(STAMP)  ## Measure what is kept of web pages beside other extractors, 5 minutes; TRAFILATURA, READABILITY, DOCUMENTATION: folders.
 	@$(BIN)/python -m benchmarks.html_text --json build/bench/html.json $(if $(TRAFILATURA),--trafilatura $(TRAFILATURA)) \
@@ -210,10 +211,6 @@ bench-spans: $(STAMP)  ## Measure an extractive reader's answer beside its encod
 	@$(BIN)/python -m benchmarks.spans --json build/bench/spans.json --reader $(or $(READER),$$HOME/.cache/latentrag/models/demo/query_encoder)
 
 # What the benchmarks compare with.
-$(BENCH): $(STAMP)
-	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
-	@touch $@
-
 clean:  ## Remove .venv and everything the tools have cached here.
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-SMALL_LOAD = "--questions 4 --clients 4 --seconds 10 --long-seconds 20 --swaps 3".split()
+SMALL_LOAD = "--parts saturation open --rounds 1 --changed 4 --clients 4 --seconds 20".split()
 
 
 def commands(*, data: Path, work: Path, runs: int, quick: bool) -> dict[str, list[str]]:

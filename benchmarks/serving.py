@@ -1,22 +1,29 @@
-"""A server under load: many clients, requests decoded together and one by one, memory exchanged, memory used.
+"""This tree's server beside another tree's: under load, with a large question in the way, for long.
 
-    python -m benchmarks.serving --data CLUES.jsonl[.gz] [--clients 64] [--seconds 180] [--long-seconds 600]
+    python -m benchmarks.serving --data CLUES.jsonl[.gz] [--before ../before] [--parts NAME …] [--json FILE]
 
-The server is `latentrag serve` over a copy of the memory with two versions, in which the passages that the questions
-find have other texts. The clients (locust, on loopback) wait for nothing between an answer and the next question. They
-ask a server that decodes one question at a time, then one that batches them: first some questions often (Zipf, exponent
-1), so that both answer the same question once for all who wait, then all in turn. Both have read the passages that are
-needed before, the second from what the first has kept on disk. Then they go on with the latter for long, while the
-memory is exchanged at even distances. An answer that is no 200, or is made of two versions, counts as failed.
+Each tree's `latentrag serve` runs over the same copy of a memory with two versions, with its own sources and the same
+interpreter; the trees take turns, and the other begins in every second round. No question is asked twice in a round,
+and both trees get the same ones. Clients ask over streams, in one thread of this process.
+
+    saturation  --clients clients that never pause: answers a second, times, the share of the cores that is used
+    open        a Poisson process with --load times the answers a second that the tree before had at saturation
+    beside      2 passages a second after a question with 60: its time beside alone
+    killed      a client with 60 passages goes after 1.5 s: what the server still computes for it, and how long a
+                question with 2 passages that comes then takes, beside alone
+    long        --long-seconds of saturation, while the memory is exchanged --swaps times: resident memory by thirds
+
+Every part and round is a row of --json. What is there already, with the same settings, is not measured again, so a run
+can be interrupted, and parts can be run one by one. An answer that does not come, or is made of two versions, counts as
+failed.
 """
 
 import argparse
-import csv
-import json
+import asyncio
+import itertools
+import math
 import os
-import platform
 import re
-import shutil
 import signal
 import statistics
 import subprocess
@@ -24,253 +31,304 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-K = 5
-MARK = " (Second edition.)"
-CLIENTS = Path(__file__).with_name("serving_clients.py")
-PLAN_VARIABLE = "LATENTRAG_LOAD_PLAN"
+from benchmarks.serving_clients import Reply, as_they_come, ask, beside, client, gaps_of, leave, without_pause
+from benchmarks.serving_plan import Kept, Plan, prepared
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("saturation", "open", "beside", "killed", "long")
+TREES = ("before", "after")
+LARGE_K, SMALL_K = 60, 2
+KILLED_AFTER_S, WATCHED_S = 1.5, 20.0
+TRIES = 3
 SAMPLED_EVERY_S = 2.0
-WAYS = ("one by one", "batched")
-IN_TURN = "all in turn"
-LOADS = ("some often", IN_TURN)
 MIB = 1 << 20
 PATIENCE_S = 600
 """How long a request may wait for its turn, too: clients that never pause wait for all others."""
 
+Figures = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Server:
-    """A process that serves.
-
-    Attributes:
-        ready_s: seconds from its start until it said so.
-    """
+    """A process that serves."""
 
     process: "subprocess.Popen[str]"
     url: str
-    ready_s: float
 
     def rss_bytes(self) -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text("ascii")
-        found = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
+        """Resident memory."""
+        found = re.search(r"^VmRSS:\s+(\d+) kB", self._of_kernel("status"), re.MULTILINE)
         return int(found[1]) * 1024 if found else 0
 
+    def cpu_s(self) -> float:
+        """Processor time, of all threads."""
+        user, system = self._of_kernel("stat").rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    def steps(self) -> int:
+        """How many batches, or steps of the table, it has done."""
+        import httpx
+
+        text = httpx.get(f"{self.url}/metrics", timeout=PATIENCE_S).text
+        found = re.search(r"^latentrag_batch_size_count (\d+)", text, re.MULTILINE)
+        return int(found[1]) if found else 0
+
     def use(self, version: int) -> None:
+        """Exchange the memory."""
         import httpx
 
         body = {"action": "use", "version": version}
         httpx.post(f"{self.url}/v1/memory", json=body, timeout=PATIENCE_S).raise_for_status()
 
-
-def prepared(given: argparse.Namespace, folder: Path) -> tuple[Path, dict[str, Any]]:
-    """A memory with two versions, and the clients' plan."""
-    import latentrag
-    from latentrag.assemble import load_passage_encoder, open_memory
-    from latentrag.memory import Memory
-    from latentrag.training.data import read_examples
-
-    questions = [row.x for row in read_examples(given.data, prefix_field=given.prefix_field).rows[: given.questions]]
-    path = Path(shutil.copytree(open_memory(given.memory).path, folder / "memory.lance"))
-    found = latentrag.load(given.model, memory=path).retriever.retrieve(questions, K).passages
-    changed = {z.id: replace(z, text=z.text + MARK) for of_one in found for z in of_one}
-    first = Memory.open(path, version="newest")
-    second = first.upsert(list(changed.values()), load_passage_encoder(given.model))
-    versions = {"first": first.version, "second": second.version, "changed": list(changed), "mark": MARK}
-    return path, {"questions": questions, "options": {"k": K}, **versions}
+    def _of_kernel(self, name: str) -> str:
+        return Path(f"/proc/{self.process.pid}/{name}").read_text("ascii")
 
 
 @contextmanager
-def serving(given: argparse.Namespace, memory: Path, *, batch: int) -> Iterator[Server]:
-    """A server that decodes so many requests together; at the end it must stop in order."""
-    command = [sys.executable, "-m", "latentrag", "serve", "-m", given.model, "-i", memory, "--port", "0", "--quiet"]
-    began_s = time.monotonic()
-    command += ["--batch", str(batch), "--wait", str(PATIENCE_S), "--passage-cache", given.passage_cache]
-    command += ["--passage-cache-folder", given.passages or memory.with_name("passages")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
+def serving(given: argparse.Namespace, name: str, tree: Path, memory: Path) -> Iterator[Server]:
+    """A tree's server; at the end it must stop in order."""
+    model = given.before_model or given.model if name == TREES[0] else given.model
+    command = [sys.executable, "-m", "latentrag", "serve", "-m", model, "-i", str(memory), "--port", "0"]
+    command += ["--quiet", "--wait", str(PATIENCE_S), "--batch", str(given.batch)]
+    paths = os.pathsep.join([str(tree / "src"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(  # noqa: S603
+        command, cwd=tree, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stderr is not None
             said = next((line for line in process.stderr if " at http://" in line), None)
-            assert said is not None, "the server did not start"
-            yield Server(process, said.split()[-1], time.monotonic() - began_s)
+            assert said is not None, f"the server of {tree} did not start"
+            drain = threading.Thread(target=process.stderr.read, daemon=True)
+            drain.start()
+            yield Server(process, said.split()[-1])
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE_S) == 0, "the server did not stop in order"
         finally:
             process.kill()
 
 
-def read_once(server: Server, plan: Path) -> None:
-    """Let the server read every passage that will be needed, of both versions: what is measured is not its start."""
-    import httpx
+@dataclass(frozen=True)
+class Run:
+    """A tree's turn. start: its first question."""
 
-    content = json.loads(plan.read_text("utf-8"))
-    bodies = [
-        {"question": question, **content["options"], "beams": 1, "max_tokens": 1, "as_of": content[version]}
-        for version in ("first", "second")
-        for question in content["questions"]
-    ]
-    with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client, ThreadPoolExecutor(16) as pool:
-        for number, answered in enumerate(pool.map(lambda body: client.post("/v1/answer", json=body), bodies), 1):
-            answered.raise_for_status()
-            end = "\r" if number < len(bodies) else "\n"
-            print(f"passages of question {number}/{len(bodies)} are read", end=end, file=sys.stderr)
+    given: argparse.Namespace
+    plan: Plan
+    server: Server
+    start: int
 
+    def saturation(self, seconds: float | None = None) -> Figures:
+        """Clients that never pause."""
+        seconds = seconds or self.given.seconds
 
-def load(server: Server, plan: Path, *, clients: int, seconds: float, in_turn: bool = False) -> dict[str, float]:
-    """Let the clients ask for so long; what became of it. in_turn: no two of them wait for the same answer."""
-    plan.write_text(json.dumps({**json.loads(plan.read_text("utf-8")), "in_turn": in_turn}), "utf-8")
-    name = plan.with_name("load")
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "locust",
-        "-f",
-        CLIENTS,
-        "--headless",
-        "--host",
-        server.url,
-        "--csv",
-        name,
-    ]
-    command += ["-u", str(clients), "-r", str(clients), "-t", f"{seconds:.0f}s", "--stop-timeout", str(PATIENCE_S)]
-    command += ["--only-summary", "--exit-code-on-error", "0", "--loglevel", "ERROR"]
-    began_s = time.monotonic()
-    environment = {**os.environ, PLAN_VARIABLE: str(plan)}
-    quiet = subprocess.DEVNULL
-    subprocess.run(command, check=True, env=environment, stdout=quiet, stderr=quiet)  # noqa: S603
-    wall_s = time.monotonic() - began_s
-    with Path(f"{name}_stats.csv").open(encoding="utf-8") as file:
-        total = next(row for row in csv.DictReader(file) if row["Name"] == "Aggregated")
-    with Path(f"{name}_failures.csv").open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            print(f"failed: {row['Error']}, {row['Occurrences']} times", file=sys.stderr)
-    return {
-        "answers": int(total["Request Count"]),
-        "failed": int(total["Failure Count"]),
-        "answers_per_s": float(total["Requests/s"]) - float(total["Failures/s"]),
-        # Without a single answer locust has no percentiles.
-        "p50_s": float(total["50%"].replace("N/A", "nan")) / 1000,
-        "p95_s": float(total["95%"].replace("N/A", "nan")) / 1000,
-        "wall_s": wall_s,
-    }
+        async def asking() -> list[Reply]:
+            async with client(self.server.url, PATIENCE_S) as http:
+                bodies = self.plan.bodies(self.start)
+                return await without_pause(http, bodies, self.plan, clients=self.given.clients, seconds=seconds)
 
+        before, began_s = self.server.cpu_s(), time.monotonic()
+        replies = asyncio.run(asking())
+        busy = (self.server.cpu_s() - before) / (time.monotonic() - began_s) / (os.cpu_count() or 1)
+        return {**summary(replies), "answers_per_s": num_answers(replies) / seconds, "share_of_cores": busy}
 
-def long_load(server: Server, plan: Path, *, clients: int, seconds: float, swaps: int) -> dict[str, Any]:
-    """The same for long, with exchanges at even distances, and the server's memory looked at."""
-    versions = [json.loads(plan.read_text("utf-8"))[name] for name in ("first", "second")]
-    stop, memory, exchanges = threading.Event(), [], []
+    def open(self, rate: float) -> Figures:
+        """Clients that come at this rate."""
 
-    def watch() -> None:
-        began_s = time.monotonic()
-        while not stop.wait(SAMPLED_EVERY_S):
-            memory.append((time.monotonic() - began_s, server.rss_bytes()))
+        async def asking() -> list[Reply]:
+            async with client(self.server.url, PATIENCE_S) as http:
+                gaps = gaps_of(rate, self.given.seconds, seed=self.start)
+                return await as_they_come(http, self.plan.bodies(self.start), self.plan, gaps=gaps)
 
-    def exchange() -> None:
-        for count in range(swaps):
-            if stop.wait(seconds / (swaps + 1)):
-                return
+        return {"rate": rate, **summary(asyncio.run(asking()))}
+
+    def beside(self) -> Figures:
+        """A small question alone and beside a large one, several times."""
+
+        async def asking() -> Figures:
+            small = self.plan.bodies(self.start, k=SMALL_K)
+            large = self.plan.bodies(self.start + len(self.plan.questions) // 2, k=LARGE_K)
+            alone, both = [], []
+            async with client(self.server.url, PATIENCE_S) as http:
+                await ask(http, next(small), self.plan)
+                for _ in range(TRIES):
+                    alone.append(await ask(http, next(small), self.plan))
+                    both.append(await beside(http, next(large), next(small), self.plan, after_s=1.0))
+            return {
+                "alone_s": [each.whole_s for each in alone],
+                "beside_s": [each.whole_s for _, each in both],
+                "large_s": [each.whole_s for each, _ in both],
+                "failed": sum(bool(each.error) for each in (*alone, *itertools.chain(*both))),
+            }
+
+        return asyncio.run(asking())
+
+    def killed(self) -> Figures:
+        """A large question whose client goes; then nothing for some time, and in other tries a small question."""
+
+        async def leaving(body: Any) -> bool:
+            async with client(self.server.url, PATIENCE_S) as http:
+                return await leave(http, body, self.plan, after_s=KILLED_AFTER_S)
+
+        async def small(body: Any) -> float | None:
+            async with client(self.server.url, PATIENCE_S) as http:
+                return (await ask(http, body, self.plan)).whole_s
+
+        found: dict[str, list[Any]] = {"alone_s": [], "after_s": [], "cpu_s": [], "steps": [], "was_under_way": []}
+        large, bodies = self.plan.bodies(self.start, k=LARGE_K), self.plan.bodies(self.start + 100, k=SMALL_K)
+        asyncio.run(small(next(bodies)))
+        for _ in range(TRIES):
+            found["alone_s"].append(asyncio.run(small(next(bodies))))
+            found["was_under_way"].append(asyncio.run(leaving(next(large))))
+            cpu_s, steps = self.server.cpu_s(), self.server.steps()
+            time.sleep(WATCHED_S)
+            found["cpu_s"].append(self.server.cpu_s() - cpu_s)
+            found["steps"].append(self.server.steps() - steps)
+            asyncio.run(leaving(next(large)))
+            found["after_s"].append(asyncio.run(small(next(bodies))))
+            time.sleep(WATCHED_S)
+        return dict(found)
+
+    def long(self) -> Figures:
+        """Saturation with exchanges at even distances, and the server's memory looked at."""
+        stop, rss, exchanges = threading.Event(), list[tuple[float, int]](), list[float]()
+        given = self.given
+
+        def watch() -> None:
             began_s = time.monotonic()
-            server.use(versions[count % 2])
-            exchanges.append(time.monotonic() - began_s)
+            while not stop.wait(SAMPLED_EVERY_S):
+                rss.append((time.monotonic() - began_s, self.server.rss_bytes()))
 
-    threads = [threading.Thread(target=each) for each in (watch, exchange)]
-    for thread in threads:
-        thread.start()
-    try:
-        found: dict[str, Any] = dict(load(server, plan, clients=clients, seconds=seconds))
-    finally:
-        stop.set()
+        def exchange() -> None:
+            for count in range(given.swaps):
+                if stop.wait(given.long_seconds / (given.swaps + 1)):
+                    return
+                began_s = time.monotonic()
+                self.server.use(self.plan.versions[count % 2])
+                exchanges.append(time.monotonic() - began_s)
+
+        threads = [threading.Thread(target=each) for each in (watch, exchange)]
         for thread in threads:
-            thread.join()
-    thirds = [[rss for at_s, rss in memory if part <= 3 * at_s / found["wall_s"] < part + 1] for part in range(3)]
-    return {
-        **found,
-        "swaps": len(exchanges),
-        "swap_p50_s": statistics.median(exchanges) if exchanges else None,
-        "rss_of_thirds_bytes": [statistics.median(each) for each in thirds],
-        "rss": memory,
-    }
+            thread.start()
+        try:
+            figures = self.saturation(given.long_seconds)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        thirds = [
+            statistics.median(bytes_ for at_s, bytes_ in rss if part <= 3 * at_s / given.long_seconds < part + 1)
+            for part in range(3)
+        ]
+        return {**figures, "swaps": len(exchanges), "swap_s": exchanges, "rss_of_thirds_bytes": thirds, "rss": rss}
 
 
-def loads(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rows of the report that are loads, by name."""
-    return {name: row for name, row in report.items() if isinstance(row, dict) and "answers_per_s" in row}
+def num_answers(replies: Sequence[Reply]) -> int:
+    """Those that are right."""
+    return sum(not each.error for each in replies)
 
 
-def shown(report: dict[str, Any]) -> str:
-    """The figures as a table, and what is asked of them."""
-    long = report["long"]
-    rss = [each / MIB for each in long["rss_of_thirds_bytes"]]
-    rows = loads(report)
-    lines = [
-        f"{report['config']['clients']} clients that never pause; ready after {report['ready_s']:.1f} s",
-        "",
-        "| | answers | failed | answers/s | p50 s | p95 s |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {name} | {row['answers']} | {row['failed']} | {row['answers_per_s']:.2f} | {row['p50_s']:.1f} "
-            f"| {row['p95_s']:.1f} |"
-            for name, row in rows.items()
-        ),
-        "",
-        *(
-            f"batched / one by one, {kind}: "
-            f"{rows[f'{WAYS[1]}, {kind}']['answers_per_s'] / rows[f'{WAYS[0]}, {kind}']['answers_per_s']:.2f}"
-            for kind in LOADS
-        ),
-        f"the memory exchanged {long['swaps']} times, median {long['swap_p50_s']:.2f} s",
-        f"resident memory, median of each third of {long['wall_s'] / 60:.0f} minutes: "
-        + ", ".join(f"{each:.0f}" for each in rss)
-        + " MiB",
-    ]
-    return "\n".join(lines)
+def summary(replies: Sequence[Reply]) -> Figures:
+    """Numbers and percentiles of what became of requests."""
+    right = [each for each in replies if not each.error]
+    found: Figures = {"answers": len(right), "failed": len(replies) - len(right)}
+    found["errors"] = sorted({each.error for each in replies if each.error})
+    for name in ("first", "whole"):
+        times = [value for each in right if (value := getattr(each, f"{name}_s")) is not None]
+        found |= {f"{name}_p{percent}_s": percentile(times, percent) for percent in (50, 95)}
+    return found
+
+
+def percentile(values: Sequence[float], percent: int) -> float | None:
+    """The least value that so many percent do not exceed; None of nothing."""
+    return sorted(values)[max(0, math.ceil(percent / 100 * len(values)) - 1)] if values else None
+
+
+def measure(given: argparse.Namespace, kept: Kept, plan: Plan, trees: dict[str, Path]) -> None:
+    """Every part and round that is not there yet, the trees in turns."""
+    for part in given.parts:
+        for number in range(1 if part == "long" else given.rounds):
+            order = list(trees) if number % 2 == 0 else list(reversed(trees))
+            for tree in order if part != "long" else order[-1:]:
+                if kept.has(part, tree, number):
+                    continue
+                print(f"{part}, round {number + 1}: {tree}", file=sys.stderr, flush=True)
+                with serving(given, tree, trees[tree], plan.memory) as server:
+                    run = Run(given, plan, server, start=1_000 * number)
+                    kept.add(part, tree, number, figures_of(run, part, kept)())
+
+
+def figures_of(run: Run, part: str, kept: Kept) -> Callable[[], Figures]:
+    """What measures a part."""
+    if part != "open":
+        figures: Callable[[], Figures] = getattr(run, part)
+        return figures
+    first = kept.of_part("saturation", TREES[0]) or kept.of_part("saturation", TREES[1])
+    if not first:
+        raise SystemExit("error: the rate of arrivals follows from saturation; run that part first")
+    return partial(run.open, run.given.load * statistics.median(row["answers_per_s"] for row in first))
+
+
+def shown(kept: Kept) -> Iterator[str]:
+    """The figures as tables: medians over rounds."""
+    for part, names in {
+        "saturation": ["answers_per_s", "share_of_cores", "first_p95_s", "whole_p50_s", "whole_p95_s", "failed"],
+        "open": ["rate", "first_p50_s", "first_p95_s", "whole_p50_s", "whole_p95_s", "failed"],
+        "beside": ["alone_s", "beside_s", "large_s", "failed"],
+        "killed": ["alone_s", "after_s", "cpu_s", "steps"],
+        "long": ["answers", "failed", "answers_per_s", "whole_p95_s", "swaps", "swap_s"],
+    }.items():
+        rows = {tree: kept.of_part(part, tree) for tree in TREES if kept.of_part(part, tree)}
+        if rows:
+            yield f"\n| {part} | {' | '.join(names)} |\n|---|{'---|' * len(names)}"
+        for tree, of_tree in rows.items():
+            medians = [median_of(of_tree, name) for name in names]
+            yield f"| {tree}, {len(of_tree)} rounds | {' | '.join(medians)} |"
+    for row in kept.of_part("long", TREES[1]):
+        thirds = [f"{each / MIB:.0f}" for each in row["rss_of_thirds_bytes"]]
+        yield f"\nresident memory, median of each third: {', '.join(thirds)} MiB"
+
+
+def median_of(rows: Sequence[Figures], name: str) -> str:
+    """The median over rounds, and tries of each."""
+    values = [row.get(name) for row in rows]
+    known = [each for value in values for each in (value if isinstance(value, list) else [value]) if each is not None]
+    return f"{statistics.median(known):.2f}" if known else "–"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="questions, one JSON object a line")
     parser.add_argument("--prefix-field", metavar="NAME", help="put before each question: category, for clues")
+    parser.add_argument("--before", type=Path, help="another source tree; default: this one is measured alone")
+    parser.add_argument("--before-model", metavar="FOLDER", help="the same model in that tree's format")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--model", default="demo")
     parser.add_argument("--memory", default="demo")
-    parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--changed", type=int, default=100, help="questions whose passages differ between the versions")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--load", type=float, default=0.7)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--long-seconds", type=float, default=600)
-    parser.add_argument("--passage-cache", default="4GB", help="of the server: what both versions' passages take")
-    parser.add_argument("--passages", type=Path, help="folder for what was read of them, to keep it for another run")
     parser.add_argument("--swaps", type=int, default=20)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="where figures are kept; default: nowhere")
     given = parser.parse_args()
-    config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(given).items()}
-    report: dict[str, Any] = {"config": config, "platform": platform.platform(), "cpus": os.cpu_count()}
+    others = {"parts", "json", "before", "before_model", "rounds"}
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(given).items()}
+    kept = Kept(given.json, {name: value for name, value in settings.items() if name not in others})
+    trees = {} if given.before is None else {TREES[0]: given.before.absolute()}
     with tempfile.TemporaryDirectory() as scratch:
-        memory, content = prepared(given, Path(scratch))
-        plan = Path(scratch, "plan.json")
-        plan.write_text(json.dumps(content), "utf-8")
-        for name, batch in zip(WAYS, (1, given.batch), strict=True):
-            with serving(given, memory, batch=batch) as server:
-                print(f"{name}: ready after {server.ready_s:.1f} s", file=sys.stderr)
-                report["ready_s"] = server.ready_s
-                read_once(server, plan)
-                for kind in LOADS:
-                    part = report[f"{name}, {kind}"] = load(
-                        server, plan, clients=given.clients, seconds=given.seconds, in_turn=kind == IN_TURN
-                    )
-                    print(f"{name}, {kind}: {part['answers_per_s']:.2f} answers/s", file=sys.stderr)
-                if batch > 1:
-                    report["long"] = long_load(
-                        server, plan, clients=given.clients, seconds=given.long_seconds, swaps=given.swaps
-                    )
-    print(shown(report))
-    if given.json is not None:
-        given.json.write_text(json.dumps(report) + "\n", "utf-8")
-    return 1 if any(row["failed"] for row in loads(report).values()) else 0
+        measure(given, kept, prepared(given, Path(scratch)), {**trees, TREES[1]: ROOT})
+    print("\n".join(shown(kept)))
+    return 1 if any(row.get("failed") for row in kept.rows if row["tree"] == TREES[1]) else 0
 
 
 if __name__ == "__main__":
