@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-PAGE_PATIENCE_S = 60
+PAGE_PATIENCE_S = 20
 AXE = Path(__file__).parents[2] / "build/axe-core/package/axe.min.js"
 SIZES = {"phone": (390, 844), "desktop": (1440, 900)}
 NETWORK = re.compile(r"Failed to load resource")

@@ -31,7 +31,7 @@ BOUND, OTHER, WHOLE = ("a-key-bound-to-team-x", "a-key-bound-to-team-y", "a-key-
 ACCESS = Access(
     keys=(BOUND, OTHER, WHOLE),
     rights={
-        BOUND: Rights(condition_of("team = 'x'")),
+        BOUND: Rights(condition_of("team = 'x'"), write=True),
         OTHER: Rights(condition_of("team = 'y'")),
     },
 )
@@ -118,6 +118,15 @@ ATTEMPTS: dict[str, tuple[str, str, Any]] = {
     "a value of a kind that is only beyond": asking(where="level = 'top'"),
     "another kind that is only beyond": asking(where="level = true"),
     "an id beyond": asking(where="id = 'y1'"),
+    "examples": ("GET", "/api/examples", None),
+    "a passage in its place": ("GET", "/api/passage?id=x1", None),
+    "a passage beyond in its place": ("GET", "/api/passage?id=y1", None),
+    "a passage of an earlier version": ("GET", "/api/passage?id=x4&as_of=2", None),
+    "documents": ("GET", "/api/documents", None),
+    "how far a change of documents is": ("GET", "/api/documents/progress", None),
+    "deleting a document beyond": ("DELETE", "/api/documents?id=y1", None),
+    "deleting one that is nowhere": ("DELETE", "/api/documents?id=nowhere", None),
+    "adding a document": ("POST", "/api/documents", {}),
     "ids like those beyond": asking(where="id like 'y%'"),
     "a title beyond": asking(where="title = 'Secret'"),
     "the folders of the machine": asking(where="source like '/home/%'"),
@@ -174,7 +183,14 @@ ATTEMPTS: dict[str, tuple[str, str, Any]] = {
     "vectors": ("POST", "/v1/embeddings", {"model": "tiny", "input": "secret"}),
     "a path that there is not": ("GET", "/v1/secret", None),
 }
-FORBIDDEN = {"serving another version", "naming a version", "taking a name away", "loading the model", "counters"}
+FORBIDDEN = {
+    "adding a document",
+    "serving another version",
+    "naming a version",
+    "taking a name away",
+    "loading the model",
+    "counters",
+}
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 
 from latentrag.assemble import live_memory, load, load_passage_encoder
 from latentrag.memory import Memory
+from latentrag.records import answer_record
 from latentrag.serving.app import create_app
 from latentrag.serving.guard import Access
 from latentrag.serving.options import ServeOptions
@@ -38,6 +39,10 @@ def percent(p: float) -> str:
     return f"{100 * p:.1f} %"
 
 
+def probability(log_prob: float) -> str:
+    return percent(math.exp(log_prob)) if log_prob > math.log(0.001) else "·10"
+
+
 def choose(page: Any, **options: Any) -> None:
     page.get_by_text("Options").click()
     for name, value in options.items():
@@ -62,8 +67,11 @@ def test_an_answer_with_its_evidence(chromium, served, options) -> None:
         asked(page, QUESTION)
         answer = served.post("/v1/answer", {"question": QUESTION, **options}).json()
         expect(page.locator("#answer")).to_have_text(answer["answer"])
-        assert f"{abs(answer['log_prob']):.2f} nats" in page.locator("#probability").inner_text()
+        assert probability(answer["log_prob"]) in page.locator("#probability").inner_text()
+        page.get_by_text("Which model, which memory").click()
+        assert f"{abs(answer['log_prob']):.2f} nats" in page.locator("#facts").inner_text()
         assert f"memory version {answer['memory_version']}" in page.locator("#facts").inner_text()
+        page.get_by_text("What the memory adds").click()
         closed = page.locator("#closed-book").inner_text()
         assert f"log p −{abs(answer['closed_book_log_prob']):.2f}" in closed
         assert f"({answer['log_prob'] - answer['closed_book_log_prob']:+.2f} nats)".replace("-", "−") in closed
@@ -71,10 +79,10 @@ def test_an_answer_with_its_evidence(chromium, served, options) -> None:
         items = page.locator("#passages > li")
         assert items.count() == len(best_first)
         for item, source in zip(items.all(), best_first, strict=True):
-            text = item.inner_text()
-            assert source["text"] in text
-            assert percent(source["prior"]) in text
-            assert percent(source["posterior"]) in text
+            assert source["text"] == item.locator(".whole").text_content()
+            item.get_by_text("Numbers").click()
+            assert f"Prior\n{percent(source['prior'])}" in item.inner_text()
+            assert f"Because of it\n{percent(source['posterior'])}" in item.inner_text()
         rows = page.locator("#heat-map tbody tr")
         assert rows.count() == 1 + len(answer["tokens"])
         for row, token in zip(rows.all()[1:], answer["tokens"], strict=True):
@@ -115,9 +123,12 @@ def test_what_is_known_is_shown_while_the_answer_is_written(chromium, gated, liv
         expect(page.locator("#status")).to_have_text("Writing …")
         expect(page.locator("#answer")).to_have_attribute("aria-busy", "true")
         assert page.locator("#answer").text_content() == ""
-        assert page.locator("#passages").inner_text().count("Prior") == 3
+        assert page.locator("#passages").inner_text().count("Before the answer") == 3
         page.get_by_role("button", name="Cancel").click()
         expect(page.locator("#status")).to_have_text("Cancelled.")
+        expect(page.locator("#result")).to_be_hidden()
+        expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
+        expect(page.get_by_label("Question")).to_have_value("who?")
         gated.generator.gate.set()
         asked(page, "who?")
         expect(page.locator("#answer")).to_have_text(gated.answer("who?").text)
@@ -130,7 +141,7 @@ def test_tokens_and_passages_are_pinned_from_the_keyboard(chromium, served) -> N
         asked(page, QUESTION)
         answer = served.post("/v1/answer", {"question": QUESTION, "variant": "token"}).json()
         table = page.get_by_role("table").first
-        assert table.locator("caption").inner_text().startswith("Which passage each token came from")
+        assert page.locator("#heat-caption").inner_text().startswith("Which passage each word is due to")
         assert table.locator("thead th[scope=col]").count() == len(answer["sources"]) + 2
         assert table.locator("tbody th[scope=row]").count() == len(answer["tokens"]) + 1
         token = table.locator("tbody tr").nth(1).get_by_role("button")
@@ -189,7 +200,7 @@ def test_impossible_ways_count_as_nothing(chromium, served) -> None:
         found = page.evaluate(
             """async () => {
                 const { logLikelihood, fromLog, nats, times } = await import("/static/numbers.js");
-                const answer = { variant: "sequence", log_p_eta: [-2000, -0.1, null],
+                const answer = { variant: "sequence", sources: [0, 0, 0], log_p_eta: [-2000, -0.1, null],
                                  log_p_theta: [[-1, -1], [null, null], [-1, -1]] };
                 const only = [[0, 1], [0], [1], [0, 2]].map((kept) => logLikelihood(answer, kept));
                 return [only.map(nats), [0, -1, -2000, -6.9077553, Math.log(9.999e-5), -Infinity].map(fromLog),
@@ -208,31 +219,36 @@ def test_impossible_ways_count_as_nothing(chromium, served) -> None:
     assert math.exp(-6.9077553) < 0.001000001
 
 
+def without(page: Any, z: int) -> None:
+    page.get_by_role("button", name=f"Without this passage number {z + 1}").click()
+
+
 @pytest.mark.parametrize("variant", ["sequence", "token"])
 def test_a_passage_is_left_out(chromium, served, rag, variant) -> None:
     # Before the page asks: a model has one thread.
     answer = rag.answer(QUESTION, variant=variant)
-    score = rag.score(QUESTION, answer.text, variant=variant) if answer.hypotheses[0].finished else None
     best = max(range(3), key=lambda z: answer.sources[z].posterior)
     again = rag.answer(QUESTION, variant=variant, without=[answer.sources[best].passage.id])
     with opened(chromium, served.url) as page:
         choose(page, variant=variant)
         asked(page, QUESTION)
-        page.get_by_role("button", name=f"Leave out passage {best + 1}").click()
-        expect(page.locator("#change")).to_contain_text(f"Without [{best + 1}] log p(y|x) of this answer is −")
-        if score is not None:
-            assert f"{abs(score.without_passage[best]):.2f}" in page.locator("#change").inner_text()
-        expect(page.locator("#again")).to_contain_text(f"log p(y|x) = −{abs(again.log_prob):.2f}")
-        text = page.locator("#again").inner_text()
+        without(page, best)
+        item = page.locator("#passages > li.off")
+        effect = item.locator(".effect")
         stays = again.text == answer.text
-        assert text.startswith("The best answer stays" if stays else f"The best answer would be {again.text.strip()}")
-        expect(page.locator("#passages > li.off")).to_have_count(1)
+        text = again.text.strip() or "(the empty answer)"
+        expect(effect.locator(".again")).to_contain_text(f"The answer {'stays' if stays else 'becomes'} {text}, ")
+        assert probability(again.log_prob) in re.sub(r"\d\.\d\d·10\S+", "·10", effect.locator(".again").inner_text())
+        expect(effect.locator(".change")).to_contain_text(f"Without [{best + 1}]")
+        effect.get_by_text("Numbers").click()
+        kept = [z for z in range(3) if z != best]
+        assert f"log p(y|x) −{-worth(answer_record(answer), variant, kept):.2f} instead of" in effect.inner_text()
         for z in range(3):
             if z != best:
-                page.get_by_role("button", name=f"Leave out passage {z + 1}").click()
-        expect(page.locator("#change")).to_have_text(re.compile("All passages are left out"))
+                without(page, z)
+        expect(page.locator(".effect:visible")).to_contain_text("All passages are gone. By heart")
         page.get_by_role("button", name="Put all passages back").click()
-        expect(page.locator("#what-if")).to_be_hidden()
+        expect(page.locator(".effect:visible")).to_have_count(0)
         expect(page.locator("#passages > li.off")).to_have_count(0)
 
 
@@ -242,13 +258,15 @@ def test_a_passage_is_left_out(chromium, served, rag, variant) -> None:
 WAYS = [("sequence", "exact"), ("sequence", "thorough"), ("sequence", "fast"), ("token", "exact")]
 
 
-def worth(answer: dict[str, Any], variant: Variant) -> float:
-    """log p(y|x) of an answer under another model, with its own passages."""
+def worth(answer: Any, variant: Variant, kept: Sequence[int] | None = None) -> float:
+    """log p(y|x) of an answer under another model, with its own passages or some of them."""
     import torch
 
-    from latentrag.marginal import log_likelihood
+    from latentrag.marginal import log_likelihood, log_prior
 
     log_p_eta, log_p_theta = torch.tensor([answer["log_p_eta"]]), torch.tensor([answer["log_p_theta"]])
+    if kept is not None:
+        log_p_eta, log_p_theta = log_prior(log_p_eta[:, kept]), log_p_theta[:, kept]
     mask = torch.ones(1, log_p_theta.shape[2], dtype=torch.bool)
     return log_likelihood(log_p_eta, log_p_theta, mask, variant=variant).item()
 
@@ -290,8 +308,8 @@ def test_all_ways_side_by_side(chromium, served, question) -> None:
         assert page.get_by_role("button", name="Show this").count() == 3
         page.get_by_role("button", name="Show this RAG-Token, exact").click()
         expect(page.locator("#answer-title")).to_be_focused()
-        expect(page.locator("#facts")).to_have_text("RAG-Token, exact decoding, memory version 2.")
-        expect(page.locator("#answer")).to_have_text(answers[3]["answer"])
+        expect(page.locator("#facts")).to_contain_text("RAG-Token, exact decoding, memory version 2.")
+        expect(page.locator("#answer")).to_have_text(answers[3]["answer"] or "(the empty answer)")
         assert told(ways) == [expected(answer, answers[3]) for answer in answers]
         assert page.locator("#ways > li.current h3").all_inner_texts() == ["RAG-Token, exact"]
         assert "variant=token" in page.url
@@ -379,7 +397,8 @@ def test_hostile_passages_are_text(chromium, changing, hostile_texts) -> None:
         assert page.title() == "latentrag"
         page.evaluate("() => document.querySelectorAll('.change').forEach(each => each.remove())")
         assert page.locator("#model").inner_text() == "<i>tiny</i>"
-        assert {path for _, path in requests} <= {"/v1/answer/stream", "/static/icon.svg"}
+        own = {"/v1/answer/stream", "/static/icon.svg", "/api/examples", "/v1/model", "/v1/memory"}
+        assert {path for _, path in requests} <= own
         items = page.locator("#passages > li")
         assert items.count() == 8
         assert page.locator("#passages :is(img, script, h1, a)").count() == 0
@@ -393,8 +412,8 @@ def test_hostile_passages_are_text(chromium, changing, hostile_texts) -> None:
         for title in page.locator("#passages h3 bdi").all():
             assert title.evaluate("each => getComputedStyle(each).unicodeBidi") == "isolate"
         item = items.filter(has_text="SYSTEM").first
-        item.get_by_role("button", name=re.compile("Leave out")).click()
-        expect(page.locator("#again")).to_contain_text("log p(y|x) = ")
+        item.get_by_role("button", name=re.compile("Without this")).click()
+        expect(item.locator(".again")).to_contain_text("The answer ")
         assert served.get("/v1/memory").json()["version"] == 3
         assert page.title() == "latentrag"
 
@@ -408,6 +427,15 @@ def test_another_version_is_asked_and_served(chromium, changing) -> None:
         expect(page.locator("#facts")).to_contain_text("memory version 2")
         assert served.get("/v1/memory").json()["version"] == 3
         page.get_by_role("button", name="Serve it to everybody").click()
+        expect(page.get_by_role("dialog")).to_contain_text("Everybody who uses this server")
+        page.get_by_role("button", name="No", exact=True).click()
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        assert served.get("/v1/memory").json()["version"] == 3
+        page.get_by_role("button", name="Serve it to everybody").click()
+        page.keyboard.press("Escape")
+        assert served.get("/v1/memory").json()["version"] == 3
+        page.get_by_role("button", name="Serve it to everybody").click()
+        page.get_by_role("button", name="Serve version 2").click()
         expect(page.locator("#status")).to_have_text("Version 2 is served now.")
         expect(page.locator("#memory")).to_have_text("over own.lance, version 2, 4 passages")
         assert served.get("/v1/memory").json()["version"] == 2
@@ -523,8 +551,12 @@ def test_a_server_with_a_key(chromium, rag, live) -> None:
         serving(create_app(rag, live, name="tiny", access=access)) as served,
         opened(chromium, served.url, errors=NETWORK.pattern) as page,
     ):
-        expect(page.get_by_role("alert")).to_have_text("No valid API key; send Authorization: Bearer KEY.")
-        page.get_by_label("API key").fill("a-key-of-some-length")
+        said = "This server wants a key. Ask whoever runs it, then enter it below the question."
+        expect(page.get_by_role("alert")).to_have_text(said)
+        page.get_by_label("This server wants a key").fill("not-the-key-of-this-one")
+        page.get_by_label("This server wants a key").press("Tab")
+        expect(page.get_by_role("alert")).to_contain_text("The server does not know this key.")
+        page.get_by_label("This server wants a key").fill("a-key-of-some-length")
         asked(page, QUESTION)
         expect(page.locator("#model")).to_have_text("tiny")
 
@@ -543,7 +575,7 @@ def test_a_link_leads_to_the_same_question(chromium, served) -> None:
         assert page.locator("#as_of").input_value() == "2"
         expect(page.locator("#result")).to_be_hidden()  # a link alone makes nobody compute
         page.get_by_role("button", name="Ask").click()
-        expect(page.locator("#facts")).to_have_text("RAG-Token, exact decoding, memory version 2.")
+        expect(page.locator("#facts")).to_contain_text("RAG-Token, exact decoding, memory version 2.")
         expect(page.locator("#passages > li")).to_have_count(2)
 
 
@@ -553,18 +585,18 @@ def test_a_link_leads_to_what_was_pinned_and_left_out(chromium, served) -> None:
         asked(page, QUESTION)
         page.locator("#heat-map tbody button").first.click()
         page.locator("#heat-map thead button").nth(1).click()
-        page.get_by_role("button", name="Leave out passage 3").click()
-        expect(page.locator("#again")).to_contain_text("log p(y|x) = ")
+        without(page, 2)
+        expect(page.locator(".again")).to_contain_text("The answer ")
         assert page.url.endswith("&token=1&passage=2")
         page.get_by_role("button", name="Copy link").click()
         expect(page.locator("#status")).to_have_text("Copied.")
         link = page.evaluate("() => navigator.clipboard.readText()")
-        change = page.locator("#change").inner_text()
+        change = page.locator(".change").inner_text()
     assert "as_of=2" in link  # it stays true when another version is served
     with opened(chromium, link) as page:
         page.get_by_role("button", name="Ask").click()
-        expect(page.locator("#again")).to_contain_text("log p(y|x) = ")
-        assert page.locator("#change").inner_text() == change
+        expect(page.locator(".again")).to_contain_text("The answer ")
+        assert page.locator(".change").inner_text() == change
         assert page.locator("#answer .token.pinned").count() == 1
         assert page.locator("#passages > li.pinned h3").inner_text().startswith("[2]")
         assert page.locator("#passages > li.off").count() == 1
@@ -572,7 +604,7 @@ def test_a_link_leads_to_what_was_pinned_and_left_out(chromium, served) -> None:
         page.get_by_role("button", name="Ask").click()
         expect(page.locator("#status")).to_have_text("Done.")
         assert page.locator(".pinned, .off").count() == 0
-        expect(page.locator("#what-if")).to_be_hidden()
+        expect(page.locator(".effect:visible")).to_have_count(0)
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -606,12 +638,14 @@ def test_nothing_is_in_the_way(chromium, served, size, dark) -> None:
     with opened(chromium, served.url, size=size, dark=dark, bypass_csp=True) as page:
         choose(page, variant="token")
         asked(page, QUESTION)
-        page.get_by_text("How this number came about").click()
-        page.get_by_role("button", name="Leave out passage 1").click()
-        expect(page.locator("#again")).to_contain_text("log p(y|x) = ")
+        without(page, 0)
+        expect(page.locator(".again")).to_contain_text("The answer ")
+        page.get_by_role("button", name="In its place number 2").click()
+        expect(page.locator(".neighbours:visible")).to_contain_text("This passage is the whole of")
+        for each in page.locator("#result details").all():
+            each.evaluate("it => { it.open = true; }")
         page.locator("#heat-map tbody button").first.click()
         page.locator("#heat-map thead button").first.click()
-        page.get_by_text("Side by side").click()
         expect(page.locator("#compare-status")).to_have_text("All have answered.")
         page.locator("#as_of").select_option("1")
         page.get_by_text("How version 1 differs").click()

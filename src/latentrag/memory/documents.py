@@ -13,6 +13,7 @@ from latentrag.memory.places import place_of
 
 if TYPE_CHECKING:
     from latentrag.memory.memory import Memory
+    from latentrag.types import Passage
 
 
 @dataclass(slots=True)
@@ -66,3 +67,23 @@ def ids_of(memory: Memory | FilteredMemory, document: str) -> list[str]:
     base = memory.base if isinstance(memory, FilteredMemory) else memory
     under = memory.find(base.ids_under(document, True)).values()
     return [each.id for each in under if document_id(each.id, each.source) == document]  # "a:b" is not under "a"
+
+
+def neighbours(
+    memory: Memory | FilteredMemory, passage_id: str, *, number: int = 2
+) -> tuple[list[Passage], Passage, list[Passage]] | None:
+    """Those of the same document before a passage, the passage, those after it; None if it is not there.
+
+    Args: number: how many on each side, at most.
+    """
+    base = memory.base if isinstance(memory, FilteredMemory) else memory
+    passage = memory.find([passage_id]).get(passage_id)
+    if passage is None:
+        return None
+    document = document_of(passage_id)
+    under = memory.find([*base.ids_under(document, True, synced=True), passage_id]).values()
+    # Rows of a table are documents of their own, and begin anew at 0.
+    inside = [each for each in under if document_of(each.id) == document and each.source == passage.source]
+    inside.sort(key=lambda each: (each.start, each.id))
+    place = inside.index(passage)
+    return inside[max(0, place - number) : place], passage, inside[place + 1 : place + 1 + number]

@@ -192,8 +192,8 @@ class Memory:
         wanted = set(ids)
         return {passage.id: (row, passage) for row, passage in rows.items() if passage.id in wanted}
 
-    def ids_under(self, name: str, itself: bool) -> list[str]:
-        """As ``latentrag.ids.IdsUnder``, without those of passages that a sync keeps equal to a file.
+    def ids_under(self, name: str, itself: bool, *, synced: bool = False) -> list[str]:
+        """As ``latentrag.ids.IdsUnder``; what a sync keeps equal to a file only if ``synced``.
 
         The first call reads all ids, after that up to 32 bytes of RAM a passage lead to the rows.
         """
@@ -203,7 +203,11 @@ class Memory:
         rows = self._rows_under.candidates([name]) + (self._by_id().candidates([name]) if itself else [])
         found = self._table.take_ids(rows)
         return sorted(
-            {key for key, origin in found if not origin and (key == name or key.startswith((f"{name}#", f"{name}:")))}
+            {
+                key
+                for key, origin in found
+                if (synced or not origin) and (key == name or key.startswith((f"{name}#", f"{name}:")))
+            }
         )
 
     def _by_id(self) -> RowsByName:

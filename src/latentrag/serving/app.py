@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from latentrag.errors import LatentRagError, UnknownVersionError
 from latentrag.memory.scratch import sweep
-from latentrag.serving import docs_page, documents, feedback, openai_routes, page, routes, schemas
+from latentrag.serving import docs_page, documents, feedback, looking, openai_routes, page, routes, schemas
 from latentrag.serving.embeddings import Encoders
 from latentrag.serving.engine import Engine
 from latentrag.serving.failures import Refused
@@ -25,7 +25,7 @@ from latentrag.serving.guard import Access, Guard
 from latentrag.serving.memories import Memories
 from latentrag.serving.metrics import Metrics
 from latentrag.serving.options import ServeOptions
-from latentrag.serving.rights import Rights, require_unbound
+from latentrag.serving.rights import Rights, require_unbound, rights_now
 from latentrag.serving.service import ERRORS, Service, json_response, responses
 from latentrag.serving.writing import Documents
 
@@ -81,7 +81,7 @@ def create_app(
         servers=[{"url": options.root_path}] if options.root_path else None,
     )
     app.state.service = service
-    for router in (routes.answers, routes.others, openai_routes.router, _model, _memory, _status):
+    for router in (routes.answers, routes.others, openai_routes.router, looking.router, _model, _memory, _status):
         app.include_router(router(service))
     app.include_router(documents.router(service, Documents(service.memories, service.engine)))
     if options.feedback is not None:
@@ -125,6 +125,7 @@ def _model(service: Service) -> APIRouter:
                 "device": device,
                 "loaded": loaded,
                 "feedback": service.options.feedback is not None,
+                "writes": rights_now().write,
             }
         )
 

@@ -175,6 +175,15 @@ class Memories:
                 _LOG.warning("the choice of version %s is not kept: %s", which, error)
                 self.is_choice_kept = False
 
+    def seen(self, memory: Memory | FilteredMemory) -> Memory | FilteredMemory:
+        """A version as far as the client may know of it and answers are made of it."""
+        scope = rights_now().where
+        if scope is not None:
+            memory = memory.only(scope)
+        if self.where is not None:
+            memory = (memory if isinstance(memory, FilteredMemory) else FilteredMemory(memory)).beside(self.where)
+        return memory
+
     def follows_newest(self, newest: Memory) -> bool:
         """Whether ``newest`` is served because it is, and not because somebody chose it."""
         return self.live.version == newest.version and SERVED not in newest.tags()

@@ -289,7 +289,8 @@ class MemoryRecord(TypedDict):
 
 
 class ServedModelRecord(TypedDict):
-    """The model that answers. ``feedback``: whether `POST /api/feedback` keeps what users think of answers."""
+    """The model that answers. ``feedback``: whether `POST /api/feedback` keeps what users think of answers; ``writes``:
+    whether the client may change documents."""
 
     name: str
     variant: Variant
@@ -297,6 +298,7 @@ class ServedModelRecord(TypedDict):
     device: str
     loaded: str
     feedback: bool
+    writes: bool
 
 
 class PassageNameRecord(TypedDict):

@@ -104,13 +104,7 @@ class Documents:
 
     def seen(self) -> Memory | FilteredMemory:
         """The newest version, as far as the client may know of it and answers are made of it."""
-        newest: Memory | FilteredMemory = self._memories.live.snapshot().at("newest")
-        scope, where = rights_now().where, self._memories.where
-        if scope is not None:
-            newest = newest.only(scope)
-        if where is not None:
-            newest = (newest if isinstance(newest, FilteredMemory) else FilteredMemory(newest)).beside(where)
-        return newest
+        return self._memories.seen(self._memories.live.snapshot().at("newest"))
 
     def require_whole(self) -> None:
         """Raises: Refused where some passages are hidden: what is added could take the place of one of them."""

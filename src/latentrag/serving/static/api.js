@@ -8,17 +8,20 @@ export class Failure extends Error {
   }
 }
 
+const AWAY = "The server does not answer; check that latentrag serve is running, then try again.";
 const KEY = "latentrag-api-key"; // kept until the tab is closed
 
 export const keepKey = (key) => sessionStorage.setItem(KEY, key);
 
-/** A response that succeeded. Throws Failure, or AbortError where it was cancelled. */
-async function call(path, { body, signal } = {}) {
-  const headers = {};
+function authorization() {
   const key = sessionStorage.getItem(KEY);
-  if (key) headers.Authorization = `Bearer ${key}`;
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+/** A response that succeeded. Throws Failure, or AbortError where it was cancelled. */
+async function call(path, { body, signal, method = body === undefined ? "GET" : "POST" } = {}) {
+  const headers = authorization();
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  const method = body === undefined ? "GET" : "POST";
   const sent = body === undefined ? undefined : JSON.stringify(body);
   const response = await reached(fetch(path, { method, headers, body: sent, signal }));
   if (!response.ok) throw await failure(response);
@@ -26,9 +29,34 @@ async function call(path, { body, signal } = {}) {
 }
 
 /** The JSON of a response. Throws as the calls do. */
-export async function ask(path, { body, signal } = {}) {
-  const response = await call(path, { body, signal });
+export async function ask(path, { body, signal, method } = {}) {
+  const response = await call(path, { body, signal, method });
   return reached(response.json());
+}
+
+/**
+ * Sends files in one form. onSent: gets the share that has been sent. Returns: the JSON of the response. Throws as the
+ * calls do. (Fetch does not tell how much it has sent.)
+ */
+export function upload(path, files, { signal, onSent }) {
+  const form = new FormData();
+  for (const file of files) form.append("files", file, file.name);
+  const request = new XMLHttpRequest();
+  request.open("POST", path);
+  for (const [name, value] of Object.entries(authorization())) request.setRequestHeader(name, value);
+  request.upload.addEventListener("progress", ({ loaded, total }) => onSent(loaded / total));
+  signal.addEventListener("abort", () => request.abort());
+  return new Promise((resolve, reject) => {
+    request.addEventListener("abort", () => reject(signal.reason));
+    request.addEventListener("error", () => reject(new Failure(AWAY)));
+    request.addEventListener("load", async () => {
+      const headers = { "Retry-After": request.getResponseHeader("Retry-After") ?? "" };
+      const response = new Response(request.responseText, { status: request.status, headers });
+      if (response.ok) resolve(await response.json());
+      else reject(await failure(response));
+    });
+    request.send(form);
+  });
 }
 
 /** The events of a stream, as [name, data]. Throws as the calls do, and where the stream ends with an error. */
@@ -64,11 +92,15 @@ async function reached(promise) {
     return await promise;
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Failure("The server does not answer; check that latentrag serve is running, then try again.");
+    throw new Failure(AWAY);
   }
 }
 
 async function failure(response) {
+  if (response.status === 401) {
+    const said = sessionStorage.getItem(KEY) ? "The server does not know this key. Check it, or ask" : "This server wants a key. Ask";
+    return new Failure(`${said} whoever runs it, then enter it below the question.`, 401);
+  }
   let message = `the server answered with status ${response.status}`;
   try {
     message = (await response.json()).error.message;

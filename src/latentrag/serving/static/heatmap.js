@@ -4,15 +4,16 @@ import { nats, percent } from "./numbers.js";
 import { el, isolated, tokenName } from "./text.js";
 
 const CAPTIONS = {
-  undefined: "Share of each passage, token by token, as they are decided.",
-  sequence: "Belief in each passage after each token, p(z|x,y≤i): RAG-Sequence. The last row is p(z|x,y).",
-  token: "Which passage each token came from, p(z|x,y_i,y<i): RAG-Token. The last row is the mean over all tokens.",
+  undefined: "Which passage is behind it, word by word, as the answer is written.",
+  sequence: "How much is due to each passage after each word, p(z|x,y≤i). The last row is the whole answer, p(z|x,y).",
+  token: "Which passage each word is due to, p(z|x,y_i,y<i). The last row is the mean of all words.",
 };
 
 export class HeatMap {
   /** on: pinToken(i) and pinPassage(z) are called with indexes. */
-  constructor(table, on) {
+  constructor(table, caption, on) {
     this.table = table;
+    this.caption = caption;
     this.on = on;
     this.rows = [];
     this.columns = [];
@@ -46,7 +47,7 @@ export class HeatMap {
 
   begin(sources) {
     this.rows = [];
-    this.caption = el("caption", {}, CAPTIONS.undefined);
+    this.caption.textContent = CAPTIONS.undefined;
     this.columns = sources.map((source, z) => {
       const pin = el("button", { type: "button", "aria-pressed": "false" }, `[${z + 1}] `, isolated(source.title || source.id));
       pin.addEventListener("click", () => this.on.pinPassage(z));
@@ -54,10 +55,11 @@ export class HeatMap {
       return { pin, head: el("th", { scope: "col" }, pin) };
     });
     this.body = el("tbody");
-    const head = el("tr", {}, el("th", { scope: "col" }, "Token"), ...this.columns.map((each) => each.head));
+    const head = el("tr", {}, el("th", { scope: "col" }, "Word"), ...this.columns.map((each) => each.head));
     head.append(el("th", { scope: "col" }, "log p"));
     this.body.append(row("prior", sources.map((source) => source.prior), ""));
-    this.table.replaceChildren(this.caption, el("thead", {}, head), this.body);
+    this.foot = el("tfoot");
+    this.table.replaceChildren(el("thead", {}, head), this.body, this.foot);
   }
 
   add(tokens) {
@@ -74,8 +76,19 @@ export class HeatMap {
 
   finish(answer) {
     this.caption.textContent = CAPTIONS[answer.variant];
-    const last = row("answer", answer.sources.map((source) => source.posterior), nats(answer.log_prob));
-    this.table.append(el("tfoot", {}, last));
+    this.end(answer.sources.map((source) => source.posterior), answer.log_prob);
+  }
+
+  end(posteriors, logProb) {
+    this.foot.replaceChildren(row("answer", posteriors, logProb === undefined ? "" : nats(logProb)));
+  }
+
+  /** Another answer's tokens in place of those that are shown, over the same passages. */
+  show({ tokens, posteriors, log_prob: logProb }) {
+    this.rows.forEach(({ root }) => root.remove());
+    this.rows = [];
+    this.add(tokens ?? []);
+    this.end(posteriors, logProb);
   }
 
   update({ pinnedToken, pinned, off }) {

@@ -14,7 +14,7 @@ export function read(hash) {
   if (!fields.has("q")) return null;
   const index = (name) => (/^[1-9]\d{0,5}$/.test(fields.get(name) ?? "") ? Number(fields.get(name)) - 1 : null);
   const view = { without: fields.getAll("without"), token: index("token"), passage: index("passage") };
-  const options = { k: "", as_of: "", variant: "", decoding: "exact", sentences: "", where: "" };
+  const options = { k: "", as_of: "", variant: "", decoding: "exact", sentences: "", where: "", max_tokens: "" };
   for (const name of Object.keys(options)) options[name] = fields.get(name) ?? options[name];
   return { question: fields.get("q"), options, view };
 }

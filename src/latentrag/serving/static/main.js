@@ -1,24 +1,30 @@
 // The page: a question, its answer as it comes, and what the answer would be otherwise.
 
 import { Failure, ask, keepKey, stream } from "./api.js";
+import { copy } from "./copy.js";
 import { closedBook, derivation } from "./derivation.js";
 import { Difference } from "./difference.js";
+import { Documents } from "./documents.js";
+import { Evidence } from "./evidence.js";
+import { hideExamples, offerExamples } from "./examples.js";
 import { Feedback } from "./feedback.js";
 import { HeatMap } from "./heatmap.js";
 import { read, written } from "./link.js";
 import { MemoryChooser } from "./memory.js";
-import { logLikelihood, nats, percent, probability, signed, times } from "./numbers.js";
 import { Passages } from "./passages.js";
 import { el, isolated, tokenName, visible } from "./text.js";
+import { Trail } from "./trail.js";
 import { Comparison } from "./ways.js";
+import { sayWhatItIsWorth, saidWithout } from "./worth.js";
 
 const at = (id) => document.getElementById(id);
 const form = at("ask");
-const VARIANTS = { sequence: "RAG-Sequence", token: "RAG-Token" };
 const NOTHING_PINNED = { token: null, passage: null };
+const MOST_TOKENS = 512;
 
-// What is shown: the request, the answer once it is whole, passages that are left out, what is pinned; what a link holds.
-const state = { request: null, answer: null, tokens: [], off: new Set(), pinned: { ...NOTHING_PINNED }, link: null, running: null, again: null, keepsFeedback: false };
+// What is shown: the request, the answer once it is whole, passages that are left out, the last of them last; what is
+// seen instead while some are; what is pinned; what a link holds.
+const state = { request: null, answer: null, tokens: [], off: new Set(), seen: null, pinned: { ...NOTHING_PINNED }, link: null, running: null, keepsFeedback: false };
 
 const current = () => state;
 const difference = new Difference(at("difference"), { current, show });
@@ -27,7 +33,10 @@ const comparing = { list: at("ways"), status: at("compare-status"), stop: at("st
 const comparison = new Comparison(at("comparison"), comparing, { current, show });
 const passages = new Passages(at("passages"), { pin: pinPassage, leaveOut });
 const feedback = new Feedback({ current: () => state.answer, fail });
-const heatMap = new HeatMap(at("heat-map"), { pinToken, pinPassage });
+const heatMap = new HeatMap(at("heat-map"), at("heat-caption"), { pinToken, pinPassage });
+const evidence = new Evidence({ current, place: (z) => passages.effectAt(z), shown: seeInstead, fail });
+const documents = new Documents({ changed: loadMemory });
+const trail = new Trail({ show: showAgain, follow });
 
 // Asking
 
@@ -37,13 +46,14 @@ function requested() {
   if (fields.get("variant")) body.variant = fields.get("variant");
   if (fields.get("sentences")) body.sentences = true;
   if (fields.get("where").trim()) body.where = fields.get("where").trim();
-  if (fields.get("k")) body.k = Number(fields.get("k"));
+  for (const name of ["k", "max_tokens"]) if (fields.get(name)) body[name] = Number(fields.get(name));
   if (fields.get("as_of")) body.as_of = /^\d+$/.test(fields.get("as_of")) ? Number(fields.get("as_of")) : fields.get("as_of");
   return body;
 }
 
 async function answerQuestion() {
   begin(requested());
+  trail.begin(state.request, linked());
   const running = new AbortController();
   state.running = running;
   comparison.clear();
@@ -61,6 +71,7 @@ async function answerQuestion() {
     if (state.running !== running) return;
     if (error.name === "AbortError") say("Cancelled.");
     else fail(error);
+    if (state.answer === null) clear();
   } finally {
     if (state.running === running) ended();
   }
@@ -83,14 +94,28 @@ async function whole(signal) {
   finished(answer);
 }
 
+/** The same question with room for twice as many tokens. */
+function goOn() {
+  at("max_tokens").value = Math.min(MOST_TOKENS, Math.max(32, 2 * state.answer.log_p_theta[0].length));
+  at("question").value = state.request.question;
+  answerQuestion();
+}
+
 // Showing
 
 function begin(request) {
   state.running?.abort();
-  state.again?.abort();
-  Object.assign(state, { request, answer: null, tokens: [], off: new Set(), pinned: { ...NOTHING_PINNED } });
-  history.replaceState(null, "", linked());
-  for (const part of ["error", "evidence", "what-if", "to-copy", "compare-part", "equation-part"]) at(part).hidden = true;
+  evidence.stop();
+  Object.assign(state, { request, answer: null, tokens: [], off: new Set(), seen: null, pinned: { ...NOTHING_PINNED } });
+  for (const part of ["error", "evidence", "to-copy", "more-part", "cut", "restore", "instead"]) at(part).hidden = true;
+  at("answer").replaceChildren();
+  hideExamples();
+  noteEditing();
+}
+
+/** Half an answer is none. */
+function clear() {
+  at("result").hidden = true;
   at("answer").replaceChildren();
 }
 
@@ -113,27 +138,20 @@ function decided(token) {
 function finished(answer) {
   state.answer = answer;
   if (answer.answer === "") at("answer").append(el("span", { class: "quiet" }, "(the empty answer)"));
-  at("sure").textContent = answer.confidence === undefined ? "" : `It is right with a probability of ${percent(answer.confidence)}.`;
-  const bound = answer.decoding === "fast" ? "at least " : "";
-  at("probability").textContent = `Probability ${bound}${probability(answer.log_prob)}: log p(y|x) = ${nats(answer.log_prob)} nats.`;
-  at("facts").textContent = `${VARIANTS[answer.variant]}, ${answer.decoding} decoding, memory version ${answer.memory_version}.${byHeart(answer)}`;
+  sayWhatItIsWorth(answer);
+  at("cut").hidden = answer.hypotheses[0].finished || answer.log_p_theta[0].length >= MOST_TOKENS;
   const all = answer.sources.map((_, z) => z);
-  const ifGone = all.length < 2 ? null : all.map((gone) => logLikelihood(answer, all.filter((z) => z !== gone)));
-  passages.finish(answer, ifGone);
+  passages.finish(answer, all.map((gone) => saidWithout(answer, all.filter((z) => z !== gone))));
   heatMap.finish(answer);
   at("closed-book").replaceChildren(...closedBook(answer));
   at("derivation").replaceChildren(...derivation(answer));
-  for (const part of ["evidence", "compare-part", "equation-part"]) at(part).hidden = false;
+  for (const part of ["evidence", "more-part"]) at(part).hidden = false;
   if (!state.request.as_of && memory.memory && answer.memory_version !== memory.memory.version) loadMemory();
   comparison.update(answer);
   difference.update();
   feedback.begin(state.keepsFeedback);
+  trail.finish(answer);
   restoreView();
-}
-
-/** How much of the answer the generator knew without a passage, where that is a source. */
-function byHeart({ no_passage: share }) {
-  return share === undefined ? "" : ` No passage: prior ${percent(share.prior)}, posterior ${percent(share.posterior)}.`;
 }
 
 /** What a link says of the answer, once it is here, to the same request. */
@@ -143,7 +161,10 @@ function restoreView() {
   state.link = null;
   if (view?.token < state.tokens.length) state.pinned.token = view.token;
   if (view?.passage < answer.sources.length) state.pinned.passage = view.passage;
-  answer.sources.forEach(({ id }, z) => view?.without.includes(id) && answer.sources.length > 1 && state.off.add(z));
+  for (const id of view?.without ?? []) {
+    const z = answer.sources.findIndex((source) => source.id === id);
+    if (z !== -1 && answer.sources.length > 1) state.off.add(z);
+  }
   whatIf();
 }
 
@@ -151,19 +172,44 @@ function restoreView() {
 function show(options, answer) {
   const request = { ...state.request, ...options };
   if (answer.memory_version !== state.answer.memory_version) comparison.clear();
+  present(request, answer, () => trail.begin(state.request, linked()));
+  at("answer-title").focus();
+}
+
+/** One that was shown before, by Back or Forward. */
+function showAgain(request, answer) {
+  comparison.clear();
+  difference.forget();
+  at("question").value = request.question;
+  state.link = { request: JSON.stringify(request), view: read(location.hash).view };
+  present(request, answer, () => {
+    trail.entry = { request, answer };
+  });
+}
+
+function present(request, answer, begun) {
   begin(request);
+  begun();
   setOptions(request);
   retrieved(answer);
   answer.tokens.forEach(decided);
   finished(answer);
+  ended();
   say("Shown.");
-  at("answer-title").focus();
 }
 
 function ended() {
   state.running = null;
   at("answer").removeAttribute("aria-busy");
   at("cancel").hidden = true;
+}
+
+/** While another question is being written, the answer is not to it. */
+function noteEditing() {
+  const isStale = state.answer !== null && at("question").value !== state.request.question;
+  at("result").classList.toggle("stale", isStale);
+  at("stale").hidden = !isStale;
+  if (isStale) at("stale-question").textContent = visible(state.request.question);
 }
 
 const say = (text) => at("status").replaceChildren(text);
@@ -198,11 +244,13 @@ function update() {
     shown.classList.toggle("heat", passage !== null);
     shown.style.setProperty("--share", passage === null ? 0 : posterior[passage]);
   });
-  const pinnedToken = token === null ? null : state.tokens[token];
+  const tokens = state.seen?.tokens ?? state.tokens;
+  const pinnedToken = token === null ? null : (tokens[token] ?? null);
   const ofToken = pinnedToken && { name: tokenName(pinnedToken.text), posterior: pinnedToken.posterior };
-  passages.update({ pinned: passage, off: state.off, token: ofToken });
+  const posteriors = state.answer === null ? null : (state.seen?.posteriors ?? state.answer.sources.map((source) => source.posterior));
+  passages.update({ pinned: passage, off: state.off, token: ofToken, posteriors });
   heatMap.update({ pinned: passage, pinnedToken: token, off: state.off });
-  if (state.answer !== null) history.replaceState(null, "", linked());
+  if (state.answer !== null) trail.note(linked());
 }
 
 // Leaving passages out
@@ -213,45 +261,30 @@ function leaveOut(z) {
 }
 
 function whatIf() {
-  const { answer, off } = state;
-  update();
-  state.again?.abort();
-  at("what-if").hidden = off.size === 0;
-  at("again").replaceChildren();
-  if (off.size === 0) return;
-  const kept = answer.sources.map((_, z) => z).filter((z) => !off.has(z));
-  if (kept.length === 0) {
-    at("change").textContent = "All passages are left out; what remains is the closed book, below.";
-    return;
-  }
-  const logProb = logLikelihood(answer, kept);
-  const change = logProb - answer.log_prob;
-  const gone = [...off].sort((a, b) => a - b).map((z) => `[${z + 1}]`).join(", ");
-  at("change").textContent =
-    `Without ${gone} log p(y|x) of this answer is ${nats(logProb)} instead of ${nats(answer.log_prob)} ` +
-    `(${signed(change)} nats): ${times(change)}.`;
-  decodeAgain();
+  at("restore").hidden = state.off.size === 0;
+  evidence.update();
 }
 
-async function decodeAgain() {
-  const again = new AbortController();
-  state.again = again;
-  at("again").textContent = "Decoding again …";
+/** What the heat map and the shares show: of the answer, or of what it would be; null: the answer's own. */
+function seeInstead(seen) {
   const { answer } = state;
-  // The same version of the memory, which may have been exchanged since.
-  const body = { ...state.request, sentences: false, as_of: answer.memory_version, without: [...state.off].map((z) => answer.sources[z].id) };
-  try {
-    const found = await ask("v1/answer", { body, signal: again.signal });
-    const isSame = found.answer === answer.answer;
-    const text = el("strong", { dir: "auto" }, isolated(found.answer || "(the empty answer)"));
-    const bound = answer.decoding === "fast" ? "at least " : "";
-    const said = `: ${bound}${probability(found.log_prob)}, log p(y|x) = ${nats(found.log_prob)}.`;
-    at("again").replaceChildren(isSame ? "The best answer stays " : "The best answer would be ", text, said);
-  } catch (error) {
-    if (state.again !== again || error.name === "AbortError") return;
-    at("again").replaceChildren();
-    fail(error);
+  if (seen !== null || state.seen !== null) {
+    const own = { tokens: state.tokens, posteriors: answer.sources.map((source) => source.posterior), log_prob: answer.log_prob };
+    heatMap.show(seen ?? own);
+    passages.mark((seen ?? { text: answer.answer }).text);
   }
+  state.seen = seen;
+  sayInstead();
+  update();
+}
+
+/** Beside the answer, too, which may be far from the passage. */
+function sayInstead() {
+  const { seen, off, answer } = state;
+  at("instead").hidden = seen === null || off.size === answer.sources.length;
+  if (seen === null) return;
+  const gone = [...off].sort((a, b) => a - b).map((z) => `[${z + 1}]`).join(", ");
+  at("instead").replaceChildren(`Without ${gone}: `, el("strong", { dir: "auto" }, isolated(seen.text || "(the empty answer)")));
 }
 
 // Links
@@ -268,19 +301,40 @@ const lasting = () => new URL(linked({ ...state.request, as_of: state.answer.mem
 /** Fills the form in and asks nothing: a page elsewhere could otherwise make the model work. */
 function follow() {
   const link = read(location.hash);
-  if (link === null) return;
+  if (link === null) {
+    firstVisit();
+    return;
+  }
   at("question").value = link.question;
   setOptions(link.options);
-  const { k, as_of, variant, decoding, sentences, where } = link.options;
-  at("options").open = [k, as_of, variant, sentences, where].some((each) => each !== "") || decoding !== "exact";
+  const { k, as_of, variant, decoding, sentences, where, max_tokens } = link.options;
+  at("options").open = [k, as_of, variant, sentences, where, max_tokens].some((each) => each !== "") || decoding !== "exact";
   state.link = { request: JSON.stringify(requested()), view: link.view };
+  noteEditing();
   say("From a link: press Ask.");
 }
 
-function setOptions({ k = "", as_of = "", variant = "", decoding, sentences = "", where = "" }) {
+/** Back at the beginning, too. */
+function firstVisit() {
+  if (state.answer !== null) {
+    at("question").value = "";
+    state.running?.abort();
+    evidence.stop();
+    state.answer = null;
+    clear();
+    say("");
+  }
+  offerExamples((question) => {
+    at("question").value = question;
+    form.requestSubmit();
+  });
+}
+
+function setOptions({ k = "", as_of = "", variant = "", decoding, sentences = "", where = "", max_tokens = "" }) {
   at("where").value = where;
   form.elements.sentences.checked = String(sentences) === "true";
   at("k").value = k;
+  at("max_tokens").value = max_tokens;
   memory.choose(String(as_of));
   check("variant", variant);
   check("decoding", decoding);
@@ -290,17 +344,6 @@ function check(name, value) {
   for (const radio of form.elements[name]) radio.checked = radio.value === value;
 }
 
-async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    say("Copied.");
-  } catch {
-    at("copied").value = text;
-    at("to-copy").hidden = false;
-    at("copied").select();
-  }
-}
-
 // The memory
 
 async function loadMemory() {
@@ -308,6 +351,7 @@ async function loadMemory() {
     const [model] = await Promise.all([ask("v1/model"), memory.load()]);
     at("model").textContent = visible(model.name);
     state.keepsFeedback = model.feedback;
+    documents.allow(model.writes);
   } catch (error) {
     fail(error);
   }
@@ -315,7 +359,8 @@ async function loadMemory() {
 
 async function useMemory() {
   try {
-    say(`Version ${await memory.use()} is served now.`);
+    const version = await memory.use();
+    if (version !== null) say(`Version ${version} is served now.`);
   } catch (error) {
     fail(error);
   }
@@ -325,25 +370,34 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   answerQuestion();
 });
+// A field that is wrong and hidden could not be seen, nor get the focus.
+form.addEventListener("invalid", ({ target }) => target.closest("details")?.setAttribute("open", ""), true);
 at("question").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   form.requestSubmit();
 });
+at("question").addEventListener("input", noteEditing);
+at("back-to-it").addEventListener("click", () => {
+  at("question").value = state.request.question;
+  noteEditing();
+  at("answer-title").focus();
+});
 at("cancel").addEventListener("click", () => state.running?.abort());
+at("longer").addEventListener("click", goOn);
 at("restore").addEventListener("click", () => {
   state.off.clear();
   whatIf();
 });
-at("copy-json").addEventListener("click", () => copy(JSON.stringify(state.answer, null, 2)));
-at("copy-link").addEventListener("click", () => copy(lasting()));
+at("copy-json").addEventListener("click", () => copy(JSON.stringify(state.answer, null, 2), say));
+at("copy-link").addEventListener("click", () => copy(lasting(), say));
 at("use").addEventListener("click", useMemory);
 at("key").addEventListener("change", () => {
   keepKey(at("key").value);
   at("error").hidden = true;
   loadMemory();
+  if (state.request === null) follow();
 });
-window.addEventListener("hashchange", follow);
 
 follow();
 loadMemory();

@@ -1,6 +1,7 @@
 // Which version of the memory is served and asked.
 
 import { ask } from "./api.js";
+import { confirmed } from "./confirm.js";
 import { el, visible } from "./text.js";
 
 export class MemoryChooser {
@@ -15,9 +16,11 @@ export class MemoryChooser {
     this.show(await ask("v1/memory"));
   }
 
-  /** Serves the chosen version to everybody. Returns: its number. Throws as the API does. */
+  /** Serves the chosen version to everybody, if that is meant. Returns: its number, or null. Throws as the API does. */
   async use() {
     const version = Number(this.select.value);
+    const question = `Everybody who uses this server will get answers from version ${version} instead of ${this.memory.version}.`;
+    if (!(await confirmed(question, `Serve version ${version}`))) return null;
     this.show(await ask("v1/memory", { body: { action: "use", version } }));
     return this.memory.version;
   }
@@ -42,7 +45,7 @@ export class MemoryChooser {
     });
     this.select.replaceChildren(served, ...versions);
     this.choose(chosen);
-    this.shown.textContent = `over ${visible(memory.name)}, version ${memory.version}, ${memory.passages} passages`;
+    this.shown.textContent = `over ${visible(memory.name)}, version ${memory.version}, ${memory.passages.toLocaleString("en")} passages`;
   }
 
   update() {

@@ -45,6 +45,33 @@ export function logLikelihood(answer, passages) {
   return total;
 }
 
+/**
+ * What is due to each passage, had only these been retrieved: of the whole answer, and token by token. Null where a set
+ * of passages, or none, shares in it.
+ *
+ * RAG-Sequence: p(z|x,y≤i) ∝ p_η(z|x) Π_{j≤i} p_θ(y_j|x,z,y<j);  RAG-Token: p(z|x,y_i) ∝ p_η(z|x) p_θ(y_i|x,z,y<i), of
+ * the answer the mean over its tokens.
+ */
+export function posteriorsOf(answer, passages) {
+  if (answer.sets !== undefined || answer.no_passage !== undefined) return null;
+  const logPTheta = answer.log_p_theta.map((row) => row.map(logarithm));
+  const at = answer.sources.map((_, z) => (passages.includes(z) ? logarithm(answer.log_p_eta[z]) : -Infinity));
+  const soFar = [...at];
+  const rows = logPTheta[0].map((_, i) => {
+    soFar.forEach((_, z) => { soFar[z] += logPTheta[z][i]; });
+    return normalised(answer.variant === "sequence" ? soFar : at.map((value, z) => value + logPTheta[z][i]));
+  });
+  const mean = at.map((_, z) => sum(rows.map((row) => row[z])) / rows.length);
+  const tokens = answer.tokens.map((token, i) => ({ ...token, posterior: rows[i] }));
+  const log_prob = logLikelihood(answer, passages);
+  return { posteriors: answer.variant === "sequence" ? rows.at(-1) : mean, tokens, log_prob };
+}
+
+function normalised(logs) {
+  const norm = logSumExp(logs);
+  return logs.map((value) => (norm === -Infinity ? 0 : Math.exp(value - norm)));
+}
+
 /** A share: 64.5 %. */
 export function percent(p) {
   if (p > 0.9995) return p === 1 ? "100 %" : ">99.9 %";

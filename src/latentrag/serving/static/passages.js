@@ -1,11 +1,16 @@
-// The list of passages: prior beside posterior, pin, leave out.
+// The list of passages: how much of the answer is due to each, what matters in it, and what happens without it.
 
-import { logarithm, nats, percent, signed } from "./numbers.js";
+import { logarithm, percent, signed } from "./numbers.js";
+import { Neighbourhood, placeOf } from "./places.js";
+import { telling } from "./snippets.js";
 import { bar, el, isolated, marked, underlined, visible, wordsOf } from "./text.js";
 
 /** What a passage is called: its number, by prior, and its title. */
 export const nameOf = (source, z) => [`[${z + 1}] `, isolated(source.title || source.id)];
 
+// Of these and of those after so many others less is shown.
+const LITTLE = 0.01;
+const MANY = 5;
 const SENTENCES =
   "Behind each sentence: by how many nats log p(y|x) would change had the passage been without it; the more it would fall, the thicker the line.";
 
@@ -17,79 +22,124 @@ export class Passages {
     this.items = [];
   }
 
-  /** Passages as retrieved; their posteriors are not known yet. */
+  /** Passages as retrieved; how much is due to them is not known yet. */
   begin(sources) {
     this.items = sources.map((source, z) => this.item(source, z));
     this.list.replaceChildren(...this.items.map((item) => item.root));
   }
 
-  /** In order of posterior, with the answer's words marked. ifGone: log p(y|x) without each; null for the only one. */
-  finish(answer, ifGone) {
+  /** In order of posterior, with the answer's words marked. said: of each, what the answer is worth without it. */
+  finish(answer, said) {
     const words = wordsOf(answer.answer);
     const order = answer.sources.map((_, z) => z);
     order.sort((a, b) => answer.sources[b].posterior - answer.sources[a].posterior);
-    answer.sources.forEach((source, z) => {
-      const item = this.items[z];
-      const changes = source.sentences.map(({ start, end, log_prob_without: without }) => {
-        const change = logarithm(without) - answer.log_prob;
-        return { start, end, change, said: signed(change) };
-      });
-      item.text.replaceChildren(...underlined(source.text, changes, words));
-      item.ofSentences.hidden = changes.length === 0;
-      item.shares.append(...share("Posterior", "posterior", source.posterior));
-      const parts = Object.entries(source.parts).filter(([name]) => name !== "null");
-      if (parts.length > 1) {
-        const said = parts.map(([name, value]) => `${visible(name)} ${signed(value)}`).join(", ");
-        item.shares.append(el("dt", {}, "Logit of the prior"), el("dd", { class: "wide" }, said));
-      }
-      const isOnly = ifGone === null;
-      const change = isOnly ? "the only passage" : `log p(y|x) ${nats(ifGone[z])} (${signed(ifGone[z] - answer.log_prob)})`;
-      item.shares.append(el("dt", {}, "Without it"), el("dd", { class: "wide" }, change));
-      item.actions.hidden = false;
-      item.leaveOut.hidden = isOnly;
-    });
+    answer.sources.forEach((source, z) => this.complete(this.items[z], { source, words, said: said[z], answer }));
     this.list.replaceChildren(...order.map((z) => this.items[z].root));
+    order.forEach((z, rank) => {
+      this.items[z].root.classList.toggle("little", rank >= MANY || answer.sources[z].posterior < LITTLE);
+    });
   }
 
-  /** Shows which passage is pinned, which are left out, and the pinned token's posteriors. */
-  update({ pinned, off, token }) {
+  complete(item, { source, words, said, answer }) {
+    const changes = source.sentences.map(({ start, end, log_prob_without: without }) => {
+      const change = logarithm(without) - answer.log_prob;
+      return { start, end, change, said: signed(change) };
+    });
+    item.mark = (found) => {
+      const [start, end] = changes.length ? [0, source.text.length] : telling(source.text, found);
+      const dots = (isCut) => (isCut ? ["…"] : []);
+      const part = marked(source.text.slice(start, end), found);
+      item.snippet.replaceChildren(...dots(start > 0), ...part, ...dots(end < source.text.length));
+      item.whole.replaceChildren(...underlined(source.text, changes, found));
+      item.more.hidden = end - start === source.text.length && changes.length === 0;
+    };
+    item.mark(words);
+    item.ofSentences.hidden = changes.length === 0;
+    item.open(changes.length > 0);
+    const parts = Object.entries(source.parts).filter(([name]) => name !== "null");
+    const rows = [["Without it", said]];
+    if (parts.length > 1) rows.push(["Logit of the prior", parts.map(([name, value]) => `${visible(name)} ${signed(value)}`).join(", ")]);
+    item.numbers.append(...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", { class: "wide" }, value)]));
+    item.around = new Neighbourhood(source, answer.memory_version, words);
+    item.place.after(item.around.root);
+    item.inPlace.hidden = false;
+    item.leaveOut.hidden = answer.sources.length < 2;
+    item.pin.hidden = false;
+    item.behind.hidden = false;
+  }
+
+  /** Marks the words of another answer. */
+  mark(answer) {
+    const words = wordsOf(answer);
+    for (const item of this.items) item.mark(words);
+  }
+
+  /** Shows which passage is pinned, which are left out, how much is due to each, and the pinned token's shares. */
+  update({ pinned, off, token, posteriors }) {
     this.items.forEach((item, z) => {
+      const isOff = off.has(z);
       item.root.classList.toggle("pinned", pinned === z);
-      item.root.classList.toggle("off", off.has(z));
+      item.root.classList.toggle("off", isOff);
       item.pin.setAttribute("aria-pressed", pinned === z);
-      item.leaveOut.setAttribute("aria-pressed", off.has(z));
+      item.leaveOut.setAttribute("aria-pressed", isOff);
+      item.leaveOut.firstChild.textContent = isOff ? "Put it back " : "Without this passage ";
+      if (posteriors !== null) item.share.replaceChildren(...share("Because of it", "posterior", posteriors[z]));
       item.ofToken.replaceChildren();
       if (token !== null) item.ofToken.append(...share(`For “${visible(token.name)}”`, "token", token.posterior[z]));
     });
   }
 
+  /** Where what is said about leaving out passage z has its place; null: nowhere. */
+  effectAt(z) {
+    for (const item of this.items) item.effect.hidden = true;
+    if (z === null) return null;
+    this.items[z].effect.hidden = false;
+    return this.items[z].effect;
+  }
+
   item(source, z) {
-    const text = el("p", { class: "text", dir: "auto" }, visible(source.text));
-    const shares = el("dl", { class: "shares" }, ...share("Prior", "prior", source.prior));
+    const snippet = el("p", { class: "text snippet", dir: "auto" }, visible(source.text.slice(0, 160)), source.text.length > 160 ? "…" : "");
+    const whole = el("p", { class: "text whole", dir: "auto", hidden: true }, visible(source.text));
+    const shareOf = el("dl", { class: "shares share" }, ...share("Before the answer", "prior", source.prior));
     const ofToken = el("dl", { class: "shares" });
-    const pin = el("button", { type: "button", "aria-pressed": "false" }, "Pin ", number(z));
-    const leaveOut = el("button", { type: "button", "aria-pressed": "false" }, "Leave out ", number(z));
+    const numbers = el("dl", { class: "shares" }, ...share("Prior", "prior", source.prior));
+    const pin = button("Mark its words ", z, { "aria-pressed": "false" });
+    const leaveOut = button("Without this passage ", z, { "aria-pressed": "false", class: "take" });
+    const more = button("All of it ", z, { "aria-expanded": "false", class: "plain" });
+    const inPlace = button("In its place ", z, { "aria-expanded": "false", class: "plain" });
+    const place = el("p", { class: "quiet place" }, placeOf(source), " ");
+    const behind = button("Numbers ", z, { "aria-expanded": "false", class: "plain" });
+    const details = el("div", { class: "behind", hidden: true }, numbers, el("p", {}, pin));
+    const effect = el("div", { class: "effect", role: "status", hidden: true });
+    const ofSentences = el("p", { class: "quiet", hidden: true }, SENTENCES);
+    const head = el("div", { class: "head" }, el("h3", {}, ...nameOf(source, z)), leaveOut);
+    const root = el("li", {}, head, shareOf, ofToken, effect, snippet, whole, ofSentences, place, details);
+    place.append(more, " ", inPlace, " ", behind);
+    const item = { root, snippet, whole, ofSentences, share: shareOf, ofToken, numbers, pin, leaveOut, more, inPlace, place, behind, effect };
+    item.open = (isOpen) => {
+      whole.hidden = !isOpen;
+      snippet.hidden = isOpen;
+      more.setAttribute("aria-expanded", isOpen);
+      more.firstChild.textContent = isOpen ? "Less of it " : "All of it ";
+    };
     pin.addEventListener("click", () => this.on.pin(z));
     leaveOut.addEventListener("click", () => this.on.leaveOut(z));
-    const actions = el("p", { class: "actions", hidden: true }, pin, leaveOut);
-    const place = source.page === null ? source.source : `${source.source}, page ${source.page}`;
-    const ofSentences = el("p", { class: "quiet", hidden: true }, SENTENCES);
-    const root = el(
-      "li",
-      {},
-      el("h3", {}, ...nameOf(source, z)),
-      shares,
-      ofToken,
-      actions,
-      text,
-      ofSentences,
-      el("p", { class: "quiet" }, isolated(place || source.id)),
-    );
-    return { root, text, ofSentences, shares, ofToken, pin, leaveOut, actions };
+    behind.addEventListener("click", () => {
+      details.hidden = !details.hidden;
+      behind.setAttribute("aria-expanded", !details.hidden);
+    });
+    more.addEventListener("click", () => item.open(whole.hidden));
+    inPlace.addEventListener("click", async () => {
+      inPlace.setAttribute("aria-expanded", item.around.root.hidden);
+      await item.around.toggle();
+    });
+    return item;
   }
 }
 
-/** Buttons of several passages must not have the same name; those who see know which one they belong to. */
-const number = (z) => el("span", { class: "unseen" }, `passage ${z + 1}`);
+/** Hidden until there is an answer. Buttons of several passages must not have the same name; those who see know. */
+const button = (name, z, attributes) => el("button", { type: "button", hidden: true, ...attributes }, name, number(z));
+
+const number = (z) => el("span", { class: "unseen" }, `number ${z + 1}`);
 
 const share = (name, kind, p) => [el("dt", {}, name), el("dd", {}, bar(kind, p), el("span", {}, percent(p)))];

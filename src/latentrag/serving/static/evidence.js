@@ -1,0 +1,95 @@
+// Passages taken away: what this answer is worth then, and which answer is the best.
+
+import { ask } from "./api.js";
+import { logLikelihood, nats, posteriorsOf, probability, signed, times } from "./numbers.js";
+import { el, isolated } from "./text.js";
+
+export class Evidence {
+  /**
+   * on: current() has request, answer and off; place(z) gives the element beside the passage; shown(seen) shows the
+   * posteriors and tokens of an answer, by the current answer's passages; fail(error).
+   */
+  constructor(on) {
+    Object.assign(this, { on, running: null });
+  }
+
+  stop() {
+    this.running?.abort();
+    this.running = null;
+  }
+
+  update() {
+    this.stop();
+    const { answer, off } = this.on.current();
+    const last = [...off].at(-1) ?? null;
+    const place = this.on.place(last);
+    if (place === null) {
+      this.on.shown(null);
+      return;
+    }
+    const kept = answer.sources.map((_, z) => z).filter((z) => !off.has(z));
+    if (kept.length === 0) {
+      const worth = answer.closed_book_log_prob === null ? -Infinity : answer.closed_book_log_prob;
+      place.replaceChildren(el("p", { class: "change" }, `All passages are gone. By heart, the model gives this answer ${probability(worth)}.`));
+      this.on.shown({ posteriors: answer.sources.map(() => 0), tokens: null, text: answer.answer });
+      return;
+    }
+    this.on.shown(this.same(answer, kept));
+    this.decode(place, worthOf(answer, kept, off));
+  }
+
+  /** The current answer, had the others not been retrieved; null where a set or no passage shares in it. */
+  same(answer, kept) {
+    const found = posteriorsOf(answer, kept);
+    return found === null ? null : { ...found, text: answer.answer };
+  }
+
+  async decode(place, change) {
+    const { request, answer, off } = this.on.current();
+    const running = new AbortController();
+    this.running = running;
+    const again = el("p", { class: "again quiet" }, "Asking without it …");
+    place.replaceChildren(again, ...change);
+    // The same version of the memory, which may have been exchanged since.
+    const without = [...off].map((z) => answer.sources[z].id);
+    const body = { ...request, sentences: false, as_of: answer.memory_version, without };
+    try {
+      const found = await ask("v1/answer", { body, signal: running.signal });
+      if (this.running !== running) return;
+      place.replaceChildren(saidOf(found, answer), ...change);
+      this.on.shown(seenFrom(answer, found));
+    } catch (error) {
+      if (this.running !== running || error.name === "AbortError") return;
+      again.remove();
+      this.on.fail(error);
+    }
+  }
+}
+
+/** The words, and the numbers behind them. */
+function worthOf(answer, kept, off) {
+  const logProb = logLikelihood(answer, kept);
+  const change = logProb - answer.log_prob;
+  const gone = [...off].sort((a, b) => a - b).map((z) => `[${z + 1}]`).join(", ");
+  const numbers = `log p(y|x) ${nats(logProb)} instead of ${nats(answer.log_prob)} (${signed(change)} nats)`;
+  return [
+    el("p", { class: "change" }, `Without ${gone} “`, isolated(answer.answer), `” is ${times(change)}.`),
+    el("details", {}, el("summary", {}, "Numbers"), el("p", { class: "numbers" }, numbers)),
+  ];
+}
+
+function saidOf(found, answer) {
+  const isSame = found.answer === answer.answer;
+  const text = el("strong", { dir: "auto" }, isolated(found.answer || "(the empty answer)"));
+  const bound = found.decoding === "fast" ? "at least " : "";
+  return el("p", { class: "again" }, isSame ? "The answer stays " : "The answer becomes ", text, `, ${bound}${probability(found.log_prob)}`);
+}
+
+/** An answer's shares by the passages of another, those that are gone with none. */
+function seenFrom(answer, found) {
+  const at = new Map(found.sources.map(({ id }, z) => [id, z]));
+  const place = answer.sources.map(({ id }) => at.get(id));
+  const by = (shares) => place.map((z) => (z === undefined ? 0 : shares[z]));
+  const tokens = found.tokens.map((token) => ({ ...token, posterior: by(token.posterior) }));
+  return { posteriors: by(found.sources.map((source) => source.posterior)), tokens, text: found.answer, log_prob: found.log_prob };
+}

@@ -1,0 +1,31 @@
+// What an answer is worth, in words first; the paper's terms are one step behind.
+
+import { logLikelihood, logarithm, nats, percent, probability, signed, times } from "./numbers.js";
+
+const at = (id) => document.getElementById(id);
+const VARIANTS = { sequence: "RAG-Sequence", token: "RAG-Token" };
+
+export function sayWhatItIsWorth(answer) {
+  const bound = answer.decoding === "fast" ? "at least " : "";
+  const closed = logarithm(answer.closed_book_log_prob);
+  const gain = times(answer.log_prob - closed).replace("as probable as before", "neither more nor less probable");
+  const sure = answer.confidence === undefined ? "" : `How sure: right with a probability of ${percent(answer.confidence)}.`;
+  at("sure").textContent = sure;
+  at("probability").textContent = `The model gives this answer a probability of ${bound}${probability(answer.log_prob)}.`;
+  at("without-any").textContent = `Without any passage: ${probability(closed)}. The passages make it ${gain}.`;
+  at("facts").textContent =
+    `${VARIANTS[answer.variant]}, ${answer.decoding} decoding, memory version ${answer.memory_version}. ` +
+    `log p(y|x) = ${bound}${nats(answer.log_prob)} nats.${byHeart(answer)}`;
+}
+
+/** What the answer is worth with these passages alone. */
+export function saidWithout(answer, kept) {
+  if (kept.length === 0) return "the only passage";
+  const logProb = logLikelihood(answer, kept);
+  return `log p(y|x) ${nats(logProb)} (${signed(logProb - answer.log_prob)})`;
+}
+
+/** How much of the answer the generator knew without a passage, where that is a source. */
+function byHeart({ no_passage: share }) {
+  return share === undefined ? "" : ` No passage: prior ${percent(share.prior)}, posterior ${percent(share.posterior)}.`;
+}
