@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,13 @@ MOTO = Path(__file__).parents[2] / "build/moto/bin/moto_server"
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The address of an object store."""
+    with running() as (address, _):
+        yield address
+
+
+@contextmanager
+def running() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The address of an object store, and the process that is it."""
     if not MOTO.exists():
         pytest.skip("moto is not installed; run make test-s3")
     with socket.socket() as free:
@@ -29,7 +37,7 @@ def server() -> Iterator[str]:
     ) as process:
         try:
             _wait_for(address)
-            yield address
+            yield address, process
         finally:
             process.terminate()
 
@@ -55,7 +63,13 @@ def _wait_for(address: str) -> None:
 
 @pytest.fixture
 def store(server, home, monkeypatch) -> str:
-    """The variables for it, and nothing else of a user's."""
+    """An object store, with the variables for it and nothing else of a user's."""
+    set_variables(server, monkeypatch)
+    return server
+
+
+def set_variables(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a user of this object store."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)
@@ -63,7 +77,6 @@ def store(server, home, monkeypatch) -> str:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    return server
 
 
 @pytest.fixture

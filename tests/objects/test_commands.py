@@ -78,7 +78,7 @@ def test_an_addition_of_nothing_leaves_an_empty_memory(address, pair, tmp_path):
 
 WRONG: dict[str, tuple[dict[str, str | None], str, str]] = {
     "no memory": ({}, "", "there is no memory at s3://"),
-    "no bucket": ({}, "nothing-there", "there is no bucket nothing-there; make it"),
+    "no bucket": ({}, "nothing-there", "s3://nothing-there/m cannot be reached: there is no such bucket; make it"),
     "no network": (
         {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
         "",

@@ -15,6 +15,7 @@ from latentrag.memory.repair import repair
 from latentrag.memory.storage import storage_of
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
+from tests.objects.conftest import running, send, set_variables
 
 pytestmark = pytest.mark.s3
 PASSAGES = [Passage(f"p{i}", f"text {i}") for i in range(12)]
@@ -230,3 +231,21 @@ def test_checksums_are_joined(address, encoder):
     assert len(open_before.add([Passage("n", "new")], encoder)) == 4
     upkeep.prune(address, keep=5)
     assert verify(address).num_unrecorded == 0
+
+
+def test_a_store_that_goes_away_is_no_damage(home, encoder, monkeypatch):
+    """What Lance cannot read for want of a connection is not taken for damaged."""
+    with running() as (server, process):
+        set_variables(server, monkeypatch)
+        send("PUT", server, "/away")
+        memory = Memory.create("s3://away/m", encoder).add(PASSAGES, encoder)
+        memory.search(Q, 3)
+        process.terminate()
+        process.wait()
+        no_connection = "cannot be reached: there is no connection; check the network and AWS_ENDPOINT_URL"
+        with pytest.raises(MemoryStoreError, match=f"^the object store {no_connection}"):
+            list(memory.passages())
+        with pytest.raises(MemoryStoreError, match=f"^s3://away/m.* {no_connection}"):
+            memory.delete(["p0"])
+        with pytest.raises(MemoryStoreError, match=f"^s3://away/m.* {no_connection}"):
+            Memory.open("s3://away/m")

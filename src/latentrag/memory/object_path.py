@@ -33,7 +33,7 @@ _ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.*)", re.ASCII 
 _READ_BYTES = 8 << 20
 
 _EXPLANATIONS = {
-    "NoSuchBucket": "there is no bucket {bucket}; make it, or correct the address",
+    "NoSuchBucket": "there is no such bucket; make it, or correct the address",
     "/api/token|169\\.254\\.": "no credentials are set; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "\\b40[13] |AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch": (
         "access is denied; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they may do"
@@ -253,16 +253,21 @@ def _errors_in_one_line(path: ObjectPath) -> Iterator[None]:
     except FileNotFoundError as error:
         if "NoSuchBucket" not in str(error):
             raise FileNotFoundError(errno.ENOENT, "no such object", str(path)) from error
-        raise MemoryStoreError(f"{path} cannot be reached: {_explained(error, path.bucket)}") from error
+        raise MemoryStoreError(f"{path} cannot be reached: {_explained(error)}") from error
     except (BaseError, PermissionError) as error:
-        raise MemoryStoreError(f"{path} cannot be reached: {_explained(error, path.bucket)}") from error
+        raise MemoryStoreError(f"{path} cannot be reached: {_explained(error)}") from error
 
 
-def _explained(error: BaseException, bucket: str) -> str:
+def failure_of_store(error: BaseException) -> str | None:
+    """What kept the object store from answering Lance, and what to do about it; None for an error of another kind."""
+    return f"the object store cannot be reached: {_explained(error)}" if "S3 error" in str(error) else None
+
+
+def _explained(error: BaseException) -> str:
     """What failed and what to do about it."""
     text = str(error)
     for pattern, explanation in _EXPLANATIONS.items():
         if re.search(pattern, text):
-            return explanation.format(bucket=bucket)
+            return explanation
     first = text.split("\n", maxsplit=1)[0].strip()
     return f"{first}; try again, or check the AWS_ variables"

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentrag import io
 from latentrag.errors import DamagedVersionError, LatentRagError, MemoryStoreError, command
-from latentrag.memory.object_path import Folder
+from latentrag.memory.object_path import Folder, failure_of_store
 from latentrag.memory.schema import PASSAGE_COLUMNS, to_passages
 from latentrag.memory.storage import VERSIONS, Checksum, Storage
 from latentrag.place import require_unforked
@@ -105,6 +105,8 @@ def lance_errors_as(ours: Callable[[BaseException], LatentRagError]) -> Iterator
         is_theirs = isinstance(error, OSError | ValueError | RuntimeError) or type(error).__name__ == "PanicException"
         if isinstance(error, LatentRagError) or not is_theirs:
             raise
+        if failure := failure_of_store(error):  # which says nothing of the memory
+            raise MemoryStoreError(failure) from error
         raise ours(error) from error
 
 
