@@ -12,6 +12,7 @@ import torch
 from latentrag.errors import InputError, ModelError
 from latentrag.generator import load_generator
 from latentrag.place import Place
+from latentrag.protocols import Step
 from latentrag.types import Passage, Question, no_passages, singles
 from tests.generator.gguf_files import qwen2, save_gguf, save_pair
 from tests.generator.made_tokenizers import chat_tokenizer
@@ -124,6 +125,19 @@ def test_a_question_alone_is_a_question_among_twenty(gguf) -> None:
         assert one[0].equal(several[0])
     scored = gguf.log_p_theta(gguf.prepare(x, grid(20)), gguf.targets([Y[1]] * 20))
     assert scored[0].equal(gguf.log_p_theta(gguf.prepare(x[:1], grid(1)), gguf.targets(Y[1:]))[0])
+
+
+def test_states_are_computed_together_as_apart_and_passages_read_in_slices(gguf) -> None:
+    one, other = gguf.prepare(X[:1], grid(1)), gguf.prepare(X[1:2], no_passages(1))
+    slices = 1
+    while gguf.read_slice(one):
+        slices += 1
+    assert slices >= 2
+    assert not gguf.read_slice(one)
+    stay, fed = torch.zeros(1, 2, dtype=torch.long), torch.tensor([[5, 6]])
+    both = gguf.step_together([Step(gguf.start(each)[1], stay, fed) for each in (one, other)])
+    for (together, _), fresh in zip(both, (gguf.prepare(X[:1], grid(1)), other), strict=True):
+        assert together.equal(gguf.step(gguf.start(fresh)[1], stay, fed)[0])
 
 
 def test_what_is_kept_of_passages_is_what_is_read_anew(pair, tmp_path) -> None:

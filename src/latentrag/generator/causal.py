@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -417,22 +418,15 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts[_ReadPrompts], Promp
         """Some passages, or a part of the questions after them."""
         prompts = prepared.prompts
         if prompts.read is None and not self._reads_whole:
-            self._read_on(prompts)
+            prompts.read_on(partial(self._slices, prompts))
             return prompts.read is None
         return False
 
     @torch.no_grad()
     def _read(self, prompts: Prompts[_ReadPrompts]) -> _ReadPrompts:
         while prompts.read is None:
-            self._read_on(prompts)
+            prompts.read_on(partial(self._slices, prompts))
         return prompts.read
-
-    def _read_on(self, prompts: Prompts[_ReadPrompts]) -> None:
-        """One more slice; after an error from the beginning."""
-        slices, prompts.slices = prompts.slices or self._slices(prompts), None
-        next(slices, None)
-        if prompts.read is None:
-            prompts.slices = slices
 
     def _slices(self, prompts: Prompts[_ReadPrompts]) -> Iterator[None]:
         """Reads the prompts, a slice at a time."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import shutil
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, islice
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,14 +26,14 @@ from latentrag.errors import InputError, ModelError
 from latentrag.generator.base import SETTINGS_FILE, made_template
 from latentrag.generator.caches import rows_of_parents
 from latentrag.generator.chat import ChatTemplate
-from latentrag.generator.llama_context import OUTPUTS, LlamaContext, Past, Row, Vocabulary
-from latentrag.generator.passages import PassageCache
+from latentrag.generator.llama_context import OUTPUTS, STREAMS, LlamaContext, Past, Row, Vocabulary
+from latentrag.generator.passages import SLICE_TOKENS, PassageCache
 from latentrag.generator.prepared import PreparedPrompts, Prompts
 from latentrag.generator.prompt import PromptTemplate, PromptTokens
 from latentrag.generator.texts import TextEncoder, unmarked
 from latentrag.generator.tokens import Detokenizer, check_lengths, padded, pairs
 from latentrag.options import PASSAGE_FOLDER_BYTES
-from latentrag.protocols import Capabilities
+from latentrag.protocols import Capabilities, Step
 from latentrag.types import Asked, LatentLists, Question, Targets
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class LlamaCppGenerator:
     """
 
     kind = "llama-cpp"
-    capabilities = Capabilities(differentiable=False, keeps_prefixes=True)
+    capabilities = Capabilities(differentiable=False, keeps_prefixes=True, steps_together=True)
     device = torch.device("cpu")
     decoding_defaults: Mapping[str, object] = {}
 
@@ -223,15 +225,31 @@ class LlamaCppGenerator:
         state = _State([past for past, _ in rows], prepared.num_passages, 1)
         return log_p.view(prepared.num_questions, prepared.num_passages, 1, -1), state
 
-    @torch.no_grad()
     def step(self, state: _State, parents: Tensor, tokens: Tensor) -> tuple[Tensor, _State]:
-        chosen = rows_of_parents(parents, state.num_passages, state.num_beams).tolist()
-        of_rows = tokens[:, None, :].expand(-1, state.num_passages, -1).reshape(-1).tolist()
-        log_p = torch.empty(len(chosen), self._context.vocabulary.size)
-        rows = [Row([token], state.pasts[row]) for row, token in zip(chosen, of_rows, strict=True)]
-        pasts = self._context.read(rows, self._log_p_into(log_p))
-        following = _State([past for past in pasts if past is not None], state.num_passages, parents.shape[1])
-        return log_p.view(len(parents), state.num_passages, parents.shape[1], -1), following
+        ((log_p, following),) = self.step_together([Step(state, parents, tokens)])
+        return log_p, following
+
+    @torch.no_grad()
+    def step_together(self, steps: Sequence[Step]) -> list[tuple[Tensor, _State]]:
+        """Rows of all states in one call."""
+        rows: list[Row] = []
+        grids = []
+        for step in steps:
+            state, num_passages = step.state, step.state.num_passages
+            chosen = rows_of_parents(step.parents, num_passages, state.num_beams).tolist()
+            of_rows = step.tokens[:, None, :].expand(-1, num_passages, -1).reshape(-1).tolist()
+            rows += [Row([token], state.pasts[row]) for row, token in zip(chosen, of_rows, strict=True)]
+            grids.append((len(step.parents), num_passages, step.parents.shape[1]))
+        log_p = torch.empty(len(rows), self._context.vocabulary.size)
+        pasts = iter(self._context.read(rows, self._log_p_into(log_p)))
+        sizes = [prod(grid) for grid in grids]
+        return [
+            (
+                of_state.view(*grid, -1),
+                _State([past for past in islice(pasts, len(of_state)) if past is not None], grid[1], grid[2]),
+            )
+            for grid, of_state in zip(grids, log_p.split(sizes), strict=True)
+        ]
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of target tokens."""
@@ -241,20 +259,36 @@ class LlamaCppGenerator:
         """A piece of text for each token."""
         return self._detokenizer.pieces(ids)
 
-    def _read(self, prompts: Prompts[_Read]) -> _Read:
+    def read_slice(self, prepared: PreparedPrompts[_Read]) -> bool:
+        """Some passages, or some questions after them."""
+        prompts = prepared.prompts
         if prompts.read is None:
-            passages = self._passages(prompts)
-            log_p = torch.empty(len(prompts.questions), self._context.vocabulary.size)
-            rows = [
-                Row(question, passages.get(tuple(passage)))
-                for passage, question in zip(prompts.passages, prompts.questions, strict=True)
-            ]
-            pasts = self._context.read(rows, self._log_p_into(log_p))
-            prompts.read = [(past, of_row) for past, of_row in zip(pasts, log_p, strict=True) if past is not None]
+            prompts.read_on(partial(self._slices, prompts))
+        return prompts.read is None
+
+    def _read(self, prompts: Prompts[_Read]) -> _Read:
+        while prompts.read is None:
+            prompts.read_on(partial(self._slices, prompts))
         return prompts.read
 
-    def _passages(self, prompts: Prompts[_Read]) -> dict[tuple[int, ...], Past]:
-        """What is read of each passage, by its tokens; what is not kept is read now."""
+    def _slices(self, prompts: Prompts[_Read]) -> Iterator[None]:
+        """Reads the prompts, a slice at a time."""
+        passages = yield from self._passages(prompts)
+        log_p = torch.empty(len(prompts.questions), self._context.vocabulary.size)
+        rows = [
+            Row(question, passages.get(tuple(passage)))
+            for passage, question in zip(prompts.passages, prompts.questions, strict=True)
+        ]
+        pasts: list[Past] = []
+        for start in range(0, len(rows), STREAMS):
+            read = self._context.read(rows[start : start + STREAMS], self._log_p_into(log_p[start:]))
+            pasts += [past for past in read if past is not None]
+            if len(pasts) < len(rows):
+                yield
+        prompts.read = list(zip(pasts, log_p, strict=True))
+
+    def _passages(self, prompts: Prompts[_Read]) -> Generator[None, None, dict[tuple[int, ...], Past]]:
+        """What is read of each passage, by its tokens; what is not kept is read now, in slices."""
         cache = self.passage_cache if prompts.recurring else None
         known: dict[tuple[int, ...], Past] = {}
         for ids in {tuple(ids) for ids in prompts.passages if ids}:
@@ -262,14 +296,17 @@ class LlamaCppGenerator:
             if kept is not None:
                 known[ids] = Past(kept[0], len(ids))
         unread = sorted({tuple(ids) for ids in prompts.passages if ids} - known.keys())
-        if unread:
-            pasts = self._context.read([Row(ids, outputs=0) for ids in unread], lambda _number, _logits: None)
-            for ids, past in zip(unread, pasts, strict=True):
+        while unread:
+            number = 1 + sum(total < SLICE_TOKENS for total in accumulate(map(len, unread[:-1])))
+            part, unread = unread[:number], unread[number:]
+            pasts = self._context.read([Row(ids, outputs=0) for ids in part], lambda _number, _logits: None)
+            for ids, past in zip(part, pasts, strict=True):
                 if past is None:
                     continue
                 known[ids] = past
                 if cache is not None:
                     cache.put(ids, [past.state])
+            yield
         return known
 
     def _all_ends(self) -> list[int]:

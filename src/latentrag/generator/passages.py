@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _READ_TOKENS = 4096
 """Tokens of passages read in one forward pass on an accelerator, padding included. A processor reads each passage
 alone, which takes no longer and makes what is kept of it independent of what was read beside it."""
-_SLICE_TOKENS = 320
+SLICE_TOKENS = 320
 """Tokens of passages after which a slice ends."""
 
 _HEX = "[0-9a-f]"
@@ -304,7 +304,7 @@ class PassageReader:
                 for row, layers in fresh.items():
                     cache.put(row, layers)
             num_tokens += sum(map(len, batch))
-            if num_tokens >= _SLICE_TOKENS:
+            if num_tokens >= SLICE_TOKENS:
                 num_tokens = 0
                 yield
         return layers_of

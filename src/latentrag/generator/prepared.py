@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
@@ -26,6 +26,18 @@ class Prompts(Generic[R]):
     recurring: bool = True
     read: R | None = None
     slices: Iterator[None] | None = None
+
+    def read_on(self, begin: Callable[[], Iterator[None]]) -> None:
+        """Read one more slice.
+
+        Args:
+            begin: reads a slice with each step of what it returns, and sets ``read`` with the last one. After an error
+                it is called anew.
+        """
+        slices, self.slices = self.slices or begin(), None
+        next(slices, None)
+        if self.read is None:
+            self.slices = slices
 
 
 @dataclass(frozen=True, slots=True)
