@@ -26,10 +26,13 @@ LIBRARIES_OF = {
 """Modules that are imported only when a row of a table or a command asks for them, and the heavy library that each is
 about."""
 
+FRAMEWORKS = {f"latentrag.integrations.{name}" for name in ("haystack", "langchain", "llama_index")}
+"""Modules that import a framework, which need not be installed."""
+
 IMPORT_EVERYTHING = f"""
 import importlib, pkgutil, latentrag
 for module in pkgutil.walk_packages(latentrag.__path__, "latentrag."):
-    if not module.name.endswith("__main__") and module.name not in {set(LIBRARIES_OF)}:
+    if not module.name.endswith("__main__") and module.name not in {set(LIBRARIES_OF) | FRAMEWORKS}:
         importlib.import_module(module.name)
 """
 

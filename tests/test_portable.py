@@ -21,7 +21,8 @@ for name in ("fcntl", "resource", "pwd", "grp", "termios"):
 
 import latentrag
 for module in pkgutil.walk_packages(latentrag.__path__, "latentrag."):
-    if not module.name.endswith("__main__"):
+    framework = module.name.startswith("latentrag.integrations.") and not module.name.endswith(".replies")
+    if not module.name.endswith("__main__") and not framework:  # which need not be installed
         importlib.import_module(module.name)
 """
 

@@ -15,7 +15,8 @@ from latentrag.decoding.answering import Confidence, no_passage_of, sources_of, 
 from latentrag.decoding.rewriting import Rewriter
 from latentrag.decoding.sentences import with_sentences
 from latentrag.errors import InputError, OptionError
-from latentrag.model import Evidence, JointModel, Read, Values, checked, fitting
+from latentrag.marginal import log_prior
+from latentrag.model import Evidence, JointModel, Read, Values, checked, checked_questions, fitting
 from latentrag.options import DecodingOptions, Defaults, decoding_options
 from latentrag.protocols import Retriever, Scores, can_decode, enumerates
 from latentrag.readings import ReadingWeights
@@ -24,6 +25,7 @@ from latentrag.types import (
     Asked,
     Classification,
     Decoding,
+    Found,
     Label,
     Passage,
     Question,
@@ -214,6 +216,27 @@ class Rag:
         elif not can_decode(generator):
             raise InputError("this generator scores given answers and writes none; use score, or another generator")
         return SEARCHES[name](generator, read.prepared, read.log_p_eta, variant=variant, options=options)
+
+    def retrieve(self, x: Asked, *, k: int | None = None, where: Where | None = None) -> Found:
+        """The passages that are retrieved for x, with their priors p_η(z|x); the generator reads none of them.
+
+        Args:
+            k: how many; None: as many as ``answer`` takes.
+            where: as for ``answer``.
+        Raises: InputError for an empty or too long question, a k or a condition that cannot be.
+        """
+        return self.retrieve_batch([x], k=k, where=where)[0]
+
+    @torch.no_grad()
+    def retrieve_batch(self, x: Sequence[Asked], *, k: int | None = None, where: Where | None = None) -> list[Found]:
+        """``retrieve`` for several questions at once."""
+        questions = checked_questions(x)
+        retrieved = self.model.where(where).retrieve(questions, self._k(k))
+        scores, priors = retrieved.logits.tolist(), log_prior(retrieved.logits).exp().tolist()
+        return [
+            Found(question.text, retrieved.version, tuple(zip(passages, scores[b], priors[b], strict=True)))
+            for b, (question, passages) in enumerate(zip(questions, retrieved.passages, strict=True))
+        ]
 
     def score(
         self,

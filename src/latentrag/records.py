@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from latentrag.types import (
     Answer,
@@ -161,6 +161,19 @@ class AnswerRecord(TypedDict):
     conversation: NotRequired[ConversationRecord]
 
 
+FinishReason = Literal["stop", "length"]
+"""Why an answer ends, as OpenAI says it: it was finished, or the limit on its tokens cut it."""
+
+
+class UsageRecord(TypedDict):
+    """Tokens. Of the prompt: what the generator read, the question with each of its passages. Of the completion: the
+    answer's, the end token included."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
 class ScoreSourceRecord(TypedDict):
     """A passage with its share in y; ``sentences``, offsets into the passage's text, and ``parts`` as in an answer's
     source."""
@@ -239,6 +252,19 @@ def answer_record(answer: Answer) -> AnswerRecord:
     if answer.conversation is not None:
         record["conversation"] = _conversation(answer.conversation)
     return record
+
+
+def usage_record(answer: Answer) -> UsageRecord:
+    """How many tokens were read and written."""
+    num_written = len(answer.log_p_theta[0])
+    num_read = answer.num_input_tokens
+    return {"prompt_tokens": num_read, "completion_tokens": num_written, "total_tokens": num_read + num_written}
+
+
+def finish_reason(answer: Answer, max_tokens: int) -> FinishReason:
+    """Why it ends. max_tokens: the limit that it was decoded with."""
+    cut = not answer.hypotheses[0].finished and len(answer.tokens) >= max_tokens
+    return "length" if cut else "stop"
 
 
 def answer_of(record: AnswerRecord) -> Answer:

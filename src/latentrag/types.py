@@ -237,6 +237,19 @@ class SearchResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """What is retrieved for a question: passages, each with the logit of p_η(z|x) and p_η(z|x) itself, best first.
+
+    Attributes:
+        version: of the memory.
+    """
+
+    question: str
+    version: int
+    passages: tuple[tuple[Passage, float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WordResult:
     """Passages of a memory that hold words of B questions, best first; all from one version.
 

@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from latentrag.records import answer_record, passage_record
+from latentrag.records import FinishReason, UsageRecord, answer_record, finish_reason, passage_record, usage_record
 from latentrag.types import Answer, Passage, Token
 
 if sys.version_info >= (3, 12):
@@ -56,17 +56,8 @@ class ChoiceRecord(TypedDict):
 
     index: Literal[0]
     message: ChatMessageRecord
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     logprobs: dict[str, Any] | None
-
-
-class UsageRecord(TypedDict):
-    """Tokens. Of the prompt: what the generator read, the question with each of its passages. Of the completion: the
-    answer's, the end token included."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
 
 
 class ChatRecord(TypedDict):
@@ -109,11 +100,11 @@ class Completion:
                         "refusal": None,
                         "annotations": citations(answer),
                     },
-                    "finish_reason": self._reason(answer),
+                    "finish_reason": finish_reason(answer, self.max_tokens),
                     "logprobs": self._logprobs_of(answer),
                 }
             ],
-            "usage": usage(answer),
+            "usage": usage_record(answer),
             "latentrag": self._ours(answer),
         }
 
@@ -129,11 +120,10 @@ class Completion:
             if isinstance(event, Answer):
                 if event.best_guess is not None:
                     yield self._chunk({"content": event.text}, {})
-                yield self._chunk(
-                    {"annotations": citations(event)}, self._ours(event), finish_reason=self._reason(event)
-                )
+                reason = finish_reason(event, self.max_tokens)
+                yield self._chunk({"annotations": citations(event)}, self._ours(event), finish_reason=reason)
                 if self.request.wants_usage:
-                    yield {**self._chunk({}, {}), "choices": [], "usage": usage(event)}
+                    yield {**self._chunk({}, {}), "choices": [], "usage": usage_record(event)}
                 return
             for token in event:
                 told = {"log_prob": token.log_prob, "posterior": list(token.posterior)}
@@ -157,10 +147,6 @@ class Completion:
             "ignored": self.request.ignored,
             "capped": dict(self.wanted.capped),
         }
-
-    def _reason(self, answer: Answer) -> Literal["stop", "length"]:
-        cut = not answer.hypotheses[0].finished and len(answer.tokens) >= self.max_tokens
-        return "length" if cut else "stop"
 
     def _logprobs_of(self, answer: Answer) -> Record | None:
         """The tokens of an answer, and the share of each passage in all of it: nothing of either where it abstains."""
@@ -190,13 +176,6 @@ class Completion:
 def _logprob(text: str, log_prob: float) -> Record:
     # −9999 is OpenAI's number for what is as good as impossible.
     return {"token": text, "logprob": max(log_prob, -9999.0), "bytes": list(text.encode())}
-
-
-def usage(answer: Answer) -> UsageRecord:
-    """How many tokens were read and written."""
-    num_written = len(answer.log_p_theta[0])
-    num_read = answer.num_input_tokens
-    return {"prompt_tokens": num_read, "completion_tokens": num_written, "total_tokens": num_read + num_written}
 
 
 def citations(answer: Answer) -> list[Annotation]:

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from latentrag.errors import OptionError
-from latentrag.marginal import log_prior
 from latentrag.model import checked, checked_questions
 from latentrag.serving.batching import Batcher, Job, together
 from latentrag.serving.metrics import SECONDS, SIZES, Metrics
 from latentrag.serving.places import all_placed, placed
 from latentrag.serving.table import AnswerTable, Request
-from latentrag.types import Classification, Passage, Question, Score, Variant
+from latentrag.types import Classification, Found, Question, Score, Variant
 
 if TYPE_CHECKING:
     from latentrag.asking import HowToAnswer
     from latentrag.rag import Rag
     from latentrag.serving.options import ServeOptions
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Passages with score and prior, best first."""
-
-    question: str
-    version: int
-    passages: tuple[tuple[Passage, float, float], ...]
 
 
 Groups = Sequence[Sequence[Job]]
@@ -156,10 +146,7 @@ def _found(rag: Rag, groups: Groups, *, k: int) -> list[Found]:
 
 def found_together(rag: Rag, x: Sequence[str | Question], k: int) -> list[Found]:
     """The passages of several questions at once."""
-    questions = checked_questions(x)
-    retrieved = rag.model.retrieve(questions, k)
-    scores, priors = retrieved.logits.tolist(), log_prior(retrieved.logits).exp().tolist()
     return [
-        Found(question.text, retrieved.version, tuple(zip(map(placed, passages), scores[b], priors[b], strict=True)))
-        for b, (question, passages) in enumerate(zip(questions, retrieved.passages, strict=True))
+        replace(found, passages=tuple((placed(passage), score, prior) for passage, score, prior in found.passages))
+        for found in rag.retrieve_batch(x, k=k)
     ]

@@ -22,10 +22,9 @@ from latentrag.records import (
     token_record,
 )
 from latentrag.serving import schemas
-from latentrag.serving.engine import Found
 from latentrag.serving.service import ERRORS, EVENTS, Service, as_json, check_streamed, json_response, responses
 from latentrag.serving.waiting import StreamState
-from latentrag.types import Answer, Token
+from latentrag.types import Answer, Found, Token
 
 
 def answers(service: Service) -> APIRouter:
