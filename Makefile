@@ -16,7 +16,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help test lint test-environments test-gpu test-page test-cluster test-clients test-properties test-s3 torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
 	experiment-precision experiment-shares experiment-removal experiment-confidence experiment-conversations experiment-sets experiment-made-questions experiment-intervals experiment-bm25 experiment-prior bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
-	bench-memory bench-filters bench-swap bench-sync bench-serving bench-html bench-spans reproduce clean
+	bench-memory bench-filters bench-swap bench-cluster bench-sync bench-serving bench-html bench-spans reproduce clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -197,6 +197,9 @@ bench-filters: $(STAMP)  ## Search a million passages under conditions that leav
 
 bench-swap: $(STAMP)  ## Exchange a memory 20 times under 2,000 answers in 8 threads, a minute.
 	@$(BIN)/python -m benchmarks.swap
+
+bench-cluster: $(CLUSTER)  ## Measure what calls to shards in actors cost beside a memory in the process, minutes; SIZE.
+	@$(BIN)/python -m benchmarks.cluster --json build/bench/cluster.json $(if $(SIZE),--size $(SIZE))
 
 bench-sync: $(STAMP)  ## Sync 2,000 files, interrupted three times, 3 minutes; MODEL=demo encodes with the demo's.
 	@$(BIN)/python -m benchmarks.sync --work $(or $(WORK),build) $(if $(MODEL),--model $(MODEL))

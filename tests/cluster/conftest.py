@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,13 @@ def head() -> Iterator[str]:
     """The address of a cluster of one node."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("needs latentrag[cluster]")
+    with a_cluster(num_cpus=8) as address:
+        yield address
+
+
+@contextmanager
+def a_cluster(*, num_cpus: int) -> Iterator[str]:
+    """The address of a new cluster of one node, to which this process is connected."""
     from latentrag.cluster.connection import connect
 
     port = free_port()
@@ -64,7 +72,7 @@ def head() -> Iterator[str]:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *(each for each in sys.path if each)]))
-        node = Node("--head", f"--port={port}", f"--temp-dir={folder}", num_cpus=8)
+        node = Node("--head", f"--port={port}", f"--temp-dir={folder}", num_cpus=num_cpus)
         patch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
         try:
             wait_for(connect)

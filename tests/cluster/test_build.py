@@ -258,6 +258,7 @@ build({str(path)!r}, texts(9 * UNIT), lambda: load_passage_encoder({str(folder)!
 
 
 @pytest.mark.xdist_group("cluster")
+@pytest.mark.cluster
 def test_actors_build_what_one_process_would(cluster, made, folder, tmp_path):
     passages = texts(2_500)
     done = made(passages, actors=2)

@@ -289,3 +289,14 @@ def test_a_start_that_was_killed(cluster, path):
         ShardedMemory.open("wiki")
     stop("wiki")
     assert names() == []
+
+
+@pytest.mark.cluster
+def test_a_memory_that_went_down_and_up_again(start, path):
+    """Who had it open asks the new actors."""
+    one = Memory(make_table(path, drawn(90, 8)))
+    other = start(path, index="flat")
+    stop("wiki")
+    start(path, index="flat")
+    q = queries(2, 8)
+    wait_for(lambda: same(other.search(q, 5), one.search(q, 5)))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentrag.cluster.connection import NAMESPACE
 from latentrag.cluster.division import Division
-from latentrag.cluster.shard import NotLoaded, Refused
+from latentrag.cluster.shard import About, NotLoaded, Refused
 from latentrag.errors import InputError, LatentRagError, MemoryStoreError, UnknownVersionError, command
 
 if TYPE_CHECKING:
@@ -90,11 +90,17 @@ class Calls:
                     raise
         raise AssertionError("there is no shard")
 
-    def every(self, method: str, arguments: tuple[Any, ...], *, timeout_s: float | None) -> dict[Replica, Any]:
+    def every(self, method: str, arguments: tuple[Any, ...], *, timeout_s: float) -> dict[Replica, Any]:
         """An answer of each replica of each shard; an exception of Ray or ``TimeoutError`` in place of one that does
         not answer."""
         replicas = [(shard, each) for shard in range(self.num_shards) for each in range(self.num_replicas)]
         return self._tried(method, dict.fromkeys(replicas, arguments), limit_s=timeout_s)
+
+    def load(self, division: Division, *, timeout_s: float) -> dict[Replica, Any]:
+        """As ``every``, of a version to be loaded, however long that takes a replica that is there at all."""
+        found = self.every("about", (), timeout_s=timeout_s)
+        there = [replica for replica, about in found.items() if isinstance(about, About)]
+        return found | self._tried("load", dict.fromkeys(there, (division,)), limit_s=None)
 
     def handle(self, replica: Replica) -> ray.actor.ActorHandle[Any]:
         """The actor. Raises: ValueError if there is none of this name."""
@@ -138,6 +144,8 @@ class Calls:
         elif isinstance(reply, TimeoutError):
             problem = str(reply)
         elif isinstance(reply, Exception):
+            with self._lock:
+                self._handles.pop(replica, None)  # another actor may have its name by now
             problem = "its actor is not there or restarts"
         else:
             self._failed.pop(replica, None)

@@ -366,7 +366,7 @@ def _load(calls: Calls, division: Division) -> None:
     """Every replica that is there loads the version. Raises: MemoryStoreError unless all rows are there."""
     loaded: dict[int, int] = {}
     why: dict[int, str] = {}
-    for (shard, _), reply in calls.every("load", (division,), timeout_s=None).items():
+    for (shard, _), reply in calls.load(division, timeout_s=START_S).items():
         if isinstance(reply, int):
             loaded[shard] = reply
         else:

@@ -171,6 +171,7 @@ class Shard:
 
     def _loaded(self, division: Division) -> Memory:
         from latentrag.memory import Memory
+        from latentrag.memory.indexes.building import is_stored, kind_by_size
 
         whole = self._opened(division.version)
         if whole.identity != division.identity:
@@ -178,9 +179,11 @@ class Shard:
                 f"{self._place.path} holds another memory on this node than where it was divided; mount the same "
                 "folder on every node"
             )
-        with contextlib.suppress(OSError):  # which a build reports, if there is one
-            self._folder.mkdir(parents=True, exist_ok=True)
-        memory = Memory(whole.table.some(division.units[self._place.shard]), self._supply)
+        rows = whole.table.some(division.units[self._place.shard])
+        if is_stored(kind_by_size(self._place.index, len(rows))):
+            with contextlib.suppress(OSError):  # which the build reports
+                self._folder.mkdir(parents=True, exist_ok=True)
+        memory = Memory(rows, self._supply)
         memory.warm_up()
         return memory
 
