@@ -235,14 +235,15 @@ def test_a_driver_that_is_killed_goes_on(cluster, made, folder, path, tmp_path):
     code = f"""
 from tests.cluster.test_build import texts, UNIT
 from latentrag.assemble import load_passage_encoder
-from latentrag.cluster import add, build
-build({str(path)!r}, texts(9 * UNIT), lambda: load_passage_encoder({str(folder)!r}, device="cpu"),
-      source={str(folder)!r}, device="cpu", passages_per_unit=UNIT)
+from latentrag.cluster import add
+add({str(path)!r}, texts(9 * UNIT), lambda: load_passage_encoder({str(folder)!r}, device="cpu"),
+    source={str(folder)!r}, device="cpu", passages_per_unit=UNIT)
 """
     driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
 
     def has_written() -> None:
-        assert driver.poll() is None
+        if driver.poll() is not None:
+            raise RuntimeError("the driver has ended")
         assert len(version_files.noted(path)) > 2
 
     wait_for(has_written)
