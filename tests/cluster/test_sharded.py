@@ -179,8 +179,8 @@ def test_versions_are_exchanged_under_load(start, path):
 
 
 @pytest.mark.cluster
-def test_a_replica_that_is_killed(start, path):
-    """0 errors, 0 wrong; it comes back."""
+def test_a_replica_that_is_killed(start, path, capsys):
+    """0 errors, 0 wrong; it comes back. Nothing is written where results are."""
     one = Memory(make_table(path, drawn(300, 8)))
     memory = start(path, shards=2, replicas=2)
     q, slowest = queries(1, 8), 0.0
@@ -199,6 +199,7 @@ def test_a_replica_that_is_killed(start, path):
 
     wait_for(is_whole)
     same(memory.search(q, 5), expected)
+    assert capsys.readouterr().out == ""
 
 
 def pid_of_replica(memory: ShardedMemory, replica: int) -> int:

@@ -16,6 +16,13 @@ from latentrag.errors import MemoryStoreError, ModelError
 
 NAMESPACE = "latentrag"
 """Of our actors and keys."""
+OURS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # It tells of dead workers on standard output, where our results are, and of its network on standard error.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    "RAY_BACKEND_LOG_LEVEL": "error",
+}
+"""Of Ray's variables, where they are not set. Ray reads them when it is imported."""
 PROBE_S = 5.0
 """How long to wait for the cluster's head before it counts as not there; Ray itself tries for minutes."""
 
@@ -27,7 +34,8 @@ def connect() -> None:
     """
     if importlib.util.find_spec("ray") is None:
         raise ModelError("this needs ray; run `pip install 'latentrag[cluster]'`")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in OURS.items():
+        os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own future
         import ray
