@@ -188,6 +188,16 @@ def test_files_become_what_index_add_makes_of_them(here, pair, path, tmp_path):
     assert cli(*line, "--json").json["added"] == len(built.memory)
     assert rows_of(Memory.open(again)).equals(rows_of(Memory.open(alone)))
     assert "is in the memory already" in cli(*line).error()
+    assert cli("index", "verify", again).code == 0
+
+
+@pytest.mark.parametrize(
+    ("actors", "gpus", "message"),
+    [(5, 0, "5 actors need 5 CPUs, the cluster has 4"), (2, 1, "2 actors need 2 GPUs, the cluster has 0")],
+)
+def test_more_actors_than_there_is_room_for(actors, gpus, message):
+    with pytest.raises(InputError, match=message):
+        module._require_room({"CPU": 4.0}, actors, gpus)
 
 
 def test_added_to_a_memory_with_passages(here, made):

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
@@ -176,8 +176,9 @@ def add(
         actors: processes that encode, each with one CPU.
         gpus_per_actor: that Ray reserves for each.
         passages_per_unit: a multiple of 1,024.
-    Raises: InputError for options that cannot be; DataError if there are no passages, or an id is empty, comes twice or
-        is in the memory already; EncoderMismatchError if the memory, or a node, has another encoder; MemoryStoreError.
+    Raises: InputError for options that cannot be, or more actors than there is room for; DataError if there are no
+        passages, or an id is empty, comes twice or is in the memory already; EncoderMismatchError if the memory, or a
+        node, has another encoder; MemoryStoreError.
         What was encoded stays for the next call.
     """
     if actors < 1 or gpus_per_actor < 0:
@@ -326,12 +327,23 @@ def _hash(key: str) -> bytes:
     return hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
 
 
+def _require_room(there: Mapping[str, float], num_actors: int, gpus_per_actor: float) -> None:
+    """Raises: InputError if not all actors can run at once: units would wait for one that never starts."""
+    for what, each in (("CPU", 1.0), ("GPU", gpus_per_actor)):
+        needed, found = num_actors * each, there.get(what, 0.0)
+        if needed > found:
+            raise InputError(
+                f"{num_actors} actors need {needed:g} {what}s, the cluster has {found:g}; start fewer, or add nodes"
+            )
+
+
 class _Pool:
     """Actors that write units, each a few at a time. Ray begins a unit again whose actor died."""
 
     def __init__(self, work: Encoding, num_actors: int, gpus_per_actor: float) -> None:
         import ray
 
+        _require_room(ray.cluster_resources(), num_actors, gpus_per_actor)
         made: Any = ray.remote(Encoder)
         made = made.options(
             num_cpus=1,
