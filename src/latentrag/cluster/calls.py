@@ -5,9 +5,9 @@ Ray repeats no call of ours (max_task_retries=0): it would wait for an actor tha
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,7 @@ class Calls:
     _handles: dict[Replica, Any] = field(default_factory=dict)
     _failed: dict[Replica, float] = field(default_factory=dict)
     _loading: dict[tuple[Replica, str], Any] = field(default_factory=dict)
-    _turns: itertools.count[int] = field(default_factory=itertools.count)
+    _turns: Counter[tuple[str, int]] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def each(self, method: str, arguments: Mapping[int, tuple[Any, ...]], division: Division) -> dict[int, Any]:
@@ -61,7 +61,7 @@ class Calls:
         """
         replies: dict[int, Any] = {}
         why: dict[int, str] = {}
-        orders = {shard: self._order(shard) for shard in arguments}
+        orders = {shard: self._order(shard, self._turn(method, shard)) for shard in arguments}
         for turn in range(self.num_replicas):
             asked = [orders[shard][turn] for shard in arguments if shard not in replies]
             if not asked:
@@ -80,7 +80,7 @@ class Calls:
 
     def any(self, method: str, arguments: tuple[Any, ...], division: Division) -> Any:
         """An answer of whichever shard. Raises: as ``each``, if none of them answers."""
-        start = next(self._turns)
+        start = self._turn(method, -1)
         for turn in range(self.num_shards):
             shard = (start + turn) % self.num_shards
             try:
@@ -139,7 +139,7 @@ class Calls:
                 raise error
             problem = reply.message
         elif isinstance(reply, NotLoaded):
-            self._ask_to_load(replica, division)
+            self.ask_to_load(replica, division)
             problem = f"it loads version {division.version}"
         elif isinstance(reply, TimeoutError):
             problem = str(reply)
@@ -153,8 +153,8 @@ class Calls:
         self._failed[replica] = time.monotonic()
         return problem
 
-    def _ask_to_load(self, replica: Replica, division: Division) -> None:
-        """Without waiting for it, unless it does so already."""
+    def ask_to_load(self, replica: Replica, division: Division) -> None:
+        """Have a replica load a version, without waiting for it, unless it does so already."""
         import ray
 
         which = (replica, division.key)
@@ -166,9 +166,15 @@ class Calls:
         with self._lock:
             self._loading[which] = reference
 
-    def _order(self, shard: int) -> list[Replica]:
+    def _turn(self, method: str, shard: int) -> int:
+        """Counted for each method and shard, so that no pattern of requests always meets the same replica."""
+        with self._lock:
+            self._turns[method, shard] += 1
+            return self._turns[method, shard]
+
+    def _order(self, shard: int, turn: int) -> list[Replica]:
         """In turns, those that failed a moment ago last."""
-        turn, now = next(self._turns), time.monotonic()
+        now = time.monotonic()
         replicas = [(shard, (turn + number) % self.num_replicas) for number in range(self.num_replicas)]
         return sorted(replicas, key=lambda each: now - self._failed.get(each, -RESTS_S) < RESTS_S)
 

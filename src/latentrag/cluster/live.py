@@ -214,10 +214,13 @@ class ShardedMemory:
         return self._now
 
     def status(self) -> list[ReplicaStatus]:
-        """Every replica of every shard."""
-        key = self.snapshot().division.key
+        """Every replica of every shard. Those that were restarted are asked to load the served version."""
+        division = self.snapshot().division
         found = self._calls.every("about", (), timeout_s=self.settings.timeout_s)
-        return [_status(replica, about, key) for replica, about in sorted(found.items())]
+        for replica, about in found.items():
+            if isinstance(about, About) and division.key not in about.loaded:
+                self._calls.ask_to_load(replica, division)
+        return [_status(replica, about, division.key) for replica, about in sorted(found.items())]
 
     def stop(self) -> None:
         """End the actors and give the name back. What lies on the disks stays, the shards' indexes too."""
