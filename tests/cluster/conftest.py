@@ -27,7 +27,7 @@ class Node:
     """A node of a cluster, which ends with its process."""
 
     def __init__(self, *options: str, num_cpus: int) -> None:
-        words = ["ray.scripts.scripts", "start", "--block", "--include-dashboard=false", f"--num-cpus={num_cpus}"]
+        words = ["ray.scripts.scripts", "start", "--block", f"--num-cpus={num_cpus}"]
         words += [f"--object-store-memory={OBJECTS_BYTES}", *options]
         self.process = subprocess.Popen(
             [sys.executable, "-m", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -72,7 +72,8 @@ def a_cluster(*, num_cpus: int) -> Iterator[str]:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *(each for each in sys.path if each)]))
-        node = Node("--head", f"--port={port}", f"--temp-dir={folder}", num_cpus=num_cpus)
+        of_head = ("--head", "--include-dashboard=false", f"--port={port}", f"--temp-dir={folder}")
+        node = Node(*of_head, num_cpus=num_cpus)
         patch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
         try:
             wait_for(connect)

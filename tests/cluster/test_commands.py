@@ -46,6 +46,12 @@ def test_no_cluster_can_be_reached(monkeypatch, filled):
         assert error.startswith("error: no Ray cluster can be reached at 127.0.0.1:1 (Connection refused); start one")
 
 
+def test_a_memory_in_an_object_store_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("the moon is red")
+    for line in (["cluster", "up", "s3://bucket/name"], ["cluster", "build", "s3://bucket/name", tmp_path]):
+        assert "needed a memory in a folder here" in cli(*line).error()
+
+
 def test_without_the_extra(monkeypatch, filled):
     import importlib.util
 

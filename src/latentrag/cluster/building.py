@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentrag import io
+from latentrag.addresses import memory_folder
 from latentrag.cluster.connection import connect
 from latentrag.cluster.shard import Refused, answers
 from latentrag.errors import DataError, InputError, MemoryStoreError
@@ -186,7 +187,7 @@ def add(
     if passages_per_unit < 1 or passages_per_unit % PASSAGES_PER_ENCODING:
         raise InputError(f"passages_per_unit={passages_per_unit}; needed a multiple of {PASSAGES_PER_ENCODING}")
     connect()
-    path = Path(path).expanduser().absolute()
+    path = memory_folder(path).absolute()
     is_new = version_files.is_free(path)
     memory = Memory.create(path, encoder()) if is_new else Memory.open(path)
     memory.card.check_passage_encoder(encoder())

@@ -18,9 +18,8 @@ NAMESPACE = "latentrag"
 """Of our actors and keys."""
 OURS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # It tells of dead workers on standard output, where our results are, and of its network on standard error.
+    # It tells of dead workers on standard output, where our results are.
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
-    "RAY_BACKEND_LOG_LEVEL": "error",
 }
 """Of Ray's variables, where they are not set. Ray reads them when it is imported."""
 PROBE_S = 5.0

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from latentrag.addresses import memory_folder
 from latentrag.cluster.calls import Calls, Replica, actor_name
 from latentrag.cluster.connection import NAMESPACE, Register, connect, registered
 from latentrag.cluster.division import Division
@@ -118,7 +119,7 @@ class ShardedMemory:
         """Divide a memory among actors, which outlive this process until ``stop``.
 
         Args:
-            path: of the memory, which every node sees under this path.
+            path: of the memory's folder, which every node sees under this path.
             name: in the cluster; None: that of the folder, without its ending.
             shards: how many, each with rows of its own.
             replicas: actors that hold the same shard, on several nodes where there are several.
@@ -130,7 +131,7 @@ class ShardedMemory:
             use, a node does not see the memory or has other versions of the packages, or a shard cannot load its rows.
             Nothing is left running then.
         """
-        path = Path(path).expanduser().absolute()
+        path = memory_folder(path).absolute()
         folder = None if index_folder is None else str(Path(index_folder).expanduser().absolute())
         settings = Settings(name or path.stem, str(path), shards, replicas, index, folder, timeout_s)
         settings.check()
