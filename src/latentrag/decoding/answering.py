@@ -14,11 +14,12 @@ from latentrag.asking import Asking
 from latentrag.confidence import ABSTAINED, Calibration, signals
 from latentrag.decoding.loop import Decided, Decoded, Ended, Failed, Search, Turns, Work, alone
 from latentrag.decoding.rescore import as_targets
-from latentrag.decoding.sentences import with_sentences
+from latentrag.decoding.sentences import adding_sentences
+from latentrag.decoding.step import reading
 from latentrag.decoding.top import TopTokens
 from latentrag.errors import OptionError
 from latentrag.model import Evidence, Read, closed_book
-from latentrag.protocols import CountsTokensRead, Generator, ReadsInSlices, Scores, steps_together
+from latentrag.protocols import CountsTokensRead, Generator, Scores, steps_together
 from latentrag.types import (
     Answer,
     Hypothesis,
@@ -140,10 +141,7 @@ class Answering:
         """What is to be read, then what the search asks for, and what the answers ask for as soon as it has them."""
         for question in self.live:
             yield self._sources(question)
-        generator, prepared = self._read.generator, self._read.prepared
-        if isinstance(generator, ReadsInSlices):
-            while (yield alone(partial(generator.read_slice, prepared))):
-                pass
+        yield from reading(self._read.generator, self._read.prepared)
         turns, result = self._search.turns(), None
         while True:
             try:
@@ -220,7 +218,7 @@ class Answering:
             tokens = yield alone(partial(self._with_top, question, best.ids, tokens))
         x, sources = self._read.questions[question], sources_of(evidence, 0, self._variant)
         if self._asking.sentences:
-            sources = yield alone(partial(with_sentences, sources, generator, x, evidence, 0, self._variant))
+            sources = yield from adding_sentences(sources, generator, x, evidence, 0, self._variant)
         is_real = evidence.log_p_eta[0] > float("-inf")  # other values only fill up the list
         answer = Answer(
             question=x.text,

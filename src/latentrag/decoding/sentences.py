@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator as Coroutine
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from latentrag.decoding.loop import Work, alone, result_of
+from latentrag.decoding.step import reading
 from latentrag.marginal import log_likelihood, log_prior
 from latentrag.model import Evidence
 from latentrag.protocols import Scores, weighs_passages
@@ -22,6 +27,13 @@ _AT_ONCE = 16
 def with_sentences(
     sources: Sequence[Source], generator: Scores, question: Asked, evidence: Evidence, b: int, variant: Variant
 ) -> tuple[Source, ...]:
+    """``adding_sentences`` to its end."""
+    return result_of(adding_sentences(sources, generator, question, evidence, b, variant))
+
+
+def adding_sentences(
+    sources: Sequence[Source], generator: Scores, question: Asked, evidence: Evidence, b: int, variant: Variant
+) -> Coroutine[Work, Any, tuple[Source, ...]]:
     """The sources of question b, that of highest posterior with its sentences.
 
     Each sentence has log p(y|x) had the passage z been without it. The passage is read again, the same y is scored;
@@ -33,8 +45,8 @@ def with_sentences(
     shorter = [replace(passage, text=without_part(passage.text, span)) for span in spans]
     if not shorter:
         return tuple(sources)
-    log_p = log_p_with_each(generator, question, evidence, b, passage, shorter, variant=variant).tolist()
-    found = tuple(Sentence(start, end, value) for (start, end), value in zip(spans, log_p, strict=True))
+    log_p = yield from log_p_with_each(generator, question, evidence, b, passage, shorter, variant=variant)
+    found = tuple(Sentence(start, end, value) for (start, end), value in zip(spans, log_p.tolist(), strict=True))
     return (*sources[:top], replace(sources[top], sentences=found), *sources[top + 1 :])
 
 
@@ -47,7 +59,7 @@ def log_p_with_each(
     others: Sequence[Passage],
     *,
     variant: Variant,
-) -> Tensor:
+) -> Coroutine[Work, Any, Tensor]:
     """(S,) log p(y|x), nats, with each of S other passages in place of ``passage``. The prior stays, except for the
     part of a generator that weighs passages.
 
@@ -65,7 +77,8 @@ def log_p_with_each(
         part = rows[start : start + _AT_ONCE]
         targets = Targets(ids.repeat(len(part), 1), mask.repeat(len(part), 1))
         prepared = generator.prepare([question] * len(part), part)
-        log_p_theta[start : start + len(part), places] = generator.log_p_theta(prepared, targets)
+        yield from reading(generator, prepared)
+        log_p_theta[start : start + len(part), places] = yield alone(partial(generator.log_p_theta, prepared, targets))
         if weighs_passages(generator):
             before = generator.log_weights(generator.prepare([question], [[latents[k] for k in places]]))
             prior[start : start + len(part), places] += generator.log_weights(prepared) - before

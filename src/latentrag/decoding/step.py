@@ -9,20 +9,29 @@ weights that depend on the prefix.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator as Coroutine
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentrag.decoding.loop import Work, alone
 from latentrag.options import DecodingOptions
-from latentrag.protocols import Generator, Prepared, Step, steps_together
+from latentrag.protocols import Generator, Prepared, ReadsInSlices, Scores, Step, steps_together
 from latentrag.types import Variant
 
 _BLOCK_ELEMENTS = 1 << 18
 
 TextOf = Callable[[Sequence[int]], str]
+
+
+def reading(generator: Scores, prepared: Prepared) -> Coroutine[Work, Any, None]:
+    """The reading that ``start`` and ``log_p_theta`` would do, in slices where the generator can."""
+    if isinstance(generator, ReadsInSlices):
+        while (yield alone(partial(generator.read_slice, prepared))):
+            pass
 
 
 def start(generator: Generator, prepared: Prepared) -> Work:
