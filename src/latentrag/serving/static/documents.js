@@ -73,7 +73,7 @@ export class Documents {
   }
 
   async remove(id, passages) {
-    const text = `Delete ${visible(id)} (${counted(passages, "passage")}) from the memory? Earlier versions keep it.`;
+    const text = `Delete “${visible(id)}” (${counted(passages, "passage")}) from the memory? Earlier versions keep it.`;
     if (!(await confirmed(text, "Delete it"))) return;
     try {
       const done = await ask(`${PATH}?${new URLSearchParams({ id })}`, { method: "DELETE" });

@@ -35,9 +35,7 @@ export class Passages {
     order.sort((a, b) => answer.sources[b].posterior - answer.sources[a].posterior);
     answer.sources.forEach((source, z) => this.complete(this.items[z], { source, words, said: said[z], answer }));
     this.list.replaceChildren(...order.map((z) => this.items[z].root));
-    order.forEach((z, rank) => {
-      this.items[z].root.classList.toggle("little", rank >= MANY || answer.sources[z].posterior < LITTLE);
-    });
+    order.forEach((z, rank) => (this.items[z].rank = rank));
   }
 
   complete(item, { source, words, said, answer }) {
@@ -51,7 +49,7 @@ export class Passages {
       const part = marked(source.text.slice(start, end), found);
       item.snippet.replaceChildren(...dots(start > 0), ...part, ...dots(end < source.text.length));
       item.whole.replaceChildren(...underlined(source.text, changes, found));
-      item.more.hidden = end - start === source.text.length && changes.length === 0;
+      item.isWhole = end - start === source.text.length && changes.length === 0;
     };
     item.mark(words);
     item.ofSentences.hidden = changes.length === 0;
@@ -83,7 +81,7 @@ export class Passages {
       item.pin.setAttribute("aria-pressed", pinned === z);
       item.leaveOut.setAttribute("aria-pressed", isOff);
       item.leaveOut.firstChild.textContent = isOff ? "Put it back " : "Without this passage ";
-      if (posteriors !== null) item.share.replaceChildren(...share("Because of it", "posterior", posteriors[z]));
+      if (posteriors !== null) item.due(posteriors[z]);
       item.ofToken.replaceChildren();
       if (token !== null) item.ofToken.append(...share(`For “${visible(token.name)}”`, "token", token.posterior[z]));
     });
@@ -115,12 +113,18 @@ export class Passages {
     const head = el("div", { class: "head" }, el("h3", {}, ...nameOf(source, z)), leaveOut);
     const root = el("li", {}, head, shareOf, ofToken, effect, snippet, whole, ofSentences, place, details);
     place.append(more, " ", inPlace, " ", behind);
-    const item = { root, snippet, whole, ofSentences, share: shareOf, ofToken, numbers, pin, leaveOut, more, inPlace, place, behind, effect };
+    const item = { root, snippet, whole, ofSentences, ofToken, numbers, pin, leaveOut, more, inPlace, place, behind, effect };
     item.open = (isOpen) => {
       whole.hidden = !isOpen;
       snippet.hidden = isOpen;
       more.setAttribute("aria-expanded", isOpen);
       more.firstChild.textContent = isOpen ? "Less of it " : "All of it ";
+    };
+    item.due = (posterior) => {
+      const isLittle = item.rank >= MANY || posterior < LITTLE;
+      shareOf.replaceChildren(...share("Because of it", "posterior", posterior));
+      root.classList.toggle("little", isLittle);
+      more.hidden = item.isWhole && !isLittle;
     };
     pin.addEventListener("click", () => this.on.pin(z));
     leaveOut.addEventListener("click", () => this.on.leaveOut(z));
