@@ -21,8 +21,10 @@ from tests.cli.conftest import DOCUMENTS
 from tests.clients.environments import ROOT
 from tests.clients.quick_starts import KEY, MEMORY, MODEL, QUESTION, Reply
 from tests.encoder.tiny import write_sentence_encoder
-from tests.serving.conftest import PATIENCE_S
+from tests.serving.conftest import PATIENCE_S, gated
 from tests.serving.test_api import close
+
+__all__ = ["gated"]
 
 
 @dataclass(frozen=True)
