@@ -19,6 +19,7 @@ from fastapi import FastAPI
 
 from latentrag.assemble import live_memory, load_passage_encoder
 from latentrag.memory import Memory, history
+from latentrag.memory.scratch import FOLDER, sweep
 from latentrag.serving.options import ServeOptions
 from latentrag.serving.run import address, bound, run
 from latentrag.types import Passage
@@ -50,6 +51,32 @@ def test_a_server_from_start_to_end(model, memory, ask) -> None:
     assert close(answer.json(), to_clients(ask(QUESTION, "--json").json))
     assert [line.split(" ", 2)[2].rsplit(" ", 2)[0] for line in log] == ["GET /v1/models 401", "POST /v1/answer 200"]
     assert QUESTION not in "".join(log)
+
+
+def test_what_a_killed_server_was_sent_is_gone_when_the_next_one_starts(model, memory, tmp_path) -> None:
+    path = shutil.copytree(memory, tmp_path / "own.lance")
+    command = [sys.executable, "-m", "latentrag", "serve", "-m", model, "-i", path, "--port", "0", "--allow-writes"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            port = int(process.stderr.readline().rpartition(":")[2])
+            with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as sender:
+                part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.md"\r\n\r\nsecret'
+                head = "POST /api/documents HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n"
+                kind = "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+                sender.sendall(f"{head}{kind}".encode() + part)
+                deadline = time.monotonic() + PATIENCE_S
+                while not list((path / FOLDER).glob("*/a.md")):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+                process.kill()
+                process.wait(PATIENCE_S)
+        finally:
+            process.kill()
+    assert list((path / FOLDER).glob("*/a.md"))
+    sweep(path)  # as the next server does first
+    assert not (path / FOLDER).exists()
+    assert Memory.open(path).version == 2
 
 
 @pytest.fixture
