@@ -1,7 +1,11 @@
 """Commands with a memory in an object store."""
 
+import json
+import subprocess
+import sys
 import time
 
+import httpx
 import pytest
 
 from tests.cli.conftest import DOCUMENTS, QUESTION, cli
@@ -111,3 +115,26 @@ def test_bad_places_cost_one_line(command, wrong, bucket, pair, notes, monkeypat
     assert expected in line, line
     assert "very-secret" not in line
     assert time.monotonic() - started < 40
+
+
+def test_models_are_measured_trained_and_served(address, pair, notes, tmp_path):
+    encoder, generator = pair
+    cli("index", "add", address, notes, "--encoder", encoder)
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"question": QUESTION, "answer": ["Beethoven"]}) + "\n")
+    models = ("-i", address, "--encoder", encoder, "--generator", generator)
+    measured = cli("eval", data, *models, "-k", "2", "--json")
+    assert measured.code == 0, measured.stderr
+    options = ("--steps", "2", "--batch-size", "1", "-k", "2", "--out", tmp_path / "run")
+    trained = cli("train", data, *models, *options)
+    assert trained.code == 0, trained.stderr
+    command = [sys.executable, "-m", "latentrag", "serve", *map(str, models), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            first = process.stderr.readline()
+            assert " over notes version 2 at http://127.0.0.1:" in first
+            answer = httpx.post(f"{first.split()[-1]}/v1/answer", json={"question": QUESTION, "k": 2}, timeout=60)
+        finally:
+            process.terminate()
+    assert len(answer.json()["sources"]) == 2
