@@ -249,3 +249,21 @@ def test_a_store_that_goes_away_is_no_damage(home, encoder, monkeypatch):
             memory.delete(["p0"])
         with pytest.raises(MemoryStoreError, match=f"^s3://away/m.* {no_connection}"):
             Memory.open("s3://away/m")
+
+
+def test_a_memory_is_copied_there_and_back(address, encoder, tmp_path):
+    Memory.create(tmp_path / "notes", encoder).add(PASSAGES, encoder)
+    place = ObjectPath.parse(address)
+    for file in (tmp_path / "notes").rglob("*"):
+        if file.is_file():
+            (place / file.relative_to(tmp_path / "notes").as_posix()).write_new(file.read_bytes())
+    assert Memory.open(address).add([Passage("n", "new")], encoder).version == 3
+    report = verify(address)
+    assert (report.problems, report.num_passages) == ([], 13)
+    assert report.num_unrecorded > 0
+    for name, _ in place.listed():
+        file = tmp_path / "back" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes((place / name).read_bytes())
+    assert upkeep.forget(tmp_path / "back", ["p1"]).version > 3
+    assert len(Memory.open(tmp_path / "back")) == 12

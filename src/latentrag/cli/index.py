@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from latentrag.protocols import PassageEncoder
 
 WORDS = "words"
-MemoryPath = Annotated[str, typer.Argument(metavar="MEMORY", help="Path of the memory, or demo.")]
+MemoryPath = Annotated[str, typer.Argument(metavar="MEMORY", help="Path of the memory, s3://BUCKET/NAME, or demo.")]
 
 
 @contextmanager
