@@ -113,6 +113,7 @@ def settings_of(
     set_size: int = 1,
     retriever: str | None = None,
     null_passage: float | None = None,
+    neighbours: int = 0,
 ) -> dict[str, object]:
     """What the meaning of the signals depends on.
 
@@ -121,6 +122,7 @@ def settings_of(
         set_size: passages that the generator may read together.
         retriever: its kind; None: it has none.
         null_passage: the logit of "no passage"; None: it is no value of z.
+        neighbours: passages on each side that are read with each passage.
     """
     return {
         "k": asking.k_left,
@@ -133,6 +135,7 @@ def settings_of(
         "set_size": set_size,
         "retriever": retriever,
         "null_passage": null_passage,
+        "neighbours": neighbours,
     }
 
 
@@ -165,7 +168,7 @@ class Calibration:
 
     def difference(self, settings: Mapping[str, object]) -> str | None:
         """Why it says nothing of answers with these settings; None: it does."""
-        for name, fitted in self.settings.items():
+        for name, fitted in {"neighbours": 0, **self.settings}.items():
             if settings.get(name) != fitted:
                 if name == "memory":
                     return "the model was calibrated over another memory"

@@ -27,8 +27,9 @@ from latentrag.marginal import (
     token_posterior,
     without_passage,
 )
+from latentrag.neighbours import with_neighbours
 from latentrag.protocols import Memory, Prepared, ReadsTurns, Retriever, Scores, can_be_filtered, weighs_passages
-from latentrag.readings import PART, ReadingWeights, retrieve
+from latentrag.readings import PART, ReadingWeights, of_one_version, retrieve
 from latentrag.types import (
     Asked,
     Conversation,
@@ -228,20 +229,24 @@ class Values:
     Attributes:
         null: the logit of "no passage"; None: it is no value of z.
         bonus: γ of the sets of two passages; None: they are no values of z.
+        neighbours: passages on each side of a passage in its document that the generator reads with it.
     """
 
     null: nn.Parameter | None = None
     bonus: nn.Parameter | None = None
+    neighbours: int = 0
 
     @classmethod
-    def of(cls, *, null_passage: float | None = None, set_bonus: float | None = None) -> "Values":
-        """Raises: InputError for a number that is not finite."""
+    def of(cls, *, null_passage: float | None = None, set_bonus: float | None = None, neighbours: int = 0) -> "Values":
+        """Raises: InputError for a number that is not finite, or neighbours below 0."""
+        if neighbours < 0:
+            raise InputError(f"neighbours={neighbours}; needed 0 or more")
         made = {}
         for name, value in {"null_passage": null_passage, "set_bonus": set_bonus}.items():
             if value is not None and not math.isfinite(value):
                 raise InputError(f"{name}={value}; needed a finite number")
             made[name] = None if value is None else nn.Parameter(torch.tensor(float(value)), requires_grad=False)
-        return cls(made["null_passage"], made["set_bonus"])
+        return cls(made["null_passage"], made["set_bonus"], neighbours)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -303,11 +308,16 @@ class JointModel(Generic[G_co]):
         return self.read_of(questions, left_out(self.retrieve(questions, k), without))
 
     def retrieve(self, x: Sequence[Asked], k: int) -> Retrieved:
-        """The K latent values of each question; of a conversation those of largest Σ_r p(r|h) p_η(z|r).
+        """The K latent values of each question, with their neighbours; of a conversation those of largest
+        Σ_r p(r|h) p_η(z|r).
 
-        Raises: InputError as ``Retriever.retrieve``.
+        Raises: InputError as ``Retriever.retrieve``, and for a memory that does not know neighbours.
         """
-        return retrieve(self.retriever, checked_questions(x), k, self.readings)
+        if not self.values.neighbours:
+            return retrieve(self.retriever, checked_questions(x), k, self.readings)
+        retriever = of_one_version(self.retriever)
+        found = retrieve(retriever, checked_questions(x), k, self.readings)
+        return with_neighbours(found, retriever.memory, self.values.neighbours)
 
     def read_of(self, x: Sequence[Asked], retrieved: Retrieved) -> Read[G_co]:
         """As ``read``, with what was retrieved for these questions before."""

@@ -266,6 +266,8 @@ class ModelOptions(EncoderOptions):
         set_bonus: With --set-size 2: γ, by which the logit of a set is raised. Training learns it.
         rewrites: Rewrites of a conversation's last question that the generator proposes before the search, each one
             more way to read it. Default: 0.
+        neighbours: Passages on each side of a passage in its document that the generator reads with it. What is
+            retrieved and cited stays the passage.
     """
 
     model: Annotated[str | None, Option(flags=("-m", "--model"), default=DEMO)] = None
@@ -289,6 +291,7 @@ class ModelOptions(EncoderOptions):
     set_size: Annotated[int | None, Option(ge=1, le=2, default="as the model was saved, else 1")] = None
     set_bonus: Annotated[float | None, Option(metavar="LOGIT", default="as the model was saved, else 0")] = None
     rewrites: Annotated[int | None, Option(ge=0, le=16, metavar="M")] = None
+    neighbours: Annotated[int | None, Option(ge=0, le=16, metavar="N", default="as the model was saved, else 0")] = None
 
 
 @dataclass(frozen=True)  # without slots: those of a run have a second base

@@ -161,6 +161,16 @@ class SearchesWords(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsNeighbours(Protocol):
+    """A memory that knows in which order the passages of a document stand."""
+
+    def around(self, ids: Sequence[str], num: int) -> list[tuple[list[Passage], list[Passage]]]:
+        """For each passage those before it and those after it in its document, ``num`` of each or as many as there are,
+        in their order. InputError for an id that is not there."""
+        ...
+
+
 class FilterableMemory(Memory, Protocol):
     """A memory whose passages can be chosen by conditions on their fields."""
 

@@ -54,6 +54,8 @@ class Rag:
         readings: the weights of p(r|h), how the last question of a conversation is to be read, if they were trained
             (see ``latentrag.readings``); None: the default ones.
         rewrites: of a conversation's last question, which the generator writes; each is one more reading.
+        neighbours: so many passages on each side of a passage in its document are read with it; what is retrieved, its
+            share and its citation stay those of the passage.
     Raises: InputError for a logit that is not finite.
     """
 
@@ -70,8 +72,9 @@ class Rag:
         calibration: Calibration | None = None,
         readings: Mapping[str, float] | None = None,
         rewrites: int = 0,
+        neighbours: int = 0,
     ) -> None:
-        values = Values.of(null_passage=null_passage, set_bonus=set_bonus)
+        values = Values.of(null_passage=null_passage, set_bonus=set_bonus, neighbours=neighbours)
         self.rewrites = rewrites
         weights = ReadingWeights.of(readings)
         if rewrites:
@@ -101,6 +104,11 @@ class Rag:
     def set_bonus(self) -> float | None:
         """γ of the sets of two passages; None: they are no values of z."""
         return None if self.model.values.bonus is None else self.model.values.bonus.item()
+
+    @property
+    def neighbours(self) -> int:
+        """How many passages on each side of a passage are read with it."""
+        return self.model.values.neighbours
 
     @property
     def readings(self) -> dict[str, float] | None:
@@ -196,6 +204,7 @@ class Rag:
             set_size=1 if self.set_bonus is None else 2,
             retriever=getattr(self.retriever, "kind", None),
             null_passage=self.null_passage,
+            neighbours=self.neighbours,
         )
 
     def search(self, read: Read[Scores], *, variant: Variant, decoding: Decoding, options: DecodingOptions) -> Search:

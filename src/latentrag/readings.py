@@ -100,7 +100,8 @@ def retrieve(retriever: Retriever, x: Sequence[Question], k: int, weights: Readi
     talks = [b for b, question in enumerate(x) if question.exchanges]
     if not talks or not isinstance(retriever, ReadsConversations):
         return _of_last(retriever.retrieve([_alone(question) for question in x], k), x, talks, weights)
-    retriever = _of_one_version(retriever)
+    now = of_one_version(retriever)
+    retriever = now if isinstance(now, ReadsConversations) else retriever
     others = [b for b in range(len(x)) if b not in set(talks)]
     alone = retriever.retrieve([x[b] for b in others], k) if others else None
     mixed = _Conversations.of(retriever, [x[b] for b in talks], k, weights)
@@ -168,11 +169,10 @@ def _alone(question: Question) -> Question:
     return Question(question.turns[-1:], question.passages) if len(question.turns) > 1 else question
 
 
-def _of_one_version(retriever: ReadsConversations) -> ReadsConversations:
+def of_one_version(retriever: Retriever) -> Retriever:
     """The same retriever over its memory as it is now, where that may be exchanged between two searches."""
     now = retriever.memory.snapshot()
-    same = retriever if now is retriever.memory else retriever.over(now)
-    return same if isinstance(same, ReadsConversations) else retriever
+    return retriever if now is retriever.memory else retriever.over(now)
 
 
 def _fits(retriever: Retriever) -> Callable[[str], bool]:

@@ -187,6 +187,7 @@ class Passage:
     where it ends, if that is another one.
     ``origin`` names the file that `index sync` keeps the passage equal to; empty for one that was added by hand.
     ``fields`` are named values that its document states: date, author, language, …
+    ``before`` and ``after`` are texts beside it in its document that are read with it; they are no part of it.
     """
 
     id: str
@@ -198,6 +199,8 @@ class Passage:
     page: int | None = None
     origin: str = ""
     fields: Mapping[str, Scalar] = field(default_factory=dict, hash=False)
+    before: str = field(default="", compare=False, repr=False)
+    after: str = field(default="", compare=False, repr=False)
 
 
 Latent = tuple[Passage, ...]

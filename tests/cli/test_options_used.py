@@ -105,7 +105,7 @@ ALWAYS: Mapping[str, list[str]] = {
 ELSEWHERE = {
     *("--model", "--encoder", "--generator", "--passage-encoder", "--adapter", "--instruction", "--template"),
     *("--generator-kind", "--generator-setting", "--null-passage", "--reranker", "--candidates"),
-    *("--set-size", "--set-bonus", "--rewrites"),
+    *("--set-size", "--set-bonus", "--rewrites", "--neighbours"),
     *("--query-prompt", "--passage-prompt", "--dimension"),
     *("--memory", "--out", "--resume", "--json"),
     *("--device", "--encoder-device", "--passage-cache-in", "--skip-bad", "--truncate", "--prefix-field"),
@@ -318,12 +318,19 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
     ),
     (
         "eval, train",
-        "`--rewrites`",
+        "`--rewrites`, `--neighbours`",
         "with `--closed-book`, and with `--retrieval-only`",
         [
-            *(f"{each} --closed-book --rewrites 2" for each in ("eval", "train")),
-            "eval --retrieval-only --rewrites 2",
+            f"{each} --{name} 2"
+            for name in ("rewrites", "neighbours")
+            for each in ("eval --closed-book", "train --closed-book", "eval --retrieval-only")
         ],
+    ),
+    (
+        "eval, train",
+        "`--neighbours`",
+        "with `--passages-from`",
+        [f"{each} --passages-from passages --neighbours 1" for each in ("eval", "train")],
     ),
     (
         "all that take a model",

@@ -31,7 +31,7 @@ from latentrag.types import Variant
 FILE_NAME = "latentrag.json"
 FORMAT = 2
 SECTIONS = ("parts", "prior", "decoding", "template", "adapter", "calibration", "readings")
-PRIOR = ("variant", "k", "retriever", "settings", "null_passage", "set_bonus")
+PRIOR = ("variant", "k", "retriever", "settings", "null_passage", "set_bonus", "neighbours")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class ModelFile:
         settings: of the retriever.
         null_passage: the logit of "no passage"; None: it is no value of z.
         set_bonus: γ of the sets of two passages; None: they are no values of z.
+        neighbours: passages on each side that are read with each passage; None: none.
         decoding: options of ``DecodingOptions``, by name.
         generator: settings of the generator that the model has in place of those in the generator's own folder.
         calibration: from what is known of an answer to the probability that it is right; None: it has none.
@@ -57,6 +58,7 @@ class ModelFile:
     settings: Mapping[str, object] = field(default_factory=dict)
     null_passage: float | None = None
     set_bonus: float | None = None
+    neighbours: int | None = None
     decoding: Mapping[str, object] = field(default_factory=dict)
     generator: Mapping[str, object] = field(default_factory=dict)
     calibration: Calibration | None = None
@@ -147,5 +149,8 @@ def _check_prior(prior: Mapping[str, Any], path: Path) -> None:
         logit = prior.get(name, 0.0)
         if not isinstance(logit, int | float) or not math.isfinite(logit):
             raise ModelError(f"{path} has no usable prior.{name}; save the model again")
+    neighbours = prior.get("neighbours", 0)
+    if type(neighbours) is not int or neighbours < 0:
+        raise ModelError(f"{path} has no usable prior.neighbours; save the model again")
     if not isinstance(retriever, str) or not isinstance(prior.get("settings", {}), dict):
         raise ModelError(f"{path} has no usable prior.retriever and prior.settings; save the model again")

@@ -52,6 +52,7 @@ def load(
     set_size: int | None = None,
     set_bonus: float | None = None,
     rewrites: int | None = None,
+    neighbours: int | None = None,
     device: str = "auto",
     encoder_device: str | None = None,
     dtype: torch.dtype | str = "auto",
@@ -91,6 +92,8 @@ def load(
         set_bonus: γ of the sets, as for ``Rag``; None: as the model says, else 0.
         rewrites: how many rewrites of a conversation's last question the generator proposes, each one more way to read
             it; None: none. Costs decoding them before the search.
+        neighbours: how many passages on each side of a passage in its document are read with it, as for ``Rag``; None:
+            as the model says, else 0.
         device: where the model computes: "cpu", "cuda", "cuda:1", "mps", "xpu"; "auto": the best device of this
             machine. The memory is searched on the CPU.
         encoder_device: where the query encoder computes; None: on ``device``.
@@ -145,6 +148,7 @@ def load(
         calibration=parts.file.calibration,
         readings=parts.file.readings,
         rewrites=rewrites or 0,
+        neighbours=_neighbours(neighbours, parts.file.neighbours, num_given=num_given),
     )
 
 
@@ -279,6 +283,7 @@ def save(
         generator={name: settings[name] for name in ("template", "lora") if name in settings},
         calibration=rag.calibration,
         readings=rag.readings,
+        neighbours=rag.neighbours or None,
     )
     with _published(Path(folder)) as scratch:
         for name, part in parts.items():
@@ -351,7 +356,17 @@ def with_parts(rag: Rag, retriever: Retriever, generator: Scores) -> Rag:
         set_bonus=rag.set_bonus,
         readings=rag.readings,
         rewrites=rag.rewrites,
+        neighbours=rag.neighbours,
     )
+
+
+def _neighbours(given: int | None, saved: int | None, *, num_given: int | None) -> int:
+    """Passages read on each side. Raises: InputError for some where passages come with the questions."""
+    if num_given is None:
+        return (saved or 0) if given is None else given
+    if given:
+        raise InputError("neighbours has no effect, since the passages come with the questions; leave it out")
+    return 0
 
 
 def _set_bonus(size: int | None, given: float | None, saved: float | None) -> float | None:

@@ -62,6 +62,7 @@ class Setup(RunOptions):
         null_passage: the logit of "no passage" before training, as for ``latentrag.load``.
         set_size, set_bonus: as for ``latentrag.load``, γ before training.
         rewrites: as for ``latentrag.load``; each conversation is rewritten once.
+        neighbours: as for ``latentrag.load``.
     """
 
     data: tuple[Path, ...]
@@ -77,6 +78,7 @@ class Setup(RunOptions):
     set_size: int | None = None
     set_bonus: float | None = None
     rewrites: int | None = None
+    neighbours: int | None = None
 
 
 def train(
@@ -107,7 +109,7 @@ def train(
     hybrid = None if setup.retriever != "hybrid" else setup.retriever
     of_passages: dict[str, object] = {"--null-passage": setup.null_passage, "--set-size": setup.set_size}
     of_passages |= {"--where": setup.where, "--reranker": setup.reranker, "--candidates": setup.candidates}
-    of_passages["--rewrites"] = setup.rewrites
+    of_passages |= {"--rewrites": setup.rewrites, "--neighbours": setup.neighbours}
     for flag, value in {**of_passages, "--retriever hybrid": hybrid}.items():
         if value is not None and options.closed_book:
             raise InputError(f"{flag} has no effect, since closed book reads no passages; leave it out")
@@ -308,6 +310,7 @@ def _model(
         set_size=setup.set_size,
         set_bonus=setup.set_bonus,
         rewrites=setup.rewrites,
+        neighbours=setup.neighbours,
         variant=options.variant,
         k=options.k,
         device=device,
@@ -439,6 +442,7 @@ def _request(
         "null_passage": setup.null_passage,
         **({} if setup.set_size is None else {"set_size": setup.set_size, "set_bonus": setup.set_bonus}),
         **({} if setup.rewrites is None else {"rewrites": setup.rewrites}),
+        **({} if setup.neighbours is None else {"neighbours": setup.neighbours}),
         "keep_preamble": keep_preamble,
         "dtype": setup.dtype,
         "template": prompt_settings(setup.instruction, setup.template).get("template"),

@@ -177,8 +177,8 @@ def _generator_settings(options: ModelOptions) -> dict[str, object]:
 
 def loading(options: ModelOptions) -> dict[str, Any]:
     """What else ``latentrag.load`` takes of a model."""
-    of_prior = ("retriever", "reranker", "candidates", "null_passage", "set_size", "set_bonus", "rewrites")
-    names = (*of_prior, "instruction", "template")
+    of_prior = ("retriever", "reranker", "candidates", "null_passage", "set_size", "set_bonus")
+    names = (*of_prior, "rewrites", "neighbours", "instruction", "template")
     return {name: getattr(options, name) for name in names}
 
 
@@ -223,7 +223,7 @@ def about_run(system: SystemOptions, reading: RowOptions, *, keyed: bool = True)
 
 def about_prior(system: SystemOptions) -> dict[str, object]:
     """What of it changes which passages are found, and how probable they are."""
-    model, names = system.model, ("candidates", "null_passage", "set_size", "set_bonus", "rewrites")
+    model, names = system.model, ("candidates", "null_passage", "set_size", "set_bonus", "rewrites", "neighbours")
     given = {name: value for name in names if (value := getattr(model, name)) is not None}
     return {
         **({"where": system.which.where} if system.which.where else {}),

@@ -86,7 +86,7 @@ def evaluate(
             unused = {"--closed-book": closed_book, "--dtype": system.place.dtype != "auto", **decodes}
             unused |= {f"--{name}": getattr(system.model, name) is not None for name in ("instruction", "template")}
             unused["--curve"] = curve is not None
-            of_values = ("null_passage", "set_size", "set_bonus", "rewrites")
+            of_values = ("null_passage", "set_size", "set_bonus", "rewrites", "neighbours")
             unused |= {f"--{name.replace('_', '-')}": getattr(system.model, name) is not None for name in of_values}
             result = measured(data, ranking, reading, given, unused=unused, **common)
         else:
@@ -192,7 +192,7 @@ def _check_closed_book(system: SystemOptions, given: GivenOptions) -> None:
     """Raises: InputError for an option of passages."""
     of_passages = {"--as-of": system.version.as_of, "--passages-from": given.passages_from}
     of_passages["--where"] = system.which.where
-    for name in ("retriever", "reranker", "candidates", "null_passage", "set_size", "rewrites"):
+    for name in ("retriever", "reranker", "candidates", "null_passage", "set_size", "rewrites", "neighbours"):
         of_passages[f"--{name.replace('_', '-')}"] = getattr(system.model, name)
     for flag, value in of_passages.items():
         if value is not None:

@@ -23,6 +23,7 @@ from latentrag.errors import DataError, InputError
 from latentrag.evaluation.intervals import Estimate, estimate
 from latentrag.evaluation.report import append, begun
 from latentrag.marginal import log_likelihood
+from latentrag.neighbours import with_neighbours
 from latentrag.types import Retrieved, Variant, singles
 
 if TYPE_CHECKING:
@@ -87,7 +88,10 @@ def _row(rag: Rag, retriever: WeighsExperts, example: Example, num: int) -> Row:
     try:
         found, (values,) = retriever.features([example.question], num)
         zeros = {"experts": torch.zeros(1, len(found.passages[0]))}
-        read = rag.model.read_of([example.question], Retrieved(singles(found.passages), zeros, found.version))
+        alone = Retrieved(singles(found.passages), zeros, found.version)
+        read = rag.model.read_of(
+            [example.question], with_neighbours(alone, retriever.memory, rag.model.values.neighbours)
+        )
         evidence = read.evidence(read.generator.targets([example.answers[0]]))
     except InputError as error:
         raise DataError(f"example {example.id}: {error}") from error

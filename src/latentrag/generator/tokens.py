@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from latentrag.errors import InputError
-from latentrag.types import Asked, Latent, LatentLists, Question
+from latentrag.types import Asked, Latent, LatentLists, Passage, Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,8 +38,20 @@ def pairs(x: Sequence[Asked], latents: LatentLists) -> tuple[list[tuple[Question
             f"got {len(x)} questions with {[len(of_question) for of_question in latents]} passages; "
             "needed the same number, at least one, for every question"
         )
-    rows = [(question, z) for question, of_question in zip(questions, latents, strict=True) for z in of_question]
+    rows = [(question, as_read(z)) for question, each in zip(questions, latents, strict=True) for z in each]
     return rows, counts.pop()
+
+
+def as_read(z: Latent) -> Latent:
+    """z with what is read beside each passage as a part of its text."""
+    return tuple(map(_with_what_is_beside, z))
+
+
+def _with_what_is_beside(passage: Passage) -> Passage:
+    if not passage.before and not passage.after:
+        return passage
+    texts = (passage.before, passage.text, passage.after)
+    return replace(passage, text=" ".join(filter(None, texts)), before="", after="")
 
 
 def check_lengths(rows: Sequence[Sequence[int]], limit: int | None) -> None:

@@ -214,6 +214,11 @@ class FilteredMemory:
         """(N,) which passages of the version are left, in the order of the table."""
         return self._selection(self.base).mask
 
+    def around(self, ids: Sequence[str], num: int) -> list[tuple[list[Passage], list[Passage]]]:
+        """As ``Memory.around``: those that are left, up to the first that is not."""
+        base = self.base
+        return base.around(ids, num, has=self._selection(base).has)
+
     def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
         """As ``Memory.search``: the K best of those that are left, or all of them if there are fewer.
 

@@ -130,6 +130,10 @@ class LiveMemory:
         """As ``Memory.get``."""
         return self._memory.get(ids)
 
+    def around(self, ids: Sequence[str], num: int) -> list[tuple[list[Passage], list[Passage]]]:
+        """As ``Memory.around``."""
+        return self._memory.around(ids, num)
+
     def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
         """As ``Memory.search``."""
         return self._memory.search(q, k)

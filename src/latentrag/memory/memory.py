@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ import numpy as np
 from latentrag import io
 from latentrag.conditions import Condition, Where
 from latentrag.errors import IndexDamagedError, InputError, MemoryStoreError, OptionError, ShapeError, exceeds_memory
-from latentrag.ids import names_over
+from latentrag.ids import document_of, is_of, names_over
 from latentrag.memory import history, version_files
 from latentrag.memory.columns import Columns
 from latentrag.memory.filtered import KEPT_SELECTIONS, FilteredMemory, Selection, Within
@@ -209,6 +209,35 @@ class Memory:
                 if (synced or not origin) and (key == name or key.startswith((f"{name}#", f"{name}:")))
             }
         )
+
+    def around(
+        self, ids: Sequence[str], num: int, *, has: Callable[[int], bool] = lambda _: True
+    ) -> list[tuple[list[Passage], list[Passage]]]:
+        """As ``protocols.KnowsNeighbours``. Reads all passages of these documents.
+
+        Args:
+            has: whether a row may be known of; what is behind one that may not is no neighbour.
+        """
+        documents = {name: self._document(name) for name in dict.fromkeys(map(document_of, ids))}
+        found = []
+        for key in ids:
+            rows = documents[document_of(key)]
+            places = {passage.id: at for at, (_, passage) in enumerate(rows)}
+            require_known([key], places, "not in the memory")
+            place = places[key]
+            before = [z for _, z in takewhile(lambda row: has(row[0]), rows[max(0, place - num) : place][::-1])]
+            after = [z for _, z in takewhile(lambda row: has(row[0]), rows[place + 1 : place + 1 + num])]
+            found.append((before[::-1], after))
+        return found
+
+    def _document(self, name: str) -> list[tuple[int, Passage]]:
+        """The passages of a document in their order, with their row ids."""
+        with self._rows_lock:
+            if self._rows_under is None:
+                self._rows_under = RowsByName.of(self._table, names_over)
+        rows = self._table.take(self._rows_under.candidates([name]) + self._by_id().candidates([name]))
+        of_document = [(row, passage) for row, passage in rows.items() if is_of(passage.id, name)]
+        return sorted(of_document, key=lambda each: (each[1].start, each[1].end))
 
     def _by_id(self) -> RowsByName:
         with self._rows_lock:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from latentrag.marginal import emdr2, log_prior, loop, marginal_weights, nll, pdist, smoothed_nll
 from latentrag.model import Evidence, Read, Values, checked_questions, closed_book, fitting, read_of
+from latentrag.neighbours import with_neighbours
 from latentrag.protocols import TrainableGenerator, TrainableRetriever, weighs_passages
 from latentrag.readings import ReadingWeights, retrieve, retrieve_in_hindsight
 from latentrag.training.options import OBJECTIVES, TrainingOptions
-from latentrag.types import Asked, Latent, LatentLists, Question, Retrieved, Targets
+from latentrag.types import Asked, Latent, LatentLists, Passage, Question, Retrieved, Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,7 @@ def losses(
             retrieved = retrieve_in_hindsight(retriever, asked, y, options.k, options.hindsight, readings)
         else:
             retrieved = retrieve(retriever, checked_questions(x), options.k, readings)
+        retrieved = with_neighbours(retrieved, retriever.memory, values.neighbours)
         k = min(options.k, len(retrieved.latents[0]))  # fewer where few passages satisfy a condition
         retrieved = values.beside(retrieved, num_top=k)
     num_top = values.number(k)
@@ -258,10 +260,15 @@ class ScoreMemo:
         }
 
 
+def _parts_read(passage: Passage) -> tuple[str, ...]:
+    beside = (passage.before, passage.after) if passage.before or passage.after else ()
+    return (passage.id, passage.title, passage.text, *beside)
+
+
 def _key(x: Question, y: str, z: Latent) -> bytes:
     digest = hashlib.blake2b(digest_size=_KEY_BYTES)
     before = (part for turn in x.turns[:-1] for part in (turn.role, turn.text))
-    for text in (*before, x.text, y, *(part for passage in z for part in (passage.id, passage.title, passage.text))):
+    for text in (*before, x.text, y, *(part for passage in z for part in _parts_read(passage))):
         encoded = text.encode()
         digest.update(len(encoded).to_bytes(8, "little"))
         digest.update(encoded)
