@@ -407,8 +407,8 @@ def test_settings_of_the_retriever_that_are_unknown_or_damaged_are_refused(chang
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"readings": {"bias": 0.5}}, "has a section 'readings' of a newer version of latentrag; update"),
-        ({"prior": {"retriever": "dense", "readings": [0.5]}}, r"has prior\.readings of a newer version"),
+        ({"moods": {"bias": 0.5}}, "has a section 'moods' of a newer version of latentrag; update"),
+        ({"prior": {"retriever": "dense", "moods": [0.5]}}, r"has prior\.moods of a newer version"),
     ],
 )
 def test_what_a_newer_version_saved_is_refused_by_name(change, message, parts, memory, tmp_path) -> None:
