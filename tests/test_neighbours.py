@@ -136,7 +136,7 @@ def test_it_is_saved_with_the_model_and_training_reads_so(pair, memory: Memory, 
     losses = []
     for num in (0, 1):
         out = tmp_path / f"run{num}"
-        setup = Setup(data=(data,), memory=memory.path, model=ModelSpec(*pair), out=out, neighbours=num)
+        setup = Setup(data=(data,), memory=str(memory.path), model=ModelSpec(*pair), out=out, neighbours=num)
         options = {"k": 2, "num_steps": 2, "batch_size": 1, "freeze": "generator", "hindsight": 0}
         losses.append(train(setup, Given.of(TrainingOptions, options)).last_nll)
         saved = json.loads((out / "model" / "latentrag.json").read_text())
