@@ -76,14 +76,8 @@ def neighbours(
 
     Args: number: how many on each side, at most.
     """
-    base = memory.base if isinstance(memory, FilteredMemory) else memory
     passage = memory.find([passage_id]).get(passage_id)
     if passage is None:
         return None
-    document = document_of(passage_id)
-    under = memory.find([*base.ids_under(document, True, synced=True), passage_id]).values()
-    # Rows of a table are documents of their own, and begin anew at 0.
-    inside = [each for each in under if document_of(each.id) == document and each.source == passage.source]
-    inside.sort(key=lambda each: (each.start, each.id))
-    place = inside.index(passage)
-    return inside[max(0, place - number) : place], passage, inside[place + 1 : place + 1 + number]
+    ((before, after),) = memory.around([passage_id], number)
+    return before, passage, after

@@ -222,8 +222,10 @@ class Memory:
         found = []
         for key in ids:
             rows = documents[document_of(key)]
+            sources = {passage.id: passage.source for _, passage in rows}
+            require_known([key], sources, "not in the memory")
+            rows = [row for row in rows if row[1].source == sources[key]]
             places = {passage.id: at for at, (_, passage) in enumerate(rows)}
-            require_known([key], places, "not in the memory")
             place = places[key]
             before = [z for _, z in takewhile(lambda row: has(row[0]), rows[max(0, place - num) : place][::-1])]
             after = [z for _, z in takewhile(lambda row: has(row[0]), rows[place + 1 : place + 1 + num])]
@@ -237,7 +239,7 @@ class Memory:
                 self._rows_under = RowsByName.of(self._table, names_over)
         rows = self._table.take(self._rows_under.candidates([name]) + self._by_id().candidates([name]))
         of_document = [(row, passage) for row, passage in rows.items() if is_of(passage.id, name)]
-        return sorted(of_document, key=lambda each: (each[1].start, each[1].end))
+        return sorted(of_document, key=lambda each: (each[1].start, each[1].id))
 
     def _by_id(self) -> RowsByName:
         with self._rows_lock:
