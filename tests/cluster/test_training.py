@@ -22,8 +22,8 @@ def test_training_is_the_same(start, memory, model, tmp_path):  # noqa: F811
         assert cli(*line, "-i", place, "--out", tmp_path / name).code == 0
     error = cli(*line, "-i", "cluster:notes", "--out", tmp_path / "other", "--refresh-every", 2).error()
     assert "refresh_every re-encodes a memory in a folder, cluster:notes is not one" in error
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d"]
-    words = [*launch, "--rdzv-endpoint=localhost:0", "-m", "latentrag", *line, "-i", "cluster:notes"]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2, "--module"]
+    words = [*launch, "latentrag", *line, "-i", "cluster:notes"]
     process = started(*map(str, words), "--out", str(tmp_path / "two"))
     _, stderr = process.communicate(timeout=500)
     assert process.returncode == 0, stderr[-2000:]
