@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _READ_TOKENS = 4096
 """Tokens of passages read in one forward pass on an accelerator, padding included. A processor reads each passage
 alone, which takes no longer and makes what is kept of it independent of what was read beside it."""
-SLICE_TOKENS = 320
+SLICE_TOKENS = 192
 """Tokens of passages after which a slice ends."""
 
 _HEX = "[0-9a-f]"
