@@ -17,6 +17,7 @@ import pytest
 
 from latentrag.assemble import live_memory
 from latentrag.serving.app import create_app
+from latentrag.serving.options import ServeOptions
 from latentrag.serving.run import bound
 from tests.clients.conftest import Place, same, server
 from tests.clients.quick_starts import (
@@ -174,8 +175,9 @@ def test_a_quick_start_through_nginx(place, reply, tmp_path) -> None:
 
 
 def test_nginx_passes_a_stream_on_while_it_comes(gated, place, tmp_path) -> None:
-    """Its sources are there before the first token is decoded."""
-    app = create_app(gated, live_memory(place.memory), name=MODEL)
+    """Its sources are there before the first token is decoded, and so is what follows them."""
+    options = ServeOptions(keep_alive_s=0.1)
+    app = create_app(gated, live_memory(place.memory), name=MODEL, options=options)
     asked = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "stream": True}
     with (
         gated.generator.closed(),
@@ -186,5 +188,6 @@ def test_nginx_passes_a_stream_on_while_it_comes(gated, place, tmp_path) -> None
         lines = streamed.iter_lines()
         first = json.loads(next(lines).removeprefix("data: "))
         assert len(first["latentrag"]["sources"]) == 3
+        assert [line for line, _ in zip((line for line in lines if line), range(3))] == [": keep-alive"] * 3
         gated.generator.gate.set()
         assert [line for line in lines if line][-1] == "data: [DONE]"
