@@ -564,6 +564,38 @@ def test_a_server_with_a_key(chromium, rag, live) -> None:
 # Links and copies
 
 
+def test_a_follow_up_is_asked_after_what_was_said(chromium, served) -> None:
+    with opened(chromium, served.url) as page:
+        asked(page, QUESTION)
+        first = served.post("/v1/answer", {"question": QUESTION}).json()
+        expect(page.locator("#thread-part")).to_be_hidden()
+        expect(page.get_by_text("How the question was read")).to_have_count(0)
+        page.get_by_label("Follow-up").fill("What is it?")
+        page.get_by_role("button", name="Follow up").click()
+        expect(page.locator("#thread-part")).to_be_visible()
+        expect(page.locator("#status")).to_have_text("Done.")
+        said = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": first["answer"]}]
+        second = served.post("/v1/answer", {"messages": [*said, {"role": "user", "content": "What is it?"}]}).json()
+        expect(page.locator("#answer")).to_have_text(second["answer"])
+        turns = page.locator("#thread li bdi")
+        assert turns.all_text_contents() == [QUESTION, first["answer"]]
+        expect(page.get_by_label("Question")).to_have_value("What is it?")
+        shown = page.locator("#read-as").inner_text()
+        for reading in second["conversation"]["readings"]:
+            assert f"{percent(reading['posterior'])}, before the answer {percent(reading['prior'])}" in shown
+        assert "not trained with this model" in shown
+        link = page.url
+        page.get_by_role("button", name="New conversation").click()
+        expect(page.locator("#thread-part")).to_be_hidden()
+        asked(page, QUESTION)
+        expect(page.locator("#answer")).to_have_text(first["answer"])
+    with opened(chromium, link) as page:
+        assert page.locator("#thread li bdi").all_text_contents() == [QUESTION, first["answer"]]
+        page.get_by_role("button", name="Ask").click()
+        expect(page.locator("#status")).to_have_text("Done.")
+        expect(page.locator("#answer")).to_have_text(second["answer"])
+
+
 def test_a_link_leads_to_the_same_question(chromium, served) -> None:
     with opened(chromium, served.url) as page:
         choose(page, variant="token", k=2, as_of=2)

@@ -1,8 +1,9 @@
-// The address of a state: a question with its options, what is pinned, which passages are left out.
+// The address of a state: a question with the turns before it and its options, what is pinned, which passages are left out.
 
 /** What comes after the path. view: token and passage are indexes or null; without has ids. */
-export function written({ question, ...options }, view) {
-  const fields = new URLSearchParams({ q: question, ...options });
+export function written({ question, messages, ...options }, view) {
+  const fields = new URLSearchParams({ q: messages ? messages.at(-1).content : question, ...options });
+  if (messages) fields.append("turns", JSON.stringify(messages.slice(0, -1)));
   for (const id of view.without) fields.append("without", id);
   for (const name of ["token", "passage"]) if (view[name] !== null) fields.append(name, view[name] + 1);
   return `#${fields}`;
@@ -16,5 +17,16 @@ export function read(hash) {
   const view = { without: fields.getAll("without"), token: index("token"), passage: index("passage") };
   const options = { k: "", as_of: "", variant: "", decoding: "exact", sentences: "", where: "", max_tokens: "" };
   for (const name of Object.keys(options)) options[name] = fields.get(name) ?? options[name];
-  return { question: fields.get("q"), options, view };
+  return { question: fields.get("q"), turns: turns(fields.get("turns")), options, view };
+}
+
+/** The turns before the question; none where the address has none that can be. */
+function turns(text) {
+  const isTurn = ({ role, content }) => ["user", "assistant"].includes(role) && typeof content === "string";
+  try {
+    const found = JSON.parse(text ?? "[]");
+    return found.every(isTurn) ? found.map(({ role, content }) => ({ role, content })) : [];
+  } catch {
+    return [];
+  }
 }

@@ -13,6 +13,7 @@ import { read, written } from "./link.js";
 import { MemoryChooser } from "./memory.js";
 import { Passages } from "./passages.js";
 import { el, isolated, tokenName, visible } from "./text.js";
+import { Thread, questionOf, readAs, turnsBefore } from "./thread.js";
 import { Trail } from "./trail.js";
 import { Comparison } from "./ways.js";
 import { sayWhatItIsWorth, saidWithout } from "./worth.js";
@@ -33,6 +34,7 @@ const comparing = { list: at("ways"), status: at("compare-status"), stop: at("st
 const comparison = new Comparison(at("comparison"), comparing, { current, show });
 const passages = new Passages(at("passages"), { pin: pinPassage, leaveOut });
 const feedback = new Feedback({ current: () => state.answer, fail });
+const thread = new Thread(at("thread-part"), at("thread"));
 const heatMap = new HeatMap(at("heat-map"), at("heat-caption"), { pinToken, pinPassage });
 const evidence = new Evidence({ current, place: (z) => passages.effectAt(z), shown: seeInstead, fail });
 const documents = new Documents({ changed: loadMemory });
@@ -42,7 +44,7 @@ const trail = new Trail({ show: showAgain, follow });
 
 function requested() {
   const fields = new FormData(form);
-  const body = { question: fields.get("q"), decoding: fields.get("decoding") };
+  const body = { ...thread.asking(fields.get("q")), decoding: fields.get("decoding") };
   if (fields.get("variant")) body.variant = fields.get("variant");
   if (fields.get("sentences")) body.sentences = true;
   if (fields.get("where").trim()) body.where = fields.get("where").trim();
@@ -97,7 +99,7 @@ async function whole(signal) {
 /** The same question with room for twice as many tokens. */
 function goOn() {
   at("max_tokens").value = Math.min(MOST_TOKENS, Math.max(32, 2 * state.answer.log_p_theta[0].length));
-  at("question").value = state.request.question;
+  backTo(state.request);
   answerQuestion();
 }
 
@@ -143,13 +145,14 @@ function finished(answer) {
   const all = answer.sources.map((_, z) => z);
   passages.finish(answer, all.map((gone) => saidWithout(answer, all.filter((z) => z !== gone))));
   heatMap.finish(answer);
+  at("read-as").replaceChildren(...readAs(answer.conversation));
   at("closed-book").replaceChildren(...closedBook(answer));
   at("derivation").replaceChildren(...derivation(answer));
   for (const part of ["evidence", "more-part"]) at(part).hidden = false;
   if (!state.request.as_of && memory.memory && answer.memory_version !== memory.memory.version) loadMemory();
   comparison.update(answer);
   difference.update();
-  feedback.begin(state.keepsFeedback);
+  feedback.begin(state.keepsFeedback && answer.conversation === undefined); // what is kept is a question without turns
   trail.finish(answer);
   restoreView();
 }
@@ -176,11 +179,17 @@ function show(options, answer) {
   at("answer-title").focus();
 }
 
+/** The question of a request, in its conversation. */
+function backTo(request) {
+  thread.become(turnsBefore(request));
+  at("question").value = questionOf(request);
+}
+
 /** One that was shown before, by Back or Forward. */
 function showAgain(request, answer) {
   comparison.clear();
   difference.forget();
-  at("question").value = request.question;
+  backTo(request);
   state.link = { request: JSON.stringify(request), view: read(location.hash).view };
   present(request, answer, () => {
     trail.entry = { request, answer };
@@ -206,10 +215,10 @@ function ended() {
 
 /** While another question is being written, the answer is not to it. */
 function noteEditing() {
-  const isStale = state.answer !== null && at("question").value !== state.request.question;
+  const isStale = state.answer !== null && at("question").value !== questionOf(state.request);
   at("result").classList.toggle("stale", isStale);
   at("stale").hidden = !isStale;
-  if (isStale) at("stale-question").textContent = visible(state.request.question);
+  if (isStale) at("stale-question").textContent = visible(questionOf(state.request));
 }
 
 const say = (text) => at("status").replaceChildren(text);
@@ -305,6 +314,7 @@ function follow() {
     firstVisit();
     return;
   }
+  thread.become(link.turns);
   at("question").value = link.question;
   setOptions(link.options);
   const { k, as_of, variant, decoding, sentences, where, max_tokens } = link.options;
@@ -379,9 +389,24 @@ at("question").addEventListener("keydown", (event) => {
 });
 at("question").addEventListener("input", noteEditing);
 at("back-to-it").addEventListener("click", () => {
-  at("question").value = state.request.question;
+  backTo(state.request);
   noteEditing();
   at("answer-title").focus();
+});
+at("follow-up-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (state.answer === null) return;
+  thread.become(turnsBefore(state.request));
+  thread.add(questionOf(state.request), state.answer.answer);
+  at("question").value = at("follow-up").value;
+  at("follow-up").value = "";
+  answerQuestion();
+});
+at("begin-anew").addEventListener("click", () => {
+  thread.become([]);
+  at("question").value = "";
+  noteEditing();
+  at("question").focus();
 });
 at("cancel").addEventListener("click", () => state.running?.abort());
 at("longer").addEventListener("click", goOn);
