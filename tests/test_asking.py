@@ -5,7 +5,7 @@ from typing import get_type_hints
 
 import pytest
 
-from latentrag import conditions, options
+from latentrag import conditions
 from latentrag.asking import Asking, HowToAnswer
 from latentrag.errors import InputError
 from latentrag.options import DecodingOptions
@@ -21,7 +21,7 @@ def a_rag() -> Rag:
 def test_every_option_of_decoding_may_be_said_with_its_own_type() -> None:
     names = {"Where": conditions.Where, "DecodingOptions": DecodingOptions}
     said = get_type_hints(HowToAnswer, localns=names)
-    of_decoding = get_type_hints(DecodingOptions, globalns=vars(options))
+    of_decoding = get_type_hints(DecodingOptions)
     own = {field.name for field in fields(Asking)} - {"options"}
     assert said.keys() == own | (of_decoding.keys() - {"DEFAULT"})
     assert {name: said[name] for name in said.keys() - own} == {name: of_decoding[name] for name in said.keys() - own}
