@@ -1,6 +1,10 @@
 """A memory in an object store: commits by condition, nothing forced or locked, checksums an object a commit."""
 
+import json
+import subprocess
+import sys
 import threading
+from dataclasses import asdict, replace
 from datetime import timedelta
 
 import numpy as np
@@ -12,7 +16,7 @@ from latentrag.memory import LiveMemory, Memory, object_store, upkeep, version_f
 from latentrag.memory.object_path import ObjectPath
 from latentrag.memory.object_store import ObjectStore
 from latentrag.memory.repair import repair
-from latentrag.memory.storage import storage_of
+from latentrag.memory.storage import Owner, storage_of
 from latentrag.memory.verify import verify
 from latentrag.types import Passage
 from tests.objects.conftest import running, send, set_variables
@@ -80,7 +84,12 @@ def test_of_four_simultaneous_commits_one_wins(address, encoder):
     refused = [outcome for outcome in outcomes if isinstance(outcome, str)]
     assert outcomes.count(3) == 1
     assert len(refused) == 3
-    assert all("committed to s3://" in each or "its newest is 3; open it without" in each for each in refused), refused
+    assert all(
+        "someone else committed to s3://" in each
+        or "someone else is committing to s3://" in each
+        or "its newest is 3; open it without" in each
+        for each in refused
+    ), refused
     assert len(Memory.open(address)) == 13
     files, needed = files_and_needed(address)
     assert {name for name in files - needed if name.startswith("data/")} == set()  # what the others staged is gone
@@ -267,3 +276,34 @@ def test_a_memory_is_copied_there_and_back(address, encoder, tmp_path):
         file.write_bytes((place / name).read_bytes())
     assert upkeep.forget(tmp_path / "back", ["p1"]).version > 3
     assert len(Memory.open(tmp_path / "back")) == 12
+
+
+def test_one_commits_a_version_and_the_claim_of_a_dead_process_is_passed_over(address, encoder, monkeypatch):
+    memory = Memory.create(address, encoder)
+    claim = ObjectPath.parse(address) / "_claims/2"
+    owner = Owner.this_process()
+    claim.write_new(json.dumps(asdict(owner)).encode())
+    with pytest.raises(
+        MemoryStoreError, match="someone else is committing to s3://.* after version 1; .* 5 minutes later"
+    ):
+        memory.add(PASSAGES, encoder)
+    files, needed = files_and_needed(address)
+    assert files == needed & files  # what it had written is gone
+    with monkeypatch.context() as patched:
+        patched.setattr(object_store, "CLAIMED_FOR", timedelta(seconds=-5))
+        assert memory.add(PASSAGES, encoder).version == 2
+    (ended := subprocess.Popen([sys.executable, "-c", ""])).wait()
+    (claim.parent / "3").write_new(json.dumps(asdict(replace(owner, pid=ended.pid))).encode())
+    assert Memory.open(address).delete(["p0"]).version == 3
+    assert list(claim.parent.iterdir()) == []
+
+
+def test_nothing_is_put_on_top_of_what_others_have_committed(address, encoder, monkeypatch):
+    """Lance would, where rows allow it; two additions of one id would both succeed."""
+    memory = Memory.create(address, encoder)
+    first, second = (Memory.open(address) for _ in range(2))
+    first.add(PASSAGES[:1], encoder)
+    monkeypatch.setattr(type(memory.table), "require_newest", lambda _: None)  # both looked before
+    with pytest.raises(MemoryStoreError, match="someone else committed to s3://"):
+        second.add(PASSAGES[:1], encoder)
+    assert len(Memory.open(address)) == 1

@@ -2,6 +2,7 @@
 
 data/ _deletions/ _transactions/ _versions/ _refs/   of the table, written by Lance
 _checksums/                                          what each committed file held: an object for each commit
+_claims/                                             who commits a version at this moment
 
 An object is there whole or not at all, and safe once the store has said so. Lance publishes a version by an object that
 must not exist yet, so a version number is given once. Indexes, and notes of what was begun, are on the local disk.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +34,9 @@ CHECKSUMS = "_checksums"
 ABANDONED_AFTER = timedelta(days=7)
 """A file that no version needs may be that of a writer who has not committed yet, and nobody can ask. Lance's own
 cleanup spares them for as long."""
+CLAIMS = "_claims"
+CLAIMED_FOR = timedelta(minutes=5)
+"""A commit takes two requests, each tried again for 20 seconds at most; whoever has not ended by then is gone."""
 _THREADS = 16
 
 
@@ -40,6 +45,38 @@ class _Own:
     """What one thread has written since it began to write; files that a version needs are no longer among them."""
 
     names: set[str] = field(default_factory=set)
+
+
+def _require_newest(dataset: lance.LanceDataset) -> None:
+    """Lance puts a change on top of what others have committed meanwhile where rows allow it, retries or not.
+
+    Raises: lance.commit.CommitConflictError.
+    """
+    from lance.commit import CommitConflictError
+
+    if dataset.latest_version != dataset.version:
+        raise CommitConflictError(f"version {dataset.version} is not the newest")
+
+
+def _is_given_up(claim: ObjectPath) -> bool:
+    """Whether whoever claimed it is gone: a process of this machine that has ended, or one that takes too long."""
+    try:
+        changed, owner = claim.stat().changed, Owner(**json.loads(claim.read_bytes()))
+    except FileNotFoundError:
+        return False  # it has just ended
+    if owner.is_under_our_locks and not _is_running(owner.pid):
+        return True
+    return datetime.now(UTC) - changed > CLAIMED_FOR
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,17 +174,41 @@ class ObjectStore:
                 f"{len(gone)} files of {self.folder} were removed before they were committed, after more than "
                 f"{ABANDONED_AFTER.days} days perhaps; run the command again"
             )
+        read = int(dataset.version)
+        self._claim(read + 1)
         try:
+            _require_newest(dataset)
             published = lance.LanceDataset.commit(
-                dataset, operation, read_version=int(dataset.version), commit_message=change, max_retries=0
+                dataset, operation, read_version=read, commit_message=change, max_retries=0
             )
-        except CommitConflictError:
-            raise  # surely not committed: what was written may go
+        except CommitConflictError:  # surely not committed: what was written may go
+            self._claims.remove([str(read + 1)])
+            raise
         except BaseException:
             self._own.names.clear()  # it may have been committed, or be so in a moment
             raise
         self._own.names.clear()
+        self._claims.remove([str(read + 1)])
         return published
+
+    @property
+    def _claims(self) -> ObjectPath:
+        return self.folder / CLAIMS
+
+    def _claim(self, version: int) -> None:
+        """Be the only one to commit this version. Raises: MemoryStoreError if somebody else is."""
+        claim = self._claims / str(version)
+        content = json.dumps(asdict(Owner.this_process())).encode()
+        if claim.write_new(content):
+            return
+        if _is_given_up(claim):
+            self._claims.remove([claim.name])
+            if claim.write_new(content):
+                return
+        raise MemoryStoreError(
+            f"someone else is committing to {self.folder} after version {version - 1}; open it without a version and "
+            f"try again, {CLAIMED_FOR.seconds // 60} minutes later if that process was killed"
+        )
 
     def name_version(self, dataset: lance.LanceDataset, name: str, version: int) -> None:
         if (self.folder / TAGS / f"{name}.json").is_file():
