@@ -127,6 +127,30 @@ def test_what_nobody_wants_is_not_decoded_further(options) -> None:
     assert toy_of(rag).num_steps - steps == 1  # the token after the first; nothing after it was dropped
 
 
+@pytest.mark.parametrize("when", range(24))
+@pytest.mark.parametrize("options", [{}, {"top_tokens": 2}, {"sample": True, "top_tokens": 2, "seed": 1}])
+def test_a_question_may_leave_at_any_step_of_those_that_share_its_state(options, when) -> None:
+    """Nothing more is said of it, and the others are answered as they are without it leaving."""
+    x, options = ["one?", "another one?", "a third?"], {"num_beams": 1, "max_tokens": 9, **options}
+    rag = make(5)
+    whole = rag.answer_batch(x, **options)
+    for leaving in range(3):
+        loop = rag.answering(x, rag.asking(**options))
+        answers: dict[int, Answer] = {}
+        for number in range(1000):
+            if not loop.live:
+                break
+            gone = number > when and leaving not in answers
+            for event in loop.step():
+                assert not (gone and event.question == leaving)
+                if isinstance(event, Answered):
+                    answers[event.question] = event.answer
+            if number == when:
+                loop.drop(leaving)
+        others = [b for b in range(3) if b != leaving]
+        assert [answers.get(b) for b in others] == [whole[b] for b in others]
+
+
 def test_options_that_leave_no_answer() -> None:
     with pytest.raises(InputError, match="ruled out by the options; lower min_tokens"):
         make(1, vocabulary=2).answer("who?", min_tokens=5, no_repeat_ngram_size=1)

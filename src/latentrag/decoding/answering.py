@@ -143,6 +143,7 @@ class Answering:
             yield self._sources(question)
         yield from reading(self._read.generator, self._read.prepared)
         turns, result = self._search.turns(), None
+        begun: list[Decided] = []
         while True:
             try:
                 turn = turns.send(result)
@@ -150,13 +151,22 @@ class Answering:
                 break
             result = None
             if isinstance(turn, Decided):
-                yield from self._begun(turn)
+                begun.append(turn)
             elif isinstance(turn, Ended):
                 self._decoded[turn.question] = turn.hypotheses
-            else:
-                yield from self._answered()
-                if self._search.live:
-                    result = yield cast("Work", turn)
+            else:  # a work: until it is done questions may be dropped, so that all the search has said is taken first
+                yield from self._said(begun)
+                begun = []
+                if not self._search.live:
+                    return
+                result = yield cast("Work", turn)
+        yield from self._said(begun)
+
+    def _said(self, begun: Sequence[Decided]) -> Turns:
+        """What questions begin with, and the answers to those that have been decoded."""
+        for event in begun:
+            if event.question in self.live:
+                yield from self._begun(event)
         yield from self._answered()
 
     def _sources(self, question: int) -> Sources:
@@ -177,7 +187,8 @@ class Answering:
             self._num_said[question] = len(tokens)
             if self._asking.top_tokens:
                 tokens = yield alone(partial(self._with_top, question, ids, tokens))
-            yield Begun(question, tokens)
+            if question in self.live:
+                yield Begun(question, tokens)
 
     def _with_top(self, question: int, ids: Sequence[int], tokens: tuple[Token, ...]) -> tuple[Token, ...]:
         """The first tokens of a hypothesis, with others in their places."""
