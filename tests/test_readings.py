@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from latentrag import readings as readings_room
 from latentrag.assemble import ModelSpec, load, save
 from latentrag.assemble.runs import Setup, train
 from latentrag.decoding import rewriting
@@ -152,7 +153,8 @@ def test_questions_of_one_turn_have_every_bit_they_had_beside_conversations(kind
 
 
 @pytest.mark.parametrize("kind", KINDS[:3])
-def test_y_proposes_more_passages_and_scores_none(kind: str, memory: Memory) -> None:
+def test_y_proposes_more_passages_and_scores_none(kind: str, memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readings_room, "NUM_CANDIDATES", 4)  # so that y proposes others
     retriever, weights = made(kind, memory), ReadingWeights.of(NUMBERS)
     found = retrieve_in_hindsight(retriever, [TALK, Question.of("x")], ["river seine", "rome"], K, 4, weights)
     assert [len({z.id for z in of_one}) for of_one in found.passages] == [K + 4] * 2
@@ -163,6 +165,19 @@ def test_y_proposes_more_passages_and_scores_none(kind: str, memory: Memory) -> 
     own = {z.id for text in WAYS.values() for z in retriever.retrieve([text], 20).passages[0]}
     assert {z.id for z in found.passages[0][:K]} <= own
     assert {z.id for z in without_y.passages[0]} <= own
+    assert found.latents[0][:K] == without_y.latents[0]
+    assert torch.allclose(found.logits[0][:K], without_y.logits[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS[:3])
+def test_the_best_of_many_are_the_best_of_few(kind: str, memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation retrieves more passages than are read, to see where the right one stands."""
+    monkeypatch.setattr(readings_room, "NUM_CANDIDATES", 4)
+    retriever, weights = made(kind, memory), ReadingWeights.of(NUMBERS)
+    few, many = (retrieve(retriever, [TALK], k, weights) for k in (K, 20))
+    assert len({z.id for z in many.passages[0]}) == 20
+    assert many.latents[0][:K] == few.latents[0]
+    assert torch.allclose(many.logits[0][:K], few.logits[0], atol=1e-5)
 
 
 def test_the_numbers_have_the_gradient_of_the_likelihood(memory: Memory) -> None:

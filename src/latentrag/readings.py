@@ -23,17 +23,18 @@ from torch import nn
 
 from latentrag.errors import InputError
 from latentrag.marginal import mixture
-from latentrag.protocols import ChecksQuestions, ReadsConversations
+from latentrag.protocols import ChecksQuestions, ReadsConversations, is_filtered
 from latentrag.types import AsRead, Question, Readings, Retrieved
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from latentrag.protocols import Retriever, TrainableRetriever
+    from latentrag.protocols import Memory, Retriever, TrainableRetriever
     from latentrag.types import Latent, Passage, Together
 
 NUM_CANDIDATES = 20
-"""Passages that each reading finds, or K, if that is more."""
+"""Passages that each reading finds, whatever K is, so that the first 5 of 50 are the 5. If K is larger, what further
+passages each reading finds comes after them."""
 PART = "readings"
 """The part of a conversation's logits that no expert has."""
 DEFAULTS: Mapping[str, float] = {"before": -1.8, "all": -2.5, "rewrite": -2.5, "evidence": 0.6}
@@ -246,18 +247,23 @@ class _Conversations:
             [both if fits(both := f"{text} {answer}") else text for text in of_one]
             for of_one, answer in zip(texts, y, strict=False)
         ]
-        num = max(k, min(NUM_CANDIDATES, len(retriever.memory))) if k > 0 else k  # which is refused
+        num = _num_candidates(retriever.memory, k)
+        if 0 < num < k:
+            of_y = also or [[] for _ in texts]
+            also = [[*of_one, *others] for of_one, others in zip(texts, of_y, strict=True)]
+            num_also = max(num_also, k)
         found = retriever.retrieve_together(texts, num, x=x, also=also, num_also=num_also)
         mixed = [_mixed(*each, weights) for each in zip(ways, found, shares, strict=True)]
         return cls(mixed, found[0].version)
 
     def top(self, k: int, num_more: int = 0) -> Retrieved:
-        """The K best that its readings have found, and so many of the others; fewer where there are fewer."""
+        """The K best candidates, where there are fewer also the best others, and so many more of the others; fewer
+        where there are fewer."""
         chosen = []
         for each in self.mixed:
             logits = sum(each.parts.values()).detach()  # type: ignore[union-attr]
             order = torch.argsort(logits, descending=True, stable=True).tolist()
-            top = [i for i in order if i < each.num_found][:k]
+            top = sorted(order, key=lambda i, own=each.num_found: i >= own)[:k]  # type: ignore[misc]
             chosen.append([*top, *[i for i in order if i not in set(top)][:num_more]])
         width = max(map(len, chosen))
         device = next(iter(self.mixed[0].parts.values())).device
@@ -276,10 +282,16 @@ class _Conversations:
         return Retrieved(latents, stacked, self.version, None if bool(mask.all()) else mask, readings)
 
 
+def _num_candidates(memory: Memory, k: int) -> int:
+    """Passages that each reading finds; a K that cannot be is left to the retriever, which refuses it."""
+    size = len(memory)
+    return k if k < 1 or (k > size and not is_filtered(memory)) else min(NUM_CANDIDATES, size)
+
+
 def _mixed(ways: Sequence[AsRead], found: Together, log_share: Sequence[float], weights: ReadingWeights) -> _Mixed:
     logits = Retrieved([], found.parts, 0).logits  # (R, n)
-    log_p_r = weights.log_p(ways, logits, log_share)
-    mixed, shares = mixture(log_p_r, logits)
+    log_p_r = weights.log_p(ways, logits[:, : found.num_found], log_share)
+    mixed, shares = mixture(log_p_r, logits, found.num_found)
     # What an expert says of a passage: the mean over the readings that it is owed to. The rest is "readings".
     parts = {name: (shares * part).sum(dim=0) for name, part in found.parts.items()}
     parts[PART] = mixed - Retrieved([], {name: part[None] for name, part in parts.items()}, 0).logits[0]
