@@ -4,9 +4,10 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,12 +16,15 @@ import pytest
 from latentrag.assemble import live_memory, load, load_passage_encoder
 from latentrag.errors import InputError
 from latentrag.memory import Memory
+from latentrag.rag import Rag
 from latentrag.serving.app import create_app
 from latentrag.serving.batching import Batcher, Job
 from latentrag.serving.failures import Refused
 from latentrag.serving.options import ServeOptions
 from latentrag.types import Passage
-from tests.serving.conftest import PATIENCE_S, serving
+from tests.serving.conftest import PATIENCE_S, GatedGenerator, serving
+from tests.test_rag import FakeRetriever
+from tests.toy import passages
 
 
 class Work:
@@ -142,6 +146,13 @@ def test_who_wants_the_same_takes_no_room(work) -> None:
 
 
 # Over HTTP
+
+
+def wait_for(is_so: Callable[[], bool]) -> bool:
+    until = time.monotonic() + PATIENCE_S
+    while not is_so() and time.monotonic() < until:
+        time.sleep(0.001)
+    return is_so()
 
 
 @contextmanager
@@ -282,6 +293,29 @@ def can_connect(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+class Exchanged(FakeRetriever):
+    """Says which version of its memory it has searched."""
+
+    def retrieve(self, x, k):
+        return replace(super().retrieve(x, k), version=self.memory.version)
+
+
+def test_who_asks_after_the_memory_was_exchanged_joins_no_answer_of_the_version_before(live) -> None:
+    gated: Any = Rag(Exchanged(passages(4)), GatedGenerator(vocabulary=4, seed=11), k=3)
+    memory = gated.retriever.memory
+    with busy(gated, live) as (served, pool):
+        before = memory.version
+        joining = pool.submit(served.post, "/v1/answer", {"question": "first?"})
+        assert wait_for(lambda: len(served.batcher) == 1)
+        memory.version = before + 1
+        after = pool.submit(served.post, "/v1/answer", {"question": "first?"})
+        assert wait_for(lambda: len(served.batcher) == 2)
+        gated.generator.gate.set()
+        assert joining.result().json()["memory_version"] == before
+        assert after.result().json()["memory_version"] == before + 1
+    assert gated.generator.batches == [1, 1]  # the first, which one joined, and that of the new version
 
 
 def test_every_answer_is_of_one_version_while_the_memory_is_exchanged(tmp_path, model, encoder) -> None:

@@ -54,7 +54,8 @@ class Engine:
         rag.confidence(asking)  # refused before it waits
         options = asking.options
         self._check_pairs(asking.k, options.num_beams, "{num_beams}")
-        key: Hashable = ("answer", id(rag), asking)
+        # An answer under way is of the version that was served when it began: who asks since wants another.
+        key: Hashable = ("answer", id(rag), rag.retriever.memory.version, asking)
         if asking.without:
             key = object()  # other questions have other passages
         asked, same = Request(rag, question, asking), None if options.sample else question
