@@ -16,7 +16,7 @@ import pytest
 from latentrag.assemble import live_memory, load, load_passage_encoder
 from latentrag.conditions import condition_of
 from latentrag.errors import InputError
-from latentrag.memory import Memory
+from latentrag.memory import LiveMemory, Memory
 from latentrag.serving.app import create_app
 from latentrag.serving.guard import Access
 from latentrag.serving.options import ServeOptions
@@ -28,11 +28,13 @@ from tests.serving.conftest import Served, serving
 from tests.serving.test_stream import events
 
 BOUND, OTHER, WHOLE = ("a-key-bound-to-team-x", "a-key-bound-to-team-y", "a-key-that-sees-everything")
+WRITER = "a-key-that-may-write"
 ACCESS = Access(
-    keys=(BOUND, OTHER, WHOLE),
+    keys=(BOUND, OTHER, WHOLE, WRITER),
     rights={
         BOUND: Rights(condition_of("team = 'x'"), write=True),
         OTHER: Rights(condition_of("team = 'y'")),
+        WRITER: Rights(write=True),
     },
 )
 SEEN = [
@@ -211,6 +213,34 @@ def test_the_attempts_would_tell(pair) -> None:
 
 
 MOST = dict([(name, each) for name, each in ATTEMPTS.items() if name not in FORBIDDEN][::3])
+
+
+@pytest.fixture
+def own(tmp_path, encoder) -> LiveMemory:
+    """A memory that may be changed."""
+    filled(tmp_path / "memory.lance", load_passage_encoder(encoder), HIDDEN["one"], "one")
+    return live_memory(tmp_path / "memory.lance")
+
+
+EXCHANGES = ("serving another version", "naming a version", "taking a name away", "loading the model")
+
+
+@pytest.mark.parametrize("attempt", EXCHANGES)
+def test_what_everybody_is_served_takes_the_right_to_write(own, model, attempt) -> None:
+    """A key that only asks changes it for nobody; without keys everybody on this machine may, as `index use` may."""
+    app = create_app(load(model, memory=own), own, name="tiny", access=ACCESS, load=lambda: load(model, memory=own))
+    before = own.version, own.snapshot().tags()
+    with serving(app) as served:
+        for key, remedy in ((WHOLE, "needed one with the right to write"), (BOUND, "sees all passages")):
+            status, error = said(served, key, *ATTEMPTS[attempt])
+            assert (status, error["error"]["code"]) == (403, "forbidden")
+            assert remedy in error["error"]["message"]
+        assert (own.version, own.snapshot().tags()) == before
+        assert said(served, WRITER, *ATTEMPTS[attempt])[0] == 200
+    app = create_app(load(model, memory=own), own, name="tiny", load=lambda: load(model, memory=own))
+    with serving(app) as served:
+        assert served.post("/v1/memory", {"action": "use", "version": 2}).status_code == 200
+        assert served.post("/v1/model", {"action": "reload"}).status_code == 200
 
 
 def test_what_a_bound_key_sees(pair) -> None:

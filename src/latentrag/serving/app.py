@@ -25,7 +25,7 @@ from latentrag.serving.guard import Access, Guard
 from latentrag.serving.memories import Memories
 from latentrag.serving.metrics import Metrics
 from latentrag.serving.options import ServeOptions
-from latentrag.serving.rights import Rights, require_unbound, rights_now
+from latentrag.serving.rights import Rights, require_exchange, require_unbound, rights_now
 from latentrag.serving.service import ERRORS, Service, json_response, responses
 from latentrag.serving.writing import Documents
 
@@ -101,7 +101,7 @@ def create_app(
     app.add_middleware(
         Guard,
         options=options,
-        access=access or Access(without_key=Rights(write=options.allow_writes)),
+        access=access or Access(without_key=Rights(write=options.allow_writes, exchange=True)),
         metrics=metrics,
         methods=methods,
         files=page.paths(),
@@ -142,7 +142,7 @@ def _model(service: Service) -> APIRouter:
     async def change(_asked: Annotated[schemas.Reload, Body()]) -> Response:
         """Load the model anew from its files. Requests that came before are answered by the old one, which goes
         then; for some time both are in memory."""
-        require_unbound("change what others see")
+        require_exchange()
         try:
             await asyncio.to_thread(service.memories.exchange_model, load)
         except LatentRagError as error:
@@ -167,7 +167,7 @@ def _memory(service: Service) -> APIRouter:
     @router.post("/v1/memory", responses=responses(schemas.MemoryRecord), response_model=None)
     async def change(asked: Annotated[schemas.MemoryRequest, Body()]) -> Response:
         """Serve another version, or name versions. Answers under way end with the version that they began with."""
-        require_unbound("change what others see")
+        require_exchange()
         if isinstance(asked, schemas.Use):
             await asyncio.to_thread(memories.use, asked.version)
         elif isinstance(asked, schemas.Tag):

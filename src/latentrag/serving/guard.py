@@ -58,13 +58,7 @@ class Access:
     keys: tuple[str, ...] = ()
     hosts: frozenset[str] = frozenset()
     rights: Mapping[str, Rights] = field(default_factory=dict)
-    without_key: Rights = field(default_factory=Rights)
-
-    @property
-    def may_write(self) -> bool:
-        """Whether anybody may."""
-        known = [self.rights.get(key, Rights()) for key in self.keys] if self.keys else [self.without_key]
-        return any(each.write for each in known)
+    without_key: Rights = field(default_factory=lambda: Rights(exchange=True))
 
     def rights_of(self, given: str) -> Rights | None:
         """Those of a key, in a time that says nothing about the keys; None: it is none of them."""

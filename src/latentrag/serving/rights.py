@@ -20,10 +20,12 @@ class Rights:
     Attributes:
         where: the passages that it may know of; None: all.
         write: whether it may change documents.
+        exchange: whether it may choose what everybody is served, without ``write``: as where nobody needs a key.
     """
 
     where: Condition | None = None
     write: bool = False
+    exchange: bool = False
 
     @classmethod
     def read(cls, text: str) -> Rights:
@@ -58,6 +60,20 @@ def require_unbound(what: str) -> None:
     """Raises: Refused for a key that may see some passages alone."""
     if rights_now().where is not None:
         raise Refused(403, f"this API key may not {what}; ask with one that sees all passages", "forbidden")
+
+
+def require_exchange() -> None:
+    """Raises: Refused for a client that may not choose what everybody is served: the version of the memory, the names
+    of versions, the model."""
+    require_unbound("change what others see")
+    rights = rights_now()
+    if not (rights.write or rights.exchange):
+        raise Refused(
+            403,
+            "this API key may not change what others see; needed one with the right to write (`KEY write` in the file "
+            "of --api-key-file)",
+            "forbidden",
+        )
 
 
 def require_write() -> None:

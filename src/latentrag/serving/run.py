@@ -65,7 +65,7 @@ def access_to(host: str, *, key_file: Path | None, hosts: Sequence[str] = (), al
     named = frozenset(name.lower() for name in hosts)
     if is_loopback(host) or named:
         named |= _LOOPBACK_NAMES | {f"[{host}]" if ":" in host else host}
-    return Access(keys=keys, hosts=named, rights=rights, without_key=Rights(write=allow_writes))
+    return Access(keys=keys, hosts=named, rights=rights, without_key=Rights(write=allow_writes, exchange=True))
 
 
 def _keys(key_file: Path | None) -> dict[str, Rights]:
