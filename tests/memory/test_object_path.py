@@ -103,6 +103,26 @@ def test_a_damaged_record_is_as_none(place):
     assert ObjectStore(place).checksums() == {}
 
 
+def test_of_two_who_find_a_dead_claimant_one_follows_it(place, monkeypatch):
+    """Both have looked at the dead one's claim before either has claimed the version itself."""
+    looked = object_store._is_given_up
+    first, second = ObjectStore(place), ObjectStore(place)
+    assert first._claim(2)
+    claims = []
+
+    def meanwhile(claim: ObjectPath) -> bool:
+        monkeypatch.setattr(object_store, "_is_given_up", lambda claim: True)
+        claims.append(second._claim(2))
+        monkeypatch.setattr(object_store, "_is_given_up", looked)
+        return True
+
+    monkeypatch.setattr(object_store, "_is_given_up", meanwhile)
+    with pytest.raises(MemoryStoreError, match="someone else is committing"):
+        first._claim(2)
+    assert len(claims) == 1
+    assert {path.name for path in (place / "_claims").iterdir()} == set(claims[0])
+
+
 def test_what_is_young_is_not_abandoned(place, monkeypatch):
     assert (place / "data/a").write_new(b"one")
     storage = ObjectStore(place)

@@ -280,7 +280,7 @@ def test_a_memory_is_copied_there_and_back(address, encoder, tmp_path):
 
 def test_one_commits_a_version_and_the_claim_of_a_dead_process_is_passed_over(address, encoder, monkeypatch):
     memory = Memory.create(address, encoder)
-    claim = ObjectPath.parse(address) / "_claims/2"
+    claim = ObjectPath.parse(address) / "_claims/2.0"
     owner = Owner.this_process()
     claim.write_new(json.dumps(asdict(owner)).encode())
     with pytest.raises(
@@ -293,7 +293,7 @@ def test_one_commits_a_version_and_the_claim_of_a_dead_process_is_passed_over(ad
         patched.setattr(object_store, "CLAIMED_FOR", timedelta(seconds=-5))
         assert memory.add(PASSAGES, encoder).version == 2
     (ended := subprocess.Popen([sys.executable, "-c", ""])).wait()
-    (claim.parent / "3").write_new(json.dumps(asdict(replace(owner, pid=ended.pid))).encode())
+    (claim.parent / "3.0").write_new(json.dumps(asdict(replace(owner, pid=ended.pid))).encode())
     assert Memory.open(address).delete(["p0"]).version == 3
     assert list(claim.parent.iterdir()) == []
 

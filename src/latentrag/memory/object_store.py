@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,36 +176,42 @@ class ObjectStore:
                 f"{ABANDONED_AFTER.days} days perhaps; run the command again"
             )
         read = int(dataset.version)
-        self._claim(read + 1)
+        claims = self._claim(read + 1)
         try:
             _require_newest(dataset)
             published = lance.LanceDataset.commit(
                 dataset, operation, read_version=read, commit_message=change, max_retries=0
             )
         except CommitConflictError:  # surely not committed: what was written may go
-            self._claims.remove([str(read + 1)])
+            self._claims.remove(claims)
             raise
         except BaseException:
             self._own.names.clear()  # it may have been committed, or be so in a moment
             raise
         self._own.names.clear()
-        self._claims.remove([str(read + 1)])
+        self._claims.remove(claims)
         return published
 
     @property
     def _claims(self) -> ObjectPath:
         return self.folder / CLAIMS
 
-    def _claim(self, version: int) -> None:
-        """Be the only one to commit this version. Raises: MemoryStoreError if somebody else is."""
-        claim = self._claims / str(version)
+    def _claim(self, version: int) -> list[str]:
+        """Be the only one to commit this version. Of several who find that a claimant is gone one alone follows it, so
+        nobody removes the claim of a successor.
+
+        Returns: the names of the claims, which go once the version is committed.
+        Raises: MemoryStoreError if somebody else is about to commit it.
+        """
         content = json.dumps(asdict(Owner.this_process())).encode()
-        if claim.write_new(content):
-            return
-        if _is_given_up(claim):
-            self._claims.remove([claim.name])
+        names: list[str] = []
+        for number in count():
+            names.append(f"{version}.{number}")
+            claim = self._claims / names[-1]
             if claim.write_new(content):
-                return
+                return names
+            if not _is_given_up(claim):
+                break
         raise MemoryStoreError(
             f"someone else is committing to {self.folder} after version {version - 1}; open it without a version and "
             f"try again, {CLAIMED_FOR.seconds // 60} minutes later if that process was killed"
