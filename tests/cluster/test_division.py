@@ -48,7 +48,7 @@ def tables(draw) -> tuple[Files, Files]:
 @given(tables(), st.integers(1, 5))
 def test_every_row_has_one_shard_and_shards_are_even(versions, num_shards):
     units = ()
-    for files in versions:
+    for files in (*versions, versions[0]):  # and back again
         units, held = division(files, num_shards, units)
         everything = np.sort(np.concatenate(list(files.values())))
         assert sorted(row for rows in held for row in rows) == everything.tolist()
@@ -65,6 +65,15 @@ def test_rows_stay_where_they_are():
     moved = sum(len(set(was) - set(now)) for was, now in zip(held, after, strict=True))
     assert moved == 0
     assert sum(map(len, after)) == 840
+
+
+def test_rows_that_are_deleted_come_back_with_the_version_that_has_them():
+    """Even where none of a shard's range was left, and the shard had to give it away."""
+    whole, other = np.arange(40), np.arange(100, 120)
+    units, _ = division({"f": whole, "g": other}, 2)
+    later, _ = division({"f": whole[:5], "g": other}, 2, units)
+    _, held = division({"f": whole, "g": other}, 2, later)
+    assert sorted(row for rows in held for row in rows) == [*whole, *other]
 
 
 def test_a_division_is_the_same_after_json(path):

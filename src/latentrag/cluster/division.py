@@ -148,7 +148,7 @@ def _place(unit: Unit, size: int, row_ids: RowIds, shares: Sequence[dict[Unit, i
     """Give a unit to the shard with the most room, and what does not fit there to the next."""
     import numpy as np
 
-    while size:
+    while True:  # also of a range whose rows are deleted: an older version has them
         share = min(shares, key=lambda each: sum(each.values()))
         room = max(1, even - sum(share.values()))
         if size <= room:
