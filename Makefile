@@ -19,7 +19,7 @@ SHELL := bash
 	bench-memory bench-filters bench-swap bench-cluster bench-sync bench-serving bench-html bench-spans reproduce clean
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 test: lint $(LLAMA) $(CLUSTER)  ## Check style, types, the rooms' import rules, and run the tests.
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -217,7 +217,6 @@ bench-html: $(STAMP)  ## Measure what is kept of web pages beside other extracto
 bench-spans: $(STAMP)  ## Measure an extractive reader's answer beside its encoder's pass, a minute; READER: an encoder's folder.
 	@$(BIN)/python -m benchmarks.spans --json build/bench/spans.json --reader $(or $(READER),$$HOME/.cache/latentrag/models/demo/query_encoder)
 
-# What the benchmarks compare with.
 clean:  ## Remove .venv and everything the tools have cached here.
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
