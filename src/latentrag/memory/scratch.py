@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from latentrag import io
 from latentrag.errors import MemoryStoreError
 
 FOLDER = "_scratch"
+TRIES = 20
+"""How often a folder is made again that another process swept away before it had its lock."""
 
 
 @contextmanager
@@ -23,18 +25,28 @@ def scratch_folder(local: Path) -> Iterator[Path]:
     Raises: MemoryStoreError if the memory cannot be written.
     """
     sweep(local)
-    try:
-        (local / FOLDER).mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=local / FOLDER))
-    except OSError as error:
-        raise MemoryStoreError(
-            f"{local} cannot be written ({error.strerror or error}); make room or check its permissions"
-        ) from error
-    try:
-        with io.exclusive(folder):  # so that others know that it is in use
+    with ExitStack() as locks:
+        try:
+            folder = _locked(local, locks)
+        except OSError as error:
+            raise MemoryStoreError(
+                f"{local} cannot be written ({error.strerror or error}); make room or check its permissions"
+            ) from error
+        try:
             yield folder
-    finally:
-        _remove(folder)
+        finally:
+            _remove(folder)
+
+
+def _locked(local: Path, locks: ExitStack) -> Path:
+    """A new folder with a lock, so that others know that it is in use. Raises: OSError."""
+    for _ in range(TRIES):
+        with suppress(FileNotFoundError):
+            (local / FOLDER).mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=local / FOLDER))
+            if locks.enter_context(io.exclusive(folder)):
+                return folder
+    raise OSError(f"{local / FOLDER} is removed again and again")
 
 
 def sweep(local: Path) -> None:
