@@ -214,7 +214,7 @@ class FilteredShards:
 
     def passages(self) -> Iterator[Passage]:
         """Those that are left, in the order of the table, streamed."""
-        base, ids = self.base, list[str]()
+        base = self.base
         for start in range(0, len(base), PASSAGES_PER_READ):
             page = base.calls.any("read", (base.division.key, start, PASSAGES_PER_READ), base.division)
             ids = [passage.id for passage in page]
