@@ -128,6 +128,39 @@ def test_a_condition_or_passages_left_out_are_other_settings() -> None:
     assert rag.answer("who", k=4, without=["z1"], **OPTIONS).confidence is not None
 
 
+TALKS = [
+    [
+        {"role": "user", "content": "whose"},
+        {"role": "assistant", "content": "hers"},
+        {"role": "user", "content": "who"},
+    ],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "who"}],
+]
+
+
+@pytest.mark.parametrize("talk", TALKS)
+def test_a_calibration_on_questions_alone_says_nothing_of_conversations(talk) -> None:
+    rag = a_rag(a_calibration())
+    found = rag.answer_batch(["who", talk, "when"], **OPTIONS)
+    assert [answer.confidence is None for answer in found] == [False, True, False]
+    assert [len(answer.hypotheses) for answer in found] == [1, 1, 1]
+    assert found[1] == a_rag().answer(talk, **OPTIONS)
+    with pytest.raises(InputError, match="calibrated on questions alone, and this is a conversation"):
+        rag.answer(talk, abstain_below=0.5, **OPTIONS)
+
+
+@pytest.mark.parametrize("talk", TALKS)
+def test_a_calibration_on_conversations_is_for_conversations(talk) -> None:
+    settings = {**a_calibration().settings, "conversation": True}
+    rag = a_rag(a_calibration(settings=settings))
+    assert rag.answer(talk, abstain_below=1, **OPTIONS).text == ABSTAINED
+    assert rag.answer("who", **OPTIONS).confidence is None
+    before = {name: value for name, value in a_calibration().settings.items() if name != "conversation"}
+    older = a_rag(a_calibration(settings=before))  # saved before there were conversations
+    assert older.answer("who", **OPTIONS).confidence is not None
+    assert older.answer(talk, **OPTIONS).confidence is None
+
+
 def test_abstaining() -> None:
     calibration = a_calibration()
     plain = a_rag(calibration).answer("who", **OPTIONS)

@@ -114,6 +114,7 @@ def settings_of(
     retriever: str | None = None,
     null_passage: float | None = None,
     neighbours: int = 0,
+    conversation: bool = False,
 ) -> dict[str, object]:
     """What the meaning of the signals depends on.
 
@@ -123,6 +124,7 @@ def settings_of(
         retriever: its kind; None: it has none.
         null_passage: the logit of "no passage"; None: it is no value of z.
         neighbours: passages on each side that are read with each passage.
+        conversation: whether something was said before the question (``Question.is_conversation``).
     """
     return {
         "k": asking.k_left,
@@ -136,6 +138,7 @@ def settings_of(
         "retriever": retriever,
         "null_passage": null_passage,
         "neighbours": neighbours,
+        "conversation": conversation,
     }
 
 
@@ -168,8 +171,11 @@ class Calibration:
 
     def difference(self, settings: Mapping[str, object]) -> str | None:
         """Why it says nothing of answers with these settings; None: it does."""
-        for name, fitted in {"neighbours": 0, **self.settings}.items():
+        for name, fitted in {"neighbours": 0, "conversation": False, **self.settings}.items():
             if settings.get(name) != fitted:
+                if name == "conversation":
+                    kinds = ("conversations", "a question alone") if fitted else ("questions alone", "a conversation")
+                    return f"the model was calibrated on {kinds[0]}, and this is {kinds[1]}"
                 if name == "memory":
                     return "the model was calibrated over another memory"
                 return f"the model was calibrated with {name}={fitted}, not {settings.get(name)}"

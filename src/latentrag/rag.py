@@ -163,22 +163,27 @@ class Rag:
     @torch.no_grad()
     def to_answer(self, x: Sequence[Asked], asking: Asking) -> list[Answering]:
         """Questions, for which passages are retrieved now, as tasks of any ``Loop``. Raises: as ``answer``."""
-        confidence = self.confidence(asking)
+        asked = checked_questions(x)
+        kinds = {kind: self.confidence(asking, conversation=kind) for kind in {each.is_conversation for each in asked}}
+        confidence = [kinds[each.is_conversation] for each in asked]
         if asking.top_tokens and not can_decode(self.generator):
             raise InputError("this generator says an answer as a whole, so that no token has others in its place")
-        whole = self.model.where(asking.where).read(x, k=asking.k, without=asking.without)
-        every = asking.options
-        if confidence is not None:
-            every = replace(every, num_best=every.num_beams)
-        tasks = []
+        whole = self.model.where(asking.where).read(asked, k=asking.k, without=asking.without)
+        every, num_best = asking.options, None
+        if any(confidence):
+            every, num_best = replace(every, num_best=every.num_beams), every.num_best
+        tasks: list[Answering] = []
         for read in apart(whole):
             search = self.search(read, variant=asking.variant, decoding=asking.decoding, options=every)
-            tasks.append(Answering(read, search, asking, confidence=confidence))
+            first = sum(len(task.live) for task in tasks)
+            of_task = confidence[first : first + len(read.questions)]
+            tasks.append(Answering(read, search, asking, confidence=of_task, num_best=num_best))
         return tasks
 
-    def confidence(self, asking: Asking) -> Confidence | None:
+    def confidence(self, asking: Asking, *, conversation: bool = False) -> Confidence | None:
         """How the confidence of answers with these settings is known; None: it is not.
 
+        Args: conversation: whether something was said before the question (``Question.is_conversation``).
         Raises: InputError for an ``abstain_below`` that is no probability, or where no confidence is known.
         """
         below = asking.abstain_below
@@ -186,16 +191,16 @@ class Rag:
             raise InputError(f"abstain_below={below}; needed a probability, 0 to 1")
         why = "the model is not calibrated"
         if self.calibration is not None:
-            found = self.calibration.difference(self.signal_settings(asking))
+            found = self.calibration.difference(self.signal_settings(asking, conversation=conversation))
             if found is None:
-                return Confidence(self.calibration, below, asking.options.num_best)
+                return Confidence(self.calibration, below)
             why = found
         if below is not None:
             raise InputError(f"abstain_below has no effect, since {why}; run `latentrag calibrate`, or leave it out")
         return None
 
-    def signal_settings(self, asking: Asking) -> dict[str, object]:
-        """What a calibration is fitted for."""
+    def signal_settings(self, asking: Asking, *, conversation: bool = False) -> dict[str, object]:
+        """What a calibration is fitted for. conversation: as for ``confidence``."""
         searched = self.model.where(asking.where).retriever.memory
         memory = getattr(searched, "lineage", None)  # memories of other packages need not say
         return settings_of(
@@ -205,6 +210,7 @@ class Rag:
             retriever=getattr(self.retriever, "kind", None),
             null_passage=self.null_passage,
             neighbours=self.neighbours,
+            conversation=conversation,
         )
 
     def search(self, read: Read[Scores], *, variant: Variant, decoding: Decoding, options: DecodingOptions) -> Search:

@@ -83,6 +83,11 @@ class Question:
                 pairs.append((asked, turn.text))
         return tuple(pairs)
 
+    @property
+    def is_conversation(self) -> bool:
+        """Whether anything was said before what is asked, by the system or anybody else."""
+        return len(self.turns) > 1 or self.num_dropped > 0
+
     def since(self, num_exchanges: int) -> Question:
         """The same question after the last of so many exchanges, with what the system said."""
         first = len(self.exchanges) - num_exchanges

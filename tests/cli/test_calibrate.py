@@ -71,3 +71,14 @@ def test_what_cannot_be_calibrated(data, model, memory, tmp_path) -> None:
     assert "needed open-qa" in cli(*common, "--out", tmp_path / "b", "--task", "yes-no").error()
     refused = cli("ask", "x", "-m", model, "-i", memory, "--abstain-below", 0.5).error()
     assert "the model is not calibrated; run `latentrag calibrate`" in refused
+
+
+def test_questions_alone_and_conversations_are_calibrated_apart(data, model, memory, tmp_path) -> None:
+    rows = data(model, memory, 12, num_beams=1, max_tokens=2).read_text().splitlines()
+    asked = json.loads(rows[0])
+    said = [{"role": "user", "content": "before"}, {"role": "assistant", "content": "that"}]
+    turns = [*said, {"role": "user", "content": asked["question"]}]
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("\n".join([json.dumps({"messages": turns, "answer": "x"}), *rows[1:]]) + "\n")
+    error = cli("calibrate", mixed, "-m", model, "-i", memory, "-k", 2, "--out", tmp_path / "a").error()
+    assert "1 of 12 questions are conversations; needed all or none" in error

@@ -281,10 +281,10 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
         [f"eval --retrieval-only --run-in r {each}" for each in (*OF_PASSAGES, "--passages-from passages")],
     ),
     (
-        "ask, chat",
+        "ask",
         "`--abstain-below`",
         "a model that is not calibrated, or is for other settings",
-        ["ask --abstain-below 0.5", "chat --abstain-below 0.5"],
+        ["ask --abstain-below 0.5"],
     ),
     (
         "calibrate",

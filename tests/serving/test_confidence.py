@@ -50,3 +50,12 @@ def test_what_is_not_calibrated_does_not_abstain(sure) -> None:
     assert "since the model was calibrated with k=3, not 2" in other.json()["error"]["message"]
     assert sure.post("/v1/answer", {**ASKED, "abstain_below": 1.5}).status_code == 422
     assert "confidence" not in sure.post("/v1/answer", {**ASKED, "k": 2}).json()
+
+
+def test_a_conversation_has_no_confidence_and_is_not_withheld_by_guess(sure) -> None:
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "who 1"}]
+    body = {name: value for name, value in ASKED.items() if name != "question"} | {"messages": talk}
+    assert "confidence" not in sure.post("/v1/answer", body).json()
+    refused = sure.post("/v1/answer", {**body, "abstain_below": 0.5})
+    assert refused.status_code == 422
+    assert "calibrated on questions alone" in refused.json()["error"]["message"]

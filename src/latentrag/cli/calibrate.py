@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from latentrag.confidence import Calibration
     from latentrag.evaluation.confidence import Fitted
     from latentrag.rag import Rag
+    from latentrag.training.data import Example
 
 
 def calibrate(
@@ -55,21 +56,13 @@ def calibrate(
     """Learn from questions with answers how sure an answer of the model is.
 
     Afterwards every answer has the probability that it is right, for the same memory, -k, variant and decoding;
-    --abstain-below uses it. The questions should be like those that will be asked, and none that the model was
-    trained on.
+    --abstain-below uses it. What is learned from questions alone says nothing of conversations, and the reverse. The
+    questions should be like those that will be asked, and none that the model was trained on.
     """
     from latentrag.evaluation.confidence import fit
     from latentrag.evaluation.run import evaluate
-    from latentrag.training.tasks import OPEN_QA
 
-    if reading.task != OPEN_QA:
-        raise InputError(
-            f"--task {reading.task}: calibrate takes questions whose right answers are texts; needed {OPEN_QA}"
-        )
-    if "num_best" in decoding:
-        raise InputError("--best has no effect, since the best answer alone is judged; leave it out")
-    if decoding.get("sample"):
-        raise InputError("--sample has no effect, since the best answer alone is judged; leave it out")
+    _check(reading, decoding)
     source = arg.model_source(system.model)
     folder = _folder(source, out)
     rows = folder.with_name(f"{folder.name}.calibration.jsonl") if rows is None else rows
@@ -77,6 +70,7 @@ def calibrate(
     rag.calibration = None
     rag.variant, rag.k = how.variant or rag.variant, how.k or rag.k
     examples = arg.usable_examples(data, reading, rag, limit=limit)
+    is_conversation = _are_conversations(examples)
     options, about = rag.options(**decoding), arg.about_run(system, reading)
     try:
         result = evaluate(
@@ -89,7 +83,7 @@ def calibrate(
         [row["signals"] for row in result.rows],
         [bool(row["exact_match"]) for row in result.rows],
         [math.exp(row["log_prob"]) for row in result.rows],
-        rag.signal_settings(Asking(rag.k, rag.variant, options, how.decoding)),
+        rag.signal_settings(Asking(rag.k, rag.variant, options, how.decoding), conversation=is_conversation),
     )
     _save(rag, source, folder, fitted.calibration, decoding)
     record = {"model": str(folder), "questions": len(result.rows), "weights": dict(fitted.calibration.weights)}
@@ -97,6 +91,31 @@ def calibrate(
         print_json({**record, "before": fitted.before.as_record(), "after": fitted.after.as_record()})
     else:
         _show(fitted, folder)
+
+
+def _check(reading: RowOptions, decoding: Mapping[str, object]) -> None:
+    """Raises: InputError for questions that cannot be judged, and for options without effect."""
+    from latentrag.training.tasks import OPEN_QA
+
+    if reading.task != OPEN_QA:
+        raise InputError(
+            f"--task {reading.task}: calibrate takes questions whose right answers are texts; needed {OPEN_QA}"
+        )
+    if "num_best" in decoding:
+        raise InputError("--best has no effect, since the best answer alone is judged; leave it out")
+    if decoding.get("sample"):
+        raise InputError("--sample has no effect, since the best answer alone is judged; leave it out")
+
+
+def _are_conversations(examples: Sequence[Example]) -> bool:
+    """Raises: InputError where some are and others are not: a calibration is for one of both."""
+    found = sum(bool(example.history) for example in examples)
+    if 0 < found < len(examples):
+        raise InputError(
+            f"{found} of {len(examples)} questions are conversations; needed all or none, since an answer's confidence "
+            "is another thing in each; calibrate with one kind"
+        )
+    return found > 0
 
 
 def _folder(source: str | assemble.ModelSpec, out: Path | None) -> Path:

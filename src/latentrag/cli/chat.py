@@ -15,7 +15,6 @@ from latentrag.cli import remote
 from latentrag.cli.output import message_of, print_json, print_line, say, working
 from latentrag.errors import DataError, InputError
 from latentrag.options import (
-    ConfidenceOptions,
     DecodingOptions,
     Given,
     OneAnswerOptions,
@@ -35,7 +34,6 @@ def chat(
     *,
     system: SystemOptions,
     how: OneAnswerOptions,
-    confidence: ConfidenceOptions,
     decoding: Given[DecodingOptions],
     server: Annotated[
         str | None,
@@ -55,15 +53,15 @@ def chat(
     """
     if server is None:
         rag = arg.open_rag(system)
-        options: dict[str, Any] = {**asdict(how), **asdict(confidence), **decoding}
-        rag.confidence(rag.asking(**options))  # refused before the first question
+        options: dict[str, Any] = {**asdict(how), **decoding}
+        rag.asking(**options)  # refused before the first question
 
         def answer(messages: Messages) -> Answer:
             with working("answering"):
                 return rag.answer(messages, **options)
     else:
         remote.refuse_own(system.model, system.memory, system.place)
-        body = remote.options_body(decoding, system.version, system.which, how, confidence)
+        body = remote.options_body(decoding, system.version, system.which, how)
 
         def answer(messages: Messages) -> Answer:
             return remote.answer(server, {"messages": messages, **body})

@@ -59,17 +59,16 @@ class Confidence:
     Attributes:
         calibration: of the model.
         abstain_below: a confidence below which the answer is ``ABSTAINED``; None: it never is.
-        num_best: hypotheses that an answer is to have; the search is to keep all of them.
     """
 
     calibration: Calibration
     abstain_below: float | None
-    num_best: int
 
     def of(self, answer: Answer) -> Answer:
-        """The answer with its confidence, or with what is said in its place."""
+        """An answer, which has all hypotheses of the search, with its confidence, or with what is said in its
+        place."""
         known = self.calibration.probability(signals(answer))
-        answer = replace(answer, confidence=known, hypotheses=answer.hypotheses[: self.num_best])
+        answer = replace(answer, confidence=known)
         if self.abstain_below is None or known >= self.abstain_below:
             return answer
         return replace(answer, text=ABSTAINED, best_guess=answer.text)
@@ -102,7 +101,9 @@ class Answering:
         read: the questions with their latent values. What the generator can read of them in slices, it reads so.
         search: decodes them.
         asking: how they are to be answered; for ``top_tokens`` the generator must decode step by step.
-        confidence: how it is known; None: it is not. While an answer may still be withheld, no token of it is said.
+        confidence: how that of each question is known; None, or none for all: it is not. While an answer may still be
+            withheld, no token of it is said.
+        num_best: hypotheses that an answer has at most; None: all that the search has found.
     """
 
     def __init__(
@@ -111,13 +112,14 @@ class Answering:
         search: Search,
         asking: Asking,
         *,
-        confidence: Confidence | None = None,
+        confidence: Sequence[Confidence | None] = (),
+        num_best: int | None = None,
     ) -> None:
-        self._read, self._search, self._asking, self._confidence = read, search, asking, confidence
+        self._read, self._search, self._asking, self._num_best = read, search, asking, num_best
+        self._confidence = confidence or [None] * len(read.questions)
         self._variant, self._stop = asking.variant, asking.options.stop
         self._top: dict[int, TopTokens] = {}
         self._num_input_tokens = num_input_tokens(read)
-        self._is_withheld = confidence is not None and confidence.abstain_below is not None
         self._decoded: dict[int, list[Decoded]] = {}
         self._num_ids = [0] * len(read.questions)
         self._num_said = [0] * len(read.questions)
@@ -175,7 +177,7 @@ class Answering:
 
     def _begun(self, event: Decided) -> Turns:
         question, ids, generator = event.question, event.ids, self._read.generator
-        if self._is_withheld or len(ids) == self._num_ids[question]:
+        if self._may_withhold(question) or len(ids) == self._num_ids[question]:
             return
         self._num_ids[question] = len(ids)
         ended = ids[-1] in generator.end_ids
@@ -189,6 +191,10 @@ class Answering:
                 tokens = yield alone(partial(self._with_top, question, ids, tokens))
             if question in self.live:
                 yield Begun(question, tokens)
+
+    def _may_withhold(self, question: int) -> bool:
+        confidence = self._confidence[question]
+        return confidence is not None and confidence.abstain_below is not None
 
     def _with_top(self, question: int, ids: Sequence[int], tokens: tuple[Token, ...]) -> tuple[Token, ...]:
         """The first tokens of a hypothesis, with others in their places."""
@@ -252,7 +258,9 @@ class Answering:
             sets=sets_of(evidence, 0),
             conversation=evidence.conversation(0, self._variant, num_dropped=x.num_dropped),
         )
-        return answer if self._confidence is None else self._confidence.of(answer)
+        confidence = self._confidence[question]
+        known = answer if confidence is None else confidence.of(answer)
+        return replace(known, hypotheses=known.hypotheses[: self._num_best])
 
 
 def _closed_book_log_p(

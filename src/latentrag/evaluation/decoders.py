@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from latentrag.training.data import Example
 
 
-def searched(rag: Rag, read: Read[Scores], plan: Plan, _batch: Sequence[Example]) -> list[Said]:
+def searched(rag: Rag, read: Read[Scores], plan: Plan, batch: Sequence[Example]) -> list[Said]:
     """The best answers that the decoder finds, as texts with log p(text|x).
 
     Raises: InputError if the options rule every answer out.
     """
-    confidence = None if plan.k is None else rag.confidence(plan.asking)
-    if plan.signals or confidence is not None:
+    confidence = [
+        None if plan.k is None else rag.confidence(plan.asking, conversation=bool(example.history)) for example in batch
+    ]
+    if plan.signals or any(confidence):
         return _with_signals(rag, read, plan, confidence)
     found = run(*_searches(rag, read, plan, plan.options))
     if not all(found):
@@ -38,7 +40,7 @@ def searched(rag: Rag, read: Read[Scores], plan: Plan, _batch: Sequence[Example]
     return [Said(before_stop(rag.generator.text(one.ids), stop).strip(), one.log_prob) for one in best]
 
 
-def _with_signals(rag: Rag, read: Read[Scores], plan: Plan, confidence: Confidence | None) -> list[Said]:
+def _with_signals(rag: Rag, read: Read[Scores], plan: Plan, confidence: Sequence[Confidence | None]) -> list[Said]:
     options = replace(plan.options, num_best=plan.options.num_beams)
     loop, said = Loop(), {}
     for part, search in zip(apart(read), _searches(rag, read, plan, options), strict=True):
@@ -47,8 +49,8 @@ def _with_signals(rag: Rag, read: Read[Scores], plan: Plan, confidence: Confiden
         if isinstance(event, Answered):
             found, best = signals(event.answer), event.answer.hypotheses[0]
             known: dict[str, object] = {"signals": found} if plan.signals else {}
-            if confidence is not None:
-                known["confidence"] = confidence.calibration.probability(found)
+            if (of_one := confidence[event.question]) is not None:
+                known["confidence"] = of_one.calibration.probability(found)
             said[event.question] = Said(best.text.strip(), best.log_prob, known)
     return [said[b] for b in range(len(read.questions))]
 

@@ -50,8 +50,8 @@ class Engine:
         Raises: InputError for what cannot be; Refused.
         """
         asking = rag.asking(**how)
-        checked_questions([question])
-        rag.confidence(asking)  # refused before it waits
+        (x,) = checked_questions([question])
+        rag.confidence(asking, conversation=x.is_conversation)  # refused before it waits
         options = asking.options
         self._check_pairs(asking.k, options.num_beams, "{num_beams}")
         # An answer under way is of the version that was served when it began: who asks since wants another.
