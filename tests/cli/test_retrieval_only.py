@@ -1,6 +1,7 @@
 """`eval --retrieval-only`: no generator is opened; BEIR folders and TREC's files in and out."""
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -64,6 +65,29 @@ def test_a_beir_folder_as_it_is(beir, beir_memory, model, tmp_path, no_generator
     (beir / "qrels" / "test.tsv").write_text("f\trome\t1\n")
     changed = cli(*common, "-m", model, "-i", beir_memory, "--retriever", "bm25", *written)
     assert "begun with judgements=" in changed.stderr
+
+
+def test_conversations_are_read_by_the_weights_of_the_model(model, memory, tmp_path, no_generator) -> None:
+    messages = [
+        {"role": "user", "content": "who wrote fidelio fidelio fidelio ?"},
+        {"role": "assistant", "content": "fidelio"},
+        {"role": "user", "content": "who wrote emma ?"},
+    ]
+    data, out = tmp_path / "talk.jsonl", tmp_path / "run.jsonl"
+    data.write_text(json.dumps({"id": "t", "messages": messages, "answer": "austen", "title": "emma"}) + "\n")
+    first = {}
+    for before in (-60.0, 60.0):
+        folder = tmp_path / f"model {before}"
+        shutil.copytree(model, folder)
+        content = json.loads((folder / "latentrag.json").read_text())
+        content["readings"] = {"before": before, "all": -60.0, "rewrite": -60.0, "evidence": 0.0}
+        (folder / "latentrag.json").write_text(json.dumps(content))
+        out.unlink(missing_ok=True)
+        out.with_suffix(".json").unlink(missing_ok=True)
+        done = cli("eval", data, "-m", folder, "-i", memory, "--retrieval-only", "--retriever", "bm25", "--out", out)
+        assert done.code == 0, done.stderr
+        first[before] = json.loads(out.read_text())["retrieved"][0][1]
+    assert first == {-60.0: "emma", 60.0: "fidelio"}
 
 
 def test_answers_titles_and_tasks(model, memory, tmp_path, no_generator) -> None:

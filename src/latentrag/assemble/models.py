@@ -22,6 +22,7 @@ from latentrag.options import PASSAGE_FOLDER_BYTES, CacheMemory, chosen_options
 from latentrag.place import Places
 from latentrag.pretrained import read_object
 from latentrag.protocols import KeepsPassages, SavableRetriever, WeighsExperts
+from latentrag.readings import ReadingWeights
 
 if TYPE_CHECKING:
     import torch
@@ -186,6 +187,12 @@ def load_retriever(
         places=Places.of(device, encoder_device=encoder_device),
         has_place=encoder_device is not None,
     )[0]
+
+
+def load_readings(source: Source | ModelSpec | tuple[Source, Source]) -> ReadingWeights:
+    """The weights of the readings of conversations that a model was trained with, else the default ones; no part of it
+    is opened. Raises: as ``load``."""
+    return ReadingWeights.of(open_parts(source, Places.of("cpu")).file.readings)
 
 
 def _retrieving(

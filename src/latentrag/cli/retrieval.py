@@ -139,6 +139,7 @@ def measured(
             k=how.k,
             batch_size=batch_size or BATCH_SIZE,
             about=about,
+            readings=assemble.load_readings(source),
             progress=True,
             **common,
         )
