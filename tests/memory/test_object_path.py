@@ -93,6 +93,18 @@ def test_checksums_are_one_object_a_commit(place):
     assert other.checksums() == {"data/b": second, "data/c": second}
 
 
+def test_what_is_committed_while_records_are_joined_stays_recorded(place):
+    """By somebody else, after the files were listed and before the records were read."""
+    storage, checksum = ObjectStore(place), Checksum(1, "a")
+    storage.record({"data/gone": checksum, "data/old": checksum})
+    (place / "data/old").write_new(b"a")
+    listed = storage.files()
+    (place / "data/new").write_new(b"b")
+    ObjectStore(place).record({"data/new": checksum})
+    storage.keep_checksums(listed)
+    assert ObjectStore(place).checksums() == {"data/old": checksum, "data/new": checksum}
+
+
 def test_a_damaged_record_is_as_none(place):
     storage = ObjectStore(place)
     storage.record({"data/a": Checksum(1, "a")})

@@ -247,9 +247,11 @@ class ObjectStore:
         return (self.checksums() or {}).get(name)
 
     def keep_checksums(self, names: Collection[str]) -> None:
-        """One object in place of those that are there; what somebody records meanwhile stays."""
+        """One object in place of those that are there; what somebody records meanwhile stays, and so does what somebody
+        has recorded since the names were listed."""
         old = self._of_objects()
-        kept = {name: checksum for each in old.values() for name, checksum in each.items() if name in names}
+        known = {*names, *self.files()}
+        kept = {name: checksum for each in old.values() for name, checksum in each.items() if name in known}
         if not old:
             return
         self.record(kept)
