@@ -265,6 +265,28 @@ def test_works_with_one_key_are_done_together_as_far_as_there_is_room() -> None:
     assert batches == [[0, 1, 2], [3, 4]]
 
 
+def test_an_error_of_one_work_does_not_reach_those_that_are_done_with_it() -> None:
+    def compute(items: Sequence[Any]) -> list[int]:
+        if 1 in items:
+            raise InputError("it cannot be")
+        return list(items)
+
+    class Together(Counting):
+        def turns(self) -> Turns:
+            self.done.append(str((yield Work(lambda: self.num_works, compute, "key"))))
+            self.live = []
+
+    done: list[str] = []
+    loop = Loop()
+    for number in range(3):
+        loop.admit(Together("", number, 1, done))
+    events = []
+    while loop.live:
+        events += loop.step()
+    assert [each.question for each in events if isinstance(each, Failed)] == [1]
+    assert done == ["0", "2"]
+
+
 def test_an_error_of_one_question_does_not_reach_the_others() -> None:
     done: list[str] = []
 

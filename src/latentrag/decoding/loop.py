@@ -276,11 +276,12 @@ class Loop:
 
     def _done(self, chosen: Sequence[_Entry]) -> list[Event]:
         works = [entry.turn for entry in chosen if entry.turn is not None]
-        try:
-            results = works[0].compute([work.item() for work in works])
-        except LatentRagError as error:
-            return [event for entry in chosen for event in self._failed(entry, error)]
-        return [event for entry, result in zip(chosen, results, strict=True) for event in self._resumed(entry, result)]
+        events: list[Event] = []
+        results = _results(works[0].compute, [work.item() for work in works])
+        for entry, result in zip(chosen, results, strict=True):
+            is_refused = isinstance(result, LatentRagError)
+            events += self._failed(entry, result) if is_refused else self._resumed(entry, result)
+        return events
 
     def _resumed(self, entry: _Entry, result: Any) -> list[Event]:
         """What a task says until it asks for another work."""
@@ -304,6 +305,14 @@ class Loop:
     def _forget_ended(self) -> None:
         self._entries = [entry for entry in self._entries if entry.task.live]
         self._due = deque(entry for entry in self._due if entry in self._entries)
+
+
+def _results(compute: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any]) -> list[Any]:
+    """Of each item its result, or the error with which the library refuses it: this spoils no other's."""
+    try:
+        return list(compute(items))
+    except LatentRagError as error:
+        return [error] if len(items) == 1 else [each for item in items for each in _results(compute, [item])]
 
 
 def _are_together(one: _Entry, other: _Entry) -> bool:
