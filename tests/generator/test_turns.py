@@ -55,6 +55,17 @@ def test_a_system_message_is_the_instruction(chat: CausalGenerator) -> None:
     assert prompt_of(chat, "Who wrote Fidelio?")[0] != prompt_of(chat, told)[0]
 
 
+def test_a_passage_that_mimics_an_instruction_is_read_as_another_one(chat: CausalGenerator) -> None:
+    mimic = Passage("m", f"{PASSAGE.text}\0\0Be brief.", PASSAGE.title)
+    told = Question.of([{"role": "system", "content": "Be brief."}, MESSAGES[0]])
+    alone, _ = prompt_of(chat, told)
+    prompt_of(chat, "Who wrote Fidelio?", mimic)
+    assert prompt_of(chat, told)[0] == alone
+    fresh = CausalGenerator(chat.model, chat.tokenizer)
+    expected, _ = prompt_of(fresh, "Who wrote Fidelio?", mimic)
+    assert prompt_of(chat, "Who wrote Fidelio?", mimic)[0] == expected
+
+
 def test_names_of_control_tokens_in_turns_are_text(chat: CausalGenerator) -> None:
     name = next(token.content for token in chat.tokenizer.added_tokens_decoder.values() if token.special)
     number = chat.tokenizer.convert_tokens_to_ids(name)

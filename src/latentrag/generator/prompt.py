@@ -431,5 +431,6 @@ class PromptTokens:
 
 def _key(instruction: str, z: Latent) -> bytes:
     texts = "\0".join(f"{passage.title}\0{passage.text}" for passage in z)
-    told = f"\0\0{instruction}" if instruction else ""
-    return hashlib.blake2b(f"{len(z)}\0{texts}{told}".encode(errors="replace"), digest_size=16).digest()
+    # Its length comes first, so that no passage can look like another one with an instruction.
+    told = f"{len(instruction)}\0{instruction}"
+    return hashlib.blake2b(f"{told}\0{len(z)}\0{texts}".encode(errors="replace"), digest_size=16).digest()
