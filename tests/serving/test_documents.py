@@ -22,6 +22,7 @@ from latentrag.serving.guard import Access
 from latentrag.serving.options import ServeOptions
 from latentrag.serving.rights import Rights
 from latentrag.serving.run import access_to
+from latentrag.serving.writing import Documents, Progress
 from latentrag.types import Passage
 from tests.cli.conftest import DOCUMENTS, QUESTION, cli
 from tests.serving.conftest import PATIENCE_S, Served, serving
@@ -197,6 +198,23 @@ def test_who_may(own, model) -> None:
         for method, how in asks:
             assert keyed.client.request(method, PATH, headers=key(WRITER), **how).status_code == 200
         assert Memory.open(own).version == 4
+
+
+def test_a_bound_key_hears_nothing_of_what_others_add(own, model, monkeypatch) -> None:
+    made: list[Documents] = []
+
+    class Kept(Documents):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr("latentrag.serving.app.Documents", Kept)
+    live = live_memory(own)
+    with serving(create_app(load(model, memory=live), live, name="tiny", access=ACCESS)) as running:
+        made[0].progress = Progress("reading", num_files=3, num_read=20, num_encoded=7)
+        heard = {each: running.get(f"{PATH}/progress", headers=key(each)).json() for each in (WRITER, BOUND)}
+    assert heard[WRITER] == {"stage": "reading", "files": 3, "read": 20, "encoded": 7}
+    assert heard[BOUND] == {"stage": "idle", "files": 0, "read": 0, "encoded": 0}
 
 
 def test_a_bound_key_changes_what_it_sees_and_nothing_else(tmp_path, model, encoder) -> None:

@@ -20,7 +20,7 @@ from latentrag.protocols import HasQueryEncoder
 from latentrag.records import FileRecord
 from latentrag.serving import options as limit
 from latentrag.serving.failures import Gone, Refused
-from latentrag.serving.rights import require_write
+from latentrag.serving.rights import require_write, rights_now
 from latentrag.serving.service import Service, json_response, responses
 from latentrag.serving.uploads import received
 from latentrag.serving.waiting import disconnected
@@ -191,7 +191,8 @@ def router(service: Service, documents: Documents) -> APIRouter:
     async def progress() -> Response:
         """How far the change of documents is that is under way."""
         require_write()
-        now = documents.progress
+        # Who sees some passages alone hears nothing of what others add.
+        now = documents.progress if rights_now().where is None else Progress()
         return json_response(
             {"stage": now.stage, "files": now.num_files, "read": now.num_read, "encoded": now.num_encoded}
         )
