@@ -16,7 +16,7 @@ A latent value is a tuple of passages: one passage in the paper, ``()`` for the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal, Self, cast, get_args
 
 from latentrag.errors import InputError
@@ -207,6 +207,9 @@ class Passage:
     before: str = field(default="", compare=False, repr=False)
     after: str = field(default="", compare=False, repr=False)
 
+
+KEPT_ATTRIBUTES = tuple(each.name for each in fields(Passage) if each.compare)
+"""Those of a passage that a memory keeps, "fields" last."""
 
 Latent = tuple[Passage, ...]
 """z: what the generator reads beside x."""

@@ -142,7 +142,7 @@ class TestQuestions:
             encoder.encode_queries("paris")
 
     def test_only_texts(self, encoder):
-        with pytest.raises(InputError, match="question 1 of 1 is a int"):
+        with pytest.raises(InputError, match="got a int as a question; needed a text"):
             encoder.encode_queries([5])
 
     def test_half_a_surrogate_pair_is_refused(self, encoder):

@@ -160,7 +160,7 @@ class TestStages:
             after = encoder.encode_queries(QUESTIONS).detach()
             assert not torch.allclose(before, after, atol=1e-4)
             encoder.save(folder / "saved")
-            assert torch.equal(queries(folder / "saved"), after)
+            assert torch.allclose(queries(folder / "saved"), after, atol=1e-6)  # products depend on where weights lie
 
     def test_weights_in_pickles_are_refused(self, tmp_path):
         folder = tmp_path / "m"

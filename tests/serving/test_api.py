@@ -90,7 +90,7 @@ def test_a_search_finds_what_an_answer_rests_on(served) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [
-        ("/v1/answer", {}, 422, "question: Field required"),
+        ("/v1/answer", {}, 422, "got neither question nor messages; needed one of them"),
         ("/v1/answer", {"question": " "}, 422, "the question is empty; needed some text"),
         ("/v1/answer", {"question": QUESTION, "k": 50}, 422, "exceeds the memory's 4 passages; lower k or add"),
         ("/v1/answer", {"question": QUESTION, "k": 10**9}, 422, "k: Input should be less than or equal to 100"),

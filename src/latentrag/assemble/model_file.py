@@ -25,7 +25,6 @@ from latentrag.confidence import Calibration
 from latentrag.errors import InputError, ModelError
 from latentrag.options import DecodingOptions, chosen_options
 from latentrag.pretrained import read_object
-from latentrag.readings import ReadingWeights
 from latentrag.types import Variant
 
 FILE_NAME = "latentrag.json"
@@ -132,6 +131,8 @@ def _from_format_1(content: Mapping[str, Any], folder: Path) -> dict[str, object
 def _check_readings(numbers: object, path: Path) -> None:
     if numbers is None:
         return
+    from latentrag.readings import ReadingWeights
+
     try:
         ReadingWeights.of(cast("Mapping[str, float]", numbers))
     except (InputError, AttributeError, TypeError) as error:

@@ -15,6 +15,7 @@ from latentrag.cli.index import MemoryPath, listed_versions
 from latentrag.cli.output import EXIT_PROBLEMS, print_json, print_line, say
 from latentrag.errors import InputError
 from latentrag.options import MemoryOptions, ModelOptions, SystemOptions, VersionOptions
+from latentrag.types import KEPT_ATTRIBUTES
 
 if TYPE_CHECKING:
     from latentrag.memory.object_path import Folder
@@ -102,7 +103,8 @@ def forget(
     )
     returning = _returning(local, done.passages)
     if as_json:
-        record = asdict(done) | {"forgotten": [asdict(passage) for passage in done.passages]}
+        kept = [{name: getattr(passage, name) for name in KEPT_ATTRIBUTES} for passage in done.passages]
+        record = asdict(done) | {"forgotten": kept}
         del record["passages"]
         print_json({"memory": str(path), **record, "returning": returning, "closed_book": known, "note": reminder})
     else:

@@ -13,7 +13,7 @@ import threading
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ import numpy as np
 from latentrag import io
 from latentrag.errors import IndexDamagedError
 from latentrag.memory.indexes.index import Hits, LiveRows, Places, Proposer, Rows, best, exact_scores, stacked
-from latentrag.types import Passage
+from latentrag.types import KEPT_ATTRIBUTES, Passage
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -154,7 +154,6 @@ def _blocks(num_rows: int, record_bytes: int) -> Iterator[npt.NDArray[np.int64]]
 # Passages
 
 _CRC_BYTES = 4
-_ATTRIBUTES = [field.name for field in fields(Passage)]
 TYPICAL_PASSAGE_BYTES = 1_024
 
 
@@ -165,7 +164,7 @@ def passage_records(passages: Sequence[Passage], row_ids: npt.NDArray[np.int64],
     """
     records = []
     for position, (passage, row_id) in enumerate(zip(passages, row_ids.tolist(), strict=True), first_position):
-        names = _ATTRIBUTES if passage.fields else _ATTRIBUTES[:-1]
+        names = KEPT_ATTRIBUTES if passage.fields else KEPT_ATTRIBUTES[:-1]
         values = [getattr(passage, name) for name in names]
         content = json.dumps(values, ensure_ascii=False, separators=(",", ":"), default=dict).encode()
         records.append(_crc(content, position, row_id) + content)
