@@ -11,6 +11,7 @@ from latentrag.memory import Memory
 from latentrag.rag import Rag
 from latentrag.retriever import HybridRetriever
 from latentrag.training.data import Example
+from latentrag.types import Turn
 from tests.memory.conftest import FakePassageEncoder
 from tests.retriever.test_hybrid import QUESTIONS, FakeQueryEncoder, FakeReranker, passages
 from tests.toy import ToyGenerator, grad_of
@@ -167,3 +168,6 @@ def test_a_question_that_cannot_be_read_is_named(tmp_path, hybrid):
     rag = Rag(hybrid, ToyGenerator(), k=3)
     with pytest.raises(DataError, match="example q9: "):
         scored(rag, hybrid, [Example("q9", " ", ("ab",))], tmp_path / "scores.jsonl", num=6, about={})
+    talk = Example("q9", "it", ("ab",), history=(Turn("user", "rome"), Turn("assistant", "a city")))
+    with pytest.raises(InputError, match="example q9 is a conversation"):
+        scored(rag, hybrid, [talk], tmp_path / "scores.jsonl", num=6, about={})

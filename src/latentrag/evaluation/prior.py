@@ -63,10 +63,16 @@ def scored(
     Args:
         out: a file of JSON lines, with the settings beside it.
         num: candidates that vectors propose, and as many that words do.
-    Raises: InputError or DataError as ``evaluate``.
+    Raises: InputError or DataError as ``evaluate``; InputError for conversations.
     """
     if rag.set_bonus is not None:
         raise InputError("the prior of single passages is fitted, and this model reads sets; use --set-size 1")
+    talk = next((example for example in examples if example.history), None)
+    if talk is not None:
+        raise InputError(
+            f"example {talk.id} is a conversation, and the weights are fitted to questions of one turn; leave "
+            "conversations out, or learn from them with `latentrag train`"
+        )
     settings = json.loads(json.dumps({"format": FORMAT, "num": num, **about}))
     with begun(out, settings) as done:
         todo = [each for each in examples if each.id not in done]
