@@ -15,7 +15,7 @@ import pytest
 from latentrag.assemble import live_memory, load, load_passage_encoder
 from latentrag.conditions import condition_of
 from latentrag.errors import InputError
-from latentrag.memory import Memory
+from latentrag.memory import Memory, add
 from latentrag.memory.scratch import FOLDER, scratch_folder
 from latentrag.serving.app import create_app
 from latentrag.serving.guard import Access
@@ -172,6 +172,18 @@ def test_a_version_that_somebody_chose_stays(served) -> None:
     done = added(served, files_of(ship_md="One."))
     assert (done["memory_version"], done["served_version"]) == (3, 2)
     assert served.get("/v1/memory").json()["version"] == 2
+
+
+def test_a_version_that_somebody_chose_when_files_had_just_been_added_stays(served, monkeypatch) -> None:
+    def and_chosen(*args: Any, **named: Any) -> Any:
+        done = add(*args, **named)
+        assert served.post("/v1/memory", {"action": "use", "version": 1}).status_code == 200
+        return done
+
+    monkeypatch.setattr("latentrag.serving.writing.add", and_chosen)
+    done = added(served, files_of(ship_md="One."))
+    assert (done["memory_version"], done["served_version"]) == (3, 1)
+    assert served.get("/v1/memory").json()["version"] == 1
 
 
 # Who may

@@ -184,14 +184,12 @@ class Memories:
             memory = (memory if isinstance(memory, FilteredMemory) else FilteredMemory(memory)).beside(self.where)
         return memory
 
-    def follows_newest(self, newest: Memory) -> bool:
-        """Whether ``newest`` is served because it is, and not because somebody chose it."""
-        return self.live.version == newest.version and SERVED not in newest.tags()
-
-    def follow(self) -> None:
-        """Serve the newest version from now on. Raises: as ``use``."""
+    def follow(self, before: Memory) -> None:
+        """Serve the newest version from now on, if ``before``, which was the newest, is served until now because it
+        was, and not because somebody has chosen it. Raises: as ``use``."""
         with self._changing:
-            self.live.use("newest")
+            if self.live.version == before.version and SERVED not in before.tags():
+                self.live.use("newest")
 
     def exchange_model(self, load: Callable[[], Rag]) -> None:
         """Answer with another model from now on; requests that came before end with the old one.

@@ -96,8 +96,6 @@ class StreamState:
         """Tokens that are new each time, and the answer at the end. Raises: what the job ended with; Gone."""
         while True:
             event = await self._events.get()
-            if isinstance(event, Sources):
-                continue  # the batch was done again, one by one
             answer: Answer | None = None if isinstance(event, Begun) else event.result()
             if answer is None and not isinstance(event, Begun):
                 raise Gone

@@ -139,7 +139,7 @@ class Documents:
         """
         newest = self._memories.live.snapshot().at("newest")
         newest.card.check_passage_encoder(encoder)
-        follows, ledgers = self._memories.follows_newest(newest), list[Ledger]()
+        ledgers: list[Ledger] = []
         folder = f"{files[0].parent}{os.sep}"
         found = passages(files, bounds=lambda: bounds_of(encoder), on_ledger=ledgers.append, workers=1)
         queued = _QueuedEncoder(encoder, self._engine, progress)
@@ -154,8 +154,7 @@ class Documents:
                 )
         except DataError as error:
             raise DataError(str(error).replace(folder, "")) from error
-        if follows:
-            self._memories.follow()
+        self._memories.follow(newest)
         records = [file_record(replace(each, file=each.file.removeprefix(folder))) for each in ledgers]
         return AddedFiles(added, records, self._memories.live.version)
 
@@ -168,7 +167,7 @@ class Documents:
         """
         memory = self.seen()
         newest = memory.base if isinstance(memory, FilteredMemory) else memory
-        follows, unwanted = self._memories.follows_newest(newest), list[str]()
+        unwanted: list[str] = []
         for each in dict.fromkeys(documents):
             ids = ids_of(memory, each)
             if not ids:
@@ -180,8 +179,7 @@ class Documents:
                 )
             unwanted += ids
         after = newest.delete(unwanted)
-        if follows:
-            self._memories.follow()
+        self._memories.follow(newest)
         return after.version, self._memories.live.version, len(unwanted)
 
 
