@@ -235,6 +235,8 @@ def test_what_everybody_is_served_takes_the_right_to_write(own, model, attempt) 
             status, error = said(served, key, *ATTEMPTS[attempt])
             assert (status, error["error"]["code"]) == (403, "forbidden")
             assert remedy in error["error"]["message"]
+            assert said(served, key, "GET", "/v1/model")[1]["exchanges"] is False
+        assert said(served, WRITER, "GET", "/v1/model")[1]["exchanges"] is True
         assert (own.version, own.snapshot().tags()) == before
         assert said(served, WRITER, *ATTEMPTS[attempt])[0] == 200
     app = create_app(load(model, memory=own), own, name="tiny", load=lambda: load(model, memory=own))

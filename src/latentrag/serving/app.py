@@ -126,6 +126,7 @@ def _model(service: Service) -> APIRouter:
                 "loaded": loaded,
                 "feedback": service.options.feedback is not None,
                 "writes": rights_now().write,
+                "exchanges": rights_now().may_exchange,
             }
         )
 

@@ -27,6 +27,11 @@ class Rights:
     write: bool = False
     exchange: bool = False
 
+    @property
+    def may_exchange(self) -> bool:
+        """Whether it may change what everybody is served."""
+        return self.where is None and (self.write or self.exchange)
+
     @classmethod
     def read(cls, text: str) -> Rights:
         """As they stand after a key: ``write``, and ``where=`` with a condition, in either order.
@@ -66,8 +71,7 @@ def require_exchange() -> None:
     """Raises: Refused for a client that may not choose what everybody is served: the version of the memory, the names
     of versions, the model."""
     require_unbound("change what others see")
-    rights = rights_now()
-    if not (rights.write or rights.exchange):
+    if not rights_now().may_exchange:
         raise Refused(
             403,
             "this API key may not change what others see; needed one with the right to write (`KEY write` in the file "

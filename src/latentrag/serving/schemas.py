@@ -290,7 +290,7 @@ class MemoryRecord(TypedDict):
 
 class ServedModelRecord(TypedDict):
     """The model that answers. ``feedback``: whether `POST /api/feedback` keeps what users think of answers; ``writes``:
-    whether the client may change documents."""
+    whether the client may change documents; ``exchanges``: whether it may change which version and model are served."""
 
     name: str
     variant: Variant
@@ -299,6 +299,7 @@ class ServedModelRecord(TypedDict):
     loaded: str
     feedback: bool
     writes: bool
+    exchanges: bool
 
 
 class PassageNameRecord(TypedDict):

@@ -362,6 +362,7 @@ async function loadMemory() {
     at("model").textContent = visible(model.name);
     state.keepsFeedback = model.feedback;
     documents.allow(model.writes);
+    at("use").hidden = !model.exchanges;
   } catch (error) {
     fail(error);
   }
