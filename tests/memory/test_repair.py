@@ -13,6 +13,7 @@ import pytest
 from latentrag.errors import MemoryStoreError
 from latentrag.memory import LocalDisk, Memory, storage, upkeep, version_files
 from latentrag.memory import table as table_module
+from latentrag.memory.indexes.folder import IndexFolder
 from latentrag.memory.repair import repair
 from latentrag.memory.storage import TABLE_FOLDERS
 from latentrag.memory.verify import verify
@@ -105,6 +106,19 @@ def test_the_newest_whole_version_is_enough_where_it_has_as_much(path, encoder, 
     assert (done.set_aside, done.newest, done.num_rescued) == ([3], 2, None)
     assert (done.lost, done.older, done.num_unnamed, done.num_returned) == (["q0"], {}, 0, 0)
     assert held(Memory.open(path)) == TWELVE
+    assert verify(path).problems == []
+
+
+def test_an_index_of_a_version_that_is_set_aside_goes_with_it(path, encoder, filled):
+    """The number of the version is used again, for other rows."""
+    name = added(path, lambda: filled.add(many(0, 3), encoder))
+    Memory.open(path).build_index("ivf-rabitq")
+    rot(path / name, encoder, "text q0")
+    repair(path)
+    assert IndexFolder.of(path).indexes() == ([], [])
+    again = Memory.open(path).add(many(5, 8), encoder)
+    assert again.version == 3
+    assert_searched(Memory.open(path), encoder)
     assert verify(path).problems == []
 
 

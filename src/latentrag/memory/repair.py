@@ -12,6 +12,7 @@ import numpy as np
 
 from latentrag.errors import DamagedVersionError, MemoryStoreError
 from latentrag.memory import history, version_files
+from latentrag.memory.indexes.folder import IndexFolder, discard
 from latentrag.memory.schema import with_all_columns
 from latentrag.memory.storage import Place, Storage, storage_of
 from latentrag.memory.table import Table
@@ -261,6 +262,7 @@ def repair(place: Place) -> Repaired:
                 intact.commit()
             version_files.set_aside(storage, why.keys() - first)
         history.remove_tags(storage, named)
+        _discard_indexes(storage, why.keys())
         recover(storage, killed=True)
         lock.done()
     now = Table.open(storage)
@@ -278,6 +280,14 @@ def repair(place: Place) -> Repaired:
         num_unnamed=missing.num_unnamed,
         num_returned=missing.num_returned,
     )
+
+
+def _discard_indexes(storage: Storage, versions: Collection[int]) -> None:
+    """Those of versions that were set aside, whose numbers will be used again for other rows."""
+    published, _ = IndexFolder.of(storage.local).indexes()
+    for index in published:
+        if index.description.version in versions:
+            discard(index.folder)
 
 
 def _choose(
