@@ -22,7 +22,6 @@ from latentrag.options import PASSAGE_FOLDER_BYTES, CacheMemory, chosen_options
 from latentrag.place import Places
 from latentrag.pretrained import read_object
 from latentrag.protocols import KeepsPassages, SavableRetriever, WeighsExperts
-from latentrag.readings import ReadingWeights
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from latentrag.confidence import Calibration
     from latentrag.protocols import Memory, Retriever, SavablePart, Scores
     from latentrag.rag import Rag
+    from latentrag.readings import ReadingWeights
     from latentrag.types import Variant
 
 
@@ -192,6 +192,8 @@ def load_retriever(
 def load_readings(source: Source | ModelSpec | tuple[Source, Source]) -> ReadingWeights:
     """The weights of the readings of conversations that a model was trained with, else the default ones; no part of it
     is opened. Raises: as ``load``."""
+    from latentrag.readings import ReadingWeights
+
     return ReadingWeights.of(open_parts(source, Places.of("cpu")).file.readings)
 
 
