@@ -32,6 +32,8 @@ CHECKS = [
     unsupported_method,
 ]
 MANY = 500
+REFUSED = [400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 428, 429, "5xx"]
+"""Schemathesis's own statuses of what is refused, and that of a body which is too large."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,8 @@ def api(tmp_path_factory, model, memory) -> Iterator[object]:
     live = live_memory(shutil.copytree(memory, tmp_path_factory.mktemp("memories") / "own.lance"))
     options = ServeOptions(feedback=tmp_path_factory.mktemp("feedback") / "said.jsonl", allow_writes=True)
     with serving(create_app(load(model, memory=live), live, name="tiny", options=options), options) as running:
-        yield schemathesis.openapi.from_url(f"{running.url}/openapi.json")
+        config = schemathesis.Config.from_dict({"checks": {"negative_data_rejection": {"expected-statuses": REFUSED}}})
+        yield schemathesis.openapi.from_url(f"{running.url}/openapi.json", config=config)
 
 
 def check(api, mode: GenerationMode, *, max_examples: int) -> None:
