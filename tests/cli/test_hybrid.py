@@ -105,6 +105,7 @@ def test_fit_prior(model, memory, reranker, tmp_path, monkeypatch) -> None:
         done["weights"]
     )
     assert "bias 'luck' is unknown" in cli("fit-prior", data, *options, "--bias", "luck").error()
+    assert "--rewrites has no effect" in cli("fit-prior", data, *options, "--rewrites", 2).error()
 
 
 def test_train_trains_the_weights_on_and_saves_them(model, memory, reranker, tmp_path) -> None:
