@@ -44,7 +44,8 @@ def import_(
 
     path = memory_path(memory)
     count, batches = read_source(source, vectors)
-    say(f"{count:,} passages in {source}")
+    if sys.stderr.isatty():  # with the bar that follows
+        say(f"{count:,} passages in {source}")
     with resumable():
         done = import_vectors(
             path,
