@@ -6,7 +6,7 @@ import pytest
 
 from latentrag.memory import Memory
 from tests.cluster.conftest import Node, wait_for
-from tests.cluster.test_sharded import queries, same
+from tests.cluster.test_sharded import assert_same, queries
 from tests.memory.indexing import drawn, make_table
 
 pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.cluster]
@@ -28,7 +28,7 @@ def test_a_node_is_lost(head, start, path):
         slowest, end, is_lost = 0.0, time.monotonic() + BACK_S, False
         while True:
             began = time.monotonic()
-            same(memory.search(q, 5), expected)
+            assert_same(memory.search(q, 5), expected)
             slowest = max(slowest, time.monotonic() - began)
             if not is_lost:
                 second.kill()

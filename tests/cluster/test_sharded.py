@@ -27,7 +27,7 @@ def queries(num: int, dimension: int) -> np.ndarray:
     return np.random.default_rng(1).standard_normal((num, dimension)).astype(np.float32)
 
 
-def same(found, one) -> None:
+def assert_same(found, one) -> None:
     """To the last bit, and in the same order."""
     assert found.passages == one.passages
     assert np.array_equal(found.scores, one.scores)
@@ -52,34 +52,34 @@ def test_a_memory_of_shards_is_like_any_other(start, path):
     one = write_with_ties(path)
     older = one.at(one.version - 1)
     memory = start(path, shards=2, index="flat", name="facts")
-    finds_what_one_machine_finds(memory, one)
-    keeps_conditions(memory, one)
-    finds_by_address(memory, one, older)
-    follows_another_process(memory, one, older)
-    refuses_in_one_line(memory, path, start)
+    assert_finds_what_one_machine_finds(memory, one)
+    assert_keeps_conditions(memory, one)
+    assert_finds_by_address(memory, one, older)
+    assert_follows_another_process(memory, one, older)
+    assert_refuses_in_one_line(memory, path, start)
 
 
-def finds_what_one_machine_finds(memory, one) -> None:
+def assert_finds_what_one_machine_finds(memory, one) -> None:
     assert (len(memory), memory.version, memory.identity, memory.lineage, memory.card) == (
         *(len(one), one.version, one.identity, one.lineage, one.card),
     )
     for q in (queries(7, 16), queries(1, 16)):
         for k in KS:
-            same(memory.search(q, k), one.search(q, k))
+            assert_same(memory.search(q, k), one.search(q, k))
     assert list(memory.passages()) == list(one.passages())
     ids = ["q7", "p1", "p699"]
     assert memory.get(ids) == one.get(ids)
 
 
-def keeps_conditions(memory, one) -> None:
+def assert_keeps_conditions(memory, one) -> None:
     q = queries(3, 16)
     for condition in ("year < 1950", "author = 'Ann'", "year is null", "id like 'p1%'"):
         some, alone = memory.where(condition), one.where(condition)
         assert len(some) == len(alone)
-        same(some.search(q, 5), alone.search(q, 5))
+        assert_same(some.search(q, 5), alone.search(q, 5))
         assert list(some.passages()) == list(alone.passages())
     both = memory.where("year < 1950").where("year > 1940")
-    same(both.search(q, 5), one.where("year < 1950 and year > 1940").search(q, 5))
+    assert_same(both.search(q, 5), one.where("year < 1950 and year > 1940").search(q, 5))
     for condition in ("yaer < 1950", "year = 'x'"):
         with pytest.raises(InputError) as ours:
             memory.where(condition)
@@ -90,10 +90,10 @@ def keeps_conditions(memory, one) -> None:
         memory.where("year > 3000").search(q, 5)
 
 
-def finds_by_address(memory, one, older) -> None:
+def assert_finds_by_address(memory, one, older) -> None:
     q = queries(3, 16)
-    same(memory_at("cluster:facts").search(q, 3), one.search(q, 3))
-    same(memory_at("cluster:facts", version=older.version).search(q, 3), older.search(q, 3))
+    assert_same(memory_at("cluster:facts").search(q, 3), one.search(q, 3))
+    assert_same(memory_at("cluster:facts", version=older.version).search(q, 3), older.search(q, 3))
     assert memory.version == one.version
     with pytest.raises(MemoryStoreError, match="no version 9"):
         memory_at("cluster:facts", version=9)
@@ -101,15 +101,15 @@ def finds_by_address(memory, one, older) -> None:
         memory_at("cluster:fact")
 
 
-def follows_another_process(memory, one, older) -> None:
+def assert_follows_another_process(memory, one, older) -> None:
     q, pinned = queries(2, 16), memory.snapshot()
     ShardedMemory.open("facts").use(older.version)
-    wait_for(lambda: same(memory.search(q, 5), older.search(q, 5)))
+    wait_for(lambda: assert_same(memory.search(q, 5), older.search(q, 5)))
     assert (memory.version, pinned.version) == (older.version, one.version)
-    same(pinned.search(q, 5), one.search(q, 5))
+    assert_same(pinned.search(q, 5), one.search(q, 5))
 
 
-def refuses_in_one_line(memory, path, start) -> None:
+def assert_refuses_in_one_line(memory, path, start) -> None:
     class Queries:
         dimension, scale, passage_fingerprint = 16, 1.0, "another"
 
@@ -127,7 +127,7 @@ def refuses_in_one_line(memory, path, start) -> None:
 @pytest.mark.parametrize("shards", [1, 3])
 def test_flat_in_other_numbers_of_shards(shards, start, path):
     one = write_with_ties(path)
-    finds_what_one_machine_finds(start(path, shards=shards, index="flat"), one)
+    assert_finds_what_one_machine_finds(start(path, shards=shards, index="flat"), one)
 
 
 @pytest.mark.cluster
@@ -161,7 +161,7 @@ def test_versions_are_exchanged_under_load(start, path):
         while not done.is_set():
             try:
                 found = memory.search(q, 5)
-                same(found, expected[found.version])
+                assert_same(found, expected[found.version])
                 seen.append(found.version)
             except (MemoryStoreError, AssertionError) as error:
                 wrong.append(error)
@@ -189,7 +189,7 @@ def test_a_replica_that_is_killed(start, path, capsys):
         if number == 20:
             os.kill(pid_of_replica(memory, 1), signal.SIGKILL)
         began = time.monotonic()
-        same(memory.search(q, 5), expected)
+        assert_same(memory.search(q, 5), expected)
         slowest = max(slowest, time.monotonic() - began)
     assert slowest <= 5
 
@@ -198,7 +198,7 @@ def test_a_replica_that_is_killed(start, path, capsys):
         assert all(each.rows is not None for each in memory.status())
 
     wait_for(is_whole)
-    same(memory.search(q, 5), expected)
+    assert_same(memory.search(q, 5), expected)
     assert capsys.readouterr().out == ""
 
 
@@ -220,7 +220,7 @@ def test_the_only_replica_is_killed(start, path):
     end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
-            same(memory.search(q, 5), expected)
+            assert_same(memory.search(q, 5), expected)
         except MemoryStoreError as error:
             errors.append(str(error))
             time.sleep(0.05)
@@ -229,7 +229,7 @@ def test_the_only_replica_is_killed(start, path):
             break
     assert errors
     assert all(each.startswith("shard 1 of 2 of cluster:wiki does not answer (") for each in errors)
-    same(memory.search(q, 5), expected)
+    assert_same(memory.search(q, 5), expected)
 
 
 @pytest.mark.cluster
@@ -300,4 +300,4 @@ def test_a_memory_that_went_down_and_up_again(start, path):
     stop("wiki")
     start(path, index="flat")
     q = queries(2, 8)
-    wait_for(lambda: same(other.search(q, 5), one.search(q, 5)))
+    wait_for(lambda: assert_same(other.search(q, 5), one.search(q, 5)))

@@ -32,6 +32,18 @@ if TYPE_CHECKING:
     from latentrag.training.data import Example
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Ask the `latentrag serve` at this address, with its model and its memory. The variable "
+        "LATENTRAG_API_KEY holds its key.",
+    ),
+]
+FileOfReport = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="Write what became of each file, as JSON lines. Default: none."),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Exit with code 1 if a file was skipped; the others are read all the same.")
 ]

@@ -48,14 +48,7 @@ def ask(
     file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Answer every line of this file; the model is loaded once.")
     ] = None,
-    server: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Ask the `latentrag serve` at this address, with its model and its memory. The variable "
-            "LATENTRAG_API_KEY holds its key.",
-        ),
-    ] = None,
+    server: arg.Server = None,
     as_json: arg.AsJson = False,
 ) -> None:
     """Answer a question, with the answer's probability and sources."""

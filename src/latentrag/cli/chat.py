@@ -6,9 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from latentrag.cli import arguments as arg
 from latentrag.cli import remote
@@ -35,14 +33,7 @@ def chat(
     system: SystemOptions,
     how: OneAnswerOptions,
     decoding: Given[DecodingOptions],
-    server: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Ask the `latentrag serve` at this address, with its model and its memory. The variable "
-            "LATENTRAG_API_KEY holds its key.",
-        ),
-    ] = None,
+    server: arg.Server = None,
     as_json: arg.AsJson = False,
 ) -> None:
     """Ask questions that go on from the last one: each line of the terminal or of standard input is a turn.

@@ -38,10 +38,7 @@ def build(
         int | None,
         typer.Option(metavar="N", help="In place of --actors: so many processes, each with one GPU. Default: none."),
     ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", metavar="FILE", help="Write what became of each file, as JSON lines. Default: none."),
-    ] = None,
+    report: arg.FileOfReport = None,
     strict: arg.Strict = False,
     as_json: arg.AsJson = False,
 ) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -59,10 +58,7 @@ def add(
         bool,
         typer.Option("--upsert", help="Replace what the memory has of these documents."),
     ] = False,
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", metavar="FILE", help="Write what became of each file, as JSON lines. Default: none."),
-    ] = None,
+    report: arg.FileOfReport = None,
     strict: arg.Strict = False,
     as_json: arg.AsJson = False,
 ) -> None:
