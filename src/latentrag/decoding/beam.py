@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from latentrag.decoding.loop import Decided, Decoded, Ended, Event, Turns, rank, run
-from latentrag.decoding.step import Beams, forbid, is_end, marginal_step, start, step, stopped
+from latentrag.decoding.loop import Decided, Decoded, Ended, Event, rank, run
+from latentrag.decoding.step import Beams, TokenByToken, forbid, is_end, marginal_step, stopped
 from latentrag.errors import InputError
 from latentrag.options import DecodingOptions
 from latentrag.protocols import Generator, Prepared, Step
@@ -63,7 +63,7 @@ class _Pool:
         return rank(log_prob, num_tokens, self._length_penalty)
 
 
-class BeamSearch:
+class BeamSearch(TokenByToken):
     """Beam search over the marginal p(y_i|x,y_<i) (Lewis et al. 2020, §2.5).
 
         p(y_i|x,y_<i) = Σ_z w_z p_θ(y_i|x,z,y_<i)
@@ -85,44 +85,14 @@ class BeamSearch:
     ) -> None:
         if options.sample:
             raise InputError("a beam search does not sample; needed sample=False, or Sampling")
-        self._generator, self._prepared = generator, prepared
-        self._variant, self._options = variant, options
+        super().__init__(generator, prepared, len(log_p_eta), variant=variant, options=options)
         self._pools = [_Pool(options) for _ in range(len(log_p_eta))]
-        self._live = list(range(len(log_p_eta)))
         self._beams = Beams.initial(log_p_eta)
         self._parents = torch.empty(0)
         self._num_open: list[int] = []
-        self._state: object = None
-        self._length = 0
-
-    @property
-    def live(self) -> Sequence[int]:
-        """The questions that are not done."""
-        return self._live
-
-    def drop(self, question: int) -> None:
-        """Do not go on with this question."""
-        self._live.remove(question)
-
-    @property
-    def num_rows(self) -> int:
-        """Question × passage × beam."""
-        return len(self._live) * self._prepared.num_passages * self._options.num_beams
-
-    def turns(self) -> Turns:
-        """One more token for every live question at a time."""
-        log_p, self._state = yield start(self._generator, self._prepared)
-        while True:
-            yield from self._taken(log_p)
-            if not self._live:
-                return
-            log_p, self._state = yield step(self._generator, self._next)
 
     def _taken(self, log_p: Tensor) -> list[Event]:
-        """What is certain after one more token. log_p: (B', K, M', V) of the next token, after the beams that went
-        on."""
         options, end_ids = self._options, self._generator.end_ids
-        self._length += 1
         scores, beam, token = _candidates(self._beams, log_p, self._variant, options, end_ids)
         candidates = self._beams.extended(beam, token, scores, log_p)
         ended = is_end(token, end_ids)
@@ -137,7 +107,6 @@ class BeamSearch:
         return self._events()
 
     def _next(self) -> Step:
-        """The beams that go on."""
         questions, wanted = self._beams.question.tolist(), set(self._live)
         rows = [row for row, question in enumerate(questions) if question in wanted]
         keep = torch.tensor(rows, device=self._parents.device)

@@ -1,18 +1,16 @@
 """Samples from the marginal p(y|x), token by token."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from latentrag.decoding.loop import Decided, Decoded, Ended, Event, Turns
-from latentrag.decoding.step import Beams, forbid, is_end, marginal_step, start, step, stopped
+from latentrag.decoding.loop import Decided, Decoded, Ended, Event
+from latentrag.decoding.step import Beams, TokenByToken, forbid, is_end, marginal_step, stopped
 from latentrag.options import DecodingOptions
 from latentrag.protocols import Generator, Prepared, Step
 from latentrag.types import Variant
 
 
-class Sampling:
+class Sampling(TokenByToken):
     """``num_beams`` independent samples for each question.
 
     With temperature 1 and no top-k or top-p the samples are drawn from p(y|x) itself, for both variants:
@@ -29,44 +27,15 @@ class Sampling:
     def __init__(
         self, generator: Generator, prepared: Prepared, log_p_eta: Tensor, *, variant: Variant, options: DecodingOptions
     ) -> None:
-        self._generator, self._variant, self._options = generator, variant, options
-        self._random = [random_of(options) for _ in range(len(log_p_eta))]
         every = torch.arange(len(log_p_eta), device=log_p_eta.device).repeat_interleave(options.num_beams)
-        self._live = list(range(len(log_p_eta)))
+        super().__init__(generator, prepared.rows(every), len(log_p_eta), variant=variant, options=options)
+        self._random = [random_of(options) for _ in self._live]
         self._drawn: list[list[Decoded]] = [[] for _ in self._live]
         self._beams = Beams.initial(log_p_eta[every])  # each sample is a question of its own, with one beam
-        self._prepared = prepared.rows(every)
         self._keep: list[int] = []
-        self._state: object = None
-        self._length = 0
-
-    @property
-    def live(self) -> Sequence[int]:
-        """The questions that are not done."""
-        return self._live
-
-    def drop(self, question: int) -> None:
-        """Do not go on with this question."""
-        self._live.remove(question)
-
-    @property
-    def num_rows(self) -> int:
-        """Question × passage × sample."""
-        return len(self._live) * self._prepared.num_passages * self._options.num_beams
-
-    def turns(self) -> Turns:
-        """One more token at a time for every sample that has not ended."""
-        log_p, self._state = yield start(self._generator, self._prepared)
-        while True:
-            yield from self._taken(log_p)
-            if not self._live:
-                return
-            log_p, self._state = yield step(self._generator, self._next)
 
     def _taken(self, log_p: Tensor) -> list[Event]:
-        """What is certain after one more token. log_p: (R, K, 1, V)."""
         generator, options = self._generator, self._options
-        self._length += 1
         beams = self._beams
         allowed = forbid(marginal_step(beams, log_p, self._variant), beams, options, generator.end_ids)[:, 0]  # (R, V)
         token = self._one_each(shaped(allowed, options)).to(allowed.device)  # (R, 1)
@@ -92,7 +61,6 @@ class Sampling:
         return int(self._beams.question[row]) // self._options.num_beams
 
     def _next(self) -> Step:
-        """The samples that go on."""
         rows = [row for row in self._keep if self._question_of(row) in self._live]
         keep = torch.tensor(rows, device=self._beams.scores.device)
         self._beams = self._beams.kept(keep)

@@ -8,6 +8,7 @@ Differs: Lewis et al. (2020, §2.5) hold that RAG-Sequence does not break into p
 weights that depend on the prefix.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Generator as Coroutine
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentrag.decoding.loop import Work, alone
+from latentrag.decoding.loop import Event, Turns, Work, alone
 from latentrag.options import DecodingOptions
 from latentrag.protocols import Generator, Prepared, ReadsInSlices, Scores, Step, steps_together
 from latentrag.types import Variant
@@ -48,6 +49,63 @@ def step(generator: Generator, make: Callable[[], Step]) -> Work:
     if steps_together(generator):
         return Work(make, generator.step_together, ("step", id(generator)))
     return alone(lambda: _single(generator, make()))
+
+
+class TokenByToken(ABC):
+    """A search that takes one token more for every live question at a time.
+
+    Args:
+        prepared: of the rows that the generator begins with.
+        num_questions: B.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        prepared: Prepared,
+        num_questions: int,
+        *,
+        variant: Variant,
+        options: DecodingOptions,
+    ) -> None:
+        self._generator, self._prepared = generator, prepared
+        self._variant, self._options = variant, options
+        self._live = list(range(num_questions))
+        self._state: object = None
+        self._length = 0
+
+    @property
+    def live(self) -> Sequence[int]:
+        """The questions that are not done."""
+        return self._live
+
+    def drop(self, question: int) -> None:
+        """Do not go on with this question."""
+        self._live.remove(question)
+
+    @property
+    def num_rows(self) -> int:
+        """Question × passage × beam."""
+        return len(self._live) * self._prepared.num_passages * self._options.num_beams
+
+    def turns(self) -> Turns:
+        """One token at a time, until no question is live."""
+        log_p, self._state = yield start(self._generator, self._prepared)
+        while True:
+            self._length += 1
+            yield from self._taken(log_p)
+            if not self._live:
+                return
+            log_p, self._state = yield step(self._generator, self._next)
+
+    @abstractmethod
+    def _taken(self, log_p: Tensor) -> Sequence[Event]:
+        """What is certain now that there is one token more. log_p: (B', K, M', V) of it, after the beams of
+        ``_next``."""
+
+    @abstractmethod
+    def _next(self) -> Step:
+        """The beams that go on."""
 
 
 def _single(generator: Generator, step: Step) -> tuple[Tensor, object]:
