@@ -15,7 +15,6 @@ from latentrag.cli import arguments as arg
 from latentrag.cli.index import MemoryPath, load_encoder
 from latentrag.cli.output import EXIT_INTERRUPTED, EXIT_PROBLEMS, print_json, print_line, say
 from latentrag.cli.preview import FileReport, Files, Words
-from latentrag.corpus import passages
 from latentrag.errors import InputError
 from latentrag.options import FileOptions, PassageEncoderOptions
 
@@ -63,14 +62,7 @@ def build(
         # Beside actors that have the GPUs this process counts tokens alone.
         return load_encoder(encoder if gpus is None else replace(encoder, device="cpu"))
 
-    found = passages(
-        files,
-        words=words,
-        bounds=lambda: of_files.bounds(loaded()),
-        on_skip=of_files.skip,
-        on_ledger=of_files.ledgers.append,
-        **reading.of_files(),
-    )
+    found = of_files.passages(files, loaded, words=words, reading=reading)
     try:
         with of_files.told_of(found, report):
             done = add(

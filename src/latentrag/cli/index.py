@@ -16,7 +16,6 @@ from latentrag.addresses import memory_path
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import EXIT_INTERRUPTED, EXIT_PROBLEMS, print_json, print_line, say
 from latentrag.cli.preview import FileReport, Files, Words
-from latentrag.corpus import passages
 from latentrag.errors import InputError, LatentRagError
 from latentrag.options import PassageEncoderOptions, ReadingOptions, size_in_bytes
 
@@ -85,14 +84,7 @@ def add(
         return found
 
     # The files are looked up here, so that a misspelt name is found before a model is loaded.
-    found = passages(
-        files,
-        words=words,
-        bounds=lambda: of_files.bounds(loaded()),
-        on_skip=of_files.skip,
-        on_ledger=of_files.ledgers.append,
-        **reading.of_files(),
-    )
+    found = of_files.passages(files, loaded, words=words, reading=reading)
     with of_files.told_of(found, report), resumable():
         done = add_to(
             path,

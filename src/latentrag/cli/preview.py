@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,7 @@ from latentrag.corpus import Ledger, bounds_of, passages
 from latentrag.corpus.splitting import Bounds
 from latentrag.errors import InputError
 from latentrag.io import write_file
-from latentrag.options import PreviewOptions
+from latentrag.options import FileOptions, PreviewOptions
 from latentrag.records import file_record
 
 if TYPE_CHECKING:
@@ -43,13 +44,32 @@ class FileReport:
     encoder: PassageEncoder | None = None
     """Whose tokens bounded the passages."""
 
-    def bounds(self, encoder: PassageEncoder) -> Bounds:
-        """Those of an encoder, which is noted."""
+    def passages(
+        self,
+        files: Sequence[Path],
+        encoder: Callable[[], PassageEncoder] | None,
+        *,
+        words: int,
+        reading: FileOptions,
+    ) -> Passages:
+        """The passages that files become, streamed; what becomes of the files is noted meanwhile.
+
+        Args:
+            encoder: loads the one that bounds them; None: words alone do.
+        Raises: InputError for a name that is not there.
+        """
+        return passages(
+            files,
+            words=words,
+            bounds=None if encoder is None else lambda: self._bounds(encoder()),
+            on_skip=lambda file, reason: self.skipped.append((file, reason)),
+            on_ledger=self.ledgers.append,
+            **reading.of_files(),
+        )
+
+    def _bounds(self, encoder: PassageEncoder) -> Bounds:
         self.encoder = encoder
         return bounds_of(encoder)
-
-    def skip(self, file: Path, reason: str) -> None:
-        self.skipped.append((file, reason))
 
     def records(self) -> list[dict[str, object]]:
         """One for each file. Those that were never opened come last."""
@@ -125,14 +145,8 @@ def preview(
     """
     report = FileReport()
     name = options.encoder
-    found = passages(
-        files,
-        words=words,
-        bounds=None if name is None else lambda: report.bounds(assemble.load_passage_encoder(name)),
-        on_skip=report.skip,
-        on_ledger=report.ledgers.append,
-        **options.of_files(),
-    )
+    encoder = None if name is None else partial(assemble.load_passage_encoder, name)
+    found = report.passages(files, encoder, words=words, reading=options)
     with closing(found):
         for z in found:
             if as_json:
