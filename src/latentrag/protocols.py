@@ -1,6 +1,6 @@
 """What the rooms know of each other. A ten-line fake that has these methods replaces any of them.
 
-Shapes are those of the legend in types.py.
+Shapes are those of the legend in types/__init__.py.
 """
 
 from __future__ import annotations
