@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeGuard, runtime_checkable
 
 from latentrag.conditions import Where
+from latentrag.errors import InputError
 from latentrag.ids import IdsUnder
 from latentrag.types import (
     Asked,
@@ -511,6 +512,16 @@ class ChecksQuestions(Protocol):
     def check_questions(self, x: Sequence[str]) -> None:
         """InputError for a question that is empty or too long."""
         ...
+
+
+def takes_question(asked: object, text: str) -> bool:
+    """Whether a retriever or generator takes this question; of one that does not check them, yes."""
+    if isinstance(asked, ChecksQuestions):
+        try:
+            asked.check_questions([text])
+        except InputError:
+            return False
+    return True
 
 
 @runtime_checkable

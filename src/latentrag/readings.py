@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -23,7 +24,7 @@ from torch import nn
 
 from latentrag.errors import InputError
 from latentrag.marginal import mixture
-from latentrag.protocols import ChecksQuestions, ReadsConversations, is_filtered
+from latentrag.protocols import ReadsConversations, is_filtered, takes_question
 from latentrag.types import AsRead, Question, Readings, Retrieved
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def ways_of(question: Question, fits: Callable[[str], bool]) -> list[AsRead]:
 
 def readings_of(retriever: Retriever, question: Question) -> list[AsRead]:
     """``ways_of`` what this retriever can search for."""
-    return ways_of(question, _fits(retriever))
+    return ways_of(question, partial(takes_question, retriever))
 
 
 def _joined(exchanges: Sequence[tuple[str, str]], last: str) -> str:
@@ -174,18 +175,6 @@ def of_one_version(retriever: Retriever) -> Retriever:
     """The same retriever over its memory as it is now, where that may be exchanged between two searches."""
     now = retriever.memory.snapshot()
     return retriever if now is retriever.memory else retriever.over(now)
-
-
-def _fits(retriever: Retriever) -> Callable[[str], bool]:
-    def fits(text: str) -> bool:
-        if isinstance(retriever, ChecksQuestions):
-            try:
-                retriever.check_questions([text])
-            except InputError:
-                return False
-        return True
-
-    return fits
 
 
 def _of_last(found: Retrieved, x: Sequence[Question], talks: Sequence[int], weights: ReadingWeights) -> Retrieved:
@@ -233,7 +222,7 @@ class _Conversations:
         y: Sequence[str] = (),
         num_also: int = 0,
     ) -> Self:
-        fits = _fits(retriever)
+        fits = partial(takes_question, retriever)
         ways = [ways_of(question, fits) for question in x]
         shares = [[0.0] * len(of_one) for of_one in ways]
         for b, proposed in enumerate(() if weights.rewritten is None else weights.rewritten(x)):

@@ -13,7 +13,7 @@ import torch
 from latentrag.decoding.beam import marginal_beam
 from latentrag.errors import InputError
 from latentrag.options import DecodingOptions
-from latentrag.protocols import ChecksQuestions, Generator, Prompted
+from latentrag.protocols import Generator, Prompted, takes_question
 from latentrag.types import Question, no_passages
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Rewriter:
             )
         self.num = num
         self._writes = _asking(generator)
-        if not self._fits("?"):
+        if not takes_question(self._writes, "?"):
             raise InputError(
                 "rewrites need a generator that has room for the prompt that asks for them; name another, or leave "
                 "rewrites out"
@@ -122,14 +122,6 @@ class Rewriter:
         for number in range(len(question.exchanges), -1, -1):
             said = [each for exchange in question.since(number).exchanges for each in exchange if each]
             text = " / ".join(" ".join(each.split()) for each in [*said, question.text])
-            if self._fits(text):
+            if takes_question(self._writes, text):
                 return text
         return None
-
-    def _fits(self, text: str) -> bool:
-        if isinstance(self._writes, ChecksQuestions):
-            try:
-                self._writes.check_questions([text])
-            except InputError:
-                return False
-        return True
