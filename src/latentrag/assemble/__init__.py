@@ -8,7 +8,7 @@ The only room that names concrete classes. A model folder of ours holds
     generator/          transformers' layout and latentrag_generator.json
 """
 
-from latentrag.assemble.memories import live_memory, memory_at, open_memory, some_of
+from latentrag.assemble.memories import live_memory, memory_at, open_memory, served_memory, some_of
 from latentrag.assemble.model_file import FILE_NAME, ModelFile
 from latentrag.assemble.models import (
     experts_of,
@@ -47,6 +47,7 @@ __all__ = [
     "retriever_for_training",
     "save",
     "save_calibration",
+    "served_memory",
     "some_of",
     "with_memory",
     "with_parts",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from latentrag.addresses import MEMORIES, memory_path, opener
 from latentrag.assemble.parts import Source
@@ -12,7 +12,7 @@ from latentrag.errors import InputError
 if TYPE_CHECKING:
     from latentrag import protocols
     from latentrag.conditions import Where
-    from latentrag.memory import LiveMemory, Memory
+    from latentrag.memory import LiveMemory, Memory, ServedMemory
     from latentrag.memory.object_path import ObjectPath
 
 
@@ -50,8 +50,27 @@ def some_of(memory: protocols.Memory, where: Where) -> protocols.Memory:
     return found
 
 
+def served_memory(address: Source, *, version: int | str | None = None) -> ServedMemory:
+    """A memory that a server can answer from, since it can be exchanged meanwhile; otherwise as ``memory_at``.
+
+    Raises: as ``memory_at``; InputError for one that cannot be exchanged.
+    """
+    opens = opener(address, MEMORIES)
+    if opens is None:
+        return live_memory(address, version=version)
+    opened: Any = opens(address, version=version)
+    if hasattr(opened, "use"):
+        return cast("ServedMemory", opened)
+    if version is None:
+        raise InputError(f"{address} cannot be exchanged while it is asked, so it cannot be served")
+    raise InputError(
+        f"{address} at version {version} cannot be served, since all servers answer from the version that it has "
+        "chosen; leave --as-of out, a request may name a version"
+    )
+
+
 def live_memory(name: Source | Memory, *, version: int | str | None = None) -> LiveMemory:
-    """A memory that can be exchanged while it is asked; otherwise as ``open_memory``."""
+    """A memory in a folder or an object store that can be exchanged while it is asked; otherwise as ``open_memory``."""
     from latentrag.memory import LiveMemory
 
     return LiveMemory(open_memory(name, version=version))

@@ -7,7 +7,7 @@ import logging
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from latentrag.conditions import Condition
-    from latentrag.memory import LiveMemory
+    from latentrag.memory import ServedMemory
+    from latentrag.protocols import Memory
     from latentrag.rag import Rag
     from latentrag.serving.guard import Access
+
+M = TypeVar("M", bound="Memory")
 
 
 def serve(
@@ -87,7 +90,7 @@ def serve(
     folder_bytes = size_in_bytes(passage_cache_folder_size or "20GiB", "--passage-cache-folder-size")
     with bound(host, port) as listening:
         with arg.uncollected():
-            live, load = _sources(system, how)
+            live, load = _sources(system, how, assemble.served_memory)
             load = partial(
                 load,
                 passage_cache_bytes=cache_bytes,
@@ -127,24 +130,26 @@ def mcp(
 
     def load() -> Rag:
         with arg.uncollected():
-            live, load_over = _sources(system, how)
+            memory, load_over = _sources(system, how, assemble.memory_at)
             rag = load_over(where=system.which.where)
-            live.snapshot().warm_up()
+            warm_up = getattr(memory.snapshot(), "warm_up", None)  # those of other packages need not have it
+            if warm_up is not None:
+                warm_up()
             return rag
 
     run(load, on_error=lambda message: say(f"error: {message}"))
 
 
-def _sources(system: SystemOptions, how: AskOptions) -> tuple[LiveMemory, Callable[..., Rag]]:
+def _sources(system: SystemOptions, how: AskOptions, opens: Callable[..., M]) -> tuple[M, Callable[..., Rag]]:
     """The memory, and what loads the model over it."""
     source = arg.model_source(system.model)
     address = memory_for(system.memory.memory, system.model.model)
-    live = assemble.live_memory(address, version=system.version.as_of)
+    memory = opens(address, version=system.version.as_of)
     given = {**arg.loading(system.model), **asdict(how), **asdict(system.place)}
-    return live, partial(assemble.load, source, memory=live, **given)
+    return memory, partial(assemble.load, source, memory=memory, **given)
 
 
-def _checked(where: str | None, access: Access, live: LiveMemory) -> Condition | None:
+def _checked(where: str | None, access: Access, live: ServedMemory) -> Condition | None:
     """The condition on all answers. Raises: InputError for one that cannot be. Warns of keys that see nothing."""
     for number, rights in enumerate(access.rights.values(), 1):
         if rights.where is not None and not len(live.only(rights.where)):
@@ -155,7 +160,7 @@ def _checked(where: str | None, access: Access, live: LiveMemory) -> Condition |
     return condition_of(where)
 
 
-def _opened(live: LiveMemory, load: Callable[[], Rag]) -> Rag:
+def _opened(live: ServedMemory, load: Callable[[], Rag]) -> Rag:
     """Model and memory, both ready to answer at once."""
     with working("loading the model and its memory"):
         rag = load()

@@ -15,11 +15,11 @@ from latentrag.addresses import memory_folder
 from latentrag.cluster.calls import Calls, Replica, actor_name
 from latentrag.cluster.connection import NAMESPACE, Register, connect, registered
 from latentrag.cluster.division import Division
-from latentrag.cluster.shard import About, Place, Refused, Shard, packages
-from latentrag.cluster.sharded import FilteredShards, ShardedVersion, require_same_rows
-from latentrag.conditions import Where
+from latentrag.cluster.shard import About, Place, Shard, packages
+from latentrag.cluster.sharded import START_S, ShardedVersion, divided, load
 from latentrag.errors import InputError, MemoryStoreError, command
-from latentrag.memory import EncoderCard
+from latentrag.memory import EncoderCard, FilteredMemory
+from latentrag.memory.filtered import Filterable
 from latentrag.memory.live import Searching
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ FORMAT = 1
 """Of a memory's record."""
 NEWS_S = 0.5
 """How often a process looks whether another one has chosen another version."""
-START_S = 180.0
-"""How long actors may take to start."""
 THREADS = 16
 """Requests that an actor handles at a time."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
@@ -86,8 +84,8 @@ class ReplicaStatus:
     rows: int | None
 
 
-class ShardedMemory:
-    """A memory whose shards are actors of a Ray cluster; a ``protocols.FilterableMemory``, as ``LiveMemory`` is.
+class ShardedMemory(Filterable[FilteredMemory]):
+    """A memory whose shards are actors of a Ray cluster; a ``memory.ServedMemory``, as ``LiveMemory`` is.
 
     Each call goes to the version that is served when it begins. Whichever process chooses another version (``use``),
     all that ask the memory by its name follow within ``NEWS_S``.
@@ -146,8 +144,8 @@ class ShardedMemory:
             calls = Calls(settings.name, shards, replicas, timeout_s)
             _start_actors(settings)
             _check_nodes(calls, settings)
-            division = _divided(calls, version, None)
-            _load(calls, division)
+            division = divided(calls, version, None)
+            load(calls, division)
             register.write({"format": FORMAT, "settings": asdict(settings), "division": division.as_record()})
         except BaseException:
             _stop(settings)
@@ -170,16 +168,8 @@ class ShardedMemory:
         return cls(settings, division)
 
     def at(self, version: int | str | None) -> ShardedVersion:
-        """A version, loaded by the shards beside the one that is served. Args: version: as for ``Memory.open``.
-
-        Raises: MemoryStoreError.
-        """
-        now = self.snapshot()
-        division = _divided(self._calls, version, now.division)
-        if division.key == now.division.key:
-            return now
-        _load(self._calls, division)
-        return ShardedVersion(self._calls, division, now.path)
+        """As ``ShardedVersion.at``, of the version that is served."""
+        return self.snapshot().at(version)
 
     def use(self, version: int | str | None) -> ShardedVersion:
         """Answer from another version from now on, in every process that asks this memory.
@@ -235,27 +225,32 @@ class ShardedMemory:
         return self._now.name
 
     @property
+    def path(self) -> Path:
+        """Of the memory, as the nodes see it."""
+        return self._now.path
+
+    @property
     def version(self) -> int:
-        """Of the version that is served now."""
-        return self.snapshot().version
+        """Of the version that was served when this process looked last; no other process is asked."""
+        return self._now.version
 
     @property
     def identity(self) -> str:
-        """As ``Memory.identity``."""
-        return self.snapshot().identity
+        """As ``Memory.identity``, of the same version."""
+        return self._now.identity
 
     @property
     def lineage(self) -> str:
         """As ``Memory.lineage``."""
-        return self.snapshot().lineage
+        return self._now.lineage
 
     @property
     def card(self) -> EncoderCard:
-        """As ``Memory.card``."""
-        return self.snapshot().card
+        """As ``Memory.card``, of the same version."""
+        return self._now.card
 
     def __len__(self) -> int:
-        return len(self.snapshot())
+        return len(self._now)
 
     def __repr__(self) -> str:
         return f"ShardedMemory({self.name!r}, shards={self.settings.shards}, replicas={self.settings.replicas})"
@@ -265,9 +260,9 @@ class ShardedMemory:
         self.snapshot().check(query_encoder)
         self._encoders.add(query_encoder)
 
-    def where(self, where: Where) -> FilteredShards:
-        """As ``Memory.where``, of whichever version is served."""
-        return FilteredShards(self).where(where)
+    def filtered(self) -> FilteredMemory:
+        """As ``Filterable.filtered``, of whichever version is served."""
+        return FilteredMemory(self)
 
     def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
         """As ``ShardedVersion.search``."""
@@ -280,6 +275,10 @@ class ShardedMemory:
     def get(self, ids: Sequence[str]) -> list[Passage]:
         """As ``Memory.get``."""
         return self.snapshot().get(ids)
+
+    def around(self, ids: Sequence[str], num: int) -> list[tuple[list[Passage], list[Passage]]]:
+        """As ``Memory.around``."""
+        return self.snapshot().around(ids, num)
 
 
 def open_memory(address: str, *, version: int | str | None = None) -> ShardedMemory | ShardedVersion:
@@ -352,36 +351,6 @@ def _check_nodes(calls: Calls, settings: Settings) -> None:
                 f"{which} runs on {about.host}, which has {other} {about.packages.get(other)}, this process has "
                 f"{ours[other]}; install the same on every node"
             )
-
-
-def _divided(calls: Calls, version: int | str | None, before: Division | None) -> Division:
-    """Asked of a node, since this process need not see the memory. Raises: MemoryStoreError."""
-    replies = calls.every("divide", (version, before), timeout_s=START_S)
-    for reply in replies.values():
-        if isinstance(reply, Division):
-            return reply
-    refused = next((reply for reply in replies.values() if isinstance(reply, Refused)), None)
-    if refused is not None:
-        raise refused.exception()
-    raise MemoryStoreError(f"no shard of cluster:{calls.name} answers; {command('cluster', 'status', calls.name)}")
-
-
-def _load(calls: Calls, division: Division) -> None:
-    """Every replica that is there loads the version. Raises: MemoryStoreError unless all rows are there."""
-    loaded: dict[int, int] = {}
-    why: dict[int, str] = {}
-    for (shard, _), reply in calls.load(division, timeout_s=START_S).items():
-        if isinstance(reply, int):
-            loaded[shard] = reply
-        else:
-            why[shard] = reply.message if isinstance(reply, Refused) else "its actor is not there or restarts"
-    for shard in range(calls.num_shards):
-        if shard not in loaded:
-            raise MemoryStoreError(
-                f"shard {shard + 1} of {calls.num_shards} of cluster:{calls.name} cannot load version "
-                f"{division.version}: {why[shard]}"
-            )
-    require_same_rows(division, loaded)
 
 
 def _status(replica: Replica, about: Any, key: str) -> ReplicaStatus:

@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from importlib.metadata import version as version_of_package
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
 from latentrag.addresses import home
 from latentrag.cluster.division import Division
-from latentrag.conditions import condition_of
 from latentrag.errors import (
     DataError,
     EncoderMismatchError,
@@ -37,7 +36,10 @@ from latentrag.types import Passage
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from latentrag.conditions import Condition
     from latentrag.memory import Memory
+    from latentrag.memory.documents import DocumentParts
+    from latentrag.memory.filtered import Within
     from latentrag.memory.indexes import Hits
 
 P = ParamSpec("P")
@@ -123,6 +125,20 @@ def answers(method: Callable[P, T]) -> Callable[P, T | Refused]:
     return run
 
 
+def of_version(
+    method: Callable[Concatenate[Shard, Memory, P], T],
+) -> Callable[Concatenate[Shard, str, P], T | NotLoaded | Refused]:
+    """A request about the version that a key names: the method gets the shard's rows of it."""
+
+    @answers
+    @wraps(method)
+    def run(shard: Shard, key: str, *args: P.args, **values: P.kwargs) -> T | NotLoaded:
+        memory = shard.memory(key)
+        return NotLoaded(key) if memory is None else method(shard, memory, *args, **values)
+
+    return run
+
+
 class Shard:
     """Rows of a memory, by version. Safe to call from several threads; a version is loaded while others are asked."""
 
@@ -160,7 +176,7 @@ class Shard:
         Raises: MemoryStoreError if the memory cannot be read here, or is another one here.
         """
         with self._loading:
-            known = self._memory(division.key)
+            known = self.memory(division.key)
             if known is None:
                 known = self._loaded(division)
                 with self._lock:
@@ -192,7 +208,8 @@ class Shard:
 
         return Memory.open(self._place.path, version=version)
 
-    def _memory(self, key: str) -> Memory | None:
+    def memory(self, key: str) -> Memory | None:
+        """The rows of a version; None: it is not loaded."""
         with self._lock:
             if key in self._memories:
                 self._memories.move_to_end(key)
@@ -200,51 +217,40 @@ class Shard:
 
     # About a version
 
-    @answers
-    def search(self, key: str, q: npt.NDArray[np.float32], k: int, where: str | None) -> Found | NotLoaded:
-        """The K best rows of the shard, or all that satisfy the condition if there are fewer."""
-        memory = self._memory(key)
-        if memory is None:
-            return NotLoaded(key)
-        if where is None:
-            return Found(*memory.hits(q, min(k, len(memory))))
-        some = _filtered(memory, where)
-        return Found(*some.hits(q, k)) if len(some) else Found(_no_hits(q), {})
+    @of_version
+    def search(self, memory: Memory, q: npt.NDArray[np.float32], k: int, within: Within | None) -> Found:
+        """The K best rows of the shard, or all that are left if there are fewer."""
+        num = len(memory) if within is None else memory.count(within.left)
+        return Found(*memory.hits(q, min(k, num), within=within)) if num else Found(_no_hits(q), {})
 
-    @answers
-    def count(self, key: str, where: str) -> int | NotLoaded:
-        """How many rows satisfy a condition."""
-        memory = self._memory(key)
-        return NotLoaded(key) if memory is None else len(_filtered(memory, where))
+    @of_version
+    def count(self, memory: Memory, where: Condition) -> int:
+        """How many rows satisfy a condition; its fields may be here or not, since other shards may have them."""
+        return memory.count(where)
 
-    @answers
-    def find(self, key: str, ids: Sequence[str], where: str | None) -> dict[str, Passage] | NotLoaded:
+    @of_version
+    def find(self, memory: Memory, ids: Sequence[str], where: Condition | None) -> dict[str, Passage]:
         """The passages with these ids that the shard has, and that satisfy the condition."""
-        memory = self._memory(key)
-        if memory is None:
-            return NotLoaded(key)
-        return memory.find(ids) if where is None else _filtered(memory, where).find(ids)
+        return memory.find(ids, where=where)
 
-    @answers
-    def fields(self, key: str, names: Sequence[str]) -> tuple[dict[str, set[str] | None], set[str]] | NotLoaded:
-        """The kinds of values that fields have here (see ``Columns.kinds``), and the names of all fields."""
-        memory = self._memory(key)
-        if memory is None:
-            return NotLoaded(key)
-        return {name: memory.columns.kinds(name) for name in names}, memory.columns.stated_names()
+    @of_version
+    def of_documents(self, memory: Memory, names: Sequence[str], where: Condition | None) -> DocumentParts:
+        """The shard's passages of these documents, and whether each satisfies the condition."""
+        return memory.of_documents(names, where=where)
 
-    @answers
-    def read(self, key: str, start: int, num: int) -> list[Passage] | NotLoaded:
+    @of_version
+    def fields(
+        self, memory: Memory, names: Sequence[str], scope: Condition | None
+    ) -> tuple[dict[str, set[str] | None], set[str]]:
+        """The kinds of values that fields have here (see ``Columns.kinds``), and the names of all fields, as far as
+        passages of the scope have them."""
+        mask = None if scope is None else memory.selection(scope).mask
+        return {name: memory.columns.kinds(name, mask) for name in names}, memory.columns.stated_names(mask)
+
+    @of_version
+    def read(self, memory: Memory, start: int, num: int) -> list[Passage]:
         """Passages of the whole version in the table's order, so many from one place on. Any shard has them."""
-        memory = self._memory(key)
-        return NotLoaded(key) if memory is None else list(replace(memory.table, part=None).passages_from(start, num))
-
-
-def _filtered(memory: Memory, where: str) -> Any:
-    """Its fields may be here or not: other shards may have them."""
-    from latentrag.memory import FilteredMemory
-
-    return FilteredMemory(memory).beside(condition_of(where))
+        return list(replace(memory.table, part=None).passages_from(start, num))
 
 
 def _no_hits(q: npt.NDArray[np.float32]) -> Hits:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentrag.cluster.calls import Calls
 from latentrag.cluster.division import Division
-from latentrag.conditions import Condition, Where, both, condition_of, tests_of
-from latentrag.errors import InputError, MemoryStoreError
-from latentrag.memory import EncoderCard
+from latentrag.cluster.shard import Refused
+from latentrag.conditions import Condition, tests_of
+from latentrag.errors import MemoryStoreError, command
+from latentrag.ids import document_of
+from latentrag.memory import EncoderCard, FilteredMemory, Memory
 from latentrag.memory.columns import check_fields, shown_names
-from latentrag.memory.memory import checked_query
+from latentrag.memory.documents import DocumentParts, around
+from latentrag.memory.filtered import Filterable, Within
+from latentrag.memory.history import SERVED
+from latentrag.memory.memory import PASSAGES_PER_READ, checked_query
 from latentrag.memory.schema import require_known
 from latentrag.types import Passage, SearchResult
 
@@ -25,12 +30,17 @@ if TYPE_CHECKING:
     from latentrag.cluster.shard import Found
     from latentrag.protocols import QueryEncoder
 
-PASSAGES_PER_READ = 1_024
+START_S = 180.0
+"""How long actors may take to start."""
+KEPT_COUNTS = 64
+"""Of conditions, that a version remembers."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ShardedVersion:
-    """One version of a memory, divided among shards; it never changes. A ``protocols.FilterableMemory``.
+@dataclass(frozen=True, eq=False)
+class ShardedVersion(Filterable[FilteredMemory]):
+    """One version of a memory, divided among shards; it never changes. A ``memory.ServedVersion``.
+
+    Passages are the shards'. Other versions and their names are read in the memory's folder (``stored``).
 
     Attributes:
         path: of the memory, as the nodes see it.
@@ -39,6 +49,7 @@ class ShardedVersion:
     calls: Calls
     division: Division
     path: Path
+    _counts: dict[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -75,6 +86,10 @@ class ShardedVersion:
         """Itself."""
         return self
 
+    def filtered(self) -> FilteredMemory:
+        """As ``Filterable.filtered``."""
+        return FilteredMemory(self)
+
     def check(self, query_encoder: QueryEncoder) -> None:
         """As ``Memory.check``."""
         self.card.check_query_encoder(query_encoder)
@@ -82,32 +97,73 @@ class ShardedVersion:
     def warm_up(self, *, words: bool = False) -> None:
         """The shards are ready before a version is used."""
 
-    def where(self, where: Where) -> FilteredShards:
-        """As ``Memory.where``. Raises: InputError; MemoryStoreError if a shard does not answer."""
-        return FilteredShards(self).where(where)
+    # Versions
 
-    def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
+    @cached_property
+    def stored(self) -> Memory:
+        """The same version as a memory in its folder, whose passages and indexes nobody has read yet.
+
+        Raises: MemoryStoreError where this machine does not see the folder, or another memory in its place.
+        """
+        if not (self.path / "_versions").is_dir():
+            raise MemoryStoreError(
+                f"this machine does not see the folder of {self.name}, {self.path}, where its versions and documents "
+                "are read; mount it here under the same path"
+            )
+        found = Memory.open(self.path, version=self.version)
+        if found.identity != self.identity:
+            raise MemoryStoreError(
+                f"{self.path} holds another memory on this machine than {self.name}; mount the same folder here"
+            )
+        return found
+
+    @property
+    def chosen(self) -> None:
+        """None: a cluster serves one version, and it is not known why."""
+
+    def serve(self, version: int | None) -> None:
+        """Nothing: the cluster keeps what ``ShardedMemory.use`` has chosen."""
+
+    def number_of(self, which: int | str | None) -> int | None:
+        """As ``Memory.number_of``; "served" is this version. Raises: as ``stored``, for all but numbers."""
+        if isinstance(which, int) or (which is not None and which.isascii() and which.isdigit()):
+            return int(which)
+        return self.version if which == SERVED else self.stored.number_of(which)
+
+    def at(self, version: int | str | None) -> ShardedVersion:
+        """Another version, loaded by the shards beside this one. Args: version: as for ``Memory.open``.
+
+        Raises: MemoryStoreError.
+        """
+        division = divided(self.calls, version, self.division)
+        if division.key == self.division.key:
+            return self
+        load(self.calls, division)
+        return ShardedVersion(self.calls, division, self.path)
+
+    # Passages
+
+    def search(self, q: npt.NDArray[np.float32], k: int, *, within: Within | None = None) -> SearchResult:
         """As ``Memory.search``, with the same scores and order.
 
         Raises: as ``Memory.search``; MemoryStoreError that names a shard that does not answer.
         """
-        return self.found(q, k, len(self), where=None)
-
-    def found(self, q: npt.NDArray[np.float32], k: int, num_passages: int, *, where: str | None) -> SearchResult:
-        """The K best of those that satisfy a condition, of which there are ``num_passages``."""
         from latentrag.memory.indexes.index import merged
 
-        q = checked_query(q, k, card=self.card, num_passages=num_passages, version=self.version, path=Path(self.name))
-        parts: list[Found] = list(self._each("search", q, k, where).values())
+        num = len(self) if within is None else self.count(within.left)
+        q = checked_query(q, k, card=self.card, num_passages=num, version=self.version, path=Path(self.name))
+        parts: list[Found] = list(self._each("search", q, k, within).values())
         hits = merged([part.hits for part in parts], k)
         by_row = {row: passage for part in parts for row, passage in part.passages.items()}
         passages = [[by_row[row] for row in rows] for rows in hits.row_ids.tolist()]
         return SearchResult(passages, hits.vectors, hits.scores, self.version)
 
-    def passages(self) -> Iterator[Passage]:
-        """Every passage in the order of the table, streamed. Raises: MemoryStoreError."""
+    def passages(self, *, where: Condition | None = None) -> Iterator[Passage]:
+        """As ``Memory.passages``. Raises: MemoryStoreError."""
         for start in range(0, len(self), PASSAGES_PER_READ):
-            yield from self.calls.any("read", (self.division.key, start, PASSAGES_PER_READ), self.division)
+            page = self.calls.any("read", (self.division.key, start, PASSAGES_PER_READ), self.division)
+            left = None if where is None else self.find([passage.id for passage in page], where=where)
+            yield from (passage for passage in page if left is None or passage.id in left)
 
     def get(self, ids: Sequence[str]) -> list[Passage]:
         """As ``Memory.get``."""
@@ -115,24 +171,39 @@ class ShardedVersion:
         require_known(ids, by_id, f"not in {self.name}")
         return [by_id[key] for key in ids]
 
-    def find(self, ids: Sequence[str], *, where: str | None = None) -> dict[str, Passage]:
-        """The passages with these ids that satisfy a condition, by id; those that are not there are left out."""
+    def find(self, ids: Sequence[str], *, where: Condition | None = None) -> dict[str, Passage]:
+        """As ``Memory.find``."""
         parts: list[dict[str, Passage]] = list(self._each("find", list(ids), where).values())
         return {key: passage for part in parts for key, passage in part.items()}
 
-    def count(self, where: str) -> int:
-        """How many passages satisfy a condition."""
-        return sum(self._each("count", where).values())
+    def around(
+        self, ids: Sequence[str], num: int, *, where: Condition | None = None
+    ) -> list[tuple[list[Passage], list[Passage]]]:
+        """As ``Memory.around``. The passages of a document may lie with several shards."""
+        names = list(dict.fromkeys(map(document_of, ids)))
+        parts: list[DocumentParts] = list(self._each("of_documents", names, where).values())
+        return around(ids, num, {name: [each for part in parts for each in part[name]] for name in names})
 
-    def check_fields(self, condition: Condition) -> None:
-        """Raises: InputError for a field that no passage has, or a value of a kind that it never has."""
+    def count(self, where: Condition) -> int:
+        """As ``Memory.count``."""
+        name = str(where)
+        if name not in self._counts:
+            found = sum(self._each("count", where).values())
+            if len(self._counts) >= KEPT_COUNTS:
+                self._counts.clear()
+            self._counts[name] = found
+            return found
+        return self._counts[name]
+
+    def check_fields(self, condition: Condition, *, scope: Condition | None = None) -> None:
+        """As ``Memory.check_fields``."""
         fields = sorted({test.field for test in tests_of(condition)})
-        parts = list(self._each("fields", fields).values())
+        parts = list(self._each("fields", fields, scope).values())
         kinds: dict[str, set[str]] = {}
         for of_shard, _ in parts:
-            for field, found in of_shard.items():
+            for name, found in of_shard.items():
                 if found is not None:
-                    kinds.setdefault(field, set()).update(found)
+                    kinds.setdefault(name, set()).update(found)
         check_fields(condition, kinds.get, lambda: shown_names(set().union(*(names for _, names in parts))))
 
     def _each(self, method: str, *arguments: Any) -> Mapping[int, Any]:
@@ -141,105 +212,37 @@ class ShardedVersion:
         return self.calls.each(method, dict.fromkeys(shards, (self.division.key, *arguments)), self.division)
 
 
-@dataclass(frozen=True, eq=False)
-class FilteredShards:
-    """The passages of a sharded memory that satisfy a condition. A ``protocols.FilteredMemory``.
+def divided(calls: Calls, version: int | str | None, before: Division | None) -> Division:
+    """A version divided among the shards, by a node, since this process need not see the memory.
 
-    Attributes:
-        source: of a memory that is exchanged the version that is there when it is asked.
+    Raises: MemoryStoreError.
     """
+    replies = calls.every("divide", (version, before), timeout_s=START_S)
+    for reply in replies.values():
+        if isinstance(reply, Division):
+            return reply
+    refused = next((reply for reply in replies.values() if isinstance(reply, Refused)), None)
+    if refused is not None:
+        raise refused.exception()
+    raise MemoryStoreError(f"no shard of cluster:{calls.name} answers; {command('cluster', 'status', calls.name)}")
 
-    source: Any
-    condition: Condition | None = None
 
-    def where(self, where: Where) -> FilteredShards:
-        """As ``FilteredMemory.where``."""
-        condition = condition_of(where)
-        self.base.check_fields(condition)
-        return FilteredShards(self.source, both(self.condition, condition))
-
-    def snapshot(self) -> FilteredShards:
-        """Of the version that is there now."""
-        return replace(self, source=self.base)
-
-    @property
-    def base(self) -> ShardedVersion:
-        """The version that is filtered."""
-        found: ShardedVersion = self.source.snapshot()
-        return found
-
-    @cached_property
-    def _counts(self) -> dict[str, int]:
-        return {}
-
-    def _count(self, base: ShardedVersion) -> int:
-        key = base.division.key
-        if key not in self._counts:
-            self._counts[key] = base.count(str(self.condition))
-        return self._counts[key]
-
-    @property
-    def name(self) -> str:
-        """As ``ShardedVersion.name``."""
-        return self.base.name
-
-    @property
-    def version(self) -> int:
-        """As ``Memory.version``."""
-        return self.base.version
-
-    @property
-    def identity(self) -> str:
-        """As ``FilteredMemory.identity``."""
-        return f"{self.base.identity} where {self.condition}"
-
-    @property
-    def lineage(self) -> str:
-        """As ``FilteredMemory.lineage``."""
-        return f"{self.base.lineage} where {self.condition}"
-
-    @property
-    def card(self) -> EncoderCard:
-        """As ``Memory.card``."""
-        return self.base.card
-
-    def __len__(self) -> int:
-        return self._count(self.base)
-
-    def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
-        """As ``FilteredMemory.search``."""
-        base = self.base
-        num = self._require_some(base)
-        return base.found(q, k if k < 1 else min(k, num), num, where=str(self.condition))
-
-    def passages(self) -> Iterator[Passage]:
-        """Those that are left, in the order of the table, streamed."""
-        base = self.base
-        for start in range(0, len(base), PASSAGES_PER_READ):
-            page = base.calls.any("read", (base.division.key, start, PASSAGES_PER_READ), base.division)
-            ids = [passage.id for passage in page]
-            left = base.find(ids, where=str(self.condition))
-            yield from (left[key] for key in ids if key in left)
-
-    def get(self, ids: Sequence[str]) -> list[Passage]:
-        """As ``Memory.get``."""
-        by_id = self.base.find(ids, where=str(self.condition))
-        require_known(ids, by_id, "not among the passages that satisfy the condition")
-        return [by_id[key] for key in ids]
-
-    def require_some(self) -> None:
-        """As ``FilteredMemory.require_some``."""
-        self._require_some(self.base)
-
-    def _require_some(self, base: ShardedVersion) -> int:
-        num = self._count(base)
-        if not num:
-            raise InputError(f"0 passages satisfy {self.condition}; widen the condition")
-        return num
-
-    def check(self, query_encoder: QueryEncoder) -> None:
-        """As ``Memory.check``."""
-        self.source.check(query_encoder)
+def load(calls: Calls, division: Division) -> None:
+    """Every replica that is there loads the version. Raises: MemoryStoreError unless all rows are there."""
+    loaded: dict[int, int] = {}
+    why: dict[int, str] = {}
+    for (shard, _), reply in calls.load(division, timeout_s=START_S).items():
+        if isinstance(reply, int):
+            loaded[shard] = reply
+        else:
+            why[shard] = reply.message if isinstance(reply, Refused) else "its actor is not there or restarts"
+    for shard in range(calls.num_shards):
+        if shard not in loaded:
+            raise MemoryStoreError(
+                f"shard {shard + 1} of {calls.num_shards} of cluster:{calls.name} cannot load version "
+                f"{division.version}: {why[shard]}"
+            )
+    require_same_rows(division, loaded)
 
 
 def require_same_rows(division: Division, loaded: Mapping[int, int]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress, islice
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, Self, TypeVar, cast
 
 import numpy as np
 
@@ -18,21 +18,15 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from latentrag.memory.history import Diff
-    from latentrag.memory.indexes import Hits, Index
-    from latentrag.memory.live import LiveMemory
+    from latentrag.memory.indexes import Index
     from latentrag.memory.memory import Memory
     from latentrag.memory.schema import EncoderCard
     from latentrag.postings import WordIndex
     from latentrag.protocols import PassageEncoder, QueryEncoder
     from latentrag.types import Candidates, WordResult
 
-    Source: TypeAlias = Memory | LiveMemory
-
 KEPT_SELECTIONS = 8
 """Of a version, those used last; 10 bytes of RAM a passage of the memory each."""
-TAKEN_SHARE = 0.05
-"""Where fewer of a memory's passages are left than this, looking them up is faster than reading all."""
-PASSAGES_PER_READ = 1_024
 
 
 @dataclass(slots=True, eq=False)
@@ -88,18 +82,85 @@ class Within(NamedTuple):
     """What is searched of a version.
 
     Attributes:
-        left: the passages that may be found.
-        among: those that may be known of, all of ``left`` among them; None: all.
+        left: which passages may be found.
+        among: which may be known of, all that are left among them; None: all.
     """
 
-    left: Selection
-    among: Selection | None
+    left: Condition
+    among: Condition | None
+
+
+class Version(Protocol):
+    """A version of a memory as ``FilteredMemory`` needs it, wherever its rows lie; see ``Memory``."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def identity(self) -> str: ...
+    @property
+    def lineage(self) -> str: ...
+    @property
+    def card(self) -> EncoderCard: ...
+
+    def count(self, where: Condition) -> int: ...
+    def check_fields(self, condition: Condition, *, scope: Condition | None) -> None: ...
+    def passages(self, *, where: Condition | None = None) -> Iterator[Passage]: ...
+    def find(self, ids: Sequence[str], *, where: Condition | None = None) -> dict[str, Passage]: ...
+    def around(
+        self, ids: Sequence[str], num: int, *, where: Condition | None = None
+    ) -> list[tuple[list[Passage], list[Passage]]]: ...
+    def search(self, q: npt.NDArray[np.float32], k: int, *, within: Within | None = None) -> SearchResult: ...
+    def warm_up(self, *, words: bool = False) -> None: ...
+
+
+class Source(Protocol):
+    """A version, or what holds one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def identity(self) -> str: ...
+    @property
+    def lineage(self) -> str: ...
+
+    def snapshot(self) -> Version: ...
+    def check(self, query_encoder: QueryEncoder) -> None: ...
+
+
+F_co = TypeVar("F_co", bound="FilteredMemory", covariant=True)
+
+
+class Filterable(ABC, Generic[F_co]):
+    """What has passages of which some can be asked alone: a version, or what holds one."""
+
+    @abstractmethod
+    def filtered(self) -> F_co:
+        """All of them, before any condition."""
+
+    def where(self, where: Where) -> F_co:
+        """The passages that satisfy a condition on their fields (``latentrag.conditions``), as a memory.
+
+        Raises: as ``FilteredMemory.where``.
+        """
+        return self.filtered().where(where)
+
+    def only(self, scope: Where) -> F_co:
+        """As if there were no passages but those that satisfy a condition: see ``FilteredMemory.scope``."""
+        return self.filtered().only(scope)
+
+    def beside(self, untold: Condition) -> F_co:
+        """The passages that satisfy a condition that no error names: see ``FilteredMemory.untold``."""
+        return self.filtered().beside(untold)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FilteredMemory:
-    """The passages of ``source`` that satisfy ``scope`` and ``condition``, as a memory; of a live one those of the
-    version that is there when it is asked.
+    """The passages of ``source`` that satisfy ``scope`` and ``condition``, as a memory; of what holds a version those of
+    the version that is there when it is asked.
 
     Attributes:
         scope: what may be known of: nothing here depends on any other passage, not even a count or an error.
@@ -113,44 +174,44 @@ class FilteredMemory:
     condition: Condition | None = None
     untold: Condition | None = None
 
-    def where(self, where: Where) -> FilteredMemory:
+    def where(self, where: Where) -> Self:
         """Those that satisfy another condition, too.
 
         Raises: InputError for a text that is no condition, a field that no passage of the scope has, or a value of a
             kind that the field never has.
         """
-        condition, base = condition_of(where), self.base
-        base.columns.check(condition, None if self.scope is None else base.selection(self.scope).mask)
+        condition = condition_of(where)
+        self.base.check_fields(condition, scope=self.scope)
         return replace(self, condition=both(self.condition, condition))
 
-    def only(self, scope: Where) -> FilteredMemory:
+    def only(self, scope: Where) -> Self:
         """As if there were no passages but those that satisfy a condition, too; its fields may be there or not."""
         return replace(self, scope=both(self.scope, condition_of(scope)))
 
-    def beside(self, untold: Condition) -> FilteredMemory:
+    def beside(self, untold: Condition) -> Self:
         """Those that satisfy another condition, too, whose fields may be there or not."""
         return replace(self, untold=both(self.untold, untold))
 
-    def snapshot(self) -> FilteredMemory:
+    def snapshot(self) -> Self:
         """Of the version that is there now."""
         return replace(self, source=self.base)
 
     @property
-    def base(self) -> Memory:
+    def base(self) -> Version:
         """The version that is filtered."""
         return self.source.snapshot()
 
     @property
-    def _whole_condition(self) -> Condition:
+    def left(self) -> Condition:
+        """What a passage satisfies that is left."""
         wanted = both(both(self.scope, self.untold), self.condition)
         assert wanted is not None
         return wanted
 
-    def _selection(self, base: Memory) -> Selection:
-        return base.selection(self._whole_condition)
-
-    def _within(self, base: Memory) -> Within:
-        return Within(self._selection(base), None if self.scope is None else base.selection(self.scope))
+    @property
+    def within(self) -> Within:
+        """What is searched of a version."""
+        return Within(self.left, self.scope)
 
     # As a memory
 
@@ -167,12 +228,12 @@ class FilteredMemory:
     @property
     def identity(self) -> str:
         """Names what is left of what: that of another memory, version or condition differs."""
-        return f"{self.base.identity} where {self._whole_condition}"
+        return f"{self.source.identity} where {self.left}"
 
     @property
     def lineage(self) -> str:
         """Names what is left of what, through all versions."""
-        return f"{self.base.lineage} where {self._whole_condition}"
+        return f"{self.source.lineage} where {self.left}"
 
     @property
     def card(self) -> EncoderCard:
@@ -180,28 +241,18 @@ class FilteredMemory:
         return self.base.card
 
     def __len__(self) -> int:
-        return len(self._selection(self.base))
+        return self.base.count(self.left)
 
     def __repr__(self) -> str:
-        return f"FilteredMemory({self.source!r}, where={str(self._whole_condition)!r})"
+        return f"{type(self).__name__}({self.source!r}, where={str(self.left)!r})"
 
     def passages(self) -> Iterator[Passage]:
         """Those that are left, in the order of the table, streamed."""
-        base = self.base
-        found = self._selection(base)
-        if len(found) > TAKEN_SHARE * len(base):
-            yield from compress(base.passages(), found.mask.tolist())
-            return
-        rows = iter(found.row_ids.tolist())
-        while chunk := list(islice(rows, PASSAGES_PER_READ)):
-            passages = base.table.take(chunk)
-            yield from (passages[row] for row in chunk)
+        return self.base.passages(where=self.left)
 
     def find(self, ids: Sequence[str]) -> dict[str, Passage]:
         """As ``Memory.find``."""
-        base = self.base
-        found = self._selection(base)
-        return {key: passage for key, (row, passage) in base.rows(ids).items() if found.has(row)}
+        return self.base.find(ids, where=self.left)
 
     def get(self, ids: Sequence[str]) -> list[Passage]:
         """As ``Memory.get``."""
@@ -209,15 +260,9 @@ class FilteredMemory:
         require_known(ids, by_id, "not among the passages that satisfy the condition")
         return [by_id[key] for key in ids]
 
-    @property
-    def mask(self) -> npt.NDArray[np.bool_]:
-        """(N,) which passages of the version are left, in the order of the table."""
-        return self._selection(self.base).mask
-
     def around(self, ids: Sequence[str], num: int) -> list[tuple[list[Passage], list[Passage]]]:
         """As ``Memory.around``: those that are left, up to the first that is not."""
-        base = self.base
-        return base.around(ids, num, has=self._selection(base).has)
+        return self.base.around(ids, num, where=self.left)
 
     def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
         """As ``Memory.search``: the K best of those that are left, or all of them if there are fewer.
@@ -225,42 +270,18 @@ class FilteredMemory:
         Raises: as ``Memory.search``; InputError if none is left.
         """
         base = self.base
-        self._require_some(base)
-        within = self._within(base)
-        return base.search(q, k if k < 1 else min(k, len(within.left)), within=within)
-
-    def hits(self, q: npt.NDArray[np.float32], k: int) -> tuple[Hits, dict[int, Passage]]:
-        """As ``Memory.hits``, of those that are left, one or more, or all of them if there are fewer than k."""
-        base = self.base
-        within = self._within(base)
-        return base.hits(q, min(k, len(within.left)), within=within)
-
-    def search_words(self, x: Sequence[str], k: int, *, scale: float = 1.0) -> WordResult:
-        """As ``Memory.search_words``, of those that are left, or all of them if there are fewer than k."""
-        base = self.base
-        self._require_some(base)
-        within = self._within(base)
-        return base.search_words(x, min(k, len(within.left)), scale=scale, within=within)
-
-    def word_scores(self, x: Sequence[str], rows: Sequence[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.float64]]:
-        """As ``Memory.word_scores``."""
-        base = self.base
-        return base.word_scores(x, rows, within=self._within(base))
-
-    def candidates(self, q: npt.NDArray[np.float32], x: Sequence[str], num: int) -> Candidates:
-        """As ``Memory.candidates``, of those that are left."""
-        base = self.base
-        self._require_some(base)
-        within = self._within(base)
-        return base.candidates(q, x, num if num < 1 else min(num, len(within.left)), within=within)
+        num = self._num_left(base)
+        return base.search(q, k if k < 1 else min(k, num), within=self.within)
 
     def require_some(self) -> None:
         """Raises: InputError if no passage is left; MemoryStoreError if there was none."""
-        self._require_some(self.base)
+        self._num_left(self.base)
 
-    def _require_some(self, base: Memory) -> None:
-        if len(self._selection(base)):
-            return
+    def _num_left(self, base: Version) -> int:
+        """One or more. Raises: as ``require_some``."""
+        num = base.count(self.left)
+        if num:
+            return num
         if self.condition is None:
             raise MemoryStoreError(f"the memory has no passages at version {base.version}")
         raise InputError(f"0 passages satisfy {self.condition}; widen the condition")
@@ -274,16 +295,48 @@ class FilteredMemory:
         self.base.warm_up(words=words)
         _ = len(self)
 
-    def at(self, version: int | str | None) -> FilteredMemory:
+
+class FilteredTable(FilteredMemory):
+    """Those of a memory in a folder, whose words are searched, too."""
+
+    __slots__ = ()
+
+    @property
+    def base(self) -> Memory:
+        """The version that is filtered."""
+        return cast("Memory", self.source.snapshot())
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """(N,) which passages of the version are left, in the order of the table."""
+        return self.base.selection(self.left).mask
+
+    def search_words(self, x: Sequence[str], k: int, *, scale: float = 1.0) -> WordResult:
+        """As ``Memory.search_words``, of those that are left, or all of them if there are fewer than k."""
+        base = self.base
+        num = self._num_left(base)
+        return base.search_words(x, min(k, num), scale=scale, within=self.within)
+
+    def word_scores(self, x: Sequence[str], rows: Sequence[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.float64]]:
+        """As ``Memory.word_scores``."""
+        return self.base.word_scores(x, rows, within=self.within)
+
+    def candidates(self, q: npt.NDArray[np.float32], x: Sequence[str], num: int) -> Candidates:
+        """As ``Memory.candidates``, of those that are left."""
+        base = self.base
+        num_left = self._num_left(base)
+        return base.candidates(q, x, num if num < 1 else min(num, num_left), within=self.within)
+
+    def at(self, version: int | str | None) -> Self:
         """The same of another version."""
         return replace(self, source=self.base.at(version))
 
-    def reencode(self, encoder: PassageEncoder) -> FilteredMemory:
+    def reencode(self, encoder: PassageEncoder) -> Self:
         """The same of a version whose passages, all of them, have other vectors; see ``Memory.reencode``."""
         return replace(self, source=self.base.reencode(encoder))
 
 
-def seen_through(whole: Diff, before: FilteredMemory, after: FilteredMemory) -> Diff:
+def seen_through(whole: Diff, before: FilteredTable, after: FilteredTable) -> Diff:
     """What a difference of two versions is to somebody who may know of these passages of each alone."""
     ids = [*whole.added, *whole.changed, *whole.removed]
     old, new = before.find(ids), after.find(ids)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
-from latentrag.conditions import Where
-from latentrag.memory.filtered import FilteredMemory
+from latentrag.memory.filtered import Filterable, FilteredMemory, FilteredTable, Source, Version
 from latentrag.memory.memory import Memory
 
 if TYPE_CHECKING:
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from latentrag import protocols
+    from latentrag.conditions import Condition, Where
+    from latentrag.memory.object_path import Folder
     from latentrag.protocols import QueryEncoder
     from latentrag.types import Passage, SearchResult
 
@@ -45,7 +46,51 @@ class Searching:
         return [encoder for each in self._encoders if (encoder := each()) is not None]
 
 
-class LiveMemory:
+class ServedVersion(Version, Protocol):
+    """A version that a server answers from, wherever its rows lie; see ``Memory``."""
+
+    @property
+    def path(self) -> Folder: ...
+    @property
+    def stored(self) -> Memory:
+        """The same version in its folder: for its table, other versions and their names.
+
+        Raises: MemoryStoreError where this machine does not see the folder.
+        """
+        ...
+
+    @property
+    def chosen(self) -> int | None: ...
+    def __len__(self) -> int: ...
+    def snapshot(self) -> ServedVersion: ...
+    def check(self, query_encoder: QueryEncoder) -> None: ...
+    def get(self, ids: Sequence[str]) -> list[Passage]: ...
+    def number_of(self, which: int | str | None) -> int | None: ...
+    def at(self, version: int | str | None) -> ServedVersion: ...
+    def serve(self, version: int | None) -> None: ...
+    def only(self, scope: Where) -> FilteredMemory: ...
+    def beside(self, untold: Condition) -> FilteredMemory: ...
+
+
+class ServedMemory(Source, Protocol):
+    """What a server answers from: it holds one version at a time, and others can take its place; see ``LiveMemory``.
+
+    Its properties say what it holds as far as this process knows, at once.
+    """
+
+    @property
+    def path(self) -> Folder: ...
+    def __len__(self) -> int: ...
+    def snapshot(self) -> ServedVersion: ...
+    def use(self, which: Any) -> ServedVersion: ...
+    def where(self, where: Where) -> FilteredMemory: ...
+    def only(self, scope: Where) -> FilteredMemory: ...
+    def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult: ...
+    def passages(self) -> Iterator[Passage]: ...
+    def get(self, ids: Sequence[str]) -> list[Passage]: ...
+
+
+class LiveMemory(Filterable[FilteredTable]):
     """A place that holds one ``Memory`` at a time: what a server gives its retriever, to serve another version later.
 
     Each call goes to the memory that is there when it begins and never sees another. Callers that need several reads of
@@ -86,13 +131,9 @@ class LiveMemory:
             self._memory.check(query_encoder)
             self._encoders.add(query_encoder)
 
-    def where(self, where: Where) -> FilteredMemory:
-        """As ``Memory.where``, of whichever memory is there."""
-        return FilteredMemory(self).where(where)
-
-    def only(self, scope: Where) -> FilteredMemory:
-        """As ``Memory.only``, of whichever memory is there."""
-        return FilteredMemory(self).only(scope)
+    def filtered(self) -> FilteredTable:
+        """As ``Filterable.filtered``, of whichever memory is there."""
+        return FilteredTable(self)
 
     # As a memory
 
@@ -100,6 +141,11 @@ class LiveMemory:
     def name(self) -> str:
         """As ``Memory.name``."""
         return self._memory.name
+
+    @property
+    def path(self) -> Folder:
+        """Of the memory that is there now."""
+        return self._memory.path
 
     @property
     def version(self) -> int:

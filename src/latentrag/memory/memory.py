@@ -11,19 +11,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice, takewhile
+from itertools import compress, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from latentrag import io
-from latentrag.conditions import Condition, Where
+from latentrag.conditions import Condition
 from latentrag.errors import IndexDamagedError, InputError, MemoryStoreError, OptionError, ShapeError, exceeds_memory
 from latentrag.ids import document_of, is_of, names_over
 from latentrag.memory import history, version_files
 from latentrag.memory.columns import Columns
-from latentrag.memory.filtered import KEPT_SELECTIONS, FilteredMemory, Selection, Within
+from latentrag.memory.documents import DocumentParts, around
+from latentrag.memory.filtered import KEPT_SELECTIONS, Filterable, FilteredTable, Selection, Within
 from latentrag.memory.history import Diff, Version
 from latentrag.memory.indexes import BuiltIndex, BuiltWords, Hits, Index, IndexSupply, build_index
 from latentrag.memory.indexes.words import sizes
@@ -43,7 +44,12 @@ if TYPE_CHECKING:
     from latentrag.protocols import PassageEncoder, QueryEncoder
 
 
-class Memory:
+TAKEN_SHARE = 0.05
+"""Where fewer of a memory's passages are wanted than this, looking them up is faster than reading all."""
+PASSAGES_PER_READ = 1_024
+
+
+class Memory(Filterable[FilteredTable]):
     """A non-parametric memory (Lewis et al. 2020, §2.2) at one version.
 
     An object never changes: ``add``, ``upsert``, ``delete`` and ``reencode`` commit a new version and return it as a
@@ -124,6 +130,11 @@ class Memory:
         return self
 
     @property
+    def stored(self) -> Memory:
+        """This memory: its table, its other versions and their names are where it is."""
+        return self
+
+    @property
     def table(self) -> Table:
         """The table of this version: for what belongs to ``latentrag.memory``, nobody else."""
         return self._table
@@ -169,9 +180,18 @@ class Memory:
     def __repr__(self) -> str:
         return f"Memory({self.name!r}, version={self.version}, passages={len(self)})"
 
-    def passages(self) -> Iterator[Passage]:
-        """Every passage in the order of the table, streamed."""
-        return self._table.passages()
+    def passages(self, *, where: Condition | None = None) -> Iterator[Passage]:
+        """Every passage, or those that satisfy a condition, in the order of the table, streamed."""
+        return self._table.passages() if where is None else self._selected(self.selection(where))
+
+    def _selected(self, selection: Selection) -> Iterator[Passage]:
+        if len(selection) > TAKEN_SHARE * len(self):
+            yield from compress(self._table.passages(), selection.mask.tolist())
+            return
+        rows = iter(selection.row_ids.tolist())
+        while chunk := list(islice(rows, PASSAGES_PER_READ)):
+            passages = self._table.take(chunk)
+            yield from (passages[row] for row in chunk)
 
     def get(self, ids: Sequence[str]) -> list[Passage]:
         """The passages with these ids, in this order. Raises: InputError for ids that are not there."""
@@ -179,12 +199,13 @@ class Memory:
         require_known(ids, by_id, f"not in {self.path}")
         return [by_id[key] for key in ids]
 
-    def find(self, ids: Sequence[str]) -> dict[str, Passage]:
-        """The passages with these ids, by id; those that are not there are left out.
+    def find(self, ids: Sequence[str], *, where: Condition | None = None) -> dict[str, Passage]:
+        """The passages with these ids that satisfy a condition, by id; those that are not there are left out.
 
         The first call reads all ids, after that 16 bytes of RAM a passage lead to the rows.
         """
-        return {key: passage for key, (_, passage) in self.rows(ids).items()}
+        has = self._has(where)
+        return {key: passage for key, (row, passage) in self.rows(ids).items() if has(row)}
 
     def rows(self, ids: Sequence[str]) -> dict[str, tuple[int, Passage]]:
         """As ``find``, with the row ids."""
@@ -211,35 +232,27 @@ class Memory:
         )
 
     def around(
-        self, ids: Sequence[str], num: int, *, has: Callable[[int], bool] = lambda _: True
+        self, ids: Sequence[str], num: int, *, where: Condition | None = None
     ) -> list[tuple[list[Passage], list[Passage]]]:
         """As ``protocols.KnowsNeighbours``. Reads all passages of these documents.
 
         Args:
-            has: whether a row may be known of; what is behind one that may not is no neighbour.
+            where: what is behind a passage that does not satisfy this is no neighbour.
         """
-        documents = {name: self._document(name) for name in dict.fromkeys(map(document_of, ids))}
-        found = []
-        for key in ids:
-            rows = documents[document_of(key)]
-            sources = {passage.id: passage.source for _, passage in rows}
-            require_known([key], sources, "not in the memory")
-            rows = [row for row in rows if row[1].source == sources[key]]
-            places = {passage.id: at for at, (_, passage) in enumerate(rows)}
-            place = places[key]
-            before = [z for _, z in takewhile(lambda row: has(row[0]), rows[max(0, place - num) : place][::-1])]
-            after = [z for _, z in takewhile(lambda row: has(row[0]), rows[place + 1 : place + 1 + num])]
-            found.append((before[::-1], after))
-        return found
+        return around(ids, num, self.of_documents(list(dict.fromkeys(map(document_of, ids))), where=where))
 
-    def _document(self, name: str) -> list[tuple[int, Passage]]:
-        """The passages of a document in their order, with their row ids."""
+    def of_documents(self, names: Sequence[str], *, where: Condition | None = None) -> DocumentParts:
+        """The passages of each of these documents, and whether each satisfies a condition; none of one that is not
+        there."""
         with self._rows_lock:
             if self._rows_under is None:
                 self._rows_under = RowsByName.of(self._table, names_over)
-        rows = self._table.take(self._rows_under.candidates([name]) + self._by_id().candidates([name]))
-        of_document = [(row, passage) for row, passage in rows.items() if is_of(passage.id, name)]
-        return sorted(of_document, key=lambda each: (each[1].start, each[1].id))
+        has = self._has(where)
+        found = {}
+        for name in names:
+            rows = self._table.take(self._rows_under.candidates([name]) + self._by_id().candidates([name]))
+            found[name] = [(passage, has(row)) for row, passage in rows.items() if is_of(passage.id, name)]
+        return found
 
     def _by_id(self) -> RowsByName:
         with self._rows_lock:
@@ -249,16 +262,26 @@ class Memory:
 
     # Conditions on fields
 
-    def where(self, where: Where) -> FilteredMemory:
-        """The passages that satisfy a condition on their fields (``latentrag.conditions``), as a memory.
+    def filtered(self) -> FilteredTable:
+        """As ``Filterable.filtered``."""
+        return FilteredTable(self)
 
-        Raises: as ``FilteredMemory.where``.
+    def count(self, where: Condition) -> int:
+        """How many passages satisfy a condition."""
+        return len(self.selection(where))
+
+    def check_fields(self, condition: Condition, *, scope: Condition | None = None) -> None:
+        """Refuse a field that no passage has, and a value of a kind that it never has.
+
+        Args:
+            scope: which passages may be known of; None: all.
+        Raises: InputError.
         """
-        return FilteredMemory(self).where(where)
+        self.columns.check(condition, None if scope is None else self.selection(scope).mask)
 
-    def only(self, scope: Where) -> FilteredMemory:
-        """As if there were no passages but those that satisfy a condition: see ``FilteredMemory.scope``."""
-        return FilteredMemory(self).only(scope)
+    def _has(self, where: Condition | None) -> Callable[[int], bool]:
+        """Whether a row satisfies it."""
+        return (lambda _: True) if where is None else self.selection(where).has
 
     def selection(self, condition: Condition) -> Selection:
         """Which passages satisfy a condition. The first call reads the fields of all, which stay in RAM."""
@@ -316,6 +339,11 @@ class Memory:
     def untag(self, name: str) -> int:
         """Take a name away. Returns: the version that had it. Raises: MemoryStoreError if there is no such tag."""
         return history.untag(self._table.storage, name)
+
+    @property
+    def chosen(self) -> int | None:
+        """The version that somebody chose to be served; None: the newest is, whichever that is."""
+        return self.tags().get(history.SERVED)
 
     def serve(self, version: int | None) -> None:
         """Let a version be the one that is asked where nobody says which; None: the newest, whichever that is then."""
@@ -423,8 +451,8 @@ class Memory:
         index = self.words()
         if within is None:
             return index, None
-        index = index if within.among is None else within.among.words(index)
-        return index, within.left.places(index)
+        index = index if within.among is None else self.selection(within.among).words(index)
+        return index, self.selection(within.left).places(index)
 
     @property
     def has_words(self) -> bool:
@@ -435,7 +463,7 @@ class Memory:
         """A damaged index is done without; nothing is lost but time."""
         index = self.index
         try:
-            return (index if within is None else within.left.index(index)).search(q, k)
+            return (index if within is None else self.selection(within.left).index(index)).search(q, k)
         except IndexDamagedError as error:
             self._do_without(index, error)
         return self._hits(q, k, within)

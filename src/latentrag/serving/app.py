@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from latentrag.errors import LatentRagError, UnknownVersionError
+from latentrag.errors import LatentRagError, MemoryStoreError, UnknownVersionError
 from latentrag.memory.scratch import sweep
 from latentrag.serving import docs_page, documents, feedback, looking, openai_routes, page, routes, schemas
 from latentrag.serving.embeddings import Encoders
@@ -31,7 +31,7 @@ from latentrag.serving.writing import Documents
 
 if TYPE_CHECKING:
     from latentrag.conditions import Condition
-    from latentrag.memory import LiveMemory
+    from latentrag.memory import ServedMemory
     from latentrag.protocols import PassageEncoder
     from latentrag.rag import Rag
 
@@ -40,7 +40,7 @@ _LOG = logging.getLogger("latentrag.serving")
 
 def create_app(
     rag: Rag,
-    live: LiveMemory,
+    live: ServedMemory,
     *,
     name: str,
     load: Callable[[], Rag] | None = None,
@@ -65,7 +65,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(sweep, service.memories.local)
+        await asyncio.to_thread(_swept, service.memories)
         yield
         service.memories.close()
         await asyncio.to_thread(service.engine.batcher.close, options.drain_s)
@@ -109,6 +109,12 @@ def create_app(
         own_pages_only=frozenset({documents.PATH}),
     )
     return app
+
+
+def _swept(memories: Memories) -> None:
+    """What killed processes have left in the memory's folder is gone, where this machine sees the folder."""
+    with suppress(MemoryStoreError):
+        sweep(memories.stored.local)
 
 
 def _model(service: Service) -> APIRouter:
@@ -169,6 +175,7 @@ def _memory(service: Service) -> APIRouter:
     async def change(asked: Annotated[schemas.MemoryRequest, Body()]) -> Response:
         """Serve another version, or name versions. Answers under way end with the version that they began with."""
         require_exchange()
+        await asyncio.to_thread(lambda: memories.stored)  # without which what is done could not be told
         if isinstance(asked, schemas.Use):
             await asyncio.to_thread(memories.use, asked.version)
         elif isinstance(asked, schemas.Tag):

@@ -240,4 +240,5 @@ async def _encoder(service: Service) -> PassageEncoder:
 @asynccontextmanager
 async def _scratch(service: Service) -> AsyncIterator[Path]:
     with ExitStack() as stack:
-        yield await asyncio.to_thread(stack.enter_context, scratch_folder(service.memories.local))
+        stored = await asyncio.to_thread(lambda: service.memories.stored)
+        yield await asyncio.to_thread(stack.enter_context, scratch_folder(stored.local))

@@ -70,7 +70,7 @@ def router(service: Service) -> APIRouter:
     @found.get("/api/examples", responses=responses(ExamplesRecord), response_model=None)
     async def examples() -> Response:
         """Up to three questions to begin with, about passages of the memory."""
-        memory = await asyncio.to_thread(service.memories.seen, service.memories.live.snapshot())
+        memory = await asyncio.to_thread(lambda: service.memories.seen(service.memories.live.snapshot()))
         questions = await asyncio.to_thread(lambda: questions_about(islice(memory.passages(), _LOOKED_AT)))
         return json_response({"questions": questions})
 
@@ -79,7 +79,7 @@ def router(service: Service) -> APIRouter:
         """A passage between its neighbours: up to two before it, and two after."""
         rag = await service.rag(schemas.Retrieval(as_of=asked.as_of))
         served: Any = rag.retriever.memory
-        memory = await asyncio.to_thread(service.memories.seen, served.snapshot())
+        memory = await asyncio.to_thread(lambda: service.memories.seen(served.snapshot()))
         around = await asyncio.to_thread(neighbours, memory, asked.id)
         if around is None:
             raise Refused(404, "there is no such passage at this version", "passage")

@@ -11,9 +11,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from latentrag.assemble import open_memory, with_memory
+from latentrag.assemble import with_memory
 from latentrag.errors import InputError, MemoryStoreError, UnknownVersionError
-from latentrag.memory import FilteredMemory
 from latentrag.memory.filtered import seen_through
 from latentrag.memory.history import SERVED
 from latentrag.memory.version_files import is_unwritable
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from latentrag.conditions import Condition
-    from latentrag.memory import LiveMemory, Memory
+    from latentrag.memory import FilteredMemory, Memory, ServedMemory
     from latentrag.memory.object_path import Folder
     from latentrag.rag import Rag
 
@@ -55,7 +54,7 @@ class Memories:
     def __init__(
         self,
         rag: Rag,
-        live: LiveMemory,
+        live: ServedMemory,
         load: Callable[[], Rag] | None = None,
         where: Condition | None = None,
     ) -> None:
@@ -74,12 +73,15 @@ class Memories:
     @property
     def path(self) -> Folder:
         """Where it is on this machine, or in an object store."""
-        return self.live.snapshot().path
+        return self.live.path
 
     @property
-    def local(self) -> Path:
-        """Its folder on this machine; see ``Memory.local``."""
-        return self.live.snapshot().local
+    def stored(self) -> Memory:
+        """The version that is served as a memory in its folder: for other versions, their names, and documents.
+
+        Raises: MemoryStoreError where this machine does not see the folder.
+        """
+        return self.live.snapshot().stored
 
     def rag_at(self, as_of: int | str) -> Future[Rag]:
         """The model over a version of the memory, which is opened once for all who ask for it, in a thread of its own.
@@ -91,7 +93,7 @@ class Memories:
             raise UnknownVersionError(f"no version {as_of!r}")
         number = self.live.snapshot().number_of(as_of)
         if number is None:
-            number = open_memory(self.path, version="newest").version
+            number = self.stored.at("newest").version
         with self._lock:
             if number == self.live.version:
                 current: Future[Rag] = Future()
@@ -130,7 +132,7 @@ class Memories:
         if condition is not None:
             memory = filtered(memory, condition)
         if self.where is not None:
-            memory = (memory if isinstance(memory, FilteredMemory) else FilteredMemory(memory)).beside(self.where)
+            memory = memory.beside(self.where)
         found = with_memory(rag, memory)
         with self._lock:
             in_use = {id(self.rag), *(id(each.result()) for each in self._others.values() if _is_open(each))}
@@ -147,7 +149,7 @@ class Memories:
                 del self._others[number]
 
     def _opened(self, rag: Rag, number: int) -> Rag:
-        memory = open_memory(self.path, version=number)
+        memory = self.live.snapshot().at(number)
         memory.warm_up()
         return with_memory(rag, memory)
 
@@ -175,20 +177,19 @@ class Memories:
                 _LOG.warning("the choice of version %s is not kept: %s", which, error)
                 self.is_choice_kept = False
 
-    def seen(self, memory: Memory | FilteredMemory) -> Memory | FilteredMemory:
-        """A version as far as the client may know of it and answers are made of it."""
+    def seen(self, memory: Any) -> Any:
+        """A version (or some of it) as far as the client may know of it and answers are made of it."""
         scope = rights_now().where
         if scope is not None:
             memory = memory.only(scope)
-        if self.where is not None:
-            memory = (memory if isinstance(memory, FilteredMemory) else FilteredMemory(memory)).beside(self.where)
-        return memory
+        return memory if self.where is None else memory.beside(self.where)
 
     def follow(self, before: Memory) -> None:
         """Serve the newest version from now on, if ``before``, which was the newest, is served until now because it
         was, and not because somebody has chosen it. Raises: as ``use``."""
         with self._changing:
-            if self.live.version == before.version and SERVED not in before.tags():
+            serving = self.live.snapshot()
+            if serving.version == before.version and serving.chosen is None:
                 self.live.use("newest")
 
     def exchange_model(self, load: Callable[[], Rag]) -> None:
@@ -206,13 +207,13 @@ class Memories:
     def tag(self, name: str, which: int | str | None) -> None:
         """Name a version; None: the newest. Raises: InputError or MemoryStoreError."""
         with self._changing:
-            memory = self.live.snapshot()
+            memory = self.stored
             memory.tag(name, memory.at(which).version)
 
     def untag(self, name: str) -> None:
         """Take a name away. Raises: MemoryStoreError if there is no such tag."""
         with self._changing:
-            self.live.snapshot().untag(name)
+            self.stored.untag(name)
 
     def difference(self, before: str, after: str, *, limit: int) -> DiffRecord:
         """What ``GET /v1/memory/diff`` answers.
@@ -224,7 +225,7 @@ class Memories:
         scope = rights_now().where
         if scope is not None and not (_is_number(before) and _is_number(after)):
             raise UnknownVersionError(f"no versions {before!r} and {after!r}")
-        old, new = (self.live.snapshot().at(which) for which in (before, after))
+        old, new = (self.stored.at(which) for which in (before, after))
         reading = old.num_compared(new)
         if reading > MAX_COMPARED:
             of = "" if scope is not None else f" in files of {reading} passages"
@@ -252,16 +253,16 @@ class Memories:
         serving, scope = self.live.snapshot(), rights_now().where
         if scope is not None:
             return _seen(serving.only(scope), name=self.path.name)
-        log = serving.at("newest").log()
-        named = serving.tags()
-        chosen = named.pop(SERVED, None)
+        stored = serving.stored
+        log, named = stored.at("newest").log(), stored.tags()
+        named.pop(SERVED, None)
         return {
             "name": self.path.name,
             "version": serving.version,
             "passages": len(serving),
             "encoder": serving.card.encoder,
             "newest": log[-1].number,
-            "follows_newest": chosen is None and serving.version == log[-1].number,
+            "follows_newest": serving.chosen is None and serving.version == log[-1].number,
             "choice_kept": self.is_choice_kept,
             "tags": named,
             "versions": [
@@ -274,17 +275,7 @@ class Memories:
                 }
                 for each in log[-_SHOWN_VERSIONS:]
             ],
-            "synced": [self._synced(path) for path in journals_in(self.local)],
-        }
-
-    def _synced(self, notes: Path) -> SyncedRecord:
-        name = unquote(notes.stem)
-        digests = Journal.load(self.local, name).in_memory
-        return {
-            "name": name,
-            "files": len(digests),
-            "passages": sum(digest.num_passages for digest in digests.values()),
-            "time": datetime.fromtimestamp(notes.stat().st_mtime, UTC).isoformat(),
+            "synced": [_synced(stored, path) for path in journals_in(stored.local)],
         }
 
 
@@ -295,6 +286,17 @@ def _is_open(future: Future[Rag]) -> bool:
 def _is_number(which: int | str) -> bool:
     """Whether a version is named otherwise than by a tag or a date, which tell of others' work."""
     return isinstance(which, int) or which in {"newest", "served"} or (which.isascii() and which.isdigit())
+
+
+def _synced(stored: Memory, notes: Path) -> SyncedRecord:
+    name = unquote(notes.stem)
+    digests = Journal.load(stored.local, name).in_memory
+    return {
+        "name": name,
+        "files": len(digests),
+        "passages": sum(digest.num_passages for digest in digests.values()),
+        "time": datetime.fromtimestamp(notes.stat().st_mtime, UTC).isoformat(),
+    }
 
 
 def _seen(memory: FilteredMemory, *, name: str) -> MemoryRecord:

@@ -14,7 +14,7 @@ import torch
 
 from latentrag.corpus import Ledger, bounds_of, passages
 from latentrag.errors import DataError, InputError
-from latentrag.memory import FilteredMemory, Memory, add
+from latentrag.memory import FilteredTable, Memory, add
 from latentrag.memory.documents import ids_of, summaries
 from latentrag.memory.storage import storage_of
 from latentrag.protocols import Part
@@ -102,9 +102,10 @@ class Documents:
             self.progress = Progress()
             self._changing.release()
 
-    def seen(self) -> Memory | FilteredMemory:
+    def seen(self) -> Memory | FilteredTable:
         """The newest version, as far as the client may know of it and answers are made of it."""
-        return self._memories.seen(self._memories.live.snapshot().at("newest"))
+        found: Memory | FilteredTable = self._memories.seen(self._memories.stored.at("newest"))
+        return found
 
     def require_whole(self) -> None:
         """Raises: Refused where some passages are hidden: what is added could take the place of one of them."""
@@ -123,7 +124,7 @@ class Documents:
             raise InputError(
                 f"the memory has {len(memory)} passages; this server lists the documents of {MAX_SUMMARISED} at most"
             )
-        if isinstance(memory, FilteredMemory):
+        if isinstance(memory, FilteredTable):
             return memory.version, summaries(memory)
         known, key = self._known, (memory.identity, memory.version)
         if known is None or known[0] != key:
@@ -137,7 +138,7 @@ class Documents:
         Raises: DataError for a file that cannot be read, or if no file has any text; MemoryStoreError;
             EncoderMismatchError; Refused; Gone if nobody waits any more. Nothing is committed then.
         """
-        newest = self._memories.live.snapshot().at("newest")
+        newest = self._memories.stored.at("newest")
         newest.card.check_passage_encoder(encoder)
         ledgers: list[Ledger] = []
         folder = f"{files[0].parent}{os.sep}"
@@ -166,7 +167,7 @@ class Documents:
         Raises: Refused for a document that is not there; MemoryStoreError. Nothing is committed then.
         """
         memory = self.seen()
-        newest = memory.base if isinstance(memory, FilteredMemory) else memory
+        newest = memory.base if isinstance(memory, FilteredTable) else memory
         unwanted: list[str] = []
         for each in dict.fromkeys(documents):
             ids = ids_of(memory, each)
