@@ -68,6 +68,10 @@ class MemoryStoreError(LatentRagError):
     """A memory that is missing, empty, corrupt, or has no such version."""
 
 
+class UnavailableError(MemoryStoreError):
+    """A memory of which a part does not answer now; a moment later it may."""
+
+
 class UnknownVersionError(MemoryStoreError):
     """A version, tag or moment that a memory does not have."""
 

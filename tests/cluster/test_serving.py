@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import httpx
 import pytest
 
 from latentrag.assemble import load, load_passage_encoder, served_memory
+from latentrag.cluster import ShardedMemory
 from latentrag.conditions import condition_of
 from latentrag.serving.app import create_app
 from latentrag.serving.options import ServeOptions
@@ -126,6 +128,47 @@ def test_where_the_folder_is_not_visible(start, path, model) -> None:  # noqa: F
         assert response.status_code == 409
         assert not path.exists()  # nothing was made in its place
         shutil.move(hidden, path)
+
+
+def test_a_shard_that_is_gone(start, path, model) -> None:  # noqa: F811
+    """Questions, and whoever checks the server's health, hear which; probes wait for nothing."""
+    memory = start(path, shards=2, index="flat", name="facts", timeout_s=5)  # noqa: F811
+    with serving(server(model, "cluster:facts", access=ACCESS)) as served:
+        wait_for(lambda: assert_status(served, "/readyz", 200))
+        assert 'latentrag_shard_replicas_ready{shard="2"} 1' in metrics(served)
+        kill(memory, 1)
+        status, record = said(served, WHOLE, *asking())
+        assert (status, record["error"]["code"]) == (503, "unavailable")
+        assert record["error"]["message"].startswith("shard 2 of 2 of cluster:facts does not answer (")
+        status, record = said(served, BOUND, *asking())
+        assert (status, record["error"]["message"]) == (
+            *(503, "a part of the memory does not answer; ask again in a moment"),
+        )
+        wait_for(lambda: assert_status(served, "/readyz", 503))
+        message = served.get("/readyz").json()["error"]["message"]
+        assert message.startswith("no replica of shard 2 of 2 of cluster:facts holds version 3; ")
+        began = time.monotonic()
+        assert_status(served, "/healthz", 200)
+        assert_status(served, "/readyz", 503)
+        lines = metrics(served)
+        assert time.monotonic() - began < 1
+        assert {'latentrag_shard_replicas_ready{shard="1"} 1', 'latentrag_shard_replicas_ready{shard="2"} 0'} < lines
+        assert 'latentrag_shard_failed_tries_total{shard="2"} 0' not in lines
+
+
+def kill(memory: ShardedMemory, shard: int) -> None:  # noqa: F811
+    """The only replica, for good."""
+    import ray
+
+    ray.kill(memory._calls.handle((shard, 0)), no_restart=True)
+
+
+def metrics(served: Served) -> set[str]:
+    return set(served.get("/metrics", headers={"authorization": f"Bearer {WHOLE}"}).text.splitlines())
+
+
+def assert_status(served: Served, path: str, status: int) -> None:  # noqa: F811
+    assert served.get(path).status_code == status
 
 
 def test_what_cannot_be_served(start, path, model) -> None:  # noqa: F811

@@ -5,6 +5,7 @@ shard       what a shard does, in its actor
 calls       calls to actors, with failover
 sharded     one version of a divided memory, searched as one
 live        the memory of a cluster by its name
+health      what a server knows of the shards without asking them
 building    passages encoded by actors, committed at once
 connection  joining the cluster; what it knows of each memory
 """

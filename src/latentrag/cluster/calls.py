@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from latentrag.cluster.connection import NAMESPACE
 from latentrag.cluster.division import Division
 from latentrag.cluster.shard import About, NotLoaded, Refused
-from latentrag.errors import InputError, LatentRagError, MemoryStoreError, UnknownVersionError, command
+from latentrag.errors import InputError, MemoryStoreError, UnavailableError, UnknownVersionError, command
 
 if TYPE_CHECKING:
     import ray
@@ -39,12 +39,16 @@ class Calls:
     Attributes:
         name: of the memory in the cluster.
         timeout_s: the limit of a try.
+        num_failed: tries that failed, by shard.
+        search_s: what the last search of each shard took it.
     """
 
     name: str
     num_shards: int
     num_replicas: int
     timeout_s: float
+    num_failed: Counter[int] = field(default_factory=Counter)
+    search_s: dict[int, float] = field(default_factory=dict)
     _handles: dict[Replica, Any] = field(default_factory=dict)
     _failed: dict[Replica, float] = field(default_factory=dict)
     _loading: dict[tuple[Replica, str], Any] = field(default_factory=dict)
@@ -150,7 +154,9 @@ class Calls:
         else:
             self._failed.pop(replica, None)
             return None
-        self._failed[replica] = time.monotonic()
+        with self._lock:
+            self._failed[replica] = time.monotonic()
+            self.num_failed[replica[0]] += 1
         return problem
 
     def ask_to_load(self, replica: Replica, division: Division) -> None:
@@ -178,10 +184,14 @@ class Calls:
         replicas = [(shard, (turn + number) % self.num_replicas) for number in range(self.num_replicas)]
         return sorted(replicas, key=lambda each: now - self._failed.get(each, -RESTS_S) < RESTS_S)
 
-    def _missing(self, shard: int, why: str) -> LatentRagError:
-        return MemoryStoreError(
-            f"shard {shard + 1} of {self.num_shards} of cluster:{self.name} does not answer ({why}); ask again in a "
-            f"moment, {command('cluster', 'status', self.name)} shows the shards"
+    def named(self, shard: int) -> str:
+        """A shard, as messages call it."""
+        return f"shard {shard + 1} of {self.num_shards} of cluster:{self.name}"
+
+    def _missing(self, shard: int, why: str) -> UnavailableError:
+        return UnavailableError(
+            f"{self.named(shard)} does not answer ({why}); ask again in a moment, "
+            f"{command('cluster', 'status', self.name)} shows the shards"
         )
 
 

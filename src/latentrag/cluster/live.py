@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -15,12 +16,13 @@ from latentrag.addresses import memory_folder
 from latentrag.cluster.calls import Calls, Replica, actor_name
 from latentrag.cluster.connection import NAMESPACE, Register, connect, registered
 from latentrag.cluster.division import Division
+from latentrag.cluster.health import Watch
 from latentrag.cluster.shard import About, Place, Shard, packages
 from latentrag.cluster.sharded import START_S, ShardedVersion, divided, load
 from latentrag.errors import InputError, MemoryStoreError, command
 from latentrag.memory import EncoderCard, FilteredMemory
 from latentrag.memory.filtered import Filterable
-from latentrag.memory.live import Searching
+from latentrag.memory.live import Health, Searching
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,6 +102,7 @@ class ShardedMemory(Filterable[FilteredMemory]):
         self._looked = time.monotonic()
         self._encoders = Searching()
         self._lock = threading.Lock()
+        self._watch = Watch(self._calls, self.snapshot)
 
     @classmethod
     def start(
@@ -207,11 +210,19 @@ class ShardedMemory(Filterable[FilteredMemory]):
     def status(self) -> list[ReplicaStatus]:
         """Every replica of every shard. Those that were restarted are asked to load the served version."""
         division = self.snapshot().division
-        found = self._calls.every("about", (), timeout_s=self.settings.timeout_s)
+        found = self._calls.every("about", (division.key,), timeout_s=self.settings.timeout_s)
         for replica, about in found.items():
             if isinstance(about, About) and division.key not in about.loaded:
                 self._calls.ask_to_load(replica, division)
         return [_status(replica, about, division.key) for replica, about in sorted(found.items())]
+
+    def watched(self) -> AbstractContextManager[None]:
+        """As ``memory.ServedMemory.watched``: a thread asks the shards once a second."""
+        return self._watch.running()
+
+    def health(self) -> Health:
+        """As ``memory.ServedMemory.health``."""
+        return self._watch.health()
 
     def stop(self) -> None:
         """End the actors and give the name back. What lies on the disks stays, the shards' indexes too."""

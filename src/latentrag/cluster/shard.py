@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -70,10 +71,11 @@ class Refused(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a shard found: hits of B queries, and the passages of their rows by row id."""
+    """What a shard found: hits of B queries, the passages of their rows by row id, and how long it took."""
 
     hits: Hits
     passages: dict[int, Passage]
+    seconds: float
 
 
 class About(NamedTuple):
@@ -154,9 +156,12 @@ class Shard:
         self._loading = threading.Lock()
 
     @answers
-    def about(self) -> About:
-        """Needs no version."""
+    def about(self, key: str | None = None) -> About:
+        """Needs no version. Args: key: of the one that is served, which counts as used last."""
         import ray.util
+
+        if key is not None:
+            self.memory(key)
 
         node = ray.get_runtime_context().get_node_id()
         with self._lock:
@@ -220,8 +225,10 @@ class Shard:
     @of_version
     def search(self, memory: Memory, q: npt.NDArray[np.float32], k: int, within: Within | None) -> Found:
         """The K best rows of the shard, or all that are left if there are fewer."""
+        began = time.perf_counter()
         num = len(memory) if within is None else memory.count(within.left)
-        return Found(*memory.hits(q, min(k, num), within=within)) if num else Found(_no_hits(q), {})
+        hits, passages = memory.hits(q, min(k, num), within=within) if num else (_no_hits(q), {})
+        return Found(hits, passages, time.perf_counter() - began)
 
     @of_version
     def count(self, memory: Memory, where: Condition) -> int:

@@ -152,7 +152,9 @@ class ShardedVersion(Filterable[FilteredMemory]):
 
         num = len(self) if within is None else self.count(within.left)
         q = checked_query(q, k, card=self.card, num_passages=num, version=self.version, path=Path(self.name))
-        parts: list[Found] = list(self._each("search", q, k, within).values())
+        found: Mapping[int, Found] = self._each("search", q, k, within)
+        self.calls.search_s.update({shard: part.seconds for shard, part in found.items()})
+        parts = list(found.values())
         hits = merged([part.hits for part in parts], k)
         by_row = {row: passage for part in parts for row, passage in part.passages.items()}
         passages = [[by_row[row] for row in rows] for rows in hits.row_ids.tolist()]

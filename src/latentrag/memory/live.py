@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from latentrag.memory.filtered import Filterable, FilteredMemory, FilteredTable, Source, Version
 from latentrag.memory.memory import Memory
@@ -88,6 +89,46 @@ class ServedMemory(Source, Protocol):
     def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult: ...
     def passages(self) -> Iterator[Passage]: ...
     def get(self, ids: Sequence[str]) -> list[Passage]: ...
+    def watched(self) -> AbstractContextManager[None]:
+        """Within: ``health`` is kept up to date."""
+        ...
+
+    def health(self) -> Health:
+        """Known at once, whatever does not answer."""
+        ...
+
+
+class ShardHealth(NamedTuple):
+    """A shard of a memory that lies with several machines.
+
+    Attributes:
+        shard: counted from 1.
+        rows: that it has of the version that is served.
+        replicas: that it should have.
+        there, ready: how many of them answer, and hold that version.
+        failed_tries: calls of this process to its replicas that failed.
+        search_seconds: its last search for this process, without what the call takes; None: there was none.
+    """
+
+    shard: int
+    rows: int
+    replicas: int
+    there: int
+    ready: int
+    failed_tries: int
+    search_seconds: float | None
+
+
+class Health(NamedTuple):
+    """How a served memory is.
+
+    Attributes:
+        problem: why questions cannot be answered now; None: they can.
+        shards: where it lies with several machines.
+    """
+
+    problem: str | None = None
+    shards: tuple[ShardHealth, ...] = ()
 
 
 class LiveMemory(Filterable[FilteredTable]):
@@ -134,6 +175,14 @@ class LiveMemory(Filterable[FilteredTable]):
     def filtered(self) -> FilteredTable:
         """As ``Filterable.filtered``, of whichever memory is there."""
         return FilteredTable(self)
+
+    def watched(self) -> AbstractContextManager[None]:
+        """It is in this process: there is nothing to watch."""
+        return nullcontext()
+
+    def health(self) -> Health:
+        """Well."""
+        return Health()
 
     # As a memory
 

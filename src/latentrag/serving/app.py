@@ -20,10 +20,10 @@ from latentrag.memory.scratch import sweep
 from latentrag.serving import docs_page, documents, feedback, looking, openai_routes, page, routes, schemas
 from latentrag.serving.embeddings import Encoders
 from latentrag.serving.engine import Engine
-from latentrag.serving.failures import Refused
+from latentrag.serving.failures import Refused, unavailable
 from latentrag.serving.guard import Access, Guard
 from latentrag.serving.memories import Memories
-from latentrag.serving.metrics import Metrics
+from latentrag.serving.metrics import Metrics, text_of
 from latentrag.serving.options import ServeOptions
 from latentrag.serving.rights import Rights, require_exchange, require_unbound, rights_now
 from latentrag.serving.service import ERRORS, Service, json_response, responses
@@ -66,7 +66,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(_swept, service.memories)
-        yield
+        with live.watched():
+            yield
         service.memories.close()
         await asyncio.to_thread(service.engine.batcher.close, options.drain_s)
 
@@ -202,26 +203,30 @@ def _status(service: Service) -> APIRouter:
 
     @router.get("/healthz", responses=responses(schemas.StatusRecord), response_model=None)
     async def healthz() -> Response:
-        """The process is alive."""
+        """The process is alive; whether it can answer is said by `/readyz`."""
         return json_response({"status": "alive"})
 
     @router.get("/readyz", responses=responses(schemas.StatusRecord), response_model=None)
     async def readyz() -> Response:
-        """Questions are accepted."""
+        """Questions are accepted, and the memory they need is there: of one in a cluster each shard has a replica that
+        holds the version that is served. Says what was seen within the last seconds, and waits for nothing."""
         if not service.engine.batcher.is_alive:
             raise Refused(503, "the server is stopping; ask another one", "stopping")
+        problem = service.memories.live.health().problem
+        if problem is not None:
+            raise unavailable(f"{problem}; ask another server, or again in a moment")
         return json_response({"status": "ready"})
 
     @router.get("/metrics", responses=ERRORS, response_model=None, response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """Counters for Prometheus."""
+        """Counters and gauges for Prometheus, for a memory in a cluster also of each shard."""
         require_unbound("read the counters, which are of all clients")
         gauges = {
             "latentrag_queue_length": len(service.engine.batcher),
             "latentrag_memory_version": service.memories.live.version,
             "latentrag_memory_passages": len(service.memories.live),
         }
-        return PlainTextResponse(service.metrics.text(gauges))
+        return PlainTextResponse(service.metrics.text(gauges) + text_of(service.memories.live.health()))
 
     return router
 

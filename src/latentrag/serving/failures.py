@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import json
 
-from latentrag.errors import DataError, EncoderMismatchError, InputError, LatentRagError, MemoryStoreError, OptionError
+from latentrag.errors import (
+    DataError,
+    EncoderMismatchError,
+    InputError,
+    LatentRagError,
+    MemoryStoreError,
+    OptionError,
+    UnavailableError,
+)
 from latentrag.options import options_of_answers
 
 BAD_REQUEST = "invalid_request_error"
@@ -56,6 +64,11 @@ def busy(message: str, *, retry_after_s: int) -> Refused:
     return Refused(429, message, "busy", retry_after_s=retry_after_s)
 
 
+def unavailable(message: str) -> Refused:
+    """What the server needs and has not now; a moment later it may."""
+    return Refused(503, message, "unavailable", retry_after_s=1)
+
+
 def refusal(error: LatentRagError, *, place: str = "") -> Refused:
     """What the library did not accept.
 
@@ -68,6 +81,8 @@ def refusal(error: LatentRagError, *, place: str = "") -> Refused:
         return Refused(422, message, "invalid_value")
     if isinstance(error, EncoderMismatchError):
         return Refused(409, message, "encoder_mismatch")
+    if isinstance(error, UnavailableError):
+        return unavailable(message)
     if isinstance(error, MemoryStoreError):
         return Refused(409, message, "memory")
     return Refused(500, message, "model")

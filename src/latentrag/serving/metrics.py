@@ -5,8 +5,12 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from latentrag.memory.live import Health, ShardHealth
 
 SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -52,14 +56,36 @@ class Metrics:
         with self._lock:
             for name, series in sorted(self._counters.items()):
                 lines.append(f"# TYPE {name} counter")
-                lines += [f"{name}{_braces(labels)} {value:g}" for labels, value in sorted(series.items())]
+                lines += [f"{name}{_braces(labels)} {value:.15g}" for labels, value in sorted(series.items())]
             for name, histograms in sorted(self._histograms.items()):
                 lines.append(f"# TYPE {name} histogram")
                 for labels, histogram in sorted(histograms.items(), key=lambda item: item[0]):
                     lines += _buckets(name, labels, histogram)
         for name, value in sorted(gauges.items()):
-            lines += [f"# TYPE {name} gauge", f"{name} {value:g}"]
+            lines += [f"# TYPE {name} gauge", f"{name} {value:.15g}"]
         return "\n".join(lines) + "\n"
+
+
+def text_of(health: Health) -> str:
+    """A memory's shards as Prometheus reads them; nothing where it has none."""
+    lines: list[str] = []
+    for name, (kind, value_of) in _OF_SHARDS.items():
+        values = [(each.shard, value_of(each)) for each in health.shards]
+        known = [(shard, value) for shard, value in values if value is not None]
+        if known:
+            lines.append(f"# TYPE {name} {kind}")
+            lines += [f"{name}{_braces((('shard', str(shard)),))} {value:.15g}" for shard, value in known]
+    return "".join(f"{line}\n" for line in lines)
+
+
+_OF_SHARDS: Mapping[str, tuple[str, Callable[[ShardHealth], float | None]]] = {
+    "latentrag_shard_passages": ("gauge", lambda shard: shard.rows),
+    "latentrag_shard_replicas": ("gauge", lambda shard: shard.replicas),
+    "latentrag_shard_replicas_there": ("gauge", lambda shard: shard.there),
+    "latentrag_shard_replicas_ready": ("gauge", lambda shard: shard.ready),
+    "latentrag_shard_failed_tries_total": ("counter", lambda shard: shard.failed_tries),
+    "latentrag_shard_search_seconds": ("gauge", lambda shard: shard.search_seconds),
+}
 
 
 def _buckets(name: str, labels: Labels, histogram: _Histogram) -> list[str]:
@@ -68,7 +94,7 @@ def _buckets(name: str, labels: Labels, histogram: _Histogram) -> list[str]:
         below += count
         le = "+Inf" if bound == float("inf") else f"{bound:g}"
         lines.append(f"{name}_bucket{_braces((*labels, ('le', le)))} {below}")
-    return [*lines, f"{name}_sum{_braces(labels)} {histogram.total:g}", f"{name}_count{_braces(labels)} {below}"]
+    return [*lines, f"{name}_sum{_braces(labels)} {histogram.total:.15g}", f"{name}_count{_braces(labels)} {below}"]
 
 
 def _braces(labels: Labels) -> str:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 from starlette.requests import Request
 from starlette.responses import Response
 
-from latentrag.errors import LatentRagError, MemoryStoreError, UnknownVersionError
+from latentrag.errors import LatentRagError, MemoryStoreError, UnavailableError, UnknownVersionError
 from latentrag.io import finite
 from latentrag.options import ConfidenceOptions, DecodingOptions, EvidenceOptions, OneAnswerOptions
 from latentrag.serving import schemas
-from latentrag.serving.failures import Gone, Refused, busy, refusal
+from latentrag.serving.failures import Gone, Refused, busy, refusal, unavailable
 from latentrag.serving.rights import rights_now
 from latentrag.serving.waiting import EventStream, StreamState, finished
 
@@ -117,6 +117,8 @@ class Service:
 
     def _hidden(self, error: MemoryStoreError) -> Refused:
         """For a key that may know of some passages alone: an error of the memory may tell of others, and of tags."""
+        if isinstance(error, UnavailableError):
+            return unavailable("a part of the memory does not answer; ask again in a moment")
         if isinstance(error, UnknownVersionError):
             return Refused(409, "the memory has no such version; give its number, newest or served", "memory")
         _LOG.warning("hidden from an API key that is bound to a condition: %s", error)
