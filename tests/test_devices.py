@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from latentrag import place as place_module
-from latentrag.assemble import ModelSpec, load, load_passage_encoder
+from latentrag.assemble import ModelSpec, load, load_passage_encoder, served_memory
 from latentrag.assemble.runs import Setup, train
 from latentrag.cli.serve import _sources
 from latentrag.encoder import load_query_encoder, loading
@@ -340,7 +340,7 @@ def test_a_server_answers_on_its_device(pair, filled, device) -> None:
     """Answers, streams and scores, as `latentrag serve --device` starts it."""
     model = ModelOptions(encoder=str(pair[0]), generator=str(pair[1]))
     system = SystemOptions(MemoryOptions(str(filled)), model=model, place=PlaceOptions(device=device))
-    live, opening = _sources(system, AskOptions(k=3))
+    live, opening = _sources(system, AskOptions(k=3), served_memory)
     rag = opening()
     assert tiny.causal_of(rag).device.type == torch.device(device).type
     there = load(pair, memory=filled, k=3, device="cpu").answer(QUESTIONS[0], max_tokens=4)

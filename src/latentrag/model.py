@@ -60,6 +60,7 @@ class Evidence:
         version: of the memory.
         parts: name → (B, K), of which the logits of the prior are the sum.
         readings: of each question, as in ``Retrieved``.
+        missing: as in ``Retrieved``.
     """
 
     latents: Sequence[Sequence[Latent]]
@@ -69,6 +70,7 @@ class Evidence:
     version: int
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     readings: Sequence[Readings | None] = ()
+    missing: tuple[str, ...] = ()
 
     def log_likelihood(self, variant: Variant) -> Tensor:
         """(B,) log p(y|x), nats."""
@@ -186,12 +188,12 @@ class Read(Generic[G_co]):
     def rows(self, places: Sequence[int]) -> "Read[G_co]":
         """The questions at these places."""
         index = torch.tensor(places, device=self.log_p_eta.device)
-        retrieved = Retrieved(
-            [self.retrieved.latents[b] for b in places],
-            {name: part[index.to(part.device)] for name, part in self.retrieved.parts.items()},
-            self.retrieved.version,
-            None if self.retrieved.mask is None else self.retrieved.mask[index.to(self.retrieved.mask.device)],
-            [self.retrieved.readings[b] for b in places] if self.retrieved.readings else (),
+        retrieved = replace(
+            self.retrieved,
+            latents=[self.retrieved.latents[b] for b in places],
+            parts={name: part[index.to(part.device)] for name, part in self.retrieved.parts.items()},
+            mask=None if self.retrieved.mask is None else self.retrieved.mask[index.to(self.retrieved.mask.device)],
+            readings=[self.retrieved.readings[b] for b in places] if self.retrieved.readings else (),
         )
         questions = [self.questions[b] for b in places]
         return Read(self.generator, questions, retrieved, self.log_p_eta[index], self.prepared.rows(index))
@@ -214,6 +216,7 @@ class Read(Generic[G_co]):
             retrieved.version,
             self.logit_parts(),
             retrieved.readings,
+            retrieved.missing,
         )
 
     def logit_parts(self) -> dict[str, Tensor]:
@@ -398,15 +401,14 @@ def with_sets(retrieved: Retrieved, bonus: Tensor | None, *, num_top: int) -> Re
     zeros = torch.zeros_like(next(iter(retrieved.parts.values())))
     parts["set"] = widened(zeros, (bonus.to(zeros) - normaliser).expand(-1, len(places)))
     mask = retrieved.mask
-    return Retrieved(
-        [
+    return replace(
+        retrieved,
+        latents=[
             [*of_one[:num_top], *(joined(of_one[i], of_one[j]) for i, j in places), *of_one[num_top:]]
             for of_one in retrieved.latents
         ],
-        parts,
-        retrieved.version,
-        None if mask is None else widened(mask, mask[:, first] & mask[:, second]),
-        retrieved.readings,
+        parts=parts,
+        mask=None if mask is None else widened(mask, mask[:, first] & mask[:, second]),
     )
 
 
@@ -435,12 +437,11 @@ def with_no_passage(retrieved: Retrieved, null: Tensor | None, *, at: int | None
     parts = {name: widened(part, part.new_zeros(1, 1)) for name, part in retrieved.parts.items()}
     parts["null"] = widened(torch.zeros_like(first), null.to(first).view(1, 1))
     mask = retrieved.mask
-    return Retrieved(
-        [[*of_one[:at], (), *of_one[at:]] for of_one in retrieved.latents],
-        parts,
-        retrieved.version,
-        None if mask is None else widened(mask, mask.new_ones(1, 1)),
-        retrieved.readings,
+    return replace(
+        retrieved,
+        latents=[[*of_one[:at], (), *of_one[at:]] for of_one in retrieved.latents],
+        parts=parts,
+        mask=None if mask is None else widened(mask, mask.new_ones(1, 1)),
     )
 
 

@@ -248,8 +248,9 @@ class Rag:
         questions = checked_questions(x)
         retrieved = self.model.where(where).retrieve(questions, self._k(k))
         scores, priors = retrieved.logits.tolist(), log_prior(retrieved.logits).exp().tolist()
+        missing = retrieved.missing
         return [
-            Found(question.text, retrieved.version, tuple(zip(passages, scores[b], priors[b], strict=True)))
+            Found(question.text, retrieved.version, tuple(zip(passages, scores[b], priors[b], strict=True)), missing)
             for b, (question, passages) in enumerate(zip(questions, retrieved.passages, strict=True))
         ]
 
@@ -308,6 +309,7 @@ class Rag:
                 without_passage=of_one,
                 no_passage=no_passage_of(evidence, b, chosen),
                 conversation=evidence.conversation(b, chosen, num_dropped=asked[b].num_dropped),
+                missing=evidence.missing,
             )
             for b, of_one in enumerate(_without_each(evidence, chosen))
         ]
@@ -371,6 +373,7 @@ class Rag:
             sources=sources_of(evidence, 0, chosen),
             no_passage=no_passage_of(evidence, 0, chosen),
             conversation=evidence.conversation(0, chosen, num_dropped=read.questions[0].num_dropped),
+            missing=retrieved.missing,
         )
 
     def _k(self, k: int | None) -> int:

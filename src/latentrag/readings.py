@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
@@ -186,7 +186,7 @@ def _of_last(found: Retrieved, x: Sequence[Question], talks: Sequence[int], weig
         shares = {passage.id: (1.0,) for passage in found.passages[b]}
         dropped = _num_turns(x[b].exchanges)
         readings[b] = Readings((AsRead("last", x[b].text, dropped),), (1.0,), shares, weights.trained)
-    return Retrieved(found.latents, found.parts, found.version, found.mask, readings)
+    return replace(found, readings=readings)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -210,6 +210,7 @@ class _Conversations:
 
     mixed: list[_Mixed]
     version: int
+    missing: tuple[str, ...]
 
     @classmethod
     def of(
@@ -243,7 +244,8 @@ class _Conversations:
             num_also = max(num_also, k)
         found = retriever.retrieve_together(texts, num, x=x, also=also, num_also=num_also)
         mixed = [_mixed(*each, weights) for each in zip(ways, found, shares, strict=True)]
-        return cls(mixed, found[0].version)
+        missing = tuple(dict.fromkeys(part for each in found for part in each.missing))
+        return cls(mixed, found[0].version, missing)
 
     def top(self, k: int, num_more: int = 0) -> Retrieved:
         """The K best candidates, where there are fewer also the best others, and so many more of the others; fewer
@@ -268,7 +270,8 @@ class _Conversations:
         mask = torch.arange(width, device=device) < lengths[:, None]
         stacked = {name: torch.stack(rows) for name, rows in parts.items()}
         readings = [each.readings for each in self.mixed]
-        return Retrieved(latents, stacked, self.version, None if bool(mask.all()) else mask, readings)
+        is_full = bool(mask.all())
+        return Retrieved(latents, stacked, self.version, None if is_full else mask, readings, self.missing)
 
 
 def _num_candidates(memory: Memory, k: int) -> int:
@@ -311,6 +314,7 @@ def _in_order(
         mixed.version,
         torch.cat(masks)[index] if masks else None,
         [readings[i] for i in index],
+        tuple(dict.fromkeys((*alone.missing, *mixed.missing))),
     )
 
 
@@ -324,4 +328,4 @@ def _widened(found: Retrieved, width: int, names: Mapping[str, Tensor]) -> Retri
     }
     mask = torch.ones_like(some, dtype=torch.bool) if found.mask is None else found.mask
     mask = torch.cat([mask, mask.new_zeros(len(some), empty)], dim=1)
-    return Retrieved([[*row, *[()] * empty] for row in found.latents], parts, found.version, mask, found.readings)
+    return replace(found, latents=[[*row, *[()] * empty] for row in found.latents], parts=parts, mask=mask)

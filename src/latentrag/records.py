@@ -139,7 +139,8 @@ class AnswerRecord(TypedDict):
     of log_prob, the end token included. ``sets`` is there where sets of passages are read together: for each row of
     both which sources it read, counted from 0. ``confidence`` is there where the model is calibrated: the probability
     that the answer is right. ``best_guess`` is there where the answer abstains: what it would have been.
-    ``conversation`` is there where there were earlier turns.
+    ``conversation`` is there where there were earlier turns. ``missing`` is there where parts of the memory did not
+    answer, and names them: their passages had no chance to be among the sources.
     """
 
     question: str
@@ -159,6 +160,7 @@ class AnswerRecord(TypedDict):
     log_p_theta: list[list[float | None]]
     no_passage: NotRequired[NoPassageRecord]
     conversation: NotRequired[ConversationRecord]
+    missing: NotRequired[list[str]]
 
 
 FinishReason = Literal["stop", "length"]
@@ -187,7 +189,8 @@ class ScoreSourceRecord(TypedDict):
 
 
 class ScoreRecord(TypedDict):
-    """A given y with its likelihood; ``without_passage`` is empty where there is one passage only."""
+    """A given y with its likelihood; ``without_passage`` is empty where there is one passage only; ``missing`` as in an
+    answer."""
 
     x: str
     y: str
@@ -199,6 +202,7 @@ class ScoreRecord(TypedDict):
     without_passage: list[float | None]
     no_passage: NotRequired[NoPassageRecord]
     conversation: NotRequired[ConversationRecord]
+    missing: NotRequired[list[str]]
 
 
 class LabelRecord(TypedDict):
@@ -210,7 +214,7 @@ class LabelRecord(TypedDict):
 
 
 class ClassificationRecord(TypedDict):
-    """The labels, most probable first."""
+    """The labels, most probable first; ``missing`` as in an answer."""
 
     question: str
     label: str
@@ -220,6 +224,7 @@ class ClassificationRecord(TypedDict):
     sources: list[SourceRecord]
     no_passage: NotRequired[NoPassageRecord]
     conversation: NotRequired[ConversationRecord]
+    missing: NotRequired[list[str]]
 
 
 def answer_record(answer: Answer) -> AnswerRecord:
@@ -251,6 +256,8 @@ def answer_record(answer: Answer) -> AnswerRecord:
         record["best_guess"] = answer.best_guess
     if answer.conversation is not None:
         record["conversation"] = _conversation(answer.conversation)
+    if answer.missing:
+        record["missing"] = list(answer.missing)
     return record
 
 
@@ -298,6 +305,7 @@ def answer_of(record: AnswerRecord) -> Answer:
         best_guess=record.get("best_guess"),
         sets=tuple(tuple(places) for places in record.get("sets", [])),
         conversation=_conversation_of(record.get("conversation")),
+        missing=tuple(record.get("missing", [])),
     )
 
 
@@ -349,6 +357,8 @@ def score_record(score: Score) -> ScoreRecord:
         record["no_passage"] = _no_passage(score.no_passage)
     if score.conversation is not None:
         record["conversation"] = _conversation(score.conversation)
+    if score.missing:
+        record["missing"] = list(score.missing)
     return record
 
 
@@ -369,6 +379,8 @@ def classification_record(classification: Classification) -> ClassificationRecor
         record["no_passage"] = _no_passage(classification.no_passage)
     if classification.conversation is not None:
         record["conversation"] = _conversation(classification.conversation)
+    if classification.missing:
+        record["missing"] = list(classification.missing)
     return record
 
 

@@ -7,7 +7,7 @@ import pytest
 from latentrag.cluster.calls import Calls
 from latentrag.cluster.division import Division
 from latentrag.cluster.shard import NotLoaded, Refused
-from latentrag.errors import InputError, MemoryStoreError
+from latentrag.errors import InputError, MemoryStoreError, UnavailableError
 
 DIVISION = Division(3, "i", "l", "{}", 4, ((), ()), (2, 2))
 
@@ -80,3 +80,12 @@ def test_any_shard_will_do():
         assert calls.any("read", (), DIVISION) == "found"
     with pytest.raises(MemoryStoreError, match="does not answer"):
         Replicas(1, 1, {(0, 0): RuntimeError("dead")}).any("read", (), DIVISION)
+
+
+def test_some_answers_and_why_others_are_missing():
+    calls = Replicas(2, 1, {(1, 0): TimeoutError("no answer within 1 s")})
+    answers, why = calls.some("search", {0: (), 1: ()}, DIVISION)
+    assert (answers, why) == ({0: "found"}, {1: "no answer within 1 s"})
+    assert calls.num_failed == {1: 1}
+    with pytest.raises(UnavailableError, match="^shard 2 of 2 of cluster:wiki does not answer"):
+        calls.require(why)

@@ -1,6 +1,7 @@
 """What a server says of its shards: without asking them, without Ray."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,8 @@ def now(monkeypatch) -> list[float]:
 
 
 def watch(shards: Shards, **how) -> Watch:
-    return Watch(shards, lambda: SimpleNamespace(version=3, division=DIVISION), **how)
+    version: Any = SimpleNamespace(version=3, division=DIVISION)
+    return Watch(shards, lambda: version, **how)
 
 
 def test_ready_as_long_as_each_shard_has_one_replica(shards, now):

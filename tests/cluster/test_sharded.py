@@ -12,7 +12,7 @@ import pytest
 from latentrag.assemble import memory_at
 from latentrag.cluster import ShardedMemory, names, stop
 from latentrag.cluster.connection import Register
-from latentrag.errors import EncoderMismatchError, InputError, MemoryStoreError
+from latentrag.errors import EncoderMismatchError, InputError, MemoryStoreError, UnavailableError
 from latentrag.memory import Memory
 from latentrag.types import Passage
 from tests.cluster.conftest import wait_for
@@ -232,15 +232,62 @@ def test_the_only_replica_is_killed(start, path):
     assert_same(memory.search(q, 5), expected)
 
 
+def test_a_partial_memory_says_what_is_missing(start, path):
+    one = write_with_ties(path)
+    memory = start(path, shards=2, index="flat", name="facts", partial=True)
+    q, which = queries(3, 16), ("shard 2 of 2 of cluster:facts",)
+    assert_same(memory.search(q, 5), one.search(q, 5))
+    assert ShardedMemory.open("facts").search(q, 5).missing == ()
+    kill(memory, 1)
+    wait_for(lambda: require_missing(memory, which))
+    every = one.search(q, len(one))
+    left = memory.snapshot().division.rows[0]
+    found = memory.search(q, len(one))
+    assert (found.missing, found.scores.shape) == (which, (3, left))
+    for b in range(3):
+        scores = {z.id: score for z, score in zip(every.passages[b], every.scores[b].tolist(), strict=True)}
+        assert [scores[z.id] for z in found.passages[b]] == found.scores[b].tolist()
+    some = memory.where("year < 1950")
+    found = some.search(q, 5)
+    assert found.missing == which
+    assert all(z.fields["year"] < 1950 for of_one in found.passages for z in of_one)
+    assert len(memory.where("id is not null")) == left
+    for asks in (  # what only the missing shard may have is not said to be nowhere
+        lambda: memory.where("yaer < 1950"),
+        lambda: memory.where("year > 3000").search(q, 5),
+        lambda: memory.get([z.id for z in every.passages[0][:100]]),
+    ):
+        with pytest.raises(UnavailableError, match=r"^shard 2 of 2 of cluster:facts does not answer \("):
+            asks()
+    kill(memory, 0)
+    wait_for(lambda: require_none_answers(memory))
+
+
+def kill(memory: ShardedMemory, shard: int) -> None:
+    """The only replica, for good."""
+    import ray
+
+    ray.kill(memory._calls.handle((shard, 0)), no_restart=True)
+
+
+def require_missing(memory: ShardedMemory, which: tuple[str, ...]) -> None:
+    assert memory.search(queries(1, 16), 1).missing == which
+
+
+def require_none_answers(memory: ShardedMemory) -> None:
+    with pytest.raises(UnavailableError, match=r"^shard 1 of 2 of cluster:facts does not answer \("):
+        memory.search(queries(1, 16), 1)
+
+
 @pytest.mark.cluster
 def test_rows_that_are_missing_are_not_served(start, path, monkeypatch):
-    from latentrag.cluster import live
+    from latentrag.cluster import sharded
 
     table = make_table(path, drawn(90, 8))
     memory = start(path, shards=2)
     append(table, drawn(10, 8, seed=5), prefix="new")
-    whole = live._divided
-    monkeypatch.setattr(live, "_divided", lambda *given: replace(whole(*given), num_rows=101))
+    whole = sharded.divided
+    monkeypatch.setattr(sharded, "divided", lambda *given: replace(whole(*given), num_rows=101))
     with pytest.raises(MemoryStoreError, match="the shards have 100 of the 101 passages of version 3"):
         memory.use(3)
     assert memory.version == 2

@@ -7,6 +7,7 @@ import torch
 
 from tests.cli.conftest import cli, encoder, files, generator, memory, model  # noqa: F401  fixtures
 from tests.cli.test_train import ROWS
+from tests.cluster.test_sharded import kill
 from tests.training.test_loop import losses_of
 from tests.training.test_processes import started
 
@@ -32,3 +33,12 @@ def test_training_is_the_same(start, memory, model, tmp_path):  # noqa: F811
     assert min(alone) > 0.1
     assert losses_of(tmp_path / "cluster") == alone
     torch.testing.assert_close(losses_of(tmp_path / "two"), alone, rtol=0, atol=1e-5)
+
+
+def test_training_needs_all_passages(start, memory, model, tmp_path):  # noqa: F811
+    sharded = start(memory, name="notes", shards=2, index="flat", partial=True)
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    kill(sharded, 1)
+    line = ["train", data, "-m", model, "--k", 1, "--batch-size", 4, "--steps", 4, "-i", "cluster:notes"]
+    assert "did not answer, and what is measured or learned needs all" in cli(*line, "--out", tmp_path / "run").error()

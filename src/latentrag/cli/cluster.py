@@ -118,6 +118,10 @@ def up(
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long a shard may take to answer before a replica is asked.")
     ] = 2.0,
+    partial: Annotated[
+        bool,
+        typer.Option("--partial", help="Answer without a shard that does not answer, and say so. Default: an error."),
+    ] = False,
     as_json: arg.AsJson = False,
 ) -> None:
     """Load a memory into the running Ray cluster, divided among actors; ask it as `-i cluster:NAME`.
@@ -136,6 +140,7 @@ def up(
         index=index,
         index_folder=index_folder,
         timeout_s=timeout,
+        partial=partial,
     )
     _show(started, "up", as_json=as_json)
 

@@ -61,6 +61,7 @@ def show_answer(answer: Answer, console: Console) -> None:
     if answer.confidence is not None:
         console.print(Text(f"It is right with a probability of {percent(answer.confidence)}."))
     console.print(_probability_sentence(answer))
+    _show_missing(answer.missing, console)
     console.print()
     _show_sources(answer.sources, console, memory_version=answer.memory_version)
     _show_no_passage(answer.no_passage, console)
@@ -96,6 +97,7 @@ def show_turn(answer: Answer, console: Console) -> None:
     top = sorted(answer.sources, key=lambda source: -source.posterior)[:2]
     said += [f"{_name(source)} {percent(source.posterior)}" for source in top]
     console.print(Text(" · ".join(said), style="dim"))
+    _show_missing(answer.missing, console)
 
 
 READ_AS: Mapping[str, str] = {
@@ -149,6 +151,8 @@ def show_scores(scores: Sequence[Score], console: Console, *, header: bool) -> N
             most = min(best.sentences, key=lambda each: each.log_prob_without)
             change = most.log_prob_without - score.log_likelihood
             text.append(f"\n{change:+.2f} without “{clean(best.passage.text[most.start : most.end])}”", style="dim")
+        if score.missing:
+            text.append(f"\n{_incomplete(score.missing)}")
         gain = score.log_likelihood - score.closed_book_log_likelihood
         numbers = (f"{score.log_likelihood:.3f}", f"{score.closed_book_log_likelihood:.3f}", f"{gain:+.2f}")
         table.add_row(*(Text(number) for number in numbers), Text(str(score.num_tokens)), text)
@@ -166,6 +170,7 @@ def show_classification(found: Classification, console: Console) -> None:
             Text(percent(label.probability), style=style),
         )
     console.print(table)
+    _show_missing(found.missing, console)
     console.print()
     _show_sources(found.sources, console, memory_version=found.memory_version)
     _show_no_passage(found.no_passage, console)
@@ -288,6 +293,16 @@ def _show_sources(sources: Sequence[Source], console: Console, *, memory_version
 def _show_no_passage(share: NoPassage | None, console: Console) -> None:
     if share is not None:
         console.print(Text(f"no passage: prior {percent(share.prior)}, posterior {percent(share.posterior)}"))
+
+
+def _show_missing(missing: Sequence[str], console: Console) -> None:
+    if missing:
+        console.print(Text(_incomplete(missing), style="bold"))
+
+
+def _incomplete(missing: Sequence[str]) -> str:
+    """What a reader has to know of an answer to which parts of the memory had nothing to say."""
+    return f"Incomplete: {clean(', '.join(missing))} did not answer, so passages there could not be found."
 
 
 def _passage(source: Source, style: str) -> Table:

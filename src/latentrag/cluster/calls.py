@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from latentrag.cluster.connection import NAMESPACE
 from latentrag.cluster.division import Division
@@ -30,6 +30,13 @@ Replica = tuple[int, int]
 def actor_name(name: str, replica: Replica) -> str:
     """Of the actor that is this replica."""
     return f"{name}/shard-{replica[0] + 1}/replica-{replica[1] + 1}"
+
+
+class Replies(NamedTuple):
+    """Answers by shard, and of each shard without one, why."""
+
+    answers: dict[int, Any]
+    why_missing: dict[int, str]
 
 
 @dataclass(slots=True, eq=False)
@@ -56,12 +63,21 @@ class Calls:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def each(self, method: str, arguments: Mapping[int, tuple[Any, ...]], division: Division) -> dict[int, Any]:
-        """An answer of each of these shards, from one of its replicas.
+        """An answer of each of these shards. Args: as for ``some``.
+
+        Raises: UnavailableError that names a shard of which no replica answers in time; what a shard refuses.
+        """
+        replies, why = self.some(method, arguments, division)
+        self.require(why)
+        return replies
+
+    def some(self, method: str, arguments: Mapping[int, tuple[Any, ...]], division: Division) -> Replies:
+        """An answer of each of these shards, from one of its replicas, as far as they answer in time.
 
         Args:
             arguments: shard → what the method gets.
             division: what a replica is asked to load that does not hold it.
-        Raises: MemoryStoreError that names a shard of which no replica answers in time; what a shard refuses.
+        Raises: what a shard refuses.
         """
         replies: dict[int, Any] = {}
         why: dict[int, str] = {}
@@ -77,10 +93,7 @@ class Calls:
                     replies[replica[0]] = reply
                 else:
                     why[replica[0]] = problem
-        for shard in arguments:
-            if shard not in replies:
-                raise self._missing(shard, why[shard])
-        return replies
+        return Replies(replies, {shard: why[shard] for shard in arguments if shard not in replies})
 
     def any(self, method: str, arguments: tuple[Any, ...], division: Division) -> Any:
         """An answer of whichever shard. Raises: as ``each``, if none of them answers."""
@@ -188,11 +201,13 @@ class Calls:
         """A shard, as messages call it."""
         return f"shard {shard + 1} of {self.num_shards} of cluster:{self.name}"
 
-    def _missing(self, shard: int, why: str) -> UnavailableError:
-        return UnavailableError(
-            f"{self.named(shard)} does not answer ({why}); ask again in a moment, "
-            f"{command('cluster', 'status', self.name)} shows the shards"
-        )
+    def require(self, why_missing: Mapping[int, str]) -> None:
+        """Raises: UnavailableError that names the first of these shards."""
+        for shard, why in why_missing.items():
+            raise UnavailableError(
+                f"{self.named(shard)} does not answer ({why}); ask again in a moment, "
+                f"{command('cluster', 'status', self.name)} shows the shards"
+            )
 
 
 def _answer(reference: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a server knows of its shards without asking them: a thread looks again and again, and probes read what it saw."""
+"""What a server knows of its shards without asking them: a thread looks again and again, probes read what it saw."""
 
 from __future__ import annotations
 

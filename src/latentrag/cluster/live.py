@@ -42,7 +42,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a memory was started; ``Place`` says what the first ones mean."""
+    """How a memory was started; ``ShardedMemory.start`` says what each means."""
 
     name: str
     path: str
@@ -51,6 +51,7 @@ class Settings:
     index: str
     index_folder: str | None
     timeout_s: float
+    partial: bool = False
 
     def check(self) -> None:
         """Raises: InputError for what cannot be."""
@@ -98,11 +99,11 @@ class ShardedMemory(Filterable[FilteredMemory]):
         self.settings = settings
         self._calls = Calls(settings.name, settings.shards, settings.replicas, settings.timeout_s)
         self._register = Register(settings.name)
-        self._now = ShardedVersion(self._calls, division, Path(settings.path))
+        self._now = ShardedVersion(self._calls, division, Path(settings.path), settings.partial)
         self._looked = time.monotonic()
         self._encoders = Searching()
         self._lock = threading.Lock()
-        self._watch = Watch(self._calls, self.snapshot)
+        self._watch = Watch(self._calls, self.snapshot, partial=settings.partial)
 
     @classmethod
     def start(
@@ -116,6 +117,7 @@ class ShardedMemory(Filterable[FilteredMemory]):
         index: str = "auto",
         index_folder: str | Path | None = None,
         timeout_s: float = 2.0,
+        partial: bool = False,
     ) -> Self:
         """Divide a memory among actors, which outlive this process until ``stop``.
 
@@ -128,13 +130,15 @@ class ShardedMemory(Filterable[FilteredMemory]):
             index: of each shard, as for ``Memory.open``.
             index_folder: of the shards' indexes, on each node's own disk; None: where latentrag keeps what it makes.
             timeout_s: how long a shard may take to answer before another replica is asked.
+            partial: search without a shard of which no replica answers; what is found, and each answer, names it in
+                ``missing``. False: an error that names it.
         Raises: InputError for options that cannot be; MemoryStoreError if no cluster can be reached, the name is in
             use, a node does not see the memory or has other versions of the packages, or a shard cannot load its rows.
             Nothing is left running then.
         """
         path = memory_folder(path).absolute()
         folder = None if index_folder is None else str(Path(index_folder).expanduser().absolute())
-        settings = Settings(name or path.stem, str(path), shards, replicas, index, folder, timeout_s)
+        settings = Settings(name or path.stem, str(path), shards, replicas, index, folder, timeout_s, partial)
         settings.check()
         connect()
         register = Register(settings.name)
@@ -201,7 +205,7 @@ class ShardedMemory(Filterable[FilteredMemory]):
             return self._now
         _, division = _read(self.settings.name)
         if division is not None and division.key != self._now.division.key:
-            after = ShardedVersion(self._calls, division, self._now.path)
+            after = ShardedVersion(self._calls, division, self._now.path, self._now.partial)
             self._encoders.check(after)
             self._now = after
         self._looked = time.monotonic()

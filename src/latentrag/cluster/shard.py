@@ -134,7 +134,7 @@ def of_version(
 
     @answers
     @wraps(method)
-    def run(shard: Shard, key: str, *args: P.args, **values: P.kwargs) -> T | NotLoaded:
+    def run(shard: Shard, key: str, /, *args: P.args, **values: P.kwargs) -> T | NotLoaded:
         memory = shard.memory(key)
         return NotLoaded(key) if memory is None else method(shard, memory, *args, **values)
 

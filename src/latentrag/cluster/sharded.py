@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentrag.cluster.calls import Calls
+from latentrag.cluster.calls import Calls, Replies
 from latentrag.cluster.division import Division
 from latentrag.cluster.shard import Refused
 from latentrag.conditions import Condition, tests_of
-from latentrag.errors import MemoryStoreError, command
+from latentrag.errors import InputError, MemoryStoreError, UnavailableError, command
 from latentrag.ids import document_of
 from latentrag.memory import EncoderCard, FilteredMemory, Memory
 from latentrag.memory.columns import check_fields, shown_names
@@ -44,11 +44,13 @@ class ShardedVersion(Filterable[FilteredMemory]):
 
     Attributes:
         path: of the memory, as the nodes see it.
+        partial: whether a search is done without shards that do not answer, and says so. All else needs all shards.
     """
 
     calls: Calls
     division: Division
     path: Path
+    partial: bool = False
     _counts: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -107,7 +109,7 @@ class ShardedVersion(Filterable[FilteredMemory]):
         """
         if not (self.path / "_versions").is_dir():
             raise MemoryStoreError(
-                f"this machine does not see the folder of {self.name}, {self.path}, where its versions and documents "
+                f"this machine does not see {self.path}, the folder of {self.name}, where its versions and documents "
                 "are read; mount it here under the same path"
             )
         found = Memory.open(self.path, version=self.version)
@@ -139,26 +141,33 @@ class ShardedVersion(Filterable[FilteredMemory]):
         if division.key == self.division.key:
             return self
         load(self.calls, division)
-        return ShardedVersion(self.calls, division, self.path)
+        return ShardedVersion(self.calls, division, self.path, self.partial)
 
     # Passages
 
     def search(self, q: npt.NDArray[np.float32], k: int, *, within: Within | None = None) -> SearchResult:
-        """As ``Memory.search``, with the same scores and order.
+        """As ``Memory.search``, with the same scores and order. A partial one that has fewer than K passages left finds
+        these.
 
-        Raises: as ``Memory.search``; MemoryStoreError that names a shard that does not answer.
+        Raises: as ``Memory.search``; UnavailableError that names a shard that does not answer, where none may be
+            missing or nothing is found.
         """
         from latentrag.memory.indexes.index import merged
 
-        num = len(self) if within is None else self.count(within.left)
-        q = checked_query(q, k, card=self.card, num_passages=num, version=self.version, path=Path(self.name))
-        found: Mapping[int, Found] = self._each("search", q, k, within)
+        path = Path(self.name)
+        q = checked_query(q, k, card=self.card, num_passages=len(self), version=self.version, path=path)
+        found: dict[int, Found]
+        found, why_missing = self._some("search", q, k, within)
         self.calls.search_s.update({shard: part.seconds for shard, part in found.items()})
         parts = list(found.values())
-        hits = merged([part.hits for part in parts], k)
+        left = sum(part.hits.row_ids.shape[1] for part in parts)
+        if not left:
+            self.calls.require(why_missing)
+        hits = merged([part.hits for part in parts], min(k, left))
         by_row = {row: passage for part in parts for row, passage in part.passages.items()}
         passages = [[by_row[row] for row in rows] for rows in hits.row_ids.tolist()]
-        return SearchResult(passages, hits.vectors, hits.scores, self.version)
+        missing = tuple(map(self.calls.named, why_missing))
+        return SearchResult(passages, hits.vectors, hits.scores, self.version, missing)
 
     def passages(self, *, where: Condition | None = None) -> Iterator[Passage]:
         """As ``Memory.passages``. Raises: MemoryStoreError."""
@@ -187,31 +196,53 @@ class ShardedVersion(Filterable[FilteredMemory]):
         return around(ids, num, {name: [each for part in parts for each in part[name]] for name in names})
 
     def count(self, where: Condition) -> int:
-        """As ``Memory.count``."""
+        """As ``Memory.count``; of a partial one those of the shards that answer, if there are any."""
         name = str(where)
-        if name not in self._counts:
-            found = sum(self._each("count", where).values())
+        known = self._counts.get(name)
+        if known is not None:
+            return known
+        counts, why_missing = self._some("count", where)
+        num: int = sum(counts.values())
+        if not num:
+            self.calls.require(why_missing)
+        if not why_missing:
             if len(self._counts) >= KEPT_COUNTS:
                 self._counts.clear()
-            self._counts[name] = found
-            return found
-        return self._counts[name]
+            self._counts[name] = num
+        return num
 
     def check_fields(self, condition: Condition, *, scope: Condition | None = None) -> None:
         """As ``Memory.check_fields``."""
         fields = sorted({test.field for test in tests_of(condition)})
-        parts = list(self._each("fields", fields, scope).values())
+        answers, why_missing = self._some("fields", fields, scope)
+        parts = list(answers.values())
         kinds: dict[str, set[str]] = {}
         for of_shard, _ in parts:
             for name, found in of_shard.items():
                 if found is not None:
                     kinds.setdefault(name, set()).update(found)
-        check_fields(condition, kinds.get, lambda: shown_names(set().union(*(names for _, names in parts))))
+        try:
+            check_fields(condition, kinds.get, lambda: shown_names(set().union(*(names for _, names in parts))))
+        except InputError:
+            self.calls.require(why_missing)  # which may have the field
+            raise
 
-    def _each(self, method: str, *arguments: Any) -> Mapping[int, Any]:
+    def _each(self, method: str, *arguments: Any) -> dict[int, Any]:
         """The answer of every shard that has rows."""
+        return self.calls.each(method, self._to_each(*arguments), self.division)
+
+    def _some(self, method: str, *arguments: Any) -> Replies:
+        """The same, without those that do not answer where some may be missing."""
+        if not self.partial:
+            return Replies(self._each(method, *arguments), {})
+        replies = self.calls.some(method, self._to_each(*arguments), self.division)
+        if not replies.answers:
+            self.calls.require(replies.why_missing)
+        return replies
+
+    def _to_each(self, *arguments: Any) -> dict[int, tuple[Any, ...]]:
         shards = [shard for shard, num_rows in enumerate(self.division.rows) if num_rows]
-        return self.calls.each(method, dict.fromkeys(shards, (self.division.key, *arguments)), self.division)
+        return dict.fromkeys(shards, (self.division.key, *arguments))
 
 
 def divided(calls: Calls, version: int | str | None, before: Division | None) -> Division:
@@ -226,7 +257,7 @@ def divided(calls: Calls, version: int | str | None, before: Division | None) ->
     refused = next((reply for reply in replies.values() if isinstance(reply, Refused)), None)
     if refused is not None:
         raise refused.exception()
-    raise MemoryStoreError(f"no shard of cluster:{calls.name} answers; {command('cluster', 'status', calls.name)}")
+    raise UnavailableError(f"no shard of cluster:{calls.name} answers; {command('cluster', 'status', calls.name)}")
 
 
 def load(calls: Calls, division: Division) -> None:
@@ -240,10 +271,7 @@ def load(calls: Calls, division: Division) -> None:
             why[shard] = reply.message if isinstance(reply, Refused) else "its actor is not there or restarts"
     for shard in range(calls.num_shards):
         if shard not in loaded:
-            raise MemoryStoreError(
-                f"shard {shard + 1} of {calls.num_shards} of cluster:{calls.name} cannot load version "
-                f"{division.version}: {why[shard]}"
-            )
+            raise MemoryStoreError(f"{calls.named(shard)} cannot load version {division.version}: {why[shard]}")
     require_same_rows(division, loaded)
 
 

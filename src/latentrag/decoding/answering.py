@@ -37,11 +37,13 @@ G = TypeVar("G", bound=Scores)
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The passages of a question with their priors, best first, and the memory's version: known before decoding."""
+    """The passages of a question with their priors, best first, the memory's version, and what did not answer of it:
+    known before decoding."""
 
     question: int
     passages: tuple[tuple[Passage, float], ...]
     version: int
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,8 @@ class Answering:
 
     def _sources(self, question: int) -> Sources:
         passages, priors = self._read.of_passages(question)
-        return Sources(question, tuple(zip(passages, priors, strict=True)), self._read.retrieved.version)
+        retrieved = self._read.retrieved
+        return Sources(question, tuple(zip(passages, priors, strict=True)), retrieved.version, retrieved.missing)
 
     def _begun(self, event: Decided) -> Turns:
         question, ids, generator = event.question, event.ids, self._read.generator
@@ -257,9 +260,11 @@ class Answering:
             num_input_tokens=self._num_input_tokens[question],
             sets=sets_of(evidence, 0),
             conversation=evidence.conversation(0, self._variant, num_dropped=x.num_dropped),
+            missing=evidence.missing,
         )
         confidence = self._confidence[question]
-        known = answer if confidence is None else confidence.of(answer)
+        is_known = confidence is not None and not answer.missing  # what was calibrated had all passages
+        known = confidence.of(answer) if confidence is not None and is_known else answer
         return replace(known, hypotheses=known.hypotheses[: self._num_best])
 
 
@@ -305,6 +310,7 @@ def evidence_of(hypothesis: Decoded, read: Read[Scores], b: int) -> Evidence:
         version=read.retrieved.version,
         parts={name: part[b : b + 1] for name, part in read.logit_parts().items()},
         readings=read.retrieved.readings[b : b + 1],
+        missing=read.retrieved.missing,
     )
 
 

@@ -69,7 +69,7 @@ def evaluate_retrieval(
 
     @torch.no_grad()
     def measured(batch: Sequence[Example]) -> list[Row]:
-        found = retrieve(retriever, checked_questions([example.question for example in batch]), depth, weights)
+        found = retrieve(retriever, checked_questions([example.question for example in batch]), depth, weights).whole()
         logits = found.logits.tolist()
         rows = []
         for b, (example, passages) in enumerate(zip(batch, found.passages, strict=True)):

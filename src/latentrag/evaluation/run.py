@@ -209,7 +209,7 @@ def _read(rag: Rag, plan: Plan, x: Sequence[Asked]) -> tuple[Retrieved | None, R
     if plan.k is None or plan.depth is None:
         return None, closed_book(rag.generator, x)
     questions = checked_questions(x)
-    retrieved = rag.model.retrieve(questions, plan.depth)
+    retrieved = rag.model.retrieve(questions, plan.depth).whole()
     return retrieved, rag.model.read_of(questions, retrieved.between(0, plan.k))
 
 

@@ -20,18 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FoundPassage:
-    """A passage that was retrieved, with the retriever's logit and p_η(z|x), its prior."""
+    """A passage that was retrieved, with the retriever's logit and p_η(z|x), its prior. ``missing``: the parts of the
+    memory that did not answer."""
 
     passage: Passage
     score: float
     prior: float
+    missing: tuple[str, ...] = ()
 
     @property
     def metadata(self) -> dict[str, Any]:
         """All that is known of it but its text: id, title, source, …, score, prior."""
         record: dict[str, Any] = {**passage_record(self.passage), "score": self.score, "prior": self.prior}
         record.pop("text")
-        return record
+        return {**record, "missing": list(self.missing)} if self.missing else record
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ def found(rag: Rag, query: str, *, k: int | None, where: Where | None) -> list[F
         where: a condition on their fields; None: none.
     Raises: InputError for an empty question, a k that cannot be, or a condition that cannot be.
     """
-    return [FoundPassage(*each) for each in rag.retrieve(query, k=k, where=where).passages]
+    retrieved = rag.retrieve(query, k=k, where=where)
+    return [FoundPassage(*each, retrieved.missing) for each in retrieved.passages]
 
 
 def question_of(messages: Iterable[tuple[str, str]]) -> Question:

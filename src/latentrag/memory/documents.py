@@ -87,9 +87,7 @@ def neighbours(
     return before, passage, after
 
 
-def around(
-    ids: Sequence[str], num: int, documents: DocumentParts
-) -> list[tuple[list[Passage], list[Passage]]]:
+def around(ids: Sequence[str], num: int, documents: DocumentParts) -> list[tuple[list[Passage], list[Passage]]]:
     """As ``Memory.around``, of passages that were read.
 
     Args:

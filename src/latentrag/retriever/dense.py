@@ -68,7 +68,7 @@ class DenseRetriever:
         """
         q = self._q(x)
         found = self.memory.search(_searched(q), k)
-        return self._scored(q, found.passages, found.vectors, found.version)
+        return self._scored(q, found.passages, found.vectors, found)
 
     def retrieve_in_hindsight(self, x: Sequence[Asked], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
         """The top K of x, then ``num_hindsight`` others that x and y find together: candidates for training, where
@@ -91,7 +91,7 @@ class DenseRetriever:
             others = [i for i, passage in enumerate(more.passages[b]) if passage.id not in known][:num_hindsight]
             passages.append([*of_x, *(more.passages[b][i] for i in others)])
             vectors.append(np.concatenate([found.vectors[b], more.vectors[b][others]]))
-        return self._scored(q, passages, np.stack(vectors), found.version)
+        return self._scored(q, passages, np.stack(vectors), found, more)
 
     def retrieve_together(
         self,
@@ -116,17 +116,24 @@ class DenseRetriever:
             num_found = len(vectors)
             if more is not None:
                 vectors = vectors | {z: d for z, d in _vectors_of(more, places_of(also)[b]).items() if z not in vectors}
-            together.append(self._scored_together(q[places.start : places.stop], vectors, num_found, found.version))
+            missing = _missing(found, more)
+            of_texts = q[places.start : places.stop]
+            together.append(self._scored_together(of_texts, vectors, num_found, found.version, missing))
         return together
 
     def _scored_together(
-        self, q: Tensor, vectors: Mapping[Passage, np.ndarray], num_found: int, version: int
+        self,
+        q: Tensor,
+        vectors: Mapping[Passage, np.ndarray],
+        num_found: int,
+        version: int,
+        missing: tuple[str, ...],
     ) -> Together:
         passages = list(vectors)
         d = self._d(q, [passages], np.stack(list(vectors.values()))[None])[0]  # (n, D)
         with torch.autocast(q.device.type, enabled=False):
             scores = self.query_encoder.scale * q @ d.T  # (R, n)
-        return Together(passages, {"dense": scores}, num_found, version)
+        return Together(passages, {"dense": scores}, num_found, version, missing)
 
     def check_questions(self, x: Sequence[str]) -> None:
         """Raises: InputError for a question that cannot be encoded, as far as its encoder says."""
@@ -159,12 +166,13 @@ class DenseRetriever:
                 [self._q_of_both([x[b]], [y[b]]) if len(x) > 1 else self._q([x[b]]) for b in range(len(x))]
             )
 
-    def _scored(self, q: Tensor, passages: list[list[Passage]], vectors: np.ndarray, version: int) -> Retrieved:
+    def _scored(self, q: Tensor, passages: list[list[Passage]], vectors: np.ndarray, *found: SearchResult) -> Retrieved:
+        """The passages of these searches, with logits."""
         d = self._d(q, passages, vectors)
         # Mixed precision would round the logits to a step of 0.5 at DPR's usual scores of about 80.
         with torch.autocast(q.device.type, enabled=False):
             scores = self.query_encoder.scale * torch.einsum("bd,bkd->bk", q, d)
-        return Retrieved(singles(passages), {"dense": scores}, version)
+        return Retrieved(singles(passages), {"dense": scores}, found[0].version, missing=_missing(*found))
 
     def _d(self, q: Tensor, passages: list[list[Passage]], vectors: np.ndarray) -> Tensor:
         """(B, K, D), where q is."""
@@ -192,6 +200,11 @@ def check_hindsight(memory: Memory, k: int, num_hindsight: int) -> None:
 def _vectors_of(found: SearchResult, places: range) -> dict[Passage, np.ndarray]:
     """Of what these queries have found, each passage once."""
     return {z: d for b in places for z, d in zip(found.passages[b], found.vectors[b], strict=True)}
+
+
+def _missing(*found: SearchResult | None) -> tuple[str, ...]:
+    """The parts of the memory that one of these searches was done without."""
+    return tuple(dict.fromkeys(part for each in found if each is not None for part in each.missing))
 
 
 def _searched(q: Tensor) -> np.ndarray:

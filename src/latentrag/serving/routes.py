@@ -83,7 +83,8 @@ def others(service: Service) -> APIRouter:
 
 async def _events(sources: Sources, rest: AsyncIterator[tuple[Token, ...] | Answer]) -> AsyncIterator[bytes]:
     passages = [{**passage_record(passage), "prior": prior} for passage, prior in sources.passages]
-    yield _event("sources", {"memory_version": sources.version, "sources": passages})
+    missing = {"missing": list(sources.missing)} if sources.missing else {}
+    yield _event("sources", {"memory_version": sources.version, "sources": passages, **missing})
     index = 0
     async for event in rest:
         if isinstance(event, Answer):
@@ -100,10 +101,13 @@ def _event(name: str, record: Mapping[str, object]) -> bytes:
 
 def found_record(found: Found) -> schemas.SearchRecord:
     """Passages that were found, best first."""
-    return {
+    record: schemas.SearchRecord = {
         "question": found.question,
         "memory_version": found.version,
         "passages": [
             {**passage_record(passage), "score": score, "prior": prior} for passage, score, prior in found.passages
         ],
     }
+    if found.missing:
+        record["missing"] = list(found.missing)
+    return record

@@ -30,8 +30,10 @@ from latentrag.serving import options as limit
 from latentrag.types import Question, Role, Variant
 
 if sys.version_info >= (3, 12):
-    from typing import TypedDict
+    from typing import NotRequired, TypedDict
 else:
+    from typing import NotRequired
+
     from typing_extensions import TypedDict
 
 M = TypeVar("M", bound=BaseModel)
@@ -243,11 +245,12 @@ class FoundRecord(PassageRecord):
 
 
 class SearchRecord(TypedDict):
-    """Passages, best first."""
+    """Passages, best first; ``missing`` as in an answer."""
 
     question: str
     memory_version: int
     passages: list[FoundRecord]
+    missing: NotRequired[list[str]]
 
 
 class VersionRecord(TypedDict):

@@ -100,7 +100,7 @@ def measure(
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} holds no example; needed 1 or more")
     batches = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
-    retrieved = [model.retrieve(x[batch], k) for batch in batches]
+    retrieved = [model.retrieve(x[batch], k).whole() for batch in batches]
     own = [latents for of_batch in retrieved for latents in of_batch.latents]
     half = len(own) // 2
     others = own[half:] + own[:half] if half else None

@@ -116,7 +116,7 @@ def losses(
             retrieved = retrieve_in_hindsight(retriever, asked, y, options.k, options.hindsight, readings)
         else:
             retrieved = retrieve(retriever, checked_questions(x), options.k, readings)
-        retrieved = with_neighbours(retrieved, retriever.memory, values.neighbours)
+        retrieved = with_neighbours(retrieved.whole(), retriever.memory, values.neighbours)
         k = min(options.k, len(retrieved.latents[0]))  # fewer where few passages satisfy a condition
         retrieved = values.beside(retrieved, num_top=k)
     num_top = values.number(k)

@@ -157,6 +157,7 @@ class Answer:
         best_guess: where the model was to abstain, what it would have answered; ``tokens`` and all numbers are of it.
             None: it did not abstain.
         conversation: how the question was read; None: it came without earlier turns.
+        missing: the parts of the memory that did not answer: their passages had no chance to be among the sources.
     """
 
     question: str
@@ -177,6 +178,7 @@ class Answer:
     confidence: float | None = None
     best_guess: str | None = None
     conversation: Conversation | None = None
+    missing: tuple[str, ...] = ()
 
     @property
     def answer(self) -> str:
@@ -194,7 +196,7 @@ class Score:
         without_passage: for each source, log p(y|x) had that passage not been retrieved (the prior
             renormalised over the others). Empty when there is one value of z only.
         no_passage: the share of the generator alone; None where it is no value of z.
-        conversation: as of an ``Answer``.
+        conversation, missing: as of an ``Answer``.
     """
 
     x: str
@@ -209,6 +211,7 @@ class Score:
     without_passage: tuple[float, ...]
     no_passage: NoPassage | None = None
     conversation: Conversation | None = None
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +226,8 @@ class Label:
 @dataclass(frozen=True, slots=True)
 class Classification:
     """The labels, most probable first, and the passages with their share in the most probable one; ``no_passage`` is
-    that of the generator alone, None where it is no value of z. ``conversation`` is as of an ``Answer``, with the
-    shares in the most probable label."""
+    that of the generator alone, None where it is no value of z. ``conversation`` and ``missing`` are as of an
+    ``Answer``, with the shares in the most probable label."""
 
     x: str
     labels: tuple[Label, ...]
@@ -233,6 +236,7 @@ class Classification:
     sources: tuple[Source, ...]
     no_passage: NoPassage | None = None
     conversation: Conversation | None = None
+    missing: tuple[str, ...] = ()
 
     @property
     def best(self) -> str:

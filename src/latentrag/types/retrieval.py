@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
+from latentrag.errors import UnavailableError
 from latentrag.types.passages import Latent, LatentLists, Passage
 
 if TYPE_CHECKING:
@@ -22,12 +23,15 @@ class SearchResult:
         vectors: (B, K, D) float32, the d(z) of those passages as the memory holds them.
         scores: (B, K) float32, d(z)·q without scale.
         version: the memory's version that was searched.
+        missing: the parts of the memory that did not answer, where it is one that is searched without them: its
+            passages are not among these. Empty: it was searched as a whole.
     """
 
     passages: list[list[Passage]]
     vectors: np.ndarray
     scores: np.ndarray
     version: int
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +40,13 @@ class Found:
 
     Attributes:
         version: of the memory.
+        missing: as of a ``SearchResult``.
     """
 
     question: str
     version: int
     passages: tuple[tuple[Passage, float, float], ...]
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +94,14 @@ class Together:
         parts: name → (R, n) float32; the sum is the logit of p_η(z|r), differentiable in the retriever's weights.
         num_found: how many of the passages the texts themselves have found.
         version: the memory's version that was searched.
+        missing: as of a ``SearchResult``.
     """
 
     passages: Sequence[Passage]
     parts: Mapping[str, Tensor]
     num_found: int
     version: int
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +161,7 @@ class Retrieved:
         version: the memory's version they came from; 0: no memory was asked.
         mask: (B, K), True = a value of the question; None: all are.
         readings: of each question, None where it is one turn; empty: all are.
+        missing: as of a ``SearchResult``.
     """
 
     latents: LatentLists
@@ -160,6 +169,7 @@ class Retrieved:
     version: int
     mask: Tensor | None = None
     readings: Sequence[Readings | None] = ()
+    missing: tuple[str, ...] = ()
 
     @property
     def logits(self) -> Tensor:
@@ -182,23 +192,33 @@ class Retrieved:
     def at(self, rows: Sequence[Sequence[int]]) -> Self:
         """Of each question the latent values at these places, as many for each."""
         index = next(iter(self.parts.values())).new_tensor(rows).long()
-        return type(self)(
-            [[of_one[k] for k in places] for of_one, places in zip(self.latents, rows, strict=True)],
-            {name: part.gather(1, index) for name, part in self.parts.items()},
-            self.version,
-            None if self.mask is None else self.mask.gather(1, index),
-            self.readings,
+        return replace(
+            self,
+            latents=[[of_one[k] for k in places] for of_one, places in zip(self.latents, rows, strict=True)],
+            parts={name: part.gather(1, index) for name, part in self.parts.items()},
+            mask=None if self.mask is None else self.mask.gather(1, index),
         )
 
     def between(self, start: int, stop: int | None = None) -> Self:
         """Of each question the latent values from ``start`` to ``stop``."""
-        return type(self)(
-            [of_one[start:stop] for of_one in self.latents],
-            {name: part[:, start:stop] for name, part in self.parts.items()},
-            self.version,
-            None if self.mask is None else self.mask[:, start:stop],
-            self.readings,
+        return replace(
+            self,
+            latents=[of_one[start:stop] for of_one in self.latents],
+            parts={name: part[:, start:stop] for name, part in self.parts.items()},
+            mask=None if self.mask is None else self.mask[:, start:stop],
         )
+
+    def whole(self) -> Self:
+        """Itself, for what a part of the memory would falsify: a measure, a step of training.
+
+        Raises: UnavailableError if a part did not answer.
+        """
+        if self.missing:
+            raise UnavailableError(
+                f"{' and '.join(self.missing)} did not answer, and what is measured or learned needs all passages; go "
+                "on when all shards answer (`latentrag cluster status`)"
+            )
+        return self
 
 
 def distinct_passages(latents: Sequence[Latent]) -> list[Passage]:

@@ -1,6 +1,7 @@
 // What an answer is worth, in words first; the paper's terms are one step behind.
 
 import { logLikelihood, logarithm, nats, percent, probability, signed, times } from "./numbers.js";
+import { visible } from "./text.js";
 
 const at = (id) => document.getElementById(id);
 const VARIANTS = { sequence: "RAG-Sequence", token: "RAG-Token" };
@@ -10,12 +11,18 @@ export function sayWhatItIsWorth(answer) {
   const closed = logarithm(answer.closed_book_log_prob);
   const gain = times(answer.log_prob - closed).replace("as probable as before", "neither more nor less probable");
   const sure = answer.confidence === undefined ? "" : `How sure: right with a probability of ${percent(answer.confidence)}.`;
+  at("missing").textContent = incomplete(answer);
   at("sure").textContent = sure;
   at("probability").textContent = `The model gives this answer a probability of ${bound}${probability(answer.log_prob)}.`;
   at("without-any").textContent = `Without any passage: ${probability(closed)}. The passages make it ${gain}.`;
   at("facts").textContent =
     `${VARIANTS[answer.variant]}, ${answer.decoding} decoding, memory version ${answer.memory_version}. ` +
     `log p(y|x) = ${bound}${nats(answer.log_prob)} nats.${byHeart(answer)}`;
+}
+
+/** What a reader has to know where parts of the memory did not answer. */
+function incomplete({ missing }) {
+  return missing === undefined ? "" : `Incomplete: ${visible(missing.join(", "))} did not answer, so passages there could not be found.`;
 }
 
 /** What the answer is worth with these passages alone. */
