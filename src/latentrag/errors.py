@@ -107,5 +107,9 @@ class TrainingError(LatentRagError):
     """A run that cannot go on: its checkpoint does not fit, its loss is no number, its folder cannot be written."""
 
 
+class OtherProcessError(TrainingError):
+    """Another process of the same run has failed, and has said why: this one ends with it, and says nothing."""
+
+
 class OutputError(LatentRagError):
     """Standard output that cannot be written."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from latentrag.model import JointModel
 from latentrag.training.health import Health, alarms, measure
 from latentrag.types import Asked, Passage, Question, Retrieved, Variant, singles
 from tests.toy import ToyGenerator, ToyRetriever
+from tests.training.test_messages import several
 
 TOLERANCE = 1e-5  # float32 sums of a few terms of size one
 
@@ -138,6 +140,27 @@ def test_batches_change_nothing():
         for size in (1, 9)
     )
     assert one == pytest.approx(all_at_once, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("num", [1, 2, 9])
+def test_several_processes_measure_what_one_does(num):
+    """Each example in one of them, also where there are fewer than processes."""
+    retriever, x, y = task(num, 9, k=3)
+    read: Counter[str] = Counter()
+
+    class Watched(ToyGenerator):
+        def targets(self, of_batch):
+            read.update(of_batch)
+            return super().targets(of_batch)
+
+    def does(processes):
+        return measure(model(retriever, Watched(26)), x, y, k=3, variant="token", batch_size=2, processes=processes)
+
+    found = [health.as_record() for health in several(does, count=3)]
+    assert read == Counter(y)
+    assert found[0] == found[1] == found[2]
+    alone = measure(model(retriever, ToyGenerator(26)), x, y, k=3, variant="token", batch_size=2)
+    assert found[0] == pytest.approx(alone.as_record(), abs=TOLERANCE)
 
 
 def test_a_single_example_has_no_gap():

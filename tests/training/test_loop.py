@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 
 from latentrag import io
 from latentrag.encoder import load_passage_encoder, load_query_encoder
-from latentrag.errors import InputError, TrainingError
+from latentrag.errors import InputError, TrainingError, UnknownVersionError
 from latentrag.generator import CausalGenerator, load_generator
 from latentrag.generator.tuning import Lora
 from latentrag.memory import Memory
 from latentrag.retriever import DenseRetriever
-from latentrag.training import checkpoint
+from latentrag.training import checkpoint, loop
 from latentrag.training.data import Example
 from latentrag.training.log import read_log
 from latentrag.training.loop import Outcome, Trainer
@@ -465,6 +465,30 @@ def test_a_run_goes_on_from_a_checkpoint_that_was_being_replaced(parts, tmp_path
     trainer(parts, tmp_path / "cut", options=options).run(resume=True)
     assert losses_of(tmp_path / "cut") == losses_of(tmp_path / "whole")
     assert list((tmp_path / "cut").glob(".*")) == []
+
+
+def test_another_process_has_made_a_version_that_is_seen_late(monkeypatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    tries: list[int] = []
+
+    class Late:
+        version = 2
+
+        def refresh(self) -> int:
+            raise AssertionError("the main process does that")
+
+        def use(self, version: int) -> None:
+            tries.append(version)
+            if len(tries) < 3:
+                raise UnknownVersionError("no version 3")
+
+    loop._use_when_seen(Late(), 3)
+    assert tries == [3, 3, 3]
+    monkeypatch.setattr(loop, "SEEN_S", -1)
+    tries.clear()
+    with pytest.raises(UnknownVersionError):
+        loop._use_when_seen(Late(), 3)
+    assert tries == [3]
 
 
 def test_settings_that_cannot_be() -> None:

@@ -96,8 +96,23 @@ def train(
         resume: continue from the newest checkpoint in ``setup.out``.
         say: gets lines for the user.
     Raises: InputError for no file, one given twice, or a folder that holds another run; TrainingError, DataError,
-        ModelError, MemoryStoreError.
+        ModelError, MemoryStoreError. Of several processes the first to fail raises one of these, the others
+        OtherProcessError.
     """
+    processes = Processes.start(device=setup.device)
+    with processes.together():
+        return _train(setup, given, processes, resume=resume, progress=progress, say=say)
+
+
+def _train(
+    setup: Setup,
+    given: Given[TrainingOptions],
+    processes: Processes,
+    *,
+    resume: bool,
+    progress: bool,
+    say: Callable[[str], None],
+) -> Outcome:
     if len({path.resolve() for path in setup.data}) < max(1, len(setup.data)):
         raise InputError(f"got the files {', '.join(map(str, setup.data)) or 'none'}; needed one or more, each once")
     by_file = [(path, _examples(path, setup, say)) for path in setup.data]
@@ -114,13 +129,10 @@ def train(
         if value is not None and options.closed_book:
             raise InputError(f"{flag} has no effect, since closed book reads no passages; leave it out")
     before = checkpoint.read_request(setup.out, resume=resume)
-    memory = _memory(setup, before)
+    memory = _memory(setup, before, processes)
     if setup.passages_from is not None and memory is not None:
         by_file = [(path, with_texts(each, memory)) for path, each in by_file]
         examples, dev = _all_of(by_file), with_texts(dev, memory)
-    processes = Processes.start(device=setup.device)
-    if options.refresh_every and processes.count > 1:
-        raise InputError("refresh_every needs a single process, which re-encodes the memory; start one")
     keep_preamble = _keeps_preamble(setup, options, before)
     num_given = _num_given(setup, [*examples, *dev])
     rag, lora = _model(
@@ -140,6 +152,8 @@ def train(
     retriever: Any = None if options.closed_book else rag.retriever
     if retriever is not None:
         _try_retrieval(retriever, examples[0], options)
+        if options.refresh_every and processes.is_main:
+            _ = retriever.memory.stored  # which this process will re-encode
     trainer = Trainer(
         retriever,
         generator,
@@ -155,6 +169,7 @@ def train(
     )
     if before is not None:
         checkpoint.check_same_request(setup.out, before, request, free=_free(options))
+    processes.wait()  # all have seen what the folder holds before this run writes there
     with checkpoint.claimed(setup.out) if processes.is_main else nullcontext():
         if before is None and processes.is_main:
             checkpoint.write_request(setup.out, request)
@@ -255,8 +270,8 @@ def _save(rag: Rag, folder: Path, training: Mapping[str, object], *, refreshed: 
     save(rag, folder, training=training)
 
 
-def _memory(setup: Setup, before: Mapping[str, Any] | None) -> Memory | None:
-    """The memory at the version of the run; None where passages come with the questions."""
+def _memory(setup: Setup, before: Mapping[str, Any] | None, processes: Processes) -> Memory | None:
+    """The memory at the version of the run, the same in all processes; None where passages come with the questions."""
     if setup.passages_from is not None:
         if setup.where is not None:
             raise InputError("--where has no effect, since the passages come with the questions; leave it out")
@@ -264,6 +279,9 @@ def _memory(setup: Setup, before: Mapping[str, Any] | None) -> Memory | None:
             return None
     version = None if before is None else (before["memory"] or {}).get("version")
     found = memory_at(setup.memory, version=version).snapshot()
+    agreed = processes.from_main(lambda: found.version)
+    if found.version != agreed:
+        found = memory_at(setup.memory, version=agreed).snapshot()
     if not hasattr(found, "card"):
         raise InputError(f"{setup.memory} does not say what encoded it, which a run notes; name a memory in a folder")
     # As far as a run needs one, all of these are memories in a folder, too.

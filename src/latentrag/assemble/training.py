@@ -95,10 +95,10 @@ def retriever_for_training(
             f"{retriever.kind} retrieval has no passage encoder to refresh; leave refresh_every out or retrieve with "
             "vectors (dense)"
         )
-    if not hasattr(memory, "reencode"):
+    if not hasattr(memory, "at"):
         raise InputError(
-            f"refresh_every re-encodes a memory in a folder, {memory.name} is not one; leave it out, or name the "
-            "memory's path"
+            f"refresh_every re-encodes the memory, which {memory.name} does not allow; leave it out, or name a memory "
+            "in a folder or a cluster"
         )
     passage_encoder = load_passage_encoder(source, device=device)
     refreshing = RefreshingRetriever(retriever.query_encoder, passage_encoder, memory)

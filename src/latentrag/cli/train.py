@@ -13,7 +13,8 @@ import typer
 
 from latentrag.addresses import memory_for
 from latentrag.cli import arguments as arg
-from latentrag.cli.output import print_json, say
+from latentrag.cli.output import EXIT_USER, print_json, say
+from latentrag.errors import OtherProcessError
 from latentrag.options import DEMO, FilterOptions, Given, MemoryOptions, ModelOptions
 from latentrag.training.options import RunOptions, TrainingOptions
 
@@ -53,7 +54,10 @@ def train(
         **asdict(run_options),
     )
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes the first alone
-    outcome = run(setup, training, resume=resume, progress=True, say=say if speaks else lambda _: None)
+    try:
+        outcome = run(setup, training, resume=resume, progress=True, say=say if speaks else lambda _: None)
+    except OtherProcessError:
+        raise typer.Exit(EXIT_USER) from None
     if not outcome.finished:
         if speaks:
             say(f"stopped after step {outcome.step}; continue with: {resuming()}")

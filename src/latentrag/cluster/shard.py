@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 
 from latentrag.addresses import home
+from latentrag.cluster.connection import Register
 from latentrag.cluster.division import Division
 from latentrag.errors import (
     DataError,
@@ -47,7 +48,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 KEPT_VERSIONS = 3
-"""That a shard holds at a time: what is served, what was before, and what another client asks."""
+"""That a shard holds at a time: what is served, which it keeps whatever else is loaded, what was before, and what
+another client asks, say a training run."""
 PACKAGES = ("latentrag", "faiss-cpu", "numpy", "pylance")
 """What has to be the same on all nodes: results depend on it."""
 
@@ -183,11 +185,12 @@ class Shard:
         with self._loading:
             known = self.memory(division.key)
             if known is None:
-                known = self._loaded(division)
+                known, served = self._loaded(division), _served(self._place.name)
                 with self._lock:
                     self._memories[division.key] = known
-                    while len(self._memories) > KEPT_VERSIONS:
-                        self._memories.popitem(last=False)
+                    others = [key for key in self._memories if key != served]
+                    for key in others[: max(0, len(self._memories) - KEPT_VERSIONS)]:
+                        del self._memories[key]
             return len(known)
 
     def _loaded(self, division: Division) -> Memory:
@@ -258,6 +261,12 @@ class Shard:
     def read(self, memory: Memory, start: int, num: int) -> list[Passage]:
         """Passages of the whole version in the table's order, so many from one place on. Any shard has them."""
         return list(replace(memory.table, part=None).passages_from(start, num))
+
+
+def _served(name: str) -> str | None:
+    """The key of the version that a memory's record names, which users ask; None before it names one."""
+    division = (Register(name).read() or {}).get("division")
+    return None if division is None else Division.of_record(division).key
 
 
 def _no_hits(q: npt.NDArray[np.float32]) -> Hits:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from latentrag.memory.memory import Memory
     from latentrag.memory.schema import EncoderCard
     from latentrag.postings import WordIndex
-    from latentrag.protocols import PassageEncoder, QueryEncoder
+    from latentrag.protocols import QueryEncoder
     from latentrag.types import Candidates, WordResult
 
 KEPT_SELECTIONS = 8
@@ -112,6 +112,10 @@ class Version(Source, Protocol):
     @property
     def card(self) -> EncoderCard: ...
 
+    @property
+    def stored(self) -> Memory: ...
+
+    def at(self, version: int | str | None) -> Version: ...
     def count(self, where: Condition) -> int: ...
     def check_fields(self, condition: Condition, *, scope: Condition | None) -> None: ...
     def passages(self, *, where: Condition | None = None) -> Iterator[Passage]: ...
@@ -192,6 +196,15 @@ class FilteredMemory:
     def base(self) -> Version:
         """The version that is filtered."""
         return self.source.snapshot()
+
+    def at(self, version: int | str | None) -> Self:
+        """The same of another version."""
+        return replace(self, source=self.base.at(version))
+
+    @property
+    def stored(self) -> Memory:
+        """As ``ServedVersion.stored``, with all its passages."""
+        return self.base.stored
 
     @property
     def left(self) -> Condition:
@@ -318,14 +331,6 @@ class FilteredTable(FilteredMemory):
         base = self.base
         num_left = self._num_left(base)
         return base.candidates(q, x, num if num < 1 else min(num, num_left), within=self.within)
-
-    def at(self, version: int | str | None) -> Self:
-        """The same of another version."""
-        return replace(self, source=self.base.at(version))
-
-    def reencode(self, encoder: PassageEncoder) -> Self:
-        """The same of a version whose passages, all of them, have other vectors; see ``Memory.reencode``."""
-        return replace(self, source=self.base.reencode(encoder))
 
 
 def seen_through(whole: Diff, before: FilteredTable, after: FilteredTable) -> Diff:

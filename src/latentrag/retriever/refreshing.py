@@ -45,6 +45,25 @@ class EncoderCard(Protocol):
         ...
 
 
+class Version(Protocol):
+    """Of a memory, by its number."""
+
+    @property
+    def version(self) -> int: ...
+
+
+class StoredMemory(Protocol):
+    """A whole memory in its folder, which this process may change."""
+
+    def at(self, version: int | str | None) -> Self:
+        """The same memory at another version; None: its newest."""
+        ...
+
+    def reencode(self, encoder: PassageEncoder) -> Version:
+        """A new version, in which every passage has the vector that ``encoder`` gives it."""
+        ...
+
+
 class RefreshableMemory(Memory, Protocol):
     """A memory with versions, each of which may have a passage encoder of its own."""
 
@@ -55,8 +74,9 @@ class RefreshableMemory(Memory, Protocol):
         """The same memory at another version; None: its newest."""
         ...
 
-    def reencode(self, encoder: PassageEncoder) -> Self:
-        """A new version, in which every passage has the vector that ``encoder`` gives it."""
+    @property
+    def stored(self) -> StoredMemory:
+        """All of its passages. MemoryStoreError where this process does not see the folder."""
         ...
 
 
@@ -107,17 +127,16 @@ class RefreshingRetriever(DenseRetriever):
         Returns: its number.
         Raises: as ``Memory.reencode``; nothing has changed then.
         """
-        self._search(self.memory.at(None).reencode(self.passage_encoder))
+        self.use(self.memory.stored.at(None).reencode(self.passage_encoder).version)
         return self.version
 
     def use(self, version: int) -> None:
-        """Search that version from now on: for a run that is resumed, whose weights are those of then.
+        """Search that version from now on: for a run that is resumed, whose weights are those of then, or one that
+        another process has made.
 
         Raises: MemoryStoreError if the memory has no such version.
         """
-        self._search(self.memory.at(version))
-
-    def _search(self, memory: RefreshableMemory) -> None:
+        memory = self.memory.at(version)
         self.query_encoder.pair_with(memory.card.fingerprint)
         memory.check(self.query_encoder)
         self.memory = memory

@@ -5,7 +5,9 @@ difference is the gradient of log p(y|x) with respect to the scores (Lewis et al
 learns nothing and drifts. A falling loss does not show this; the measures here do.
 """
 
+import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor
 from latentrag.errors import InputError
 from latentrag.model import Evidence, JointModel
 from latentrag.protocols import Scores
+from latentrag.training.processes import Processes
 from latentrag.types import Asked, Latent, LatentLists, Retrieved, Variant
 
 MIN_EXAMPLES = 20
@@ -78,6 +81,7 @@ def measure(
     k: int,
     variant: Variant,
     batch_size: int = 8,
+    processes: Processes | None = None,
 ) -> Health:
     """The health of a model on n pairs (x, y), for two passes of the generator over them.
 
@@ -90,6 +94,7 @@ def measure(
     Args:
         k: K, passages retrieved for each x.
         batch_size: questions handled together.
+        processes: which measure it together, each some of the pairs. None: this one alone.
     Raises: InputError for no example, x and y of different number, batch_size < 1, an empty question, or k beyond
         the memory.
     """
@@ -99,27 +104,57 @@ def measure(
         raise InputError("got no example to measure; needed at least one question with its answer")
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} holds no example; needed 1 or more")
-    batches = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
-    retrieved = [model.retrieve(x[batch], k).whole() for batch in batches]
-    own = [latents for of_batch in retrieved for latents in of_batch.latents]
-    half = len(own) // 2
-    others = own[half:] + own[:half] if half else None
+    processes = processes or Processes()
+    mine = processes.share(range(len(x)))
+    measured = _measure_some(model, x, y, mine, k=k, variant=variant, batch_size=batch_size)
+    return _summary(*_of_all(processes.gather(measured)), num_passages=k)
+
+
+_Measured = tuple[dict[str, list[float]], list[str]]
+"""The values of some examples under each name, and what names the latent value on top of each."""
+
+
+def _measure_some(
+    model: JointModel[Scores],
+    x: Sequence[Asked],
+    y: Sequence[str],
+    mine: Sequence[int],
+    *,
+    k: int,
+    variant: Variant,
+    batch_size: int,
+) -> _Measured:
+    """Args: mine: places of those of the examples that are measured."""
+
+    def batches(places: Sequence[int]) -> list[Sequence[int]]:
+        return [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
+
+    def at_once(places: Sequence[int]) -> Retrieved:
+        return model.retrieve([x[i] for i in places], k).whole()
+
+    half = len(x) // 2
+    other = {i: (i + half) % len(x) for i in mine if half}
+    retrieved = [at_once(batch) for batch in batches(mine)]
+    own = dict(zip(mine, (latents for of_batch in retrieved for latents in of_batch.latents), strict=True))
+    for batch in batches(sorted(set(other.values()) - own.keys())):  # which another process measures
+        own.update(zip(batch, at_once(batch).latents, strict=True))
 
     columns: dict[str, list[float]] = {}
-    top: dict[Latent, int] = {}
-    for batch, found in zip(batches, retrieved, strict=True):
+    top: list[str] = []
+    for batch, found in zip(batches(mine), retrieved, strict=True):
         exchanged = None
-        if others:  # where the other question has fewer latent values, the rest is read without any passage
+        if other:  # where the other question has fewer latent values, the rest is read without any passage
             exchanged = [
-                [*of_other, *[()] * len(of_one)][: len(of_one)]
-                for of_other, of_one in zip(others[batch], found.latents, strict=True)
+                [*own[other[i]], *[()] * len(of_one)][: len(of_one)]
+                for i, of_one in zip(batch, found.latents, strict=True)
             ]
-        evidence, values = _measure_batch(model, x[batch], y[batch], found, exchanged, variant)
+        pairs = [x[i] for i in batch], [y[i] for i in batch]
+        evidence, values = _measure_batch(model, *pairs, found, exchanged, variant)
         for name, column in values.items():
             columns.setdefault(name, []).extend(column.tolist())
         for latents, best in zip(evidence.latents, evidence.log_p_eta.argmax(dim=1).tolist(), strict=True):
-            top[latents[best]] = top.get(latents[best], 0) + 1
-    return _summary(columns, top, num_passages=k)
+            top.append(_name(latents[best]))
+    return columns, top
 
 
 def alarms(health: Health, *, first: Health | None = None) -> list[str]:
@@ -188,8 +223,22 @@ def _mass(latents: Sequence[Latent], values: Sequence[float]) -> dict[Latent, fl
     return mass
 
 
-def _summary(columns: dict[str, list[float]], top: Mapping[Latent, int], *, num_passages: int) -> Health:
-    num_examples = len(columns["nll"])
+def _name(z: Latent) -> str:
+    """Equal latent values, equal text: for a message."""
+    return hashlib.sha256(repr(z).encode(errors="surrogatepass")).hexdigest()
+
+
+def _of_all(parts: Sequence[_Measured]) -> _Measured:
+    """What all processes have measured."""
+    columns: dict[str, list[float]] = {}
+    for of_one, _ in parts:
+        for name, column in of_one.items():
+            columns.setdefault(name, []).extend(column)
+    return columns, [each for _, of_one in parts for each in of_one]
+
+
+def _summary(columns: dict[str, list[float]], top: Sequence[str], *, num_passages: int) -> Health:
+    num_examples, times = len(columns["nll"]), Counter(top)
 
     def mean(name: str) -> float:
         return math.fsum(columns[name]) / num_examples if name in columns else math.nan
@@ -207,8 +256,8 @@ def _summary(columns: dict[str, list[float]], top: Mapping[Latent, int], *, num_
         posterior_entropy=mean("posterior_entropy"),
         kl=mean("kl"),
         agreement=mean("agreement"),
-        unique_top=len(top) / num_examples,
-        top_share=max(top.values()) / num_examples,
+        unique_top=len(times) / num_examples,
+        top_share=max(times.values()) / num_examples,
         gap=gap,
         gap_error=gap_error,
         overlap=mean("overlap"),

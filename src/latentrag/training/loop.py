@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from latentrag.errors import InputError, TrainingError
+from latentrag.errors import InputError, TrainingError, UnknownVersionError
 from latentrag.model import JointModel, Values
 from latentrag.protocols import TrainableGenerator, TrainableRetriever, weighs_passages
 from latentrag.readings import ReadingWeights
@@ -51,6 +52,9 @@ SCALAR_RATE = 200
 weight of an expert of the prior. Adam changes a number by about its rate in a step; a weight among many has to move by
 thousandths, these by hundredths or by nats."""
 _NUMBERS = ("retriever.null_passage", "retriever.set_bonus", "retriever.prior.", "retriever.reading.")
+SEEN_S = 120.0
+"""How long another process's version of a memory may take to be seen here: network file systems remember for a minute
+what was in a folder."""
 MIN_MOVED = 0.01
 """Share of the weights with a gradient that a step should change at least."""
 _Watched = tuple[Tensor, Tensor, Tensor]
@@ -201,6 +205,7 @@ class Trainer:
             if resume:
                 log.drop_after(step, unwritten=self._unwritten)
             log.write("resume" if step else "start", step)
+            self.processes.wait()  # all have read the checkpoint before there is another
             if step == 0:
                 self._evaluate(0, log, progress)
             while step < self.options.num_steps:
@@ -362,11 +367,19 @@ class Trainer:
         refreshed = self._refresher is not None and step % options.refresh_every == 0
         if self._refresher is not None and refreshed:
             progress.phase("re-encoding the memory")
-            log.write("refresh", step, memory_version=self._refresher.refresh())
+            log.write("refresh", step, memory_version=self._refreshed(self._refresher))
         if step % options.eval_every == 0 or last:
             self._evaluate(step, log, progress)
         if step % options.save_every == 0 or last or refreshed:
             self._save(step, log)
+
+    def _refreshed(self, refresher: Refresher) -> int:
+        """The main process re-encodes the memory; all search the new version from here on. Returns: its number."""
+        version = self.processes.from_main(refresher.refresh)
+        if not self.processes.is_main:
+            _use_when_seen(refresher, version)
+        self.processes.wait()
+        return version
 
     def _save(self, step: int, log: TrainingLog) -> None:
         if self.processes.is_main and step != self._saved:
@@ -394,8 +407,8 @@ class Trainer:
         self.processes.wait()
 
     def _evaluate(self, step: int, log: TrainingLog, progress: Progress) -> None:
-        if not self.dev or not self.processes.is_main:
-            self.processes.wait()
+        """On the development set, each process some of its examples."""
+        if not self.dev:
             return
         progress.phase("dev")
         x = [example.question for example in self.dev]
@@ -406,7 +419,10 @@ class Trainer:
         else:
             model = JointModel(self.retriever, self.generator, self._values, self._readings)
             size = self.options.micro_batch_size
-            health = measure(model, x, y, k=self.options.k, variant=self.options.variant, batch_size=size)
+            options = self.options
+            health = measure(
+                model, x, y, k=options.k, variant=options.variant, batch_size=size, processes=self.processes
+            )
             nll_per_token = health.nll_per_token
             log.write("dev", step, **health.as_record())
             self._first = self._first or health
@@ -419,18 +435,21 @@ class Trainer:
             self._untrained = nll_per_token
         if step and nll_per_token < self.best.get("nll_per_token", math.inf):
             self.best = {"step": step, "nll_per_token": nll_per_token}
-            checkpoint.save_best(self.folder, step, parameters=self.parameters, state=self.best)
-        self.processes.wait()
+            if self.processes.is_main:
+                checkpoint.save_best(self.folder, step, parameters=self.parameters, state=self.best)
+            self.processes.wait()
 
     @torch.no_grad()
     def _closed_book(self, x: Sequence[Asked], y: Sequence[str]) -> float:
         total, num_tokens, size = 0.0, 0, self.options.micro_batch_size
+        x, y = self.processes.share(x), self.processes.share(y)
         for start in range(0, len(x), size):
             part = slice(start, start + size)
             found = losses(None, self.generator, x[part], y[part], options=self.options)
             total += found.nll.sum().item()
             num_tokens += found.num_tokens
-        return total / num_tokens
+        totals, nums_tokens = zip(*self.processes.gather((total, num_tokens)), strict=True)
+        return float(sum(totals) / sum(nums_tokens))
 
     def _outcome(self, step: int) -> Outcome:
         return Outcome(
@@ -441,6 +460,18 @@ class Trainer:
             best_nll_per_token=self.best.get("nll_per_token"),
             untrained_nll_per_token=self._untrained,
         )
+
+
+def _use_when_seen(refresher: Refresher, version: int) -> None:
+    """Raises: UnknownVersionError if another process's version is not there after ``SEEN_S``."""
+    end = time.monotonic() + SEEN_S
+    while True:
+        try:
+            return refresher.use(version)
+        except UnknownVersionError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(1)
 
 
 @torch.no_grad()
