@@ -40,6 +40,7 @@ def test_everything_that_the_page_names_is_there() -> None:
             assert not name.startswith("/"), name  # a proxy may offer the page in a folder
             target = f"/static/{name[2:]}" if name.startswith("./") else f"/{name}"
             assert target in served_paths, (path, name)
+        assert not re.findall(r"(?:ask|stream|upload)\(\s*[`\"']/", text), path
         assert not re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]+", text.replace("http://www.w3.org/2000/svg", "")), (
             path
         )

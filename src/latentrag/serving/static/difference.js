@@ -42,7 +42,7 @@ export class Difference {
     this.say("Comparing …");
     try {
       const between = new URLSearchParams({ from: this.served, to: this.chosen, limit: LISTED });
-      const found = await ask(`/v1/memory/diff?${between}`, { signal: running.signal });
+      const found = await ask(`v1/memory/diff?${between}`, { signal: running.signal });
       running.signal.throwIfAborted();
       this.say(counted(found));
       this.lists.replaceChildren(...listed(found));
