@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from latentrag.serving.looking import questions_about
 from latentrag.serving.places import placed
 from latentrag.types import Passage
 from tests.cli.conftest import QUESTION
@@ -84,3 +85,16 @@ def test_the_command_line_does(ask, files) -> None:
     assert str(files / "fidelio.txt") in {
         source["source"] for source in ask(QUESTION, "-k", 4, "--json").json["sources"]
     }
+
+
+@pytest.mark.parametrize(
+    ("title", "text", "question"),
+    [
+        ("Emma (novel)", "Emma is a novel by Jane Austen.", "What is Emma?"),
+        ("Iliad", "The Iliad is a poem. Homer wrote the Iliad.", "What is the Iliad?"),
+        ("Contemporary art", "Contemporary art is a term. Most contemporary art is new.", "What is contemporary art?"),
+        ("Ann Lee", "Ann Lee was a smith, and her tools are kept.", "Who was Ann Lee?"),
+    ],
+)
+def test_an_example_question_has_the_title_as_its_text_has_it(title, text, question) -> None:
+    assert questions_about([Passage("p", text, title)]) == [question]

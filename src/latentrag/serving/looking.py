@@ -113,4 +113,11 @@ def _question(passage: Passage) -> str:
     verb = _VERB.search(passage.text[:300])
     if verb is None or not passage.text.removeprefix("The ").startswith(title.split(maxsplit=1)[0]):
         return f"{_OPEN}{title}?"
-    return f"{'Who' if _PERSON.search(passage.text[:300]) else 'What'} {verb[1]} {title}?"
+    return f"{'Who' if _PERSON.search(passage.text[:300]) else 'What'} {verb[1]} {_in_a_sentence(title, passage.text)}?"
+
+
+def _in_a_sentence(title: str, text: str) -> str:
+    """A title as its text has it: "the Iliad", "contemporary art"."""
+    small = title[0].lower() + title[1:]
+    name = small if re.search(rf"\b{re.escape(small)}\b", text) else title
+    return f"the {name}" if text.startswith(f"The {title}") else name
