@@ -68,6 +68,41 @@ def test_the_effect_of_leaving_a_passage_out_is_beside_it(chromium, many, size) 
         expect(item.locator(".effect")).to_be_in_viewport()
 
 
+@pytest.mark.parametrize("size", ["phone", "desktop"])
+def test_the_answer_changes_where_it_is_read(chromium, served, size) -> None:
+    """Not before the new one is known; what it was then stays to be seen beside it."""
+    first = served.post("/v1/answer", {"question": QUESTION}).json()
+    found = {**first, "answer": "Something else"}
+    with opened(chromium, served.url, size=size) as page:
+        asked(page, QUESTION)
+        held: list[Any] = []
+        page.route("**/v1/answer", lambda route: held.append(route))  # noqa: PLW0108  it is looked into
+        without(page, 0)
+        expect(page.locator(".again")).to_have_text("Answering without it …")
+        expect(page.locator("#instead")).to_be_hidden()
+        expect(page.locator("#answer.replaced")).to_have_count(0)
+        held[0].fulfill(json=found)
+        expect(page.locator("#instead strong")).to_have_text("Something else")
+        expect(page.locator("#answer.replaced")).to_have_text(first["answer"])
+        expect(page.locator(".again strong")).to_be_in_viewport()
+        page.get_by_role("button", name="Put all passages back").click()
+        expect(page.locator("#answer.replaced")).to_have_count(0)
+        without(page, 0)
+        held[1].fulfill(json=first)
+        expect(page.locator("#instead")).to_contain_text("the same answer")
+        expect(page.locator("#answer.replaced")).to_have_count(0)
+
+
+def test_the_answer_stays_in_sight_beside_many_passages(chromium, many) -> None:
+    with opened(chromium, many.url) as page:
+        choose(page, k=20)
+        asked(page, QUESTION)
+        without_last = page.locator("#passages > li").last.locator(".take")
+        without_last.click()
+        expect(page.locator(".again strong")).to_be_in_viewport()
+        expect(page.locator("#instead")).to_be_in_viewport()
+
+
 @pytest.mark.parametrize("variant", ["sequence", "token"])
 def test_posteriors_and_heat_map_follow(chromium, served, variant) -> None:
     first = served.post("/v1/answer", {"question": QUESTION, "variant": variant}).json()
@@ -132,6 +167,15 @@ def test_a_hidden_invalid_field_opens_itself(chromium, served) -> None:
         expect(page.locator("#k")).to_be_visible()
         expect(page.locator("#k")).to_be_focused()
         expect(page.locator("#result")).to_be_hidden()
+
+
+def test_what_is_refused_is_said_in_sight(chromium, served) -> None:
+    with opened(chromium, served.url, size="phone", errors=NETWORK.pattern) as page:
+        choose(page, where="date => 3")
+        question(page).fill(QUESTION)
+        page.get_by_role("button", name="Ask").click()
+        expect(page.get_by_role("alert")).to_contain_text("The condition has")
+        expect(page.get_by_role("alert")).to_be_in_viewport(ratio=1)
 
 
 def is_finished(served: Served, body: dict[str, object]) -> bool:
@@ -243,16 +287,34 @@ def test_the_first_visit(chromium, served) -> None:
         expect(page.locator("#status")).to_have_text("Done.")
 
 
+def test_examples_that_come_late_are_not_shown(chromium, served) -> None:
+    with opened(chromium, served.url) as page:
+        expect(page.locator("#steps")).to_be_visible()
+        held: list[Any] = []
+        page.route("**/api/examples", lambda route: held.append(route))  # noqa: PLW0108  it is looked into
+        page.reload()
+        page.route("**/v1/answer/stream", lambda route: held.append(route))  # noqa: PLW0108
+        question(page).fill(QUESTION)
+        question(page).press("Enter")
+        expect(page.locator("#status")).to_have_text("Retrieving passages …")
+        expect(page.locator("#steps")).to_be_hidden()
+        with page.expect_response("**/api/examples"):
+            held[0].continue_()
+        expect(page.locator("#example-list button")).to_have_count(3)
+        expect(page.locator("#examples")).to_be_hidden()
+        page.get_by_role("button", name="Cancel").click()
+
+
 TERMS = re.compile(r"posterior|\bprior\b|log p|p\(|nats|RAG-|marginal|p_η|p_θ", re.IGNORECASE)
 
 
 def test_words_that_a_newcomer_knows_come_first(chromium, served) -> None:
-    """Terms and formulas are one step behind; only the heat map's row and caption name what they are."""
+    """Terms and formulas are one step behind."""
     with opened(chromium, served.url) as page:
         asked(page, QUESTION)
         without(page, 1)
         expect(page.locator(".again strong")).to_be_visible()
-        for part in ("#answer-part", "#passages-part", "#ask"):
+        for part in ("#answer-part", "#passages-part", "#ask", "#tokens-part"):
             assert not TERMS.search(page.locator(part).inner_text()), part
         text = page.locator("#result").inner_text().lower()
         assert "because of" in text
@@ -289,6 +351,13 @@ def test_what_is_shown_of_a_passage_has_the_answer_s_words(chromium, served) -> 
                 return [of(["james", "joyce"]), of(["nothing"]), telling("short", new Set())];
             }"""
         )
+        words = page.evaluate(
+            """async () => {
+                const { wordsOf } = await import("/static/text.js");
+                return ["Otto I", "Charles IV of Bohemia", "IV", "the 3 of 1378"].map((text) => [...wordsOf(text)]);
+            }"""
+        )
+    assert words == [["otto"], ["charles", "bohemia"], ["iv"], ["3", "1378"]]
     assert "James Joyce wrote it." in found[0]
     assert len(found[0]) < 300
     assert found[1].startswith("word word")

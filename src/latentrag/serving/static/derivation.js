@@ -12,10 +12,12 @@ const EQUATIONS = {
 const EXPLAINED = {
   sequence:
     "RAG-Sequence: one passage z explains the whole answer y, and we do not know which; so the probabilities of all " +
-    "ways to say y are added up. The share of a passage in that sum is its posterior.",
+    "ways to say y are added up. The share of a passage in that sum is its posterior, p(z|x,y); the table of words shows " +
+    "the prior, p(z|x), then p(z|x,y≤i) after each word i.",
   token:
     "RAG-Token: each token may come from another passage. For each token the probabilities of all ways to say it are " +
-    "added up, and the sums of all tokens are multiplied.",
+    "added up, and the sums of all tokens are multiplied. The table of words shows the prior, p(z|x), then each token's " +
+    "posterior, p(z|x,y_i,y<i).",
 };
 
 /** The nodes of the section. */

@@ -1,8 +1,10 @@
 // Passages taken away: what this answer is worth then, and which answer is the best.
 
 import { ask } from "./api.js";
-import { logLikelihood, nats, posteriorsOf, probability, signed, times } from "./numbers.js";
+import { inWords, logLikelihood, nats, posteriorsOf, signed, times } from "./numbers.js";
 import { el, isolated } from "./text.js";
+
+const HARDLY = 0.05; // nats; in low precision an answer that is decoded again differs by as much
 
 export class Evidence {
   /**
@@ -30,8 +32,8 @@ export class Evidence {
     const kept = answer.sources.map((_, z) => z).filter((z) => !off.has(z));
     if (kept.length === 0) {
       const worth = answer.closed_book_log_prob === null ? -Infinity : answer.closed_book_log_prob;
-      place.replaceChildren(el("p", { class: "change" }, `All passages are gone. By heart, the model gives this answer ${probability(worth)}.`));
-      this.on.shown({ posteriors: answer.sources.map(() => 0), tokens: null, text: answer.answer });
+      place.replaceChildren(el("p", { class: "change" }, `All passages are gone. By heart, the model gives this answer a probability of ${inWords(worth)}.`));
+      this.on.shown({ posteriors: answer.sources.map(() => 0), tokens: null, text: answer.answer, isFound: false });
       return;
     }
     this.on.shown(this.same(answer, kept));
@@ -41,23 +43,26 @@ export class Evidence {
   /** The current answer, had the others not been retrieved; null where a set or no passage shares in it. */
   same(answer, kept) {
     const found = posteriorsOf(answer, kept);
-    return found === null ? null : { ...found, text: answer.answer };
+    return found === null ? null : { ...found, text: answer.answer, isFound: false };
   }
 
   async decode(place, change) {
     const { request, answer, off } = this.on.current();
     const running = new AbortController();
     this.running = running;
-    const again = el("p", { class: "again quiet" }, "Asking without it …");
+    const again = el("p", { class: "again quiet" }, "Answering without it …");
     place.replaceChildren(again, ...change);
+    place.scrollIntoView({ block: "nearest" }); // the button may be the last thing that is in sight
     // The same version of the memory, which may have been exchanged since.
     const without = [...off].map((z) => answer.sources[z].id);
     const body = { ...request, sentences: false, as_of: answer.memory_version, without };
     try {
       const found = await ask("v1/answer", { body, signal: running.signal });
       if (this.running !== running) return;
+      const wasInSight = isInSight(place);
       place.replaceChildren(saidOf(found, answer), ...change);
       this.on.shown(seenFrom(answer, found));
+      if (wasInSight) place.scrollIntoView({ block: "nearest" });
     } catch (error) {
       if (this.running !== running || error.name === "AbortError") return;
       again.remove();
@@ -66,23 +71,32 @@ export class Evidence {
   }
 }
 
+function isInSight(element) {
+  const { top, bottom } = element.getBoundingClientRect();
+  return bottom > 0 && top < innerHeight;
+}
+
 /** The words, and the numbers behind them. */
 function worthOf(answer, kept, off) {
   const logProb = logLikelihood(answer, kept);
   const change = logProb - answer.log_prob;
+  const said = Math.abs(change) < HARDLY ? "about as probable as before" : times(change);
   const gone = [...off].sort((a, b) => a - b).map((z) => `[${z + 1}]`).join(", ");
   const numbers = `log p(y|x) ${nats(logProb)} instead of ${nats(answer.log_prob)} (${signed(change)} nats)`;
   return [
-    el("p", { class: "change" }, `Without ${gone} “`, isolated(answer.answer), `” is ${times(change)}.`),
+    el("p", { class: "change" }, `Without ${gone} “`, isolated(answer.answer), `” is ${said}.`),
     el("details", {}, el("summary", {}, "Numbers"), el("p", { class: "numbers" }, numbers)),
   ];
 }
 
+/** Fast Decoding knows of no more. */
+const boundOf = ({ decoding }) => (decoding === "fast" ? "at least " : "");
+
 function saidOf(found, answer) {
   const isSame = found.answer === answer.answer;
   const text = el("strong", { dir: "auto" }, isolated(found.answer || "(the empty answer)"));
-  const bound = found.decoding === "fast" ? "at least " : "";
-  return el("p", { class: "again" }, isSame ? "The answer stays " : "The answer becomes ", text, `, ${bound}${probability(found.log_prob)}`);
+  const bound = boundOf(found);
+  return el("p", { class: "again" }, isSame ? "The answer stays " : "The answer becomes ", text, `, with a probability of ${bound}${inWords(found.log_prob)}`);
 }
 
 /** An answer's shares by the passages of another, those that are gone with none. */
@@ -91,5 +105,6 @@ function seenFrom(answer, found) {
   const place = answer.sources.map(({ id }) => at.get(id));
   const by = (shares) => place.map((z) => (z === undefined ? 0 : shares[z]));
   const tokens = found.tokens.map((token) => ({ ...token, posterior: by(token.posterior) }));
-  return { posteriors: by(found.sources.map((source) => source.posterior)), tokens, text: found.answer, log_prob: found.log_prob };
+  const posteriors = by(found.sources.map((source) => source.posterior));
+  return { posteriors, tokens, text: found.answer, log_prob: found.log_prob, bound: boundOf(found), isFound: true };
 }

@@ -5,8 +5,11 @@ import { el, isolated } from "./text.js";
 
 const at = (id) => document.getElementById(id);
 
+let areWanted = false;
+
 /** Shows them until something is asked. choose(question) is called with the one that is wanted. */
 export async function offerExamples(choose) {
+  areWanted = true;
   let found;
   try {
     found = await ask("api/examples");
@@ -20,9 +23,11 @@ export async function offerExamples(choose) {
     return el("li", {}, button);
   });
   at("example-list").replaceChildren(...items);
-  at("examples").hidden = items.length === 0 || at("result").hidden === false;
+  at("examples").hidden = items.length === 0 || !areWanted; // something may have been asked before they came
 }
 
-export const hideExamples = () => {
-  at("examples").hidden = true;
-};
+/** With what explains the page to those who see it for the first time. */
+export function hideExamples() {
+  areWanted = false;
+  for (const part of ["examples", "steps"]) at(part).hidden = true;
+}

@@ -1,12 +1,12 @@
 // The table of tokens × passages: a number in every cell, and a colour that says the same.
 
-import { nats, percent } from "./numbers.js";
+import { percent } from "./numbers.js";
 import { el, isolated, tokenName } from "./text.js";
 
 const CAPTIONS = {
   undefined: "Which passage is behind it, word by word, as the answer is written.",
-  sequence: "How much is due to each passage after each word, p(z|x,y≤i). The last row is the whole answer, p(z|x,y).",
-  token: "Which passage each word is due to, p(z|x,y_i,y<i). The last row is the mean of all words.",
+  sequence: "How much of the answer is due to each passage: before it, up to each word, and as a whole.",
+  token: "Which passage each word is due to. The first row is before the answer, the last the mean of all words.",
 };
 
 export class HeatMap {
@@ -56,8 +56,8 @@ export class HeatMap {
     });
     this.body = el("tbody");
     const head = el("tr", {}, el("th", { scope: "col" }, "Word"), ...this.columns.map((each) => each.head));
-    head.append(el("th", { scope: "col" }, "log p"));
-    this.body.append(row("prior", sources.map((source) => source.prior), ""));
+    head.append(el("th", { scope: "col" }, "Probability"));
+    this.body.append(row("before", sources.map((source) => source.prior), ""));
     this.foot = el("tfoot");
     this.table.replaceChildren(el("thead", {}, head), this.body, this.foot);
   }
@@ -68,7 +68,7 @@ export class HeatMap {
       const pin = el("button", { type: "button", "aria-pressed": "false" }, isolated(tokenName(token.text)));
       pin.addEventListener("click", () => this.on.pinToken(i));
       pin.tabIndex = i === 0 ? 0 : -1;
-      const made = row(pin, token.posterior, nats(token.log_prob === null ? -Infinity : token.log_prob));
+      const made = row(pin, token.posterior, percent(token.log_prob === null ? 0 : Math.exp(token.log_prob)));
       this.rows.push({ pin, root: made });
       this.body.append(made);
     }
@@ -80,7 +80,7 @@ export class HeatMap {
   }
 
   end(posteriors, logProb) {
-    this.foot.replaceChildren(row("answer", posteriors, logProb === undefined ? "" : nats(logProb)));
+    this.foot.replaceChildren(row("answer", posteriors, logProb === undefined ? "" : percent(Math.exp(logProb))));
   }
 
   /** Another answer's tokens in place of those that are shown, over the same passages. */

@@ -11,17 +11,19 @@ import { Feedback } from "./feedback.js";
 import { HeatMap } from "./heatmap.js";
 import { read, written } from "./link.js";
 import { MemoryChooser } from "./memory.js";
+import { inWords } from "./numbers.js";
 import { Passages } from "./passages.js";
 import { el, isolated, tokenName, visible } from "./text.js";
 import { Thread, questionOf, readAs, turnsBefore } from "./thread.js";
 import { Trail } from "./trail.js";
 import { Comparison } from "./ways.js";
-import { sayWhatItIsWorth, saidWithout } from "./worth.js";
+import { VARIANTS, sayWhatItIsWorth, saidWithout } from "./worth.js";
 
 const at = (id) => document.getElementById(id);
 const form = at("ask");
 const NOTHING_PINNED = { token: null, passage: null };
 const MOST_TOKENS = 512;
+const SHORT_ANSWER = 120; // characters that have room in large letters, and beside others
 
 // What is shown: the request, the answer once it is whole, passages that are left out, the last of them last; what is
 // seen instead while some are; what is pinned; what a link holds.
@@ -109,8 +111,10 @@ function begin(request) {
   state.running?.abort();
   evidence.stop();
   Object.assign(state, { request, answer: null, tokens: [], off: new Set(), seen: null, pinned: { ...NOTHING_PINNED } });
-  for (const part of ["error", "evidence", "to-copy", "more-part", "cut", "restore", "instead"]) at(part).hidden = true;
+  for (const part of ["error", "evidence", "next-part", "to-copy", "more-part", "cut", "restore", "instead"]) at(part).hidden = true;
+  at("copy-status").textContent = "";
   at("answer").replaceChildren();
+  at("answer").classList.remove("replaced");
   hideExamples();
   noteEditing();
 }
@@ -140,6 +144,7 @@ function decided(token) {
 function finished(answer) {
   state.answer = answer;
   if (answer.answer === "") at("answer").append(el("span", { class: "quiet" }, "(the empty answer)"));
+  at("answer-part").classList.toggle("long", answer.answer.length > SHORT_ANSWER);
   sayWhatItIsWorth(answer);
   at("cut").hidden = answer.hypotheses[0].finished || answer.log_p_theta[0].length >= MOST_TOKENS;
   const all = answer.sources.map((_, z) => z);
@@ -148,7 +153,7 @@ function finished(answer) {
   at("read-as").replaceChildren(...readAs(answer.conversation));
   at("closed-book").replaceChildren(...closedBook(answer));
   at("derivation").replaceChildren(...derivation(answer));
-  for (const part of ["evidence", "more-part"]) at(part).hidden = false;
+  for (const part of ["evidence", "next-part", "more-part"]) at(part).hidden = false;
   if (!state.request.as_of && memory.memory && answer.memory_version !== memory.memory.version) loadMemory();
   comparison.update(answer);
   difference.update();
@@ -232,6 +237,7 @@ function fail(error) {
   }
   at("error").textContent = visible(error.message);
   at("error").hidden = false;
+  at("error").scrollIntoView({ block: "nearest" }); // it may be far from what was pressed
 }
 
 // Pinning
@@ -287,13 +293,20 @@ function seeInstead(seen) {
   update();
 }
 
-/** Beside the answer, too, which may be far from the passage. */
+/** Beside the answer, too, which may be far from the passage. While it is asked for, what it will be is not known. */
 function sayInstead() {
   const { seen, off, answer } = state;
-  at("instead").hidden = seen === null || off.size === answer.sources.length;
-  if (seen === null) return;
+  const isKnown = seen !== null && seen.isFound && off.size < answer.sources.length;
+  const isOther = isKnown && seen.text !== answer.answer;
+  at("answer").classList.toggle("replaced", isOther);
+  at("instead").hidden = !isKnown;
+  if (!isKnown) return;
   const gone = [...off].sort((a, b) => a - b).map((z) => `[${z + 1}]`).join(", ");
-  at("instead").replaceChildren(`Without ${gone}: `, el("strong", { dir: "auto" }, isolated(seen.text || "(the empty answer)")));
+  at("instead").replaceChildren(
+    el("span", { class: "quiet" }, `Without ${gone}: `),
+    isOther ? el("strong", { dir: "auto" }, isolated(seen.text || "(the empty answer)")) : "the same answer",
+    el("span", { class: "quiet" }, ` probability ${seen.bound}${inWords(seen.log_prob)}`),
+  );
 }
 
 // Links
@@ -303,6 +316,8 @@ function linked(request = state.request) {
   const without = [...state.off].map((z) => state.answer.sources[z].id);
   return location.pathname + written(request, { ...state.pinned, without });
 }
+
+const sayCopied = (text) => at("copy-status").replaceChildren(text);
 
 /** An address that leads to the same numbers when other versions of the memory are served. */
 const lasting = () => new URL(linked({ ...state.request, as_of: state.answer.memory_version }), location.href).href;
@@ -326,6 +341,7 @@ function follow() {
 
 /** Back at the beginning, too. */
 function firstVisit() {
+  at("steps").hidden = false;
   if (state.answer !== null) {
     at("question").value = "";
     state.running?.abort();
@@ -360,6 +376,8 @@ async function loadMemory() {
   try {
     const [model] = await Promise.all([ask("v1/model"), memory.load()]);
     at("model").textContent = visible(model.name);
+    at("k").placeholder = `${model.k}, as saved`;
+    at("saved-variant").textContent = ` (${VARIANTS[model.variant]})`;
     state.keepsFeedback = model.feedback;
     documents.allow(model.writes);
     at("use").hidden = !model.exchanges;
@@ -382,7 +400,10 @@ form.addEventListener("submit", (event) => {
   answerQuestion();
 });
 // A field that is wrong and hidden could not be seen, nor get the focus.
-form.addEventListener("invalid", ({ target }) => target.closest("details")?.setAttribute("open", ""), true);
+form.addEventListener("invalid", ({ target }) => {
+  say("");
+  target.closest("details")?.setAttribute("open", "");
+}, true);
 at("question").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
@@ -402,10 +423,12 @@ at("follow-up-form").addEventListener("submit", (event) => {
   at("question").value = at("follow-up").value;
   at("follow-up").value = "";
   answerQuestion();
+  at("thread-title").focus(); // the answer will be above what was pressed
 });
 at("begin-anew").addEventListener("click", () => {
   thread.become([]);
   at("question").value = "";
+  say("");
   noteEditing();
   at("question").focus();
 });
@@ -415,8 +438,8 @@ at("restore").addEventListener("click", () => {
   state.off.clear();
   whatIf();
 });
-at("copy-json").addEventListener("click", () => copy(JSON.stringify(state.answer, null, 2), say));
-at("copy-link").addEventListener("click", () => copy(lasting(), say));
+at("copy-json").addEventListener("click", () => copy(JSON.stringify(state.answer, null, 2), sayCopied));
+at("copy-link").addEventListener("click", () => copy(lasting(), sayCopied));
 at("use").addEventListener("click", useMemory);
 at("key").addEventListener("change", () => {
   keepKey(at("key").value);

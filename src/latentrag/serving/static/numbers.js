@@ -104,6 +104,9 @@ export function fromLog(value) {
 /** A probability from its logarithm: a share where that says something. */
 export const probability = (logProb) => (logProb > Math.log(0.001) ? percent(Math.exp(logProb)) : fromLog(logProb));
 
+/** A probability as it is said in a sentence: 64.5 %, less than 0.1 %. */
+export const inWords = (logProb) => percent(Math.exp(logProb)).replace("<", "less than ").replace(">", "more than ");
+
 /** How long something took: 1,234 ms. */
 export const milliseconds = (value) => `${Math.round(value).toLocaleString("en")} ms`;
 

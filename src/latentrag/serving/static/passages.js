@@ -11,6 +11,7 @@ export const nameOf = (source, z) => [`[${z + 1}] `, isolated(source.title || so
 // Of these and of those after so many others less is shown.
 const LITTLE = 0.01;
 const MANY = 5;
+const TAKE = "Try without this passage ";
 const SENTENCES =
   "Behind each sentence: by how many nats log p(y|x) would change had the passage been without it; the more it would fall, the thicker the line.";
 
@@ -80,7 +81,7 @@ export class Passages {
       item.root.classList.toggle("off", isOff);
       item.pin.setAttribute("aria-pressed", pinned === z);
       item.leaveOut.setAttribute("aria-pressed", isOff);
-      item.leaveOut.firstChild.textContent = isOff ? "Put it back " : "Without this passage ";
+      item.leaveOut.firstChild.textContent = isOff ? "Put it back " : TAKE;
       if (posteriors !== null) item.due(posteriors[z]);
       item.ofToken.replaceChildren();
       if (token !== null) item.ofToken.append(...share(`For “${visible(token.name)}”`, "token", token.posterior[z]));
@@ -102,7 +103,7 @@ export class Passages {
     const ofToken = el("dl", { class: "shares" });
     const numbers = el("dl", { class: "shares" }, ...share("Prior", "prior", source.prior));
     const pin = button("Mark its words ", z, { "aria-pressed": "false" });
-    const leaveOut = button("Without this passage ", z, { "aria-pressed": "false", class: "take" });
+    const leaveOut = button(TAKE, z, { "aria-pressed": "false", class: "take" });
     const more = button("All of it ", z, { "aria-expanded": "false", class: "plain" });
     const inPlace = button("In its place ", z, { "aria-expanded": "false", class: "plain" });
     const place = el("p", { class: "quiet place" }, placeOf(source), " ");

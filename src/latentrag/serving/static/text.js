@@ -32,10 +32,13 @@ export function visible(text) {
 const WORD = /[\p{L}\p{M}\p{N}]+/gu;
 const COMMON = new Set("the of and in is was are were to by on at for from with that this his her its as an a".split(" "));
 
-/** The words of an answer that are worth finding in a passage, in lower case. */
+const INITIAL = /^\p{Script=Latin}{1,2}$/u;
+
+/** The words of an answer that are worth finding in a passage, in lower case; "I" and "IV" only where there are no others. */
 export function wordsOf(text) {
-  const found = (text.match(WORD) ?? []).map((word) => word.toLowerCase());
-  return new Set(found.filter((word) => !COMMON.has(word)));
+  const found = (text.match(WORD) ?? []).map((word) => word.toLowerCase()).filter((word) => !COMMON.has(word));
+  const long = found.filter((word) => !INITIAL.test(word));
+  return new Set(long.length === 0 ? found : long);
 }
 
 /** The text as nodes, with the words in <mark>. */

@@ -40,10 +40,13 @@ export const turnsBefore = ({ messages }) => (messages === undefined ? [] : mess
 export function readAs(conversation) {
   if (conversation === undefined) return [];
   const { readings, trained, num_dropped: dropped } = conversation;
-  const items = readings.toSorted((a, b) => b.posterior - a.posterior).map(({ kind, text, prior, posterior }) =>
+  const best = readings.toSorted((a, b) => b.posterior - a.posterior);
+  const items = best.map(({ kind, text, prior, posterior }) =>
     el("li", {}, `${READ_AS[kind]}: ${percent(posterior)}, before the answer ${percent(prior)}`,
       el("span", { class: "quiet" }, " · ", el("bdi", {}, visible(text.replaceAll("\n", " / "))))));
-  const learned = trained ? "" : " By weights that were not trained with this model.";
+  const learned = trained ? "" : " The probabilities before the answer were not trained with this model.";
   const left = dropped === 0 ? "" : ` The generator did not read the first ${dropped} turns.`;
-  return [el("h3", {}, "How the question was read"), el("ul", {}, ...items), el("p", { class: "quiet" }, `${learned}${left}`.trim())];
+  const summary = el("summary", {}, `How the question was read: ${READ_AS[best[0].kind]}, ${percent(best[0].posterior)}`);
+  const said = `How probable each reading is once the answer is known, and before.${learned}${left}`;
+  return [el("details", {}, summary, el("ul", {}, ...items), el("p", { class: "quiet" }, said))];
 }

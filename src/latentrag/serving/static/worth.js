@@ -1,10 +1,12 @@
 // What an answer is worth, in words first; the paper's terms are one step behind.
 
-import { logLikelihood, logarithm, nats, percent, probability, signed, times } from "./numbers.js";
-import { visible } from "./text.js";
+import { inWords, logLikelihood, logarithm, nats, percent, signed, times } from "./numbers.js";
+import { isolated, visible } from "./text.js";
 
 const at = (id) => document.getElementById(id);
-const VARIANTS = { sequence: "RAG-Sequence", token: "RAG-Token" };
+const SHORT = 40; // characters of an answer that is quoted
+
+export const VARIANTS = { sequence: "RAG-Sequence", token: "RAG-Token" };
 
 export function sayWhatItIsWorth(answer) {
   const bound = answer.decoding === "fast" ? "at least " : "";
@@ -13,8 +15,10 @@ export function sayWhatItIsWorth(answer) {
   const sure = answer.confidence === undefined ? "" : `How sure: right with a probability of ${percent(answer.confidence)}.`;
   at("missing").textContent = incomplete(answer);
   at("sure").textContent = sure;
-  at("probability").textContent = `The model gives this answer a probability of ${bound}${probability(answer.log_prob)}.`;
-  at("without-any").textContent = `Without any passage: ${probability(closed)}. The passages make it ${gain}.`;
+  const isShort = answer.answer.trim() !== "" && answer.answer.length <= SHORT;
+  const name = isShort ? ["“", isolated(answer.answer.trim()), "”"] : ["this answer"];
+  at("probability").replaceChildren("The model gives ", ...name, ` a probability of ${bound}${inWords(answer.log_prob)}.`);
+  at("without-any").textContent = `Without any passage: ${inWords(closed)}. The passages make it ${gain}.`;
   at("facts").textContent =
     `${VARIANTS[answer.variant]}, ${answer.decoding} decoding, memory version ${answer.memory_version}. ` +
     `log p(y|x) = ${bound}${nats(answer.log_prob)} nats.${byHeart(answer)}`;
