@@ -6,7 +6,8 @@ Each tree's `latentrag serve` runs over the same copy of a memory with two versi
 interpreter; the trees take turns, and the other begins in every second round. No question is asked twice in a round,
 and both trees get the same ones. Clients ask over streams, in one thread of this process.
 
-    saturation  --clients clients that never pause: answers a second, times, the share of the cores that is used
+    saturation  --clients clients that never pause: answers a second from the first --batch on, times, the share of the
+                cores that is used
     open        a Poisson process with --load times the answers a second that the tree before had at saturation
     beside      2 passages a second after a question with 60: its time beside alone
     killed      a client with 60 passages goes after 1.5 s: what the server still computes for it, and how long a
@@ -136,7 +137,8 @@ class Run:
         before, began_s = self.server.cpu_s(), time.monotonic()
         replies = asyncio.run(asking())
         busy = (self.server.cpu_s() - before) / (time.monotonic() - began_s) / (os.cpu_count() or 1)
-        return {**summary(replies), "answers_per_s": num_answers(replies) / seconds, "share_of_cores": busy}
+        rate = answers_per_s(replies, self.given.batch)
+        return {**summary(replies), "answers_per_s": rate, "share_of_cores": busy}
 
     def open(self, rate: float) -> Figures:
         """Clients that come at this rate."""
@@ -229,9 +231,13 @@ class Run:
         return {**figures, "swaps": len(exchanges), "swap_s": exchanges, "rss_of_thirds_bytes": thirds, "rss": rss}
 
 
-def num_answers(replies: Sequence[Reply]) -> int:
-    """Those that are right."""
-    return sum(not each.error for each in replies)
+def answers_per_s(replies: Sequence[Reply], num_first: int) -> float:
+    """Right answers a second from the first so many on to the last: how long these take says how the server begins, and
+    what is under way at the end is neither lost nor counted."""
+    ends = sorted(each.asked_s + each.whole_s for each in replies if each.whole_s is not None and not each.error)
+    if len(ends) <= num_first:
+        raise SystemExit(f"error: {len(ends)} answers, needed more than {num_first}; measure for longer")
+    return (len(ends) - num_first) / (ends[-1] - ends[num_first - 1])
 
 
 def summary(replies: Sequence[Reply]) -> Figures:

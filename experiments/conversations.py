@@ -43,6 +43,7 @@ FIXED: Mapping[str, Mapping[str, float]] = {
 }
 """Arms of one reading: weights that leave the others nothing."""
 LATENT = "latent, default weights"
+TRAINED = "latent, trained"
 AT_ONCE = 16
 
 
@@ -109,20 +110,29 @@ def hits(retriever: Any, dev: Sequence[Dialogue], weights: Mapping[str, float] |
     return found
 
 
-def answered(dev: Sequence[Dialogue], number: int, work: Path) -> dict[str, list[bool]]:
-    """By arm whether the answers to the first of each kind are right; the generator reads all turns in every arm."""
+def answered(dev: Sequence[Dialogue], number: int, work: Path, trained: str | None) -> dict[str, list[bool]]:
+    """By arm whether the answers to the first of each kind are right; the generator reads all turns in every arm.
+
+    Args:
+        trained: the folder of a model that answers in an arm of its own, by its own weights of readings.
+    """
     some = [each for kind in KINDS for each in [one for one in dev if one.kind == kind][: number // len(KINDS)]]
     file = work / "answers.jsonl"
     rows = {(row["arm"], row["id"]): row["text"] for row in read_lines(file)}
-    arms: dict[str, Mapping[str, float] | None] = {**FIXED, LATENT: None}
+    arms: dict[str, ReadingWeights | None] = {arm: ReadingWeights.of(each) for arm, each in FIXED.items()}
     arms.pop("with the turn before")
-    rag: Any = None
+    arms[LATENT] = ReadingWeights.of(None)
+    if trained is not None:
+        arms[TRAINED] = None
     for arm, weights in arms.items():
+        rag: Any = None
         for each in some:
             if (arm, each.id) in rows:
                 continue
-            rag = rag or latentrag.load("demo", memory="demo")
-            rag.model = type(rag.model)(rag.retriever, rag.generator, rag.model.values, ReadingWeights.of(weights))
+            if rag is None:
+                rag = latentrag.load("demo" if weights is not None or trained is None else trained, memory="demo")
+                if weights is not None:
+                    rag.model = type(rag.model)(rag.retriever, rag.generator, rag.model.values, weights)
             text = rag.answer(asked(each), num_beams=2, max_tokens=24).text
             rows[arm, each.id] = text
             with file.open("a", encoding="utf-8") as out:
@@ -179,13 +189,13 @@ def main() -> int:
         arms |= {LATENT: hits(retriever, dev, None), "latent, fitted to this retriever": hits(retriever, dev, weights)}
         if given.trained is not None and name == "dense":
             rag = latentrag.load(given.trained, memory="demo")
-            arms["latent, trained"] = hits(rag.retriever, dev, rag.readings)
+            arms[TRAINED] = hits(rag.retriever, dev, rag.readings)
             said.append(f"Trained weights: {rag.readings}.")
         shown = ", ".join(f"{each} {value}" for each, value in weights.items() if each != "rewrite")
         said += [f"### Retriever {name}", table(dev, arms, "recall@5"), differences(dev, arms), f"Fitted: {shown}."]
         print("\n\n".join(said[-4:]), flush=True)
     if given.answered:
-        right = answered(dev, given.answered, given.work)
+        right = answered(dev, given.answered, given.work, given.trained)
         some = [each for kind in KINDS for each in [one for one in dev if one.kind == kind][: given.answered // 4]]
         said += ["### Answers", table(some, right, "exact match")]
     between_marks(given.report, "\n\n".join(said), title="Conversations")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import serving_clients as clients
-from benchmarks.serving import percentile, shown, summary
+from benchmarks.serving import answers_per_s, percentile, shown, summary
 from benchmarks.serving_plan import MARK, Kept, Plan, fault
 
 PLAN = Plan(Path("m.lance"), ["one?", "two?", "three?"], (4, 5), frozenset({"a"}))
@@ -51,6 +51,16 @@ def test_percentiles_and_failures() -> None:
     found = summary(replies)
     assert (found["answers"], found["failed"], found["errors"]) == (2, 1, ["mixed"])
     assert (found["first_p95_s"], found["whole_p50_s"]) == (3.0, 2.0)
+
+
+def test_the_rate_does_not_depend_on_how_a_server_begins_and_ends() -> None:
+    batches = [clients.Reply(0.0, 1.0, float(end)) for end in (30, 30, 60, 60, 90, 90)]
+    assert answers_per_s(batches, 2) == pytest.approx(2 / 30)
+    singly = [clients.Reply(0.0, 1.0, 40.0 + 15 * number) for number in range(5)]
+    failed = clients.Reply(0.0, 1.0, 45.0, error="mixed")
+    assert answers_per_s([*singly, failed], 2) == pytest.approx(1 / 15)
+    with pytest.raises(SystemExit, match="2 answers, needed more than 2; measure for longer"):
+        answers_per_s(batches[:2], 2)
 
 
 def test_arrivals_have_the_rate_that_was_asked_for() -> None:

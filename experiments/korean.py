@@ -1,0 +1,125 @@
+"""What a multilingual encoder finds in Korean, beside words, and beside the sum of both.
+
+    make experiment-korean ENCODER=FOLDER          an hour; what has been encoded is not encoded again
+    make experiment-korean ENCODER=FOLDER OTHERS=20000
+
+MIRACL's Korean questions over leads of Korean Wikipedia: all relevant articles, and OTHERS drawn at random from the
+rest, since encoding all of them takes a core a day. Recall of relevant articles among the first; BM25 searches the same
+passages. The weights of the sum are the usual ones, chosen on English questions.
+"""
+
+import argparse
+import gzip
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from running import between_marks, run
+
+from latentrag.assemble import load_passage_encoder, load_retriever
+from latentrag.evaluation.intervals import bounded_interval, paired_difference
+from latentrag.memory import Memory, add
+from latentrag.protocols import Retriever
+from latentrag.types import Passage
+
+RECALL_AT = (1, 5, 10)
+DEPTH = max(RECALL_AT)
+AT_ONCE = 16
+SEED = 0
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def relevant(question: Mapping[str, Any]) -> set[str]:
+    """The ids of articles."""
+    return {each.partition("#")[0] for each in question["relevant"]}
+
+
+def chosen(data: Path, questions: Sequence[Mapping[str, Any]], others: int) -> list[Passage]:
+    """Relevant articles, and so many others, in the corpus's order."""
+    wanted = set().union(*map(relevant, questions))
+    rows = [
+        Passage(str(row["id"]), row["text"], row["title"]) for row in read_rows(data / "wiki-ko-2023.corpus.jsonl.gz")
+    ]
+    rest = [passage.id for passage in rows if passage.id not in wanted]
+    wanted |= set(random.Random(SEED).sample(rest, min(others, len(rest))))  # noqa: S311
+    return [passage for passage in rows if passage.id in wanted]
+
+
+def encoded(passages: Sequence[Passage], encoder: str, path: Path) -> float:
+    """Into a memory; a run that was interrupted goes on. Returns: seconds a passage, of what was encoded now."""
+    known = {passage.id for passage in Memory.open(path).passages()} if path.exists() else set()
+    missing = [passage for passage in passages if passage.id not in known]
+    started = time.process_time()
+    if missing:
+        add(path, missing, lambda: load_passage_encoder(encoder), passages_per_commit=512, progress=True)
+    return (time.process_time() - started) / max(1, len(missing))
+
+
+@torch.no_grad()
+def recalls(retriever: Retriever, questions: Sequence[Mapping[str, Any]]) -> dict[int, list[float]]:
+    """By k, of each question the share of relevant articles among the first k."""
+    found: dict[int, list[float]] = {k: [] for k in RECALL_AT}
+    for start in range(0, len(questions), AT_ONCE):
+        part = questions[start : start + AT_ONCE]
+        for question, passages in zip(
+            part, retriever.retrieve([each["question"] for each in part], DEPTH).passages, strict=True
+        ):
+            right = relevant(question)
+            for k, of_k in found.items():
+                of_k.append(len(right & {passage.id for passage in passages[:k]}) / len(right))
+    return found
+
+
+def shown(values: Sequence[float]) -> str:
+    """The mean and its 95 % interval."""
+    low, high = bounded_interval(np.asarray(values), (0.0, 1.0))
+    return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the question sets and corpora")
+    parser.add_argument("--encoder", required=True, help="folder or hub id of a multilingual encoder")
+    parser.add_argument("--others", type=int, default=3_000, help="articles that no question is about")
+    parser.add_argument("--work", type=Path, default=Path("runs/korean"))
+    parser.add_argument("--report", type=Path, default=Path("docs/experiments/korean.md"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    questions = list(read_rows(given.data / "miracl-ko.dev.jsonl.gz"))
+    passages = chosen(given.data, questions, given.others)
+    path = given.work / f"{given.others}.lance"
+    given.work.mkdir(parents=True, exist_ok=True)
+    seconds = encoded(passages, given.encoder, path)
+    memory = Memory.open(path)
+    parts = (given.encoder, given.encoder)  # the second, a generator's place, is not opened
+    found = {
+        arm: recalls(load_retriever(parts, memory=memory, retriever=kind), questions)
+        for arm, kind in (("words", "bm25"), ("vectors", "dense"), ("sum", "hybrid"))
+    }
+    heads = " | ".join(f"recall@{k} of articles" for k in RECALL_AT)
+    lines = [f"| {len(memory):,} passages, {len(questions)} questions | {heads} |", "|---" * (1 + len(RECALL_AT)) + "|"]
+    for arm, of_arm in found.items():
+        lines.append(f"| {arm} | {' | '.join(shown(of_arm[k]) for k in RECALL_AT)} |")
+    lines.append("")
+    for one, other in (("vectors", "words"), ("sum", "vectors")):
+        mean, low, high = paired_difference(found[one][DEPTH], found[other][DEPTH])
+        lines.append(f"{one} less {other}, recall@{DEPTH}, paired: {mean:+.3f} [{low:+.3f}, {high:+.3f}]\n")
+    lines.append(
+        f"Encoded at {seconds:.2f} s of a core a passage, by {memory.card.encoder}, {memory.card.dimension} numbers."
+    )
+    between_marks(given.report, "\n".join(lines), title="A multilingual encoder in Korean")
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
