@@ -3,15 +3,14 @@
     make experiment-confidence             400 questions of each set
     make experiment-confidence LIMIT=800   800; what has been answered is not answered again
 
-The halves are made by the SHA-256 of an example's id: even to fit, odd to measure. Intervals are percentiles of 2,000
-bootstrap draws of the measured questions. Rows go to OUT/SET.jsonl; an interrupted run goes on where it stopped. The
-table is put into docs/experiments/confidence.md.
+The halves are made by the first byte of the SHA-256 of an example's id: even to fit, odd to measure. Intervals are
+percentiles of 2,000 bootstrap draws of the measured questions. Rows go to OUT/SET.jsonl; an interrupted run goes on
+where it stopped. The table is put into docs/experiments/confidence.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from answered import DATASETS, is_missing
-from running import between_marks, run
+from running import between_marks, is_for_fitting, run
 from sklearn.metrics import roc_auc_score
 
 import latentrag
@@ -37,11 +36,6 @@ REPORT = Path("docs/experiments/confidence.md")
 NUM_DRAWS = 2_000
 Row = dict[str, Any]
 Array = npt.NDArray[np.float64]
-
-
-def is_for_fitting(row: Row) -> bool:
-    """Whether an example is in the half that is fitted on."""
-    return hashlib.sha256(row["id"].encode()).digest()[-1] % 2 == 0
 
 
 def fitted_on(rows: Sequence[Row]) -> Fitted:
@@ -100,13 +94,13 @@ def table(rows: dict[str, list[Row]]) -> str:
     names = ["fitted on", "measured on", "n", "right", "Brier skill", "ECE", "ECE if true", "AUROC", "surer half / all"]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for name, of_set in sets.items():
-        held_out = [row for row in of_set if not is_for_fitting(row)]
+        held_out = [row for row in of_set if not is_for_fitting(row["id"])]
         right = [bool(row["exact_match"]) for row in held_out]
         lines.append(line("p(y\\|x) itself", name, [math.exp(row["log_prob"]) for row in held_out], right))
         for source in dict.fromkeys((name, "both")):
-            calibration = fitted_on([row for row in sets[source] if is_for_fitting(row)]).calibration
+            calibration = fitted_on([row for row in sets[source] if is_for_fitting(row["id"])]).calibration
             lines.append(line(source, name, [calibration.probability(row["signals"]) for row in held_out], right))
-    weights = fitted_on([row for row in everything if is_for_fitting(row)]).calibration.weights
+    weights = fitted_on([row for row in everything if is_for_fitting(row["id"])]).calibration.weights
     listed = ", ".join(f"{name} {weight:+.2f}" for name, weight in weights.items())
     return "\n".join([*lines, "", f"Weights of the standardised signals, fitted on both: {listed}."])
 

@@ -1,5 +1,6 @@
 """What experiments share: how their commands end, lines of results that a kill may cut short, reports."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -41,3 +42,9 @@ def between_marks(file: Path, measured: str, *, title: str) -> None:
     before, rest = text.split(START)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f"{before}{START}\n\n{measured}\n\n{END}{rest.split(END)[1]}", "utf-8")
+
+
+def is_for_fitting(id_: str) -> bool:
+    """Whether an example is in the half that something is fitted on, by the first byte of its id's SHA-256. The files of
+    questions are halves by the last one."""
+    return hashlib.sha256(id_.encode()).digest()[0] % 2 == 0

@@ -5,15 +5,14 @@
 
 Questions that need several articles, each with passages of its own (HotpotQA, 2WikiMultihopQA, MuSiQue), and
 StrategyQA's over the demo's memory. γ is fitted by the marginal likelihood of the gold answers on the questions whose
-id has an even SHA-256, and everything is measured on the others: log p of the gold answer from the same scores, and
-exact match by decoding once with sets and once without. Rows go to OUT; an interrupted run goes on where it stopped.
-The table is put into docs/experiments/sets.md.
+id's SHA-256 begins with an even byte, and everything is measured on the others: log p of the gold answer from the same
+scores, and exact match by decoding once with sets and once without. Rows go to OUT; an interrupted run goes on where it
+stopped. The table is put into docs/experiments/sets.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.progress import track
-from running import between_marks, read_lines, run
+from running import between_marks, is_for_fitting, read_lines, run
 
 import latentrag
 from latentrag import io
@@ -47,11 +46,6 @@ OPTIONS = DecodingOptions(num_beams=1, max_tokens=16)
 REPORT = Path("docs/experiments/sets.md")
 Row = dict[str, Any]
 Array = npt.NDArray[np.float64]
-
-
-def is_for_fitting(id_: str) -> bool:
-    """Whether an example is in the half that γ is fitted on."""
-    return hashlib.sha256(id_.encode()).digest()[-1] % 2 == 0
 
 
 @torch.no_grad()
