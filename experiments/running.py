@@ -45,6 +45,8 @@ def between_marks(file: Path, measured: str, *, title: str) -> None:
 
 
 def is_for_fitting(id_: str) -> bool:
-    """Whether an example is in the half that something is fitted on, by the first byte of its id's SHA-256. The files of
-    questions are halves by the last one."""
+    """Whether an example is in the half that something is fitted on, by the first byte of its id's SHA-256.
+
+    The files of questions are halves by the last byte: it would put all of them into one.
+    """
     return hashlib.sha256(id_.encode()).digest()[0] % 2 == 0
