@@ -331,6 +331,7 @@ def _start_actors(settings: Settings) -> None:
     import ray
 
     shard_actor: Any = ray.remote(Shard)
+    nodes = sorted(each["NodeID"] for each in ray.nodes() if each["Alive"] and each["Resources"].get("CPU"))
     for shard in range(settings.shards):
         place = Place(settings.name, settings.path, shard, settings.shards, settings.index, settings.index_folder)
         for replica in range(settings.replicas):
@@ -341,8 +342,15 @@ def _start_actors(settings: Settings) -> None:
                 max_restarts=-1,
                 max_task_retries=0,
                 max_concurrency=THREADS,
-                scheduling_strategy="SPREAD",
+                scheduling_strategy=_on(nodes[(shard + replica) % len(nodes)]) if nodes else "SPREAD",
             ).remote(place)
+
+
+def _on(node: str) -> Any:
+    """A node, or another one if it is lost. Ray's own SPREAD may put all replicas of a shard on the same."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node, soft=True)
 
 
 def _check_nodes(calls: Calls, settings: Settings) -> None:
