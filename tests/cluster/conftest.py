@@ -23,14 +23,24 @@ OBJECTS_BYTES = 100 << 20
 CHECKED_S, LIMIT_S = 0.1, 120.0
 
 
-class Node:
-    """A node of a cluster, which ends with its process."""
+BEHIND_TMPFS = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"')
+"""Before a folder and a command, which finds the folder empty."""
 
-    def __init__(self, *options: str, num_cpus: int) -> None:
-        words = ["ray.scripts.scripts", "start", "--block", f"--num-cpus={num_cpus}"]
+
+class Node:
+    """A node of a cluster, which ends with its process.
+
+    Args:
+        hides: a folder of which this node sees nothing.
+    """
+
+    def __init__(self, *options: str, num_cpus: int, hides: Path | None = None) -> None:
+        words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--num-cpus={num_cpus}"]
         words += [f"--object-store-memory={OBJECTS_BYTES}", *options]
+        if hides is not None:
+            words = [*BEHIND_TMPFS, str(hides), *words]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
 
     def kill(self) -> None:

@@ -5,21 +5,25 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
+from latentrag.addresses import home
 from latentrag.assemble import load_passage_encoder
 from latentrag.cluster import add, build
 from latentrag.cluster import building as module
-from latentrag.cluster.building import Encoder, Encoding, _Pool
+from latentrag.cluster.building import PASSAGES_PER_UNIT, Encoder, Encoding, _Pool
 from latentrag.cluster.shard import Refused
 from latentrag.errors import DataError, EncoderMismatchError, InputError, MemoryStoreError
 from latentrag.memory import Memory, version_files
 from latentrag.memory.reencoding import WrittenUnit, staged_of
 from latentrag.types import Passage
 from tests.cluster.conftest import ROOT, wait_for
+from tests.memory import indexing
 
 UNIT = 1_024
 
@@ -269,10 +273,40 @@ add({str(path)!r}, texts(9 * UNIT), lambda: load_passage_encoder({str(folder)!r}
 
 
 @pytest.mark.xdist_group("cluster")
-@pytest.mark.cluster
-def test_actors_build_what_one_process_would(cluster, made, folder, tmp_path):
-    passages = texts(2_500)
-    done = made(passages, actors=2)
+@pytest.mark.parametrize(
+    ("num", "size"), [(2_500, UNIT), pytest.param(72_000, PASSAGES_PER_UNIT, marks=pytest.mark.cluster)]
+)
+def test_actors_build_what_one_process_would(num, size, cluster, made, folder, tmp_path):
+    """Every column, in one new version that is whole."""
+    from tests.cli.conftest import cli
+
+    passages = texts(num)
+    done = made(passages, actors=2, passages_per_unit=size)
     assert rows_of(done.memory).equals(rows_of(one_process(tmp_path / "alone.lance", folder, passages)))
+    assert (done.memory.version, len(done.memory)) == (2, num)
+    assert done.memory.table.storage.files() <= version_files.needed(done.memory.table.storage)
+    assert cli("index", "verify", done.memory.path).code == 0
     with pytest.raises(MemoryStoreError, match="was opened at version"):
         Memory.open(done.memory.path, version=1).add([Passage("z", "t")], load_passage_encoder(folder, device="cpu"))
+
+
+@pytest.mark.xdist_group("cluster")
+@pytest.mark.cluster
+def test_actors_compute_the_numbers_of_one_process(cluster, path, tmp_path):
+    """With a real encoder of 22 million weights, on real passages: rounding would show."""
+    folder, demo = home().models / "demo" / "query_encoder", home().memories / "demo.lance"
+    if not folder.exists() or not demo.exists():
+        pytest.skip("needs the demo's encoder and memory; run latentrag demo")
+    passages = list(islice(Memory.open(demo).passages(), 2_500))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in an actor of one CPU
+    try:
+        alone = one_process(tmp_path / "alone.lance", folder, passages)
+    finally:
+        torch.set_num_threads(threads)
+    how: dict[str, Any] = {"source": str(folder), "device": "cpu", "actors": 2, "passages_per_unit": UNIT}
+    done = add(path, passages, lambda: load_passage_encoder(folder, device="cpu"), **how)
+    ours, theirs = (indexing.rows_of(memory.table).vectors for memory in (done.memory, alone))
+    assert ours.shape == (2_500, 384)
+    assert (ours != theirs).sum() == 0
+    assert rows_of(done.memory).equals(rows_of(alone))
