@@ -1,5 +1,6 @@
 """What the page promises whoever opens it, a test for each promise, in a real Chromium."""
 
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -91,6 +92,38 @@ def test_the_answer_changes_where_it_is_read(chromium, served, size) -> None:
         held[1].fulfill(json=first)
         expect(page.locator("#instead")).to_contain_text("the same answer")
         expect(page.locator("#answer.replaced")).to_have_count(0)
+
+
+def test_the_same_answer_has_one_probability(chromium, served) -> None:
+    """In low precision it differs a little when it is scored beside other passages."""
+    of_b = {"id": "b", "posterior": 1.0}
+    answer = {
+        "answer": "Ann", "variant": "sequence", "decoding": "exact", "memory_version": 1, "log_prob": math.log(0.375),
+        "sources": [{"id": "a", "posterior": 2 / 3}, {**of_b, "posterior": 1 / 3}],
+        "log_p_eta": [math.log(0.5)] * 2, "log_p_theta": [[math.log(0.5)], [math.log(0.25)]],
+        "tokens": [{"text": "Ann", "log_prob": math.log(0.375), "posterior": [2 / 3, 1 / 3]}],
+    }  # fmt: skip
+    tokens = [{"text": "Ann", "log_prob": math.log(0.2), "posterior": [1.0]}]
+    found = {**answer, "log_prob": math.log(0.2), "sources": [of_b], "tokens": tokens}
+    with opened(chromium, served.url) as page:
+        page.route("**/v1/answer", lambda route: route.fulfill(json=found))
+        said, seen = page.evaluate(
+            """async (answer) => {
+                const { Evidence } = await import("/static/evidence.js");
+                const place = document.createElement("div");
+                return await new Promise((resolve, reject) => new Evidence({
+                    current: () => ({ request: {}, answer, off: new Set([0]) }),
+                    place: () => place,
+                    shown: (seen) => seen.isFound && resolve([place.textContent, seen]),
+                    fail: reject,
+                }).update());
+            }""",
+            answer,
+        )
+    assert "The answer stays Ann, with a probability of 25.0 %" in said
+    assert "is 1.50 times less probable" in said
+    assert seen["log_prob"] == pytest.approx(math.log(0.25))
+    assert seen["tokens"][0]["posterior"] == [0, 1]
 
 
 def test_the_answer_stays_in_sight_beside_many_passages(chromium, many) -> None:

@@ -4,8 +4,6 @@ import { ask } from "./api.js";
 import { inWords, logLikelihood, nats, posteriorsOf, signed, times } from "./numbers.js";
 import { el, isolated } from "./text.js";
 
-const HARDLY = 0.05; // nats; in low precision an answer that is decoded again differs by as much
-
 export class Evidence {
   /**
    * on: current() has request, answer and off; place(z) gives the element beside the passage; shown(seen) shows the
@@ -37,7 +35,7 @@ export class Evidence {
       return;
     }
     this.on.shown(this.same(answer, kept));
-    this.decode(place, worthOf(answer, kept, off));
+    this.decode(place, kept, worthOf(answer, kept, off));
   }
 
   /** The current answer, had the others not been retrieved; null where a set or no passage shares in it. */
@@ -46,7 +44,7 @@ export class Evidence {
     return found === null ? null : { ...found, text: answer.answer, isFound: false };
   }
 
-  async decode(place, change) {
+  async decode(place, kept, change) {
     const { request, answer, off } = this.on.current();
     const running = new AbortController();
     this.running = running;
@@ -60,8 +58,11 @@ export class Evidence {
       const found = await ask("v1/answer", { body, signal: running.signal });
       if (this.running !== running) return;
       const wasInSight = isInSight(place);
-      place.replaceChildren(saidOf(found, answer), ...change);
-      this.on.shown(seenFrom(answer, found));
+      const seen = seenFrom(answer, found);
+      // One thing has one number: in low precision the same answer, scored again beside others, differs a little.
+      if (seen.text === answer.answer) Object.assign(seen, this.same(answer, kept), { log_prob: logLikelihood(answer, kept), isFound: true });
+      place.replaceChildren(saidOf(seen, answer), ...change);
+      this.on.shown(seen);
       if (wasInSight) place.scrollIntoView({ block: "nearest" });
     } catch (error) {
       if (this.running !== running || error.name === "AbortError") return;
@@ -80,11 +81,10 @@ function isInSight(element) {
 function worthOf(answer, kept, off) {
   const logProb = logLikelihood(answer, kept);
   const change = logProb - answer.log_prob;
-  const said = Math.abs(change) < HARDLY ? "about as probable as before" : times(change);
   const gone = [...off].sort((a, b) => a - b).map((z) => `[${z + 1}]`).join(", ");
   const numbers = `log p(y|x) ${nats(logProb)} instead of ${nats(answer.log_prob)} (${signed(change)} nats)`;
   return [
-    el("p", { class: "change" }, `Without ${gone} “`, isolated(answer.answer), `” is ${said}.`),
+    el("p", { class: "change" }, `Without ${gone} “`, isolated(answer.answer), `” is ${times(change)}.`),
     el("details", {}, el("summary", {}, "Numbers"), el("p", { class: "numbers" }, numbers)),
   ];
 }
@@ -92,11 +92,10 @@ function worthOf(answer, kept, off) {
 /** Fast Decoding knows of no more. */
 const boundOf = ({ decoding }) => (decoding === "fast" ? "at least " : "");
 
-function saidOf(found, answer) {
-  const isSame = found.answer === answer.answer;
-  const text = el("strong", { dir: "auto" }, isolated(found.answer || "(the empty answer)"));
-  const bound = boundOf(found);
-  return el("p", { class: "again" }, isSame ? "The answer stays " : "The answer becomes ", text, `, with a probability of ${bound}${inWords(found.log_prob)}`);
+function saidOf({ text, bound, log_prob: logProb }, answer) {
+  const shown = el("strong", { dir: "auto" }, isolated(text || "(the empty answer)"));
+  const said = text === answer.answer ? "The answer stays " : "The answer becomes ";
+  return el("p", { class: "again" }, said, shown, `, with a probability of ${bound}${inWords(logProb)}`);
 }
 
 /** An answer's shares by the passages of another, those that are gone with none. */
