@@ -7,17 +7,15 @@ Questions over articles of 2018; the share of questions with an answer in the fi
 """
 
 import argparse
-import gzip
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import bm25s
 import numpy as np
-from running import between_marks, run
+from running import between_marks, read_gzipped, run
 
 from latentrag.evaluation.metrics import contains_answer
 from latentrag.postings import WordIndex, segment_of
@@ -87,10 +85,15 @@ def measured(
     return Found(shares, build_s, 1000 * search_s / len(questions), size)
 
 
+def relevant(question: Mapping[str, Any]) -> set[str]:
+    """The ids of articles."""
+    return {each.partition("#")[0] for each in question["relevant"]}
+
+
 def of_articles(question: dict[str, Any], best: Sequence[Passage]) -> dict[str, float]:
-    relevant = {each.partition("#")[0] for each in question["relevant"]}
+    right = relevant(question)
     first = list(dict.fromkeys(passage.id for passage in best))[:10]
-    return {"recall@10 of articles": len(relevant.intersection(first)) / len(relevant)}
+    return {"recall@10 of articles": len(right.intersection(first)) / len(right)}
 
 
 def of_answers(question: dict[str, Any], best: Sequence[Passage]) -> dict[str, float]:
@@ -98,13 +101,8 @@ def of_answers(question: dict[str, Any], best: Sequence[Passage]) -> dict[str, f
     return {"recall@5": float(any(holds[:5])), "recall@20": float(any(holds))}
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
-
-
 def corpus(path: Path) -> list[Passage]:
-    return [Passage(str(row["id"]), row["text"], row["title"]) for row in read_rows(path)]
+    return [Passage(str(row["id"]), row["text"], row["title"]) for row in read_gzipped(path)]
 
 
 def main() -> int:
@@ -119,7 +117,7 @@ def main() -> int:
         ("English", "wiki-en-2018.corpus", "nq-open.dev", of_answers),
     ):
         kept = corpus(given.data / f"{passages}.jsonl.gz")
-        asked = list(read_rows(given.data / f"{questions}.jsonl.gz"))[: given.limit]
+        asked = list(read_gzipped(given.data / f"{questions}.jsonl.gz"))[: given.limit]
         for method in METHODS:
             found = measured(method, kept, asked, shares_of)
             shares = ", ".join(f"{key} {value:.3f}" for key, value in found.shares.items())

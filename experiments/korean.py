@@ -9,21 +9,20 @@ passages. The weights of the sum are the usual ones, chosen on English questions
 """
 
 import argparse
-import gzip
-import json
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from running import between_marks, run
+from bm25_languages import corpus, relevant
+from running import between_marks, filled, read_gzipped, run
 
-from latentrag.assemble import load_passage_encoder, load_retriever
+from latentrag.assemble import load_retriever
 from latentrag.evaluation.intervals import bounded_interval, paired_difference
-from latentrag.memory import Memory, add
+from latentrag.memory import Memory
 from latentrag.protocols import Retriever
 from latentrag.types import Passage
 
@@ -33,35 +32,13 @@ AT_ONCE = 16
 SEED = 0
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
-
-
-def relevant(question: Mapping[str, Any]) -> set[str]:
-    """The ids of articles."""
-    return {each.partition("#")[0] for each in question["relevant"]}
-
-
 def chosen(data: Path, questions: Sequence[Mapping[str, Any]], others: int) -> list[Passage]:
     """Relevant articles, and so many others, in the corpus's order."""
     wanted = set().union(*map(relevant, questions))
-    rows = [
-        Passage(str(row["id"]), row["text"], row["title"]) for row in read_rows(data / "wiki-ko-2023.corpus.jsonl.gz")
-    ]
+    rows = corpus(data / "wiki-ko-2023.corpus.jsonl.gz")
     rest = [passage.id for passage in rows if passage.id not in wanted]
     wanted |= set(random.Random(SEED).sample(rest, min(others, len(rest))))  # noqa: S311
     return [passage for passage in rows if passage.id in wanted]
-
-
-def encoded(passages: Sequence[Passage], encoder: str, path: Path) -> float:
-    """Into a memory; a run that was interrupted goes on. Returns: seconds a passage, of what was encoded now."""
-    known = {passage.id for passage in Memory.open(path).passages()} if path.exists() else set()
-    missing = [passage for passage in passages if passage.id not in known]
-    started = time.process_time()
-    if missing:
-        add(path, missing, lambda: load_passage_encoder(encoder), passages_per_commit=512, progress=True)
-    return (time.process_time() - started) / max(1, len(missing))
 
 
 @torch.no_grad()
@@ -94,11 +71,13 @@ def main() -> int:
     parser.add_argument("--report", type=Path, default=Path("docs/experiments/korean.md"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    questions = list(read_rows(given.data / "miracl-ko.dev.jsonl.gz"))
+    questions = list(read_gzipped(given.data / "miracl-ko.dev.jsonl.gz"))
     passages = chosen(given.data, questions, given.others)
     path = given.work / f"{given.others}.lance"
     given.work.mkdir(parents=True, exist_ok=True)
-    seconds = encoded(passages, given.encoder, path)
+    started = time.process_time()
+    num_encoded = filled(path, passages, given.encoder, at_once=512)
+    seconds = (time.process_time() - started) / max(1, num_encoded)
     memory = Memory.open(path)
     parts = (given.encoder, given.encoder)  # the second, a generator's place, is not opened
     found = {

@@ -14,27 +14,26 @@ BM25, nq-open.dev was not. Results go to WORK; tables are put into docs/experime
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from running import between_marks, run
+from bm25_languages import corpus
+from running import between_marks, filled, run
 
 import latentrag
 from latentrag.addresses import home
-from latentrag.assemble import content_key, load_passage_encoder
+from latentrag.assemble import content_key
 from latentrag.demo.wheels import Wheel, fetch
 from latentrag.evaluation.intervals import paired_difference
 from latentrag.evaluation.prior import fit, scored
 from latentrag.evaluation.retrieval import evaluate_retrieval
-from latentrag.memory import Memory, add
 from latentrag.options import RowOptions
 from latentrag.protocols import Retriever
 from latentrag.rag import Rag
@@ -42,7 +41,6 @@ from latentrag.retriever import BM25Retriever, DenseRetriever, HybridRetriever
 from latentrag.retriever.reranker import load_reranker
 from latentrag.training.data import Example, order
 from latentrag.training.tasks import OPEN_QA, RETRIEVAL, read_task
-from latentrag.types import Passage
 
 SETS = {"jeopardy": "jeopardy-vital", "triviaqa": "triviaqa", "nq-open": "nq-open"}
 PREFIX = {"jeopardy": "category"}
@@ -92,17 +90,7 @@ def cross_encoder(work: Path) -> Path:
 def wiki(data: Path, work: Path) -> str:
     """A memory of the articles of 2018, by the demo's encoder; a build that was interrupted goes on."""
     path = work / "wiki.lance"
-    known = {z.id for z in Memory.open(path).passages()} if path.exists() else set()
-
-    def missing() -> Iterator[Passage]:
-        with gzip.open(data / "wiki-en-2018.corpus.jsonl.gz", "rt", encoding="utf-8") as lines:
-            for row in map(json.loads, lines):
-                if str(row["id"]) not in known:
-                    yield Passage(str(row["id"]), row["text"], row["title"])
-
-    rest = list(missing())
-    if rest:
-        add(path, rest, lambda: load_passage_encoder("demo"), passages_per_commit=2_000, progress=True)
+    filled(path, corpus(data / "wiki-en-2018.corpus.jsonl.gz"), "demo", at_once=2_000)
     return str(path)
 
 

@@ -1,13 +1,17 @@
 """What experiments share: how their commands end, lines of results that a kill may cut short, reports."""
 
+import gzip
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import latentrag
+from latentrag.assemble import load_passage_encoder
+from latentrag.memory import Memory, add
+from latentrag.types import Passage
 
 START = "<!-- measured: begin -->"
 END = "<!-- measured: end -->"
@@ -34,6 +38,24 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return rows
+
+
+def read_gzipped(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file of the data."""
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def filled(path: Path, passages: Iterable[Passage], encoder: str, *, at_once: int) -> int:
+    """Have a memory hold these passages, with a commit for so many at once; one that was interrupted goes on.
+
+    Returns: how many were encoded.
+    """
+    known = {passage.id for passage in Memory.open(path).passages()} if path.exists() else set()
+    missing = [passage for passage in passages if passage.id not in known]
+    if missing:
+        add(path, missing, lambda: load_passage_encoder(encoder), passages_per_commit=at_once, progress=True)
+    return len(missing)
 
 
 def between_marks(file: Path, measured: str, *, title: str) -> None:
