@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import torch
 
-from latentrag.generator import CausalGenerator, Lora
-from latentrag.generator.passages import Layers, PassageCache
+from latentrag.generator import CausalGenerator, Lora, passages
+from latentrag.generator.passages import Layers, PassageCache, PassageReader
 from latentrag.types import singles
 from tests import tiny
 from tests.generator.test_generators import PASSAGES, X, Y
@@ -125,6 +127,95 @@ def test_what_a_scaled_adapter_has_read_is_not_found_with_another_scale(tmp_path
         assert generator.passage_cache is not None
         keys.add(generator.passage_cache._key([1, 2]))
     assert len(keys) == 2
+
+
+ROWS = [(3, 4, 5, 6, 7, 3), (4, 4, 6, 5), (8, 3, 5), (9, 5), (6,)]
+"""Passages, longest first."""
+IN_A_ROW = {"llama": tiny.save_llama, "gpt2": tiny.save_gpt2, "granite": tiny.save_granite, "gemma2": tiny.save_gemma2}
+
+
+def reader_of(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> PassageReader:
+    tiny.save_tokenizer(folder, end=False)
+    IN_A_ROW[kind](folder, seed=1)
+    generator = tiny.load_causal(folder)
+    generator.model.to(dtype)
+    return generator._passages
+
+
+def read(reader: PassageReader, rows: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Layers]:
+    """What is read of rows, by the reader's own choice of passes."""
+    reading = reader._layers_of(rows, None)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            found: dict[tuple[int, ...], Layers] = end.value
+            return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", IN_A_ROW)
+def test_passages_in_a_row_have_the_numbers_of_passages_alone(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    reader = reader_of(tmp_path, kind, dtype)
+    with torch.no_grad():
+        alone = {row: reader._read_apart([row])[row] for row in ROWS}
+        tried = reader.in_a_row  # not where attention is the model's own, as it is with a soft cap
+        found = read(reader, ROWS)
+        beside = reader._read_in_a_row(ROWS) if tried else alone
+    assert tried == (kind != "gemma2")
+    assert found.keys() == beside.keys() == alone.keys()
+    for row in ROWS:
+        assert all(map(torch.equal, found[row], alone[row]))
+        for ours, theirs in zip(beside[row], alone[row], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-5)
+
+
+def test_a_row_holds_as_many_passages_as_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = reader_of(tmp_path, "llama")
+    monkeypatch.setattr(passages, "_ROW_TOKENS", 10)
+    passes: list[list[int]] = []
+    in_a_row = reader._read_in_a_row
+
+    def counted(batch: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Layers]:
+        passes.append([len(row) for row in batch])
+        return in_a_row(batch)
+
+    monkeypatch.setattr(reader, "_read_in_a_row", counted)
+    monkeypatch.setattr(reader, "_is_checked", True)
+    with torch.no_grad():
+        assert read(reader, ROWS).keys() == set(ROWS)
+    assert passes == [[6, 4], [3, 2, 1]]
+
+
+def test_passages_that_do_not_fit_into_a_window_are_read_alone(tmp_path: Path) -> None:
+    reader = reader_of(tmp_path, "llama")
+    reader._model.config.sliding_window = 8
+    assert reader._num_at_once([tuple(range(8)), (3, 4)]) == 1
+    assert reader._num_at_once([tuple(range(7)), (3, 4)]) == 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_where_a_row_changes_digits_every_passage_is_read_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """As products of another processor might, which depend on the number of rows; or the model cannot do it at all."""
+    reader = reader_of(tmp_path, "llama")
+    in_a_row, tries = reader._read_in_a_row, []
+
+    def otherwise(batch: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Layers]:
+        tries.append(len(batch))
+        if fails:
+            raise ValueError
+        return {row: [layer * (1 + 1e-7) for layer in layers] for row, layers in in_a_row(batch).items()}
+
+    monkeypatch.setattr(reader, "_read_in_a_row", otherwise)
+    with torch.no_grad():
+        alone = {row: reader._read_apart([row])[row] for row in ROWS}
+        for _ in range(2):
+            found = read(reader, ROWS)
+            assert all(torch.equal(*both) for row in ROWS for both in zip(found[row], alone[row], strict=True))
+    assert tries == [5]  # once
+    assert not reader.in_a_row
 
 
 WRITER = """

@@ -192,3 +192,38 @@ def _layer_beside() -> type[DynamicLayer]:
             return max(int(layer.get_seq_length()) for layer in self.layers)
 
     return LayerBeside
+
+
+# Several passages in one row
+
+
+def in_a_row(lengths: Sequence[int]) -> Cache:
+    """An empty cache for one pass over passages that stand one after the other in a row, each seeing itself alone.
+
+    Args:
+        lengths: tokens of each.
+    """
+    from transformers import Cache
+
+    layer: Any = _layer_in_a_row()
+    return Cache(layer_class_to_replicate=lambda: layer(lengths))
+
+
+@cache
+def _layer_in_a_row() -> type[DynamicLayer]:
+    """The class of the layers of ``in_a_row``."""
+    from transformers.cache_utils import DynamicLayer
+
+    class LayerInARow(DynamicLayer):  # type: ignore[misc]
+        """Keys and values (1, N, S, D). They carry along where each passage ends, for ``shared_context.attend``."""
+
+        def __init__(self, lengths: Sequence[int]) -> None:
+            super().__init__()
+            self.lengths = list(lengths)
+
+        def update(self, *states: Tensor, **named: object) -> tuple[Tensor, Tensor]:
+            keys, values = super().update(*states, **named)
+            keys.in_a_row = self.lengths
+            return keys, values
+
+    return LayerInARow

@@ -117,6 +117,7 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts[_ReadPrompts], Promp
         self._passages = PassageReader(model, self._head, pad_id=self._pad_id, without_adapter=self._spares_passages)
         self._reads_whole = False
         self._choose_way()
+        self._passages.in_a_row = self._shares_context
         if self._reads_whole and self._spares_passages:
             raise InputError(
                 f"LoRA of scope 'question' needs passages that are read apart, {type(model).__name__} reads whole "

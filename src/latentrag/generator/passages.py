@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latentrag import io
+from latentrag.generator.caches import in_a_row
 from latentrag.generator.gold import OutputHead
+from latentrag.generator.probe import ERRORS
 from latentrag.generator.tokens import padded
 from latentrag.generator.tuning import MARK, without_lora
 from latentrag.options import PASSAGE_FOLDER_BYTES
@@ -33,10 +37,11 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
 _READ_TOKENS = 4096
-"""Tokens of passages read in one forward pass on an accelerator, padding included. A processor reads each passage
-alone, which takes no longer and makes what is kept of it independent of what was read beside it."""
+"""Tokens of passages read in one forward pass on an accelerator, padding included."""
+_ROW_TOKENS = 640
+"""Tokens of passages in one pass on a processor, in one row without padding: more are hardly quicker."""
 SLICE_TOKENS = 192
-"""Tokens of passages after which a slice ends."""
+"""Tokens of passages after which a slice ends, where each is read alone."""
 
 _HEX = "[0-9a-f]"
 _FILES = f"{_HEX * 2}/{_HEX * 40}.safetensors*"
@@ -170,7 +175,7 @@ class _Files:
             self._make_room(size)
             path.parent.mkdir(exist_ok=True)
             with io.replacing_file(path, shared=True) as scratch:
-                save_file({str(number): layer.contiguous() for number, layer in enumerate(layers)}, scratch)
+                save_file({str(number): layer.clone() for number, layer in enumerate(layers)}, scratch)
         except (OSError, SafetensorError) as error:
             self._is_writable = False
             reason = getattr(error, "strerror", None) or error
@@ -221,6 +226,14 @@ def model_key(weights: Mapping[str, Tensor], config: Mapping[str, object]) -> st
     return digest.hexdigest()
 
 
+def _in_one_piece(layers: Layers) -> Layers:
+    """A copy of each, next to each other in memory: what is kept for long in many small pieces, between others that are
+    soon free again, would leave holes there."""
+    whole = torch.cat([layer.flatten() for layer in layers])
+    parts = whole.split([layer.numel() for layer in layers])
+    return [part.view(layer.shape) for part, layer in zip(parts, layers, strict=True)]
+
+
 def _num_bytes(layers: Layers) -> int:
     return sum(layer.numel() * layer.element_size() for layer in layers)
 
@@ -231,8 +244,14 @@ class PassageReader:
     Args:
         without_adapter: the model's adapter leaves passages alone (scope "question").
 
+    On a processor several passages may stand in one row of one pass (``in_a_row``), each seeing itself alone: what is
+    kept of one is the same, bit for bit, as if nothing was read beside it. The first such pass is checked for that.
+
     ``cache`` keeps what was read, until a weight that reads it changes in place (an optimiser's step). One with a
     folder is for weights that do not change.
+
+    Attributes:
+        in_a_row: whether that may be tried, because the model's attention is ours (``shared_context``).
     """
 
     def __init__(self, model: PreTrainedModel, head: OutputHead, *, pad_id: int, without_adapter: bool) -> None:
@@ -241,6 +260,8 @@ class PassageReader:
         self._pad_id = pad_id
         self._without_adapter = without_adapter
         self.cache: PassageCache | None = None
+        self.in_a_row = False
+        self._is_checked = False
         self._weights = self._state_of_weights()
 
     def past(self, rows: Sequence[Sequence[int]], *, recurring: bool) -> tuple[Cache, Tensor]:
@@ -296,7 +317,7 @@ class PassageReader:
                 layers_of[row] = [layer.to(self._model.device) for layer in kept]
         num_tokens = 0
         while unread:
-            size = 1 if self._model.device.type == "cpu" else max(1, _READ_TOKENS // len(unread[0]))
+            size = self._num_at_once(unread)
             batch, unread = unread[:size], unread[size:]
             fresh = self._read(batch)
             layers_of.update(fresh)
@@ -309,17 +330,62 @@ class PassageReader:
                 yield
         return layers_of
 
+    def _num_at_once(self, rows: Sequence[tuple[int, ...]]) -> int:
+        """How many of these rows, longest first, are read in the next pass; 1 or more."""
+        if self._model.device.type != "cpu":
+            return max(1, _READ_TOKENS // len(rows[0]))
+        if not self.in_a_row or len(rows[0]) >= self._seen_at_most():
+            return 1
+        return max(1, sum(total <= _ROW_TOKENS for total in accumulate(map(len, rows))))
+
+    def _seen_at_most(self) -> float:
+        """Tokens from which on some layers see the last ones only."""
+        config = self._model.config.get_text_config(decoder=True)
+        windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+        return min((window for window in windows if window), default=math.inf)
+
     def _read(self, batch: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Layers]:
+        if self._model.device.type != "cpu" or len(batch) == 1:
+            return self._read_apart(batch)
+        try:
+            found = self._read_in_a_row(batch)
+        except ERRORS:  # a model that cannot do with positions that begin anew
+            found = {}
+        if not self._is_checked:
+            self._is_checked = True
+            alone = self._read_apart(batch[-1:])[batch[-1]]
+            self.in_a_row = batch[-1] in found and all(map(torch.equal, alone, found[batch[-1]]))
+        if self.in_a_row:
+            return found
+        return {row: self._read_apart([row])[row] for row in batch}
+
+    def _read_apart(self, batch: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Layers]:
+        """Each in a row of its own."""
         from transformers import DynamicCache
 
         ids, mask = padded(batch, pad=self._pad_id)
+        cache = self._run(ids, mask, DynamicCache())
+        layers = [torch.stack([layer.keys, layer.values]) for layer in cache.layers]
+        return {row: _in_one_piece([layer[:, r, :, : len(row)] for layer in layers]) for r, row in enumerate(batch)}
+
+    def _read_in_a_row(self, batch: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Layers]:
+        ids = torch.tensor([[token for row in batch for token in row]])
+        lengths = [len(row) for row in batch]
+        positions = torch.cat([torch.arange(length) for length in lengths])[None]
+        cache = self._run(ids, torch.ones_like(ids), in_a_row(lengths), position_ids=positions)
+        parts = [torch.stack([layer.keys[0], layer.values[0]]).split(lengths, dim=2) for layer in cache.layers]
+        return {row: _in_one_piece([of_layer[r] for of_layer in parts]) for r, row in enumerate(batch)}
+
+    def _run(self, ids: Tensor, mask: Tensor, cache: Cache, **positions: Tensor) -> Cache:
+        """The cache after a pass."""
         with without_lora(self._model) if self._without_adapter else nullcontext():
             # The output layer sees one position; padding comes last, where no token attends to it.
             _, output = self._head.run(
                 input_ids=ids.to(self._model.device),
                 attention_mask=mask.long().to(self._model.device),
-                past_key_values=DynamicCache(),
+                past_key_values=cache,
                 use_cache=True,
+                **positions,
             )
-        layers = [torch.stack([layer.keys, layer.values]) for layer in output.past_key_values.layers]
-        return {row: [layer[:, r, :, : len(row)].clone() for layer in layers] for r, row in enumerate(batch)}
+        read: Cache = output.past_key_values
+        return read

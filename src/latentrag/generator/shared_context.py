@@ -64,7 +64,8 @@ def attend(
     Args:
         query: (C·M, N, Q, D).
         key, value: (C, N', S, D), or (C·M, N', S, D) with ``key.context`` = keys and values (C, N', S', D) before;
-            with ``key.beside`` those of several states, whose rows stand one after the other.
+            with ``key.beside`` those of several states, whose rows stand one after the other; with ``key.in_a_row``
+            those of passages that stand one after the other in one row, of these lengths.
         attention_mask: over all keys, also those of the context. Of several states the columns end together.
     Returns: (C·M, Q, N, D), and no weights.
     """
@@ -73,6 +74,9 @@ def attend(
     beside = getattr(key, "beside", None)
     if beside is not None:
         return _each(module, query, beside, attention_mask, **options), None
+    lengths = getattr(key, "in_a_row", None)
+    if lengths is not None:
+        return _each_in_turn(module, query, key, value, lengths, **options), None
     context = getattr(key, "context", None)
     if context is not None:
         return _after_context(query, key, value, context, attention_mask, **options), None
@@ -102,6 +106,18 @@ def _each(
         attended.append(attend(module, query[rows], key, value, of_rows, **options)[0])
         start += num_rows
     return torch.cat(attended)
+
+
+def _each_in_turn(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], **options: Any
+) -> Tensor:
+    """Torch's attention of passages (1, N, S, D) in one row, each to itself, as if it were read alone."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if options.get("position_bias") is not None:
+        raise ValueError("a bias of positions is of one passage, not of several in a row")
+    parts = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+    return torch.cat([sdpa_attention_forward(module, *part, None, **options)[0] for part in parts], dim=1)
 
 
 def _side_by_side(query: Tensor, num_beams: int) -> Tensor:
