@@ -1,5 +1,6 @@
 """Files and folders forced to the disk, in the order that a power failure asks for."""
 
+import gc
 import hashlib
 import os
 import subprocess
@@ -135,3 +136,16 @@ def test_json_has_no_number_that_is_not_finite():
 def test_strict_json_leaves_what_only_a_bug_makes():
     record = io.finite([float("-inf"), 1.5, {"a": float("inf")}], strict=True)
     assert record == [None, 1.5, {"a": float("inf")}]
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_the_collector_stands_still_and_goes_on(was_on) -> None:
+    on = gc.isenabled()
+    (gc.enable if was_on else gc.disable)()
+    try:
+        with pytest.raises(ZeroDivisionError), io.without_collection():
+            assert not gc.isenabled()
+            _ = 1 / 0
+        assert gc.isenabled() == was_on
+    finally:
+        (gc.enable if on else gc.disable)()

@@ -136,16 +136,31 @@ def _page_out(weight: Tensor) -> None:
 
 
 def _is_of_a_file(first: int, end: int) -> bool:
-    """Whether these addresses are mapped from one file, privately."""
+    """Whether these addresses are mapped from one file, privately. What was found out before is asked first: a model
+    has a hundred weights in one file, and reading the list of all mappings takes as long as packing one."""
     if not sys.platform.startswith("linux"):
         return False
+    return _is_within(first, end, _known_mappings) or _is_within(first, end, _look_for_mappings())
+
+
+_known_mappings: list[tuple[int, int]] = []
+
+
+def _is_within(first: int, end: int, mappings: list[tuple[int, int]]) -> bool:
+    return any(start <= first and end <= stop for start, stop in mappings)
+
+
+def _look_for_mappings() -> list[tuple[int, int]]:
+    """Where files are mapped privately now."""
     try:
         maps = Path("/proc/self/maps").read_text("utf-8", "surrogateescape")
     except OSError:
-        return False
+        return []
+    found = []
     for line in maps.splitlines():
         addresses, rights, _offset, _device, inode, *_name = line.split(maxsplit=5)
-        start, _, stop = addresses.partition("-")
-        if int(start, 16) <= first and end <= int(stop, 16):
-            return inode != "0" and rights.endswith("p")
-    return False
+        if inode != "0" and rights.endswith("p"):
+            start, _, stop = addresses.partition("-")
+            found.append((int(start, 16), int(stop, 16)))
+    _known_mappings[:] = found
+    return found

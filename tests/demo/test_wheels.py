@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from latentrag.demo import wheels as fetch
-from latentrag.demo.wheels import Wheel
+from latentrag.demo.wheels import Wheel, quicken_tokenizer
 from latentrag.errors import FetchError
 
 
@@ -353,3 +353,28 @@ def test_the_real_generator(tmp_path, capfd):
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     said = model.generate(ids, max_new_tokens=3, do_sample=False)[0, ids.shape[1] :]
     assert tokenizer.decode(said).startswith(" Warsaw")
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_tokenizer_is_read_once_where_it_stays_the_same(tmp_path, changed):
+    """Gemma's class makes its own tokenizer of the file's words; if the file says something else, the class decides."""
+    from tokenizers import normalizers
+    from transformers import AutoTokenizer, GemmaTokenizer
+
+    words = {name: number for number, name in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", "a", "▁a"])}
+    made = GemmaTokenizer(vocab=words, merges=[("▁", "a")])
+    made.add_tokens(["\n\n"])
+    if changed:
+        made.backend_tokenizer.normalizer = normalizers.Lowercase()
+    made.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3_text"}), "utf-8")
+    before, config = AutoTokenizer.from_pretrained(tmp_path), (tmp_path / "tokenizer_config.json").read_bytes()
+    quicken_tokenizer(tmp_path)
+    after = AutoTokenizer.from_pretrained(tmp_path)
+    assert (type(after) is type(before) is GemmaTokenizer) == changed
+    assert ((tmp_path / "tokenizer_config.json").read_bytes() == config) == changed
+    texts = ["a a\n\na", "<bos>a", "b A"]
+    assert before(texts)["input_ids"] == after(texts)["input_ids"]
+    assert before.added_tokens_decoder == after.added_tokens_decoder
+    assert (before.padding_side, before.model_input_names) == (after.padding_side, after.model_input_names)
+    assert (before.eos_token_id, before.pad_token_id) == (after.eos_token_id, after.pad_token_id)

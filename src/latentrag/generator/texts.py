@@ -42,15 +42,28 @@ class TextEncoder:
             for number, token in tokenizer.added_tokens_decoder.items()
             if token.content and (token.special or number >= tokenizer.vocab_size)
         ]
-        names = "|".join(map(re.escape, sorted(self._controls, key=len, reverse=True)))
-        self._name = re.compile(names or r"(?!)")
-        self._name_or_mark = re.compile(f"{names}|{_MARKED.pattern}" if names else _MARKED.pattern)
+        firsts = "".join(sorted({re.escape(name[0]) for name in self._controls}))
+        self._first = re.compile(f"[{firsts}]" if firsts else r"(?!)")
         self._lock = threading.Lock()
+
+    @cached_property
+    def _names(self) -> str:
+        """A pattern of all control tokens' names. There may be thousands, so it is compiled for texts that have a
+        name's first character, which few have."""
+        return "|".join(map(re.escape, sorted(self._controls, key=len, reverse=True))) or r"(?!)"
+
+    @cached_property
+    def _name(self) -> re.Pattern[str]:
+        return re.compile(self._names)
+
+    @cached_property
+    def _name_or_mark(self) -> re.Pattern[str]:
+        return re.compile(f"{self._names}|{_MARKED.pattern}")
 
     def quoted(self, text: str) -> str:
         """The text, with control tokens' names marked as text."""
         text = _MARKED.sub("\ufffd", text)
-        return self._name.sub(lambda match: _mark(match[0]), text)
+        return self._name.sub(lambda match: _mark(match[0]), text) if self._first.search(text) else text
 
     def quoted_passages(self, z: Latent) -> Latent:
         """The passages, with control tokens' names marked as text."""
@@ -60,7 +73,8 @@ class TextEncoder:
 
     def control_at_start(self, text: str) -> str | None:
         """The name of the control token with which a text begins."""
-        match = self._name.match(text.lstrip())
+        text = text.lstrip()
+        match = self._name.match(text) if self._first.match(text) else None
         return match[0] if match else None
 
     def ids(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
