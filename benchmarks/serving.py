@@ -12,7 +12,8 @@ and both trees get the same ones. Clients ask over streams, in one thread of thi
     beside      2 passages a second after a question with 60: its time beside alone
     killed      a client with 60 passages goes after 1.5 s: what the server still computes for it, and how long a
                 question with 2 passages that comes then takes, beside alone
-    long        --long-seconds of saturation, while the memory is exchanged --swaps times: resident memory by thirds
+    long        --long-seconds of saturation, while the memory is exchanged --swaps times: resident memory by thirds;
+                before them --warm-seconds, in which the cache of passages gets full
 
 Every part and round is a row of --json. What is there already, with the same settings, is not measured again, so a run
 can be interrupted, and parts can be run one by one. An answer that does not come, or is made of two versions, counts as
@@ -209,7 +210,7 @@ class Run:
 
         def exchange() -> None:
             for count in range(given.swaps):
-                if stop.wait(given.long_seconds / (given.swaps + 1)):
+                if stop.wait(given.long_seconds / (given.swaps + 1) + given.warm_seconds * (count == 0)):
                     return
                 began_s = time.monotonic()
                 self.server.use(self.plan.versions[count % 2])
@@ -219,15 +220,13 @@ class Run:
         for thread in threads:
             thread.start()
         try:
-            figures = self.saturation(given.long_seconds)
+            figures = self.saturation(given.warm_seconds + given.long_seconds)
         finally:
             stop.set()
             for thread in threads:
                 thread.join()
-        thirds = [
-            statistics.median(bytes_ for at_s, bytes_ in rss if part <= 3 * at_s / given.long_seconds < part + 1)
-            for part in range(3)
-        ]
+        warm = [(3 * (at_s - given.warm_seconds) / given.long_seconds, bytes_) for at_s, bytes_ in rss]
+        thirds = [statistics.median(bytes_ for at, bytes_ in warm if part <= at < part + 1) for part in range(3)]
         return {**figures, "swaps": len(exchanges), "swap_s": exchanges, "rss_of_thirds_bytes": thirds, "rss": rss}
 
 
@@ -324,6 +323,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--long-seconds", type=float, default=600)
+    parser.add_argument("--warm-seconds", type=float, default=300)
     parser.add_argument("--swaps", type=int, default=20)
     parser.add_argument("--json", type=Path, help="where figures are kept; default: nowhere")
     given = parser.parse_args()

@@ -1,5 +1,6 @@
 """Files and folders forced to the disk, in the order that a power failure asks for."""
 
+import ctypes
 import gc
 import hashlib
 import os
@@ -148,3 +149,20 @@ def test_the_collector_stands_still_and_goes_on(was_on) -> None:
         assert gc.isenabled() == was_on
     finally:
         (gc.enable if on else gc.disable)()
+
+
+HAS_GLIBC = sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "malloc_trim")
+
+
+@pytest.mark.skipif(not HAS_GLIBC, reason="of glibc")
+def test_what_was_freed_is_handed_back() -> None:
+    def resident_pages() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    pieces = [bytearray(50_000) for _ in range(2_000)]
+    last = bytearray(50_000)  # above them on the heap
+    del pieces
+    before = resident_pages()
+    io.give_back_memory()
+    assert resident_pages() <= before
+    assert len(last) == 50_000

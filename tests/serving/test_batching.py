@@ -17,9 +17,11 @@ from latentrag.assemble import live_memory, load, load_passage_encoder
 from latentrag.errors import InputError
 from latentrag.memory import Memory
 from latentrag.rag import Rag
+from latentrag.serving import engine
 from latentrag.serving.app import create_app
 from latentrag.serving.batching import Batcher, Job
 from latentrag.serving.failures import Refused
+from latentrag.serving.metrics import Metrics
 from latentrag.serving.options import ServeOptions
 from latentrag.types import Passage
 from tests.serving.conftest import PATIENCE_S, GatedGenerator, serving
@@ -350,3 +352,17 @@ def test_every_answer_is_of_one_version_while_the_memory_is_exchanged(tmp_path, 
             stop.set()
         assert exchanges.result() >= 6
     assert len(seen) > 1
+
+
+def test_memory_that_was_freed_goes_back_now_and_then(monkeypatch) -> None:
+    now, times = [100.0], []
+    monkeypatch.setattr(engine.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(engine.io, "give_back_memory", lambda: times.append(now[0]))
+    made = engine.Engine(ServeOptions(), Metrics())
+    try:
+        for second in (100, 101, 109, 110, 119, 121, 140):
+            now[0] = second
+            made._note(1, 0.1)
+    finally:
+        made.batcher.close()
+    assert times == [100, 110, 121, 140]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from latentrag import io
 from latentrag.errors import OptionError
 from latentrag.model import checked, checked_questions
 from latentrag.serving.batching import Batcher, Job, together
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from latentrag.serving.options import ServeOptions
 
 
+TIDIED_EVERY_S = 10.0
+"""Passages that are kept lie between what was needed for a moment: without this the process grows for minutes."""
 Groups = Sequence[Sequence[Job]]
 """Jobs that are done together, those that want the same result side by side."""
 
@@ -40,6 +44,7 @@ class Engine:
 
     def __init__(self, options: ServeOptions, metrics: Metrics) -> None:
         self._options, self._metrics = options, metrics
+        self._next_tidying = 0.0
         self.batcher = Batcher(_work, options, table=AnswerTable(), on_batch=self._note)
 
     def answer(
@@ -112,6 +117,10 @@ class Engine:
     def _note(self, size: int, seconds: float) -> None:
         self._metrics.observe("latentrag_batch_size", size, SIZES)
         self._metrics.observe("latentrag_batch_seconds", seconds, SECONDS)
+        now = time.monotonic()
+        if now >= self._next_tidying:
+            self._next_tidying = now + TIDIED_EVERY_S
+            io.give_back_memory()
 
 
 @torch.no_grad()
