@@ -356,8 +356,8 @@ def test_every_answer_is_of_one_version_while_the_memory_is_exchanged(tmp_path, 
 
 def test_memory_that_was_freed_goes_back_now_and_then(monkeypatch) -> None:
     now, times = [100.0], []
-    monkeypatch.setattr(engine.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(engine.io, "give_back_memory", lambda: times.append(now[0]))
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("latentrag.io.give_back_memory", lambda: times.append(now[0]))
     made = engine.Engine(ServeOptions(), Metrics())
     try:
         for second in (100, 101, 109, 110, 119, 121, 140):
