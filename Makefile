@@ -16,7 +16,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help test lint test-environments test-gpu test-page test-cluster test-clients test-properties test-s3 torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
 	experiment-precision experiment-shares experiment-removal experiment-confidence experiment-conversations experiment-sets experiment-made-questions experiment-intervals experiment-bm25 experiment-korean experiment-prior bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
-	bench-memory bench-filters bench-swap bench-cluster bench-sync bench-serving bench-html bench-spans reproduce clean
+	bench-memory bench-21m bench-filters bench-swap bench-cluster bench-sync bench-serving bench-html bench-spans reproduce clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -194,6 +194,10 @@ bench-memory: $(STAMP)  ## Measure a memory's indexes beside faiss, hours and 30
 	@$(BIN)/python -m benchmarks.memory --work $(or $(WORK),build/bench-memory) --report $(or $(WORK),build/bench-memory)/report.md \
 		$(if $(SIZE),--size $(SIZE)) $(if $(DIM),--dimension $(DIM)) $(if $(RUNS),--runs $(RUNS)) $(if $(WAYS),--ways $(WAYS)) \
 		$(if $(LIKE),--like $(LIKE))
+
+bench-21m: $(STAMP)  ## Build, search and edit a memory of the paper's size, hours and 60 GB under WORK; goes on where it was.
+	@$(BIN)/python -m benchmarks.memory --work $(or $(WORK),build/bench-21m) --size 21000000 --dimension 384 --made-again \
+		--ways ivf-rabitq --parts edits --report $(or $(WORK),build/bench-21m)/report.md
 
 bench-filters: $(STAMP)  ## Search a million passages under conditions that leave 50 %, 1 % and 20, minutes; SIZE, DIMENSION, WORDS=1.
 	@$(BIN)/python -m benchmarks.filters $(if $(SIZE),--size $(SIZE)) $(if $(DIMENSION),--dimension $(DIMENSION)) $(if $(WORDS),--words)

@@ -3,9 +3,11 @@
     python -m benchmarks.memory --work FOLDER [--size 1000000] [--dimension 768] [--runs 3] [--like MEMORY]
 
 Everything is made in FOLDER once: vectors, table, faiss files, indexes (about 14 KB a passage at 768 dimensions with
-all ways). Every measurement is a process of its own with one thread, the ways take turns, and its figures are kept in
-FOLDER as soon as it is done, so that a run that was ended goes on where it was; delete `figures.json` to measure anew.
-``memory`` is what users call, ``Memory.open(path).search``, passages and vectors included. Parts of the report:
+all ways; with --made-again there is no file of vectors). Every measurement is a process of its own with one thread, the
+ways take turns, and its figures are kept in FOLDER as soon as it is done, so that a run that was ended goes on where it
+was; delete `figures.json` to measure anew. ``memory`` is what users call, ``Memory.open(path).search``, passages and
+vectors included; ``lance-ivf-rq`` is Lance's own index of 5 bits, with as few lists as find as much. Parts of the
+report:
 
 - the ways side by side, and what 1,000 passages added and 1,000 deleted cost;
 - three times as many vectors of half the dimension, built under a bound of memory;
@@ -29,6 +31,7 @@ from benchmarks.memory_report import OURS, Measured, medians, projection_table, 
 from benchmarks.memory_steps import (
     BREADTH,
     FAISS_WAYS,
+    LANCE,
     MEMORY_WAYS,
     NUM_PROBES,
     drop_from_cache,
@@ -70,8 +73,7 @@ def measured(vectors: Vectors, ways: list[str], num_runs: int, *, bound: int | N
     for way in ways:
         if way == "flat":
             continue
-        step = ("build-faiss", way) if way in FAISS_WAYS else ("build-memory", way, bound)
-        built[way] = kept.get(f"build {way}", partial(in_process, work, *step))
+        built[way] = kept.get(f"build {way}", partial(in_process, work, *build_step(way, bound)))
     rows: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for number, way in itertools.product(range(1, num_runs + 1), ways):
         rows[way].append(kept.get(f"run {number} {way}", partial(one_run, work, way)))
@@ -83,8 +85,18 @@ def measured(vectors: Vectors, ways: list[str], num_runs: int, *, bound: int | N
     )
 
 
+def build_step(way: str, bound: int | None) -> tuple[str, *tuple[object, ...]]:
+    """The name of what builds a way, and its arguments."""
+    if way == LANCE:
+        return ("build-lance",)
+    return ("build-faiss", way) if way in FAISS_WAYS else ("build-memory", way, bound)
+
+
 def one_run(work: Path, way: str) -> dict[str, float]:
     """From a cold cache."""
+    if way == LANCE:
+        drop_from_cache(work / f"{LANCE}.lance")
+        return in_process(work, "lance", way)
     is_faiss = way in FAISS_WAYS
     drop_from_cache(faiss_file(work, way) if is_faiss else work / "memory.lance")
     return in_process(work, "faiss" if is_faiss else "memory", way)
@@ -109,7 +121,7 @@ def described(vectors: Vectors) -> dict[str, Any]:
 def report(given: argparse.Namespace) -> str:
     """Measure, part by part. What is not in FOLDER itself is in folders of its own in it."""
     bound = int(given.max_memory_gb * 1e9)
-    vectors = Vectors.make(given.work, given.size, given.dimension)
+    vectors = Vectors.make(given.work, given.size, given.dimension, made_again=given.made_again)
     like = given.like  # before the hours: is it there?
     real = None if like is None else Vectors.make(given.work / "real", given.size, given.dimension, like)
     whole = measured(vectors, given.ways, given.runs, bound=None, edits="edits" in given.parts)
@@ -156,8 +168,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1_000_000)
     parser.add_argument("--dimension", type=int, default=768)
     parser.add_argument("--like", type=Path, help="a memory whose vectors are repeated with noise, besides")
+    parser.add_argument("--made-again", action="store_true", help="make vectors whenever they are read")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--ways", nargs="+", choices=[*FAISS_WAYS, *MEMORY_WAYS], default=DEFAULT_WAYS)
+    parser.add_argument("--ways", nargs="+", choices=[*FAISS_WAYS, *MEMORY_WAYS, LANCE], default=DEFAULT_WAYS)
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--max-memory-gb", type=float, default=4.0, help="bound of the build of three times as many")
     parser.add_argument("--report", type=Path, help="where to write the report, too")

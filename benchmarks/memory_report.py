@@ -10,10 +10,15 @@ from latentrag.memory.indexes import ivf_rabitq
 
 PARTS = ("index", "faiss")
 """Of a search, whose times are measured by themselves."""
-SEARCHES = ("index_p50_s@5", "faiss_p50_s@5", "first_p50_s@5")
 Figures = Mapping[str, float]
 PROJECTED = 21_000_000
 OURS = "ivf-rabitq"
+
+
+def searches(k: int) -> list[str]:
+    """Figures of searches that not every way has."""
+    first = [f"first_{percent}_s@{n}" for n in (5, k) for percent in ("p50", "p95")]
+    return ["p95_s@5", f"p95_s@{k}", "index_p50_s@5", "faiss_p50_s@5", *first]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +62,9 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def ways_table(found: Measured) -> str:
     """In brackets against faiss's exact search, round by round."""
     k, flat = found.last, found.runs.get("faiss-flat")
-    head = ["", "recall@5", f"recall@{k}", "p50 k=5, ms", f"p50 k={k}, ms", "its index k=5, ms", "faiss in it k=5, ms"]
-    head += ["from the disk k=5, ms"]
+    head = ["", "recall@5", f"recall@{k}", "p50 k=5, ms", f"p50 k={k}, ms", "p95 k=5, ms", f"p95 k={k}, ms"]
+    head += ["its index k=5, ms", "faiss in it k=5, ms"]
+    head += [f"{percent} from the disk k={n}, ms" for n in (5, k) for percent in ("p50", "p95")]
     head += ["resident, MB", "above the libraries, MB", "cold, s", "build, s", "build's peak, MB", "effort"]
     rows = []
     for way, of_way in found.runs.items():
@@ -72,10 +78,10 @@ def ways_table(found: Measured) -> str:
                 f"{of_way[f'recall@{k}']:.3f}",
                 f"{of_way['p50_s@5'] * 1e3:.2f}{faster}",
                 f"{of_way[f'p50_s@{k}'] * 1e3:.2f}",
-                *(f"{of_way[key] * 1e3:.2f}" if key in of_way else "" for key in SEARCHES),
+                *(f"{of_way[key] * 1e3:.2f}" if key in of_way else "" for key in searches(k)),
                 f"{of_way['resident_bytes'] / 1e6:.0f}{smaller}",
                 f"{(of_way['resident_bytes'] - of_way['libraries_bytes']) / 1e6:.0f}",
-                f"{of_way['cold_s']:.2f}",
+                f"{of_way['cold_s']:.2f}" if "cold_s" in of_way else "",
                 f"{built['build_s']:.1f}" if built else "",
                 f"{built['build_peak_bytes'] / 1e6:.0f}" if built else "",
                 f"{built['effort']:g}" if "effort" in built else "",
@@ -97,7 +103,13 @@ def targets_table(found: Measured, bounded: Measured | None, bound: int) -> str:
     if ours:
         add("recall@5 against exact", ours["recall@5"], at_least=0.97)
         add(f"recall@{found.last} against exact", ours[f"recall@{found.last}"], at_least=0.95)
-        add("cold open to first answer, s", ours["cold_s"], at_most=2)
+        if found.size < PROJECTED:
+            add("cold open to first answer, s", ours["cold_s"], at_most=2)
+        else:
+            add("p50 k=5, ms", ours["p50_s@5"] * 1e3, at_most=15)
+            add("resident, GB", ours["resident_bytes"] / 1e9, at_most=4)
+            disk_bytes = found.built["table"]["table_bytes"] + found.built[OURS]["index_disk_bytes"]
+            add("table and index on disk, GB", disk_bytes / 1e9, at_most=60)
         add("Memory.search over its index with rescoring, k=5", ours["over index"] - 1, at_most=0.15)
         add("Memory.search over faiss alone, k=5", ours["over faiss"] - 1, at_most=0.15)
     if ours and flat:

@@ -3,6 +3,7 @@
 python -m benchmarks.memory_steps FOLDER STEP ARGUMENTS
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -10,14 +11,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.memory_vectors import NUM_QUERIES, Vectors, make_table
+from benchmarks.memory_vectors import NUM_QUERIES, ROWS_PER_BLOCK, Vectors, make_table, write_whole
 from benchmarks.turns import peak_bytes
 
 if TYPE_CHECKING:
@@ -25,12 +26,18 @@ if TYPE_CHECKING:
 
 FAISS_WAYS = ["faiss-flat", "faiss-ivf-flat", "faiss-hnsw"]
 MEMORY_WAYS = ["ivf-rabitq", "flat"]
+LANCE = "lance-ivf-rq"
+LANCE_BITS = 5
+LANCE_PROBES = (10, 15, 20, 30, 40, 60, 80, 120, 160, 240, 320, 480, 640)
+LANCE_FINDS = {5: 0.985, 100: 0.98}
+"""Recall at K on other queries, for which the least number of lists is taken."""
 NUM_PROBES = 128
 BREADTH = 128
 NUM_EDITED = 1_000
 NUM_QUERIES_AFTER_EDITS = 10_000
 QUERIES_AT_ONCE = 100
 WARM_UP = 10
+ROWS_PER_COMMIT = 1_000_000
 
 
 def resident_bytes() -> int:
@@ -70,6 +77,10 @@ def in_turns(ways: Mapping[str, Callable[[np.ndarray], object]], q: np.ndarray) 
             if b >= 0:
                 took[name].append(time.perf_counter() - started)
     return took
+
+
+def p95(took: Sequence[float]) -> float:
+    return float(np.quantile(took, 0.95))
 
 
 def recall(found: np.ndarray, truth: np.ndarray) -> float:
@@ -127,37 +138,69 @@ def build_memory(work: Path, kind: str, max_memory: int | None) -> dict[str, flo
     }
 
 
-def find_truth(work: Path) -> dict[str, float]:
-    """The 100 best of each query, by faiss's exact search in blocks."""
-    import faiss
+def build_lance(work: Path) -> dict[str, float]:
+    """Lance's own index of the same table, in a copy of its log."""
+    import lance
 
+    copy = work / f"{LANCE}.lance"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(work / "memory.lance", copy, copy_function=copied, ignore=shutil.ignore_patterns("_indexes"))
+    started = time.perf_counter()
+    num_lists = round(Vectors.read(work).size ** 0.5)
+    lance.dataset(copy).create_index(
+        "vector", "IVF_RQ", metric="dot", num_partitions=num_lists, num_bits=LANCE_BITS, replace=True
+    )
+    figures = {"build_s": time.perf_counter() - started, "build_peak_bytes": peak_bytes()}
+    files = (file for file in (copy / "_indices").rglob("*") if file.is_file())
+    return figures | {"index_disk_bytes": float(sum(file.stat().st_size for file in files))}
+
+
+def find_truth(work: Path) -> dict[str, float]:
+    """The 100 best of each query."""
     vectors = Vectors.read(work)
-    k = min(100, vectors.size)
-    found = faiss.ResultHeap(NUM_QUERIES, k, keep_max=True)
-    start = 0
-    for block in vectors.blocks():
-        scores, places = faiss.knn(
-            vectors.queries, block.astype(np.float32), min(k, len(block)), faiss.METRIC_INNER_PRODUCT
-        )
-        found.add_result(scores, places + start)
-        start += len(block)
-    found.finalize()
     with (work / "truth.new").open("wb") as file:
-        np.save(file, found.I)
+        np.save(file, exact(vectors, vectors.queries, min(100, vectors.size)))
     (work / "truth.new").replace(work / "truth.npy")
     return {}
 
 
+def exact(vectors: Vectors, queries: np.ndarray, k: int) -> np.ndarray:
+    """(B, k) the positions of each query's best, by faiss's exact search in blocks."""
+    import faiss
+
+    found, start = faiss.ResultHeap(len(queries), k, keep_max=True), 0
+    for block in vectors.blocks():
+        scores, places = faiss.knn(queries, block.astype(np.float32), min(k, len(block)), faiss.METRIC_INNER_PRODUCT)
+        found.add_result(scores, places + start)
+        start += len(block)
+    found.finalize()
+    positions: np.ndarray = found.I
+    return positions
+
+
 def fill_memory(work: Path) -> dict[str, float]:
-    """The table, whole or not at all."""
-    scratch, path = work / "unfinished.lance", work / "memory.lance"
-    for old in (scratch, path):
-        shutil.rmtree(old, ignore_errors=True)
-    started = time.perf_counter()
-    make_table(scratch, Vectors.read(work).blocks())
+    """The table, in commits of ``ROWS_PER_COMMIT``; what was committed when a run was ended is kept."""
+    from latentrag.memory.table import Table
+
+    scratch, path, seconds = work / "unfinished.lance", work / "memory.lance", work / "table_s.json"
+    shutil.rmtree(path, ignore_errors=True)
+    vectors = Vectors.read(work)
+    if not (scratch.exists() and seconds.exists()):
+        shutil.rmtree(scratch, ignore_errors=True)
+        seconds.unlink(missing_ok=True)
+    table = Table.open(scratch) if scratch.exists() else None
+    took: list[float] = json.loads(seconds.read_text("utf-8")) if seconds.exists() else []
+    for start in range(len(table) if table else 0, vectors.size, ROWS_PER_COMMIT):
+        started = time.perf_counter()
+        blocks = itertools.islice(vectors.blocks(start), ROWS_PER_COMMIT // ROWS_PER_BLOCK)
+        make_table(scratch, blocks, first_id=start, table=table)
+        table = Table.open(scratch)
+        write_whole(seconds, json.dumps([*took, time.perf_counter() - started]))
+        took = json.loads(seconds.read_text("utf-8"))
+        say(f"table: {len(table):,} of {vectors.size:,} passages")
     scratch.rename(path)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return {"table_s": time.perf_counter() - started, "table_bytes": size}
+    return {"table_s": sum(took), "table_bytes": size}
 
 
 # Measuring, each in a fresh process
@@ -200,16 +243,50 @@ def measure_memory(work: Path, kind: str) -> dict[str, float]:
     depths = (5, truth.shape[1])
     for k in depths:
         # What the first pass has read from the disk is in the system's cache for all that follow.
-        figures[f"first_p50_s@{k}"] = statistics.median(seconds_of_each(partial(memory.search, k=k), queries))
+        drop_from_cache(work / "memory.lance")
+        first = seconds_of_each(partial(memory.search, k=k), queries)
+        figures |= {f"first_p50_s@{k}": statistics.median(first), f"first_p95_s@{k}": p95(first)}
         ways: dict[str, Callable[[np.ndarray], object]] = {
             f"p50_s@{k}": partial(memory.search, k=k),
             f"index_p50_s@{k}": partial(memory.index.search, k=k),
         }
         if isinstance(memory.index, StoredIndex):  # faiss alone: as many candidates, neither vectors nor scores
             ways[f"faiss_p50_s@{k}"] = proposing(memory.index.proposer, k, len(memory))
-        figures |= {name: statistics.median(took) for name, took in in_turns(ways, queries).items()}
+        times = in_turns(ways, queries)
+        figures |= {name: statistics.median(took) for name, took in times.items()}
+        figures[f"p95_s@{k}"] = p95(times[f"p50_s@{k}"])
     figures |= {"resident_bytes": resident_bytes(), "libraries_bytes": libraries}
     return figures | {f"recall@{k}": recall(np.array(places(memory, queries, k)), truth[:, :k]) for k in depths}
+
+
+def measure_lance(work: Path, way: str) -> dict[str, float]:
+    """On one core: Lance has threads of its own. With passages, vectors and scores, as ``Memory.search`` gives them."""
+    import lance
+
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    libraries = resident_bytes()
+    dataset = lance.dataset(work / f"{way}.lance")
+    vectors, truth = Vectors.read(work), np.load(work / "truth.npy")
+    columns = ["id", "title", "text", "source", "start", "end", "vector"]
+
+    def search(q: np.ndarray, k: int, probes: int) -> list[int]:
+        nearest = {"column": "vector", "q": q[0], "k": k, "nprobes": probes}
+        found = dataset.to_table(columns=columns, nearest=nearest)
+        return list(map(int, found["id"].to_pylist()))
+
+    def recall_of(queries: np.ndarray, best: np.ndarray, k: int, probes: int) -> float:
+        return recall(np.array([search(q[None], k, probes) for q in queries]), best[:, :k])
+
+    others = vectors.more_queries(NUM_QUERIES)
+    best_of_others = exact(vectors, others, truth.shape[1])
+    figures: dict[str, float] = {}
+    for k, needed in LANCE_FINDS.items():
+        enough = (n for n in LANCE_PROBES if recall_of(others, best_of_others, k, n) >= needed)
+        probes = next(enough, LANCE_PROBES[-1])
+        took = seconds_of_each(partial(search, k=k, probes=probes), vectors.queries)
+        figures |= {f"probes@{k}": probes, f"p50_s@{k}": statistics.median(took), f"p95_s@{k}": p95(took)}
+        figures[f"recall@{k}"] = recall_of(vectors.queries, truth, k, probes)
+    return figures | {"resident_bytes": resident_bytes(), "libraries_bytes": libraries}
 
 
 def proposing(proposer: "Proposer", k: int, num_rows: int) -> Callable[[np.ndarray], object]:
@@ -312,8 +389,10 @@ STEPS: dict[str, Callable[..., dict[str, float]]] = {
     "truth": find_truth,
     "build-faiss": build_faiss,
     "build-memory": build_memory,
+    "build-lance": build_lance,
     "faiss": measure_faiss,
     "memory": measure_memory,
+    "lance": measure_lance,
     "edits": measure_edits,
 }
 

@@ -27,50 +27,66 @@ WORDS = "the of and in a to was is for as on by with from that were which his at
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """stored: (size, dimension) fp16, a memory map. queries: (NUM_QUERIES, dimension) float32."""
+    """stored: (size, dimension) fp16, a memory map, or made whenever it is read. queries: (NUM_QUERIES, dimension)
+    float32."""
 
     work: Path
     size: int
     dimension: int
-    stored: np.ndarray
+    stored: "np.ndarray | _MadeAgain"
     queries: np.ndarray
 
     @classmethod
-    def make(cls, work: Path, size: int, dimension: int, like: Path | None = None) -> "Vectors":
+    def make(
+        cls, work: Path, size: int, dimension: int, like: Path | None = None, *, made_again: bool = False
+    ) -> "Vectors":
         """Those in the folder, or new ones. SystemExit if it has others.
 
         like: a memory whose vectors are repeated with noise, in place of invented ones; they give the dimension.
+        made_again: whenever they are read; the disk has no file of them.
         """
         work.mkdir(parents=True, exist_ok=True)
         if like is not None:
             known = (work / "vectors.json").exists()  # those that are there came of what was learnt then
             dimension = np.load(work / "like.npy", "r").shape[1] if known else _Echo.learn(work, like)
-        config = {"size": size, "dimension": dimension, "seed": SEED, "like": None if like is None else str(like)}
+        config: dict[str, object] = {"size": size, "dimension": dimension, "seed": SEED}
+        config |= {"like": None if like is None else str(like), **({"made_again": True} if made_again else {})}
         if (work / "vectors.json").exists():
             if json.loads((work / "vectors.json").read_text("utf-8")) != config:
                 raise SystemExit(f"{work} holds other vectors; name another folder")
             return cls.read(work)
-        world = _world(work, size, dimension)
+        again = _MadeAgain(_world(work, size, dimension), size, dimension)
         (work / "vectors.f16").unlink(missing_ok=True)
-        stored = np.memmap(work / "vectors.f16", np.float16, "w+", shape=(size, dimension))
-        for number, start in enumerate(range(0, size, ROWS_PER_BLOCK)):
-            num = min(ROWS_PER_BLOCK, size - start)
-            stored[start : start + num] = world.passages(num, np.random.default_rng((SEED, 1, number)))
-        stored.flush()
-        np.save(work / "queries.npy", world.queries(stored, NUM_QUERIES, np.random.default_rng((SEED, 2))))
+        if not made_again:
+            stored = np.memmap(work / "vectors.f16", np.float16, "w+", shape=(size, dimension))
+            for number in range(again.num_blocks):
+                start = number * ROWS_PER_BLOCK
+                stored[start : start + ROWS_PER_BLOCK] = again.block(number)
+            stored.flush()
+        rng = np.random.default_rng((SEED, 2))
+        np.save(work / "queries.npy", again.world.queries(again if made_again else stored, NUM_QUERIES, rng))
         write_whole(work / "vectors.json", json.dumps(config))  # last: without it all is made again
         return cls.read(work)
 
     @classmethod
     def read(cls, work: Path) -> "Vectors":
         config = json.loads((work / "vectors.json").read_text("utf-8"))
-        shape = (config["size"], config["dimension"])
-        stored = np.memmap(work / "vectors.f16", np.float16, "r", shape=shape)
-        return cls(work, *shape, stored, np.load(work / "queries.npy"))
+        size, dimension = config["size"], config["dimension"]
+        stored: np.ndarray | _MadeAgain
+        if config.get("made_again"):
+            stored = _MadeAgain(_world(work, size, dimension), size, dimension)
+        else:
+            stored = np.memmap(work / "vectors.f16", np.float16, "r", shape=(size, dimension))
+        return cls(work, size, dimension, stored, np.load(work / "queries.npy"))
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """All vectors; read, not mapped, so that they do not count as resident."""
+    def blocks(self, first: int = 0) -> Iterator[np.ndarray]:
+        """All vectors from one of them on, which begins a block; a file is read, not mapped, so that it does not count
+        as resident."""
+        if isinstance(self.stored, _MadeAgain):
+            yield from map(self.stored.block, range(first // ROWS_PER_BLOCK, self.stored.num_blocks))
+            return
         with (self.work / "vectors.f16").open("rb") as file:
+            file.seek(first * self.dimension * 2)
             while data := file.read(ROWS_PER_BLOCK * self.dimension * 2):
                 yield np.frombuffer(data, np.float16).reshape(-1, self.dimension)
 
@@ -93,6 +109,29 @@ def write_whole(file: Path, text: str) -> None:
 
 def _world(work: Path, size: int, dimension: int) -> "_World | _Echo":
     return _Echo(np.load(work / "like.npy")) if (work / "like.npy").exists() else _World(size, dimension)
+
+
+class _MadeAgain:
+    """(size, dimension) fp16, each block made from its seed whenever it is read."""
+
+    def __init__(self, world: "_World | _Echo", size: int, dimension: int) -> None:
+        self.world, self.shape = world, (size, dimension)
+        self.num_blocks = -(-size // ROWS_PER_BLOCK)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def block(self, number: int) -> np.ndarray:
+        num = min(ROWS_PER_BLOCK, len(self) - number * ROWS_PER_BLOCK)
+        return self.world.passages(num, np.random.default_rng((SEED, 1, number)))
+
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        found = np.empty((len(positions), self.shape[1]), np.float16)
+        number_of, within = np.divmod(positions, ROWS_PER_BLOCK)
+        for number in np.unique(number_of):
+            wanted = number_of == number
+            found[wanted] = self.block(int(number))[within[wanted]]
+        return found
 
 
 class _Echo:
@@ -119,7 +158,7 @@ class _Echo:
     def passages(self, num: int, rng: np.random.Generator) -> np.ndarray:
         return self._noisy(num, 0.2, rng).astype(np.float16)
 
-    def queries(self, stored: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:  # noqa: ARG002
+    def queries(self, stored: "np.ndarray | _MadeAgain", num: int, rng: np.random.Generator) -> np.ndarray:  # noqa: ARG002
         return self._noisy(num, 0.5, rng)
 
 
@@ -149,7 +188,7 @@ class _World:
         norms = self._norms[topics] * np.exp(0.05 * rng.standard_normal(num))
         return ((directions @ self._turn) * norms[:, None]).astype(np.float16)
 
-    def queries(self, stored: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+    def queries(self, stored: "np.ndarray | _MadeAgain", num: int, rng: np.random.Generator) -> np.ndarray:
         near = stored[rng.integers(len(stored), size=num)].astype(np.float32)
         near /= np.linalg.norm(near, axis=1, keepdims=True)
         found: np.ndarray = NORM * (0.75**0.5 * near + 0.5 * self._noise(num, rng) @ self._turn)
@@ -178,7 +217,7 @@ def make_table(path: Path, blocks: Iterable[np.ndarray], *, first_id: int = 0, t
     first = next(stream)
     if table is None:
         table = Table.create(path, EncoderCard("made", "benchmark", first.shape[1], max_tokens=256, scale=1.0))
-    rng = np.random.default_rng((SEED, 4))
+    rng = np.random.default_rng((SEED, 4, first_id))
 
     def batches() -> Iterator[object]:
         number = first_id

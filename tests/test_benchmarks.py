@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from latentrag.assemble import ModelSpec, load, load_passage_encoder, save
@@ -300,3 +302,61 @@ def test_two_trees_beside_each_other(tmp_path, monkeypatch, capsys) -> None:
         assert whole == f"| ask | {beside.WHOLE} | 1 | 1.2 | 1.20 | 1.20 | 1.20 |"
         assert token == "| ask | token | 2 | 1.25 | 0.62 | 0.50 | 0.75 |"
         assert last.endswith("none" if code == 0 else ": ask")
+
+
+def test_vectors_that_are_made_again_are_those_of_a_file(tmp_path, monkeypatch) -> None:
+    from benchmarks import memory_vectors
+
+    monkeypatch.setattr(memory_vectors, "ROWS_PER_BLOCK", 20)
+    kept = memory_vectors.Vectors.make(tmp_path / "kept", 50, 8)
+    again = memory_vectors.Vectors.make(tmp_path / "again", 50, 8, made_again=True)
+    assert (tmp_path / "kept" / "vectors.f16").stat().st_size == 50 * 8 * 2
+    assert not (tmp_path / "again" / "vectors.f16").exists()
+    np.testing.assert_array_equal(kept.queries, again.queries)
+    for first, num_blocks in ((0, 3), (20, 2)):
+        ours, theirs = (list(each.blocks(first)) for each in (kept, memory_vectors.Vectors.read(tmp_path / "again")))
+        assert len(ours) == len(theirs) == num_blocks
+        np.testing.assert_array_equal(np.concatenate(ours), np.concatenate(theirs))
+    places = np.array([3, 45, 21])
+    np.testing.assert_array_equal(kept.stored[places], again.stored[places])
+
+
+def test_a_table_that_was_interrupted_goes_on_after_its_last_commit(tmp_path, monkeypatch) -> None:
+    from benchmarks import memory_steps, memory_vectors
+
+    monkeypatch.setattr(memory_vectors, "ROWS_PER_BLOCK", 20)
+    monkeypatch.setattr(memory_steps, "ROWS_PER_BLOCK", 20)
+    monkeypatch.setattr(memory_steps, "ROWS_PER_COMMIT", 40)
+    vectors = memory_vectors.Vectors.make(tmp_path, 100, 8, made_again=True)
+    make, calls = memory_vectors.make_table, []
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        calls.append(options["first_id"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        make(*arguments, **options)
+
+    monkeypatch.setattr(memory_steps, "make_table", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        memory_steps.fill_memory(tmp_path)
+    assert memory_steps.fill_memory(tmp_path)["table_bytes"] > 0
+    assert calls == [0, 40, 40, 80]
+    memory = Memory.open(tmp_path / "memory.lance")
+    np.testing.assert_array_equal(
+        np.concatenate([rows for _, rows in memory.table.vectors()]), np.concatenate(list(vectors.blocks()))
+    )
+    assert [z.id for z in memory.table.passages()] == [str(number) for number in range(100)]
+
+
+def test_a_memory_beside_lances_own_index(tmp_path) -> None:
+    asked = ["--work", tmp_path / "work", "--size", 3_000, "--dimension", 64, "--runs", 1, "--parts"]
+    command = [sys.executable, "-m", "benchmarks.memory", *map(str, asked)]
+    command += ["--ways", "ivf-rabitq", "lance-ivf-rq", "--made-again"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {line.split(" | ")[0].strip("| "): line for line in done.stdout.splitlines() if line.startswith("| ")}
+    figures = json.loads((tmp_path / "work" / "figures.json").read_text("utf-8"))
+    for way in ("ivf-rabitq", "lance-ivf-rq"):
+        assert figures[f"run 1 {way}"]["recall@5"] > 0.9
+        assert 0 < figures[f"run 1 {way}"]["p50_s@5"] <= figures[f"run 1 {way}"]["p95_s@5"]
+        assert way in rows

@@ -15,7 +15,7 @@ from latentrag.memory.indexes import ivf_rabitq
 from latentrag.memory.indexes.building import cgroup_limits, plan
 from latentrag.memory.indexes.flat import FlatIndex, revised
 from latentrag.memory.indexes.index import Rows
-from latentrag.memory.indexes.ivf_rabitq import IvfRabitq, promises
+from latentrag.memory.indexes.ivf_rabitq import Centroids, IvfRabitq, promises
 from latentrag.memory.indexes.stored import VectorFile, vector_bytes, vector_records
 from tests.memory.indexing import (
     STORED_KINDS,
@@ -198,6 +198,51 @@ def test_candidates_are_the_best_of_all_lists_that_promise_enough(tmp_path):
         assert sorted(found) == sorted(expected[expected >= 0])
 
 
+def in_groups(monkeypatch, sample, num_lists):
+    monkeypatch.setattr(ivf_rabitq, "MOST_IN_ONE", 10)
+    return Centroids.trained(sample, num_lists, lambda *_: None)
+
+
+def nearest_of_all(rows, centroids):
+    return ((rows[:, None].astype(np.float64) - centroids[None]) ** 2).sum(axis=2)
+
+
+def test_lists_in_groups_are_as_many_as_planned_and_nearly_as_near(monkeypatch):
+    sample = drawn(3_000, 16).astype(np.float32)
+    whole, grouped = Centroids.trained(sample, 90, lambda *_: None), in_groups(monkeypatch, sample, 90)
+    assert len(whole.rows) == len(grouped.rows) == grouped.starts[-1] == 90
+    assert len(whole.middles) == 1
+    assert len(grouped.middles) == len(grouped.starts) - 1 == 9
+    distances = {}
+    for name, centroids in (("whole", whole), ("grouped", grouped)):
+        far = nearest_of_all(sample, centroids.rows)
+        found, chosen = centroids.nearest(sample)
+        np.testing.assert_allclose(found, far[np.arange(len(sample)), chosen], rtol=1e-3, atol=1e-3)
+        assert (chosen == far.argmin(axis=1)).mean() > (0.999 if name == "whole" else 0.97)
+        distances[name] = found.mean()
+    assert distances["grouped"] < 1.15 * distances["whole"]
+
+
+def test_where_all_groups_are_near_the_nearest_list_is_found(monkeypatch):
+    sample = drawn(2_000, 8).astype(np.float32)
+    centroids = in_groups(monkeypatch, sample, 50)
+    monkeypatch.setattr(ivf_rabitq, "GROUPS_LOOKED_AT", 100)
+    far = nearest_of_all(sample, centroids.rows)
+    np.testing.assert_allclose(centroids.nearest(sample)[0], far.min(axis=1), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_different", [1, 3, 40])
+def test_groups_of_few_different_vectors(monkeypatch, num_different):
+    """Most groups have no row and get no list."""
+    sample = drawn(num_different, 8).astype(np.float32)[np.arange(1_000) % num_different]
+    centroids = in_groups(monkeypatch, sample, 200)
+    assert len(centroids.rows) == centroids.starts[-1] == 200
+    assert (np.diff(centroids.starts) > 0).all()
+    distances, chosen = centroids.nearest(sample)
+    assert distances.max() < 1e-3 if num_different < 40 else np.isfinite(distances).all()
+    assert 0 <= chosen.min() <= chosen.max() < 200
+
+
 @pytest.mark.parametrize("dimension", [1, 15, 16, 40])
 def test_what_a_list_promises(dimension):
     """c·q + bonus·|q|, to bfloat16's eight bits, best first."""
@@ -232,7 +277,7 @@ def test_what_is_planned():
     assert ivf_rabitq.default_lists(1_000_000) == 3_000
     assert ivf_rabitq.default_probes(1_000_000, 3_000) == 128
     of_wikipedia = plan("ivf-rabitq", 21_015_324, 768, max_memory=8 * 10**9)
-    assert of_wikipedia.parameters == {"num_lists": 8_192, "num_probes": 274}
+    assert of_wikipedia.parameters == {"num_lists": 13_753, "num_probes": 274}
     assert 3e9 < of_wikipedia.ram_bytes < 5e9
     assert 34e9 < of_wikipedia.disk_bytes < 38e9
 

@@ -27,10 +27,15 @@ if TYPE_CHECKING:
 FAISS = "index.faiss"
 
 BONUSES = "bonuses.f32"
-MOST_LISTS = 8_192
+MOST_LISTS = 65_536
 SAMPLE_PER_LIST = 50
 """Rows that k-means sees for each centroid; faiss asks for 39 or more."""
 LEAST_SAMPLE_PER_LIST = 16
+MOST_IN_ONE = 4_096
+"""Lists that k-means finds in one; more are found in groups: the time of both grows with the square of their number."""
+SAMPLE_PER_GROUP = 256
+GROUPS_LOOKED_AT = 4
+"""Around a row, for its nearest list."""
 ITERATIONS = 8
 QUERY_BITS = 4
 """Bits of a query's numbers; with 8 the candidates are hardly better, and the search takes a third longer."""
@@ -109,13 +114,13 @@ class IvfRabitq:
     @classmethod
     def build(cls, vectors: VectorFile, plan: Plan, folder: Path, progress: Progress) -> None:
         """Train on a sample, add all vectors, write."""
-        rotation, lists, nearest, bonus = _train(vectors, plan, progress)
+        rotation, lists, centroids, bonus = _train(vectors, plan, progress)
         num_lists = lists.nlist
         squares = np.zeros(num_lists)  # Σ |d − c|²
         for block in vectors.blocks():
             for start in range(0, len(block.vectors), ROWS_PER_ADD):
                 turned = rotation.apply(block.vectors[start : start + ROWS_PER_ADD].astype(np.float32))
-                distances, chosen = (np.ascontiguousarray(part[:, 0]) for part in nearest.search(turned, 1))
+                distances, chosen = centroids.nearest(turned)
                 positions = np.arange(lists.ntotal, lists.ntotal + len(turned))
                 lists.add_core(len(turned), *map(faiss.swig_ptr, (turned, positions, chosen)))
                 squares += np.bincount(chosen, distances, minlength=num_lists)
@@ -211,10 +216,64 @@ def promises(centroids: npt.NDArray[np.float32], bonuses: npt.NDArray[np.float32
     return index
 
 
+@dataclass(frozen=True, slots=True)
+class Centroids:
+    """The lists' centroids, in groups, so that a row's nearest one is looked for in the groups around it alone.
+
+    Attributes:
+        rows: (lists, D), a group's next to each other.
+        middles: (groups, D).
+        starts: (groups + 1,) where each group's begin, and the end.
+    """
+
+    rows: npt.NDArray[np.float32]
+    middles: npt.NDArray[np.float32]
+    starts: npt.NDArray[np.int64]
+
+    @classmethod
+    def trained(cls, sample: npt.NDArray[np.float32], num_lists: int, progress: Progress) -> Self:
+        """L2 k-means of the sample (n, D), n ≥ num_lists; above ``MOST_IN_ONE`` lists by k-means within groups, whose
+        number of lists is their share of the sample."""
+        if num_lists <= MOST_IN_ONE:
+            return cls(_k_means(sample, num_lists, partial(progress, "training")), sample[:1], np.array([0, num_lists]))
+        num_groups = round(math.sqrt(num_lists))
+        few = sample[:: max(1, len(sample) // (num_groups * SAMPLE_PER_GROUP))]
+        middles = _k_means(few, num_groups, partial(progress, "training groups"))
+        group = faiss.knn(sample, middles, 1)[1][:, 0]  # (n,)
+        sizes = np.bincount(group, minlength=num_groups)
+        # A group has no more lists than rows; the running total is rounded, so that the numbers add up.
+        ends = np.round(np.cumsum(sizes) * (num_lists / len(sample))).astype(np.int64)
+        starts = np.append(0, ends)
+        parts, members = [], np.argsort(group, kind="stable")
+        for number, rows in enumerate(np.split(members, np.cumsum(sizes)[:-1])):
+            if starts[number + 1] > starts[number]:
+                parts.append(_k_means(sample[rows], int(starts[number + 1] - starts[number])))
+            progress("training", number + 1, num_groups)
+        used = starts[1:] > starts[:-1]
+        return cls(np.concatenate(parts), middles[used], np.append(0, starts[1:][used]))
+
+    def nearest(self, rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """|row − c|² (n,) and the number (n,) of the nearest centroid in the nearest groups. rows: (n, D)."""
+        num_near = min(GROUPS_LOOKED_AT, len(self.middles))
+        groups = faiss.knn(rows, self.middles, num_near)[1]  # (n, near)
+        distances, chosen = np.full(len(rows), np.inf, np.float32), np.zeros(len(rows), np.int64)
+        order = np.argsort(groups, axis=None, kind="stable")
+        ends = np.cumsum(np.bincount(groups.ravel(), minlength=len(self.middles)))
+        for number, places in enumerate(np.split(order, ends[:-1])):
+            start, end = self.starts[number : number + 2]
+            if not len(places):
+                continue
+            of = places // num_near
+            found, which = (part[:, 0] for part in faiss.knn(rows[of], self.rows[start:end], 1))
+            better = found < distances[of]
+            distances[of[better]], chosen[of[better]] = found[better], which[better] + start
+        return distances, chosen
+
+
 def _train(
     vectors: VectorFile, plan: Plan, progress: Progress
-) -> tuple[faiss.VectorTransform, faiss.IndexIVFRaBitQ, faiss.IndexFlatL2, np.float32]:
-    """A rotation, empty lists, their centroids as an L2 index, and 2σ."""
+) -> tuple[faiss.VectorTransform, faiss.IndexIVFRaBitQ, Centroids, np.float32]:
+    """A rotation, empty lists, their centroids, and 2σ."""
     dimension, num_lists = vectors.dimension, plan.parameters["num_lists"]
     rotation = faiss.RandomRotationMatrix(dimension, dimension)
     rotation.init(SEED)
@@ -222,13 +281,12 @@ def _train(
     sample = np.empty((len(chosen), dimension), np.float32)
     for start in range(0, len(chosen), ROWS_PER_ADD):
         sample[start : start + ROWS_PER_ADD] = rotation.apply(vectors.read(chosen[start : start + ROWS_PER_ADD]))
-    centroids = _k_means(sample, num_lists, progress)
-    nearest, quantizer = faiss.IndexFlatL2(dimension), faiss.IndexFlatIP(dimension)
-    nearest.add(centroids)
-    quantizer.add(centroids)
+    centroids = Centroids.trained(sample, num_lists, progress)
+    quantizer = faiss.IndexFlatIP(dimension)
+    quantizer.add(centroids.rows)
     lists = faiss.IndexIVFRaBitQ(quantizer, dimension, num_lists, faiss.METRIC_INNER_PRODUCT)
     lists.train(sample[:1])  # the centroids are there; of a bit there is nothing to learn
-    return rotation, lists, nearest, np.float32(DEVIATIONS * _spread(sample, centroids, nearest))
+    return rotation, lists, centroids, np.float32(DEVIATIONS * _spread(sample, centroids))
 
 
 def _sampled(num_rows: int, num: int) -> npt.NDArray[np.int64]:
@@ -237,9 +295,12 @@ def _sampled(num_rows: int, num: int) -> npt.NDArray[np.int64]:
     return ((np.arange(num) + within) * (num_rows / max(1, num))).astype(np.int64).clip(max=num_rows - 1)
 
 
-def _k_means(sample: npt.NDArray[np.float32], num_lists: int, progress: Progress) -> npt.NDArray[np.float32]:
+def _k_means(
+    sample: npt.NDArray[np.float32], num_lists: int, progress: Callable[[int, int], None] | None = None
+) -> npt.NDArray[np.float32]:
     """L2 centroids (num_lists, D). An iteration at a time, so that the caller can show progress, or stop."""
-    progress("training", 0, ITERATIONS)
+    told = progress or (lambda *_: None)
+    told(0, ITERATIONS)
     dimension = sample.shape[1]
     centroids = sample[np.linspace(0, len(sample) - 1, num_lists).astype(np.int64)]  # they come in the table's order
     for number in range(ITERATIONS):
@@ -249,14 +310,14 @@ def _k_means(sample: npt.NDArray[np.float32], num_lists: int, progress: Progress
         faiss.copy_array_to_vector(centroids.ravel(), clustering.centroids)
         clustering.train(sample, faiss.IndexFlatL2(dimension))
         centroids = faiss.vector_to_array(clustering.centroids).reshape(num_lists, dimension)
-        progress("training", number + 1, ITERATIONS)
+        told(number + 1, ITERATIONS)
     return centroids
 
 
-def _spread(sample: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32], nearest: faiss.IndexFlatL2) -> float:
+def _spread(sample: npt.NDArray[np.float32], centroids: Centroids) -> float:
     """σ: root mean square of the cosine between residuals of some rows and other rows, in place of queries."""
     rows = sample[np.linspace(0, len(sample) - 1, min(COMPARED, len(sample))).astype(np.int64)]
-    residuals = rows - centroids[nearest.search(rows, 1)[1][:, 0]]
+    residuals = rows - centroids.rows[centroids.nearest(rows)[1]]
     cosines = _unit(np.roll(rows, len(rows) // 2, axis=0)) @ _unit(residuals).T
     return float(np.sqrt((cosines**2).mean()))
 
