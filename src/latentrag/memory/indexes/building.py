@@ -62,6 +62,8 @@ LARGEST_FLAT = 200_000
 """Up to here exact search in RAM is fast enough, and needs nothing built."""
 PROCESS_BYTES = 200 << 20
 """Python and the libraries."""
+MAPPED_BYTES = 16
+"""Of a row: its id, and where its passage ends, in files that are mapped."""
 MOST_READ_BYTES, MOST_COPIED_BYTES = 192 << 20, 224 << 20
 """What it leaves in RAM to read the table's vectors, or all of it: twice the vectors, and no more than this (ADR 6)."""
 NUM_WEIGHED = 1_000
@@ -101,6 +103,8 @@ def plan(kind: str, num_rows: int, dimension: int, *, max_memory: int | None = N
     row = INDEX_KINDS[kind]
     most_read = MOST_READ_BYTES if row.proposer is None else MOST_COPIED_BYTES
     besides = PROCESS_BYTES + min(2 * 2 * num_rows * dimension, most_read)
+    if row.proposer is not None:
+        besides += MAPPED_BYTES * num_rows
     needed = row.plan(num_rows, dimension, bound - besides)
     ram_bytes = needed.ram_bytes + besides
     if ram_bytes > bound:

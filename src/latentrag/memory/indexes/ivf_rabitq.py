@@ -50,8 +50,8 @@ COMPARED = 1_000
 USUAL_DIMENSION = 768
 """Where 2·K + 40 candidates hold almost all that is to be found in the lists looked at."""
 SEED, SAMPLE_SEED = 0, 1
-GROWTH = 1.6
-"""Lists grow by doubling: on average half as much again is reserved while they are built."""
+GROWTH = 2.0
+"""Lists grow by doubling, and those of about one size double at about the same time."""
 ROWS_PER_ADD = 16_384
 WORK_BYTES = 72 << 20
 """Blocks of vectors in several forms at a time, and faiss's own (measured, ADR 6)."""
