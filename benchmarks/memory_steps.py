@@ -270,7 +270,7 @@ def measure_lance(work: Path, way: str) -> dict[str, float]:
     libraries = resident_bytes()
     dataset = lance.dataset(work / f"{way}.lance")
     vectors, truth = Vectors.read(work), np.load(work / "truth.npy")
-    columns = ["id", "title", "text", "source", "start", "end", "vector"]
+    columns = ["id", "title", "text", "source", "start", "end", "vector", "_distance"]
 
     def search(q: np.ndarray, k: int, probes: int, refine: int | None) -> list[int]:
         nearest = {"column": "vector", "q": q[0], "k": k, "nprobes": probes, "refine_factor": refine}

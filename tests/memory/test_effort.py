@@ -61,7 +61,8 @@ def test_it_multiplies_lists_and_candidates(table, monkeypatch, factor):
     proposer = built(table, "ivf-rabitq").proposer
     looked_at: list[int] = []
     proposer.effort = 1.0
-    usual, scan = proposer.num_rescored(7), ivf_rabitq.IvfRabitq._scan
+    few, many = proposer.num_rescored(1), proposer.num_rescored(1_000)
+    scan = ivf_rabitq.IvfRabitq._scan
     monkeypatch.setattr(
         ivf_rabitq.IvfRabitq,
         "_scan",
@@ -69,7 +70,8 @@ def test_it_multiplies_lists_and_candidates(table, monkeypatch, factor):
     )
     monkeypatch.setattr(ivf_rabitq, "LOOKED_AT_FIRST", 1_000)  # none is left out
     proposer.effort = factor
-    assert proposer.num_rescored(7) == pytest.approx(factor * usual, abs=factor)
+    assert proposer.num_rescored(1_000) == pytest.approx(factor * many, rel=0.02)
+    assert few * factor**0.5 - 1 <= proposer.num_rescored(1) <= few * factor + 1
     assert len(proposer.propose(drawn(1, DIMENSION)[0].astype(np.float32), 3, None)) == 3
     assert looked_at == [USUAL_PROBES * factor]
 

@@ -152,8 +152,9 @@ class IvfRabitq:
         return cls(rotation, lists, centroids, bonuses, parameters["num_probes"], promises(centroids, bonuses))
 
     def num_rescored(self, k: int) -> int:
-        # An estimate's error falls as 1/√D.
-        return math.ceil(self.effort * (2 * k + 40) * max(1.0, math.sqrt(USUAL_DIMENSION / self.lists.d)))
+        # An estimate's error falls as 1/√D. Of the part that grows with K more is needed than of the one for few.
+        num = 2 * k * self.effort + 40 * math.sqrt(self.effort)
+        return math.ceil(num * max(1.0, math.sqrt(USUAL_DIMENSION / self.lists.d)))
 
     def propose(self, q: npt.NDArray[np.float32], num: int, live: LiveRows | None) -> npt.NDArray[np.int64]:
         turned, norm = self.rotation.apply(q[None]), np.linalg.norm(q)
