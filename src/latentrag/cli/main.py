@@ -6,6 +6,7 @@ traceback), or a check that found something wrong; 130 interrupted; 141 nobody r
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -45,14 +46,21 @@ _UNCUT = 10_000
 _LESS_MEMORY = "lower -k or --beams, in training --micro-batch-size; or choose --dtype bfloat16 or another --device"
 
 
+COLLECTED = (100_000, 20, 100)
+"""New objects after which Python looks for cycles, and how many of these looks go deeper. Libraries and tokenizers make
+a million objects that stay: with the usual 700 a cold ``ask`` spends a second on them, and nearly two more at its end."""
+
+
 def run() -> None:
     """What the command ``latentrag`` calls."""
     streams.prepare()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its log would mix with our messages
+    gc.set_threshold(*COLLECTED)
     try:
         try:
             app()(prog_name="latentrag")
         finally:
+            gc.freeze()  # nor are they looked through at the end
             sys.stdout.flush()
     # Of what is written before and after a command: help, the version.
     except OutputError as error:
