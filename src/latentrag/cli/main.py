@@ -47,8 +47,8 @@ _LESS_MEMORY = "lower -k or --beams, in training --micro-batch-size; or choose -
 
 
 COLLECTED = (100_000, 20, 100)
-"""New objects after which Python looks for cycles, and how many of these looks go deeper. Libraries and tokenizers make
-a million objects that stay: with the usual 700 a cold ``ask`` spends a second on them, and nearly two more at its end."""
+"""New objects after which Python looks for cycles, and how many of these looks go deeper. Libraries and tokenizers
+make a million objects that stay: with the usual 700 a cold ``ask`` spends a second on them, and two more at its end."""
 
 
 def run() -> None:
