@@ -14,7 +14,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help test lint test-environments test-gpu test-page test-cluster test-clients test-properties test-s3 torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
+.PHONY: help test lint test-quantised test-environments test-gpu test-page test-cluster test-clients test-properties test-s3 torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
 	experiment-precision experiment-shares experiment-removal experiment-confidence experiment-conversations experiment-sets experiment-made-questions experiment-intervals experiment-bm25 experiment-korean experiment-prior bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
 	bench-memory bench-21m bench-filters bench-swap bench-cluster bench-sync bench-serving bench-html bench-spans reproduce clean
 
@@ -70,6 +70,11 @@ test-s3: $(STAMP) build/moto/bin/moto_server  ## Run the tests of memories in an
 build/moto/bin/moto_server:
 	@$(PYTHON) -m venv build/moto
 	@build/moto/bin/python -m pip install --disable-pip-version-check -q 'moto[s3,server]==5.2.5' || { rm -rf build/moto; exit 1; }
+
+# In a folder of its own: wherever bitsandbytes can be found, accelerate imports it.
+test-quantised: $(STAMP)  ## Run the tests of checkpoints that bitsandbytes has quantised, a minute.
+	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target build/quantised -c constraints.txt bitsandbytes
+	@PYTHONPATH=build/quantised $(BIN)/python -m pytest tests/generator/test_quantised.py
 
 # Without node, npm or nginx what needs them is skipped, and says so.
 test-clients: $(STAMP)  ## Try other projects' clients, installed from PyPI and npm under build/clients, minutes; ONLY=langchain.

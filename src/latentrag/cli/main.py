@@ -7,6 +7,7 @@ traceback), or a check that found something wrong; 130 interrupted; 141 nobody r
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 import tempfile
@@ -55,6 +56,7 @@ def run() -> None:
     """What the command ``latentrag`` calls."""
     streams.prepare()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its log would mix with our messages
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # accelerate imports it wherever it is installed
     gc.set_threshold(*COLLECTED)
     try:
         try:
