@@ -1,7 +1,6 @@
 """Files and folders forced to the disk, in the order that a power failure asks for."""
 
 import ctypes
-import gc
 import hashlib
 import os
 import subprocess
@@ -137,18 +136,6 @@ def test_json_has_no_number_that_is_not_finite():
 def test_strict_json_leaves_what_only_a_bug_makes():
     record = io.finite([float("-inf"), 1.5, {"a": float("inf")}], strict=True)
     assert record == [None, 1.5, {"a": float("inf")}]
-
-
-@pytest.mark.parametrize("was_on", [True, False])
-def test_the_collector_stands_still_and_goes_on(was_on) -> None:
-    on = gc.isenabled()
-    (gc.enable if was_on else gc.disable)()
-    try:
-        with io.without_collection():
-            assert not gc.isenabled()
-        assert gc.isenabled() == was_on
-    finally:
-        (gc.enable if on else gc.disable)()
 
 
 HAS_GLIBC = sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "malloc_trim")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import gc
 import hashlib
 import io
 import json
@@ -83,27 +82,6 @@ def sync_tree(folder: Path) -> None:
 
 
 # Whole or not at all
-
-
-def give_back_memory() -> None:
-    """Hand what was freed back to the system, where glibc would keep it. It takes milliseconds."""
-    if sys.platform.startswith("linux"):
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
-        if trim is not None:
-            trim(0)
-
-
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """Python's search for cycles that nothing refers to stands still: whoever makes a million objects that stay is
-    slowed down by passes that find nothing."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 @contextmanager
@@ -315,6 +293,14 @@ def sha256_of_file(path: Path | Opens) -> str:
     """Of the file's bytes, as hexadecimal digits. Raises: OSError."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def give_back_memory() -> None:
+    """Hand what was freed back to the system, where glibc would keep it. It takes milliseconds."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
 
 
 def num_bytes_of_ram() -> int | None:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from latentrag.types import Variant
 
 
-@io.without_collection()
 def load(
     source: Source | ModelSpec | tuple[Source, Source],
     *,
