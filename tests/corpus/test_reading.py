@@ -4,6 +4,8 @@ import gzip
 import os
 import subprocess
 import sys
+import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 import latentrag.corpus
 from latentrag.corpus import read
 from latentrag.errors import DataError
+from tests.corpus import making
 
 
 def read_reporting(path: Path) -> tuple[list[str], dict[str, str]]:
@@ -96,6 +99,24 @@ def test_a_given_file_that_cannot_be_read_raises_even_with_on_skip(tmp_path, nam
         list(read(tmp_path / name, on_skip=lambda *_: pytest.fail("reported instead of raised")))
     assert str(raised.value).startswith(str(tmp_path / name))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_too_little_memory_to_unpack_is_no_damage_to_the_file(tmp_path, monkeypatch, packed):
+    """zlib says so by its number -4, which a process with a limit of memory meets by chance."""
+
+    def unpack(*_):
+        raise zlib.error("Error -4 while decompressing data")
+
+    if packed:
+        (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "text"}'))
+        monkeypatch.setattr(gzip.GzipFile, "read", unpack)
+        monkeypatch.setattr(gzip.GzipFile, "read1", unpack)
+    else:
+        (tmp_path / "a.docx").write_bytes(making.docx("text"))
+        monkeypatch.setattr(zipfile.ZipExtFile, "read", unpack)
+    with pytest.raises(MemoryError):
+        list(read(tmp_path))
 
 
 def test_a_missing_path_raises_at_the_call(tmp_path):

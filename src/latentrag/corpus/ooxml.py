@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 from zipfile import BadZipFile, ZipFile
 
-from latentrag.corpus.readers import UnreadableError
+from latentrag.corpus.readers import UnreadableError, not_whole
 from latentrag.corpus.text import XmlEvent, xml_events
 
 _MAX_PART_BYTES = 1 << 29
@@ -35,7 +35,7 @@ def opened(file: BinaryIO, kind: str, older: str = "") -> Iterator[ZipFile]:
             yield archive
     # zipfile raises the last two for methods of compression and encryption that it does not know.
     except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UnreadableError(f"not a whole .{kind} file ({error}); fetch or save it again") from error
+        raise not_whole(f".{kind} file", error, "fetch or save it") from error
 
 
 def events(archive: ZipFile, part: str) -> Iterator[XmlEvent]:

@@ -39,6 +39,13 @@ class UnreadableError(Exception):
         return self.problem if self.line is None else f"from line {self.line} on: {self.problem}"
 
 
+def not_whole(kind: str, error: Exception, remedy: str) -> UnreadableError:
+    """What is wrong with a packed file. Raises: MemoryError, where zlib says that there is too little (number -4)."""
+    if isinstance(error, zlib.error) and str(error).startswith("Error -4 "):
+        raise MemoryError(str(error)) from error
+    return UnreadableError(f"not a whole {kind} ({error}); {remedy} again")
+
+
 @dataclass(slots=True)
 class Ledger:
     """What became of a file. It is complete when the file's documents have ended.
@@ -205,7 +212,7 @@ class File:
             # What the system refuses has a number.
             if isinstance(error, OSError) and (error.errno is not None or not packing):
                 raise UnreadableError(refusal(error)) from error
-            raise UnreadableError(f"not a whole {packing} file ({error}); fetch it again") from error
+            raise not_whole(f"{packing} file", error, "fetch it") from error
 
     def check(self) -> None:
         """Raises: UnreadableError for what is not read, whatever its format."""
