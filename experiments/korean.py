@@ -1,7 +1,7 @@
-"""What a multilingual encoder finds in Korean, beside words, and beside the sum of both.
+"""What a multilingual encoder finds in Korean, beside words, the sum of both, and another encoder.
 
     make experiment-korean ENCODER=FOLDER          an hour; what has been encoded is not encoded again
-    make experiment-korean ENCODER=FOLDER OTHERS=20000
+    make experiment-korean ENCODER=FOLDER OTHERS=20000 BESIDE=FOLDER
 
 MIRACL's Korean questions over leads of Korean Wikipedia: all relevant articles, and OTHERS drawn at random from the
 rest, since encoding all of them takes a core a day. Recall of relevant articles among the first; BM25 searches the same
@@ -62,10 +62,18 @@ def shown(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
 
 
+def encoded(path: Path, passages: Sequence[Passage], encoder: str) -> tuple[Memory, float]:
+    """A memory of the passages, and the seconds of a core that each took."""
+    started = time.process_time()
+    num_encoded = filled(path, passages, encoder, at_once=512)
+    return Memory.open(path), (time.process_time() - started) / max(1, num_encoded)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the question sets and corpora")
     parser.add_argument("--encoder", required=True, help="folder or hub id of a multilingual encoder")
+    parser.add_argument("--beside", help="folder or hub id of another encoder: of the small demo, say")
     parser.add_argument("--others", type=int, default=3_000, help="articles that no question is about")
     parser.add_argument("--work", type=Path, default=Path("runs/korean"))
     parser.add_argument("--report", type=Path, default=Path("docs/experiments/korean.md"))
@@ -73,17 +81,17 @@ def main() -> int:
     torch.set_num_threads(1)
     questions = list(read_gzipped(given.data / "miracl-ko.dev.jsonl.gz"))
     passages = chosen(given.data, questions, given.others)
-    path = given.work / f"{given.others}.lance"
     given.work.mkdir(parents=True, exist_ok=True)
-    started = time.process_time()
-    num_encoded = filled(path, passages, given.encoder, at_once=512)
-    seconds = (time.process_time() - started) / max(1, num_encoded)
-    memory = Memory.open(path)
+    memory, seconds = encoded(given.work / f"{given.others}.lance", passages, given.encoder)
     parts = (given.encoder, given.encoder)  # the second, a generator's place, is not opened
     found = {
         arm: recalls(load_retriever(parts, memory=memory, retriever=kind), questions)
         for arm, kind in (("words", "bm25"), ("vectors", "dense"), ("sum", "hybrid"))
     }
+    if given.beside:
+        beside, _ = encoded(given.work / f"{given.others}-beside.lance", passages, given.beside)
+        retriever = load_retriever((given.beside, given.beside), memory=beside, retriever="dense")
+        found[f"vectors of {beside.card.encoder}"] = recalls(retriever, questions)
     heads = " | ".join(f"recall@{k} of articles" for k in RECALL_AT)
     lines = [f"| {len(memory):,} passages, {len(questions)} questions | {heads} |", "|---" * (1 + len(RECALL_AT)) + "|"]
     for arm, of_arm in found.items():
