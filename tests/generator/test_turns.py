@@ -66,6 +66,13 @@ def test_a_passage_that_mimics_an_instruction_is_read_as_another_one(chat: Causa
     assert prompt_of(chat, "Who wrote Fidelio?", mimic)[0] == expected
 
 
+def test_a_border_between_title_and_text_is_not_one_inside_them(chat: CausalGenerator) -> None:
+    one, other = Passage("1", "b\0c", "a"), Passage("2", "c", "a\0b")
+    prompt_of(chat, "Who wrote Fidelio?", one)
+    expected, _ = prompt_of(CausalGenerator(chat.model, chat.tokenizer), "Who wrote Fidelio?", other)
+    assert prompt_of(chat, "Who wrote Fidelio?", other)[0] == expected
+
+
 def test_names_of_control_tokens_in_turns_are_text(chat: CausalGenerator) -> None:
     name = next(token.content for token in chat.tokenizer.added_tokens_decoder.values() if token.special)
     number = chat.tokenizer.convert_tokens_to_ids(name)

@@ -11,6 +11,7 @@ from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import ClassVar, Protocol, Self
 
 from latentrag.errors import InputError
@@ -430,7 +431,7 @@ class PromptTokens:
 
 
 def _key(instruction: str, z: Latent) -> bytes:
-    texts = "\0".join(f"{passage.title}\0{passage.text}" for passage in z)
-    # Its length comes first, so that no passage can look like another one with an instruction.
-    told = f"{len(instruction)}\0{instruction}"
-    return hashlib.blake2b(f"{told}\0{len(z)}\0{texts}".encode(errors="replace"), digest_size=16).digest()
+    texts = [instruction, *chain.from_iterable((passage.title, passage.text) for passage in z)]
+    # Lengths come first, so that nothing in one text can look like the border to the next.
+    lengths = ",".join(str(len(text)) for text in texts)
+    return hashlib.blake2b(f"{lengths}:{''.join(texts)}".encode(errors="replace"), digest_size=16).digest()
