@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal, TypeAlias
 
-from latentrag.errors import InputError
+from latentrag.errors import ConditionError
 
 MAX_CHARS = 4_000
 MAX_DEPTH = 50
@@ -157,7 +157,7 @@ Where: TypeAlias = str | Condition
 
 
 def condition_of(where: Where) -> Condition:
-    """The tree of a condition. Raises: InputError, in one line, for a text that is none."""
+    """The tree of a condition. Raises: ConditionError, in one line, for a text that is none."""
     if isinstance(where, Compare | Like | In | IsNull | Not | And | Or):
         return where
     return _Parser(where).whole()
@@ -346,7 +346,7 @@ class _Parser:
             return Value.of(_number(token.text))
         return Value.of(token.text == "true")
 
-    def _wanted(self, what: str) -> InputError:
+    def _wanted(self, what: str) -> ConditionError:
         token = self._token
         got = "ends" if token.kind == "end" else f"has {_shown(token.text)}"
         before = self._tokens[self._next - 1].text if self._next else ""
@@ -362,8 +362,8 @@ def _number(text: str) -> int | float:
     return number
 
 
-def _refused(what: str) -> InputError:
-    return InputError(f"the condition {what}")
+def _refused(what: str) -> ConditionError:
+    return ConditionError(f"the condition {what}")
 
 
 def _shown(text: str) -> str:

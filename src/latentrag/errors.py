@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from string import Formatter
 
 
 def command(*words: object) -> str:
@@ -19,7 +20,19 @@ class ShapeError(LatentRagError, ValueError):
 
 
 class InputError(LatentRagError, ValueError):
-    """A question, label list, option or other argument that cannot be used as it is."""
+    """A question, label list, option or other argument that cannot be used as it is.
+
+    Attributes:
+        field: the option that is wrong, by its field's name, where it is known to be one.
+    """
+
+    field: str | None = None
+
+
+class ConditionError(InputError):
+    """A condition on passages that is none, or that none satisfies."""
+
+    field = "where"
 
 
 class OptionError(InputError):
@@ -32,6 +45,8 @@ class OptionError(InputError):
 
     def __init__(self, text: str, **values: object) -> None:
         self._text, self._values = text, values
+        names = (name for _, name, *_ in Formatter().parse(text))
+        self.field = next((name for name in names if name and name not in values), None)
         super().__init__(self.called(str))
 
     def called(self, name_of: Callable[[str], str]) -> str:

@@ -133,6 +133,24 @@ def test_what_cannot_be_is_refused_in_one_shape(served, memory, path, body, stat
     assert str(memory) not in response.text
 
 
+@pytest.mark.parametrize(
+    ("path", "more", "param"),
+    [
+        ("/v1/answer", {"k": 50}, "k"),
+        ("/v1/answer", {"k": 4, "beams": 2_000}, "k"),
+        ("/v1/answer", {"where": "date >"}, "where"),
+        ("/v1/answer", {"where": "nowhere = 1"}, "where"),
+        ("/v1/answer", {"variant": "token", "decoding": "fast"}, "decoding"),
+        ("/v1/answer", {"beams": 0}, "beams"),
+        ("/v1/search", {"where": "id = 1"}, "where"),
+    ],
+)
+def test_a_refusal_names_the_field_that_is_wrong(served, path, more, param) -> None:
+    response = served.post(path, {"question": QUESTION, **more})
+    assert response.status_code == 422
+    assert response.json()["error"]["param"] == param
+
+
 def test_methods_that_are_not_there(served) -> None:
     client = served.client
     for method in ("GET", "PUT", "DELETE", "OPTIONS", "TRACE"):

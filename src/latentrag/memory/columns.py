@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentrag.conditions import And, Compare, Condition, In, IsNull, Like, Not, Or, Test, Value, moment_of, tests_of
-from latentrag.errors import InputError
+from latentrag.errors import ConditionError
 from latentrag.memory.places import place_of
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class Columns:
 
         Args:
             mask: (N,) the passages that may be known of; None: all.
-        Raises: InputError.
+        Raises: ConditionError.
         """
         check_fields(condition, lambda name: self.kinds(name, mask), lambda: self.names(mask))
 
@@ -247,7 +247,7 @@ def check_fields(
     for test in tests_of(condition):
         found = kinds(test.field)
         if found is None:
-            raise InputError(f"no passage has a field {test.field!r}; there are: {', '.join(names())}")
+            raise ConditionError(f"no passage has a field {test.field!r}; there are: {', '.join(names())}")
         _check_kinds(test, found)
 
 
@@ -314,4 +314,4 @@ def _check_kinds(test: Test, kinds: Collection[str]) -> None:
         if value.kind not in kinds:
             remedy = "write the value in single quotes" if kinds == {"text"} else "write the value without quotes"
             has = " and ".join(sorted(f"{kind}s" for kind in kinds))
-            raise InputError(f"the field {test.field!r} has {has}, got the {value.kind} {value}; {remedy}")
+            raise ConditionError(f"the field {test.field!r} has {has}, got the {value.kind} {value}; {remedy}")

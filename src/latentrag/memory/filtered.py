@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, Self, TypeVar, 
 import numpy as np
 
 from latentrag.conditions import Condition, Where, both, condition_of
-from latentrag.errors import InputError, MemoryStoreError
+from latentrag.errors import ConditionError, MemoryStoreError
 from latentrag.memory.schema import require_known
 from latentrag.types import Passage, SearchResult
 
@@ -173,8 +173,8 @@ class FilteredMemory:
     def where(self, where: Where) -> Self:
         """Those that satisfy another condition, too.
 
-        Raises: InputError for a text that is no condition, a field that no passage of the scope has, or a value of a
-            kind that the field never has.
+        Raises: ConditionError for a text that is no condition, a field that no passage of the scope has, or a value of
+            a kind that the field never has.
         """
         condition = condition_of(where)
         self.base.check_fields(condition, scope=self.scope)
@@ -272,14 +272,14 @@ class FilteredMemory:
     def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
         """As ``Memory.search``: the K best of those that are left, or all of them if there are fewer.
 
-        Raises: as ``Memory.search``; InputError if none is left.
+        Raises: as ``Memory.search``; ConditionError if none is left.
         """
         base = self.base
         num = self._num_left(base)
         return base.search(q, k if k < 1 else min(k, num), within=self.within)
 
     def require_some(self) -> None:
-        """Raises: InputError if no passage is left; MemoryStoreError if there was none."""
+        """Raises: ConditionError if no passage is left; MemoryStoreError if there was none."""
         self._num_left(self.base)
 
     def _num_left(self, base: Version) -> int:
@@ -289,7 +289,7 @@ class FilteredMemory:
             return num
         if self.condition is None:
             raise MemoryStoreError(f"the memory has no passages at version {base.version}")
-        raise InputError(f"0 passages satisfy {self.condition}; widen the condition")
+        raise ConditionError(f"0 passages satisfy {self.condition}; widen the condition")
 
     def check(self, query_encoder: QueryEncoder) -> None:
         """As ``Memory.check``."""

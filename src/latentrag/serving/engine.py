@@ -100,8 +100,8 @@ class Engine:
         most = self._options.max_rows
         if k * number > most:
             raise OptionError(
-                f"k={k} with {what}={number} makes {k * number} pairs; this server computes {most} at once; lower k to "
-                f"{most // number} or {what} to {most // k}"
+                f"{{k}}={k} with {what}={number} makes {k * number} pairs; this server computes {most} at once; lower "
+                f"{{k}} to {most // number} or {what} to {most // k}"
             )
 
     def _submit(

@@ -77,7 +77,9 @@ def refusal(error: LatentRagError, *, place: str = "") -> Refused:
     """
     message = error.called(_name_of) if isinstance(error, OptionError) else str(error)
     message = message.replace(place, "the memory") if place else message
-    if isinstance(error, InputError | DataError):
+    if isinstance(error, InputError):
+        return Refused(422, message, "invalid_value", param=error.field and _name_of(error.field))
+    if isinstance(error, DataError):
         return Refused(422, message, "invalid_value")
     if isinstance(error, EncoderMismatchError):
         return Refused(409, message, "encoder_mismatch")
