@@ -15,7 +15,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help test lint test-quantised test-environments test-gpu test-page test-cluster test-clients test-properties test-s3 torture fuzz-api code-lines same-results format demo eval-demo experiment-jeopardy experiment-hot-swap \
-	experiment-precision experiment-shares experiment-removal experiment-confidence experiment-conversations experiment-sets experiment-made-questions experiment-intervals experiment-bm25 experiment-korean experiment-good experiment-prior bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
+	experiment-precision experiment-shares experiment-removal experiment-confidence experiment-conversations experiment-sets experiment-made-questions experiment-intervals experiment-bm25 experiment-korean experiment-good experiment-refusals experiment-prior bench bench-beside bench-encoding bench-ask bench-gpu bench-loss-memory bench-decoding bench-roofline bench-training bench-cache \
 	bench-memory bench-21m bench-filters bench-swap bench-cluster bench-sync bench-serving bench-html bench-spans reproduce clean
 
 help:  ## List the targets.
@@ -163,6 +163,10 @@ experiment-bm25: $(STAMP)  ## Measure what BM25 finds in Korean and English on D
 experiment-good: demo $(LLAMA)  ## Ask the good demo by its chat template and by the plain prompt, and the small one, DATA's questions, hours; LIMIT=20; goes on.
 	@$(BIN)/latentrag demo --model good
 	@$(BIN)/python experiments/good_demo.py --data $(DATA) $(if $(LIMIT),--limit $(LIMIT))
+
+experiment-refusals: demo $(LLAMA)  ## Let the good demo refuse, or not, on DATA's train questions, an hour; LIMIT=20; goes on.
+	@$(BIN)/latentrag demo --model good
+	@$(BIN)/python experiments/refusals.py --data $(DATA) $(if $(LIMIT),--limit $(LIMIT))
 
 experiment-korean: $(STAMP)  ## Measure what a multilingual ENCODER finds on DATA's Korean questions beside words, an hour; OTHERS, BESIDE; goes on.
 	@$(BIN)/python experiments/korean.py --data $(DATA) --encoder $(ENCODER) $(if $(OTHERS),--others $(OTHERS)) $(if $(BESIDE),--beside $(BESIDE))
