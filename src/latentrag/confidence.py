@@ -3,15 +3,17 @@
     P(right) = σ(b + Σ_i w_i (signal_i − mean_i) / scale_i)
 
 The weights are fitted on questions whose answers are known (``evaluation.confidence``) and saved with the model. They
-hold for the settings that they were fitted with: with another K, another decoder or another memory the same signals
-mean something else, and no probability is given.
+hold for the settings that they were fitted with: with another K, another decoder, another prompt or another memory the
+same signals mean something else, and no probability is given.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from latentrag.errors import ModelError
@@ -115,6 +117,7 @@ def settings_of(
     null_passage: float | None = None,
     neighbours: int = 0,
     conversation: bool = False,
+    prompt: str | None = None,
 ) -> dict[str, object]:
     """What the meaning of the signals depends on.
 
@@ -125,6 +128,7 @@ def settings_of(
         null_passage: the logit of "no passage"; None: it is no value of z.
         neighbours: passages on each side that are read with each passage.
         conversation: whether something was said before the question (``Question.is_conversation``).
+        prompt: what identifies the generator's template; None: it has none.
     """
     return {
         "k": asking.k_left,
@@ -139,7 +143,14 @@ def settings_of(
         "null_passage": null_passage,
         "neighbours": neighbours,
         "conversation": conversation,
+        "prompt": prompt,
     }
+
+
+def prompt_key(template: Any) -> str:
+    """What identifies a generator's template: its kind and its texts, a dataclass's JSON values."""
+    texts = json.dumps({"kind": template.kind, **asdict(template)}, sort_keys=True)
+    return hashlib.sha256(texts.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +189,8 @@ class Calibration:
                     return f"the model was calibrated on {kinds[0]}, and this is {kinds[1]}"
                 if name == "memory":
                     return "the model was calibrated over another memory"
+                if name == "prompt":
+                    return "the model was calibrated with another prompt"
                 return f"the model was calibrated with {name}={fitted}, not {settings.get(name)}"
         return None
 

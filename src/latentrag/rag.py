@@ -9,7 +9,7 @@ import torch
 
 from latentrag.asking import Asking, HowToAnswer
 from latentrag.conditions import Where
-from latentrag.confidence import Calibration, settings_of
+from latentrag.confidence import Calibration, prompt_key, settings_of
 from latentrag.decoding import SEARCHES, Answered, Answering, Loop, Search, apart, label_log_likelihoods
 from latentrag.decoding.answering import Confidence, no_passage_of, sources_of, tokens_of
 from latentrag.decoding.rewriting import Rewriter
@@ -18,7 +18,7 @@ from latentrag.errors import InputError, OptionError
 from latentrag.marginal import log_prior
 from latentrag.model import Evidence, JointModel, Read, Values, checked, checked_questions, fitting
 from latentrag.options import DecodingOptions, Defaults, decoding_options
-from latentrag.protocols import Retriever, Scores, can_decode, enumerates
+from latentrag.protocols import Prompted, Retriever, Scores, can_decode, enumerates
 from latentrag.readings import ReadingWeights
 from latentrag.types import (
     Answer,
@@ -211,6 +211,7 @@ class Rag:
             null_passage=self.null_passage,
             neighbours=self.neighbours,
             conversation=conversation,
+            prompt=prompt_key(self.generator.template) if isinstance(self.generator, Prompted) else None,
         )
 
     def search(self, read: Read[Scores], *, variant: Variant, decoding: Decoding, options: DecodingOptions) -> Search:

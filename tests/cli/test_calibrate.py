@@ -53,6 +53,10 @@ def test_the_command(data, model, memory, tmp_path) -> None:
     assert "Brier" in again.stdout
     assert latentrag.load(out, memory=memory).calibration == rag.calibration
     assert "confidence" not in cli("ask", "x y", "-m", out, "-i", memory, "-k", 1, "--json").json
+    prompt = tmp_path / "prompt.json"
+    prompt.write_text(json.dumps({"question": "Q: {question}\nA:"}))
+    other = cli("ask", "x y", "-m", out, "-i", memory, "--template", prompt, "--abstain-below", 1).error()
+    assert "abstain_below has no effect, since the model was calibrated with another prompt" in other
     curve = tmp_path / "curve.svg"
     measured = cli("eval", questions, "-m", out, "-i", memory, "--json", "--curve", curve).json
     assert "the surest by confidence" in curve.read_text()
