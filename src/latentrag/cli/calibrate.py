@@ -55,7 +55,7 @@ def calibrate(
 ) -> None:
     """Learn from questions with answers how sure an answer of the model is.
 
-    Afterwards every answer has the probability that it is right, for the same memory, -k, variant and decoding;
+    Afterwards every answer has the probability that it is right, for the same memory, prompt, -k, variant and decoding;
     --abstain-below uses it. What is learned from questions alone says nothing of conversations, and the reverse. The
     questions should be like those that will be asked, and none that the model was trained on.
     """
