@@ -185,34 +185,39 @@ def test_steps_of_questions_are_one_pass() -> None:
 
 
 class Counting:
-    """A task of one question that asks for so many works and writes its name down at each."""
+    """A task of one question that asks for so many works, the first of which read, and writes its name down at each."""
 
-    def __init__(self, name: str, num_works: int, num_rows: int, done: list[str]) -> None:
+    def __init__(self, name: str, num_works: int, num_rows: int, done: list[str], *, num_reading: int = 0) -> None:
         self.name, self.num_works, self.num_rows, self.done = name, num_works, num_rows, done
+        self.num_reading = num_reading
         self.live = [0]
 
     def drop(self, question: int) -> None:
         self.live.remove(question)
 
     def turns(self) -> Turns:
-        for _ in range(self.num_works):
-            yield alone(lambda: self.done.append(self.name))
+        for number in range(self.num_works):
+            yield alone(lambda: self.done.append(self.name), reads=number < self.num_reading)
         self.live = []
 
 
-@given(large=st.integers(5, 30), small=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 8)), max_size=6))
-def test_a_small_question_waits_for_two_works_of_a_large_one(large, small) -> None:
+@given(
+    large=st.integers(5, 30),
+    num_reading=st.integers(0, 30),
+    small=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 8), st.integers(0, 8)), max_size=6),
+)
+def test_a_small_question_waits_for_two_works_of_a_large_one(large, num_reading, small) -> None:
     """One that was under way when it came, and one more; the large one is done in the end."""
     done: list[str] = []
     loop = Loop()
-    loop.admit(Counting("large", large, 240, done))
+    loop.admit(Counting("large", large, 240, done, num_reading=num_reading))
     loop.step()
     came = {}
     for step in range(400):
-        for number, (at, num_works) in enumerate(small):
+        for number, (at, num_works, num_read) in enumerate(small):
             if at == step:
                 came[number] = len(done)
-                loop.admit(Counting(f"small {number}", num_works, 8, done))
+                loop.admit(Counting(f"small {number}", num_works, 8, done, num_reading=num_read))
         loop.step()
     assert not loop.live
     assert done.count("large") == large
@@ -229,6 +234,32 @@ def test_questions_of_one_size_take_turns() -> None:
     while loop.live:
         loop.step()
     assert done == list("abcabcabc")
+
+
+def test_questions_of_one_size_read_in_order_of_arrival() -> None:
+    """Three that read: three works; one that decodes beside two: two works in its round; two beside one: one."""
+    done: list[str] = []
+    loop = Loop()
+    for name in "abc":
+        loop.admit(Counting(name, 4, 20, done, num_reading=2))
+    while loop.live:
+        loop.step()
+    assert "".join(done) == "aababcabcbcc"
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=8))
+def test_of_equal_questions_whoever_comes_first_begins_first(entering) -> None:
+    done: list[str] = []
+    loop, came = Loop(), []
+    for step in range(200):
+        for number, (at, num_reading, num_more) in enumerate(entering):
+            if at == step:
+                came.append(str(number))
+                loop.admit(Counting(str(number), num_reading + num_more, 20, done, num_reading=num_reading))
+        loop.step()
+    assert not loop.live
+    begun = {name: [i for i, each in enumerate(done) if each == name][entering[int(name)][1] - 1] for name in came}
+    assert sorted(came, key=begun.__getitem__) == came
 
 
 def test_small_questions_are_held_back_when_a_large_one_has_waited_too_long() -> None:

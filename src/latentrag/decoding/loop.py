@@ -2,7 +2,9 @@
 
 A task is a coroutine: it asks for one ``Work`` at a time and gets its result, and says in between what is certain. The
 loop goes round: in each round every task gets one work done, and works with the same key are done together, as one pass
-of the model over the states of several questions.
+of the model over the states of several questions. What comes before a first token, reading, is done in order of
+arrival instead: whoever came first begins first, and the others lose nothing. In a round there are as many works of
+reading as there are tasks that read for each that does not, one at least, so that passes are shared by many.
 
 It is fair to small questions: a task waits for no more than ``_ENDURED`` works of those that are ``_HEAVIER`` times
 its size, and these go on when it is done. ``holds_back`` tells when no more small ones should be admitted, so that the
@@ -11,6 +13,7 @@ large ones go on where small ones never end.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -97,16 +100,18 @@ class Work:
         item: makes what it is about when it is done, from what is still wanted then.
         compute: the results of such items, in order.
         key: works with equal keys are done together; None: this one is done alone.
+        reads: it is done in order of arrival, not in turns.
     """
 
     item: Callable[[], Any]
     compute: Callable[[Sequence[Any]], Sequence[Any]]
     key: Hashable | None = None
+    reads: bool = False
 
 
-def alone(compute: Callable[[], Any]) -> Work:
+def alone(compute: Callable[[], Any], *, reads: bool = False) -> Work:
     """A work that is done by itself; its result is what ``compute`` returns."""
-    return Work(lambda: None, lambda _: [compute()])
+    return Work(lambda: None, lambda _: [compute()], reads=reads)
 
 
 Turns = Generator[Work | Event, Any, None]
@@ -192,6 +197,10 @@ class _Entry:
     num_endured: int = 0
     num_left_out: int = 0
 
+    @property
+    def reads(self) -> bool:
+        return self.turn is not None and self.turn.reads
+
     def is_heavier(self, num_rows: int) -> bool:
         return self.num_rows >= _HEAVIER * num_rows
 
@@ -201,7 +210,8 @@ class Loop:
 
     def __init__(self) -> None:
         self._entries: list[_Entry] = []
-        self._due: deque[_Entry] = deque()
+        self._due: deque[_Entry | None] = deque()
+        """What is left of the round; None: the first of those that read."""
         self._num_admitted = 0
 
     @property
@@ -214,7 +224,6 @@ class Loop:
         first, self._num_admitted = self._num_admitted, self._num_admitted + len(task.live)
         entry = _Entry(task, first, max(1, task.num_rows), task.turns())
         self._entries.append(entry)
-        self._due.append(entry)
         return list(range(first, self._num_admitted))
 
     def drop(self, handle: int) -> None:
@@ -251,17 +260,24 @@ class Loop:
         """The tasks whose works are done next."""
         while True:
             if not self._due:
-                self._due.extend(self._entries)
-            first = self._due.popleft()
-            if self._takes_part(first):
+                self._due.extend(self._round())
+            due = self._due.popleft()
+            candidates = [entry for entry in self._entries if entry.reads] if due is None else [due]
+            first = next(filter(self._takes_part, candidates), None)
+            if first is not None:
                 break
         chosen, num_rows = [first], first.num_rows
-        for entry in [entry for entry in self._due if _are_together(first, entry)]:
+        for entry in [entry for entry in self._due if entry is not None and _are_together(first, entry)]:
             if num_rows + entry.num_rows <= _PASS_ROWS and self._takes_part(entry):
                 num_rows += entry.num_rows
                 self._due.remove(entry)
                 chosen.append(entry)
         return chosen
+
+    def _round(self) -> list[_Entry | None]:
+        in_turns = [entry for entry in self._entries if not entry.reads]
+        num_reading = len(self._entries) - len(in_turns)
+        return [*in_turns, *[None] * math.ceil(num_reading / max(1, len(in_turns)))]
 
     def _takes_part(self, entry: _Entry) -> bool:
         """Whether all that are much smaller can bear one more work of this task; if so, it counts."""
@@ -304,7 +320,7 @@ class Loop:
 
     def _forget_ended(self) -> None:
         self._entries = [entry for entry in self._entries if entry.task.live]
-        self._due = deque(entry for entry in self._due if entry in self._entries)
+        self._due = deque(entry for entry in self._due if entry is None or entry in self._entries)
 
 
 def _results(compute: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any]) -> list[Any]:

@@ -31,13 +31,13 @@ TextOf = Callable[[Sequence[int]], str]
 def reading(generator: Scores, prepared: Prepared) -> Coroutine[Work, Any, None]:
     """The reading that ``start`` and ``log_p_theta`` would do, in slices where the generator can."""
     if isinstance(generator, ReadsInSlices):
-        while (yield alone(partial(generator.read_slice, prepared))):
+        while (yield alone(partial(generator.read_slice, prepared), reads=True)):
             pass
 
 
 def start(generator: Generator, prepared: Prepared) -> Work:
     """``generator.start`` as a work."""
-    return alone(partial(generator.start, prepared))
+    return alone(partial(generator.start, prepared), reads=True)
 
 
 def step(generator: Generator, make: Callable[[], Step]) -> Work:
