@@ -2,9 +2,11 @@
 
 A task is a coroutine: it asks for one ``Work`` at a time and gets its result, and says in between what is certain. The
 loop goes round: in each round every task gets one work done, and works with the same key are done together, as one pass
-of the model over the states of several questions. What comes before a first token, reading, is done in order of
-arrival instead: whoever came first begins first, and the others lose nothing. In a round there are as many works of
-reading as there are tasks that read for each that does not, one at least, so that passes are shared by many.
+of the model over the states of several questions.
+
+For questions that come one by one, what comes before a first token, reading, can be done in order of arrival instead:
+whoever came first begins first, and the others hardly lose by it. In a round there are then as many works of reading as
+there are tasks that read for each that does not, one at least, so that passes are shared by many.
 
 It is fair to small questions: a task waits for no more than ``_ENDURED`` works of those that are ``_HEAVIER`` times
 its size, and these go on when it is done. ``holds_back`` tells when no more small ones should be admitted, so that the
@@ -100,7 +102,7 @@ class Work:
         item: makes what it is about when it is done, from what is still wanted then.
         compute: the results of such items, in order.
         key: works with equal keys are done together; None: this one is done alone.
-        reads: it is done in order of arrival, not in turns.
+        reads: it comes before a first token.
     """
 
     item: Callable[[], Any]
@@ -197,18 +199,20 @@ class _Entry:
     num_endured: int = 0
     num_left_out: int = 0
 
-    @property
-    def reads(self) -> bool:
-        return self.turn is not None and self.turn.reads
-
     def is_heavier(self, num_rows: int) -> bool:
         return self.num_rows >= _HEAVIER * num_rows
 
 
 class Loop:
-    """The table of tasks under way, and what comes next."""
+    """The table of tasks under way, and what comes next.
 
-    def __init__(self) -> None:
+    Args:
+        in_order: reading is done in order of arrival, for answers that come early; else in turns, for passes that are
+            shared by most.
+    """
+
+    def __init__(self, *, in_order: bool = False) -> None:
+        self._in_order = in_order
         self._entries: list[_Entry] = []
         self._due: deque[_Entry | None] = deque()
         """What is left of the round; None: the first of those that read."""
@@ -224,6 +228,8 @@ class Loop:
         first, self._num_admitted = self._num_admitted, self._num_admitted + len(task.live)
         entry = _Entry(task, first, max(1, task.num_rows), task.turns())
         self._entries.append(entry)
+        if not self._in_order:  # else the next round begins with it, if nobody came before
+            self._due.append(entry)
         return list(range(first, self._num_admitted))
 
     def drop(self, handle: int) -> None:
@@ -262,7 +268,7 @@ class Loop:
             if not self._due:
                 self._due.extend(self._round())
             due = self._due.popleft()
-            candidates = [entry for entry in self._entries if entry.reads] if due is None else [due]
+            candidates = self._queue() if due is None else [due]
             first = next(filter(self._takes_part, candidates), None)
             if first is not None:
                 break
@@ -275,9 +281,13 @@ class Loop:
         return chosen
 
     def _round(self) -> list[_Entry | None]:
-        in_turns = [entry for entry in self._entries if not entry.reads]
-        num_reading = len(self._entries) - len(in_turns)
-        return [*in_turns, *[None] * math.ceil(num_reading / max(1, len(in_turns)))]
+        queue = self._queue()
+        in_turns = [entry for entry in self._entries if entry not in queue]
+        return [*in_turns, *[None] * math.ceil(len(queue) / max(1, len(in_turns)))]
+
+    def _queue(self) -> list[_Entry]:
+        """Those that read in order, the first one first."""
+        return [entry for entry in self._entries if self._in_order and entry.turn is not None and entry.turn.reads]
 
     def _takes_part(self, entry: _Entry) -> bool:
         """Whether all that are much smaller can bear one more work of this task; if so, it counts."""

@@ -74,7 +74,7 @@ class AnswerTable:
     def clear(self) -> list[Job]:
         """Forget all questions. Returns: their jobs."""
         jobs = [job for of_one in getattr(self, "_jobs", {}).values() for job in of_one]
-        self._loop = Loop()
+        self._loop = Loop(in_order=True)
         self._jobs: dict[int, list[Job]] = {}
         self._told: dict[int, dict[type, Any]] = {}
         return jobs
