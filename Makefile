@@ -162,11 +162,11 @@ experiment-bm25: $(STAMP)  ## Measure what BM25 finds in Korean and English on D
 
 experiment-good: demo $(LLAMA)  ## Ask the good demo by its chat template and by the plain prompt, and the small one, DATA's questions, hours; LIMIT=20; goes on.
 	@$(BIN)/latentrag demo --model good
-	@$(BIN)/python experiments/good_demo.py --data $(DATA) $(if $(LIMIT),--limit $(LIMIT))
+	@$(BIN)/python experiments/good_demo.py prompts --data $(DATA) $(if $(LIMIT),--limit $(LIMIT))
 
 experiment-refusals: demo $(LLAMA)  ## Let the good demo refuse, or not, on DATA's train questions, an hour; LIMIT=20; goes on.
 	@$(BIN)/latentrag demo --model good
-	@$(BIN)/python experiments/refusals.py --data $(DATA) $(if $(LIMIT),--limit $(LIMIT))
+	@$(BIN)/python experiments/good_demo.py refusals --data $(DATA) $(if $(LIMIT),--limit $(LIMIT))
 
 experiment-korean: $(STAMP)  ## Measure what a multilingual ENCODER finds on DATA's Korean questions beside words, an hour; OTHERS, BESIDE; goes on.
 	@$(BIN)/python experiments/korean.py --data $(DATA) --encoder $(ENCODER) $(if $(OTHERS),--others $(OTHERS)) $(if $(BESIDE),--beside $(BESIDE))

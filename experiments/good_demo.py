@@ -1,12 +1,15 @@
-"""What the good demo's chat template is worth beside the plain prompt, and the good demo beside the small one.
+"""The good demo by one prompt and another, and beside the small demo.
 
-    make experiment-good             20 questions of each set, an hour and a half of a core without AVX-512
-    make experiment-good LIMIT=400   400; what has been answered is not answered again
+    make experiment-good              its chat template, the plain prompt, the small demo: 20 dev questions of each set
+    make experiment-good LIMIT=400    400; what has been answered is not answered again
+    make experiment-refusals          the usual instruction, and one that invites to refuse: 20 train questions of each
 
-Three arms answer the same questions of two dev sets, drawn at random, each with its demo's own memory: the good demo by
-its chat template; the same model by the prompt that models without such a template get; the small demo. The arms take
-turns, ten questions each, so that a run which was interrupted has three answers to a question. Rows go to
-OUT/SET-ARM.jsonl; the tables are put into docs/experiments/good-demo.md.
+The plain prompt is that of models without a chat template. As for refusals: each passage is read alone, and those that
+do not hold the answer would add up to the same one.
+
+The arms answer the same questions, drawn at random, each model with its own demo's memory. They take turns, ten
+questions each, so that a run which was interrupted has an answer of every arm. A question takes the good model half a
+minute of a core without AVX-512. Rows go to OUT/STUDY/SET-ARM.jsonl; the tables are put into docs/experiments.
 """
 
 from __future__ import annotations
@@ -14,70 +17,91 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from running import between_marks, run
+from running import between_marks, mean_shown, paired_shown, run
 
 import latentrag
-from latentrag.evaluation.intervals import bounded_interval, paired_difference
 from latentrag.evaluation.run import evaluate
+from latentrag.generator.chat import INSTRUCTION
 from latentrag.generator.prompt import PromptTemplate
 from latentrag.options import DecodingOptions
 from latentrag.rag import Rag
-from latentrag.training.data import Example, order, read_examples
+from latentrag.training.data import order, read_examples
 
-DATASETS = {"WebQuestions": "webquestions.dev.jsonl.gz", "TriviaQA": "triviaqa.dev.jsonl.gz"}
-CHAT, PLAIN, SMALL = "chat template", "plain prompt", "small demo"
-ARMS = {CHAT: "good", PLAIN: "good", SMALL: "demo"}
 K = 5
 AT_ONCE = 10
 OPTIONS = DecodingOptions(num_beams=1, max_tokens=16)
-REPORT = Path("docs/experiments/good-demo.md")
+REFUSAL = "unknown"
 
 Row = Mapping[str, Any]
 
 
-def opened(arm: str, out: Path) -> Rag:
-    """The model of an arm, with its own memory."""
-    if arm != PLAIN:
-        return latentrag.load(ARMS[arm], memory=ARMS[arm], k=K)
-    file = out / "plain.json"
-    file.write_text(json.dumps({"kind": PromptTemplate.kind}), "utf-8")
-    return latentrag.load(ARMS[arm], memory=ARMS[arm], k=K, template=file)
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Which demo answers, and by which prompt; None: its usual one."""
+
+    demo: str
+    template: Mapping[str, object] | None = None
+
+    def opened(self, folder: Path, name: str) -> Rag:
+        """With the demo's own memory."""
+        file = None
+        if self.template is not None:
+            file = folder / f"{name}.json"
+            file.write_text(json.dumps(self.template), "utf-8")
+        return latentrag.load(self.demo, memory=self.demo, k=K, template=file)
 
 
-def answered(rags: Mapping[str, Rag], examples: Sequence[Example], out: Path, name: str) -> dict[str, list[Row]]:
-    """By arm, a row for each example."""
-    rows: dict[str, list[Row]] = {}
-    for until in range(AT_ONCE, len(examples) + AT_ONCE, AT_ONCE):
-        for arm, rag in rags.items():
-            done = evaluate(
-                rag,
-                examples[:until],
-                out / f"{name}-{arm.replace(' ', '-')}.jsonl",
-                options=OPTIONS,
-                recall_at=[K],
-                about={"arm": arm},
-                progress=True,
-            )
-            rows[arm] = list(done.rows)
-    return rows
+@dataclass(frozen=True, slots=True)
+class Study:
+    """Arms over sets of questions.
+
+    Attributes:
+        datasets: name → file.
+        arms: of which the first is compared with the second, set by set.
+        pooled: an arm with which the first is compared on the questions of all sets for which both have found an
+            answer; empty: none.
+    """
+
+    report: Path
+    title: str
+    datasets: Mapping[str, str]
+    arms: Mapping[str, Arm]
+    pooled: str = ""
 
 
-def values(rows: Sequence[Row], key: str) -> list[float]:
-    return [float(row[key]) for row in rows]
-
-
-def means(name: str, arm: str, rows: Sequence[Row]) -> str:
-    """A row of the first table."""
-    cells = [name, arm, str(len(rows))]
-    for each in (values(rows, "exact_match"), values(rows, "f1"), [float(found(row)) for row in rows]):
-        low, high = bounded_interval(np.asarray(each), (0.0, 1.0))
-        cells.append(f"{np.mean(each):.3f} [{low:.3f}, {high:.3f}]")
-    return f"| {' | '.join(cells)} |"
+STUDIES = {
+    "prompts": Study(
+        Path("docs/experiments/good-demo.md"),
+        "What the good demo answers",
+        {"WebQuestions": "webquestions.dev.jsonl.gz", "TriviaQA": "triviaqa.dev.jsonl.gz"},
+        {
+            "chat template": Arm("good"),
+            "plain prompt": Arm("good", {"kind": PromptTemplate.kind}),
+            "small demo": Arm("demo"),
+        },
+        pooled="small demo",
+    ),
+    "refusals": Study(
+        Path("docs/experiments/refusals.md"),
+        "Whether a model may refuse",
+        {"WebQuestions": "webquestions.train.jsonl.gz", "TriviaQA": "triviaqa.train.jsonl.gz"},
+        {
+            "may refuse": Arm(
+                "good",
+                {
+                    "kind": "chat",
+                    "instruction": f"{INSTRUCTION} If the passage does not hold the answer, say: {REFUSAL}.",
+                },
+            ),
+            "usual instruction": Arm("good"),
+        },
+    ),
+}
 
 
 def found(row: Row) -> bool:
@@ -85,54 +109,74 @@ def found(row: Row) -> bool:
     return row["rank"] is not None and row["rank"] <= K
 
 
-def difference(name: str, ours: Sequence[Row], theirs: Sequence[Row]) -> str:
+def refuses(row: Row) -> bool:
+    """Whether the answer is that there is none."""
+    return str(row["text"]).strip(" .").casefold() == REFUSAL
+
+
+def line(*cells: object) -> str:
+    """A row of a table."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def values(rows: Sequence[Row], key: str) -> list[float]:
+    return [float(row[key]) for row in rows]
+
+
+def difference(what: str, ours: Sequence[Row], theirs: Sequence[Row]) -> str:
     """A row of the second table."""
-    cells = [name, str(len(ours))]
-    for key in ("exact_match", "f1"):
-        mean, low, high = paired_difference(values(ours, key), values(theirs, key))
-        cells.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
-    return f"| {' | '.join(cells)} |"
+    measures = ("exact_match", "f1")
+    return line(what, len(ours), *(paired_shown(values(ours, key), values(theirs, key)) for key in measures))
 
 
-def tables(rows: Mapping[str, Mapping[str, Sequence[Row]]]) -> str:
+def tables(study: Study, rows: Mapping[str, Mapping[str, Sequence[Row]]]) -> str:
     """What each arm reaches, and the paired differences."""
-    heads = ["questions", "answered by", "n", "exact match", "F1", f"an answer in the {K} passages"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    lines += [means(name, arm, of_arm) for name, of_set in rows.items() for arm, of_arm in of_set.items()]
-    heads = ["paired difference", "n", "exact match", "F1"]
-    lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    lines += [difference(f"{name}: {CHAT} less {PLAIN}", each[CHAT], each[PLAIN]) for name, each in rows.items()]
-    pairs = [pair for each in rows.values() for pair in zip(each[CHAT], each[SMALL], strict=True)]
-    of_both = [pair for pair in pairs if all(map(found, pair))]
-    lines.append(
-        difference(
-            f"both sets, an answer in the {K} passages of both: {CHAT} less {SMALL}",
-            [ours for ours, _ in of_both],
-            [theirs for _, theirs in of_both],
-        )
-    )
+    first, second = list(study.arms)[:2]
+    lines = [
+        line("questions", "answered by", "n", "exact match", "F1", f"an answer in the {K} passages", "refused"),
+        "|---" * 7 + "|",
+    ]
+    for name, of_set in rows.items():
+        for arm, of_arm in of_set.items():
+            hits = [float(found(row)) for row in of_arm]
+            means = [mean_shown(each) for each in (values(of_arm, "exact_match"), values(of_arm, "f1"), hits)]
+            lines.append(line(name, arm, len(of_arm), *means, sum(map(refuses, of_arm))))
+    lines += ["", line("paired difference", "n", "exact match", "F1"), "|---" * 4 + "|"]
+    lines += [difference(f"{name}: {first} less {second}", each[first], each[second]) for name, each in rows.items()]
+    if study.pooled:
+        pairs = [pair for each in rows.values() for pair in zip(each[first], each[study.pooled], strict=True)]
+        of_both = [pair for pair in pairs if all(map(found, pair))]
+        if of_both:
+            what = f"all sets, an answer in the {K} passages of both: {first} less {study.pooled}"
+            lines.append(difference(what, *zip(*of_both, strict=True)))
     return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=sorted(STUDIES))
     parser.add_argument("--data", type=Path, required=True, help="folder with the question sets")
     parser.add_argument("--limit", type=int, default=20, help="questions of each set; a multiple of ten")
     parser.add_argument("--out", type=Path, default=Path("build/good-demo"))
     given = parser.parse_args()
     torch.manual_seed(0)
-    given.out.mkdir(parents=True, exist_ok=True)
-    rags = {arm: opened(arm, given.out) for arm in ARMS}
+    study, folder = STUDIES[given.study], given.out / given.study
+    folder.mkdir(parents=True, exist_ok=True)
+    rags = {name: arm.opened(folder, name.replace(" ", "-")) for name, arm in study.arms.items()}
     chosen = {}
-    for name, file in DATASETS.items():
+    for name, file in study.datasets.items():
         every = read_examples(given.data / file).rows
         chosen[name] = [every[place] for place in order(len(every), epoch=0, seed=0)]
-    rows: dict[str, dict[str, list[Row]]] = {}
+    rows: dict[str, dict[str, Sequence[Row]]] = {name: {} for name in chosen}
     for limit in range(AT_ONCE, given.limit + 1, AT_ONCE):
         for name, examples in chosen.items():
-            rows[name] = answered(rags, examples[:limit], given.out, name)
-        between_marks(REPORT, tables(rows), title="What the good demo answers")
-    print(REPORT)
+            for arm, rag in rags.items():
+                out = folder / f"{name}-{arm.replace(' ', '-')}.jsonl"
+                about = {"arm": arm}
+                done = evaluate(rag, examples[:limit], out, options=OPTIONS, recall_at=[K], about=about, progress=True)
+                rows[name][arm] = done.rows
+        between_marks(study.report, tables(study, rows), title=study.title)
+    print(study.report)
     return 0
 
 

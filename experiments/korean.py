@@ -15,13 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from bm25_languages import corpus, relevant
-from running import between_marks, filled, read_gzipped, run
+from running import between_marks, filled, mean_shown, paired_shown, read_gzipped, run
 
 from latentrag.assemble import load_retriever
-from latentrag.evaluation.intervals import bounded_interval, paired_difference
 from latentrag.memory import Memory
 from latentrag.protocols import Retriever
 from latentrag.types import Passage
@@ -54,12 +52,6 @@ def recalls(retriever: Retriever, questions: Sequence[Mapping[str, Any]]) -> dic
             for k, of_k in found.items():
                 of_k.append(len(right & {passage.id for passage in passages[:k]}) / len(right))
     return found
-
-
-def shown(values: Sequence[float]) -> str:
-    """The mean and its 95 % interval."""
-    low, high = bounded_interval(np.asarray(values), (0.0, 1.0))
-    return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
 
 
 def encoded(path: Path, passages: Sequence[Passage], encoder: str) -> tuple[Memory, float]:
@@ -95,11 +87,11 @@ def main() -> int:
     heads = " | ".join(f"recall@{k} of articles" for k in RECALL_AT)
     lines = [f"| {len(memory):,} passages, {len(questions)} questions | {heads} |", "|---" * (1 + len(RECALL_AT)) + "|"]
     for arm, of_arm in found.items():
-        lines.append(f"| {arm} | {' | '.join(shown(of_arm[k]) for k in RECALL_AT)} |")
+        lines.append(f"| {arm} | {' | '.join(mean_shown(of_arm[k]) for k in RECALL_AT)} |")
     lines.append("")
     for one, other in (("vectors", "words"), ("sum", "vectors")):
-        mean, low, high = paired_difference(found[one][DEPTH], found[other][DEPTH])
-        lines.append(f"{one} less {other}, recall@{DEPTH}, paired: {mean:+.3f} [{low:+.3f}, {high:+.3f}]\n")
+        difference = paired_shown(found[one][DEPTH], found[other][DEPTH])
+        lines.append(f"{one} less {other}, recall@{DEPTH}, paired: {difference}\n")
     lines.append(
         f"Encoded at {seconds:.2f} s of a core a passage, by {memory.card.encoder}, {memory.card.dimension} numbers."
     )

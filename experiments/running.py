@@ -4,12 +4,15 @@ import gzip
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import latentrag
 from latentrag.assemble import load_passage_encoder
+from latentrag.evaluation.intervals import bounded_interval, paired_difference
 from latentrag.memory import Memory, add
 from latentrag.types import Passage
 
@@ -64,6 +67,18 @@ def between_marks(file: Path, measured: str, *, title: str) -> None:
     before, rest = text.split(START)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f"{before}{START}\n\n{measured}\n\n{END}{rest.split(END)[1]}", "utf-8")
+
+
+def mean_shown(values: Sequence[float]) -> str:
+    """The mean of values between 0 and 1, and its 95 % interval."""
+    low, high = bounded_interval(np.asarray(values), (0.0, 1.0))
+    return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def paired_shown(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """The mean of ours − theirs, values between 0 and 1 of the same questions, and its 95 % interval."""
+    mean, low, high = paired_difference(ours, theirs)
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def is_for_fitting(id_: str) -> bool:

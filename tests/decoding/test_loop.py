@@ -210,11 +210,12 @@ class Counting:
     large=st.integers(5, 30),
     num_reading=st.integers(0, 30),
     small=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 8), st.integers(0, 8)), max_size=6),
+    in_order=st.booleans(),
 )
-def test_a_small_question_waits_for_two_works_of_a_large_one(large, num_reading, small) -> None:
+def test_a_small_question_waits_for_two_works_of_a_large_one(large, num_reading, small, in_order) -> None:
     """One that was under way when it came, and one more; the large one is done in the end."""
     done: list[str] = []
-    loop = Loop(in_order=True)
+    loop = Loop(in_order=in_order)
     loop.admit(Counting("large", large, 240, done, num_reading=num_reading))
     loop.step()
     came = {}
@@ -267,10 +268,12 @@ def test_of_equal_questions_whoever_comes_first_begins_first(entering) -> None:
     assert sorted(came, key=begun.__getitem__) == came
 
 
-def test_small_questions_are_held_back_when_a_large_one_has_waited_too_long() -> None:
+@pytest.mark.parametrize("num_reading", [None, 0, 3])
+def test_small_questions_are_held_back_when_a_large_one_has_waited_too_long(num_reading) -> None:
+    """In turns, and in order with works of the large one that read or not."""
     done: list[str] = []
-    loop = Loop()
-    loop.admit(Counting("large", 3, 240, done))
+    loop = Loop(in_order=num_reading is not None)
+    loop.admit(Counting("large", 3, 240, done, num_reading=num_reading or 0))
     loop.admit(Counting("small", 100, 8, done))
     for _ in range(90):
         loop.step()
