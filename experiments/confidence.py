@@ -24,6 +24,7 @@ from running import between_marks, is_for_fitting, run
 from sklearn.metrics import roc_auc_score
 
 import latentrag
+from latentrag.errors import InputError
 from latentrag.evaluation.calibration import reliability
 from latentrag.evaluation.confidence import Fitted, fit, risk_coverage
 from latentrag.evaluation.run import evaluate
@@ -60,6 +61,18 @@ def auroc(said: Array, right: Array) -> float:
     return float(roc_auc_score(right, said))
 
 
+def crosswise(rows: Sequence[Row]) -> tuple[list[float], list[bool]]:
+    """What a calibration fitted on each half says of the other, and what was right: twice the answers to measure."""
+    said: list[float] = []
+    right: list[bool] = []
+    for half in (True, False):
+        calibration = fitted_on([row for row in rows if is_for_fitting(row["id"]) == half]).calibration
+        others = [row for row in rows if is_for_fitting(row["id"]) != half]
+        said += [calibration.probability(row["signals"]) for row in others]
+        right += [bool(row["exact_match"]) for row in others]
+    return said, right
+
+
 def interval(of: Callable[[Array, Array], float], said: Array, right: Array) -> str:
     """A measure with its 95 % interval. Draws in which all or none are right are left out."""
     random = np.random.default_rng(0)
@@ -92,17 +105,23 @@ def table(rows: dict[str, list[Row]]) -> str:
     everything = [row for of_set in rows.values() for row in of_set]
     sets = {**rows, "both": everything}
     names = ["fitted on", "measured on", "n", "right", "Brier skill", "ECE", "ECE if true", "AUROC", "surer half / all"]
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    lines, said = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"], []
     for name, of_set in sets.items():
         held_out = [row for row in of_set if not is_for_fitting(row["id"])]
         right = [bool(row["exact_match"]) for row in held_out]
         lines.append(line("p(y\\|x) itself", name, [math.exp(row["log_prob"]) for row in held_out], right))
         for source in dict.fromkeys((name, "both")):
-            calibration = fitted_on([row for row in sets[source] if is_for_fitting(row["id"])]).calibration
+            try:
+                calibration = fitted_on([row for row in sets[source] if is_for_fitting(row["id"])]).calibration
+            except InputError as error:
+                said.append(f"Nothing is fitted on {source} alone: {error}.")
+                continue
             lines.append(line(source, name, [calibration.probability(row["signals"]) for row in held_out], right))
+    lines.append(line("both, each half on the other", "both", *crosswise(everything)))
     weights = fitted_on([row for row in everything if is_for_fitting(row["id"])]).calibration.weights
     listed = ", ".join(f"{name} {weight:+.2f}" for name, weight in weights.items())
-    return "\n".join([*lines, "", f"Weights of the standardised signals, fitted on both: {listed}."])
+    said.append(f"Weights of the standardised signals, fitted on both: {listed}.")
+    return "\n\n".join(["\n".join(lines), *said])
 
 
 def main() -> int:

@@ -307,14 +307,14 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
     (
         "eval, train",
         "`--null-passage`",
-        "with `--closed-book`",
-        [f"{each} --closed-book --null-passage 1" for each in ("eval", "train")],
+        "with `--closed-book`, and with `--retrieval-only`",
+        [f"{each} --null-passage 1" for each in ("eval --closed-book", "train --closed-book", "eval --retrieval-only")],
     ),
     (
         "eval, train",
         "`--set-size`",
-        "with `--closed-book`",
-        [f"{each} --closed-book --set-size 2" for each in ("eval", "train")],
+        "with `--closed-book`, and with `--retrieval-only`",
+        [f"{each} --set-size 2" for each in ("eval --closed-book", "train --closed-book", "eval --retrieval-only")],
     ),
     (
         "eval, train",
@@ -378,6 +378,12 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
     ),
     ("fit-prior", "`--retriever`", "other than hybrid", ["fit-prior --out o --retriever bm25"]),
     (
+        "ask, score, classify, mcp, fit-prior",
+        "`--rewrites`",
+        "always: their questions have no turns before them",
+        [f"{each} --rewrites 2" for each in ("ask", "score", "classify", "mcp", "fit-prior --out o")],
+    ),
+    (
         "all that take a model",
         "`--model`, `--encoder`, `--generator`, `--passage-encoder`",
         "`-m` with the others; the last without the two before it",
@@ -426,7 +432,12 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
             "index preview . --workers 0 --memory-limit 1GB",
         ],
     ),
-    ("index build", "`--max-memory`", "with `--index flat`", ["index build --index flat --max-memory 1GB"]),
+    (
+        "index build",
+        "`--max-memory`",
+        "with `--index flat`, and with `--index words`",
+        [f"index build --index {each} --max-memory 1GB" for each in ("flat", "words")],
+    ),
     ("cluster build", "`--actors`", "with `--gpus`", ["cluster build --actors 2 --gpus 1"]),
     ("cluster up", "`--index-folder`", "with `--index flat`", ["cluster up --index flat --index-folder here"]),
     ("index verify", "`--seed`", "with `--sample 0`", ["index verify --sample 0 --seed 1"]),
@@ -534,7 +545,7 @@ A model with an adapter keeps it: `--lora` and `--lora-scope` are accepted with 
 |---|---|---|
 {}
 
-All other options of these commands are used:
+All options of these commands; but for the lines above each is used:
 
 | command | options |
 |---|---|

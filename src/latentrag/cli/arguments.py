@@ -187,6 +187,12 @@ def _generator_settings(options: ModelOptions) -> dict[str, object]:
     return settings
 
 
+def refuse_rewrites(options: ModelOptions, command: str) -> None:
+    """For commands whose questions have no turns before them. Raises: InputError if they were asked for."""
+    if options.rewrites is not None:
+        raise InputError(f"--rewrites has no effect, since {command} takes no conversations; leave it out")
+
+
 def loading(options: ModelOptions) -> dict[str, Any]:
     """What else ``latentrag.load`` takes of a model."""
     of_prior = ("retriever", "reranker", "candidates", "null_passage", "set_size", "set_bonus")

@@ -54,6 +54,7 @@ def ask(
     """Answer a question, with the answer's probability and sources."""
     asked = _questions(question, file)
     if server is None:
+        arg.refuse_rewrites(system.model, "ask")
         rag = arg.open_rag(system)
         wanted: dict[str, Any] = {**asdict(how), **asdict(evidence), **asdict(confidence), **decoding}
 
@@ -129,6 +130,7 @@ def classify(
     as_json: arg.AsJson = False,
 ) -> None:
     """Choose among labels, with the probability of each."""
+    arg.refuse_rewrites(system.model, "classify")
     arg.check_text(question, "question")
     for label in labels:
         arg.check_text(label, "label")

@@ -67,8 +67,7 @@ def fit_prior(
     kind = system.model.retriever
     if kind not in {None, HYBRID}:
         raise InputError(f"--retriever {kind} has no effect: fit-prior fits a hybrid prior; leave it out")
-    if system.model.rewrites is not None:
-        raise InputError("--rewrites has no effect, since fit-prior takes no conversations; leave it out")
+    arg.refuse_rewrites(system.model, "fit-prior")
     system = replace(system, model=replace(system.model, retriever=HYBRID))
     rag = arg.open_rag(system)
     retriever = assemble.experts_of(rag, biases or ())

@@ -56,6 +56,7 @@ def score(
     """
     from rich.console import Console
 
+    arg.refuse_rewrites(system.model, "score")
     with _opened(file) as lines:
         rag = arg.open_rag(system)
         name = "standard input" if file == STANDARD_INPUT else file

@@ -125,6 +125,7 @@ def mcp(
 ) -> None:
     """Offer ask and search to a program that speaks the Model Context Protocol, over standard input and output."""
     _require("mcp", "mcp")
+    arg.refuse_rewrites(system.model, "mcp")
     arg.model_source(system.model)  # what is wrong with the options is said at once
     from latentrag.serving.tools import run
 

@@ -81,7 +81,7 @@ class ServeOptions:
     max_batch: Annotated[int, Option(name="batch", ge=1)] = 16
     max_queue: Annotated[int, Option(name="queue", ge=1)] = 256
     max_wait_s: Annotated[float, Option(name="wait", metavar="SECONDS", gt=0)] = 60.0
-    rate: Annotated[float | None, Option(default="10 where a key is needed, else no limit", gt=0)] = None
+    rate: Annotated[float | None, Option(default="10 where others can connect, else no limit", gt=0)] = None
     log_questions: Annotated[bool, Option()] = False
     feedback: Annotated[Path | None, Option(metavar="FILE", default="none: off")] = None
     allow_writes: Annotated[bool, Option()] = False

@@ -72,7 +72,7 @@ class TrainingOptions:
     variant: Annotated[Variant, Option()] = "sequence"
     objective: Annotated[str, Option()] = "nll"
     k: Annotated[int, Option(flags=("-k", "--k", "--passages"), ge=1)] = 5
-    hindsight: Annotated[int, Option(default="as many as -k during retriever warm-up, then none", ge=0)] = 0
+    hindsight: Annotated[int, Option(default="as many as -k; none after retriever warm-up, if there is one", ge=0)] = 0
     hindsight_steps: Annotated[int | None, Option(default="all, with --hindsight", ge=1)] = None
     closed_book: Annotated[bool, Option()] = False
     freeze: Annotated[Freeze, Option()] = "none"
