@@ -36,6 +36,30 @@ def a_rag(calibration: Calibration | None = None, **more) -> Rag:
     return Rag(FakeRetriever(passages(4)), ToyGenerator(4, seed=11), k=3, calibration=calibration, **more)
 
 
+def test_a_calibration_holds_for_one_prior() -> None:
+    from latentrag.confidence import prior_key
+
+    assert prior_key({}, ["query_encoder"]) is None
+    weights = {"weights": {"dense": 1.0, "bm25": 0.5}, "num_candidates": 20}
+    keys = [
+        prior_key(weights, ["query_encoder"]),
+        prior_key({**weights, "num_candidates": 30}, ["query_encoder"]),
+        prior_key({**weights, "weights": {"dense": 1.0, "bm25": 0.6}}, ["query_encoder"]),
+        prior_key(weights, ["query_encoder", "reranker"]),
+    ]
+    assert len(set(keys)) == 4
+    asking = Asking(3, "sequence", DecodingOptions(**OPTIONS))
+    fitted = Calibration({}, {}, {}, 0.0, settings_of(asking, memory=None, set_bonus=0.4, prior=keys[0]))
+    assert fitted.difference(settings_of(asking, memory=None, set_bonus=0.4, prior=keys[0])) is None
+    assert "set_bonus=0.4, not 6" in str(
+        fitted.difference(settings_of(asking, memory=None, set_bonus=6, prior=keys[0]))
+    )
+    other = fitted.difference(settings_of(asking, memory=None, set_bonus=0.4, prior=keys[2]))
+    assert other == "the model was calibrated with other weights, candidates or parts of the prior"
+    rags = [a_rag(set_bonus=bonus) for bonus in (0.4, 6.0)]
+    assert len({str(rag.signal_settings(asking)) for rag in rags}) == 2
+
+
 def test_the_signals_of_an_answer_by_hand() -> None:
     answer = a_rag().answer("who", num_best=3, **OPTIONS)
     found = signals(answer)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -118,6 +118,8 @@ def settings_of(
     neighbours: int = 0,
     conversation: bool = False,
     prompt: str | None = None,
+    set_bonus: float | None = None,
+    prior: str | None = None,
 ) -> dict[str, object]:
     """What the meaning of the signals depends on.
 
@@ -129,6 +131,8 @@ def settings_of(
         neighbours: passages on each side that are read with each passage.
         conversation: whether something was said before the question (``Question.is_conversation``).
         prompt: what identifies the generator's template; None: it has none.
+        set_bonus: γ of sets of two passages; None: they are no values of z.
+        prior: what identifies the retriever's own settings, as weights of experts; None: it has none.
     """
     return {
         "k": asking.k_left,
@@ -144,12 +148,22 @@ def settings_of(
         "neighbours": neighbours,
         "conversation": conversation,
         "prompt": prompt,
+        "set_bonus": set_bonus,
+        "prior": prior,
     }
 
 
 def prompt_key(template: Any) -> str:
     """What identifies a generator's template: its kind and its texts, a dataclass's JSON values."""
     texts = json.dumps({"kind": template.kind, **asdict(template)}, sort_keys=True)
+    return hashlib.sha256(texts.encode()).hexdigest()[:16]
+
+
+def prior_key(settings: Mapping[str, object], parts: Iterable[str]) -> str | None:
+    """What identifies a retriever's settings, with the names of its parts; None: it has no settings."""
+    if not settings:
+        return None
+    texts = json.dumps({"settings": settings, "parts": sorted(parts)}, sort_keys=True)
     return hashlib.sha256(texts.encode()).hexdigest()[:16]
 
 
@@ -191,6 +205,8 @@ class Calibration:
                     return "the model was calibrated over another memory"
                 if name == "prompt":
                     return "the model was calibrated with another prompt"
+                if name == "prior":
+                    return "the model was calibrated with other weights, candidates or parts of the prior"
                 return f"the model was calibrated with {name}={fitted}, not {settings.get(name)}"
         return None
 

@@ -46,6 +46,8 @@ from latentrag.types import (
 )
 
 VARIANTS: tuple[str, ...] = get_args(Variant)
+READER = "reader"
+"""The part of a logit that is a generator's own, of one that weighs passages."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,7 +140,9 @@ class Evidence:
         log_p_eta, latents = self.log_p_eta[b], self.latents[b]
         passages, _ = self.of_passages(b, log_p_eta.exp())
         single = {z[0]: k for k, z in enumerate(latents) if len(z) == 1 and log_p_eta[k] > float("-inf")}
-        of_singles = log_p_eta[list(single.values())].logsumexp(dim=0)
+        # The prior of sets is made of what the retriever believes, to which a reader adds its part of each set.
+        retrieved = log_p_eta - self.parts[READER][b] if READER in self.parts else log_p_eta
+        of_singles = retrieved[list(single.values())].logsumexp(dim=0)
         sizes = torch.tensor([len(z) for z in latents], device=log_p_eta.device)
         found = []
         for passage in passages:
@@ -149,7 +153,7 @@ class Evidence:
             if passage in single:
                 # p_η(z_i) p_η(z_j) has the normaliser twice, p_η(z_i) once: sets gain what the others gain, once more.
                 others = [k for each, k in single.items() if each != passage]
-                left = log_p_eta[others].logsumexp(dim=0) - of_singles
+                left = retrieved[others].logsumexp(dim=0) - of_singles
                 kept = torch.where(sizes > 1, kept - left, kept)
             log_p = log_likelihood(
                 torch.log_softmax(kept, dim=0)[None],
@@ -351,7 +355,7 @@ def filtered(memory: Memory, where: Where) -> Memory:
 
 def read_of(generator: G, x: Sequence[Asked], retrieved: Retrieved, *, learns: bool = True) -> Read[G]:
     """Questions with what was retrieved for them, read by the generator; one that weighs passages adds its part
-    "reader" to the logits.
+    ``READER`` to the logits.
 
     Args:
         learns: whether that part has a gradient in the generator's weights, where gradients are taken.
@@ -364,7 +368,7 @@ def read_of(generator: G, x: Sequence[Asked], retrieved: Retrieved, *, learns: b
             weights = generator.log_weights(prepared)
         parts = {name: part.to(generator.device) for name, part in retrieved.parts.items()}
         mask = None if retrieved.mask is None else retrieved.mask.to(generator.device)
-        retrieved = replace(retrieved, parts={**parts, "reader": weights}, mask=mask)
+        retrieved = replace(retrieved, parts={**parts, READER: weights}, mask=mask)
         logits = retrieved.logits
     return Read(generator, questions, retrieved, log_prior(logits), prepared)
 

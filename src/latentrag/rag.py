@@ -9,7 +9,7 @@ import torch
 
 from latentrag.asking import Asking, HowToAnswer
 from latentrag.conditions import Where
-from latentrag.confidence import Calibration, prompt_key, settings_of
+from latentrag.confidence import Calibration, prior_key, prompt_key, settings_of
 from latentrag.decoding import SEARCHES, Answered, Answering, Loop, Search, apart, label_log_likelihoods
 from latentrag.decoding.answering import Confidence, no_passage_of, sources_of, tokens_of
 from latentrag.decoding.rewriting import Rewriter
@@ -18,7 +18,7 @@ from latentrag.errors import InputError, OptionError
 from latentrag.marginal import log_prior
 from latentrag.model import Evidence, JointModel, Read, Values, checked, checked_questions, fitting
 from latentrag.options import DecodingOptions, Defaults, decoding_options
-from latentrag.protocols import Prompted, Retriever, Scores, can_decode, enumerates
+from latentrag.protocols import Prompted, Retriever, SavableRetriever, Scores, can_decode, enumerates
 from latentrag.readings import ReadingWeights
 from latentrag.types import (
     Answer,
@@ -201,17 +201,22 @@ class Rag:
 
     def signal_settings(self, asking: Asking, *, conversation: bool = False) -> dict[str, object]:
         """What a calibration is fitted for. conversation: as for ``confidence``."""
+        retriever = self.retriever
         searched = self.model.where(asking.where).retriever.memory
         memory = getattr(searched, "lineage", None)  # memories of other packages need not say
         return settings_of(
             asking,
             memory=memory,
             set_size=1 if self.set_bonus is None else 2,
-            retriever=getattr(self.retriever, "kind", None),
+            retriever=getattr(retriever, "kind", None),
             null_passage=self.null_passage,
             neighbours=self.neighbours,
             conversation=conversation,
             prompt=prompt_key(self.generator.template) if isinstance(self.generator, Prompted) else None,
+            set_bonus=self.set_bonus,
+            prior=prior_key(retriever.settings(), retriever.parts())
+            if isinstance(retriever, SavableRetriever)
+            else None,
         )
 
     def search(self, read: Read[Scores], *, variant: Variant, decoding: Decoding, options: DecodingOptions) -> Search:

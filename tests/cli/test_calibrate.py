@@ -77,6 +77,39 @@ def test_what_cannot_be_calibrated(data, model, memory, tmp_path) -> None:
     assert "the model is not calibrated; run `latentrag calibrate`" in refused
 
 
+@pytest.mark.parametrize(
+    "options",
+    [["--set-size", 2], ["--retriever", "bm25"], ["--neighbours", 1], ["--retriever", "hybrid", "--candidates", 2]],
+    ids=lambda options: options[0],
+)
+def test_what_a_model_is_calibrated_for_becomes_its_own_in_place(data, model, memory, tmp_path, options) -> None:
+    """So that it is asked without these options afterwards, and has a confidence."""
+    own = tmp_path / "own"
+    latentrag.save(latentrag.load(model, memory=memory), own)
+    about = {"-m": own, "-i": memory, "-k": 2, "--beams": 1, "--max-tokens": 2, "--rows": tmp_path / "rows.jsonl"}
+    given = [each for pair in about.items() for each in pair]
+    rows = [{"id": str(n), "question": f"what is number {n} ?", "answer": "something else"} for n in range(24)]
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "0 of 24 answers are right" in cli("calibrate", file, *given, *options).error()
+    texts = [json.loads(line)["text"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    for row, text in zip(rows[1::2], texts[1::2], strict=True):
+        row["answer"] = text
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "rows.jsonl").unlink()
+    (tmp_path / "rows.json").unlink()
+    done = cli("calibrate", file, *given, *options)
+    assert done.code == 0, done.stderr
+    assert "confidence" in cli("ask", "what is number 1 ?", "-m", own, "-i", memory, "--json").json
+    assert "confidence" not in cli("ask", "x y", "-m", own, "-i", memory, "-k", 1, "--json").json
+
+
+def test_a_reranker_is_saved_in_another_folder(data, model, memory) -> None:
+    questions = data(model, memory, 2, num_beams=1, max_tokens=2)
+    refused = cli("calibrate", questions, "-m", model, "-i", memory, "--retriever", "hybrid", "--reranker", "r").error()
+    assert "name a folder for it by --out" in refused
+
+
 def test_questions_alone_and_conversations_are_calibrated_apart(data, model, memory, tmp_path) -> None:
     rows = data(model, memory, 12, num_beams=1, max_tokens=2).read_text().splitlines()
     asked = json.loads(rows[0])

@@ -212,6 +212,17 @@ def test_without_a_passage_its_spans_are_gone(folder, normalise) -> None:
 
 
 @pytest.mark.parametrize("normalise", NORMALISE)
+@pytest.mark.parametrize("null", [None, -0.3])
+def test_without_a_passage_sets_are_as_if_it_had_never_been_retrieved(folder, normalise, null) -> None:
+    rag = Rag(Fixed(SINGLES), reader(folder, normalise), k=4, set_bonus=0.4, null_passage=null)
+    score = rag.score(QUESTION, "france")
+    for source, found in zip(score.sources, score.without_passage, strict=True):
+        read = rag.model.read([QUESTION], k=4, without=[source.passage.id])
+        again = read.evidence(rag.generator.targets(["france"])).log_likelihood("sequence").item()
+        assert found == pytest.approx(again, abs=1e-4)
+
+
+@pytest.mark.parametrize("normalise", NORMALISE)
 def test_without_a_sentence_its_spans_are_gone(folder, normalise) -> None:
     made = reader(folder, normalise)
     score = Rag(Fixed(SINGLES), made, k=4).score(QUESTION, "paris", sentences=True)

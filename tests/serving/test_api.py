@@ -87,6 +87,13 @@ def test_a_search_finds_what_an_answer_rests_on(served) -> None:
     assert found["memory_version"] == answer["memory_version"] == 2
 
 
+HALF_A_CHARACTER = [
+    {"role": "user", "content": "who"},
+    {"role": "assistant", "content": "\ud800"},
+    {"role": "user", "content": QUESTION},
+]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [
@@ -121,6 +128,7 @@ def test_a_search_finds_what_an_answer_rests_on(served) -> None:
         ("/v1/memory", {"action": "untag", "name": "none"}, 409, "the memory has no tag 'none'"),
         ("/v1/memory", {"action": "format"}, 422, "does not match any of the expected tags"),
         ("/v1/memory", [], 422, "the body: Input should be a valid dictionary"),
+        ("/v1/chat/completions", {"model": "tiny", "messages": HALF_A_CHARACTER}, 422, "not valid Unicode"),
         ("/v1/nothing", {}, 404, "not found; see /docs"),
     ],
 )

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import torch
 
     from latentrag.conditions import Where
-    from latentrag.confidence import Calibration
     from latentrag.protocols import Memory, Retriever, SavablePart, Scores
     from latentrag.rag import Rag
     from latentrag.readings import ReadingWeights
@@ -279,21 +278,7 @@ def save(
     parts = dict(retriever.parts())
     if passage_encoder is not None:
         parts["passage_encoder"] = passage_encoder
-    settings = generator.settings()
-    file = ModelFile(
-        {name: name for name in (*parts, "generator")},
-        variant=rag.variant,
-        k=rag.k,
-        retriever=retriever.kind,
-        settings=retriever.settings(),
-        null_passage=rag.null_passage,
-        set_bonus=rag.set_bonus,
-        decoding=chosen_options(rag.defaults),
-        generator={name: settings[name] for name in ("template", "lora") if name in settings},
-        calibration=rag.calibration,
-        readings=rag.readings,
-        neighbours=rag.neighbours or None,
-    )
+    file = _described(rag, retriever, {name: name for name in (*parts, "generator")})
     with _published(Path(folder)) as scratch:
         for name, part in parts.items():
             part.save(scratch / name)
@@ -308,18 +293,41 @@ def save(
         (scratch / "README.md").write_text(card(about, training), "utf-8")
 
 
-def save_calibration(
-    folder: Source, calibration: Calibration, *, variant: Variant, k: int, decoding: Mapping[str, object]
-) -> None:
-    """Put a calibration into a model that ``save`` wrote, with the settings that it holds for as the model's own.
+def _described(rag: Rag, retriever: SavableRetriever, parts: Mapping[str, str]) -> ModelFile:
+    """What the file of a model says. parts: name → folder."""
+    generator: Any = rag.generator
+    settings = generator.settings()
+    return ModelFile(
+        parts,
+        variant=rag.variant,
+        k=rag.k,
+        retriever=retriever.kind,
+        settings=retriever.settings(),
+        null_passage=rag.null_passage,
+        set_bonus=rag.set_bonus,
+        decoding=chosen_options(rag.defaults),
+        generator={name: settings[name] for name in ("template", "lora") if name in settings},
+        calibration=rag.calibration,
+        readings=rag.readings,
+        neighbours=rag.neighbours or None,
+    )
 
-    Raises: ModelError for a folder that is no such model; InputError if it cannot be written.
+
+def save_settings(rag: Rag, folder: Source) -> None:
+    """Make a model's settings, its calibration among them, those of the folder that it was loaded from; its parts stay.
+
+    Raises: ModelError for a folder that is no such model; InputError if it cannot be written, or for a retriever with
+        a part that the folder lacks.
     """
     path = Path(folder) / FILE_NAME
-    file = ModelFile.read(path)
-    changed = replace(file, variant=variant, k=k, decoding={**file.decoding, **decoding}, calibration=calibration)
+    file, retriever = ModelFile.read(path), rag.retriever
+    if not isinstance(retriever, SavableRetriever):
+        raise InputError(f"a {type(retriever).__name__} cannot be saved; it has no kind, settings() and parts()")
+    missing = [name for name in retriever.parts() if name not in file.parts]
+    if missing:
+        raise InputError(f"{folder} has no {missing[0]}, with which this model retrieves; save it in another folder")
     try:
-        changed.write(path)
+        _described(rag, retriever, file.parts).write(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error}); choose another place or make room") from error
 

@@ -65,6 +65,8 @@ def calibrate(
     _check(reading, decoding)
     source = arg.model_source(system.model)
     folder = _folder(source, out)
+    if system.model.reranker is not None and _is(source, folder):
+        raise InputError("--reranker is to become a part of the calibrated model; name a folder for it by --out")
     rows = folder.with_name(f"{folder.name}.calibration.jsonl") if rows is None else rows
     rag = arg.open_rag(system)
     rag.calibration = None
@@ -135,12 +137,17 @@ def _save(
     decoding: Mapping[str, object],
 ) -> None:
     """With what it was calibrated for as the model's own settings. A folder of its own is changed in place."""
-    if isinstance(source, str) and folder.exists() and folder.resolve() == Path(source).resolve():
-        assemble.save_calibration(folder, calibration, variant=rag.variant, k=rag.k, decoding=decoding)
-        return
     rag.calibration = calibration
     rag.defaults = {**chosen_options(rag.defaults), **decoding}
-    assemble.save(rag, folder)
+    if _is(source, folder):
+        assemble.save_settings(rag, folder)
+    else:
+        assemble.save(rag, folder)
+
+
+def _is(source: str | assemble.ModelSpec, folder: Path) -> bool:
+    """Whether the folder is the model's own."""
+    return isinstance(source, str) and folder.exists() and folder.resolve() == Path(source).resolve()
 
 
 def _show(fitted: Fitted, folder: Path) -> None:
