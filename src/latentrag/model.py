@@ -496,12 +496,19 @@ def left_out(retrieved: Retrieved, without: Sequence[str]) -> Retrieved:
 
 
 def checked_questions(x: Sequence[Asked]) -> list[Question]:
-    """x as questions. Raises: InputError if there is none or one is blank."""
+    """x as questions. Raises: InputError if there is none, one is blank, or what was said is no valid Unicode."""
     if not x:
         raise InputError("got no question; needed at least one")
     questions = [Question.of(question) for question in x]
     if not all(question.text.strip() for question in questions):
         raise InputError("the question is empty; needed some text")
+    try:
+        for question in questions:
+            "".join(turn.text for turn in question.turns).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            "the question, or what was said before it, is not valid Unicode text; remove its lone surrogates"
+        ) from None
     return questions
 
 

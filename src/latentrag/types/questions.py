@@ -132,8 +132,7 @@ def question_texts(x: Sequence[Asked], *, with_passages: bool = False) -> list[s
         if not text.strip():
             raise InputError(f"{which} is empty; write at least one word")
         try:
-            for turn in Question.of(x[i]).turns:
-                turn.text.encode()
+            text.encode()
         except UnicodeEncodeError:
             raise InputError(f"{which} is not valid Unicode text; remove its lone surrogates") from None
     return texts
