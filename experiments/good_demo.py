@@ -143,6 +143,8 @@ def tables(study: Study, rows: Mapping[str, Mapping[str, Sequence[Row]]]) -> str
             lines.append(line(name, arm, len(of_arm), *means, sum(map(refuses, of_arm))))
     lines += ["", line("paired difference", "n", "exact match", "F1"), "|---" * 4 + "|"]
     lines += [difference(f"{name}: {first} less {second}", each[first], each[second]) for name, each in rows.items()]
+    ours, theirs = ([row for each in rows.values() for row in each[arm]] for arm in (first, second))
+    lines.append(difference(f"all sets: {first} less {second}", ours, theirs))
     if study.pooled:
         pairs = [pair for each in rows.values() for pair in zip(each[first], each[study.pooled], strict=True)]
         of_both = [pair for pair in pairs if all(map(found, pair))]
