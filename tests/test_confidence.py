@@ -39,15 +39,21 @@ def a_rag(calibration: Calibration | None = None, **more) -> Rag:
 def test_a_calibration_holds_for_one_prior() -> None:
     from latentrag.confidence import prior_key
 
-    assert prior_key({}, ["query_encoder"]) is None
+    class Part:
+        def __init__(self, fingerprint: str) -> None:
+            self.fingerprint = fingerprint
+
+    plain: dict[str, object] = {"query_encoder": object()}
+    assert prior_key({}, plain) is None
     weights = {"weights": {"dense": 1.0, "bm25": 0.5}, "num_candidates": 20}
     keys = [
-        prior_key(weights, ["query_encoder"]),
-        prior_key({**weights, "num_candidates": 30}, ["query_encoder"]),
-        prior_key({**weights, "weights": {"dense": 1.0, "bm25": 0.6}}, ["query_encoder"]),
-        prior_key(weights, ["query_encoder", "reranker"]),
+        prior_key(weights, plain),
+        prior_key({**weights, "num_candidates": 30}, plain),
+        prior_key({**weights, "weights": {"dense": 1.0, "bm25": 0.6}}, plain),
+        prior_key(weights, {**plain, "reranker": Part("a")}),
+        prior_key(weights, {**plain, "reranker": Part("b")}),
     ]
-    assert len(set(keys)) == 4
+    assert len(set(keys)) == 5
     asking = Asking(3, "sequence", DecodingOptions(**OPTIONS))
     fitted = Calibration({}, {}, {}, 0.0, settings_of(asking, memory=None, set_bonus=0.4, prior=keys[0]))
     assert fitted.difference(settings_of(asking, memory=None, set_bonus=0.4, prior=keys[0])) is None

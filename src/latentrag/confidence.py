@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -159,11 +159,13 @@ def prompt_key(template: Any) -> str:
     return hashlib.sha256(texts.encode()).hexdigest()[:16]
 
 
-def prior_key(settings: Mapping[str, object], parts: Iterable[str]) -> str | None:
-    """What identifies a retriever's settings, with the names of its parts; None: it has no settings."""
+def prior_key(settings: Mapping[str, object], parts: Mapping[str, object]) -> str | None:
+    """What identifies a retriever's settings, with its parts by name and, where they say it, ``fingerprint``; None: it
+    has no settings. The query encoder is the model's own."""
     if not settings:
         return None
-    texts = json.dumps({"settings": settings, "parts": sorted(parts)}, sort_keys=True)
+    known = {name: getattr(part, "fingerprint", None) for name, part in parts.items() if name != "query_encoder"}
+    texts = json.dumps({"settings": settings, "parts": known}, sort_keys=True)
     return hashlib.sha256(texts.encode()).hexdigest()[:16]
 
 

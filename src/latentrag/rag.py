@@ -255,9 +255,12 @@ class Rag:
         retrieved = self.model.where(where).retrieve(questions, self._k(k))
         scores, priors = retrieved.logits.tolist(), log_prior(retrieved.logits).exp().tolist()
         missing = retrieved.missing
+        rows = [zip(*each, strict=True) for each in zip(retrieved.latents, scores, priors, strict=True)]
+        # Of those that come with a question there may be fewer than of others; in their places is nothing.
+        found = [[(z[0], score, prior) for z, score, prior in row if score > -math.inf] for row in rows]
         return [
-            Found(question.text, retrieved.version, tuple(zip(passages, scores[b], priors[b], strict=True)), missing)
-            for b, (question, passages) in enumerate(zip(questions, retrieved.passages, strict=True))
+            Found(question.text, retrieved.version, tuple(each), missing)
+            for question, each in zip(questions, found, strict=True)
         ]
 
     def score(

@@ -276,6 +276,8 @@ class _Conversations:
 
 def _num_candidates(memory: Memory, k: int) -> int:
     """Passages that each reading finds; a K that cannot be is left to the retriever, which refuses it."""
+    if is_filtered(memory):
+        memory.require_some()
     size = len(memory)
     return k if k < 1 or (k > size and not is_filtered(memory)) else min(NUM_CANDIDATES, size)
 

@@ -1,5 +1,6 @@
 """A memory of its own for each question: against a memory that holds just those passages."""
 
+import math
 from typing import Any
 
 import pytest
@@ -88,12 +89,25 @@ def test_questions_with_fewer_passages_are_what_they_are_alone(null) -> None:
         assert together[1][b].log_likelihood == pytest.approx(score.log_likelihood)
 
 
+def test_found_passages_of_several_questions_are_those_of_each_alone() -> None:
+    rag = Rag(GivenRetriever(WordScores(), num_passages=4), ToyGenerator(4, seed=3), k=4)
+    twice = Question.of(QUESTIONS[1].text, (QUESTIONS[1].passages[0],) * 2)
+    for question, found in zip(QUESTIONS, rag.retrieve_batch(QUESTIONS), strict=True):
+        alone = rag.retrieve(question)
+        assert [each[0].id for each in found.passages] == [each[0].id for each in alone.passages]
+        assert [each[1:] for each in found.passages] == [pytest.approx(each[1:]) for each in alone.passages]
+        assert math.fsum(each[2] for each in found.passages) == pytest.approx(1)
+    assert [each[2] for each in rag.retrieve(twice).passages] == pytest.approx([0.5, 0.5])
+
+
 def test_what_cannot_be() -> None:
     retriever = GivenRetriever(WordScores(), num_passages=4)
     with pytest.raises(InputError, match="a question comes without passages"):
         retriever.retrieve([*QUESTIONS, "who ?"], 2)
     with pytest.raises(InputError, match="k=0"):
         retriever.retrieve(QUESTIONS, 0)
+    with pytest.raises(InputError, match="k=-1"):
+        retriever.retrieve_together([["a", "b"]], -1, x=QUESTIONS[:1])
     with pytest.raises(InputError, match="no memory can take their place"):
         retriever.over(ToyMemory(PASSAGES))
     with pytest.raises(InputError, match="comes with passages of its own, which this retriever does not read"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from latentrag.errors import ModelError
-from latentrag.retriever.reranker import load_reranker
+from latentrag.retriever.reranker import CrossEncoderReranker, load_reranker
 from latentrag.types import Passage
 from tests.encoder.tiny import sizes, write_tokenizer
 
@@ -47,8 +47,13 @@ def test_raw_logits_of_title_and_text_after_the_question(tmp_path):
                 assert score == pytest.approx(model(**inputs).logits.item(), abs=1e-5)
     assert reranker.name == "reranker"
     reranker.save(tmp_path / "saved")
-    again = load_reranker(tmp_path / "saved", device="cpu").scores(X, [PASSAGES, PASSAGES[:2]])
+    saved = load_reranker(tmp_path / "saved", device="cpu")
+    again = saved.scores(X, [PASSAGES, PASSAGES[:2]])
     assert all(map(np.array_equal, again, found))
+    assert saved.fingerprint == reranker.fingerprint
+    (tmp_path / "saved" / "config.json").write_text("{}")
+    changed = CrossEncoderReranker(tmp_path / "saved", lambda _: np.zeros(0, np.float32), name="x")
+    assert changed.fingerprint != reranker.fingerprint
 
 
 def test_onnx_reads_each_pair_once_shortest_first_and_only_the_inputs_that_are_wanted(tmp_path, monkeypatch):

@@ -87,6 +87,7 @@ def test_a_search_finds_what_an_answer_rests_on(served) -> None:
     assert found["memory_version"] == answer["memory_version"] == 2
 
 
+A_LIST_AS_TYPE = [{"role": "user", "content": [{"type": ["text"], "text": QUESTION}]}]
 HALF_A_CHARACTER = [
     {"role": "user", "content": "who"},
     {"role": "assistant", "content": "\ud800"},
@@ -129,6 +130,7 @@ HALF_A_CHARACTER = [
         ("/v1/memory", {"action": "format"}, 422, "does not match any of the expected tags"),
         ("/v1/memory", [], 422, "the body: Input should be a valid dictionary"),
         ("/v1/chat/completions", {"model": "tiny", "messages": HALF_A_CHARACTER}, 422, "not valid Unicode"),
+        ("/v1/chat/completions", {"model": "tiny", "messages": A_LIST_AS_TYPE}, 422, "a part of type"),
         ("/v1/nothing", {}, 404, "not found; see /docs"),
     ],
 )

@@ -93,16 +93,18 @@ def test_what_the_library_refuses_does_not_spoil_the_others(work) -> None:
     batcher.close()
 
 
-def test_a_bug_ends_its_batch_and_nothing_else(work, caplog) -> None:
+def test_a_bug_ends_its_request_and_nothing_else(work, caplog) -> None:
     batcher = held(work)
     bad = batcher.submit(Job("a", 1, 99))
+    beside = batcher.submit(Job("a", 1, 5))
     good = batcher.submit(Job("b", 1, 4))
     work.may_go_on.set()
     with pytest.raises(RuntimeError, match="a bug"):
         bad.result.result(PATIENCE_S)
+    assert beside.result.result(PATIENCE_S) == 10
     assert good.result.result(PATIENCE_S) == 8
     assert batcher.is_alive
-    assert "a batch of 1 failed" in caplog.text
+    assert "a batch of 2 failed" in caplog.text
     batcher.close()
 
 

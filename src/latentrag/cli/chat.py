@@ -51,11 +51,14 @@ def chat(
             with working("answering"):
                 return rag.answer(messages, **options)
     else:
+        from latentrag.serving.options import MAX_MESSAGES
+
+        newest = -(MAX_MESSAGES - 1)  # a server takes no more; the first is a user's
         remote.refuse_own(system.model, system.memory, system.place)
         body = remote.options_body(decoding, system.version, system.which, how)
 
         def answer(messages: Messages) -> Answer:
-            return remote.answer(server, {"messages": messages, **body})
+            return remote.answer(server, {"messages": messages[newest:], **body})
 
     is_typed = sys.stdin.isatty()
     if is_typed:

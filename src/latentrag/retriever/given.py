@@ -150,8 +150,7 @@ class GivenRetriever:
         Returns: scores (B, K), K the largest number of passages of a question, at most k; others are masked.
         Raises: InputError for a question that comes without passages or cannot be encoded, or k < 1.
         """
-        if k < 1:
-            raise OptionError("{k}={given} passages cannot be retrieved; choose 1 or more", given=k)
+        _check_k(k)
         texts = question_texts(x, with_passages=True)
         passages = [question.passages for question in map(Question.of, x)]
         if not all(passages):
@@ -171,13 +170,14 @@ class GivenRetriever:
     def retrieve_together(
         self,
         texts: Sequence[Sequence[str]],
-        k: int,  # noqa: ARG002
+        k: int,
         *,
         x: Sequence[Asked],
         also: Sequence[Sequence[str]] = (),  # noqa: ARG002
         num_also: int = 0,  # noqa: ARG002
     ) -> list[Together]:
         """As ``ReadsConversations``: all passages that come with the question, whatever its texts are."""
+        _check_k(k)
         passages = [question.passages for question in map(Question.of, x)]
         if not all(passages):
             raise InputError("a question comes without passages; this model reads those alone")
@@ -211,6 +211,11 @@ class GivenRetriever:
     def parts(self) -> Mapping[str, SavablePart]:
         """As ``kind``."""
         return self._scores.parts()
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise OptionError("{k}={given} passages cannot be retrieved; choose 1 or more", given=k)
 
 
 class _OfEachQuestion:

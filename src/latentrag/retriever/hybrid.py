@@ -125,10 +125,7 @@ class HybridRetriever:
         """
         memory, texts = self.memory.snapshot(), question_texts(x)
         q = self._q(texts)
-        found = self._proposed(memory, q, texts, k)
-        parts = self._parts(q, texts, found)
-        chosen = [_best_first(each)[:k] for each in parts]
-        return self._retrieved(found, parts, chosen)
+        return self._retrieved(*self._ranked(memory, q, texts, k))
 
     def retrieve_in_hindsight(self, x: Sequence[Asked], y: Sequence[str], k: int, num_hindsight: int) -> Retrieved:
         """The top K of x, then ``num_hindsight`` others that vectors and words of x and y together find: see
@@ -144,9 +141,7 @@ class HybridRetriever:
             more = self._proposed(memory, q_of_both, both, k + num_hindsight)
             proposed = self._parts(q_of_both, both, more, reranks=False)
         q = self._q(texts)  # last: a call that takes gradients lets packed weights go
-        found = self._proposed(memory, q, texts, k)
-        parts = self._parts(q, texts, found)
-        top = [_best_first(each)[:k] for each in parts]
+        found, parts, top = self._ranked(memory, q, texts, k)
         rows = []
         for b, of_both in enumerate(proposed):
             order = _best_first(of_both)
@@ -154,7 +149,7 @@ class HybridRetriever:
         added = _some_of(more, rows, lambda each: self._words(memory).word_scores(texts, each))
         of_added = self._parts(q, texts, added)
         first = self._retrieved(found, parts, top)
-        second = self._retrieved(added, of_added, [np.arange(num_hindsight)] * len(texts))
+        second = self._retrieved(added, of_added, [np.arange(len(of_one)) for of_one in rows])
         return Retrieved(
             [[*of_x, *of_both] for of_x, of_both in zip(first.latents, second.latents, strict=True)],
             {name: torch.cat([part, second.parts[name]], dim=1) for name, part in first.parts.items()},
@@ -261,6 +256,23 @@ class HybridRetriever:
     def _proposed(self, memory: Memory, q: Tensor, texts: Sequence[str], k: int) -> Candidates:
         num = min(len(memory), max(checked_k(memory, texts, k), self.num_candidates))
         return self._words(memory).candidates(_searched(q), texts, num)
+
+    def _ranked(
+        self, memory: Memory, q: Tensor, texts: Sequence[str], k: int
+    ) -> tuple[Candidates, list[dict[str, Tensor]], list[np.ndarray]]:
+        """Candidates with their parts, and the places of each question's K best, best first.
+
+        The first five of fifty are the five: what a larger K adds to the ``num_candidates`` of vectors and of words
+        comes after them.
+        """
+        found = self._proposed(memory, q, texts, k)
+        parts = self._parts(q, texts, found)
+        order = [_best_first(each) for each in parts]
+        if k > self.num_candidates:
+            usual = self._words(memory).candidates(_searched(q), texts, min(len(memory), self.num_candidates))
+            are_usual = [np.isin(found.rows[b][at], usual.rows[b]) for b, at in enumerate(order)]
+            order = [np.concatenate([at[own], at[~own]]) for at, own in zip(order, are_usual, strict=True)]
+        return found, parts, [at[:k] for at in order]
 
     def _parts(
         self, q: Tensor, texts: Sequence[str], found: Candidates, *, reranks: bool = True

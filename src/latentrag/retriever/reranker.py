@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from latentrag import io
 from latentrag.errors import InputError, ModelError
 from latentrag.pretrained import one_line, quiet, resolve
 from latentrag.types import Passage
@@ -52,6 +55,15 @@ class CrossEncoderReranker:
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         return [np.array([known[pair] for pair in of_one], np.float32) for of_one in pairs]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What identifies its files by content: a copy has the same."""
+        files = sorted(path for path in self._folder.rglob("*") if path.is_file())
+        named = [(path.relative_to(self._folder), path) for path in files]
+        kept = [(name, path) for name, path in named if not any(part.startswith(".") for part in name.parts)]
+        digests = "".join(f"{name.as_posix()} {io.sha256_of_file(path)}\n" for name, path in kept)
+        return hashlib.sha256(digests.encode()).hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
         """Its files as they are."""

@@ -248,20 +248,18 @@ class Batcher:
             job.result.set_result(result)
 
     def _guarded(self, work: Callable[[Sequence[Job]], Sequence[Any] | None], batch: Sequence[Job]) -> Any:
-        """What ``work`` returns. One job that the library refuses must not spoil the others: they are done one by one
-        then."""
+        """What ``work`` returns. One job that the library refuses, or that meets a bug, must not spoil the others: they
+        are done one by one then."""
         try:
             return work(batch)
-        except LatentRagError as error:
+        except Exception as error:  # noqa: BLE001  a bug ends its request, not the server
+            if not isinstance(error, LatentRagError):
+                _LOG.exception("a batch of %d failed", len(batch))
             if len(batch) == 1:
                 batch[0].result.set_exception(error)
                 return None
             for job in batch:
                 self._admit([job]) if job.takes_steps else self._do([job])
-        except Exception as error:  # noqa: BLE001  a bug ends these requests, not the server
-            _LOG.exception("a batch of %d failed", len(batch))
-            for job in batch:
-                job.result.set_exception(error)
         return None
 
     def _note(self, size: int, seconds: float, *, done: int) -> None:

@@ -219,8 +219,9 @@ def _text(content: object) -> str:
     texts = []
     for part in content:
         kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None)
-        if kind not in _TEXT_PARTS or not isinstance(text, str):
-            shown = f"a part of type {_shown(kind)}" if kind not in _TEXT_PARTS else "a part without text"
+        is_text = isinstance(kind, str) and kind in _TEXT_PARTS
+        if not is_text or not isinstance(text, str):
+            shown = "a part without text" if is_text else f"a part of type {_shown(kind)}"
             raise _refused(f"the user's last message has {shown}, but this model reads text; leave it out", "messages")
         texts.append(text)
     return "\n".join(texts)
