@@ -117,7 +117,7 @@ class HybridRetriever:
         return other
 
     def retrieve(self, x: Sequence[Asked], k: int) -> Retrieved:
-        """Passages and logits, best first, for B questions.
+        """Passages and logits for B questions, best first; what only a K above ``num_candidates`` proposes comes last.
 
         Returns: parts (B, K) float32, on the device of the query encoder.
         Raises: InputError for a question that cannot be encoded, k < 1, k > len(memory), or a memory without an index
