@@ -143,11 +143,11 @@ experiment-made-questions: demo  ## Train on questions made from DATA's corpora,
 	@$(BIN)/python experiments/made_questions.py --data $(DATA) $(if $(MODEL),--model $(MODEL)) $(if $(NUMBER),--number $(NUMBER)) \
 		$(if $(FREEZE),--freeze $(FREEZE)) $(if $(LIMIT),--limit $(LIMIT))
 
-experiment-prior: demo  ## Measure vectors, words, a cross-encoder and their sums on DATA's questions, hours; LIMIT, NUMBER, ONLY=demo, TRAINED; goes on.
+experiment-prior: demo  ## Measure vectors, words, a cross-encoder and their sums on DATA's questions, hours; LIMIT, RERANKED, NUMBER, ONLY=demo, TRAINED; goes on.
 	@$(BIN)/python -c 'import onnxruntime' 2>/dev/null || \
 		$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[onnx]'
 	@$(BIN)/python experiments/prior.py --data $(DATA) $(if $(LIMIT),--limit $(LIMIT)) $(if $(NUMBER),--number $(NUMBER)) \
-		$(if $(ONLY),--only $(ONLY)) $(if $(TRAINED),--trained $(TRAINED))
+		$(if $(RERANKED),--reranked $(RERANKED)) $(if $(ONLY),--only $(ONLY)) $(if $(TRAINED),--trained $(TRAINED))
 
 reproduce: demo  ## Run the paper's tables and figures that need no GPU, hours; DATA, ROW=table-6-triviaqa; goes on where it was.
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \

@@ -110,6 +110,18 @@ def hits(retriever: Any, dev: Sequence[Dialogue], weights: Mapping[str, float] |
     return found
 
 
+def asking(arms: Mapping[str, ReadingWeights | None], trained: str | None) -> dict[str, Any]:
+    """By arm what answers. One generator for all: training left it frozen, and passages that it has read are kept."""
+    demo = latentrag.load("demo", memory="demo")
+    found: dict[str, Any] = {}
+    for arm, weights in arms.items():
+        rag = latentrag.load("demo" if weights is not None or trained is None else trained, memory="demo")
+        readings = rag.model.readings if weights is None else weights
+        rag.model = type(rag.model)(rag.retriever, demo.generator, rag.model.values, readings)
+        found[arm] = rag
+    return found
+
+
 def answered(dev: Sequence[Dialogue], number: int, work: Path, trained: str | None) -> dict[str, list[bool]]:
     """By arm whether the answers to the first of each kind are right; the generator reads all turns in every arm.
 
@@ -124,16 +136,13 @@ def answered(dev: Sequence[Dialogue], number: int, work: Path, trained: str | No
     arms[LATENT] = ReadingWeights.of(None)
     if trained is not None:
         arms[TRAINED] = None
-    for arm, weights in arms.items():
-        rag: Any = None
-        for each in some:
+    rags: dict[str, Any] = {}
+    for each in some:
+        for arm in arms:
             if (arm, each.id) in rows:
                 continue
-            if rag is None:
-                rag = latentrag.load("demo" if weights is not None or trained is None else trained, memory="demo")
-                if weights is not None:
-                    rag.model = type(rag.model)(rag.retriever, rag.generator, rag.model.values, weights)
-            text = rag.answer(asked(each), num_beams=2, max_tokens=24).text
+            rags = rags or asking(arms, trained)
+            text = rags[arm].answer(asked(each), num_beams=2, max_tokens=24).text
             rows[arm, each.id] = text
             with file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps({"arm": arm, "id": each.id, "text": text}, ensure_ascii=False) + "\n")

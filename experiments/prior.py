@@ -3,6 +3,7 @@
     make experiment-prior                       hours; what has been measured is not measured again
     make experiment-prior LIMIT=20 NUMBER=40    20 questions of each set, weights fitted to 40
     make experiment-prior ONLY=demo/untrained   one piece: MEMORY/ENCODER/SET, or the beginning of one
+    make experiment-prior RERANKED=200          the cross-encoder, seconds a question, for 200 of each set only
 
 Memories: the demo's, and articles of December 2018 (made here, an hour). Query encoders: the demo's, and with TRAINED
 that of a model that was trained on clues with a frozen generator. For each piece the weights are fitted to questions
@@ -28,6 +29,7 @@ from bm25_languages import corpus
 from running import between_marks, filled, run
 
 import latentrag
+from latentrag import io
 from latentrag.addresses import home
 from latentrag.assemble import content_key
 from latentrag.demo.wheels import Wheel, fetch
@@ -43,6 +45,9 @@ from latentrag.training.data import Example, order
 from latentrag.training.tasks import OPEN_QA, RETRIEVAL, read_task
 
 SETS = {"jeopardy": "jeopardy-vital", "triviaqa": "triviaqa", "nq-open": "nq-open"}
+MEMORIES = ("demo", "wiki")
+ENCODERS = ("untrained", "trained")
+RESULT = "result.json"
 PREFIX = {"jeopardy": "category"}
 RECALL_AT = (1, 5, 10)
 PARTS = ("vectors", "words", "cross-encoder")
@@ -150,15 +155,25 @@ def timed(retriever: Retriever, examples: Sequence[Example]) -> float:
 
 
 def measured(
-    hybrid: HybridRetriever, piece: Piece, examples: Sequence[Example], weights: Mapping[str, Any], work: Path
+    hybrid: HybridRetriever,
+    piece: Piece,
+    examples: Sequence[Example],
+    weights: Mapping[str, Any],
+    work: Path,
+    *,
+    reranked: int | None,
 ) -> dict[str, Any]:
-    """By arm: time, and for each question the rank of the first passage that counts; None: not among the first."""
+    """By arm: time, and for each question the rank of the first passage that counts; None: not among the first.
+
+    Arms with a cross-encoder are asked the first ``reranked`` only.
+    """
     found: dict[str, Any] = {}
     of_arms = {name: each["weights"] for name, each in weights.items() if isinstance(each, dict)}
     for arm, retriever in arms_of(hybrid, of_arms).items():
-        out = work / piece.name / f"{arm.replace(' ', '-')}-{len(examples)}.jsonl"
+        asked = examples[:reranked] if is_reranked(arm) else examples
+        out = work / piece.name / f"{arm.replace(' ', '-')}-{len(asked)}.jsonl"
         about = {"arm": arm, "weights": of_arms.get(arm), "piece": piece.name}
-        report = evaluate_retrieval(retriever, examples, out, recall_at=RECALL_AT, about=about, progress=True)
+        report = evaluate_retrieval(retriever, asked, out, recall_at=RECALL_AT, about=about, progress=True)
         key = "title_rank" if piece.of == "jeopardy" else "rank"
         found[arm] = {"ranks": [row[key] for row in report.rows]}
     for arm, of_arm in found.items():
@@ -167,6 +182,10 @@ def measured(
         fresh = HybridRetriever(hybrid.query_encoder, hybrid.memory, reranker=reranker)
         of_arm["ms"] = timed(arms_of(fresh, of_arms)[arm], examples)
     return found
+
+
+def is_reranked(arm: str) -> bool:
+    return arm.endswith("cross-encoder")
 
 
 def recall(ranks: Sequence[int | None], k: int) -> list[float]:
@@ -191,10 +210,12 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             )
         at_5 = {arm: recall(each["ranks"], 5) for arm, each in arms.items()}
         for arm in ("sum", "sum with title", "sum with cross-encoder"):
-            parts = PARTS if arm.endswith("cross-encoder") else PARTS[:2]
-            best = max(parts, key=lambda name: sum(at_5[name]))
-            mean, low, high = (100 * value for value in paired_difference(at_5[arm], at_5[best]))
-            against.append(f"| {piece} | {arm} | {best} | {mean:+.1f} | [{low:+.1f}, {high:+.1f}] |")
+            parts = PARTS if is_reranked(arm) else PARTS[:2]
+            number = min(len(at_5[each]) for each in (arm, *parts))
+            best = max(parts, key=lambda name: sum(at_5[name][:number]))
+            mean, low, high = (100 * value for value in paired_difference(at_5[arm][:number], at_5[best][:number]))
+            of = f"{piece}, {number} questions"
+            against.append(f"| {of} | {arm} | {best} | {mean:+.1f} | [{low:+.1f}, {high:+.1f}] |")
             fit_of = of_fit[arm]
             said = ", ".join(f"{name} {value:.3g}" for name, value in fit_of["weights"].items())
             gain = fit_of["gain_over_dense"]
@@ -204,12 +225,20 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join("\n".join(each) for each in (lines, against, weights))
 
 
+def results(work: Path) -> dict[str, Any]:
+    """By piece what has been measured, also by runs of other pieces in the same folder."""
+    names = (Piece(memory, encoder, of).name for memory in MEMORIES for encoder in ENCODERS for of in SETS)
+    files = {name: work / name / RESULT for name in names}
+    return {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets")
     parser.add_argument("--work", type=Path, default=Path("runs/prior"))
     parser.add_argument("--report", type=Path, default=Path("docs/experiments/prior.md"))
     parser.add_argument("--limit", type=int, help="questions of each development half; default: all")
+    parser.add_argument("--reranked", type=int, help="of these, how many are asked with a cross-encoder; default: all")
     parser.add_argument("--number", type=int, default=300, help="questions of each training half")
     parser.add_argument("--scored", type=int, default=12, help="candidates of each that the generator scores")
     parser.add_argument("--trained", help="the folder of a model whose query encoder was trained")
@@ -218,9 +247,7 @@ def main() -> int:
     torch.set_num_threads(1)
     given.work.mkdir(parents=True, exist_ok=True)
     models = {"untrained": "demo", **({} if given.trained is None else {"trained": given.trained})}
-    file = given.work / "results.json"
-    results: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    for memory in ("demo", "wiki"):
+    for memory in MEMORIES:
         for encoder, model in models.items():
             pieces = [Piece(memory, encoder, of) for of in SETS]
             pieces = [piece for piece in pieces if piece.name.startswith(given.only)]
@@ -235,10 +262,11 @@ def main() -> int:
                 about = {"model_files": content_key(model), "piece": piece.name, "memory": place}
                 weights = fitted(rag, piece, train, given.work, about, num=given.scored // 2)
                 dev = questions(given.data, piece, "dev", number=given.limit)
-                results[piece.name] = {"weights": weights, "arms": measured(hybrid, piece, dev, weights, given.work)}
-                file.write_text(json.dumps(results), "utf-8")
-                print(table({piece.name: results[piece.name]}), flush=True)
-    between_marks(given.report, table(results), title="A prior of several experts")
+                arms = measured(hybrid, piece, dev, weights, given.work, reranked=given.reranked)
+                result = {"weights": weights, "arms": arms}
+                io.write_json(given.work / piece.name / RESULT, result, indent=None)
+                print(table({piece.name: result}), flush=True)
+    between_marks(given.report, table(results(given.work)), title="A prior of several experts")
     return 0
 
 
