@@ -24,6 +24,9 @@ from latentrag.assemble import open_memory
 from latentrag.evaluation.calibration import Reliability, reliability
 from latentrag.evaluation.removal import NEAR
 
+ENOUGH = 10
+"""Passages of a bin from which on a bootstrap says how sure its frequency is."""
+
 
 def posterior(row: Row) -> list[float]:
     """p(z|x,y) of each passage, RAG-Sequence."""
@@ -84,12 +87,13 @@ def _errors(found: Mapping[str, Reliability]) -> Iterator[str]:
 def _bins(name: str, curve: Reliability) -> Iterator[str]:
     yield f"{name[:1].upper()}{name[1:]}:"
     yield ""
-    yield "| share | passages | mean share | hold the answer [95 %] |"
+    yield f"| share | passages | mean share | hold the answer [95 %, of {ENOUGH} passages or more] |"
     yield "|---|---|---|---|"
     for each in curve.bins:
+        span = f" [{100 * each.holds_low:.1f}, {100 * each.holds_high:.1f}]" if each.num_passages >= ENOUGH else ""
         yield (
             f"| {100 * each.low:.0f} to {100 * each.high:.0f} % | {each.num_passages} | {100 * each.share:.1f} % | "
-            f"{100 * each.holds:.1f} % [{100 * each.holds_low:.1f}, {100 * each.holds_high:.1f}] |"
+            f"{100 * each.holds:.1f} %{span} |"
         )
 
 
