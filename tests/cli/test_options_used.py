@@ -252,6 +252,17 @@ OTHERS: list[tuple[str, str, str, list[str]]] = [
         [f"{each} --server http://127.0.0.1:9 --device cpu" for each in ("ask", "chat")],
     ),
     ("eval", "`--best`", "always: the best answer alone is measured", ["eval --best 1"]),
+    ("eval", "`--beams`", "with `--sample`: one answer is drawn", ["eval --sample --beams 2"]),
+    (
+        "eval",
+        "`--decoding`, `--beams`, `--sample`, `--max-tokens` and all of decoding",
+        "with a `--task` that chooses one of several given texts",
+        [
+            f"eval --task {task} {more}"
+            for task in ("yes-no", "fact-verification-2way", "choice")
+            for more in ("--decoding thorough", "--beams 2", "--sample", "--max-tokens 5")
+        ],
+    ),
     (
         "eval",
         "`-k`, `--as-of`, `--retriever`, `--reranker`, `--candidates`, `--passages-from`, `--where`",

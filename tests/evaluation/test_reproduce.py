@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 from latentrag.errors import DataError, InputError
 from latentrag.evaluation.reproduce.checking import verdicts
 from latentrag.evaluation.reproduce.derived import derive
+from latentrag.evaluation.reproduce.drawing import posteriors
 from latentrag.evaluation.reproduce.page import write_page
-from latentrag.evaluation.reproduce.records import compared, read
+from latentrag.evaluation.reproduce.records import compared, current, read
 from latentrag.evaluation.reproduce.rows import Must, Rows, read_rows
-from latentrag.evaluation.reproduce.running import Places, reproduce
+from latentrag.evaluation.reproduce.running import Places, reproduce, timed
 
 TEXT = """
 [variables.full]
@@ -152,6 +154,56 @@ def test_an_arm_whose_command_changed_is_run_again(rows, places):
     assert read(places.results, changed.rows["table"])["frozen"].metrics["exact_match"]["mean"] == 12 / 40
 
 
+def test_an_arm_whose_step_changed_is_out_of_date_and_run_again(rows, places):
+    """As what it was measured with was trained otherwise; the arm that does not use it stays."""
+    run(rows, places, Latentrag({"joint": 30, "frozen": 10}))
+    longer = read_rows(TEXT.replace("--out {work}/trained", "--out {work}/trained --steps 9"))
+    row = longer.rows["table"]
+    there = current(places.results, longer, row, "full")
+    assert list(there) == ["frozen"]
+    assert {verdict.outcome for verdict in verdicts(row, there)} == {"not run"}
+    assert "Not run yet: joint." in write_page(longer, places.results).read_text()
+    with pytest.raises(InputError, match="trained was made by another command .*remove it, or name another --work"):
+        run(longer, places, Latentrag({}))
+    again = Latentrag({"joint": 20})
+    run(longer, replace(places, work=places.work.with_name("elsewhere")), again)
+    assert [words[0] for words in again.commands] == ["train", "eval"]
+    assert list(current(places.results, longer, row, "full")) == ["joint", "frozen"]
+
+
+def test_a_quick_run_replaces_no_full_one(rows, places):
+    run(rows, places, Latentrag({"joint": 30, "frozen": 10}))
+    before = (places.results / "table" / "joint.json").read_bytes()
+    with pytest.raises(InputError, match="has records of full runs, which quick ones would replace"):
+        reproduce(rows, [rows.rows["table"]], places, "quick", Latentrag({"joint": 1}), say=print)
+    assert (places.results / "table" / "joint.json").read_bytes() == before
+    assert current(places.results, rows, rows.rows["table"], "quick") == {}
+
+
+def test_seconds_of_an_attempt_that_was_killed_count(tmp_path):
+    """What it wrote of them is there before it ends."""
+    file = tmp_path / "arm.seconds"
+    file.write_text("100")
+    with timed(file, every_s=0.01) as seconds:
+        while file.read_text() == "100":
+            time.sleep(0.005)
+        assert 100 < float(file.read_text()) <= seconds()
+    assert float(file.read_text()) <= seconds()
+
+
+def test_an_empty_answer_leaves_its_panel_of_the_figure_empty(tmp_path, rows, places):
+    pytest.importorskip("matplotlib")
+    run(rows, places, Latentrag({"joint": 30, "frozen": 10}))
+    record = read(places.results, rows.rows["table"])["joint"]
+    token = {"text": "red", "posterior": [0.75, 0.25]}
+    answers = [{"text": "red", "log_prob": -1.0, "tokens": [token]}, {"text": "", "log_prob": -1.0, "tokens": []}]
+    recorded = {f"arm {i}": replace(record, answer=answer) for i, answer in enumerate(answers)}
+    posteriors(rows.rows["table"], recorded, tmp_path / "figure.svg")
+    drawn = (tmp_path / "figure.svg").read_text()
+    assert "arm 1: an empty answer" in drawn
+    assert "passage 2" in drawn
+
+
 def test_an_interrupted_step_goes_on_with_resume(rows, places):
     with pytest.raises(KeyboardInterrupt):
         run(rows, places, Latentrag({}, fails="train"))
@@ -283,6 +335,7 @@ def test_the_page_has_figures_commands_and_what_was_not_run(rows, places):
         ('above = ["frozen"]', 'above = ["thawed"]', "above that of thawed"),
         ('n = "2"', "", "quick has no n"),
         ("[rows.table]", "[rows.table", "cannot be read"),
+        ("-m {work}/trained/model", "-m {work}/joint/model", "table, joint reads joint of the work, which no step"),
     ],
 )
 def test_a_file_of_rows_with_a_mistake_is_refused(old, new, problem):

@@ -99,6 +99,20 @@ def test_rows_are_what_the_model_says(variant, batch_size, tmp_path) -> None:
         assert row["title_rank"] == min(ranks, default=None)
 
 
+def test_of_samples_one_is_measured_with_random_numbers_of_its_own_for_each_question() -> None:
+    """With one seed for all, 40 questions that are alike would get one answer; with four samples, the most probable."""
+    alike = [Example(str(i), "who?", ("c",)) for i in range(40)]
+
+    def said(num_beams: int, batch_size: int) -> list[tuple[str, float]]:
+        options = DecodingOptions(sample=True, seed=0, num_beams=num_beams, max_tokens=4)
+        found = evaluate(model(), alike, options=options, batch_size=batch_size)
+        return [(row["text"], round(row["log_prob"], 5)) for row in found.rows]
+
+    alone = said(1, 1)
+    assert said(4, 8) == alone
+    assert len(set(alone)) > 10
+
+
 def test_ranks_by_hand() -> None:
     # "who?" is found passages 4 5 0 1 2 3: b is in the first; "when?" 5 0 1 …; "w" 1 2 3 …, none with the word ab.
     found = evaluate(model(), EXAMPLES, options=OPTIONS, recall_at=(1, 2, 5, 50))

@@ -49,8 +49,16 @@ def test_bleu_is_that_of_sacrebleu() -> None:
     assert 0 < texts.bleu_of(counts) < texts.bleu_of(counts, max_order=1) < 1
 
 
+def test_bleu_without_a_match_of_four_words_is_smoothed_as_sacrebleu_does() -> None:
+    for text, answer in (("a b c d e f", "a x c y e z"), ("a b c d", "a b x c d"), ("a", "a b")):
+        public = BLEU().corpus_score([text], [[answer]]).score / 100
+        assert texts.bleu_of(texts.bleu_counts(text, [answer])) == pytest.approx(public, abs=1e-12)
+    assert texts.bleu_of(texts.bleu_counts("a b c d e f", ["a x c y e z"])) == pytest.approx(0.1068, abs=1e-4)
+
+
 def test_bleu_of_the_answer_itself_and_of_nothing() -> None:
     assert texts.bleu_of(texts.bleu_counts("a b c d e", ["x", "a b c d e"])) == pytest.approx(1)
+    assert texts.bleu_of(texts.bleu_counts("a b c d e", ["a b c d e"])) <= 1
     assert texts.bleu_of(texts.bleu_counts("", ["a"])) == 0
 
 

@@ -76,6 +76,8 @@ def evaluate(
     data, system = _data_and_system(what, system)
     if "num_best" in decoding:
         raise InputError("--best has no effect, since the best answer alone is measured; leave it out")
+    if decoding.get("sample") and "num_beams" in decoding:
+        raise InputError("--beams has no effect with --sample, since one answer each is drawn; leave it out")
     _check_curve(curve, reading)
     common: Any = {"system": system, "how": how, "limit": limit, "batch_size": batch_size, "out": out}
     with _kept(out):
@@ -154,6 +156,7 @@ def _measured(
 
     if closed_book:
         _check_closed_book(system, given)
+    _check_chooses(reading, how, decoding)
     system, passage_encoder = of_given(system, given)
     examples = read_task(data, reading, passages_from=given.passages_from, say=say).rows[:limit]
     examples, num_given = with_given(examples, given, system)
@@ -186,6 +189,21 @@ def _measured(
         about=about,
         progress=True,
     )
+
+
+def _check_chooses(reading: RowOptions, how: AnswerOptions, decoding: Given[DecodingOptions]) -> None:
+    """Raises: InputError for an option of decoding where one of several given texts is chosen."""
+    from latentrag.training.tasks import TASKS
+
+    if TASKS[reading.task].decoder != "choose":
+        return
+    flags = [options_of(DecodingOptions)[name].flags[-1] for name in decoding]
+    if how.decoding != "exact":
+        flags.insert(0, "--decoding")
+    for flag in flags[:1]:
+        raise InputError(
+            f"{flag} has no effect on the task {reading.task}, which chooses one of the given texts; leave it out"
+        )
 
 
 def _check_closed_book(system: SystemOptions, given: GivenOptions) -> None:

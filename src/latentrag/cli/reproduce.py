@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,10 +15,10 @@ import typer
 
 from latentrag.cli import arguments as arg
 from latentrag.cli.output import print_json, say
-from latentrag.errors import InputError
+from latentrag.errors import DataError, InputError
 
 if TYPE_CHECKING:
-    from latentrag.evaluation.reproduce.rows import Row, Rows
+    from latentrag.evaluation.reproduce.rows import Row, Rows, Size
 
 _WORK = Path("reproduced")
 
@@ -51,19 +52,22 @@ def reproduce(
     from latentrag.evaluation.reproduce.rows import read_rows
 
     rows = read_rows()
+    size: Size = "quick" if quick else "full"
+    check = ["latentrag reproduce check", *([f"--results {results}"] if results else [f"--work {work}"])]
     results = results or work / ("quick/results" if quick else "results")
     if as_json and what not in ("list", "check"):
         raise InputError(f"--json has no effect on {what}; leave it out")
     if what == "list":
-        _list(rows, results, as_json=as_json)
+        _list(rows, results, size, as_json=as_json)
     elif what == "check":
-        _check(rows, results, as_json=as_json)
+        _check(rows, results, size, as_json=as_json)
     elif what == "page":
-        say(f"the page is {write_page(rows, results)}")
+        say(f"the page is {write_page(rows, results, size)}")
     else:
         wanted = [row for row in rows.rows.values() if not row.needs] if what == "all" else [rows.named(what)]
         _run(rows, wanted, data, work, results, quick=quick)
-        say(f"the page is {write_page(rows, results)}; what must come out: latentrag reproduce check --work {work}")
+        said = " ".join([*check, *(["--quick"] if quick else [])])
+        say(f"the page is {write_page(rows, results, size)}; what must come out: {said}")
 
 
 def _run(rows: Rows, wanted: Sequence[Row], data: Path, work: Path, results: Path, *, quick: bool) -> None:
@@ -77,11 +81,20 @@ def _run(rows: Rows, wanted: Sequence[Row], data: Path, work: Path, results: Pat
     places = Places(work / "quick" / "data", work / "quick", results)
     make(places.work)
     corpus = places.data / "wiki-en-2018.corpus.jsonl.gz"
-    memory = str(places.work / "quick.lance")
-    if not Path(memory).exists():
-        encoder = str(places.work / "encoder")
-        _in_this_process(["index", "add", memory, str(corpus), "--encoder", encoder, "--workers", "0"], None)
+    memory = places.work / "quick.lance"
+    if not memory.exists():
+        _make_memory(memory, corpus, places.work / "encoder")
     reproduce(rows, wanted, places, "quick", _in_this_process, say=say)
+
+
+def _make_memory(memory: Path, corpus: Path, encoder: Path) -> None:
+    """Whole or not at all. Raises: DataError if it cannot be made."""
+    scratch = memory.with_name(f"new-{memory.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    words = ["index", "add", str(scratch), str(corpus), "--encoder", str(encoder), "--workers", "0"]
+    if code := _in_this_process(words, None):
+        raise DataError(f"the memory of --quick cannot be made: `index add` ended with exit code {code}; see above")
+    scratch.rename(memory)
 
 
 def _in_a_process_of_its_own(words: Sequence[str], printed: Path | None) -> int:
@@ -116,10 +129,11 @@ def _in_this_process(words: Sequence[str], printed: Path | None) -> int:
     return code
 
 
-def _list(rows: Rows, results: Path, *, as_json: bool) -> None:
-    from latentrag.evaluation.reproduce.records import read
+def _list(rows: Rows, results: Path, size: Size, *, as_json: bool) -> None:
+    from latentrag.evaluation.reproduce.records import current
 
-    recorded = {name: len(read(results, row)) for name, row in rows.rows.items()}
+    found = {name: current(results, rows, row, size) for name, row in rows.rows.items()}
+    recorded = {name: len(of_row) for name, of_row in found.items()}
     if as_json:
         shown = [
             {**asdict(row), "must": [str(must) for must in row.must], "recorded": recorded[name]}
@@ -131,16 +145,18 @@ def _list(rows: Rows, results: Path, *, as_json: bool) -> None:
 
     lines = []
     for name, row in rows.rows.items():
-        minutes = f"{row.minutes} min" if row.minutes is not None else "–"
+        took = sum(record.seconds for record in found[name].values()) / 60
+        about = took if recorded[name] == len(row.arms) else row.minutes
+        minutes = "–" if about is None else f"{about:.0f} min"
         lines.append((name, row.of, f"{recorded[name]}/{len(row.arms)}", minutes, row.needs, row.shows))
     show_rows(["row", "of the paper", "recorded", "takes", "needs", "what it shows"], lines, terminal())
 
 
-def _check(rows: Rows, results: Path, *, as_json: bool) -> None:
+def _check(rows: Rows, results: Path, size: Size, *, as_json: bool) -> None:
     from latentrag.evaluation.reproduce.checking import verdicts
-    from latentrag.evaluation.reproduce.records import read
+    from latentrag.evaluation.reproduce.records import current
 
-    found = [verdict for row in rows.rows.values() for verdict in verdicts(row, read(results, row))]
+    found = [verdict for row in rows.rows.values() for verdict in verdicts(row, current(results, rows, row, size))]
     if all(each.outcome == "not run" for each in found):
         raise InputError(f"{results} holds no record of a row; run `latentrag reproduce ROW` first, or name --results")
     if as_json:

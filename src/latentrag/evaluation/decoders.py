@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def searched(rag: Rag, read: Read[Scores], plan: Plan, batch: Sequence[Example]) -> list[Said]:
-    """The best answers that the decoder finds, as texts with log p(text|x).
+    """The best answers that the decoder finds, as texts with log p(text|x); when sampling, one drawn for each question.
 
     Raises: InputError if the options rule every answer out.
     """
@@ -31,8 +32,8 @@ def searched(rag: Rag, read: Read[Scores], plan: Plan, batch: Sequence[Example])
         None if plan.k is None else rag.confidence(plan.asking, conversation=bool(example.history)) for example in batch
     ]
     if plan.signals or any(confidence):
-        return _with_signals(rag, read, plan, confidence)
-    found = run(*_searches(rag, read, plan, plan.options))
+        return _with_signals(rag, read, plan, batch, confidence)
+    found = run(*(search for _, search in _searches(rag, read, plan, plan.options, batch)))
     if not all(found):
         raise OptionError(RULED_OUT)
     best = [hypotheses[0] for hypotheses in found]
@@ -40,10 +41,12 @@ def searched(rag: Rag, read: Read[Scores], plan: Plan, batch: Sequence[Example])
     return [Said(before_stop(rag.generator.text(one.ids), stop).strip(), one.log_prob) for one in best]
 
 
-def _with_signals(rag: Rag, read: Read[Scores], plan: Plan, confidence: Sequence[Confidence | None]) -> list[Said]:
+def _with_signals(
+    rag: Rag, read: Read[Scores], plan: Plan, batch: Sequence[Example], confidence: Sequence[Confidence | None]
+) -> list[Said]:
     options = replace(plan.options, num_best=plan.options.num_beams)
     loop, said = Loop(), {}
-    for part, search in zip(apart(read), _searches(rag, read, plan, options), strict=True):
+    for part, search in _searches(rag, read, plan, options, batch):
         loop.admit(Answering(part, search, plan.asking))
     for event in loop.events():
         if isinstance(event, Answered):
@@ -55,8 +58,28 @@ def _with_signals(rag: Rag, read: Read[Scores], plan: Plan, confidence: Sequence
     return [said[b] for b in range(len(read.questions))]
 
 
-def _searches(rag: Rag, read: Read[Scores], plan: Plan, options: DecodingOptions) -> list[Search]:
-    return [rag.search(part, variant=plan.variant, decoding=plan.decoding, options=options) for part in apart(read)]
+def _searches(
+    rag: Rag, read: Read[Scores], plan: Plan, options: DecodingOptions, batch: Sequence[Example]
+) -> list[tuple[Read[Scores], Search]]:
+    """Questions as they are decoded together, with their search. What is drawn at random is drawn question by question,
+    each with a seed of its own: with one for all, questions that are alike would get answers that are."""
+    if options.sample:
+        parts = [read.rows([b]) for b in range(len(batch))]
+        of_parts = [replace(options, seed=seed_of(options.seed, example.id)) for example in batch]
+    else:
+        parts = apart(read)
+        of_parts = [options] * len(parts)
+    return [
+        (part, rag.search(part, variant=plan.variant, decoding=plan.decoding, options=of_part))
+        for part, of_part in zip(parts, of_parts, strict=True)
+    ]
+
+
+def seed_of(seed: int | None, name: str) -> int | None:
+    """The seed of one question, which stays the same whatever is asked beside it and in which order."""
+    if seed is None:
+        return None
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "big")
 
 
 def chosen(rag: Rag, read: Read[Scores], plan: Plan, batch: Sequence[Example]) -> list[Said]:

@@ -83,7 +83,7 @@ def evaluate(
         out: RUN.jsonl, which gets a row as soon as its batch is done; RUN.json beside it gets settings and report.
             Rows that are there already are kept, so that an interrupted evaluation goes on.
         k, variant: as for ``rag.answer``; None: the model's own, and of a smaller memory all passages.
-        options: None: ``rag.options()``.
+        options: None: ``rag.options()``. Of samples one is drawn for each question, by its id and the seed.
         batch_size: questions answered together; None: 8 where no result depends on it, else 1. In half precision and
             in eight bits an answer depends a little on the questions beside it: with 8 the log p of tiny models moved
             by up to 0.2 nats and 2 of 60 answers changed. One alone is what ``rag.answer`` gives. In float32 log p
@@ -139,6 +139,8 @@ def _plan(
 ) -> Plan:
     variant = checked(variant or rag.variant)
     check_decoding(variant, decoding, options)
+    if options.sample:
+        options = replace(options, num_beams=1, num_best=1)
     if closed_book:
         if k is not None:
             raise InputError("k has no effect, since closed book reads no passages; leave it out")

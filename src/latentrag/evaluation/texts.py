@@ -85,12 +85,17 @@ def bleu_counts(text: str, answers: Sequence[str]) -> list[int]:
 
 
 def bleu_of(counts: Sequence[int], *, max_order: int = MAX_ORDER) -> float:
-    """BLEU between 0 and 1 from summed counts; sacrebleu's usual smoothing of orders without a match."""
+    """BLEU between 0 and 1 from summed counts; sacrebleu's usual smoothing, "exp", of orders without a match."""
     correct, total = counts[:max_order], counts[MAX_ORDER : MAX_ORDER + max_order]
     found = _bleu().compute_bleu(
-        correct=list(correct), total=list(total), sys_len=counts[-2], ref_len=counts[-1], max_ngram_order=max_order
+        correct=list(correct),
+        total=list(total),
+        sys_len=counts[-2],
+        ref_len=counts[-1],
+        smooth_method="exp",
+        max_ngram_order=max_order,
     )
-    return float(found.score) / 100
+    return min(1.0, float(found.score) / 100)
 
 
 def _bleu_over(name: str, max_order: int) -> Any:

@@ -13,8 +13,9 @@ from latentrag.registry import Table
 
 
 def curves(row: Row, recorded: Mapping[str, Record], file: Path) -> None:
-    """As Figure 3: a panel a measure and one of seconds a question, over the number of passages; a line for all arms
-    whose names begin alike (``NAME k=…``). Of recall, that at as many passages as are read."""
+    """As Figure 3: a panel a measure and one of seconds a question (loading and scoring included), over the number of
+    passages; a line for all arms whose names begin alike (``NAME k=…``). Of recall, that at as many passages as are
+    read."""
     pyplot = pyplot_of_svg()
     lines: dict[str, list[tuple[int, Record]]] = {}
     for arm, record in recorded.items():
@@ -30,7 +31,7 @@ def curves(row: Row, recorded: Mapping[str, Record], file: Path) -> None:
         label(panel, "passages read", f"{measure.partition('@')[0].replace('_', ' ')}, %")
     for name, points in lines.items():
         panels[-1].plot([k for k, _ in points], [r.seconds / len(r.ids) for _, r in points], marker="o", label=name)
-    label(panels[-1], "passages read", "seconds a question")
+    label(panels[-1], "passages read", "seconds a question, all in all")
     panels[0].legend(frameon=False, fontsize=8)
     save(figure, file)
 
@@ -42,6 +43,10 @@ def posteriors(row: Row, recorded: Mapping[str, Record], file: Path) -> None:
     figure, panels = pyplot.subplots(len(answers), 1, figsize=(9, 2.6 * len(answers)), squeeze=False)
     for (panel,), (arm, answer) in zip(panels, answers.items(), strict=True):
         tokens = [token for token in answer["tokens"] if token["text"].strip()]
+        if not tokens:
+            panel.set_axis_off()
+            panel.set_title(f"{arm}: an empty answer", fontsize=9)
+            continue
         shares = [list(column) for column in zip(*(token["posterior"] for token in tokens), strict=True)]
         panel.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
         panel.set_xticks(range(len(tokens)), [token["text"] for token in tokens], rotation=45, ha="right", fontsize=8)

@@ -11,7 +11,7 @@ from latentrag.errors import DataError
 from latentrag.evaluation.reproduce import drawing, records
 from latentrag.evaluation.reproduce.checking import verdicts
 from latentrag.evaluation.reproduce.records import Record
-from latentrag.evaluation.reproduce.rows import Row, Rows
+from latentrag.evaluation.reproduce.rows import Row, Rows, Size
 
 PAGE = "README.md"
 _HEAD = """# Results
@@ -23,18 +23,21 @@ paper's: what is to be compared is which arm is above which.
 """
 
 
-def write_page(rows: Rows, results: Path) -> Path:
-    """Write README.md and its figures into the folder of records. Raises: DataError if that cannot be."""
+def write_page(rows: Rows, results: Path, size: Size = "full") -> Path:
+    """Write README.md and its figures into the folder of records, of those records that are of the commands of now.
+
+    Raises: DataError if that cannot be.
+    """
     sections = []
     try:
         for row in rows.rows.values():
-            recorded = records.read(results, row)
+            recorded = records.current(results, rows, row, size)
             figure = ""
             if row.figure and recorded:
                 file = results / f"{row.name}.svg"
                 drawing.FIGURES[row.figure](row, recorded, file)
                 figure = f"![{row.of}: {row.shows}]({file.name})"
-            sections.append(_section(rows, row, recorded, figure))
+            sections.append(_section(rows, row, recorded, figure, size))
         results.mkdir(parents=True, exist_ok=True)
         page = results / PAGE
         io.write_file(page, "\n".join([_HEAD, *sections]).encode())
@@ -43,7 +46,7 @@ def write_page(rows: Rows, results: Path) -> Path:
     return page
 
 
-def _section(rows: Rows, row: Row, recorded: Mapping[str, Record], figure: str) -> str:
+def _section(rows: Rows, row: Row, recorded: Mapping[str, Record], figure: str, size: Size) -> str:
     parts = [f"## {row.name}: {row.of}\n", f"{row.shows}"]
     if row.paper:
         parts.append(f"The paper: {row.paper}")
@@ -58,7 +61,7 @@ def _section(rows: Rows, row: Row, recorded: Mapping[str, Record], figure: str) 
         parts += [_musts(row, recorded)] if row.must else []
     if row.note:
         parts.append(row.note)
-    parts.append(_commands(rows, row))
+    parts.append(_commands(rows, row, size))
     if recorded:
         seconds = sum(record.seconds for record in recorded.values())
         parts.append(f"{seconds / 60:.0f} minutes. " + " ".join(f"{line}." for line in records.told(recorded.values())))
@@ -105,8 +108,8 @@ def _outputs(recorded: Mapping[str, Record]) -> str:
     )
 
 
-def _commands(rows: Rows, row: Row) -> str:
+def _commands(rows: Rows, row: Row, size: Size) -> str:
     commands = [step.command for step in rows.steps_of(row) if step.command] + list(row.arms.values())
-    filled = (rows.command(each, "full", data="DATA", work="WORK") for each in commands)
+    filled = (rows.command(each, size, data="DATA", work="WORK") for each in commands)
     lines = [f"latentrag {each}" for each in filled]
     return "```\n" + "\n".join(lines) + "\n```"

@@ -19,7 +19,7 @@ from latentrag import io
 from latentrag.errors import DataError
 from latentrag.evaluation.compare import Difference, difference, values_of_run
 from latentrag.evaluation.report import read_run, settings_path
-from latentrag.evaluation.reproduce.rows import Row, Size
+from latentrag.evaluation.reproduce.rows import Row, Rows, Size
 from latentrag.place import cpu_name
 
 _PACKAGES = ("latentrag", "torch", "transformers", "sentence-transformers", "faiss-cpu", "llama-cpp-python")
@@ -42,6 +42,7 @@ class Record:
         bounds: measure → between which its values lie.
         texts: the first answers, as many as the row shows.
         answer: of an arm that asks: the answer's text and tokens, without question and passages.
+        steps: commands of the steps that came before, in order.
     """
 
     row: str
@@ -59,13 +60,31 @@ class Record:
     bounds: Mapping[str, tuple[float, float] | None]
     texts: Sequence[str] = ()
     answer: Mapping[str, Any] | None = None
+    steps: Sequence[str] = ()
 
 
-def of_run(row: Row, arm: str, command: str, size: Size, seconds: float, found: Mapping[str, Any]) -> Record:
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """What an arm is measured by: its own command and those of the steps that it depends on. Folders stay placeholders,
+    so that they are the same on every machine."""
+
+    arm: str
+    steps: tuple[str, ...]
+
+    @classmethod
+    def of(cls, rows: Rows, row: Row, arm: str, size: Size) -> Commands:
+        """As they are now."""
+        before = [step.command for step in rows.steps_of_arm(row, arm) if step.command]
+        command, *steps = (rows.command(each, size, data="{data}", work="{work}") for each in (row.arms[arm], *before))
+        return cls(command, tuple(steps))
+
+
+def of_run(row: Row, arm: str, commands: Commands, size: Size, seconds: float, found: Mapping[str, Any]) -> Record:
     """A record of what was found: keyword arguments of ``Record``, such as ``evaluated`` gives."""
     now = datetime.now(UTC).strftime("%Y-%m-%d")
-    empty: dict[str, Any] = {"settings": {}, "metrics": {}, "ids": [], "values": {}, "bounds": {}}
-    return Record(row.name, arm, command, size, now, round(seconds, 1), _machine(), _versions(), **{**empty, **found})
+    known: dict[str, Any] = {"settings": {}, "metrics": {}, "ids": [], "values": {}, "bounds": {}, **found}
+    known |= {"command": commands.arm, "steps": commands.steps, "machine": _machine(), "versions": _versions()}
+    return Record(row=row.name, arm=arm, size=size, date=now, seconds=round(seconds, 1), **known)
 
 
 def evaluated(row: Row, rows_path: Path) -> dict[str, Any]:
@@ -121,6 +140,15 @@ def read(folder: Path, row: Row) -> dict[str, Record]:
             except (OSError, ValueError, TypeError) as error:
                 raise DataError(f"{path} is not a record of `reproduce` ({error}); remove it") from error
     return found
+
+
+def current(folder: Path, rows: Rows, row: Row, size: Size) -> dict[str, Record]:
+    """Those of ``read`` that were measured in this size by the commands that the row and its steps have now."""
+    return {
+        arm: record
+        for arm, record in read(folder, row).items()
+        if (record.size, Commands(record.command, tuple(record.steps))) == (size, Commands.of(rows, row, arm, size))
+    }
 
 
 def compared(ours: Sequence[Record], theirs: Sequence[Record], measure: str) -> Difference | None:

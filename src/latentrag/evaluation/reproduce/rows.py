@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ Needs: TypeAlias = Literal["", "hub", "gpu"]
 """What a row needs besides its data: a model hub, a GPU."""
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_MADE = re.compile(r"\{work\}/([\w-]+)")
 PLACES = ("data", "work")
 """Placeholders of commands that are folders: of the data, and of what the commands make."""
 
@@ -82,7 +84,7 @@ class Row:
         data: files of the data folder that the commands read.
         steps: names of the steps that come before, in order.
         must: what must come out.
-        minutes: on two cores, all arms together and without the steps, where they were measured.
+        minutes: about, of one core, all arms together and without the steps; ``list`` has those of records.
         needs: where it is not "", the row is not run unless it is named.
         examples: how many of each arm's answers are shown.
         figure: how it is drawn, a name in ``drawing.FIGURES``; empty: as a table.
@@ -129,6 +131,20 @@ class Rows:
         add(row.steps)
         return list(found.values())
 
+    def steps_of_arm(self, row: Row, arm: str) -> list[Step]:
+        """Those of a row's steps that an arm depends on, in order: what a step makes is {work}/NAME, with an ending."""
+        found: list[Step] = []
+        named = self.made_for(row.arms[arm])
+        for step in reversed(self.steps_of(row)):
+            if step.name in named:
+                found.insert(0, step)
+                named |= self.made_for(step.command)
+        return found
+
+    def made_for(self, command: str) -> set[str]:
+        """Names of what a command finds in {work}."""
+        return set(_MADE.findall(self.command(command, "full", data="{data}", work="{work}")))
+
     def data_of(self, row: Row) -> set[str]:
         """The files of the data folder that a row and its steps read."""
         return {*row.data, *(name for step in self.steps_of(row) for name in step.data)}
@@ -164,7 +180,7 @@ def read_rows(text: str | None = None) -> Rows:
         )
     except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"the file of rows cannot be read ({error!r})") from error
-    for problem in _problems(rows):
+    for problem in itertools.chain(_problems(rows), _unmade(rows)):
         raise DataError(f"the file of rows: {problem}")
     return rows
 
@@ -196,6 +212,14 @@ def _problems(rows: Rows) -> Iterable[str]:
             yield f"{needing.name} needs the step {step}, which is not there"
     for row in rows.rows.values():
         yield from (f"{row.name} must have {must}, which it does not measure" for must in _unmeasured(row))
+
+
+def _unmade(rows: Rows) -> Iterable[str]:
+    for row in rows.rows.values():
+        of_row = {step.name for step in rows.steps_of(row)}
+        for arm, command in row.arms.items():
+            if unmade := rows.made_for(command) - of_row:
+                yield f"{row.name}, {arm} reads {', '.join(sorted(unmade))} of the work, which no step of the row makes"
 
 
 def _unmeasured(row: Row) -> Iterable[Must]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,18 +43,20 @@ class Places:
 def reproduce(
     rows: Rows, wanted: Sequence[Row], places: Places, size: Size, run: Run, *, say: Callable[[str], None]
 ) -> None:
-    """Run what is missing of these rows. An arm that is recorded with the same command is not run again.
+    """Run what is missing of these rows. An arm that is recorded with the same commands is not run again.
 
-    Raises: InputError for data that is not there, before anything runs; DataError if a command fails;
-        KeyboardInterrupt if one was interrupted.
+    Raises: InputError for data that is not there or records of the other size, before anything runs, and for what
+        another command made; DataError if a command fails; KeyboardInterrupt if one was interrupted.
     """
     _check_data({name for row in wanted for name in rows.data_of(row)}, places.data)
+    _check_size(wanted, places.results, size)
     places.work.mkdir(parents=True, exist_ok=True)
     with io.exclusive(places.work) as alone:
         if not alone:
             raise InputError(f"{places.work} is used by another `reproduce`; wait for it, or name another folder")
         for number, row in enumerate(wanted, 1):
-            missing = [arm for arm in row.arms if not is_done(rows, row, arm, places.results, size)]
+            there = records.current(places.results, rows, row, size)
+            missing = [arm for arm in row.arms if arm not in there]
             say(f"{number}/{len(wanted)} {row.name}: {len(row.arms) - len(missing)} of {len(row.arms)} arms are there")
             for step in rows.steps_of(row) if missing else ():
                 _take(rows, step, places, size, run, say)
@@ -62,16 +65,19 @@ def reproduce(
                 _measure(rows, row, arm, places, size, run)
 
 
-def is_done(rows: Rows, row: Row, arm: str, results: Path, size: Size) -> bool:
-    """Whether an arm is recorded with the command that it has now."""
-    record = records.read(results, row).get(arm)
-    return record is not None and (record.command, record.size) == (_kept(rows, row.arms[arm], size), size)
-
-
 def _check_data(names: Collection[str], data: Path) -> None:
     missing = sorted(name for name in names if not (data / name).exists())
     if missing:
         raise InputError(f"{data} has no {missing[0]} ({len(missing)} files missing); name their folder by --data")
+
+
+def _check_size(wanted: Sequence[Row], results: Path, size: Size) -> None:
+    """What took hours is not replaced by what took seconds."""
+    others = {record.size for row in wanted for record in records.read(results, row).values()} - {size}
+    for other in others:
+        raise InputError(
+            f"{results} has records of {other} runs, which {size} ones would replace; name another --results"
+        )
 
 
 def _kept(rows: Rows, command: str, size: Size) -> str:
@@ -94,6 +100,8 @@ def _take(rows: Rows, step: Step, places: Places, size: Size, run: Run, say: Cal
     kept = {"command": _kept(rows, step.command, size)}
     if mark.exists() and json.loads(mark.read_bytes()) == kept:
         return
+    if mark.exists() and not step.derives:
+        _check_gone(step, places.work)
     say(f"first: {step.name}")
     if step.derives:
         derive(step.derives, places.data, places.work / f"{step.name}.jsonl")
@@ -101,6 +109,13 @@ def _take(rows: Rows, step: Step, places: Places, size: Size, run: Run, say: Cal
         _run_step(rows, step, places, size, run)
     mark.parent.mkdir(parents=True, exist_ok=True)
     io.write_json(mark, kept)
+
+
+def _check_gone(step: Step, work: Path) -> None:
+    """What another command made would be taken for what this one makes."""
+    for path in (work / step.name, work / f"{step.name}.lance"):
+        if path.exists():
+            raise InputError(f"{path} was made by another command than that of now; remove it, or name another --work")
 
 
 def _run_step(rows: Rows, step: Step, places: Places, size: Size, run: Run) -> None:
@@ -114,28 +129,41 @@ def _run_step(rows: Rows, step: Step, places: Places, size: Size, run: Run) -> N
 
 def _measure(rows: Rows, row: Row, arm: str, places: Places, size: Size, run: Run) -> None:
     """Run an arm and record it."""
-    command = _kept(rows, row.arms[arm], size)
-    mark = hashlib.sha256(command.encode()).hexdigest()[:8]  # rows of an earlier command stay apart
+    commands = records.Commands.of(rows, row, arm, size)
+    mark = hashlib.sha256("\n".join([commands.arm, *commands.steps]).encode()).hexdigest()[:8]  # of others stay apart
     out = places.work / "runs" / row.name / f"{arm}-{mark}.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
     words = _words(rows, row.arms[arm], places, size)
     is_evaluation = words[0] == "eval"
     printed = out.with_suffix(".printed.json")
-    with _timed(out.with_suffix(".seconds")) as seconds:
+    with timed(out.with_suffix(".seconds")) as seconds:
         _run(run, [*words, *(["--out", str(out)] if is_evaluation else []), "--json"], printed, f"{row.name}, {arm}")
     found = records.evaluated(row, out) if is_evaluation else records.answered(json.loads(printed.read_bytes()))
-    records.write(places.results, records.of_run(row, arm, command, size, seconds(), found))
+    records.write(places.results, records.of_run(row, arm, commands, size, seconds(), found))
 
 
 @contextmanager
-def _timed(file: Path) -> Iterator[Callable[[], float]]:
-    """Seconds that are kept in a file, so that those of interrupted attempts count."""
+def timed(file: Path, *, every_s: float = 10.0) -> Iterator[Callable[[], float]]:
+    """Seconds that are kept in a file again and again, so that those of attempts that were killed count."""
     before = float(file.read_text("utf-8")) if file.exists() else 0.0
     start = time.monotonic()
+    ended = threading.Event()
+
+    def so_far() -> float:
+        return before + time.monotonic() - start
+
+    def keep() -> None:
+        while not ended.wait(every_s):
+            io.write_file(file, f"{so_far()}".encode())
+
+    keeping = threading.Thread(target=keep, daemon=True)
+    keeping.start()
     try:
-        yield lambda: before + time.monotonic() - start
+        yield so_far
     finally:
-        io.write_file(file, f"{before + time.monotonic() - start}".encode())
+        ended.set()
+        keeping.join()
+        io.write_file(file, f"{so_far()}".encode())
 
 
 def _run(run: Run, words: Sequence[str], printed: Path | None, what: str) -> None:
