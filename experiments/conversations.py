@@ -165,7 +165,7 @@ def table(dev: Sequence[Dialogue], arms: Mapping[str, Sequence[bool]], what: str
 
 def differences(dev: Sequence[Dialogue], arms: Mapping[str, Sequence[bool]]) -> str:
     """Latent readings against fixed ones, paired."""
-    best = max(FIXED, key=lambda arm: sum(arms[arm]))
+    best = max((arm for arm in FIXED if arm in arms), key=lambda arm: sum(arms[arm]))
     lines = ["| latent readings | less | on | difference, points | 95 % interval |", "|---" * 5 + "|"]
     for arm in arms:
         if arm in FIXED:
@@ -199,14 +199,17 @@ def main() -> int:
         if given.trained is not None and name == "dense":
             rag = latentrag.load(given.trained, memory="demo")
             arms[TRAINED] = hits(rag.retriever, dev, rag.readings)
-            said.append(f"Trained weights: {rag.readings}.")
+            trained = ", ".join(
+                f"{each} {value:.3g}" for each, value in (rag.readings or {}).items() if each != "rewrite"
+            )
+            said.append(f"Trained weights: {trained}.")
         shown = ", ".join(f"{each} {value}" for each, value in weights.items() if each != "rewrite")
         said += [f"### Retriever {name}", table(dev, arms, "recall@5"), differences(dev, arms), f"Fitted: {shown}."]
         print("\n\n".join(said[-4:]), flush=True)
     if given.answered:
         right = answered(dev, given.answered, given.work, given.trained)
         some = [each for kind in KINDS for each in [one for one in dev if one.kind == kind][: given.answered // 4]]
-        said += ["### Answers", table(some, right, "exact match")]
+        said += ["### Answers", table(some, right, "exact match"), differences(some, right)]
     between_marks(given.report, "\n\n".join(said), title="Conversations")
     print("\n\n".join(said[-2:]))
     return 0
