@@ -66,6 +66,25 @@ def test_a_calibration_holds_for_one_prior() -> None:
     assert len({str(rag.signal_settings(asking)) for rag in rags}) == 2
 
 
+def test_a_calibration_of_conversations_holds_for_its_readings() -> None:
+    """Rewrites and weights of readings change the prior over passages; a question alone has one reading."""
+    asking = Asking(3, "sequence", DecodingOptions(**OPTIONS))
+    weights = {"before": -1.0, "all": -2.0, "rewrite": -2.5, "evidence": 0.5}
+
+    def of(*, conversation: bool, rewrites: int, readings: dict[str, float] | None) -> dict[str, object]:
+        return settings_of(asking, memory=None, conversation=conversation, rewrites=rewrites, readings=readings)
+
+    fitted = Calibration({}, {}, {}, 0.0, of(conversation=True, rewrites=2, readings=weights))
+    assert fitted.difference(of(conversation=True, rewrites=2, readings=weights)) is None
+    found = fitted.difference(of(conversation=True, rewrites=0, readings=weights))
+    assert found == "the model was calibrated with rewrites=2, not 0"
+    for others in (None, {**weights, "all": -3.0}):
+        found = fitted.difference(of(conversation=True, rewrites=2, readings=others))
+        assert found == "the model was calibrated with other weights of a conversation's readings"
+    alone = Calibration({}, {}, {}, 0.0, of(conversation=False, rewrites=0, readings=None))
+    assert alone.difference(of(conversation=False, rewrites=2, readings=weights)) is None
+
+
 def test_the_signals_of_an_answer_by_hand() -> None:
     answer = a_rag().answer("who", num_best=3, **OPTIONS)
     found = signals(answer)

@@ -120,6 +120,8 @@ def settings_of(
     prompt: str | None = None,
     set_bonus: float | None = None,
     prior: str | None = None,
+    rewrites: int = 0,
+    readings: Mapping[str, float] | None = None,
 ) -> dict[str, object]:
     """What the meaning of the signals depends on.
 
@@ -133,6 +135,8 @@ def settings_of(
         prompt: what identifies the generator's template; None: it has none.
         set_bonus: γ of sets of two passages; None: they are no values of z.
         prior: what identifies the retriever's own settings, as weights of experts; None: it has none.
+        rewrites: of a conversation's last question, each one more reading.
+        readings: the trained weights of a conversation's readings; None: they are the default ones.
     """
     return {
         "k": asking.k_left,
@@ -150,6 +154,8 @@ def settings_of(
         "prompt": prompt,
         "set_bonus": set_bonus,
         "prior": prior,
+        "rewrites": rewrites if conversation else 0,
+        "readings": dict(readings) if conversation and readings is not None else None,
     }
 
 
@@ -198,7 +204,7 @@ class Calibration:
 
     def difference(self, settings: Mapping[str, object]) -> str | None:
         """Why it says nothing of answers with these settings; None: it does."""
-        for name, fitted in {"neighbours": 0, "conversation": False, **self.settings}.items():
+        for name, fitted in {"neighbours": 0, "conversation": False, "rewrites": 0, **self.settings}.items():
             if settings.get(name) != fitted:
                 if name == "conversation":
                     kinds = ("conversations", "a question alone") if fitted else ("questions alone", "a conversation")
@@ -207,6 +213,8 @@ class Calibration:
                     return "the model was calibrated over another memory"
                 if name == "prompt":
                     return "the model was calibrated with another prompt"
+                if name == "readings":
+                    return "the model was calibrated with other weights of a conversation's readings"
                 if name == "prior":
                     return "the model was calibrated with other weights, candidates or parts of the prior"
                 return f"the model was calibrated with {name}={fitted}, not {settings.get(name)}"

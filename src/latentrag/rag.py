@@ -217,6 +217,8 @@ class Rag:
             prior=prior_key(retriever.settings(), retriever.parts())
             if isinstance(retriever, SavableRetriever)
             else None,
+            rewrites=self.rewrites,
+            readings=self.readings,
         )
 
     def search(self, read: Read[Scores], *, variant: Variant, decoding: Decoding, options: DecodingOptions) -> Search:

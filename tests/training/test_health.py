@@ -306,6 +306,7 @@ HEALTHY = Health(
         {"prior_entropy": 0.01, "posterior_entropy": 0.01, "kl": 0.001},  # sure and right
         {"prior_entropy": 1.6, "kl": 0.4},  # flat, but the posterior teaches it
         {"nll": 120.0, "gap": 1.5},  # long targets: small against the loss, yet p(y|x) is 4 times as high
+        {"prior_entropy": 2.41, "kl": 0.001, "num_values": 15},  # sets: log 15 is 2.71
         {"gap": 0.1, "gap_error": 0.3, "num_examples": 25},  # nothing can be said
         {"gap": 0.8, "nll": 3.0},  # learnt the answers' form: the gap fell with the loss
         {"top_share": 0.08, "unique_top": 0.2},
@@ -325,12 +326,20 @@ def test_no_alarm(changed):
         ({"top_share": 0.25}, "same top passage"),
         ({"unique_top": 0.05}, "same top passage"),
         ({"prior_entropy": 1.6, "kl": 0.001}, "flat"),
+        ({"prior_entropy": 2.70, "kl": 0.001, "num_values": 15}, "entropy 2.700 of at most 2.708 nats"),
     ],
 )
 def test_alarm(changed, said):
     (line,) = alarms(replace(HEALTHY, **changed), first=HEALTHY)
     assert said in line
     assert "\n" not in line
+
+
+def test_records_of_versions_without_a_number_of_values_are_read():
+    record = {name: value for name, value in HEALTHY.as_record().items() if name != "num_values"}
+    assert Health.of_record(record) == HEALTHY
+    with_sets = replace(HEALTHY, num_values=15)
+    assert Health.of_record(with_sets.as_record()) == with_sets
 
 
 def test_a_collapse_of_a_small_memory_is_seen_against_the_first_measure():

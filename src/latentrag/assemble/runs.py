@@ -124,7 +124,7 @@ def _train(
     hybrid = None if setup.retriever != "hybrid" else setup.retriever
     of_passages: dict[str, object] = {"--null-passage": setup.null_passage, "--set-size": setup.set_size}
     of_passages |= {"--where": setup.where, "--reranker": setup.reranker, "--candidates": setup.candidates}
-    of_passages |= {"--rewrites": setup.rewrites, "--neighbours": setup.neighbours}
+    of_passages |= {"--set-bonus": setup.set_bonus, "--rewrites": setup.rewrites, "--neighbours": setup.neighbours}
     for flag, value in {**of_passages, "--retriever hybrid": hybrid}.items():
         if value is not None and options.closed_book:
             raise InputError(f"{flag} has no effect, since closed book reads no passages; leave it out")

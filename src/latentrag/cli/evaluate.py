@@ -210,7 +210,16 @@ def _check_closed_book(system: SystemOptions, given: GivenOptions) -> None:
     """Raises: InputError for an option of passages."""
     of_passages = {"--as-of": system.version.as_of, "--passages-from": given.passages_from}
     of_passages["--where"] = system.which.where
-    for name in ("retriever", "reranker", "candidates", "null_passage", "set_size", "rewrites", "neighbours"):
+    for name in (
+        "retriever",
+        "reranker",
+        "candidates",
+        "null_passage",
+        "set_size",
+        "set_bonus",
+        "rewrites",
+        "neighbours",
+    ):
         of_passages[f"--{name.replace('_', '-')}"] = getattr(system.model, name)
     for flag, value in of_passages.items():
         if value is not None:

@@ -32,9 +32,10 @@ class Health:
     Attributes:
         num_examples: how many (x, y).
         num_passages: K.
+        num_values: of z, as K with no passage and sets; None: K.
         nll: −log p(y|x).
         nll_per_token: the sum of −log p(y|x) over the number of tokens, end tokens included.
-        prior_entropy: of p_η(z|x); log K where the prior is flat.
+        prior_entropy: of p_η(z|x); the log of the number of values where the prior is flat.
         posterior_entropy: of the posterior, as ``Evidence.posterior`` has it for the variant.
         kl: KL(posterior‖prior), what y says about z beyond x; 0 for a generator that ignores z.
         agreement: share of examples whose most probable passage is the same in prior and posterior.
@@ -60,16 +61,19 @@ class Health:
     gap: float
     gap_error: float
     overlap: float
+    num_values: int | None = None
 
     def as_record(self) -> dict[str, int | float | None]:
         """The fields by name, as JSON has them: None for NaN."""
-        return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
+        return {
+            name: value if value is not None and math.isfinite(value) else None for name, value in asdict(self).items()
+        }
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> "Health":
         """What ``as_record`` gave."""
         values: dict[str, Any] = {name: math.nan if value is None else value for name, value in record.items()}
-        return cls(**values)
+        return cls(**{**values, "num_values": record.get("num_values")})
 
 
 @torch.no_grad()
@@ -107,7 +111,8 @@ def measure(
     processes = processes or Processes()
     mine = processes.share(range(len(x)))
     measured = _measure_some(model, x, y, mine, k=k, variant=variant, batch_size=batch_size)
-    return _summary(*_of_all(processes.gather(measured)), num_passages=k)
+    found = _summary(*_of_all(processes.gather(measured)), num_passages=k)
+    return replace(found, num_values=model.values.number(k))
 
 
 _Measured = tuple[dict[str, list[float]], list[str]]
@@ -327,7 +332,7 @@ def _flat_prior(health: Health, first: Health | None) -> str:
 
     A prior that is sure of its passage leaves y nothing to add either, and is as it should be.
     """
-    flattest = math.log(health.num_passages)
+    flattest = math.log(health.num_values or health.num_passages)
     if health.num_passages < 2 or health.prior_entropy < 0.98 * flattest or health.kl > 0.01:
         return ""
     before = "" if first is None else f"; before training {first.prior_entropy:.3f}"
