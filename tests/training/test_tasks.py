@@ -173,6 +173,49 @@ def test_names_of_labels() -> None:
         assert label_of(name, labels) == labels[2]
     assert label_of("maybe", labels) is None
     assert with_wordings((), ("a=b = c", "d=e"), task="t")[0] == Label("a", "b = c")
+    assert [each.name for each in with_wordings((), (">=1=high", "<1=low"), task="t")] == [">=1", "<1"]
+    assert with_wordings((), ("so>=b", "d=e"), task="t")[0] == Label("so>", "b")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("C", "C++", "C#"),
+        ("1", "-1"),
+        ("+", "-", "+/-", "_"),
+        ("<1", ">=1", "1"),
+        ("हाँ", "हो"),
+        ("क", "कि", "की"),
+        ("🙂", "🙁", "❤️"),
+        ("good", "good!", "good?"),
+        ("A", "A-", "A+"),
+        ("x²", "x2"),
+    ],
+)
+def test_signs_and_marks_in_names_of_labels_count(read, names) -> None:
+    rows = [{"text": f"t{i}", "label": name} for i, name in enumerate(names)]
+    found, _ = read(rows, task="classification", labels=[f"{name}=word {i}" for i, name in enumerate(names)])
+    assert [each.answers for each in found] == [(f"word {i}",) for i in range(len(names))]
+    labels = [Label(name, name) for name in names[1:]]
+    assert label_of(names[0], labels) is None
+
+
+def test_names_of_labels_that_count_as_the_same() -> None:
+    for name, other in (
+        ("Not-Enough_info ", "not enough info"),
+        ("STRASSE", "Straße"),
+        ("cafe\u0301", "CAF\u00c9"),
+        ("जी_हाँ", "जी हाँ"),
+        ("class-1", "Class 1"),
+    ):
+        assert label_of(name, [Label(other, "w")]), name
+        with pytest.raises(InputError) as caught:
+            with_wordings((), (f"{name}=a", f"{other}=b"), task="t")
+        problem = f"the task t has the labels {name.strip()!r} and {other!r}, which count as the same name; needed"
+        assert str(caught.value).startswith(problem)
+    labels = (Label("yes", "yes", ("true",)), Label("TRUE", "it is"))
+    with pytest.raises(InputError, match="the labels 'true' and 'TRUE', which count as the same name"):
+        with_wordings(labels, (), task="t")
 
 
 def test_every_task_names_what_there_is() -> None:
