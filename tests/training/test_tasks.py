@@ -40,6 +40,38 @@ def test_claims(read) -> None:
     assert said == []
 
 
+FEVER = [
+    [[92206, 104971, "Nikolaj_Coster-Waldau", 7], [92206, 104971, "Fox_Broadcasting_Company", 0]],
+    [[92207, None, "Soul_Food_-LRB-film-RRB-", 3], [92207, None, "Soul_Food_-LRB-film-RRB-", 4]],
+]
+
+
+@pytest.mark.parametrize(
+    ("evidence", "sets"),
+    [
+        (FEVER, (("Nikolaj Coster-Waldau", "Fox Broadcasting Company"), ("Soul Food (film)",))),
+        ([[1, 2, "Star_Wars-COLON-_X_-LSB-1-RSB-", 7]], (("Star Wars: X [1]",),)),
+        ([["Rain", "Sun"], ["Sun"]], (("Rain", "Sun"), ("Sun",))),
+        ([["Rain", 0], ["Sun", 3]], (("Rain",), ("Sun",))),
+        ([["X", "Y", "Z"]], (("X", "Y", "Z"),)),
+        ([[[269414, None, None, None]]], ()),
+        ([["Lima", "capital of", "Peru"]], ()),
+        ([["Lima", "capital of", "Peru"], ["Peru", "continent", "America"]], ()),
+        ([[["a", "b"]]], ()),
+        ([[{"page": "a"}]], ()),
+        ([[]], ()),
+        ([], ()),
+        (["a sentence"], ()),
+        ("a sentence", ()),
+    ],
+)
+def test_titles_in_evidence(read, evidence, sets) -> None:
+    titles = ("X", "Y", "Z")
+    (example,), _ = read([{"question": "q", "answer": "a", "titles": titles, "evidence": evidence}])
+    assert example.title_sets == sets
+    assert example.titles == (tuple(dict.fromkeys(each for of_set in sets for each in of_set)) or titles)
+
+
 def test_two_way_leaves_the_third_label_out_and_says_so(read) -> None:
     found, (line,) = read(CLAIMS, task="fact-verification-2way")
     assert [example.answers for example in found] == [("true",), ("false",)]

@@ -122,7 +122,8 @@ def read_examples(
 
     ``id`` or ``_id`` is the example's id; one that comes twice makes the second row a bad one. A row without gets its
     line number, as "line 7" where "7" is another row's id. ``title``, a text or a list of texts, and every title of
-    KILT's provenance are the titles; ``titles`` of hotpotqa's rows and sets in ``evidence`` of FEVER's are, too.
+    KILT's provenance are the titles; ``titles`` of hotpotqa's rows are, too, and before them the pages in ``evidence``
+    of FEVER's rows, or sets of titles there.
     ``passage_ids``, ``relevant``, ``evidence_docs`` and KILT's ``wikipedia_id`` are ids of passages. Other fields are
     ignored. ``training.formats`` has the formats of other tasks, which ``training.tasks`` names.
 

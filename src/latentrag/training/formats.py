@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any, TypeGuard
 
 from latentrag.registry import Table
 
@@ -144,16 +145,68 @@ FORMATS: Table[Format] = Table(
 QUESTIONS_AND_ANSWERS = ("plain", "dpr", "flashrag", "score", "kilt")
 
 
+_FACT = 3
+_WRITTEN = {
+    "-LRB-": "(",
+    "-RRB-": ")",
+    "-LSB-": "[",
+    "-RSB-": "]",
+    "-LCB-": "{",
+    "-RCB-": "}",
+    "-COLON-": ":",
+}
+
+
 def _first(row: JsonRow, *names: str) -> object:
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
 def _titles(row: JsonRow) -> object:
-    """Sets of titles where the row has them, as FEVER's evidence; else its titles."""
-    evidence = row.get("evidence")
-    if isinstance(evidence, list) and evidence and all(isinstance(each, list) for each in evidence):
-        return evidence
-    return _first(row, "title", "titles")
+    """Sets of titles where the row's evidence has them, else its titles."""
+    titles = _first(row, "title", "titles")
+    return _sets_of_titles(row.get("evidence"), titles) or titles
+
+
+def _sets_of_titles(evidence: object, titles: object) -> list[list[str]]:
+    """The pages in each set of FEVER's evidence; of other lists, the texts in each.
+
+    Lists of three texts each, unless all of them are among the row's titles, are facts, as 2WikiMultihopQA has them
+    (subject, relation, object), and no titles.
+    """
+    if not isinstance(evidence, list) or not all(isinstance(each, list) for each in evidence):
+        return []
+    if all(len(each) == _FACT and all(isinstance(text, str) for text in each) for each in evidence):
+        known = titles if isinstance(titles, list) else [titles]
+        if not all(text in known for each in evidence for text in each):
+            return []
+    sets = [_pages([each] if _is_quadruple(each) else each) for each in evidence]
+    return [each for each in sets if each]
+
+
+def _pages(evidence_set: Sequence[object]) -> list[str]:
+    """The titles of one set, each once."""
+    found = [_page(each[2]) if _is_quadruple(each) else each for each in evidence_set]
+    return list(dict.fromkeys(title for title in found if isinstance(title, str) and title))
+
+
+def _is_quadruple(value: object) -> TypeGuard[list[Any]]:
+    """Whether it is FEVER's (annotation id, evidence id, page, sentence number); page None: nothing was found."""
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and isinstance(value[2], str | None)
+        and all(isinstance(value[place], int | None) for place in (0, 1, 3))
+    )
+
+
+def _page(name: object) -> object:
+    """The title of a page of FEVER, whose names have "_" for spaces and the Penn Treebank's names of brackets."""
+    if not isinstance(name, str):
+        return None
+    name = name.replace("_", " ")
+    for written, meant in _WRITTEN.items():
+        name = name.replace(written, meant)
+    return name
 
 
 def _sets(provenance: Sequence[Sequence[object]], name: str) -> list[list[object]]:
