@@ -124,6 +124,65 @@ def test_choices(read, row) -> None:
     assert found.rows == (Example("1", "q", ("two",), choices=("one", "two")),)
 
 
+TWO = ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer"),
+    [
+        ({"text": TWO, "label": ["1", "2"]}, 2),
+        ({"text": TWO, "label": [1, 2]}, "2"),
+        ({"text": TWO, "label": [1, 2]}, 2),
+        ({"text": TWO, "label": ["1", "2"]}, "B"),
+        ({"1": "one", "2": "two"}, 2),
+        ({"A": "one", "B": "two"}, "b"),
+        ([{"label": 1, "text": "one"}, {"label": 2, "text": "two"}], "2"),
+        ([{"text": "one"}, {"text": "two"}], 1),
+        (TWO, 1),
+        (TWO, "1"),
+        (TWO, "B"),
+        (TWO, ["two"]),
+    ],
+)
+def test_an_answer_names_a_key_or_without_keys_a_place(read, choices, answer) -> None:
+    """In whatever field it is."""
+    (named,), _ = read([{"question": "q", "choices": choices, "answer": answer}], task="choice")
+    (keyed,), _ = read([{"question": "q", "choices": choices, "answerKey": answer}], task="choice")
+    rows = [{"question": "q", "choices": choices, "answer": "one", "mine": {"gold": answer}}]
+    (other,), _ = read(rows, task="choice", answers_from="mine.gold")
+    assert named.answers == keyed.answers == other.answers == ("two",)
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer"),
+    [
+        ({"text": TWO, "label": ["1", "2"]}, 0),
+        ({"text": TWO, "label": [1, 2]}, "3"),
+        ({"A": "one", "B": "two"}, 1),
+        ({"F": "one", "G": "two"}, "A"),
+        (TWO, 2),
+        (TWO, -1),
+        (TWO, True),
+    ],
+)
+def test_an_answer_that_names_no_choice(read, choices, answer) -> None:
+    row = {"question": "q", "choices": choices, "answer": answer}
+    with pytest.raises(DataError, match="no answer"):
+        read([row], task="choice")
+    with pytest.raises(DataError, match="is not among its choices|an answer is a bool, not text"):
+        read([row], task="choice", answers_from="answer")
+
+
+def test_choices_that_are_numbers(read) -> None:
+    """An answer key is a key; an answer is a text first."""
+    choices = {"text": ["2", "1"], "label": ["1", "2"]}
+    (keyed,), _ = read([{"question": "q", "choices": choices, "answerKey": "1"}], task="choice")
+    (named,), _ = read([{"question": "q", "choices": choices, "answer": "1"}], task="choice")
+    row = {"question": "q", "choices": choices, "given": {"answerKey": 1}}
+    (other,), _ = read([row], task="choice", answers_from="given.answerKey")
+    assert (keyed.answers, named.answers, other.answers) == (("2",), ("1",), ("2",))
+
+
 @pytest.mark.parametrize(
     "row",
     [{"question": "q", "answer": ["a", "b"], "passage_ids": ["p#1"]}, {"input": "q", "output": [{"answer": "a"}]}],

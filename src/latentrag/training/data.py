@@ -16,7 +16,16 @@ from typing import Any, get_args
 import numpy as np
 
 from latentrag.errors import DataError, InputError
-from latentrag.training.formats import FORMATS, QUESTIONS_AND_ANSWERS, Fields, Format, JsonRow, first_of, value_at
+from latentrag.training.formats import (
+    FORMATS,
+    QUESTIONS_AND_ANSWERS,
+    Fields,
+    Format,
+    JsonRow,
+    first_of,
+    value_at,
+    with_answers_from,
+)
 from latentrag.training.given import IDS, NoPassagesError, given_ids, given_passages
 from latentrag.training.json_rows import NOT_JSON, json_rows
 from latentrag.training.labels import Label, label_of
@@ -229,7 +238,7 @@ class _Taking:
             raise _BadRowError("not an object")
         fields = first_of(read(row) for read in self.readers)
         if self.answers_from is not None:
-            fields = replace(fields, answers=value_at(row, self.answers_from), pattern=None)
+            fields = with_answers_from(fields, row, self.answers_from)
         fields, history = _conversation(fields)
         x = _question(fields.question)
         if self.prefix_field is not None:

@@ -23,6 +23,7 @@ class Fields:
         pattern: a regular expression that right answers match.
         passages: ids of the passages or documents that hold the evidence, in the same three forms.
         choices: texts of which one is the answer.
+        keys: what the row calls the choices ("A"), in their order, by which other answers may name them.
         messages: the turns of a conversation; those before the question, or without one all of them.
     """
 
@@ -32,6 +33,7 @@ class Fields:
     pattern: object = None
     passages: object = None
     choices: object = None
+    keys: object = None
     messages: object = None
 
 
@@ -102,7 +104,8 @@ def queries(row: JsonRow) -> Fields:
 def with_choices(row: JsonRow) -> Fields:
     """Questions with texts to choose from, as ARC, OpenBookQA, HellaSwag, MedQA and RACE have them.
 
-    The answer is a text among them, a key ("B") or a place, counted from 0.
+    The answer is a text among them, a key ("B"), or without keys a place, counted from 0. In the fields answerKey and
+    answer_idx a key goes before a text.
     """
     question = _first(row, "question", "question_stem", "ctx", "x")
     listed: object = _first(row, "choices", "options", "endings")
@@ -110,10 +113,28 @@ def with_choices(row: JsonRow) -> Fields:
         listed = question.get("choices") if listed is None else listed
         question = _first(question, "stem", "text")
     keys, texts = _choices(listed)
-    answers = _first(row, "answerKey", "answer_idx", "answer", "label", "gold")
-    wanted = [_chosen(answer, keys, texts) for answer in (answers if isinstance(answers, list) else [answers])]
+    field = next((name for name in _ANSWERS if row.get(name) is not None), None)
+    answers = None if field is None else row[field]
+    wanted = [
+        _chosen(answer, keys, texts, key_first=field in _KEYED)
+        for answer in (answers if isinstance(answers, list) else [answers])
+    ]
     right = [answer for answer in wanted if answer is not None]
-    return Fields(question, right or None, _titles(row), choices=texts)
+    return Fields(question, right or None, _titles(row), choices=texts, keys=keys)
+
+
+def with_answers_from(found: Fields, row: JsonRow, path: str) -> Fields:
+    """The fields with the answers of another field, as ``value_at`` finds them; those that name choices mean these."""
+    answers = value_at(row, path)
+    if isinstance(found.choices, list):
+        keys = found.keys if isinstance(found.keys, list) else []
+        key_first = path.rpartition(".")[2] in _KEYED
+        listed = answers if isinstance(answers, list) else [answers]
+        texts = [_chosen(each, keys, found.choices, key_first=key_first) for each in listed]
+        # An answer that names none stays as it is, so that the message about it can say which.
+        answers = [_spelt(each) if text is None else text for each, text in zip(listed, texts, strict=True)]
+        answers = [each for each in answers if each is not None]
+    return replace(found, answers=answers, pattern=None)
 
 
 def questions_to_ask(row: JsonRow) -> Fields:
@@ -145,6 +166,8 @@ FORMATS: Table[Format] = Table(
 QUESTIONS_AND_ANSWERS = ("plain", "dpr", "flashrag", "score", "kilt")
 
 
+_ANSWERS = ("answerKey", "answer_idx", "answer", "label", "gold")
+_KEYED = ("answerKey", "answer_idx")
 _FACT = 3
 _WRITTEN = {
     "-LRB-": "(",
@@ -231,14 +254,41 @@ def _choices(listed: object) -> tuple[list[object], list[object]]:
     return [], listed
 
 
-def _chosen(answer: object, keys: Sequence[object], texts: Sequence[object]) -> object:
-    """The text that an answer means; None where it means none."""
+def _chosen(answer: object, keys: Sequence[object], texts: Sequence[object], *, key_first: bool) -> object:
+    """The text that an answer means; None where it means none.
+
+    Keys and answers are compared as texts: 1 and "1" are the same key. Where there are keys, a number is no place, and
+    neither is a letter where a key is a letter.
+    """
+    names = ["" if key is None else str(key) for key in keys]
+    if not any(names):
+        names = []
+    of_key = _of_key(answer, names[: len(texts)], texts)
+    if of_key is not None and (key_first or answer not in texts):
+        return of_key
     if answer in texts:
         return answer
-    if answer in keys[: len(texts)]:
-        return texts[keys.index(answer)]
     if isinstance(answer, str) and len(answer) == 1 and answer.isascii():
-        answer = int(answer) if answer.isdigit() else ord(answer.upper()) - ord("A")
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
+        if answer.isalpha():
+            place = ord(answer.upper()) - ord("A")
+            lettered = any(len(name) == 1 and name.isalpha() for name in names)
+            return texts[place] if place < len(texts) and not lettered else None
+        answer = int(answer) if answer.isdigit() else None
+    if isinstance(answer, int) and not isinstance(answer, bool) and not names and 0 <= answer < len(texts):
         return texts[answer]
     return None
+
+
+def _of_key(answer: object, names: Sequence[str], texts: Sequence[object]) -> object:
+    """The text whose key is the answer, if need be in another case; None: there is none."""
+    if not isinstance(answer, str | int) or isinstance(answer, bool):
+        return None
+    wanted = str(answer)
+    exact = (text for name, text in zip(names, texts, strict=False) if name and name == wanted)
+    others = (text for name, text in zip(names, texts, strict=False) if name and name.casefold() == wanted.casefold())
+    return next(exact, None) or next(others, None)
+
+
+def _spelt(answer: object) -> object:
+    """A number as a text."""
+    return str(answer) if isinstance(answer, int) and not isinstance(answer, bool) else answer
