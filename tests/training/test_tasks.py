@@ -185,7 +185,11 @@ def test_choices_that_are_numbers(read) -> None:
 
 @pytest.mark.parametrize(
     "row",
-    [{"question": "q", "answer": ["a", "b"], "passage_ids": ["p#1"]}, {"input": "q", "output": [{"answer": "a"}]}],
+    [
+        {"question": "q", "answer": ["a", "b"], "passage_ids": ["p#1"]},
+        {"question": "q", "answer": ["", " ", "a"]},
+        {"input": "q", "output": [{"answer": "a"}]},
+    ],
 )
 def test_questions_to_ask(read, row) -> None:
     found, _ = read([{"category": "C", **row}], task="question-generation", prefix_field="category")

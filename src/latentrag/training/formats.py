@@ -138,9 +138,10 @@ def with_answers_from(found: Fields, row: JsonRow, path: str) -> Fields:
 
 
 def questions_to_ask(row: JsonRow) -> Fields:
-    """Question generation: x is the answer, the first of several, and y the question that has it."""
+    """Question generation: x is the answer, of several the first that is not blank, and y the question that has it."""
     found = first_of(FORMATS[name](row) for name in QUESTIONS_AND_ANSWERS)
-    answer = found.answers[0] if isinstance(found.answers, list) and found.answers else found.answers
+    listed = found.answers if isinstance(found.answers, list) else [found.answers]
+    answer = next((each for each in listed if not isinstance(each, str) or each.strip()), None)
     return replace(found, question=answer, answers=found.question, pattern=None)
 
 
