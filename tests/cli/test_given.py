@@ -69,7 +69,16 @@ def test_passages_by_their_ids(data, model, memory, tmp_path) -> None:
     row = json.loads((tmp_path / "run.jsonl").read_text())
     assert [id_ for id_, _ in row["given"]] == ["rome.txt"]
     data.write_text(json.dumps({**ROWS[2], "ids": ["venice"]}) + "\n")
-    assert "example c: the memory has no passage venice; name the memory" in cli(*run).stderr
+    unknown = "c: the memory has no passage venice"
+    assert f"example {unknown}; name the memory of these ids or pass --skip-bad" in cli(*run).stderr
+    assert f"example {unknown}; name the memory of these ids\n" in cli(*run, "--skip-bad").stderr
+    rows = [{**ROWS[2], "ids": ["rome.txt", "venice"]}, {**ROWS[2], "id": "d"}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for more in ([], ["--retrieval-only"]):
+        done = cli(*run, "--skip-bad", *more)
+        assert done.json["examples"] == 1
+        told = f"1 of 2 examples ({unknown}) cannot be used as they are; they are left out"
+        assert told in " ".join(done.stderr.split())
 
 
 def test_what_has_no_effect(data, model, memory) -> None:
@@ -128,10 +137,13 @@ def test_a_model_trained_over_a_memory_needs_its_passage_encoder_named(data, mod
 
 
 def test_training_on_passages_by_their_ids(data, model, memory, tmp_path) -> None:
-    data.write_text(json.dumps(ROWS[2]) + "\n")
+    data.write_text(json.dumps(ROWS[2]) + "\n" + json.dumps({**ROWS[2], "id": "d", "ids": ["venice"]}) + "\n")
     run = ["train", data, "-m", model, "-i", memory, "--passages-from", "id:ids", "--task", "question-generation"]
-    done = cli(*run, "--freeze", "retriever", "--steps", 2, "--out", tmp_path / "run")
+    run += ["--freeze", "retriever", "--steps", 2, "--out", tmp_path / "run"]
+    assert "d: the memory has no passage venice; name the memory of these ids or pass --skip-bad" in cli(*run).stderr
+    done = cli(*run, "--skip-bad", "--dev", data)
     assert done.code == 0, done.stderr
+    assert done.stderr.count("(d: the memory has no passage venice) cannot be used") == 2
 
 
 @pytest.mark.parametrize(

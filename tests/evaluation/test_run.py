@@ -12,6 +12,7 @@ import torch
 
 from latentrag import io
 from latentrag.errors import DataError, InputError, ModelError
+from latentrag.evaluation.collecting import collected, of_example
 from latentrag.evaluation.compare import Difference, compare
 from latentrag.evaluation.intervals import Estimate
 from latentrag.evaluation.metrics import DECODERS, METRICS, mean_of, token_f1
@@ -22,7 +23,7 @@ from latentrag.rag import Rag
 from latentrag.training.data import Example
 from latentrag.training.formats import QUESTIONS_AND_ANSWERS
 from latentrag.training.tasks import TASKS, Task
-from latentrag.types import Passage, Question, Retrieved, singles
+from latentrag.types import Passage, Question, Retrieved, Turn, singles
 from tests.toy import ToyGenerator, ToyMemory, ToyRetriever
 
 OPTIONS = DecodingOptions(num_beams=2, max_tokens=4)
@@ -286,6 +287,83 @@ def test_other_settings_do_not_mix(tmp_path) -> None:
         with pytest.raises(InputError, match=f"another example with the id one: {next(iter(change))}="):
             evaluate(model(), [replace(EXAMPLES[0], **change)], out, options=OPTIONS, about={"model": "m"})
     assert len(rows_of(out)) == 1
+
+
+TALK = (Turn("user", "who wrote emma?"), Turn("assistant", "austen"))
+RICH = Example(
+    "rich",
+    "who?",
+    ("c",),
+    passages=("z1",),
+    choices=("c", "b"),
+    title_sets=(("t",),),
+    passage_sets=(("z1",),),
+    given=(PASSAGES[0],),
+    history=TALK,
+)
+ADDED = {
+    "history": "history",
+    "passages": "relevant",
+    "choices": "choices",
+    "title_sets": "title_sets",
+    "passage_sets": "relevant_sets",
+    "given": "given",
+}
+
+
+SETTINGS = {"format": 0, "task": "choice"}
+
+
+def kept(path: Path, example: Example, before: Example) -> None:
+    """An evaluation of one example goes on over the row of another."""
+    path.unlink(missing_ok=True)
+
+    def measured(batch: Sequence[Example]) -> list[dict[str, Any]]:
+        assert [each.id for each in batch] == [before.id]
+        return [{"id": each.id, **of_example(each), "accuracy": 1.0, "memory_version": None} for each in batch]
+
+    for each in (before, example):
+        collected([each], path, SETTINGS, measured, batch_size=1, recall_at=(1,), progress=False)
+
+
+@pytest.mark.parametrize(("field", "name"), ADDED.items())
+def test_what_is_gone_from_the_data_or_new_there_is_another_example(tmp_path, field, name) -> None:
+    changes: dict[str, Any] = {field: ()}
+    without = replace(RICH, **changes)
+    kept(tmp_path / "run.jsonl", RICH, RICH)
+    kept(tmp_path / "run.jsonl", without, without)
+    for now, before in ((without, RICH), (RICH, without)):
+        with pytest.raises(InputError, match=f"another example with the id rich: {name}="):
+            kept(tmp_path / "run.jsonl", now, before)
+
+
+@pytest.mark.parametrize("talk", [TALK[:1], (TALK[0], Turn("assistant", "bronte")), (TALK[0], Turn("user", "austen"))])
+def test_other_turns_before_the_question_are_another_example(tmp_path, talk) -> None:
+    other = replace(RICH, history=talk)
+    with pytest.raises(InputError, match=r"another example with the id rich: history=\[\['user', '"):
+        kept(tmp_path / "run.jsonl", other, RICH)
+
+
+def test_a_row_from_before_there_was_a_name_has_it_empty(tmp_path) -> None:
+    """Rows of questions without turns before them go on; those with turns do not say which, and do not."""
+    assert not set(ADDED.values()) & set(of_example(EXAMPLES[0]))
+    out = tmp_path / "run.jsonl"
+    kept(out, RICH, RICH)
+    old = {name: value for name, value in rows_of(out)[0].items() if name != "history"}
+    out.write_text(json.dumps(old) + "\n")
+    settings: dict[str, Any] = {"batch_size": 1, "recall_at": (1,), "progress": False}
+    collected([replace(RICH, history=())], out, SETTINGS, lambda _: [], **settings)
+    with pytest.raises(InputError, match=r"another example with the id rich: history=\[\], now \[\['user'"):
+        collected([RICH], out, SETTINGS, lambda _: [], **settings)
+
+
+def test_runs_with_other_turns_before_a_question_are_not_compared(tmp_path) -> None:
+    ours, theirs = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    kept(ours, RICH, RICH)
+    other = replace(RICH, history=TALK[:1])
+    kept(theirs, other, other)
+    with pytest.raises(DataError, match="example rich is another one in"):
+        compare(ours, theirs)
 
 
 def test_rows_of_another_memory_do_not_mix(tmp_path, monkeypatch) -> None:

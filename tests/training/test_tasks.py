@@ -40,6 +40,38 @@ def test_claims(read) -> None:
     assert said == []
 
 
+FEVER = [
+    [[92206, 104971, "Nikolaj_Coster-Waldau", 7], [92206, 104971, "Fox_Broadcasting_Company", 0]],
+    [[92207, None, "Soul_Food_-LRB-film-RRB-", 3], [92207, None, "Soul_Food_-LRB-film-RRB-", 4]],
+]
+
+
+@pytest.mark.parametrize(
+    ("evidence", "sets"),
+    [
+        (FEVER, (("Nikolaj Coster-Waldau", "Fox Broadcasting Company"), ("Soul Food (film)",))),
+        ([[1, 2, "Star_Wars-COLON-_X_-LSB-1-RSB-", 7]], (("Star Wars: X [1]",),)),
+        ([["Rain", "Sun"], ["Sun"]], (("Rain", "Sun"), ("Sun",))),
+        ([["Rain", 0], ["Sun", 3]], (("Rain",), ("Sun",))),
+        ([["X", "Y", "Z"]], (("X", "Y", "Z"),)),
+        ([[[269414, None, None, None]]], ()),
+        ([["Lima", "capital of", "Peru"]], ()),
+        ([["Lima", "capital of", "Peru"], ["Peru", "continent", "America"]], ()),
+        ([[["a", "b"]]], ()),
+        ([[{"page": "a"}]], ()),
+        ([[]], ()),
+        ([], ()),
+        (["a sentence"], ()),
+        ("a sentence", ()),
+    ],
+)
+def test_titles_in_evidence(read, evidence, sets) -> None:
+    titles = ("X", "Y", "Z")
+    (example,), _ = read([{"question": "q", "answer": "a", "titles": titles, "evidence": evidence}])
+    assert example.title_sets == sets
+    assert example.titles == (tuple(dict.fromkeys(each for of_set in sets for each in of_set)) or titles)
+
+
 def test_two_way_leaves_the_third_label_out_and_says_so(read) -> None:
     found, (line,) = read(CLAIMS, task="fact-verification-2way")
     assert [example.answers for example in found] == [("true",), ("false",)]
@@ -92,9 +124,72 @@ def test_choices(read, row) -> None:
     assert found.rows == (Example("1", "q", ("two",), choices=("one", "two")),)
 
 
+TWO = ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer"),
+    [
+        ({"text": TWO, "label": ["1", "2"]}, 2),
+        ({"text": TWO, "label": [1, 2]}, "2"),
+        ({"text": TWO, "label": [1, 2]}, 2),
+        ({"text": TWO, "label": ["1", "2"]}, "B"),
+        ({"1": "one", "2": "two"}, 2),
+        ({"A": "one", "B": "two"}, "b"),
+        ([{"label": 1, "text": "one"}, {"label": 2, "text": "two"}], "2"),
+        ([{"text": "one"}, {"text": "two"}], 1),
+        (TWO, 1),
+        (TWO, "1"),
+        (TWO, "B"),
+        (TWO, ["two"]),
+    ],
+)
+def test_an_answer_names_a_key_or_without_keys_a_place(read, choices, answer) -> None:
+    """In whatever field it is."""
+    (named,), _ = read([{"question": "q", "choices": choices, "answer": answer}], task="choice")
+    (keyed,), _ = read([{"question": "q", "choices": choices, "answerKey": answer}], task="choice")
+    rows = [{"question": "q", "choices": choices, "answer": "one", "mine": {"gold": answer}}]
+    (other,), _ = read(rows, task="choice", answers_from="mine.gold")
+    assert named.answers == keyed.answers == other.answers == ("two",)
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer"),
+    [
+        ({"text": TWO, "label": ["1", "2"]}, 0),
+        ({"text": TWO, "label": [1, 2]}, "3"),
+        ({"A": "one", "B": "two"}, 1),
+        ({"F": "one", "G": "two"}, "A"),
+        (TWO, 2),
+        (TWO, -1),
+        (TWO, True),
+    ],
+)
+def test_an_answer_that_names_no_choice(read, choices, answer) -> None:
+    row = {"question": "q", "choices": choices, "answer": answer}
+    with pytest.raises(DataError, match="no answer"):
+        read([row], task="choice")
+    with pytest.raises(DataError, match="is not among its choices|an answer is a bool, not text"):
+        read([row], task="choice", answers_from="answer")
+
+
+def test_choices_that_are_numbers(read) -> None:
+    """An answer key is a key; an answer is a text first."""
+    choices = {"text": ["2", "1"], "label": ["1", "2"]}
+    (keyed,), _ = read([{"question": "q", "choices": choices, "answerKey": "1"}], task="choice")
+    (named,), _ = read([{"question": "q", "choices": choices, "answer": "1"}], task="choice")
+    row = {"question": "q", "choices": choices, "given": {"answerKey": 1}}
+    (other,), _ = read([row], task="choice", answers_from="given.answerKey")
+    assert (keyed.answers, named.answers, other.answers) == (("2",), ("1",), ("2",))
+
+
 @pytest.mark.parametrize(
     "row",
-    [{"question": "q", "answer": ["a", "b"], "passage_ids": ["p#1"]}, {"input": "q", "output": [{"answer": "a"}]}],
+    [
+        {"question": "q", "answer": ["a", "b"], "passage_ids": ["p#1"]},
+        {"question": "q", "answer": ["", " ", "a"]},
+        {"input": "q", "output": [{"answer": "a"}]},
+    ],
 )
 def test_questions_to_ask(read, row) -> None:
     found, _ = read([{"category": "C", **row}], task="question-generation", prefix_field="category")
@@ -173,6 +268,49 @@ def test_names_of_labels() -> None:
         assert label_of(name, labels) == labels[2]
     assert label_of("maybe", labels) is None
     assert with_wordings((), ("a=b = c", "d=e"), task="t")[0] == Label("a", "b = c")
+    assert [each.name for each in with_wordings((), (">=1=high", "<1=low"), task="t")] == [">=1", "<1"]
+    assert with_wordings((), ("so>=b", "d=e"), task="t")[0] == Label("so>", "b")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("C", "C++", "C#"),
+        ("1", "-1"),
+        ("+", "-", "+/-", "_"),
+        ("<1", ">=1", "1"),
+        ("हाँ", "हो"),
+        ("क", "कि", "की"),
+        ("🙂", "🙁", "❤️"),
+        ("good", "good!", "good?"),
+        ("A", "A-", "A+"),
+        ("x²", "x2"),
+    ],
+)
+def test_signs_and_marks_in_names_of_labels_count(read, names) -> None:
+    rows = [{"text": f"t{i}", "label": name} for i, name in enumerate(names)]
+    found, _ = read(rows, task="classification", labels=[f"{name}=word {i}" for i, name in enumerate(names)])
+    assert [each.answers for each in found] == [(f"word {i}",) for i in range(len(names))]
+    labels = [Label(name, name) for name in names[1:]]
+    assert label_of(names[0], labels) is None
+
+
+def test_names_of_labels_that_count_as_the_same() -> None:
+    for name, other in (
+        ("Not-Enough_info ", "not enough info"),
+        ("STRASSE", "Straße"),
+        ("cafe\u0301", "CAF\u00c9"),
+        ("जी_हाँ", "जी हाँ"),
+        ("class-1", "Class 1"),
+    ):
+        assert label_of(name, [Label(other, "w")]), name
+        with pytest.raises(InputError) as caught:
+            with_wordings((), (f"{name}=a", f"{other}=b"), task="t")
+        problem = f"the task t has the labels {name.strip()!r} and {other!r}, which count as the same name; needed"
+        assert str(caught.value).startswith(problem)
+    labels = (Label("yes", "yes", ("true",)), Label("TRUE", "it is"))
+    with pytest.raises(InputError, match="the labels 'true' and 'TRUE', which count as the same name"):
+        with_wordings(labels, (), task="t")
 
 
 def test_every_task_names_what_there_is() -> None:

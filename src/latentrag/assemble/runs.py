@@ -131,8 +131,9 @@ def _train(
     before = checkpoint.read_request(setup.out, resume=resume)
     memory = _memory(setup, before, processes)
     if setup.passages_from is not None and memory is not None:
-        by_file = [(path, with_texts(each, memory)) for path, each in by_file]
-        examples, dev = _all_of(by_file), with_texts(dev, memory)
+        reading: dict[str, Any] = {"skip_bad": setup.skip_bad, "say": say}
+        by_file = [(path, with_texts(each, memory, name=path, **reading)) for path, each in by_file]
+        examples, dev = _all_of(by_file), with_texts(dev, memory, name=setup.dev, **reading)
     keep_preamble = _keeps_preamble(setup, options, before)
     num_given = _num_given(setup, [*examples, *dev])
     rag, lora = _model(

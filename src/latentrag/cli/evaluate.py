@@ -159,7 +159,7 @@ def _measured(
     _check_chooses(reading, how, decoding)
     system, passage_encoder = of_given(system, given)
     examples = read_task(data, reading, passages_from=given.passages_from, say=say).rows[:limit]
-    examples, num_given = with_given(examples, given, system)
+    examples, num_given = with_given(examples, given, system, reading, data=data)
     rag = arg.open_rag(system, num_given=num_given, passage_encoder=passage_encoder)
     examples = usable(
         examples,

@@ -32,9 +32,14 @@ def with_given(
     examples: tuple[Example, ...],
     given: GivenOptions,
     system: SystemOptions,
+    reading: RowOptions,
+    *,
+    data: Path,
 ) -> tuple[tuple[Example, ...], int | None]:
     """The examples with the passages that come with them, and how many those are at most; None: the memory is searched.
 
+    Args:
+        data: their file, for messages.
     Raises: InputError for a version of a memory that is not read.
     """
     from latentrag.assemble.given import with_texts
@@ -45,7 +50,7 @@ def with_given(
     if given.passages_from.startswith(IDS):
         with working("reading the passages in the memory"):
             opened = assemble.memory_at(_address(system), version=system.version.as_of)
-            examples = with_texts(examples, opened)
+            examples = with_texts(examples, opened, name=data, skip_bad=reading.skip_bad, say=say)
     elif system.version.as_of is not None:
         raise InputError("--as-of has no effect, since the passages come with the questions; leave it out")
     return examples, max(len(example.given) for example in examples)
@@ -108,7 +113,7 @@ def measured(
         result = evaluate_run(read_run(ranking.run_in), examples, out, about=about, **common)
     else:
         source, model = arg.model_source(system.model), system.model
-        examples, num_given = with_given(examples, given, system)
+        examples, num_given = with_given(examples, given, system, reading, data=data)
         with working("loading the retriever and its memory"), arg.uncollected():
             retriever = assemble.load_retriever(
                 source,

@@ -12,7 +12,8 @@ from latentrag.errors import DataError, InputError
 from latentrag.evaluation.metrics import Row
 from latentrag.evaluation.report import Report, append, begun, finish, report
 from latentrag.training.data import Example
-from latentrag.types import Passage
+
+_ALWAYS = ("x", "answers", "pattern", "titles")
 
 Measured = Callable[[Sequence[Example]], list[Row]]
 """The rows of a batch. InputError for one with an example that cannot be used."""
@@ -61,25 +62,29 @@ def check_recall_at(recall_at: Sequence[int]) -> None:
 
 
 def of_example(example: Example) -> Row:
-    """What a row has of its example, and what its measures depend on."""
-    optional = {
+    """What a row has of its example: what its answer and its measures depend on."""
+    known = _of_example(example)
+    return {name: value for name, value in known.items() if value or name in _ALWAYS}
+
+
+def _of_example(example: Example) -> Row:
+    """The same with what is empty. Rows leave that out, so that a row from before there was a name has it empty."""
+    return {
+        "x": example.x,
+        "history": [[turn.role, _digest(turn.text)] for turn in example.history],
+        "answers": list(example.answers),
+        "pattern": example.pattern or None,
+        "titles": list(example.titles),
         "choices": list(example.choices),
         "relevant": list(example.passages),
         "title_sets": [list(each) for each in example.title_sets],
         "relevant_sets": [list(each) for each in example.passage_sets],
-        "given": [[passage.id, _digest(passage)] for passage in example.given],
-    }
-    return {
-        "x": example.x,
-        "answers": list(example.answers),
-        "pattern": example.pattern or None,
-        "titles": list(example.titles),
-        **{name: value for name, value in optional.items() if value},  # rows from before there were these go on
+        "given": [[passage.id, _digest(f"{passage.title}\0{passage.text}")] for passage in example.given],
     }
 
 
-def _digest(passage: Passage) -> str:
-    return hashlib.sha256(f"{passage.title}\0{passage.text}".encode()).hexdigest()[:16]
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _check(examples: Sequence[Example], batch_size: int) -> None:
@@ -95,10 +100,11 @@ def _is_done(example: Example, done: Mapping[str, Row], out: Path | None) -> boo
     row = done.get(example.id)
     if row is None:
         return False
-    for name, value in of_example(example).items():
-        if row.get(name) != value:
+    for name, value in _of_example(example).items():
+        before = row.get(name, [])
+        if (before or None) != (value or None):
             raise InputError(
-                f"{out} has another example with the id {example.id}: {name}={row.get(name)!r}, now {value!r}; name "
+                f"{out} has another example with the id {example.id}: {name}={before!r}, now {value!r}; name "
                 "another file for other data"
             )
     return True

@@ -126,7 +126,10 @@ def _check_same_examples(ours: Path, our_rows: Mapping[str, Row], theirs: Path, 
                 f"{alone[0]} first; evaluate both on the same examples"
             )
     for name, row in our_rows.items():
-        if any(row.get(key) != their_rows[name].get(key) for key in ("x", "answers", "pattern", "titles", "choices")):
+        other = their_rows[name]
+        is_other = any(row.get(key) != other.get(key) for key in ("x", "answers", "pattern", "titles", "choices"))
+        # Rows of earlier versions say nothing of the turns before the question.
+        if is_other or ("history" in row and "history" in other and row["history"] != other["history"]):
             raise DataError(f"example {name} is another one in {theirs}; evaluate both on the same examples")
 
 

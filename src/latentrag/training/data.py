@@ -16,7 +16,16 @@ from typing import Any, get_args
 import numpy as np
 
 from latentrag.errors import DataError, InputError
-from latentrag.training.formats import FORMATS, QUESTIONS_AND_ANSWERS, Fields, Format, JsonRow, first_of, value_at
+from latentrag.training.formats import (
+    FORMATS,
+    QUESTIONS_AND_ANSWERS,
+    Fields,
+    Format,
+    JsonRow,
+    first_of,
+    value_at,
+    with_answers_from,
+)
 from latentrag.training.given import IDS, NoPassagesError, given_ids, given_passages
 from latentrag.training.json_rows import NOT_JSON, json_rows
 from latentrag.training.labels import Label, label_of
@@ -122,7 +131,8 @@ def read_examples(
 
     ``id`` or ``_id`` is the example's id; one that comes twice makes the second row a bad one. A row without gets its
     line number, as "line 7" where "7" is another row's id. ``title``, a text or a list of texts, and every title of
-    KILT's provenance are the titles; ``titles`` of hotpotqa's rows and sets in ``evidence`` of FEVER's are, too.
+    KILT's provenance are the titles; ``titles`` of hotpotqa's rows are, too, and before them the pages in ``evidence``
+    of FEVER's rows, or sets of titles there.
     ``passage_ids``, ``relevant``, ``evidence_docs`` and KILT's ``wikipedia_id`` are ids of passages. Other fields are
     ignored. ``training.formats`` has the formats of other tasks, which ``training.tasks`` names.
 
@@ -228,7 +238,7 @@ class _Taking:
             raise _BadRowError("not an object")
         fields = first_of(read(row) for read in self.readers)
         if self.answers_from is not None:
-            fields = replace(fields, answers=value_at(row, self.answers_from), pattern=None)
+            fields = with_answers_from(fields, row, self.answers_from)
         fields, history = _conversation(fields)
         x = _question(fields.question)
         if self.prefix_field is not None:

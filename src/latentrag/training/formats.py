@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any, TypeGuard
 
 from latentrag.registry import Table
 
@@ -22,6 +23,7 @@ class Fields:
         pattern: a regular expression that right answers match.
         passages: ids of the passages or documents that hold the evidence, in the same three forms.
         choices: texts of which one is the answer.
+        keys: what the row calls the choices ("A"), in their order, by which other answers may name them.
         messages: the turns of a conversation; those before the question, or without one all of them.
     """
 
@@ -31,6 +33,7 @@ class Fields:
     pattern: object = None
     passages: object = None
     choices: object = None
+    keys: object = None
     messages: object = None
 
 
@@ -101,7 +104,8 @@ def queries(row: JsonRow) -> Fields:
 def with_choices(row: JsonRow) -> Fields:
     """Questions with texts to choose from, as ARC, OpenBookQA, HellaSwag, MedQA and RACE have them.
 
-    The answer is a text among them, a key ("B") or a place, counted from 0.
+    The answer is a text among them, a key ("B"), or without keys a place, counted from 0. In the fields answerKey and
+    answer_idx a key goes before a text.
     """
     question = _first(row, "question", "question_stem", "ctx", "x")
     listed: object = _first(row, "choices", "options", "endings")
@@ -109,16 +113,35 @@ def with_choices(row: JsonRow) -> Fields:
         listed = question.get("choices") if listed is None else listed
         question = _first(question, "stem", "text")
     keys, texts = _choices(listed)
-    answers = _first(row, "answerKey", "answer_idx", "answer", "label", "gold")
-    wanted = [_chosen(answer, keys, texts) for answer in (answers if isinstance(answers, list) else [answers])]
+    field = next((name for name in _ANSWERS if row.get(name) is not None), None)
+    answers = None if field is None else row[field]
+    wanted = [
+        _chosen(answer, keys, texts, key_first=field in _KEYED)
+        for answer in (answers if isinstance(answers, list) else [answers])
+    ]
     right = [answer for answer in wanted if answer is not None]
-    return Fields(question, right or None, _titles(row), choices=texts)
+    return Fields(question, right or None, _titles(row), choices=texts, keys=keys)
+
+
+def with_answers_from(found: Fields, row: JsonRow, path: str) -> Fields:
+    """The fields with the answers of another field, as ``value_at`` finds them; those that name choices mean these."""
+    answers = value_at(row, path)
+    if isinstance(found.choices, list):
+        keys = found.keys if isinstance(found.keys, list) else []
+        key_first = path.rpartition(".")[2] in _KEYED
+        listed = answers if isinstance(answers, list) else [answers]
+        texts = [_chosen(each, keys, found.choices, key_first=key_first) for each in listed]
+        # An answer that names none stays as it is, so that the message about it can say which.
+        answers = [_spelt(each) if text is None else text for each, text in zip(listed, texts, strict=True)]
+        answers = [each for each in answers if each is not None]
+    return replace(found, answers=answers, pattern=None)
 
 
 def questions_to_ask(row: JsonRow) -> Fields:
-    """Question generation: x is the answer, the first of several, and y the question that has it."""
+    """Question generation: x is the answer, of several the first that is not blank, and y the question that has it."""
     found = first_of(FORMATS[name](row) for name in QUESTIONS_AND_ANSWERS)
-    answer = found.answers[0] if isinstance(found.answers, list) and found.answers else found.answers
+    listed = found.answers if isinstance(found.answers, list) else [found.answers]
+    answer = next((each for each in listed if not isinstance(each, str) or each.strip()), None)
     return replace(found, question=answer, answers=found.question, pattern=None)
 
 
@@ -144,16 +167,70 @@ FORMATS: Table[Format] = Table(
 QUESTIONS_AND_ANSWERS = ("plain", "dpr", "flashrag", "score", "kilt")
 
 
+_ANSWERS = ("answerKey", "answer_idx", "answer", "label", "gold")
+_KEYED = ("answerKey", "answer_idx")
+_FACT = 3
+_WRITTEN = {
+    "-LRB-": "(",
+    "-RRB-": ")",
+    "-LSB-": "[",
+    "-RSB-": "]",
+    "-LCB-": "{",
+    "-RCB-": "}",
+    "-COLON-": ":",
+}
+
+
 def _first(row: JsonRow, *names: str) -> object:
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
 def _titles(row: JsonRow) -> object:
-    """Sets of titles where the row has them, as FEVER's evidence; else its titles."""
-    evidence = row.get("evidence")
-    if isinstance(evidence, list) and evidence and all(isinstance(each, list) for each in evidence):
-        return evidence
-    return _first(row, "title", "titles")
+    """Sets of titles where the row's evidence has them, else its titles."""
+    titles = _first(row, "title", "titles")
+    return _sets_of_titles(row.get("evidence"), titles) or titles
+
+
+def _sets_of_titles(evidence: object, titles: object) -> list[list[str]]:
+    """The pages in each set of FEVER's evidence; of other lists, the texts in each.
+
+    Lists of three texts each, unless all of them are among the row's titles, are facts, as 2WikiMultihopQA has them
+    (subject, relation, object), and no titles.
+    """
+    if not isinstance(evidence, list) or not all(isinstance(each, list) for each in evidence):
+        return []
+    if all(len(each) == _FACT and all(isinstance(text, str) for text in each) for each in evidence):
+        known = titles if isinstance(titles, list) else [titles]
+        if not all(text in known for each in evidence for text in each):
+            return []
+    sets = [_pages([each] if _is_quadruple(each) else each) for each in evidence]
+    return [each for each in sets if each]
+
+
+def _pages(evidence_set: Sequence[object]) -> list[str]:
+    """The titles of one set, each once."""
+    found = [_page(each[2]) if _is_quadruple(each) else each for each in evidence_set]
+    return list(dict.fromkeys(title for title in found if isinstance(title, str) and title))
+
+
+def _is_quadruple(value: object) -> TypeGuard[list[Any]]:
+    """Whether it is FEVER's (annotation id, evidence id, page, sentence number); page None: nothing was found."""
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and isinstance(value[2], str | None)
+        and all(isinstance(value[place], int | None) for place in (0, 1, 3))
+    )
+
+
+def _page(name: object) -> object:
+    """The title of a page of FEVER, whose names have "_" for spaces and the Penn Treebank's names of brackets."""
+    if not isinstance(name, str):
+        return None
+    name = name.replace("_", " ")
+    for written, meant in _WRITTEN.items():
+        name = name.replace(written, meant)
+    return name
 
 
 def _sets(provenance: Sequence[Sequence[object]], name: str) -> list[list[object]]:
@@ -178,14 +255,41 @@ def _choices(listed: object) -> tuple[list[object], list[object]]:
     return [], listed
 
 
-def _chosen(answer: object, keys: Sequence[object], texts: Sequence[object]) -> object:
-    """The text that an answer means; None where it means none."""
+def _chosen(answer: object, keys: Sequence[object], texts: Sequence[object], *, key_first: bool) -> object:
+    """The text that an answer means; None where it means none.
+
+    Keys and answers are compared as texts: 1 and "1" are the same key. Where there are keys, a number is no place, and
+    neither is a letter where a key is a letter.
+    """
+    names = ["" if key is None else str(key) for key in keys]
+    if not any(names):
+        names = []
+    of_key = _of_key(answer, names[: len(texts)], texts)
+    if of_key is not None and (key_first or answer not in texts):
+        return of_key
     if answer in texts:
         return answer
-    if answer in keys[: len(texts)]:
-        return texts[keys.index(answer)]
     if isinstance(answer, str) and len(answer) == 1 and answer.isascii():
-        answer = int(answer) if answer.isdigit() else ord(answer.upper()) - ord("A")
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
+        if answer.isalpha():
+            place = ord(answer.upper()) - ord("A")
+            lettered = any(len(name) == 1 and name.isalpha() for name in names)
+            return texts[place] if place < len(texts) and not lettered else None
+        answer = int(answer) if answer.isdigit() else None
+    if isinstance(answer, int) and not isinstance(answer, bool) and not names and 0 <= answer < len(texts):
         return texts[answer]
     return None
+
+
+def _of_key(answer: object, names: Sequence[str], texts: Sequence[object]) -> object:
+    """The text whose key is the answer, if need be in another case; None: there is none."""
+    if not isinstance(answer, str | int) or isinstance(answer, bool):
+        return None
+    wanted = str(answer)
+    exact = (text for name, text in zip(names, texts, strict=False) if name and name == wanted)
+    others = (text for name, text in zip(names, texts, strict=False) if name and name.casefold() == wanted.casefold())
+    return next(exact, None) or next(others, None)
+
+
+def _spelt(answer: object) -> object:
+    """A number as a text."""
+    return str(answer) if isinstance(answer, int) and not isinstance(answer, bool) else answer

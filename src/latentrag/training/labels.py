@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from latentrag.errors import InputError
 
-_OTHER_THAN_LETTERS = re.compile(r"[\W_]+")
+_SEPARATORS = re.compile(r"[\s_-]+")
+_EQUALS = re.compile(r"(?<![<>])=")
+"""The sign between NAME and WORDING: not that of "<=" and ">=", which names may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +19,7 @@ class Label:
     """A class.
 
     Attributes:
-        name: in files; case, spaces and underscores aside.
+        name: in files; case does not matter, nor do spaces, "_" and "-" between letters or digits.
         wording: what the model says: a target.
         also: other names of it.
     """
@@ -39,11 +42,12 @@ def with_wordings(labels: Sequence[Label], given: Sequence[str], *, task: str) -
         labels: of the task; none: those that are given are its labels.
         given: "NAME=WORDING" each, NAME one of the labels'.
         task: for messages.
-    Raises: InputError for what is not of this form, an unknown name, one given twice, and fewer than two labels.
+    Raises: InputError for what is not of this form, an unknown name, one given twice, fewer than two labels, and
+        labels whose names count as the same.
     """
     chosen: dict[str, str] = {}
     for each in given:
-        name, _, wording = (part.strip() for part in each.partition("="))
+        name, wording = _parts(each)
         if not name or not wording:
             raise InputError(f"--label {each!r}; needed NAME=WORDING, as SUPPORTS=true")
         known = label_of(name, labels)
@@ -56,13 +60,48 @@ def with_wordings(labels: Sequence[Label], given: Sequence[str], *, task: str) -
     found = found or tuple(Label(name, wording) for name, wording in chosen.items())
     if len(found) < 2:
         raise InputError(f"the task {task} has no labels of its own; give two or more with --label NAME=WORDING")
+    _check_names(found, task)
     if len({label.wording for label in found}) < len(found):
         raise InputError(f"two labels of the task {task} have the same wording; give each its own with --label")
     return found
 
 
+def _parts(given: str) -> tuple[str, str]:
+    """NAME and WORDING of "NAME=WORDING"; an empty WORDING where there is no "="."""
+    sign = _EQUALS.search(given) or re.search("=", given)
+    if sign is None:
+        return given.strip(), ""
+    return given[: sign.start()].strip(), given[sign.end() :].strip()
+
+
+def _check_names(labels: Sequence[Label], task: str) -> None:
+    """Raises: InputError for two labels of which a row's label might be either."""
+    owners: dict[str, tuple[str, Label]] = {}
+    for label in labels:
+        for name in (label.name, *label.also):
+            other, owner = owners.setdefault(_key(name), (name, label))
+            if owner != label:
+                raise InputError(
+                    f"the task {task} has the labels {other!r} and {name!r}, which count as the same name; needed "
+                    'names that differ in more than case and in spaces, "_" and "-" between letters or digits'
+                )
+
+
 def _key(name: str) -> str:
-    return _OTHER_THAN_LETTERS.sub("", name).casefold()
+    """What is equal for names that count as the same."""
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())
+
+    def joined(separators: re.Match[str]) -> str:
+        start, end = separators.span()
+        between = start > 0 and end < len(text) and _is_of_word(text[start - 1]) and _is_of_word(text[end])
+        return "" if between else separators[0]
+
+    return _SEPARATORS.sub(joined, text)
+
+
+def _is_of_word(character: str) -> bool:
+    """Whether it is a letter, a digit, or a combining mark, such as a vowel sign of Devanagari."""
+    return unicodedata.category(character)[0] in "LMN"
 
 
 def _names(labels: Sequence[Label]) -> str:

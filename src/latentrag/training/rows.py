@@ -73,14 +73,14 @@ def usable(
             kept.append(replace(example, x=x, answers=(*texts, *example.answers[len(texts) :])))
     if bad and not (skip_bad and kept):
         remedy = "--truncate or --skip-bad" if truncate is False else "--skip-bad"
-        raise DataError(f"{name}: {_described(bad, examples)} cannot be used; correct them or pass {remedy}")
+        raise DataError(f"{name}: {described(bad, examples)} cannot be used; correct them or pass {remedy}")
     for names, what in ((cut, "cut"), (bad, "left out")):
         if names:
-            say(f"warning: {name}: {_described(names, examples)} cannot be used as they are; they are {what}")
+            say(f"warning: {name}: {described(names, examples)} cannot be used as they are; they are {what}")
     return tuple(kept)
 
 
-def _described(bad: Sequence[str], examples: Sequence[Example]) -> str:
+def described(bad: Sequence[str], examples: Sequence[Example]) -> str:
     """How many of all, and the first of them."""
     more = "; …" if len(bad) > _NAMED else ""
     return f"{len(bad)} of {len(examples)} examples ({'; '.join(bad[:_NAMED])}{more})"
