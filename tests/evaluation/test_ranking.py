@@ -87,6 +87,19 @@ def test_a_report_over_a_run_is_that_of_ir_measures(tmp_path) -> None:
     assert found.estimates["mrr"].num_examples == 4  # q4 counts, with nothing
 
 
+def test_judged_questions_without_anything_relevant_count_as_ir_measures_has_them() -> None:
+    qrels, run = {"q1": {"a": 1}, "q2": {"a": 0}}, {"q1": {"a": 1.0}, "q2": {"a": 1.0}}
+    public = ir_measures.calc_aggregate([ir_measures.nDCG @ 10, ir_measures.RR], qrels, run)
+    examples = [Example(name, "who?", ()) for name in qrels]
+    runs = {name: list(found.items()) for name, found in run.items()}
+    found = evaluate_run(runs, examples, qrels=qrels).estimates
+    assert [found["ndcg@10"].mean, found["mrr"].mean] == [public[ir_measures.nDCG @ 10], public[ir_measures.RR]]
+    assert (found["mrr"].mean, found["mrr"].num_examples) == (0.5, 2)
+    assert set(ranking_measures(["a"], {"a": -2}, (1,)).values()) == {0}
+    unjudged = RANKING.measures({"unit": "passage", "retrieved": [["a", "", 1.0]], "grades": {}}, (1,))
+    assert set(unjudged.values()) == {None}
+
+
 def test_what_a_passage_is_a_part_of() -> None:
     passages = [("d#1", "T"), ("d#0", "T"), ("e", "U"), ("f#3#1", "T")]
     assert ranked(passages, ["d"], "passage") == ["d", "e", "f"]
