@@ -67,6 +67,20 @@ def test_a_beir_folder_as_it_is(beir, beir_memory, model, tmp_path, no_generator
     assert "begun with judgements=" in changed.stderr
 
 
+def test_ids_that_trec_cannot_hold_are_refused_before_the_memory_is_searched(
+    model, memory, tmp_path, monkeypatch
+) -> None:
+    data, run = tmp_path / "rows.jsonl", tmp_path / "run.trec"
+    data.write_text(json.dumps({"id": "q 1", "question": "who wrote emma ?", "title": "emma"}) + "\n")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("latentrag.evaluation.retrieval.evaluate_retrieval", refuse)
+    done = cli("eval", data, "-m", model, "-i", memory, "--retrieval-only", "--run-out", run)
+    assert (done.code, "the id 'q 1' has white space" in done.stderr.splitlines()[-1]) == (2, True)
+
+
 def test_conversations_are_read_by_the_weights_of_the_model(model, memory, tmp_path, no_generator) -> None:
     messages = [
         {"role": "user", "content": "who wrote fidelio fidelio fidelio ?"},

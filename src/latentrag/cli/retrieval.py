@@ -91,6 +91,7 @@ def measured(
     """
     from latentrag.evaluation.retrieval import (
         BATCH_SIZE,
+        check_written,
         evaluate_retrieval,
         evaluate_run,
         qrels_of,
@@ -103,6 +104,7 @@ def measured(
     about: dict[str, object] = {"prefix_field": reading.prefix_field, "reading": reading.task}
     common: dict[str, Any] = {"unit": ranking.by, "qrels": qrels}
     system, passage_encoder = of_given(system, given)
+    check_written(examples, ranking.run_out, ranking.qrels_out, **common)
     if ranking.run_in is not None:
         about["run"] = ranking.run_in.name
         result = evaluate_run(read_run(ranking.run_in), examples, out, about=about, **common)

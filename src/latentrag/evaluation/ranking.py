@@ -21,14 +21,14 @@ CUT_OFF = 10
 
 
 def ranked(passages: Iterable[Sequence[str]], relevant: Iterable[str], unit: Unit) -> list[str]:
-    """The names of what was retrieved, best first, each once.
+    """The names of what was retrieved, best first, each once. A passage without a title is of no article.
 
     Args:
         passages: id and title of each, best first.
         relevant: ids that a passage may have or be a part of; they say how many "#" other ids have. For passages only.
     """
     if unit == "title":
-        return list(dict.fromkeys(title for _, title, *_ in passages))
+        return list(dict.fromkeys(title for _, title, *_ in passages if title))
     names = set() if unit == "document" else set(relevant)
     depth = max((name.count("#") for name in names), default=0)
     return list(dict.fromkeys(_name_of(id_, names, depth) for id_, *_ in passages))
