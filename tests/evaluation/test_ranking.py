@@ -1,6 +1,7 @@
 """Rankings: against trec_eval and ir-measures, KILT's R-precision by hand, files of TREC there and back."""
 
 import math
+from typing import Any
 
 import ir_measures
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import pytrec_eval
 
 from latentrag.errors import DataError, InputError
+from latentrag.evaluation.compare import compare
 from latentrag.evaluation.kilt import KILT, kilt_r_precision
 from latentrag.evaluation.ranking import (
     RANKING,
@@ -294,6 +296,25 @@ def test_names_with_spaces_are_not_written(tmp_path) -> None:
     with pytest.raises(DataError, match="'a b' has white space"):
         write_qrels(tmp_path / "qrels", {"q": {"a b": 1}})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rankings_of_other_things_are_not_compared(tmp_path) -> None:
+    examples = [Example("one", "who?", ("c",), titles=("title 5",), passages=("z5",))]
+    ways: dict[str, dict[str, Any]] = {
+        "passage": {},
+        "title": {"unit": "title"},
+        "z5": {"qrels": {"one": {"z5": 1}}},
+        "z1": {"qrels": {"one": {"z1": 1}}},
+    }
+    files = {name: tmp_path / f"{name}.jsonl" for name in ways}
+    for name, way in ways.items():
+        evaluate_retrieval(FakeRetriever(), examples, files[name], **way)
+    with pytest.raises(DataError, match="has unit='passage', .*title.jsonl 'title'; evaluate both with one --by"):
+        compare(files["passage"], files["title"])
+    for other in ("passage", "z1"):
+        with pytest.raises(DataError, match=r"has judgements=.*; evaluate both against the same --qrels"):
+            compare(files["z5"], files[other])
+    assert compare(files["z5"], files["z5"]).differences["mrr"].difference == 0
 
 
 def test_what_says_nothing_of_what_is_relevant() -> None:
