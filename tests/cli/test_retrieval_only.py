@@ -125,6 +125,19 @@ def test_answers_titles_and_tasks(model, memory, tmp_path, no_generator) -> None
     assert with_labels == claims
 
 
+def test_of_questions_to_ask_the_given_answer_is_looked_for(model, memory, tmp_path, no_generator) -> None:
+    data, out = tmp_path / "rows.jsonl", tmp_path / "run.jsonl"
+    word = DOCUMENTS["emma"].split()[0]
+    data.write_text(json.dumps({"question": "emma paris rome ?", "answer": word, "category": "novels"}) + "\n")
+    command = ["eval", data, "-m", model, "-i", memory, "--retrieval-only", "--task", "question-generation", "--json"]
+    for more in ([], ["--prefix-field", "category", "--out", out]):
+        done = cli(*command, "-k", 4, *more)
+        assert done.code == 0, done.stderr
+        assert done.json["metrics"]["recall@4"]["mean"] == 1
+    row = json.loads(out.read_text())
+    assert (row["x"], row["answers"]) == (f"novels: {word}", [word])
+
+
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
