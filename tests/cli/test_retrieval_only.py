@@ -67,6 +67,20 @@ def test_a_beir_folder_as_it_is(beir, beir_memory, model, tmp_path, no_generator
     assert "begun with judgements=" in changed.stderr
 
 
+def test_ids_that_trec_cannot_hold_are_refused_before_the_memory_is_searched(
+    model, memory, tmp_path, monkeypatch
+) -> None:
+    data, run = tmp_path / "rows.jsonl", tmp_path / "run.trec"
+    data.write_text(json.dumps({"id": "q 1", "question": "who wrote emma ?", "title": "emma"}) + "\n")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("latentrag.evaluation.retrieval.evaluate_retrieval", refuse)
+    done = cli("eval", data, "-m", model, "-i", memory, "--retrieval-only", "--run-out", run)
+    assert (done.code, "the id 'q 1' has white space" in done.stderr.splitlines()[-1]) == (2, True)
+
+
 def test_conversations_are_read_by_the_weights_of_the_model(model, memory, tmp_path, no_generator) -> None:
     messages = [
         {"role": "user", "content": "who wrote fidelio fidelio fidelio ?"},
@@ -109,6 +123,19 @@ def test_answers_titles_and_tasks(model, memory, tmp_path, no_generator) -> None
     assert claims["mrr"]["num_examples"] == 2
     with_labels = cli(*command, "--task", "fact-verification-2way", "--json").json["metrics"]
     assert with_labels == claims
+
+
+def test_of_questions_to_ask_the_given_answer_is_looked_for(model, memory, tmp_path, no_generator) -> None:
+    data, out = tmp_path / "rows.jsonl", tmp_path / "run.jsonl"
+    word = DOCUMENTS["emma"].split()[0]
+    data.write_text(json.dumps({"question": "emma paris rome ?", "answer": word, "category": "novels"}) + "\n")
+    command = ["eval", data, "-m", model, "-i", memory, "--retrieval-only", "--task", "question-generation", "--json"]
+    for more in ([], ["--prefix-field", "category", "--out", out]):
+        done = cli(*command, "-k", 4, *more)
+        assert done.code == 0, done.stderr
+        assert done.json["metrics"]["recall@4"]["mean"] == 1
+    row = json.loads(out.read_text())
+    assert (row["x"], row["answers"]) == (f"novels: {word}", [word])
 
 
 @pytest.mark.parametrize(

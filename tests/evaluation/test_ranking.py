@@ -1,6 +1,7 @@
 """Rankings: against trec_eval and ir-measures, KILT's R-precision by hand, files of TREC there and back."""
 
 import math
+from typing import Any
 
 import ir_measures
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import pytrec_eval
 
 from latentrag.errors import DataError, InputError
+from latentrag.evaluation.compare import compare
 from latentrag.evaluation.kilt import KILT, kilt_r_precision
 from latentrag.evaluation.ranking import (
     RANKING,
@@ -18,7 +20,7 @@ from latentrag.evaluation.ranking import (
     ranking_measures,
     relevance,
 )
-from latentrag.evaluation.retrieval import evaluate_retrieval, evaluate_run, qrels_of, run_of
+from latentrag.evaluation.retrieval import check_written, evaluate_retrieval, evaluate_run, qrels_of, run_of
 from latentrag.evaluation.trec import read_qrels, read_run, write_qrels, write_run
 from latentrag.training.data import Example
 from latentrag.types import Passage
@@ -85,6 +87,19 @@ def test_a_report_over_a_run_is_that_of_ir_measures(tmp_path) -> None:
         {name: means[theirs] for name, theirs in names.items()}
     )
     assert found.estimates["mrr"].num_examples == 4  # q4 counts, with nothing
+
+
+def test_judged_questions_without_anything_relevant_count_as_ir_measures_has_them() -> None:
+    qrels, run = {"q1": {"a": 1}, "q2": {"a": 0}}, {"q1": {"a": 1.0}, "q2": {"a": 1.0}}
+    public = ir_measures.calc_aggregate([ir_measures.nDCG @ 10, ir_measures.RR], qrels, run)
+    examples = [Example(name, "who?", ()) for name in qrels]
+    runs = {name: list(found.items()) for name, found in run.items()}
+    found = evaluate_run(runs, examples, qrels=qrels).estimates
+    assert [found["ndcg@10"].mean, found["mrr"].mean] == [public[ir_measures.nDCG @ 10], public[ir_measures.RR]]
+    assert (found["mrr"].mean, found["mrr"].num_examples) == (0.5, 2)
+    assert set(ranking_measures(["a"], {"a": -2}, (1,)).values()) == {0}
+    unjudged = RANKING.measures({"unit": "passage", "retrieved": [["a", "", 1.0]], "grades": {}}, (1,))
+    assert set(unjudged.values()) == {None}
 
 
 def test_what_a_passage_is_a_part_of() -> None:
@@ -209,6 +224,9 @@ def test_a_written_run_keeps_our_order_among_equal_scores(tmp_path) -> None:
         (read_run, "q Q0 a 1 nan t\n", "line 1 is no row of a run"),
         (read_run, "q Q0 a 1 0.5 t\nq Q0 a 2 0.4 t\n", "line 2 has a for q a second time"),
         (read_run, "", "holds no row of a run"),
+        (read_qrels, "q\t\t1\n", "line 1 is no judgement"),
+        (read_qrels, "q\ta b\t1\nq\tb\n", "line 2 is no judgement"),
+        (read_run, "q\tQ0\t\t1\t0.5\tt\n", "line 1 is no row of a run"),
     ],
 )
 def test_bad_files(read, content, problem, tmp_path) -> None:
@@ -220,10 +238,83 @@ def test_bad_files(read, content, problem, tmp_path) -> None:
         read(tmp_path / "none")
 
 
+@pytest.mark.parametrize("scores", [(0.50000000001, 0.5), (-0.5, -0.50000000001), (1e39, 2e39), (0.500001, 0.5)])
+def test_scores_are_float32_as_trec_eval_has_them(scores, tmp_path) -> None:
+    run = {"q": dict(zip("ab", scores, strict=True))}
+    (tmp_path / "run").write_text(lines(run))
+    found = [name for name, _ in read_run(tmp_path / "run")["q"]]
+    for name in "ab":
+        public = ir_measures.calc_aggregate([ir_measures.RR], {"q": {name: 1}}, run)[ir_measures.RR]
+        assert ranking_measures(found, {name: 1}, (1,))["mrr"] == public
+
+
+def test_lines_with_tabs_are_divided_at_tabs(tmp_path) -> None:
+    path = tmp_path / "file"
+    path.write_text("query-id\tcorpus-id\tscore\nq 1\ta b\t1\nq 1\t0\td1\t2\nq2 0 c 1\n")
+    assert read_qrels(path) == {"q 1": {"a b": 1, "d1": 2}, "q2": {"c": 1}}
+    path.write_text("q 1\tQ0\ta b\t1\t0.5\tmy tag\nq2 Q0 c 1 0.5 t\n")
+    assert read_run(path) == {"q 1": [("a b", 0.5)], "q2": [("c", 0.5)]}
+
+
+def test_titles_with_underscores_are_found_in_a_run(tmp_path) -> None:
+    examples = [Example("one", "who?", (), titles=("snake_case", "a\u00a0b c"))]
+    runs = {"one": [("x_y", 3.0), ("snake_case", 2.0), ("a_b_c", 1.0)]}
+    found = evaluate_run(runs, examples)
+    assert [title for _, title, _ in found.rows[0]["retrieved"]] == ["x y", "snake_case", "a\u00a0b c"]
+    assert (found.estimates["mrr"].mean, found.estimates["relevant_recall@5"].mean) == (0.5, 1)
+    write_run(tmp_path / "run", run_of(found.rows))
+    assert read_run(tmp_path / "run") == runs
+
+
+def test_passages_without_a_title_are_left_out_by_title(tmp_path) -> None:
+    row = {"id": "q", "unit": "title", "retrieved": [["a", "", 2.0], ["b", "T", 1.0]], "titles": ["T"]}
+    write_run(tmp_path / "run", run_of([row]))
+    assert read_run(tmp_path / "run") == {"q": [("T", 1.0)]}
+    assert RANKING.measures(row, (1,))["mrr"] == 1  # what trec_eval makes of the file
+
+
+def test_a_run_over_rows_with_answers_alone_is_refused() -> None:
+    with pytest.raises(DataError, match="no row says what is relevant: no title or passage, .* --qrels"):
+        evaluate_run({"one": [("a", 1.0)]}, [Example("one", "who?", ("a",))])
+
+
+def test_ids_that_cannot_be_written_are_refused_before_anything_is_measured(tmp_path) -> None:
+    run, judgements = tmp_path / "run", tmp_path / "qrels"
+    spaced = [Example("q 1", "who?", (), titles=("a b",))]
+    for files in ((run, None), (None, judgements)):
+        with pytest.raises(DataError, match="the id 'q 1' has white space"):
+            check_written(spaced, *files, unit=None, qrels=None)
+    named = [Example("q", "who?", (), passages=("a b",))]
+    check_written(named, run, None, unit=None, qrels=None)
+    with pytest.raises(DataError, match="qrels: the id 'a b' has white space"):
+        check_written(named, run, judgements, unit=None, qrels=None)
+    with pytest.raises(DataError, match="the id '' is empty"):
+        write_run(run, {"q": [("", 1.0)]})
+
+
 def test_names_with_spaces_are_not_written(tmp_path) -> None:
     with pytest.raises(DataError, match="'a b' has white space"):
         write_qrels(tmp_path / "qrels", {"q": {"a b": 1}})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rankings_of_other_things_are_not_compared(tmp_path) -> None:
+    examples = [Example("one", "who?", ("c",), titles=("title 5",), passages=("z5",))]
+    ways: dict[str, dict[str, Any]] = {
+        "passage": {},
+        "title": {"unit": "title"},
+        "z5": {"qrels": {"one": {"z5": 1}}},
+        "z1": {"qrels": {"one": {"z1": 1}}},
+    }
+    files = {name: tmp_path / f"{name}.jsonl" for name in ways}
+    for name, way in ways.items():
+        evaluate_retrieval(FakeRetriever(), examples, files[name], **way)
+    with pytest.raises(DataError, match="has unit='passage', .*title.jsonl 'title'; evaluate both with one --by"):
+        compare(files["passage"], files["title"])
+    for other in ("passage", "z1"):
+        with pytest.raises(DataError, match=r"has judgements=.*; evaluate both against the same --qrels"):
+            compare(files["z5"], files[other])
+    assert compare(files["z5"], files["z5"]).differences["mrr"].difference == 0
 
 
 def test_what_says_nothing_of_what_is_relevant() -> None:

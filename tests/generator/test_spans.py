@@ -520,6 +520,104 @@ def test_words_of_byte_pairs_are_the_same_wherever_they_stand(tmp_path) -> None:
     assert rows.key(" Paris") == rows.key("Paris") == "Paris"
 
 
+WHITE_SPACE = Passage("w", "Paris\nParis and\u00a0Paris \n  Paris\u3000and")
+KOREAN = Passage("k", "서울은 도시 Paris")
+
+
+def byte_level() -> Any:
+    """A tokenizer like RoBERTa's, with few merges: most characters beyond ASCII are several tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(["Paris and Paris", "Paris", "and", "서"] * 3, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+    )
+
+
+def byte_reader(*, longest: int) -> SpanGenerator:
+    from transformers import RobertaConfig, RobertaForQuestionAnswering
+
+    torch.manual_seed(0)
+    tokenizer = byte_level()
+    sizes = {**tiny.sizes(), "vocab_size": len(tokenizer), "max_position_embeddings": 130, "initializer_range": 0.5}
+    model = RobertaForQuestionAnswering(RobertaConfig(**sizes, pad_token_id=1)).eval()
+    return SpanGenerator(model, tokenizer, max_span_tokens=longest, max_input_tokens=120)
+
+
+def test_any_white_space_of_byte_pairs_is_one_space() -> None:
+    rows = SpanRows(byte_level(), limit=64)
+    said = [text for text, _, _ in rows.row("who", (WHITE_SPACE,)).spans(6)]
+    assert "" not in said
+    assert all(text == " ".join(text.split()) for text in said)
+    assert (said.count("Paris"), said.count("Paris Paris"), said.count("and Paris")) == (4, 2, 1)
+    assert {rows.key(y) for y in ("and Paris", "and\nParis", " and\u00a0Paris\u00a0", "and  Paris\n")} == {"and Paris"}
+
+
+def test_no_span_has_half_a_character() -> None:
+    rows = SpanRows(byte_level(), limit=64)
+    row = rows.row("who", (KOREAN,))
+    assert len(row.ids) > len("who") + len(KOREAN.text)
+    spans = list(row.spans(12))
+    assert {row.text(first, last) for _, first, last in spans} == {text for text, _, _ in spans}
+    assert {"서", "서울", "서울은", "은 도시", "시 Paris"} <= {text for text, _, _ in spans}
+    assert "\ufffd" not in "".join(text for text, _, _ in spans)
+    for limit in range(len(row.ids) - 12, len(row.ids)):  # the end of the passage is not read
+        cut = SpanRows(byte_level(), limit=limit).row("who", (KOREAN,))
+        assert {text for text, _, _ in cut.spans(12)} <= {text for text, _, _ in spans}
+
+
+@pytest.mark.parametrize("passage", [WHITE_SPACE, KOREAN])
+def test_every_text_of_byte_pairs_has_the_probability_of_its_spans(passage) -> None:
+    """Against a loop over all spans that the tokenizer itself decodes."""
+    made = byte_reader(longest=6)
+    tokenizer: Any = made.tokenizer
+    before = [0, *_ids(tokenizer, "who?"), 2, 2]
+    ids = [*before, *_ids(tokenizer, passage.text), 2]
+    with torch.no_grad():
+        output = made.model(input_ids=torch.tensor([ids]))
+    start, end = output.start_logits[0].tolist(), output.end_logits[0].tolist()
+
+    def said(first: int, last: int) -> str:
+        return " ".join(tokenizer.decode(ids[first : last + 1], clean_up_tokenization_spaces=False).split())
+
+    total: dict[str, float] = defaultdict(float)
+    for i in range(len(before), len(ids) - 1):
+        for j in range(i, min(i + 6, len(ids) - 1)):
+            text = said(i, j)
+            shorter = [said(each, j) for each in range(i + 1, j + 1)] + [said(i, each) for each in range(i, j)]
+            if text and "\ufffd" not in text and text not in shorter:  # else it begins or ends with white space
+                total[text] += math.exp(start[i] + end[j])
+    mass, share = math.fsum(total.values()), math.exp(LOG_UNREAD)
+    rag = Rag(Fixed([(passage,)], [0.0]), made, k=1)
+    for text, value in total.items():
+        expected = math.log((1 - share) * value / mass + share * math.exp(log_q(text)))
+        assert rag.log_likelihood("who?", text) == pytest.approx(expected, abs=1e-5)
+
+
+def test_characters_of_more_tokens_than_a_span_has_are_read_nowhere() -> None:
+    made = byte_reader(longest=1)
+    with torch.no_grad():
+        prepared = made.prepare(["who?"], [[(Passage("k", "울은도시"),)]])
+        log_p = made.log_p_theta(prepared, made.targets(["울"])).item()
+    assert made.every_y(prepared)[0].num_tokens.tolist() == []
+    assert log_p == pytest.approx(log_q("울"))
+
+
 def test_names_of_control_tokens_are_text(folder) -> None:
     row = reader(folder)._rows.row(QUESTION, (Passage("a", "the [SEP] of Paris"),))
     assert row.ids.count(3) == 2  # after the question and at the end

@@ -96,6 +96,7 @@ def measured(
     """
     from latentrag.evaluation.retrieval import (
         BATCH_SIZE,
+        check_written,
         evaluate_retrieval,
         evaluate_run,
         qrels_of,
@@ -108,6 +109,7 @@ def measured(
     about: dict[str, object] = {"prefix_field": reading.prefix_field, "reading": reading.task}
     common: dict[str, Any] = {"unit": ranking.by, "qrels": qrels}
     system, passage_encoder = of_given(system, given)
+    check_written(examples, ranking.run_out, ranking.qrels_out, **common)
     if ranking.run_in is not None:
         about["run"] = ranking.run_in.name
         result = evaluate_run(read_run(ranking.run_in), examples, out, about=about, **common)
@@ -182,7 +184,7 @@ def _examples(
     from latentrag.evaluation.beir import files_of
     from latentrag.evaluation.retrieval import judged
     from latentrag.evaluation.trec import read_qrels
-    from latentrag.training.tasks import OPEN_QA, RETRIEVAL, read_task
+    from latentrag.training.tasks import OPEN_QA, RETRIEVAL, TASKS, read_task
 
     path = ranking.qrels
     if data.is_dir():
@@ -191,6 +193,8 @@ def _examples(
     # A question needs no answer here; other tasks have rows that only they read.
     task = RETRIEVAL if reading.task == OPEN_QA else reading.task
     examples = read_task(data, replace(reading, task=task), passages_from=given.passages_from, say=say).rows
+    if "to-ask" in TASKS[task].formats:
+        examples = _with_given_answers(examples, data, reading, given)
     if path is None:
         return examples[:limit], None
     qrels = read_qrels(path)
@@ -198,6 +202,19 @@ def _examples(
     if len(kept) < len(examples):
         say(f"{len(examples) - len(kept)} of {len(examples)} questions were not judged in {path}; they are left out")
     return kept[:limit], qrels
+
+
+def _with_given_answers(
+    examples: tuple[Example, ...], data: Path, reading: RowOptions, given: GivenOptions
+) -> tuple[Example, ...]:
+    """Questions to ask, with what is looked for in passages: the answer that is given, not the question's text."""
+    from latentrag.training.tasks import read_task
+
+    plain = examples
+    if reading.prefix_field is not None:  # x has it before the answer
+        plain = read_task(data, replace(reading, prefix_field=None), passages_from=given.passages_from).rows
+    answers = {example.id: (example.x,) for example in plain}
+    return tuple(replace(example, answers=answers[example.id]) for example in examples)
 
 
 def _usable(examples: tuple[Example, ...], data: Path, retriever: object, reading: RowOptions) -> tuple[Example, ...]:

@@ -18,6 +18,9 @@ from latentrag.evaluation.resampling import pooled_difference
 if TYPE_CHECKING:
     from latentrag.evaluation.intervals import Array
 
+_OF_RANKINGS = {"unit": "with one --by", "judgements": "against the same --qrels"}
+"""Settings by which measures of rankings are of different things, and what to do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -71,6 +74,10 @@ def compare(ours: Path, theirs: Path, *, seed: int = 0) -> Comparison:
             f"{ours} has format={formats[0]!r}, {theirs} {formats[1]!r}, which measure otherwise; "
             "evaluate the older anew"
         )
+    for name, remedy in _OF_RANKINGS.items():
+        our_value, their_value = our_settings.get(name), their_settings.get(name)
+        if our_value != their_value:
+            raise DataError(f"{ours} has {name}={our_value!r}, {theirs} {their_value!r}; evaluate both {remedy}")
     _check_same_examples(ours, our_rows, theirs, their_rows)
     ids = sorted(our_rows)
     recall_at = _recall_at(our_settings, their_settings)

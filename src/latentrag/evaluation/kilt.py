@@ -26,7 +26,7 @@ def kilt_r_precision(example: Example, _text: str, passages: Sequence[Passage]) 
         return None
     retrieved = [(passage.id, passage.title) for passage in passages]
     by_id = ranked(retrieved, example.passages, "passage")
-    by_title = ranked(retrieved, (), "title")
+    by_title = list(dict.fromkeys(passage.title for passage in passages))  # without a title is a page, too
     found = [
         best_r_precision(ranking, sets)
         for ranking, sets in ((by_id, example.passage_sets), (by_title, example.title_sets))

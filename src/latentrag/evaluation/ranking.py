@@ -21,14 +21,14 @@ CUT_OFF = 10
 
 
 def ranked(passages: Iterable[Sequence[str]], relevant: Iterable[str], unit: Unit) -> list[str]:
-    """The names of what was retrieved, best first, each once.
+    """The names of what was retrieved, best first, each once. A passage without a title is of no article.
 
     Args:
         passages: id and title of each, best first.
         relevant: ids that a passage may have or be a part of; they say how many "#" other ids have. For passages only.
     """
     if unit == "title":
-        return list(dict.fromkeys(title for _, title, *_ in passages))
+        return list(dict.fromkeys(title for _, title, *_ in passages if title))
     names = set() if unit == "document" else set(relevant)
     depth = max((name.count("#") for name in names), default=0)
     return list(dict.fromkeys(_name_of(id_, names, depth) for id_, *_ in passages))
@@ -67,7 +67,7 @@ def ranking_measures(ranking: Sequence[str], grades: Mapping[str, int], at: Sequ
 
     Args:
         ranking: best first, no name twice.
-        grades: of what is relevant; 0: it is not.
+        grades: of what was judged; 0 or less: it is not relevant. All measures are 0 where nothing is.
     """
     ir = library("ir_measures")
     names = {
@@ -77,7 +77,8 @@ def ranking_measures(ranking: Sequence[str], grades: Mapping[str, int], at: Sequ
         "mrr": ir.RR,
     }
     scores = {"q": {name: float(-place) for place, name in enumerate(ranking)}}
-    found = ir.calc_aggregate(list(names.values()), {"q": dict(grades)}, scores)
+    judged = {name: max(0, grade) for name, grade in grades.items()}  # trec_eval dies of -2 alone
+    found = ir.calc_aggregate(list(names.values()), {"q": judged}, scores)
     return {name: float(found[measure]) for name, measure in names.items()}
 
 
@@ -95,7 +96,7 @@ def best_r_precision(ranking: Sequence[str], sets: Sequence[Sequence[str]]) -> f
 def _measures(row: Row, at: Sequence[int]) -> Mapping[str, float | None]:
     unit: Unit = row["unit"]
     grades, sets = relevance(row, unit)
-    if not any(grade > 0 for grade in grades.values()):
+    if not grades:  # judged, and nothing found relevant, is 0 as in trec_eval
         names = [*(f"relevant_recall@{k}" for k in at), "r_precision", f"ndcg@{CUT_OFF}", "mrr"]
         return dict.fromkeys(names)
     ranking = ranked(row["retrieved"], row.get("relevant", ()), unit)

@@ -15,7 +15,7 @@ from latentrag.evaluation.collecting import check_recall_at, collected, of_examp
 from latentrag.evaluation.metrics import METRICS, Row, stored
 from latentrag.evaluation.ranking import Unit, ranked, relevance
 from latentrag.evaluation.report import RECALL_AT, Report
-from latentrag.evaluation.trec import Qrels, Runs
+from latentrag.evaluation.trec import Qrels, Runs, check_names
 from latentrag.model import checked_questions
 from latentrag.protocols import Retriever
 from latentrag.readings import ReadingWeights, retrieve
@@ -106,10 +106,11 @@ def evaluate_run(
     Args:
         runs: as ``trec.read_run`` reads them.
         out, recall_at, unit, qrels, about: as for ``evaluate_retrieval``.
-    Raises: as ``evaluate_retrieval``; DataError for a run that has none of the examples.
+    Raises: as ``evaluate_retrieval``; DataError for a run that has none of the examples, and for examples of which
+        nothing is known but answers.
     """
     check_recall_at(recall_at)
-    examples, unit = _with_judged(examples, qrels), _unit(examples, unit, qrels)
+    examples, unit = _with_judged(examples, qrels), _unit(examples, unit, qrels, has_texts=False)
     if not any(example.id in runs for example in examples):
         raise DataError(
             f"the run has none of the {len(examples)} questions, {examples[0].id} first; needed one over their ids"
@@ -119,7 +120,10 @@ def evaluate_run(
 
     def retrieved(example: Example) -> list[list[object]]:
         found = runs.get(example.id, ())
-        return [[name, name.replace("_", " ") if unit == "title" else name, score] for name, score in found]
+        if unit != "title":
+            return [[name, name, score] for name, score in found]
+        title_of = {_spelt(title, unit): title for title in example.titles}
+        return [[name, title_of.get(_spelt(name, unit), name.replace("_", " ")), score] for name, score in found]
 
     def measured(batch: Sequence[Example]) -> list[Row]:
         return [{**empty, **_row(example, retrieved(example), unit, qrels, None)} for example in batch]
@@ -135,8 +139,8 @@ def run_of(rows: Sequence[Row]) -> Runs:
     for row in rows:
         scores: dict[str, float] = {}
         for each in row["retrieved"]:
-            (name,) = ranked([each], row.get("relevant", ()), row["unit"])
-            scores.setdefault(_spelt(name, row["unit"]), each[2])
+            for name in ranked([each], row.get("relevant", ()), row["unit"]):  # one, or none without a title
+                scores.setdefault(_spelt(name, row["unit"]), each[2])
         found[row["id"]] = list(scores.items())
     return found
 
@@ -151,9 +155,27 @@ def qrels_of(rows: Sequence[Row]) -> Qrels:
     }
 
 
+def check_written(
+    examples: Sequence[Example], run: Path | None, judgements: Path | None, *, unit: Unit | None, qrels: Qrels | None
+) -> None:
+    """What can be known before anything is measured of whether files of TREC can be written about these examples.
+
+    Args:
+        run, judgements: the files; None: not wanted.
+        unit, qrels: as for ``evaluate_retrieval``.
+    Raises: DataError for an id that such files cannot hold.
+    """
+    if run is not None:
+        check_names(run, [example.id for example in examples])
+    if judgements is not None:
+        known, unit = _with_judged(examples, qrels), _unit(examples, unit, qrels)
+        found = qrels_of([_row(example, (), unit, qrels, None) for example in known])
+        check_names(judgements, [*found, *(name for judged in found.values() for name in judged)])
+
+
 def _spelt(name: str, unit: Unit) -> str:
-    """A name in TREC's files, which have no spaces: titles have "_" there."""
-    return name.replace(" ", "_") if unit == "title" else name
+    """A name in TREC's files, which have no white space: titles have "_" there."""
+    return "".join("_" if each.isspace() else each for each in name) if unit == "title" else name
 
 
 def judged(examples: Sequence[Example], qrels: Qrels) -> tuple[Example, ...]:
@@ -175,7 +197,8 @@ def _with_judged(examples: Sequence[Example], qrels: Qrels | None) -> Sequence[E
     ]
 
 
-def _unit(examples: Sequence[Example], unit: Unit | None, qrels: Qrels | None) -> Unit:
+def _unit(examples: Sequence[Example], unit: Unit | None, qrels: Qrels | None, *, has_texts: bool = True) -> Unit:
+    """What is ranked. has_texts: of the passages, in which answers can be looked for."""
     has_ids = qrels is not None or any(example.passages for example in examples)
     has_titles = any(example.titles for example in examples)
     known: Mapping[Unit, bool] = {"passage": has_ids, "document": has_ids, "title": has_titles}
@@ -184,6 +207,11 @@ def _unit(examples: Sequence[Example], unit: Unit | None, qrels: Qrels | None) -
     other = next((name for name, is_known in known.items() if is_known), None)
     if not known[unit] and other is not None:
         raise InputError(f"no row says which {unit}s are relevant; use --by {other}, or give judgements with --qrels")
+    if not known[unit] and not has_texts:
+        raise DataError(
+            "no row says what is relevant: no title or passage, and a run has no texts in which to look for "
+            "answers; give judgements with --qrels"
+        )
     if not known[unit] and not any(example.answers or example.pattern for example in examples):
         raise DataError("no row says what is relevant: no answer, title or passage; give judgements with --qrels")
     return unit

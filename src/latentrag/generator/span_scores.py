@@ -24,7 +24,9 @@ NOWHERE = -1e30
 """log p of what no span reads; finite, for the gradient of a logsumexp."""
 
 
-def span_log_probs(start: Tensor, end: Tensor, part: Tensor, is_edge: Tensor, *, longest: int) -> tuple[Tensor, Tensor]:
+def span_log_probs(
+    start: Tensor, end: Tensor, part: Tensor, begins: Tensor, ends: Tensor, *, longest: int
+) -> tuple[Tensor, Tensor]:
     """log p of every span of a row, and the logarithm of what it is normalised by.
 
         log p(i, j) = start_i + end_j − log Σ_{i,j} e^{start_i + end_j}
@@ -32,16 +34,16 @@ def span_log_probs(start: Tensor, end: Tensor, part: Tensor, is_edge: Tensor, *,
     Args:
         start, end: (R, S) logits.
         part: (R, S) which text each token belongs to. A span lies in one text.
-        is_edge: (R, S) with which tokens a span may begin and end; one at least in each row.
+        begins, ends: (R, S) with which tokens a span may begin, and end; one span at least in each row.
         longest: L, tokens of a span.
     Returns: (R, S, L) of the spans from i to j = i + l, −inf where there is none; (R,).
     """
     beyond = (0, longest - 1)
-    ends = functional.pad(end, beyond).unfold(1, longest, 1)  # (R, S, L)
+    end_scores = functional.pad(end, beyond).unfold(1, longest, 1)  # (R, S, L)
     parts = functional.pad(part, beyond, value=-1).unfold(1, longest, 1)  # (R, S, L)
-    is_end = functional.pad(is_edge, beyond, value=False).unfold(1, longest, 1)  # (R, S, L)
-    is_span = (parts == part[:, :, None]) & is_edge[:, :, None] & is_end
-    scores = (start[:, :, None] + ends).masked_fill(~is_span, float("-inf"))
+    is_end = functional.pad(ends, beyond, value=False).unfold(1, longest, 1)  # (R, S, L)
+    is_span = (parts == part[:, :, None]) & begins[:, :, None] & is_end
+    scores = (start[:, :, None] + end_scores).masked_fill(~is_span, float("-inf"))
     log_mass = scores.flatten(1).logsumexp(dim=1)  # (R,)
     return scores - log_mass[:, None, None], log_mass
 

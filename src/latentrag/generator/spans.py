@@ -248,7 +248,7 @@ class SpanGenerator:
         of_all, num_latents = pairs(x, latents)
         rows = [self._rows.row(question.text, z) for question, z in of_all]
         number = iter(range(len(rows)))
-        place = [next(number) if any(row.is_edge) else None for row in rows]
+        place = [next(number) if any(row.spans(self.max_span_tokens)) else None for row in rows]
         found = Pairs(rows, place, self.max_span_tokens)
         index = torch.arange(len(rows), device=self.device)
         return PreparedSpans(found, index, len(rows) // num_latents, num_latents)
@@ -324,13 +324,14 @@ class SpanGenerator:
         ids, mask = padded([row.ids for row in rows], pad=self.tokenizer.pad_token_id or 0)
         types, _ = padded([row.types for row in rows], pad=0)
         part, _ = padded([row.part for row in rows], pad=0)
-        is_edge, _ = padded([row.is_edge for row in rows], pad=0)
+        begins, _ = padded([row.begins for row in rows], pad=0)
+        ends, _ = padded([row.ends for row in rows], pad=0)
         inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.long().to(self.device)}
         if getattr(self.model.config, "type_vocab_size", 0) > 1:
             inputs["token_type_ids"] = types.to(self.device)
         hidden = self.model.base_model(**inputs)[0]  # (R, S, H)
         start, end = accurate(self.model.qa_outputs(hidden)).unbind(dim=2)
-        of_tokens = (part.to(self.device), is_edge.to(self.device).bool())
+        of_tokens = (part.to(self.device), begins.to(self.device).bool(), ends.to(self.device).bool())
         log_p, log_mass = span_log_probs(start, end, *of_tokens, longest=self.max_span_tokens)
         if self.normalise == "classifier":
             log_mass = accurate(self.model.qa_classifier(hidden[:, 0]))[:, 0]
