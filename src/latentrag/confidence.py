@@ -175,6 +175,15 @@ def prior_key(settings: Mapping[str, object], parts: Mapping[str, object]) -> st
     return hashlib.sha256(texts.encode()).hexdigest()[:16]
 
 
+_OTHERS = {
+    "memory": "over another memory",
+    "prompt": "with another prompt",
+    "prior": "with other weights, candidates or parts of the prior",
+    "readings": "with other weights of a conversation's readings",
+}
+"""Settings whose values say nothing to people."""
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """From signals to the probability of being right.
@@ -205,19 +214,13 @@ class Calibration:
     def difference(self, settings: Mapping[str, object]) -> str | None:
         """Why it says nothing of answers with these settings; None: it does."""
         for name, fitted in {"neighbours": 0, "conversation": False, "rewrites": 0, **self.settings}.items():
-            if settings.get(name) != fitted:
-                if name == "conversation":
-                    kinds = ("conversations", "a question alone") if fitted else ("questions alone", "a conversation")
-                    return f"the model was calibrated on {kinds[0]}, and this is {kinds[1]}"
-                if name == "memory":
-                    return "the model was calibrated over another memory"
-                if name == "prompt":
-                    return "the model was calibrated with another prompt"
-                if name == "readings":
-                    return "the model was calibrated with other weights of a conversation's readings"
-                if name == "prior":
-                    return "the model was calibrated with other weights, candidates or parts of the prior"
-                return f"the model was calibrated with {name}={fitted}, not {settings.get(name)}"
+            given = settings.get(name)
+            if given == fitted:
+                continue
+            if name == "conversation":
+                kinds = ("conversations", "a question alone") if fitted else ("questions alone", "a conversation")
+                return f"the model was calibrated on {kinds[0]}, and this is {kinds[1]}"
+            return f"the model was calibrated {_OTHERS.get(name, f'with {name}={fitted}, not {given}')}"
         return None
 
     def as_record(self) -> dict[str, object]:

@@ -5,7 +5,7 @@ A line that has tabs is divided at them, so that ids may hold spaces; any other 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ TAG = "latentrag"
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     """Judgements by question. Raises: DataError, with the line's number, for a line that is none."""
     found: dict[str, dict[str, int]] = {}
-    for number, columns in _lines(path):
+    for number, columns in _lines(path, {3, 4}):
         if number == 1 and columns[0] in {"query-id", "query_id", "qid"}:  # BEIR's head
             continue
         grade = _number(columns[-1]) if len(columns) in {3, 4} else None
@@ -42,7 +42,7 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
     Raises: DataError, with the line's number, for a line that is none.
     """
     found: dict[str, dict[str, float]] = {}
-    for number, columns in _lines(path):
+    for number, columns in _lines(path, {6}):
         score = _number(columns[4]) if len(columns) == 6 else None
         if score is None or not all(columns):
             raise DataError(f"{path} line {number} is no row of a run; needed id, Q0, passage, rank, score and tag")
@@ -87,7 +87,9 @@ def check_names(path: Path, names: Iterable[str]) -> None:
         raise DataError(f"{path}: the id {bad!r} {why}, which files of TREC cannot hold; rename it")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _lines(path: Path, wanted: Collection[int]) -> Iterator[tuple[int, list[str]]]:
+    """Columns by number of line: what stands between tabs where these are as many as are wanted, so that ids may have
+    spaces; else between any white space."""
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -95,7 +97,8 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{path}: cannot be read ({reason}); check the path and its permissions") from error
     for number, line in enumerate(text.splitlines(), start=1):
         if content := line.strip():
-            yield number, [each.strip() for each in content.split("\t")] if "\t" in content else content.split()
+            columns = [each.strip() for each in content.split("\t")]
+            yield number, columns if len(columns) in wanted else content.split()
 
 
 def _float32(score: float) -> np.float32:

@@ -93,8 +93,9 @@ def _key(name: str) -> str:
 
     def joined(separators: re.Match[str]) -> str:
         start, end = separators.span()
-        between = start > 0 and end < len(text) and _is_of_word(text[start - 1]) and _is_of_word(text[end])
-        return "" if between else separators[0]
+        sides = text[start - 1 : start] + text[end : end + 1]
+        is_sign = sides.isdigit() and "-" in separators[0]  # 1-5 is not 15
+        return "" if len(sides) == 2 and all(map(_is_of_word, sides)) and not is_sign else separators[0]
 
     return _SEPARATORS.sub(joined, text)
 
