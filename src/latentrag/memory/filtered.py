@@ -121,7 +121,7 @@ class Version(Source, Protocol):
     def passages(self, *, where: Condition | None = None) -> Iterator[Passage]: ...
     def find(self, ids: Sequence[str], *, where: Condition | None = None) -> dict[str, Passage]: ...
     def around(
-        self, ids: Sequence[str], num: int, *, where: Condition | None = None
+        self, ids: Sequence[str], num: int, *, within: Within | None = None
     ) -> list[tuple[list[Passage], list[Passage]]]: ...
     def search(self, q: npt.NDArray[np.float32], k: int, *, within: Within | None = None) -> SearchResult: ...
     def warm_up(self, *, words: bool = False) -> None: ...
@@ -266,8 +266,9 @@ class FilteredMemory:
         return [by_id[key] for key in ids]
 
     def around(self, ids: Sequence[str], num: int) -> list[tuple[list[Passage], list[Passage]]]:
-        """As ``Memory.around``: those that are left, up to the first that is not."""
-        return self.base.around(ids, num, where=self.left)
+        """As ``Memory.around``: those that are left, up to the first that is not, as if there were only those of the
+        scope."""
+        return self.base.around(ids, num, within=self.within)
 
     def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
         """As ``Memory.search``: the K best of those that are left, or all of them if there are fewer.
