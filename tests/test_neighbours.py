@@ -1,6 +1,7 @@
 """Passages read with their neighbours: which those are, what the generator reads, what stays the passage's own."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -76,6 +77,29 @@ def test_a_condition_holds_for_neighbours_too(pair, tmp_path) -> None:
     some: Any = memory.where("kind = 'x'")
     assert ids(some.around([passages[1].id], 2)) == [([passages[0].id], [])]
     assert ids(some.around([passages[3].id], 3)) == [([], [])]
+
+
+def test_what_may_not_be_known_of_changes_no_neighbours(pair, tmp_path) -> None:
+    """A memory without it has the same; a condition beside the scope is still no way past what it hides."""
+    encoder = load_passage_encoder(pair[0])
+    kinds = ["x", "y", "x", "x"]
+    passages = [
+        replace(each, fields={"kind": kind, "level": level})
+        for each, kind, level in zip(document("a", TEXTS), kinds, (1, 1, 2, 1), strict=True)
+    ]
+    whole = Memory.create(tmp_path / "whole.lance", encoder).add(passages, encoder)
+    seen = Memory.create(tmp_path / "seen.lance", encoder).add([passages[0], *passages[2:]], encoder)
+    first, third, fourth = passages[0].id, passages[2].id, passages[3].id
+    for memory in (whole, seen):
+        bound: Any = memory.only("kind = 'x'")
+        assert ids(bound.around([first, third], 1)) == [([], [third]), ([first], [fourth])]
+        assert ids(bound.where("level = 1").around([first, fourth], 2)) == [([], []), ([], [])]
+        assert ids(bound.where("level < 3").around([first], 2)) == [([], [third, fourth])]
+    scores = [
+        load(pair, memory=memory.only("kind = 'x'"), k=3, neighbours=1).score("who wrote emma ?", "austen")
+        for memory in (whole, seen)
+    ]
+    assert scores[0].log_likelihood == scores[1].log_likelihood
 
 
 def test_the_generator_reads_the_joined_text_and_the_rest_is_as_before(pair, memory: Memory) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from latentrag import readings as readings_room
-from latentrag.assemble import ModelSpec, load, save
+from latentrag.assemble import ModelSpec, load, save, with_memory, with_parts
 from latentrag.assemble.runs import Setup, train
 from latentrag.decoding import rewriting
 from latentrag.decoding.rewriting import Rewriter
@@ -342,6 +342,31 @@ def test_the_generator_writes_rewrites_once(pair, filled) -> None:
     assert rag.answer("who wrote emma ?", max_tokens=3) == load(pair, memory=filled, k=2).answer(
         "who wrote emma ?", max_tokens=3
     )
+
+
+@pytest.mark.usefixtures("no_examples")
+def test_over_another_memory_the_generator_is_not_used_and_its_rewrites_are_kept(pair, filled, monkeypatch) -> None:
+    """A server makes such models in threads of requests, while another thread computes with the generator."""
+    rag: Any = load(pair, memory=filled, k=1, rewrites=2)
+    talk = [{"role": "user", "content": "what is rome ?"}, {"role": "user", "content": "who wrote emma ?"}]
+    answer = rag.answer(talk, max_tokens=3)
+    read: list[object] = []
+    rag.generator.model.register_forward_pre_hook(lambda *_: read.append(1))
+    some = with_memory(rag, rag.retriever.memory.where("title is null or title != 'none'"))
+    assert some.rewrites == 2
+    assert not read
+    monkeypatch.setattr(Rewriter, "_decoded", lambda *_: pytest.fail("rewritten again"))
+    assert some.answer(talk, max_tokens=3) == answer
+    assert read
+
+
+@pytest.mark.usefixtures("no_examples")
+def test_another_generator_writes_rewrites_of_its_own(pair, filled) -> None:
+    rag, generator = load(pair, memory=filled, rewrites=2), load_generator(pair[1])
+    made = with_parts(rag, rag.retriever, generator)
+    assert made.rewrites == 2
+    assert made.rewriter is not rag.rewriter
+    assert with_parts(rag, rag.retriever, rag.generator).rewriter is rag.rewriter
 
 
 @pytest.mark.usefixtures("no_examples")

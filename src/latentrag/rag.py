@@ -53,7 +53,8 @@ class Rag:
         calibration: from what is known of an answer to the probability that it is right; None: it is not known.
         readings: the weights of p(r|h), how the last question of a conversation is to be read, if they were trained
             (see ``latentrag.readings``); None: the default ones.
-        rewrites: of a conversation's last question, which the generator writes; each is one more reading.
+        rewrites: of a conversation's last question, which the generator writes; each is one more reading. Another
+            model's ``rewriter`` over the same generator goes on with what it has written.
         neighbours: so many passages on each side of a passage in its document are read with it; what is retrieved, its
             share and its citation stay those of the passage.
     Raises: InputError for a logit that is not finite.
@@ -71,14 +72,14 @@ class Rag:
         set_bonus: float | None = None,
         calibration: Calibration | None = None,
         readings: Mapping[str, float] | None = None,
-        rewrites: int = 0,
+        rewrites: int | Rewriter = 0,
         neighbours: int = 0,
     ) -> None:
         values = Values.of(null_passage=null_passage, set_bonus=set_bonus, neighbours=neighbours)
-        self.rewrites = rewrites
-        weights = ReadingWeights.of(readings)
-        if rewrites:
-            weights = replace(weights, rewritten=Rewriter(generator, rewrites))
+        known = None if isinstance(rewrites, int) else rewrites
+        self.rewriter = Rewriter(generator, rewrites) if isinstance(rewrites, int) and rewrites else known
+        """Writes the rewrites; None: there are none."""
+        weights = replace(ReadingWeights.of(readings), rewritten=self.rewriter)
         self.model = JointModel(retriever, generator, values, weights)
         self.variant = checked(variant)
         self.k = k
@@ -109,6 +110,11 @@ class Rag:
     def neighbours(self) -> int:
         """How many passages on each side of a passage are read with it."""
         return self.model.values.neighbours
+
+    @property
+    def rewrites(self) -> int:
+        """How many rewrites of a conversation's last question the generator proposes."""
+        return 0 if self.rewriter is None else self.rewriter.num
 
     @property
     def readings(self) -> dict[str, float] | None:

@@ -17,6 +17,9 @@ from latentrag.assemble import live_memory, load, load_passage_encoder
 from latentrag.conditions import condition_of
 from latentrag.errors import InputError
 from latentrag.memory import LiveMemory, Memory
+from latentrag.memory.filtered import num_seen_apart, seen_diff
+from latentrag.memory.upkeep import compact
+from latentrag.serving import memories
 from latentrag.serving.app import create_app
 from latentrag.serving.guard import Access
 from latentrag.serving.options import ServeOptions
@@ -193,6 +196,32 @@ FORBIDDEN = {
     "loading the model",
     "counters",
 }
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_the_limit_on_differences_counts_what_a_bound_key_sees(pair, monkeypatch, most) -> None:
+    """Of team x the third version has a new passage and a changed one, which is two rows; of others more."""
+    monkeypatch.setattr(memories, "MAX_COMPARED", most)
+    for attempt in ("the difference", "the difference the other way"):
+        one, other = (said(served, BOUND, *ATTEMPTS[attempt]) for served in pair)
+        assert one == other
+        assert one[0] == (200 if most == 3 else 422), one
+        assert said(pair[0], WHOLE, *ATTEMPTS[attempt])[0] == 422
+
+
+def test_files_that_are_merged_are_no_difference_to_a_bound_key(tmp_path, encoder) -> None:
+    """How the rows lie in files depends on passages beyond, too."""
+    made = load_passage_encoder(encoder)
+    filled(tmp_path / "memory.lance", made, HIDDEN["one"], "one")
+    before = Memory.open(tmp_path / "memory.lance")
+    before.delete(["y3", "y4", "y5", "y6", "y7"])
+    compact(before.path)
+    after = before.at("newest")
+    seen = before.only("team = 'x'"), after.only("team = 'x'")
+    assert before.num_compared(after) > 0
+    assert num_seen_apart(*seen) == 0
+    found = seen_diff(*seen)
+    assert (found.added, found.changed, found.removed) == ([], [], [])
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)

@@ -2,13 +2,19 @@
 
 import re
 import shlex
+from contextlib import closing
 
 import pytest
 
 from latentrag.errors import InputError, OptionError, command
 from latentrag.options import DecodingOptions, decoding_options
+from latentrag.rag import Rag
+from latentrag.serving.engine import Engine
+from latentrag.serving.metrics import Metrics
 from latentrag.serving.options import MAX_PASSAGES, ServeOptions
 from tests.cli.conftest import QUESTION, cli
+from tests.test_rag import FakeRetriever
+from tests.toy import ToyGenerator, passages
 
 SAMPLING = [("temperature", 0.7), ("top_p", 0.5), ("top_k", 3), ("seed", 1)]
 
@@ -81,6 +87,31 @@ def test_the_combined_limit_is_said_and_worked_out(served) -> None:
     assert message.endswith("lower k to 5 or labels to 53")
     for schema in ("AnswerRequest", "ClassifyRequest"):
         assert "is 320 at most" in served.get("/openapi.json").json()["components"]["schemas"][schema]["description"]
+
+
+def test_the_limit_counts_every_value_of_z() -> None:
+    retriever, generator = FakeRetriever(passages(4)), ToyGenerator(4, seed=11)
+    engine = Engine(ServeOptions(), Metrics())
+    with closing(engine.batcher):
+        sets = Rag(retriever, generator, k=4, set_bonus=0.5)
+        with pytest.raises(OptionError) as refused:
+            engine.answer(sets, QUESTION, {"k": 100, "num_beams": 3})
+        assert str(refused.value) == (
+            "k=100 (5050 with sets of two) with num_beams=3 makes 15150 pairs; this server computes 320 at once; lower "
+            "k to 14"
+        )
+        with pytest.raises(OptionError, match="makes 330 pairs; .*; lower k to 9 or num_beams to 5"):
+            engine.answer(sets, QUESTION, {"k": 10, "num_beams": 6})
+        with pytest.raises(OptionError, match=r"k=25 \(325 with sets of two\) makes 325 pairs; .*; lower k to 24"):
+            engine.score(sets, QUESTION, "a", k=25, variant=None)
+        with pytest.raises(OptionError, match="makes 330 pairs; .*; lower k to 9 or labels to 5"):
+            engine.classify(sets, QUESTION, list("abcdef"), k=10, variant=None)
+        assert engine.answer(sets, QUESTION, {"num_beams": 3}).rows == 30
+        assert engine.score(sets, QUESTION, "a", k=None, variant=None).rows == 10
+        assert engine.classify(sets, QUESTION, ["a", "b"], k=None, variant=None).rows == 20
+        both = Rag(retriever, generator, k=4, set_bonus=0.5, null_passage=0.0)
+        with pytest.raises(OptionError, match=r'k=100 \(5051 with sets of two and "no passage"\)'):
+            engine.answer(both, QUESTION, {"k": 100, "num_beams": 3})
 
 
 def test_advertised_limits_can_be_reached() -> None:

@@ -1,16 +1,30 @@
 """The page as it is served: whole, of one origin, and under a policy that lets nothing else in."""
 
+import json
 import re
+import shutil
+import subprocess
 
 import pytest
 
 from latentrag.serving.app import create_app
 from latentrag.serving.guard import SECURITY_HEADERS, Access
-from latentrag.serving.options import ServeOptions
+from latentrag.serving.options import MAX_MESSAGES, ServeOptions
 from latentrag.serving.page import contents, paths
 from tests.serving.conftest import serving
 
 KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+SENDING = """
+import { ask } from "./static/api.js";
+globalThis.sessionStorage = { getItem: () => null };
+globalThis.fetch = async (path, { body }) => new Response(body);
+const messages = [];
+for (let i = 0; i < %d; i++) {
+  const body = { messages: [...messages, { role: "user", content: `q${i}` }], k: 3 };
+  console.log(JSON.stringify([body, await ask("v1/answer", { body })]));
+  messages.push({ role: "user", content: `q${i}` }, { role: "assistant", content: `a${i}` });
+}
+"""
 REFERENCE = re.compile(r"""(?:src|href)="([^"]+)"|from "([^"]+)"|url\(([^)]+)\)""")
 
 
@@ -67,3 +81,30 @@ def test_no_request_names_a_file(served) -> None:
     for path in ("/static/", "/static/../page.py", "/static/%2e%2e/page.py", "/static/page.py", "/index.html"):
         assert served.get(path).status_code == 404
     assert served.post("/", {}).status_code == 405
+
+
+def test_the_page_sends_no_more_messages_than_the_server_takes(served, tmp_path) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs node, which runs the page's code")
+    (tmp_path / "static").mkdir()
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    for path, body, _ in contents():
+        if ending(path) == "js":
+            (tmp_path / path[1:]).write_bytes(body)
+    (tmp_path / "sending.js").write_text(SENDING % (MAX_MESSAGES // 2 + 3))
+    said = subprocess.run([node, "sending.js"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    exchanges = [json.loads(line) for line in said.splitlines()]
+    assert len(exchanges) == MAX_MESSAGES // 2 + 3
+    for made, sent in exchanges:
+        assert made["k"] == sent["k"] == 3
+        if len(made["messages"]) <= MAX_MESSAGES:
+            assert sent == made
+        else:
+            assert len(sent["messages"]) == MAX_MESSAGES - 1
+            assert sent["messages"] == made["messages"][1 - MAX_MESSAGES :]
+            assert sent["messages"][0]["role"] == "user"
+    longest, shortened = exchanges[-1]
+    response = served.post("/v1/answer", {**longest, "k": 1, "max_tokens": 2})
+    assert response.status_code == 422
+    assert served.post("/v1/answer", {**shortened, "k": 1, "max_tokens": 2}).status_code == 200

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -595,6 +596,19 @@ def test_a_follow_up_is_asked_after_what_was_said(chromium, served) -> None:
         page.get_by_role("button", name="Ask").click()
         expect(page.locator("#status")).to_have_text("Done.")
         expect(page.locator("#answer")).to_have_text(second["answer"])
+
+
+def test_a_conversation_goes_on_when_it_is_longer_than_a_request_may_be(chromium, served) -> None:
+    said = [{"role": role, "content": f"{role} {n}"} for n in range(50) for role in ("user", "assistant")]
+    fields = urlencode({"q": QUESTION, "turns": json.dumps(said), "k": 1, "max_tokens": 2})
+    with opened(chromium, f"{served.url}/#{fields}") as page:
+        page.get_by_role("button", name="Ask").click()
+        expect(page.locator("#status")).to_have_text("Done.")
+        expect(page.locator("#thread li")).to_have_count(100)
+        page.get_by_label("Follow-up").fill("What is it?")
+        page.get_by_role("button", name="Follow up").click()
+        expect(page.locator("#thread li")).to_have_count(102)
+        expect(page.locator("#status")).to_have_text("Done.")
 
 
 def test_a_link_leads_to_the_same_question(chromium, served) -> None:

@@ -360,9 +360,13 @@ def export(source: Source, folder: Source) -> bool:
 
 
 def with_parts(rag: Rag, retriever: Retriever, generator: Scores) -> Rag:
-    """The same settings around other parts. How sure answers of the former ones were says nothing of these."""
+    """The same settings around other parts. How sure answers of the former ones were says nothing of these.
+
+    With the same generator nothing is computed: another thread may be using it.
+    """
     from latentrag.rag import Rag
 
+    rewrites = rag.rewriter if generator is rag.generator and rag.rewriter is not None else rag.rewrites
     return Rag(
         retriever,
         generator,
@@ -372,7 +376,7 @@ def with_parts(rag: Rag, retriever: Retriever, generator: Scores) -> Rag:
         null_passage=rag.null_passage,
         set_bonus=rag.set_bonus,
         readings=rag.readings,
-        rewrites=rag.rewrites,
+        rewrites=rewrites,
         neighbours=rag.neighbours,
     )
 

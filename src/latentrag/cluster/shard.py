@@ -244,9 +244,9 @@ class Shard:
         return memory.find(ids, where=where)
 
     @of_version
-    def of_documents(self, memory: Memory, names: Sequence[str], where: Condition | None) -> DocumentParts:
-        """The shard's passages of these documents, and whether each satisfies the condition."""
-        return memory.of_documents(names, where=where)
+    def of_documents(self, memory: Memory, names: Sequence[str], within: Within | None) -> DocumentParts:
+        """The shard's passages of these documents, as ``Memory.of_documents``."""
+        return memory.of_documents(names, within=within)
 
     @of_version
     def fields(

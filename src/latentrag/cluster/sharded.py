@@ -188,11 +188,11 @@ class ShardedVersion(Filterable[FilteredMemory]):
         return {key: passage for part in parts for key, passage in part.items()}
 
     def around(
-        self, ids: Sequence[str], num: int, *, where: Condition | None = None
+        self, ids: Sequence[str], num: int, *, within: Within | None = None
     ) -> list[tuple[list[Passage], list[Passage]]]:
         """As ``Memory.around``. The passages of a document may lie with several shards."""
         names = list(dict.fromkeys(map(document_of, ids)))
-        parts: list[DocumentParts] = list(self._each("of_documents", names, where).values())
+        parts: list[DocumentParts] = list(self._each("of_documents", names, within).values())
         return around(ids, num, {name: [each for part in parts for each in part[name]] for name in names})
 
     def count(self, where: Condition) -> int:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from latentrag.memory.memory import Memory
 
 DocumentParts = dict[str, list[tuple[Passage, bool]]]
-"""Document → its passages, in any order, each with whether it may be known of."""
+"""Document → its passages that may be known of, in any order, each with whether it is left."""
 
 
 @dataclass(slots=True)
@@ -100,10 +100,10 @@ def around(ids: Sequence[str], num: int, documents: DocumentParts) -> list[tuple
         require_known([key], sources, "not in the memory")
         parts = [part for part in parts if part[0].source == sources[key]]
         place = next(at for at, (passage, _) in enumerate(parts) if passage.id == key)
-        before = _up_to_hidden(parts[max(0, place - num) : place][::-1])
-        found.append((before[::-1], _up_to_hidden(parts[place + 1 : place + 1 + num])))
+        before = _up_to_filtered(parts[max(0, place - num) : place][::-1])
+        found.append((before[::-1], _up_to_filtered(parts[place + 1 : place + 1 + num])))
     return found
 
 
-def _up_to_hidden(parts: Iterable[tuple[Passage, bool]]) -> list[Passage]:
+def _up_to_filtered(parts: Iterable[tuple[Passage, bool]]) -> list[Passage]:
     return [passage for passage, _ in takewhile(lambda part: part[1], parts)]

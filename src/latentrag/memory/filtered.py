@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from latentrag.memory.indexes import Index
     from latentrag.memory.memory import Memory
     from latentrag.memory.schema import EncoderCard
+    from latentrag.memory.table import Table
     from latentrag.postings import WordIndex
     from latentrag.protocols import QueryEncoder
     from latentrag.types import Candidates, WordResult
 
 KEPT_SELECTIONS = 8
 """Of a version, those used last; 10 bytes of RAM a passage of the memory each."""
+ROWS_AT_ONCE = 4_096
+"""Passages in RAM while versions are compared."""
 
 
 @dataclass(slots=True, eq=False)
@@ -121,7 +124,7 @@ class Version(Source, Protocol):
     def passages(self, *, where: Condition | None = None) -> Iterator[Passage]: ...
     def find(self, ids: Sequence[str], *, where: Condition | None = None) -> dict[str, Passage]: ...
     def around(
-        self, ids: Sequence[str], num: int, *, where: Condition | None = None
+        self, ids: Sequence[str], num: int, *, within: Within | None = None
     ) -> list[tuple[list[Passage], list[Passage]]]: ...
     def search(self, q: npt.NDArray[np.float32], k: int, *, within: Within | None = None) -> SearchResult: ...
     def warm_up(self, *, words: bool = False) -> None: ...
@@ -266,8 +269,9 @@ class FilteredMemory:
         return [by_id[key] for key in ids]
 
     def around(self, ids: Sequence[str], num: int) -> list[tuple[list[Passage], list[Passage]]]:
-        """As ``Memory.around``: those that are left, up to the first that is not."""
-        return self.base.around(ids, num, where=self.left)
+        """As ``Memory.around``: those that are left, up to the first that is not, as if there were only those of the
+        scope."""
+        return self.base.around(ids, num, within=self.within)
 
     def search(self, q: npt.NDArray[np.float32], k: int) -> SearchResult:
         """As ``Memory.search``: the K best of those that are left, or all of them if there are fewer.
@@ -333,13 +337,30 @@ class FilteredTable(FilteredMemory):
         return base.candidates(q, x, num if num < 1 else min(num, num_left), within=self.within)
 
 
-def seen_through(whole: Diff, before: FilteredTable, after: FilteredTable) -> Diff:
-    """What a difference of two versions is to somebody who may know of these passages of each alone."""
-    ids = [*whole.added, *whole.changed, *whole.removed]
-    old, new = before.find(ids), after.find(ids)
-    return replace(
-        whole,
-        added=[key for key in ids if key in new and key not in old],
-        changed=[key for key in ids if key in new and key in old],
-        removed=[key for key in ids if key in old and key not in new],
-    )
+def num_seen_apart(before: FilteredTable, after: FilteredTable) -> int:
+    """How many passages ``seen_diff`` reads: those whose rows are left in one version and are not in the other. It does
+    not depend on any other passage, nor on which files the rows are in (a repair gives rows new ids)."""
+    return sum(len(row_ids) for row_ids in _rows_apart(before, after))
+
+
+def seen_diff(before: FilteredTable, after: FilteredTable) -> Diff:
+    """As ``Memory.diff``, as if the passages that are left were all there are. Only those of ``num_seen_apart`` are
+    read."""
+    from latentrag.memory.history import diff_of
+
+    rows = zip((before, after), _rows_apart(before, after), strict=True)
+    old, new = (_read(each.base.table, row_ids.tolist()) for each, row_ids in rows)
+    return diff_of(before.base.table, after.base.table, old, new)
+
+
+def _rows_apart(before: FilteredTable, after: FilteredTable) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Row ids of each that the other has not, in the order of the table. A row id has one passage in all versions."""
+    old, new = (each.base.selection(each.left).row_ids for each in (before, after))
+    return old[~np.isin(old, new)], new[~np.isin(new, old)]
+
+
+def _read(table: Table, row_ids: list[int]) -> Iterator[Passage]:
+    for start in range(0, len(row_ids), ROWS_AT_ONCE):
+        wanted = row_ids[start : start + ROWS_AT_ONCE]
+        found = table.take(wanted)
+        yield from (found[row] for row in wanted)

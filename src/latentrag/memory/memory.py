@@ -232,26 +232,29 @@ class Memory(Filterable[FilteredTable]):
         )
 
     def around(
-        self, ids: Sequence[str], num: int, *, where: Condition | None = None
+        self, ids: Sequence[str], num: int, *, within: Within | None = None
     ) -> list[tuple[list[Passage], list[Passage]]]:
         """As ``protocols.KnowsNeighbours``. Reads all passages of these documents.
 
         Args:
-            where: what is behind a passage that does not satisfy this is no neighbour.
+            within: what may not be known of is passed over; what is behind another that is not left is no neighbour.
         """
-        return around(ids, num, self.of_documents(list(dict.fromkeys(map(document_of, ids))), where=where))
+        return around(ids, num, self.of_documents(list(dict.fromkeys(map(document_of, ids))), within=within))
 
-    def of_documents(self, names: Sequence[str], *, where: Condition | None = None) -> DocumentParts:
-        """The passages of each of these documents, and whether each satisfies a condition; none of one that is not
-        there."""
+    def of_documents(self, names: Sequence[str], *, within: Within | None = None) -> DocumentParts:
+        """The passages of each of these documents that may be known of, and whether each is left; none of one that is
+        not there."""
         with self._rows_lock:
             if self._rows_under is None:
                 self._rows_under = RowsByName.of(self._table, names_over)
-        has = self._has(where)
+        left, among = within or (None, None)
+        is_left, is_known = self._has(left), self._has(among)
         found = {}
         for name in names:
             rows = self._table.take(self._rows_under.candidates([name]) + self._by_id().candidates([name]))
-            found[name] = [(passage, has(row)) for row, passage in rows.items() if is_of(passage.id, name)]
+            found[name] = [
+                (passage, is_left(row)) for row, passage in rows.items() if is_of(passage.id, name) and is_known(row)
+            ]
         return found
 
     def _by_id(self) -> RowsByName:

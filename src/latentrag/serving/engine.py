@@ -58,13 +58,13 @@ class Engine:
         (x,) = checked_questions([question])
         rag.confidence(asking, conversation=x.is_conversation)  # refused before it waits
         options = asking.options
-        self._check_pairs(asking.k, options.num_beams, "{num_beams}")
+        pairs = self._pairs(rag, asking.k, options.num_beams, "{num_beams}")
         # An answer under way is of the version that was served when it began: who asks since wants another.
         key: Hashable = ("answer", id(rag), rag.retriever.memory.version, asking)
         if asking.without:
             key = object()  # other questions have other passages
         asked, same = Request(rag, question, asking), None if options.sample else question
-        return self.batcher.submit(Job(key, asking.k * options.num_beams, asked, tell, same, takes_steps=True))
+        return self.batcher.submit(Job(key, pairs, asked, tell, same, takes_steps=True))
 
     def score(
         self, rag: Rag, x: str | Question, y: str, *, k: int | None, variant: Variant | None, sentences: bool = False
@@ -73,7 +73,8 @@ class Engine:
         chosen, k = checked(variant or rag.variant), k or rag.k
         checked_questions([x])
         request = _Request((x, y), partial(_scores, rag, k=k, variant=chosen, sentences=sentences))
-        return self._submit(("score", id(rag), k, chosen, sentences), k, request, same=(x, y))
+        pairs = self._pairs(rag, k)
+        return self._submit(("score", id(rag), k, chosen, sentences), pairs, request, same=(x, y))
 
     def classify(
         self, rag: Rag, question: str | Question, labels: Sequence[str], *, k: int | None, variant: Variant | None
@@ -81,9 +82,9 @@ class Engine:
         """A ``Classification``. Raises: InputError; Refused."""
         chosen, k = checked(variant or rag.variant), k or rag.k
         checked_questions([question])
-        self._check_pairs(k, len(labels), "labels")
+        pairs = self._pairs(rag, k, len(labels), "labels")
         request = _Request(question, partial(_classifications, rag, labels=labels, k=k, variant=chosen))
-        return self._submit(object(), k * len(labels), request)
+        return self._submit(object(), pairs, request)
 
     def embed(self, encode: Callable[[Sequence[str]], torch.Tensor], texts: Sequence[str]) -> Job:
         """Vectors (B, D) of texts. Raises: Refused."""
@@ -95,14 +96,28 @@ class Engine:
         checked_questions([question])
         return self._submit(("search", id(rag), k), 1, _Request(question, partial(_found, rag, k=k)), same=question)
 
-    def _check_pairs(self, k: int, number: int, what: str) -> None:
-        """Raises: InputError for more than decoding has memory for, with what would do."""
-        most = self._options.max_rows
-        if k * number > most:
-            raise OptionError(
-                f"{{k}}={k} with {what}={number} makes {k * number} pairs; this server computes {most} at once; lower "
-                f"{{k}} to {most // number} or {what} to {most // k}"
-            )
+    def _pairs(self, rag: Rag, k: int, number: int = 1, what: str | None = None) -> int:
+        """Values of z times ``number`` of ``what``.
+
+        Raises: InputError for more than decoding has memory for, with what would do.
+        """
+        most, values = self._options.max_rows, rag.model.values
+        num_values = values.number(k)
+        pairs = num_values * number
+        if pairs <= most:
+            return pairs
+        of_kinds = {"sets of two": values.bonus, '"no passage"': values.null}
+        kinds = " and ".join(kind for kind, value in of_kinds.items() if value is not None)
+        beside = f" ({num_values} with {kinds})" if kinds else ""
+        fewer_k = next((n for n in range(k - 1, 0, -1) if values.number(n) * number <= most), 1)
+        with_these, or_fewer = "", ""
+        if what:
+            with_these = f" with {what}={number}"
+            or_fewer = f" or {what} to {most // num_values}" if num_values <= most else ""
+        raise OptionError(
+            f"{{k}}={k}{beside}{with_these} makes {pairs} pairs; this server computes {most} at once; lower "
+            f"{{k}} to {fewer_k}{or_fewer}"
+        )
 
     def _submit(
         self,

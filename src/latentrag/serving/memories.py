@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from latentrag.assemble import with_memory
 from latentrag.errors import InputError, MemoryStoreError, UnknownVersionError
-from latentrag.memory.filtered import seen_through
+from latentrag.memory.filtered import num_seen_apart, seen_diff
 from latentrag.memory.history import SERVED
 from latentrag.memory.version_files import is_unwritable
 from latentrag.model import filtered
@@ -226,24 +226,27 @@ class Memories:
         if scope is not None and not (_is_number(before) and _is_number(after)):
             raise UnknownVersionError(f"no versions {before!r} and {after!r}")
         old, new = (self.stored.at(which) for which in (before, after))
-        reading = old.num_compared(new)
+        seen = None if scope is None else (old.only(scope), new.only(scope))
+        reading = old.num_compared(new) if seen is None else num_seen_apart(*seen)
         if reading > MAX_COMPARED:
             of = "" if scope is not None else f" in files of {reading} passages"
             raise InputError(
                 f"versions {old.version} and {new.version} differ{of}; this server compares {MAX_COMPARED} passages at "
                 "most; run `latentrag index diff` where the memory is"
             )
-        found = old.diff(new)
-        if scope is not None:
-            found = seen_through(found, old.only(scope), new.only(scope))
-        named = new.titles({*found.added[:limit], *found.changed[:limit]}, against=old)
-        gone = old.titles(set(found.removed[:limit]), against=new)
+        found = old.diff(new) if seen is None else seen_diff(*seen)
+        there, gone = {*found.added[:limit], *found.changed[:limit]}, set(found.removed[:limit])
+        if seen is None:
+            titles = new.titles(there, against=old) | old.titles(gone, against=new)
+        else:
+            passages = seen[1].find([*there]) | seen[0].find([*gone])
+            titles = {key: passage.title for key, passage in passages.items()}
         return {
             "from": found.before,
             "to": found.after,
-            "added": _changes(found.added, named, limit),
-            "changed": _changes(found.changed, named, limit),
-            "removed": _changes(found.removed, gone, limit),
+            "added": _changes(found.added, titles, limit),
+            "changed": _changes(found.changed, titles, limit),
+            "removed": _changes(found.removed, titles, limit),
             "reencoded": found.reencoded,
             "encoders": {"from": old.card.encoder, "to": new.card.encoder},
         }

@@ -67,7 +67,7 @@ class ServeOptions:
         hosts: Name under which the server may be spoken to, beside those of this machine, as behind a proxy; may be
             repeated.
         root_path: Path under which a proxy offers the server, as /rag.
-        max_rows: Question × passage × beam of a batch, and of each request: bounds the RAM of decoding.
+        max_rows: Question × value of z × beam of a batch, and of each request: bounds the RAM of decoding.
         gather_s: How long the first request of a batch waits for others, in seconds.
         max_body_bytes: Longest body of a request.
         body_s: How long a request's head may take to arrive, and its body likewise.

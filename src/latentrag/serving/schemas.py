@@ -164,7 +164,10 @@ class Answering(Retrieval):
 
 
 class AnswerRequest(Answering, Questioned):
-    """A question or a conversation, with the options of ``latentrag ask``. k × beams is 320 at most."""
+    """A question or a conversation, with the options of ``latentrag ask``. k × beams is 320 at most.
+
+    Sets of two passages and "no passage", where the model reads them, count as passages.
+    """
 
 
 @made_of(AskOptions, EvidenceOptions)
@@ -181,7 +184,10 @@ class ScoreRequest(Retrieval):
 
 @made_of(AskOptions)
 class ClassifyRequest(Questioned):
-    """A question or a conversation, and the labels to choose from. k × their number is 320 at most."""
+    """A question or a conversation, and the labels to choose from. k × their number is 320 at most.
+
+    Sets of two passages and "no passage", where the model reads them, count as passages.
+    """
 
     labels: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=limit.MAX_LABEL)]],

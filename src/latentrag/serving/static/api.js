@@ -1,5 +1,7 @@
 // Requests to the server that this page came from.
 
+import { sendable } from "./thread.js";
+
 /** What a person is told when something goes wrong. */
 export class Failure extends Error {
   constructor(message, status = 0) {
@@ -22,7 +24,7 @@ function authorization() {
 async function call(path, { body, signal, method = body === undefined ? "GET" : "POST" } = {}) {
   const headers = authorization();
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  const sent = body === undefined ? undefined : JSON.stringify(body);
+  const sent = body === undefined ? undefined : JSON.stringify(sendable(body));
   const response = await reached(fetch(path, { method, headers, body: sent, signal }));
   if (!response.ok) throw await failure(response);
   return response;

@@ -150,7 +150,7 @@ function finished(answer) {
   const all = answer.sources.map((_, z) => z);
   passages.finish(answer, all.map((gone) => saidWithout(answer, all.filter((z) => z !== gone))));
   heatMap.finish(answer);
-  at("read-as").replaceChildren(...readAs(answer.conversation));
+  at("read-as").replaceChildren(...readAs(answer.conversation, state.request));
   at("closed-book").replaceChildren(...closedBook(answer));
   at("derivation").replaceChildren(...derivation(answer));
   for (const part of ["evidence", "next-part", "more-part"]) at(part).hidden = false;

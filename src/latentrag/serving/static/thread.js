@@ -5,6 +5,7 @@ import { el, visible } from "./text.js";
 
 const READ_AS = { last: "alone", before: "with the turn before", all: "with all turns", rewrite: "as rewritten" };
 const SAID_BY = { user: "Question", assistant: "Answer" };
+const MAX_MESSAGES = 100; // the server takes no more
 
 export class Thread {
   /** part: hidden while there are no turns; list: of them. */
@@ -36,10 +37,20 @@ export const questionOf = ({ question, messages }) => (messages === undefined ? 
 /** What was said before that. */
 export const turnsBefore = ({ messages }) => (messages === undefined ? [] : messages.slice(0, -1));
 
-/** How the question was read, the most probable way first, as nodes; none for a question without turns before it. */
-export function readAs(conversation) {
+/** The body of a request as it is sent: without the oldest exchanges where it has more messages than the server takes. */
+export function sendable(body) {
+  if (!Array.isArray(body?.messages) || body.messages.length <= MAX_MESSAGES) return body;
+  const newest = body.messages.slice(-MAX_MESSAGES);
+  return { ...body, messages: newest.slice(newest.findIndex(({ role }) => role === "user")) };
+}
+
+/**
+ * How the question of a request was read, the most probable way first, as nodes; none for one without turns before it.
+ */
+export function readAs(conversation, request) {
   if (conversation === undefined) return [];
-  const { readings, trained, num_dropped: dropped } = conversation;
+  const { readings, trained } = conversation;
+  const dropped = conversation.num_dropped + turnsBefore(request).length - turnsBefore(sendable(request)).length;
   const best = readings.toSorted((a, b) => b.posterior - a.posterior);
   const items = best.map(({ kind, text, prior, posterior }) =>
     el("li", {}, `${READ_AS[kind]}: ${percent(posterior)}, before the answer ${percent(prior)}`,
