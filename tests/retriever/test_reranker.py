@@ -94,3 +94,18 @@ def test_what_is_no_reranker(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ModelError, match=r"needs onnxruntime; install latentrag\[onnx\]"):
         load_reranker(tmp_path / "empty", device="cpu")
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_logit_that_is_not_finite_is_refused_and_nothing_of_the_call_is_kept(tmp_path, wrong):
+    asked = []
+
+    def scorer(pairs):
+        asked.append(len(pairs))
+        return np.array([wrong if len(asked) == 1 and not i else 0.5 for i in range(len(pairs))], np.float32)
+
+    reranker = CrossEncoderReranker(tmp_path, scorer, name="damaged")
+    with pytest.raises(ModelError, match="the reranker damaged gives no finite number for 1 of 3 pairs of question"):
+        reranker.scores(X[:1], [PASSAGES])
+    assert reranker.scores(X[:1], [PASSAGES])[0].tolist() == [0.5] * 3
+    assert asked == [3, 3]

@@ -16,6 +16,7 @@ from latentrag.protocols import ChecksQuestions, Memory, SavablePart, SearchesWo
 from latentrag.retriever.biases import BIASES
 from latentrag.retriever.bm25 import checked_k
 from latentrag.retriever.dense import TrainableQueryEncoder, check_hindsight
+from latentrag.retriever.reranker import check_finite, load_reranker
 from latentrag.retriever.together import flat, places_of
 from latentrag.types import Asked, Candidates, Passage, Retrieved, Together, question_texts, singles
 
@@ -288,6 +289,7 @@ class HybridRetriever:
         reranked: Sequence[np.ndarray] = ()
         if self.reranker is not None and "reranker" in names:
             reranked = self.reranker.scores(texts, found.passages)
+            check_finite(self.reranker.name, reranked)
         rows = []
         for b, passages in enumerate(found.passages):
             values: dict[str, Tensor] = {}
@@ -383,8 +385,6 @@ def hybrid(
     Args:
         reranker: a cross-encoder's folder or hub id; None: the model's own, if it was saved with one.
     """
-    from latentrag.retriever.reranker import load_reranker
-
     opened: Reranker | None = None
     if reranker is not None:
         opened = load_reranker(reranker, device=places.encoder.device)

@@ -43,13 +43,15 @@ class CrossEncoderReranker:
         self._kept: OrderedDict[Pair, float] = OrderedDict()
 
     def scores(self, x: Sequence[str], passages: Sequence[Sequence[Passage]]) -> list[np.ndarray]:
-        """As ``Reranker``."""
+        """As ``Reranker``. Raises: ModelError for logits that are not finite."""
         pairs = [
             [(question, f"{z.title}\n{z.text}" if z.title else z.text) for z in of_one]
             for question, of_one in zip(x, passages, strict=True)
         ]
         missing = list(dict.fromkeys(pair for of_one in pairs for pair in of_one if pair not in self._kept))
-        found = dict(zip(missing, self._scorer(missing).tolist() if missing else [], strict=True))
+        logits = self._scorer(missing) if missing else np.zeros(0, np.float32)
+        check_finite(self.name, [logits])
+        found = dict(zip(missing, logits.tolist(), strict=True))
         known = {pair: found[pair] if pair in found else self._kept[pair] for of_one in pairs for pair in of_one}
         self._kept.update(found)
         while len(self._kept) > KEPT:
@@ -68,6 +70,16 @@ class CrossEncoderReranker:
     def save(self, folder: Path) -> None:
         """Its files as they are."""
         shutil.copytree(self._folder, folder, ignore=shutil.ignore_patterns(".*"))
+
+
+def check_finite(name: str, logits: Sequence[np.ndarray]) -> None:
+    """Raises: ModelError if one of a reranker's logits is no finite number."""
+    num_bad = sum(int((~np.isfinite(each)).sum()) for each in logits)
+    if num_bad:
+        raise ModelError(
+            f"the reranker {name} gives no finite number for {num_bad} of {sum(map(len, logits))} pairs of question "
+            "and passage; check its weights, or name another one (--reranker)"
+        )
 
 
 def load_reranker(source: str | PathLike[str], *, device: str) -> CrossEncoderReranker:
