@@ -246,6 +246,15 @@ class SavablePart(Protocol):
 
 
 @runtime_checkable
+class ChecksSaving(Protocol):
+    """A part that says before anything is computed whether it can be saved."""
+
+    def check_save(self) -> None:
+        """InputError if ``save`` would refuse."""
+        ...
+
+
+@runtime_checkable
 class SavableRetriever(Retriever, Protocol):
     """A retriever that can be saved with its model: ``RETRIEVERS[kind](…, **settings())`` makes it again."""
 

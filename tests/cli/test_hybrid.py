@@ -108,6 +108,19 @@ def test_fit_prior(model, memory, reranker, tmp_path, monkeypatch) -> None:
     assert "--rewrites has no effect" in cli("fit-prior", data, *options, "--rewrites", 2).error()
 
 
+def test_fit_prior_refuses_what_cannot_be_saved_before_the_first_question(model, memory, tmp_path, monkeypatch) -> None:
+    data, foreign = tmp_path / "train.jsonl", tmp_path / "foreign"
+    data.write_text("\n".join(json.dumps({"question": f"Who wrote {i}?", "answer": "Emma"}) for i in range(22)))
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    monkeypatch.setattr("latentrag.evaluation.prior._row", None)
+    options = ["-m", model, "-i", memory, "--out"]
+    named = cli("fit-prior", data, *options, foreign).error()
+    assert "exists and is no model that latentrag saved; name a new folder" in named
+    rounded = cli("fit-prior", data, *options, tmp_path / "new", "--dtype", "int8").error()
+    assert "a generator in int8 cannot be saved; load it in another dtype" in rounded
+
+
 def test_train_trains_the_weights_on_and_saves_them(model, memory, reranker, tmp_path) -> None:
     data, out = tmp_path / "train.jsonl", tmp_path / "run"
     rows = [{"question": QUESTION, "answer": ["Beethoven"]}, {"question": "Who wrote Emma?", "answer": ["Austen"]}]

@@ -71,6 +71,7 @@ def fit_prior(
     system = replace(system, model=replace(system.model, retriever=HYBRID))
     rag = arg.open_rag(system)
     retriever = assemble.experts_of(rag, biases or ())
+    assemble.check_save(rag, out)
     examples = [each for each in arg.usable_examples(data, reading, rag, number=number, seed=seed) if each.answers]
     rows = out.with_name(f"{out.name}.prior.jsonl") if rows is None else rows
     about = {
