@@ -108,6 +108,15 @@ def test_fit_prior(model, memory, reranker, tmp_path, monkeypatch) -> None:
     assert "--rewrites has no effect" in cli("fit-prior", data, *options, "--rewrites", 2).error()
 
 
+def test_fit_prior_refuses_questions_that_have_patterns_only(model, memory, tmp_path) -> None:
+    data = tmp_path / "patterns.jsonl"
+    data.write_text("\n".join(json.dumps({"question": f"Who wrote {i}?", "answer_regex": "Emm."}) for i in range(22)))
+    done = cli("fit-prior", data, "-m", model, "-i", memory, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "got 0 questions with an answer as text (patterns alone cannot be fitted to); needed 20" in done.error()
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_fit_prior_refuses_what_cannot_be_saved_before_the_first_question(model, memory, tmp_path, monkeypatch) -> None:
     data, foreign = tmp_path / "train.jsonl", tmp_path / "foreign"
     data.write_text("\n".join(json.dumps({"question": f"Who wrote {i}?", "answer": "Emma"}) for i in range(22)))
