@@ -218,9 +218,10 @@ class HybridRetriever:
         return found, [{name: each.double().cpu().numpy() for name, each in of_one.items()} for of_one in values]
 
     def check_questions(self, x: Sequence[str]) -> None:
-        """Raises: InputError for a question that cannot be encoded, as far as its encoder says."""
-        if isinstance(self.query_encoder, ChecksQuestions):
-            self.query_encoder.check_questions(x)
+        """Raises: InputError for a question that its encoder or its reranker cannot read, as far as they say."""
+        for part in (self.query_encoder, self.reranker):
+            if isinstance(part, ChecksQuestions):
+                part.check_questions(x)
 
     def settings(self) -> Mapping[str, Any]:
         """The weights, and how many passages each of vectors and words proposes."""
