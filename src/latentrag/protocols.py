@@ -519,7 +519,8 @@ class ChecksQuestions(Protocol):
     """An encoder, retriever or generator that says of a question, without reading it, whether it can be used."""
 
     def check_questions(self, x: Sequence[str]) -> None:
-        """InputError for a question that is empty or too long."""
+        """InputError for a question that is empty or too long. One that ``ReadsTurns`` gets questions with what the
+        system says, too (``Question``)."""
         ...
 
 
