@@ -112,7 +112,8 @@ def with_choices(row: JsonRow) -> Fields:
     answers = _first(row, "answerKey", "answer_idx", "answer", "label", "gold")
     wanted = [_chosen(answer, keys, texts) for answer in (answers if isinstance(answers, list) else [answers])]
     right = [answer for answer in wanted if answer is not None]
-    return Fields(question, right or None, _titles(row), choices=texts)
+    turns = _first(row, "messages", "turns")
+    return Fields(question, right or None, _titles(row), choices=texts, messages=turns)
 
 
 def questions_to_ask(row: JsonRow) -> Fields:
