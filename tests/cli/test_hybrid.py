@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import latentrag
 from latentrag.retriever import HybridRetriever
@@ -66,6 +67,26 @@ def test_eval_measures_it_with_and_without_answers(model, memory, tmp_path) -> N
     options = ["-m", model, "-i", memory, "--retriever", "hybrid", "--json"]
     assert cli("eval", data, *options).json["metrics"]["recall@3"]["mean"] == 1
     assert cli("eval", data, *options, "--retrieval-only").json["metrics"]["recall@1"]["mean"] == 1
+
+
+def test_a_run_is_not_continued_with_another_reranker_of_the_same_name(model, memory, reranker, tmp_path) -> None:
+    data, other = tmp_path / "questions.jsonl", tmp_path / "others" / reranker.name
+    data.write_text("".join(json.dumps({"question": f"Who wrote {i}?", "answer": "Emma"}) + "\n" for i in range(20)))
+    shutil.copytree(reranker, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, other / "model.safetensors")
+    common = [data, "-m", model, "-i", memory]
+    hybrid = ["--retriever", "hybrid"]
+    train = ["--steps", 1, "--batch-size", 2, "-k", 2, "--freeze", "generator", "--out", tmp_path / "trained"]
+    for command, options in (
+        ("eval", [*hybrid, "--max-tokens", 2, "--limit", 1, "--out", tmp_path / "eval.jsonl"]),
+        ("eval", [*hybrid, "--retrieval-only", "--limit", 1, "--out", tmp_path / "retrieval.jsonl"]),
+        ("fit-prior", ["--out", tmp_path / "fitted"]),
+        ("train", [*hybrid, *train]),
+    ):
+        assert cli(command, *common, *options, "--reranker", reranker).code == 0
+        again = ["--resume"] if command == "train" else []
+        assert "reranker_files=" in cli(command, *common, *options, *again, "--reranker", other).error()
 
 
 def test_mistakes(ask, model, memory, reranker, tmp_path) -> None:
