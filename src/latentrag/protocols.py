@@ -246,6 +246,15 @@ class SavablePart(Protocol):
 
 
 @runtime_checkable
+class ChecksSaving(Protocol):
+    """A part that says before anything is computed whether it can be saved."""
+
+    def check_save(self) -> None:
+        """InputError if ``save`` would refuse."""
+        ...
+
+
+@runtime_checkable
 class SavableRetriever(Retriever, Protocol):
     """A retriever that can be saved with its model: ``RETRIEVERS[kind](…, **settings())`` makes it again."""
 
@@ -510,7 +519,8 @@ class ChecksQuestions(Protocol):
     """An encoder, retriever or generator that says of a question, without reading it, whether it can be used."""
 
     def check_questions(self, x: Sequence[str]) -> None:
-        """InputError for a question that is empty or too long."""
+        """InputError for a question that is empty or too long. One that ``ReadsTurns`` gets questions with what the
+        system says, too (``Question``)."""
         ...
 
 

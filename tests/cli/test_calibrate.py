@@ -110,6 +110,18 @@ def test_a_reranker_is_saved_in_another_folder(data, model, memory) -> None:
     assert "name a folder for it by --out" in refused
 
 
+def test_what_cannot_be_saved_is_refused_before_the_first_question(data, model, memory, tmp_path, monkeypatch) -> None:
+    questions = data(model, memory, 2, num_beams=1, max_tokens=2)
+    monkeypatch.setattr("latentrag.evaluation.run.evaluate", None)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.txt").write_text("mine")
+    common = ["calibrate", questions, "-m", model, "-i", memory]
+    foreign = cli(*common, "--out", tmp_path / "foreign").error()
+    assert "exists and is no model that latentrag saved; name a new folder" in foreign
+    rounded = cli(*common, "--dtype", "int8", "--out", tmp_path / "new").error()
+    assert "a generator in int8 cannot be saved; load it in another dtype" in rounded
+
+
 def test_questions_alone_and_conversations_are_calibrated_apart(data, model, memory, tmp_path) -> None:
     rows = data(model, memory, 12, num_beams=1, max_tokens=2).read_text().splitlines()
     asked = json.loads(rows[0])

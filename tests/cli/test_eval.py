@@ -68,6 +68,12 @@ def test_rows_are_the_library_s_answers_and_scores(measure, model, memory, tmp_p
     [
         {"id": "long", "question": "Who wrote " + "the opera " * 80 + "?", "answer": "a"},
         {"id": "long", "question": QUESTION, "answer": "one two three " * 60},
+        {
+            "id": "long",
+            "question": QUESTION,
+            "answer": "a",
+            "messages": [{"role": "system", "content": "the opera " * 80}],
+        },
     ],
 )
 def test_rows_that_are_too_long_are_known_before_the_first_answer(data, model, memory, tmp_path, row) -> None:

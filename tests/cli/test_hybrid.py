@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import latentrag
 from latentrag.retriever import HybridRetriever
@@ -68,6 +69,26 @@ def test_eval_measures_it_with_and_without_answers(model, memory, tmp_path) -> N
     assert cli("eval", data, *options, "--retrieval-only").json["metrics"]["recall@1"]["mean"] == 1
 
 
+def test_a_run_is_not_continued_with_another_reranker_of_the_same_name(model, memory, reranker, tmp_path) -> None:
+    data, other = tmp_path / "questions.jsonl", tmp_path / "others" / reranker.name
+    data.write_text("".join(json.dumps({"question": f"Who wrote {i}?", "answer": "Emma"}) + "\n" for i in range(20)))
+    shutil.copytree(reranker, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, other / "model.safetensors")
+    common = [data, "-m", model, "-i", memory]
+    hybrid = ["--retriever", "hybrid"]
+    train = ["--steps", 1, "--batch-size", 2, "-k", 2, "--freeze", "generator", "--out", tmp_path / "trained"]
+    for command, options in (
+        ("eval", [*hybrid, "--max-tokens", 2, "--limit", 1, "--out", tmp_path / "eval.jsonl"]),
+        ("eval", [*hybrid, "--retrieval-only", "--limit", 1, "--out", tmp_path / "retrieval.jsonl"]),
+        ("fit-prior", ["--out", tmp_path / "fitted"]),
+        ("train", [*hybrid, *train]),
+    ):
+        assert cli(command, *common, *options, "--reranker", reranker).code == 0
+        again = ["--resume"] if command == "train" else []
+        assert "reranker_files=" in cli(command, *common, *options, *again, "--reranker", other).error()
+
+
 def test_mistakes(ask, model, memory, reranker, tmp_path) -> None:
     for given in ([], ["--retriever", "dense"], ["--retriever", "bm25"]):
         error = ask(QUESTION, *given, "--reranker", str(reranker)).error()
@@ -106,6 +127,28 @@ def test_fit_prior(model, memory, reranker, tmp_path, monkeypatch) -> None:
     )
     assert "bias 'luck' is unknown" in cli("fit-prior", data, *options, "--bias", "luck").error()
     assert "--rewrites has no effect" in cli("fit-prior", data, *options, "--rewrites", 2).error()
+
+
+def test_fit_prior_refuses_questions_that_have_patterns_only(model, memory, tmp_path) -> None:
+    data = tmp_path / "patterns.jsonl"
+    data.write_text("\n".join(json.dumps({"question": f"Who wrote {i}?", "answer_regex": "Emm."}) for i in range(22)))
+    done = cli("fit-prior", data, "-m", model, "-i", memory, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "got 0 questions with an answer as text (patterns alone cannot be fitted to); needed 20" in done.error()
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_fit_prior_refuses_what_cannot_be_saved_before_the_first_question(model, memory, tmp_path, monkeypatch) -> None:
+    data, foreign = tmp_path / "train.jsonl", tmp_path / "foreign"
+    data.write_text("\n".join(json.dumps({"question": f"Who wrote {i}?", "answer": "Emma"}) for i in range(22)))
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    monkeypatch.setattr("latentrag.evaluation.prior._row", None)
+    options = ["-m", model, "-i", memory, "--out"]
+    named = cli("fit-prior", data, *options, foreign).error()
+    assert "exists and is no model that latentrag saved; name a new folder" in named
+    rounded = cli("fit-prior", data, *options, tmp_path / "new", "--dtype", "int8").error()
+    assert "a generator in int8 cannot be saved; load it in another dtype" in rounded
 
 
 def test_train_trains_the_weights_on_and_saves_them(model, memory, reranker, tmp_path) -> None:

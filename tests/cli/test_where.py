@@ -67,6 +67,16 @@ def test_eval(run, tmp_path) -> None:
     assert [line.split()[2] for line in (tmp_path / "found.run").read_text().splitlines()] == ["b"]
 
 
+def test_eval_takes_what_a_condition_leaves_where_that_is_fewer_than_k(run) -> None:
+    for options in ([], BY_ID):
+        left = run("eval", "data.jsonl", "-k", 3, "--where", "id in ('a', 'b')", "--json", *options)
+        assert left.code == 0, left.stderr
+        assert left.json["metrics"]["recall@2"]["mean"] == 1
+        none = run("eval", "data.jsonl", "-k", 3, "--where", "id = 'a' and id = 'b'", *options).error()
+        assert "0 passages satisfy" in none
+        assert "-k=5 exceeds the memory's 4 passages" in run("eval", "data.jsonl", "-k", 5, *options).error()
+
+
 def test_train(run, dated, model, tmp_path) -> None:
     arguments = ["--out", "out", "--k", 2, "--batch-size", 1, "--steps", 1, "--hindsight", 1, "--where", "id != 'd'"]
     done = run("train", "data.jsonl", *arguments)

@@ -171,3 +171,8 @@ def test_a_question_that_cannot_be_read_is_named(tmp_path, hybrid):
     talk = Example("q9", "it", ("ab",), history=(Turn("user", "rome"), Turn("assistant", "a city")))
     with pytest.raises(InputError, match="example q9 is a conversation"):
         scored(rag, hybrid, [talk], tmp_path / "scores.jsonl", num=6, about={})
+
+
+def test_a_fit_to_no_row_is_refused():
+    with pytest.raises(InputError, match="got 0 questions whose answer a candidate can give; needed 20"):
+        fit([], {"dense": 10.0}, k=4, variant="sequence")

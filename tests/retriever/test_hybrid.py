@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from latentrag.errors import InputError
+from latentrag.errors import InputError, ModelError
 from latentrag.memory import Memory
 from latentrag.retriever import DenseRetriever, HybridRetriever
 from latentrag.retriever.biases import BIASES, recency, title
@@ -232,3 +232,11 @@ def test_what_cannot_be(memory, retriever):
     of_toys = HybridRetriever(encoder, ToyMemory(passages()))
     with pytest.raises(InputError, match="a ToyMemory keeps no index of words"):
         of_toys.retrieve(["x"], 1)
+
+
+def test_a_reranker_of_another_package_that_gives_nan_is_named(memory):
+    reranker = FakeReranker()
+    reranker.score = lambda x, z: float("nan")  # type: ignore[method-assign]
+    hybrid = HybridRetriever(FakeQueryEncoder(), memory, num_candidates=4, reranker=reranker)
+    with pytest.raises(ModelError, match=r"the reranker fake gives no finite number for \d of \d pairs"):
+        hybrid.retrieve(["x"], 2)

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from latentrag.errors import ModelError
+from latentrag.errors import InputError, ModelError
+from latentrag.readings import readings_of
+from latentrag.retriever import HybridRetriever
 from latentrag.retriever.reranker import CrossEncoderReranker, load_reranker
-from latentrag.types import Passage
+from latentrag.types import Passage, Question, Turn
 from tests.encoder.tiny import sizes, write_tokenizer
+from tests.retriever.test_hybrid import FakeQueryEncoder
+from tests.toy import ToyMemory
 
 PASSAGES = [Passage("a", "paris is a city", "paris"), Passage("b", "the king of england", ""), Passage("c", "seine")]
 X = ["what river is in paris ?", "who was king ?"]
@@ -56,6 +60,44 @@ def test_raw_logits_of_title_and_text_after_the_question(tmp_path):
     assert changed.fingerprint != reranker.fingerprint
 
 
+@pytest.fixture
+def onnx(tmp_path, monkeypatch):
+    """An ONNX reranker that says how many tokens it was given."""
+
+    class Session:
+        def __init__(self, file, options, providers):
+            assert file == str(tmp_path / "model.onnx")
+
+        def get_inputs(self):
+            return [types.SimpleNamespace(name=name) for name in ("input_ids", "attention_mask")]
+
+        def run(self, outputs, inputs):
+            return [inputs["attention_mask"].sum(axis=1, keepdims=True).astype(np.float32)]
+
+    fake = types.SimpleNamespace(SessionOptions=types.SimpleNamespace, InferenceSession=Session)
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    write_tokenizer(tmp_path)
+    (tmp_path / "model.onnx").touch()
+    return load_reranker(tmp_path, device="cpu")
+
+
+def test_turns_that_are_too_long_for_an_onnx_reranker_are_dropped_and_a_long_question_is_refused(onnx, monkeypatch):
+    monkeypatch.setattr("latentrag.retriever.reranker.MAX_TOKENS", 24)
+    monkeypatch.setattr("latentrag.retriever.reranker.ROOM", 8)
+    encoder = FakeQueryEncoder()  # which reads everything
+    retriever = HybridRetriever(encoder, ToyMemory(PASSAGES), reranker=onnx)
+    said = [turn for i in range(9) for turn in (Turn("user", f"king {i}"), Turn("assistant", "of england"))]
+    ways = readings_of(retriever, Question((*said, Turn("user", X[0]))))
+    assert [way.kind for way in ways] == ["last", "before", "all"]
+    assert ways[-1].num_dropped > 0
+    for way in ways:
+        assert len(onnx.scores([way.text], [PASSAGES])[0]) == 3
+    long = " ".join(["paris"] * 30)
+    for ask in (retriever.check_questions, lambda x: onnx.scores(x, [PASSAGES])):
+        with pytest.raises(InputError, match="too long for the reranker: 33 tokens, 16 at most leave room"):
+            ask([long])
+
+
 def test_onnx_reads_each_pair_once_shortest_first_and_only_the_inputs_that_are_wanted(tmp_path, monkeypatch):
     asked = []
 
@@ -94,3 +136,18 @@ def test_what_is_no_reranker(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ModelError, match=r"needs onnxruntime; install latentrag\[onnx\]"):
         load_reranker(tmp_path / "empty", device="cpu")
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_logit_that_is_not_finite_is_refused_and_nothing_of_the_call_is_kept(tmp_path, wrong):
+    asked = []
+
+    def scorer(pairs):
+        asked.append(len(pairs))
+        return np.array([wrong if len(asked) == 1 and not i else 0.5 for i in range(len(pairs))], np.float32)
+
+    reranker = CrossEncoderReranker(tmp_path, scorer, name="damaged")
+    with pytest.raises(ModelError, match="the reranker damaged gives no finite number for 1 of 3 pairs of question"):
+        reranker.scores(X[:1], [PASSAGES])
+    assert reranker.scores(X[:1], [PASSAGES])[0].tolist() == [0.5] * 3
+    assert asked == [3, 3]

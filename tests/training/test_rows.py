@@ -1,6 +1,7 @@
 """Rows that cannot be trained on are named, cut or left out, whatever makes them so."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 
 from latentrag.errors import DataError, InputError
 from latentrag.training.data import Example
-from latentrag.training.rows import shortened, usable
+from latentrag.training.rows import reads, shortened, usable
+from latentrag.types import Question, Turn
 
 GOOD = Example("good", "who?", ("me", "I"))
 
@@ -80,6 +82,30 @@ def test_what_cannot_be_cut_can_be_left_out() -> None:
     with pytest.raises(DataError, match="bad: no.* cannot be used; correct them or pass --skip-bad$"):
         kept(GOOD, bad, y=never, truncate=True)
     assert kept(GOOD, bad, y=never, truncate=True, skip_bad=True) == (GOOD,)
+
+
+def test_what_the_system_says_counts_and_other_turns_do_not() -> None:
+    class Generator:
+        def fitting(self, question: Question) -> Question:
+            return question
+
+        def check_questions(self, x: Sequence[str | Question]) -> None:
+            at_most(3)([" ".join(turn.text for turn in Question.of(each).turns) for each in x])
+
+    class Encoder:
+        def check_questions(self, x: Sequence[str]) -> None:
+            at_most(2)(x)
+
+    check: Any = {"name": "d", "question": reads(Encoder(), Generator()), "y": one_line, "answers": "first"}
+    said: list[str] = []
+    turns = (Turn("user", "one two"), Turn("assistant", "three four"))
+    told = Example("told", "who?", ("me",), history=(Turn("system", "a b c d"), *turns))
+    talk = Example("talk", "who?", ("me",), history=(Turn("system", "a b"), *turns))
+    with pytest.raises(DataError, match=r"1 of 3 examples \(told: 5 words, 3 at most\) cannot be used; .* --skip-bad"):
+        usable([GOOD, told, talk], **check, skip_bad=False, say=said.append)
+    assert usable([GOOD, told, talk], **check, skip_bad=True, say=said.append) == (GOOD, talk)
+    (cut,) = usable([replace(talk, x="one two")], **check, truncate=True, skip_bad=False, say=said.append)
+    assert (cut.x, cut.history) == ("one", talk.history)
 
 
 def test_answers_that_are_not_learned_need_not_fit() -> None:

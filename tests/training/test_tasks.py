@@ -9,6 +9,7 @@ from latentrag.options import RowOptions
 from latentrag.training.data import Example
 from latentrag.training.labels import Label, label_of, with_wordings
 from latentrag.training.tasks import TASKS, read_task
+from latentrag.types import Turn
 
 
 @pytest.fixture
@@ -181,6 +182,15 @@ def test_choices_that_are_numbers(read) -> None:
     row = {"question": "q", "choices": choices, "given": {"answerKey": 1}}
     (other,), _ = read([row], task="choice", answers_from="given.answerKey")
     assert (keyed.answers, named.answers, other.answers) == (("2",), ("1",), ("2",))
+
+
+def test_choices_in_a_conversation_keep_the_turns_before(read) -> None:
+    turns = [{"role": "user", "content": "before"}, {"role": "assistant", "content": "that"}]
+    asked = {"role": "user", "content": "q"}
+    history = (Turn("user", "before"), Turn("assistant", "that"))
+    for row in ({"question": "q", "messages": turns}, {"messages": [*turns, asked]}):
+        found, _ = read([{**row, "choices": ["yes", "no"], "answer": "B"}], task="choice")
+        assert found.rows == (Example("1", "q", ("no",), choices=("yes", "no"), history=history),)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ The only room that names concrete classes. A model folder of ours holds
 from latentrag.assemble.memories import live_memory, memory_at, open_memory, served_memory, some_of
 from latentrag.assemble.model_file import FILE_NAME, ModelFile
 from latentrag.assemble.models import (
+    check_save,
+    check_save_settings,
     experts_of,
     export,
     load,
@@ -31,6 +33,8 @@ __all__ = [
     "ModelFile",
     "ModelSpec",
     "Source",
+    "check_save",
+    "check_save_settings",
     "content_key",
     "experts_of",
     "export",

@@ -21,7 +21,7 @@ from latentrag.errors import InputError, ModelError
 from latentrag.options import PASSAGE_FOLDER_BYTES, CacheMemory, chosen_options
 from latentrag.place import Places
 from latentrag.pretrained import read_object
-from latentrag.protocols import KeepsPassages, SavableRetriever, WeighsExperts
+from latentrag.protocols import ChecksSaving, KeepsPassages, SavableRetriever, WeighsExperts
 
 if TYPE_CHECKING:
     import torch
@@ -271,10 +271,8 @@ def save(
     Raises: InputError if the folder exists and is not a model that latentrag saved, or for a retriever that cannot be
         saved.
     """
-    retriever = rag.retriever
+    retriever = check_save(rag, folder)
     generator: Any = rag.generator
-    if not isinstance(retriever, SavableRetriever):
-        raise InputError(f"a {type(retriever).__name__} cannot be saved; it has no kind, settings() and parts()")
     parts = dict(retriever.parts())
     if passage_encoder is not None:
         parts["passage_encoder"] = passage_encoder
@@ -291,6 +289,39 @@ def save(
             "generator": generator.kind,
         }
         (scratch / "README.md").write_text(card(about, training), "utf-8")
+
+
+def check_save(rag: Rag, folder: Source) -> SavableRetriever:
+    """The retriever of a model that ``save`` can write to this folder: for commands that compute for long before.
+
+    Raises: InputError as ``save``, as far as can be known before anything is written.
+    """
+    retriever = _savable(rag.retriever)
+    if isinstance(rag.generator, ChecksSaving):
+        rag.generator.check_save()
+    _check_replaced(Path(folder))
+    return retriever
+
+
+def check_save_settings(rag: Rag, folder: Source) -> ModelFile:
+    """The same for ``save_settings``. Returns: the folder's file. Raises: as ``save_settings``."""
+    file, retriever = ModelFile.read(Path(folder) / FILE_NAME), _savable(rag.retriever)
+    missing = [name for name in retriever.parts() if name not in file.parts]
+    if missing:
+        raise InputError(f"{folder} has no {missing[0]}, with which this model retrieves; save it in another folder")
+    return file
+
+
+def _savable(retriever: Retriever) -> SavableRetriever:
+    if not isinstance(retriever, SavableRetriever):
+        raise InputError(f"a {type(retriever).__name__} cannot be saved; it has no kind, settings() and parts()")
+    return retriever
+
+
+def _check_replaced(folder: Path) -> None:
+    """Raises: InputError if a model cannot take the place of what is there."""
+    if folder.exists() and not (folder / FILE_NAME).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is no model that latentrag saved; name a new folder")
 
 
 def _described(rag: Rag, retriever: SavableRetriever, parts: Mapping[str, str]) -> ModelFile:
@@ -319,15 +350,9 @@ def save_settings(rag: Rag, folder: Source) -> None:
     Raises: ModelError for a folder that is no such model; InputError if it cannot be written, or for a retriever with
         a part that the folder lacks.
     """
-    path = Path(folder) / FILE_NAME
-    file, retriever = ModelFile.read(path), rag.retriever
-    if not isinstance(retriever, SavableRetriever):
-        raise InputError(f"a {type(retriever).__name__} cannot be saved; it has no kind, settings() and parts()")
-    missing = [name for name in retriever.parts() if name not in file.parts]
-    if missing:
-        raise InputError(f"{folder} has no {missing[0]}, with which this model retrieves; save it in another folder")
+    path, file = Path(folder) / FILE_NAME, check_save_settings(rag, folder)
     try:
-        _described(rag, retriever, file.parts).write(path)
+        _described(rag, _savable(rag.retriever), file.parts).write(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error}); choose another place or make room") from error
 
@@ -461,8 +486,7 @@ def _retriever(parts: Parts, memory: Memory, places: Places, *, name: str, given
 @contextmanager
 def _published(folder: Path) -> Iterator[Path]:
     """A scratch folder that takes the place of a model, which it must be if there is anything."""
-    if folder.exists() and not (folder / FILE_NAME).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is no model that latentrag saved; name a new folder")
+    _check_replaced(folder)
     try:
         with io.replacing_folder(folder) as scratch:
             yield scratch

@@ -457,6 +457,7 @@ def _request(
         "model": {"name": str(setup.model), "files": content_key(setup.model)},
         "retriever": setup.retriever,
         "reranker": None if setup.reranker is None else Path(setup.reranker).name,
+        **({} if setup.reranker is None else {"reranker_files": content_key(setup.reranker)}),
         "candidates": setup.candidates,
         "null_passage": setup.null_passage,
         **({} if setup.set_size is None else {"set_size": setup.set_size, "set_bonus": setup.set_bonus}),

@@ -234,18 +234,22 @@ def about_run(system: SystemOptions, reading: RowOptions, *, keyed: bool = True)
         "prefix_field": reading.prefix_field,
         **({"labels": reading.labels} if reading.labels else {}),
         **({"answers_from": reading.answers_from} if reading.answers_from else {}),
-        **about_prior(system),
+        **about_prior(system, keyed=keyed),
         **assemble.prompt_settings(model.instruction, model.template),
     }
 
 
-def about_prior(system: SystemOptions) -> dict[str, object]:
-    """What of it changes which passages are found, and how probable they are."""
+def about_prior(system: SystemOptions, *, keyed: bool) -> dict[str, object]:
+    """What of it changes which passages are found, and how probable they are. Args: keyed: as for ``about_run``."""
     model, names = system.model, ("candidates", "null_passage", "set_size", "set_bonus", "rewrites", "neighbours")
     given = {name: value for name in names if (value := getattr(model, name)) is not None}
+    reranker: dict[str, object] = {}
+    if model.reranker is not None:
+        files = assemble.content_key(model.reranker) if keyed else None
+        reranker = {"reranker": Path(model.reranker).name, "reranker_files": files}
     return {
         **({"where": system.which.where} if system.which.where else {}),
-        **({} if model.reranker is None else {"reranker": Path(model.reranker).name}),
+        **reranker,
         **given,
     }
 

@@ -69,6 +69,8 @@ def calibrate(
         raise InputError("--reranker is to become a part of the calibrated model; name a folder for it by --out")
     rows = folder.with_name(f"{folder.name}.calibration.jsonl") if rows is None else rows
     rag = arg.open_rag(system)
+    check = assemble.check_save_settings if _is(source, folder) else assemble.check_save
+    check(rag, folder)
     rag.calibration = None
     rag.variant, rag.k = how.variant or rag.variant, how.k or rag.k
     examples = arg.usable_examples(data, reading, rag, limit=limit)

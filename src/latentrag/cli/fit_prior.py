@@ -61,7 +61,7 @@ def fit_prior(
     The marginal likelihood of the answers decides; no passage is labelled. The generator scores the candidates once,
     which takes as long as reading them; the fit takes seconds. Use questions that nothing will be measured on.
     """
-    from latentrag.evaluation.prior import fit
+    from latentrag.evaluation.prior import check_number, fit
     from latentrag.evaluation.prior import scored as run
 
     kind = system.model.retriever
@@ -71,7 +71,9 @@ def fit_prior(
     system = replace(system, model=replace(system.model, retriever=HYBRID))
     rag = arg.open_rag(system)
     retriever = assemble.experts_of(rag, biases or ())
+    assemble.check_save(rag, out)
     examples = [each for each in arg.usable_examples(data, reading, rag, number=number, seed=seed) if each.answers]
+    check_number(len(examples), "questions with an answer as text (patterns alone cannot be fitted to)")
     rows = out.with_name(f"{out.name}.prior.jsonl") if rows is None else rows
     about = {
         **arg.about_run(system, reading),

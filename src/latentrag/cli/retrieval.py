@@ -137,7 +137,7 @@ def measured(
             "memory": None if num_given is not None else place_of(system),
             "retriever": type(retriever).__name__,
             "passages_from": given.passages_from,
-            **arg.about_prior(system),
+            **arg.about_prior(system, keyed=out is not None),
         }
         result = evaluate_retrieval(
             retriever,

@@ -232,6 +232,12 @@ class FittedPrior:
     wall_s: float
 
 
+def check_number(num: int, what: str) -> None:
+    """Raises: InputError for fewer than are needed for a fit."""
+    if num < FEWEST:
+        raise InputError(f"got {num} {what}; needed {FEWEST} or more")
+
+
 def fit(rows: Sequence[Row], before: Mapping[str, float], *, k: int, variant: Variant, seed: int = 0) -> FittedPrior:
     """Fit the weights named in ``before``, beginning there; what is measured is held out (5-fold cross-validation).
 
@@ -242,12 +248,13 @@ def fit(rows: Sequence[Row], before: Mapping[str, float], *, k: int, variant: Va
     Raises: InputError for fewer than 20 questions that any candidate answers.
     """
     started = time.perf_counter()
+    what = "questions whose answer a candidate can give"
+    check_number(len(rows), what)
     names = list(before)
     everything = Scored.of(rows, names)
     start = torch.tensor([before[name] for name in names], dtype=torch.float64)
     (known,) = torch.nonzero(everything.log_likelihood(start, variant).isfinite(), as_tuple=True)
-    if len(known) < FEWEST:
-        raise InputError(f"got {len(known)} questions whose answer a candidate can give; needed {FEWEST} or more")
+    check_number(len(known), what)
     of = everything.some(known)
     folds = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed)) % NUM_FOLDS
     held_out = {ridge: _held_out(of, start, folds, ridge=ridge, variant=variant, k=k) for ridge in RIDGES}

@@ -17,7 +17,7 @@ from latentrag.evaluation.ranking import Unit, ranked, relevance
 from latentrag.evaluation.report import RECALL_AT, Report
 from latentrag.evaluation.trec import Qrels, Runs, check_names
 from latentrag.model import checked_questions
-from latentrag.protocols import Retriever
+from latentrag.protocols import Retriever, is_filtered
 from latentrag.readings import ReadingWeights, retrieve
 from latentrag.training.data import Example
 from latentrag.training.tasks import RETRIEVAL, TASKS
@@ -47,7 +47,7 @@ def evaluate_retrieval(
 
     Args:
         out: as for ``evaluate``.
-        k: passages retrieved, where that is more than ``recall_at`` needs.
+        k: passages retrieved, where that is more than ``recall_at`` needs; all where a condition leaves fewer.
         recall_at: the k of recall@k; as far as the memory goes.
         unit: what is ranked; None: passages where there are ids of them, else titles.
         qrels: judgements in place of the passages that the examples name. An example that was not judged is not
@@ -57,9 +57,13 @@ def evaluate_retrieval(
     Raises: as ``evaluate``; DataError for examples that say nothing of what is relevant.
     """
     check_recall_at(recall_at)
-    size = len(retriever.memory)
+    memory = retriever.memory
+    size = len(memory)
     if k is not None and k < 1:
         raise OptionError("{k}={given}; needed 1 or more", given=k)
+    if is_filtered(memory):
+        memory.require_some()
+        k = None if k is None else min(k, size)
     if (k or 1) > size:
         raise exceeds_memory(k or 1, size)
     depth = min(size, max(*recall_at, k or 1))
@@ -78,7 +82,6 @@ def evaluate_retrieval(
             rows.append({**row, **stored(metrics, example, "", passages)})
         return rows
 
-    memory = retriever.memory
     settings = {
         **_settings(unit, qrels, about),
         "memory_version": memory.version,

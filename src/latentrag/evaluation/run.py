@@ -18,7 +18,7 @@ from latentrag.evaluation.metrics import DECODERS, METRICS, Row, Said, stored
 from latentrag.evaluation.report import RECALL_AT, Report
 from latentrag.model import Read, checked, checked_questions, closed_book
 from latentrag.options import DecodingOptions
-from latentrag.protocols import Scores
+from latentrag.protocols import Scores, is_filtered
 from latentrag.rag import Rag
 from latentrag.training.data import Example
 from latentrag.training.tasks import OPEN_QA, TASKS, Task
@@ -83,6 +83,7 @@ def evaluate(
         out: RUN.jsonl, which gets a row as soon as its batch is done; RUN.json beside it gets settings and report.
             Rows that are there already are kept, so that an interrupted evaluation goes on.
         k, variant: as for ``rag.answer``; None: the model's own, and of a smaller memory all passages.
+            Where a condition leaves fewer than k, these are read.
         options: None: ``rag.options()``. Of samples one is drawn for each question, by its id and the seed.
         batch_size: questions answered together; None: 8 where no result depends on it, else 1. In half precision and
             in eight bits an answer depends a little on the questions beside it: with 8 the log p of tiny models moved
@@ -145,11 +146,15 @@ def _plan(
         if k is not None:
             raise InputError("k has no effect, since closed book reads no passages; leave it out")
         return Plan(variant, decoding, options, None, None)
-    size = len(rag.retriever.memory)
+    memory = rag.retriever.memory
+    size = len(memory)
     k = (min(rag.k, size) or rag.k) if k is None else k
     if k < 1:
         raise OptionError("{k}={given}; needed 1 or more, or closed_book", given=k)
     deepest = max(recall_at)
+    if is_filtered(memory):
+        memory.require_some()
+        k = min(k, size)
     if k > size:
         raise exceeds_memory(k, size)
     return Plan(variant, decoding, options, k, max(k, min(deepest, size)))

@@ -285,15 +285,19 @@ class TransformersGenerator(ABC, Generic[P, T]):
             "packed_bytes": packed_bytes(self.model),
         }
 
+    def check_save(self) -> None:
+        """As ``ChecksSaving``: weights in int8 are not those of the model any more."""
+        if self.int8:
+            raise InputError("a generator in int8 cannot be saved; load it in another dtype and save that")
+
     def save(self, folder: Path) -> None:
         """Weights as safetensors, tokenizer and settings, so that ``load_generator(folder)`` restores the generator.
 
         An adapter stays beside the weights that it was trained on, which other tools then read as they were.
 
-        Raises: InputError for one in int8, whose weights are not those of the model any more.
+        Raises: InputError as ``check_save``.
         """
-        if self.int8:
-            raise InputError("a generator in int8 cannot be saved; load it in another dtype and save that")
+        self.check_save()
         weights, adapter = split_weights(self.model.state_dict())
         with quiet():
             self.model.save_pretrained(folder, state_dict=weights)

@@ -237,9 +237,9 @@ class CausalGenerator(TransformersGenerator[PreparedPrompts[_ReadPrompts], Promp
         index = torch.arange(len(rows), device=self.device)
         return PreparedPrompts(Prompts(first, questions, recurring), index, len(rows) // num_latents, num_latents)
 
-    def check_questions(self, x: Sequence[str]) -> None:
+    def check_questions(self, x: Sequence[Asked]) -> None:
         """Raises: InputError for a question whose prompt is too long, with an empty passage or none."""
-        rows = [(Question.of(text), z) for text in x for z in EMPTY]
+        rows = [(Question.of(each), z) for each in x for z in EMPTY]
         self._prompts.parts(rows, limit=self.max_input_tokens, keep=False)
 
     def fitting(self, question: Question) -> Question:

@@ -204,9 +204,9 @@ class Seq2SeqGenerator(TransformersGenerator[PreparedContexts, InputTemplate]):
         states = apart.states.reshape(len(x), -1, apart.states.shape[2])  # (B, K·S, H)
         return PreparedContexts(states, apart.mask.reshape(len(x), -1), len(x), 1)
 
-    def check_questions(self, x: Sequence[str]) -> None:
+    def check_questions(self, x: Sequence[Asked]) -> None:
         """Raises: InputError for a question whose input is too long, with an empty passage or none."""
-        inputs = [self.template.render(self._encoder.quoted(text), z) for text in x for z in EMPTY]
+        inputs = [self._rendered(Question.of(each), z) for each in x for z in EMPTY]
         input_ids(self._encoder, inputs, limit=self.max_input_tokens)
 
     def targets(self, y: Sequence[str]) -> Targets:

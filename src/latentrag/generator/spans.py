@@ -182,13 +182,17 @@ class SpanGenerator:
             "packed_bytes": 0,
         }
 
+    def check_save(self) -> None:
+        """As ``ChecksSaving``: weights in int8 are not those of the model any more."""
+        if self.int8:
+            raise InputError("a generator in int8 cannot be saved; load it in another dtype and save that")
+
     def save(self, folder: Path) -> None:
         """Weights as safetensors, tokenizer and settings, so that ``load_generator(folder)`` restores the reader.
 
-        Raises: InputError for one in int8, whose weights are not those of the model any more.
+        Raises: InputError as ``check_save``.
         """
-        if self.int8:
-            raise InputError("a generator in int8 cannot be saved; load it in another dtype and save that")
+        self.check_save()
         with quiet():
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)

@@ -16,6 +16,7 @@ from latentrag.protocols import ChecksQuestions, Memory, SavablePart, SearchesWo
 from latentrag.retriever.biases import BIASES
 from latentrag.retriever.bm25 import checked_k
 from latentrag.retriever.dense import TrainableQueryEncoder, check_hindsight
+from latentrag.retriever.reranker import check_finite, load_reranker
 from latentrag.retriever.together import flat, places_of
 from latentrag.types import Asked, Candidates, Passage, Retrieved, Together, question_texts, singles
 
@@ -217,9 +218,10 @@ class HybridRetriever:
         return found, [{name: each.double().cpu().numpy() for name, each in of_one.items()} for of_one in values]
 
     def check_questions(self, x: Sequence[str]) -> None:
-        """Raises: InputError for a question that cannot be encoded, as far as its encoder says."""
-        if isinstance(self.query_encoder, ChecksQuestions):
-            self.query_encoder.check_questions(x)
+        """Raises: InputError for a question that its encoder or its reranker cannot read, as far as they say."""
+        for part in (self.query_encoder, self.reranker):
+            if isinstance(part, ChecksQuestions):
+                part.check_questions(x)
 
     def settings(self) -> Mapping[str, Any]:
         """The weights, and how many passages each of vectors and words proposes."""
@@ -288,6 +290,7 @@ class HybridRetriever:
         reranked: Sequence[np.ndarray] = ()
         if self.reranker is not None and "reranker" in names:
             reranked = self.reranker.scores(texts, found.passages)
+            check_finite(self.reranker.name, reranked)
         rows = []
         for b, passages in enumerate(found.passages):
             values: dict[str, Tensor] = {}
@@ -383,8 +386,6 @@ def hybrid(
     Args:
         reranker: a cross-encoder's folder or hub id; None: the model's own, if it was saved with one.
     """
-    from latentrag.retriever.reranker import load_reranker
-
     opened: Reranker | None = None
     if reranker is not None:
         opened = load_reranker(reranker, device=places.encoder.device)

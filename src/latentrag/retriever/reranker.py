@@ -20,6 +20,8 @@ from latentrag.types import Passage
 
 BATCH_SIZE = 32
 MAX_TOKENS = 512
+ROOM = 64
+"""Tokens of them that a question leaves to the passage at least, where the reranker cuts passages alone."""
 KEPT = 100_000
 """Logits that are kept for questions that come again: in training, in a fit, in a conversation."""
 ONNX = ("model.onnx", "onnx/model.onnx", "onnx/model_quantized.onnx", "onnx/model_qint8_avx512_vnni.onnx")
@@ -33,28 +35,43 @@ Scorer = Callable[[Sequence[Pair]], np.ndarray]
 class CrossEncoderReranker:
     """Raw logits of a cross-encoder that gives one, for a passage's title and text after the question."""
 
-    def __init__(self, folder: Path, scorer: Scorer, *, name: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        scorer: Scorer,
+        *,
+        name: str,
+        check_questions: Callable[[Sequence[str]], None] = lambda _: None,
+    ) -> None:
         """
         Args:
             folder: its files, which ``save`` copies: it does not learn.
+            check_questions: raises InputError for a question that is too long.
         """
-        self.name = name
+        self.name, self._check_questions = name, check_questions
         self._folder, self._scorer = folder, scorer
         self._kept: OrderedDict[Pair, float] = OrderedDict()
 
     def scores(self, x: Sequence[str], passages: Sequence[Sequence[Passage]]) -> list[np.ndarray]:
-        """As ``Reranker``."""
+        """As ``Reranker``. Raises: as ``check_questions``; ModelError for logits that are not finite."""
+        self.check_questions(x)
         pairs = [
             [(question, f"{z.title}\n{z.text}" if z.title else z.text) for z in of_one]
             for question, of_one in zip(x, passages, strict=True)
         ]
         missing = list(dict.fromkeys(pair for of_one in pairs for pair in of_one if pair not in self._kept))
-        found = dict(zip(missing, self._scorer(missing).tolist() if missing else [], strict=True))
+        logits = self._scorer(missing) if missing else np.zeros(0, np.float32)
+        check_finite(self.name, [logits])
+        found = dict(zip(missing, logits.tolist(), strict=True))
         known = {pair: found[pair] if pair in found else self._kept[pair] for of_one in pairs for pair in of_one}
         self._kept.update(found)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         return [np.array([known[pair] for pair in of_one], np.float32) for of_one in pairs]
+
+    def check_questions(self, x: Sequence[str]) -> None:
+        """Raises: InputError for a question that leaves no room for a passage. One of torch cuts such a question."""
+        self._check_questions(x)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -70,6 +87,16 @@ class CrossEncoderReranker:
         shutil.copytree(self._folder, folder, ignore=shutil.ignore_patterns(".*"))
 
 
+def check_finite(name: str, logits: Sequence[np.ndarray]) -> None:
+    """Raises: ModelError if one of a reranker's logits is no finite number."""
+    num_bad = sum(int((~np.isfinite(each)).sum()) for each in logits)
+    if num_bad:
+        raise ModelError(
+            f"the reranker {name} gives no finite number for {num_bad} of {sum(map(len, logits))} pairs of question "
+            "and passage; check its weights, or name another one (--reranker)"
+        )
+
+
 def load_reranker(source: str | PathLike[str], *, device: str) -> CrossEncoderReranker:
     """A cross-encoder from a folder or hub id: one of torch, or an ONNX file with tokenizer.json beside it.
 
@@ -78,12 +105,11 @@ def load_reranker(source: str | PathLike[str], *, device: str) -> CrossEncoderRe
     folder = resolve(str(source))
     files = [name for name in ONNX if (folder / name).is_file()]
     if (folder / WEIGHTS).is_file():
-        scorer = _by_torch(folder, device)
-    elif files:
-        scorer = _by_onnx(folder, folder / files[0])
-    else:
-        raise ModelError(f"{folder} holds neither {WEIGHTS} nor {ONNX[0]}; name the folder of a cross-encoder")
-    return CrossEncoderReranker(folder, scorer, name=Path(source).name)
+        return CrossEncoderReranker(folder, _by_torch(folder, device), name=Path(source).name)
+    if files:
+        scorer, check = _by_onnx(folder, folder / files[0])
+        return CrossEncoderReranker(folder, scorer, name=Path(source).name, check_questions=check)
+    raise ModelError(f"{folder} holds neither {WEIGHTS} nor {ONNX[0]}; name the folder of a cross-encoder")
 
 
 def _by_torch(folder: Path, device: str) -> Scorer:
@@ -109,7 +135,8 @@ def _by_torch(folder: Path, device: str) -> Scorer:
     return scores
 
 
-def _by_onnx(folder: Path, file: Path) -> Scorer:
+def _by_onnx(folder: Path, file: Path) -> tuple[Scorer, Callable[[Sequence[str]], None]]:
+    """It cuts passages alone, so that a question must leave room: with a check of questions."""
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
@@ -121,6 +148,7 @@ def _by_onnx(folder: Path, file: Path) -> Scorer:
     options.intra_op_num_threads = get_num_threads()
     try:
         tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        counting: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
         session: Any = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ModelError(
@@ -128,17 +156,24 @@ def _by_onnx(folder: Path, file: Path) -> Scorer:
         ) from error
     tokenizer.enable_truncation(MAX_TOKENS, strategy="only_second")
     tokenizer.enable_padding()
+    counting.no_truncation()
+    counting.no_padding()
     wanted = {each.name for each in session.get_inputs()}
+
+    def check(x: Sequence[str]) -> None:
+        num_tokens = max((len(row.ids) for row in counting.encode_batch([(text, "") for text in x])), default=0)
+        if num_tokens > MAX_TOKENS - ROOM:
+            raise InputError(
+                f"the question is too long for the reranker: {num_tokens} tokens, {MAX_TOKENS - ROOM} at most leave "
+                "room for a passage; shorten it"
+            )
 
     def scores(pairs: Sequence[Pair]) -> np.ndarray:
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
         found = np.empty(len(pairs), np.float32)
         for start in range(0, len(order), BATCH_SIZE):
             at = order[start : start + BATCH_SIZE]
-            try:
-                rows = tokenizer.encode_batch([pairs[i] for i in at])
-            except Exception as error:
-                raise InputError(f"the question is too long for the reranker ({error}); shorten it") from error
+            rows = tokenizer.encode_batch([pairs[i] for i in at])
             inputs = {
                 "input_ids": np.array([row.ids for row in rows], np.int64),
                 "attention_mask": np.array([row.attention_mask for row in rows], np.int64),
@@ -150,4 +185,4 @@ def _by_onnx(folder: Path, file: Path) -> Scorer:
             found[at] = logits.reshape(-1)
         return found
 
-    return scores
+    return scores, check

@@ -120,7 +120,8 @@ def with_choices(row: JsonRow) -> Fields:
         for answer in (answers if isinstance(answers, list) else [answers])
     ]
     right = [answer for answer in wanted if answer is not None]
-    return Fields(question, right or None, _titles(row), choices=texts, keys=keys)
+    turns = _first(row, "messages", "turns")
+    return Fields(question, right or None, _titles(row), choices=texts, messages=turns, keys=keys)
 
 
 def with_answers_from(found: Fields, row: JsonRow, path: str) -> Fields:

@@ -2,14 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
 
 from latentrag.errors import DataError, InputError
-from latentrag.protocols import ChecksQuestions
+from latentrag.protocols import ChecksQuestions, ReadsTurns
 from latentrag.training.data import Example
 from latentrag.training.options import Answers
+from latentrag.types import Question, Turn, question_texts
 
-Check = Callable[[Sequence[str]], object]
-"""Raises InputError for texts among which one cannot be used: as question, or as y."""
+Check = Callable[[Sequence[Any]], object]
+"""Raises InputError for texts among which one cannot be used: as question, or as y. The question of a row
+with messages of the system is a ``Question`` that has these, too."""
+
+_T = TypeVar("_T", str, str | Question)
 
 _AT_ONCE = 256
 _NAMED = 3
@@ -18,10 +24,11 @@ _NAMED = 3
 def reads(*parts: object) -> Check:
     """A check of questions by those parts of a model that say what they can read."""
 
-    def check(x: Sequence[str]) -> None:
+    def check(x: Sequence[str | Question]) -> None:
         for part in parts:
             if isinstance(part, ChecksQuestions):
-                part.check_questions(x)
+                asked: Any = x if isinstance(part, ReadsTurns) else question_texts(x)
+                part.check_questions(asked)
 
     return check
 
@@ -50,23 +57,24 @@ def usable(
     Raises: DataError that names the first of them; also if none is left.
     """
     num_trained = None if answers == "sample" else 1
-    questions = _refused([example.x for example in examples], question)
+    questions = _refused([_asked(example, example.x) for example in examples], question)
     targets = _refused([text for example in examples for text in example.answers[:num_trained]], y)
 
-    def fitting(text: str, refused: Mapping[str, str], check: Check) -> str:
-        if text not in refused:
+    def fitting(text: str, made: Callable[[str], Any], refused: Mapping[Any, str], check: Check) -> str:
+        if made(text) not in refused:
             return text
-        return shortened(text, check) if truncate else ""
+        return shortened(text, lambda texts: check(list(map(made, texts)))) if truncate else ""
 
     kept: list[Example] = []
     cut: list[str] = []
     bad: list[str] = []
     for example in examples:
         chosen = example.answers[:num_trained]
-        x = fitting(example.x, questions, question)
-        texts = [fitting(text, targets, y) for text in chosen]
+        asked = partial(_asked, example)
+        x = fitting(example.x, asked, questions, question)
+        texts = [fitting(text, str, targets, y) for text in chosen]
         fits = bool(x) and all(texts)
-        problem = questions.get(example.x) or next((targets[text] for text in chosen if text in targets), None)
+        problem = questions.get(asked(example.x)) or next((targets[text] for text in chosen if text in targets), None)
         if problem:
             (cut if fits else bad).append(f"{example.id}: {problem}")
         if fits:
@@ -78,6 +86,13 @@ def usable(
         if names:
             say(f"warning: {name}: {described(names, examples)} cannot be used as they are; they are {what}")
     return tuple(kept)
+
+
+def _asked(example: Example, x: str) -> str | Question:
+    """What of the example's question must fit whatever else is read: x, after what the system says. Other turns before
+    it are dropped where they are too long."""
+    system = [turn for turn in example.history if turn.role == "system"]
+    return Question((*system, Turn("user", x))) if system else x
 
 
 def described(bad: Sequence[str], examples: Sequence[Example]) -> str:
@@ -100,10 +115,10 @@ def shortened(text: str, check: Check) -> str:
     return chosen if chosen and not _refused([chosen], check) else ""
 
 
-def _refused(texts: Sequence[str], check: Check) -> dict[str, str]:
+def _refused(texts: Sequence[_T], check: Check) -> dict[_T, str]:
     """Those of the texts that cannot be used, with what is said of them."""
-    found: dict[str, str] = {}
-    texts = sorted(set(texts), key=len)  # those of like length together: little is padded
+    found: dict[_T, str] = {}
+    texts = sorted(set(texts), key=_length)  # those of like length together: little is padded
     waiting = [texts[start : start + _AT_ONCE] for start in range(0, len(texts), _AT_ONCE)]
     while waiting:
         part = waiting.pop()
@@ -116,3 +131,7 @@ def _refused(texts: Sequence[str], check: Check) -> dict[str, str]:
                 half = len(part) // 2
                 waiting += [part[:half], part[half:]]
     return found
+
+
+def _length(text: str | Question) -> int:
+    return len(text) if isinstance(text, str) else sum(len(turn.text) for turn in text.turns)
