@@ -81,6 +81,8 @@ def test_a_calibration_of_conversations_holds_for_its_readings() -> None:
     for others in (None, {**weights, "all": -3.0}):
         found = fitted.difference(of(conversation=True, rewrites=2, readings=others))
         assert found == "the model was calibrated with other weights of a conversation's readings"
+    earlier = Calibration({}, {}, {}, 0.0, {"conversation": True})  # it did not say
+    assert earlier.difference(of(conversation=True, rewrites=2, readings=None)) is None
     alone = Calibration({}, {}, {}, 0.0, of(conversation=False, rewrites=0, readings=None))
     assert alone.difference(of(conversation=False, rewrites=2, readings=weights)) is None
 

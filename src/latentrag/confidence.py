@@ -213,7 +213,7 @@ class Calibration:
 
     def difference(self, settings: Mapping[str, object]) -> str | None:
         """Why it says nothing of answers with these settings; None: it does."""
-        for name, fitted in {"neighbours": 0, "conversation": False, "rewrites": 0, **self.settings}.items():
+        for name, fitted in {"neighbours": 0, "conversation": False, **self.settings}.items():
             given = settings.get(name)
             if given == fitted:
                 continue

@@ -250,8 +250,8 @@ def test_scores_are_float32_as_trec_eval_has_them(scores, tmp_path) -> None:
 
 def test_lines_with_tabs_are_divided_at_tabs(tmp_path) -> None:
     path = tmp_path / "file"
-    path.write_text("query-id\tcorpus-id\tscore\nq 1\ta b\t1\nq 1\t0\td1\t2\nq2 0 c 1\nq3 0 d\t 1\n")
-    assert read_qrels(path) == {"q 1": {"a b": 1, "d1": 2}, "q2": {"c": 1}, "q3": {"d": 1}}
+    path.write_text("query-id\tcorpus-id\tscore\nq 1\ta b\t1\nq 1\t0\td1\t2\nq2 0 c 1\nq3 0 d\t 1\nq4 0\td\t1\n")
+    assert read_qrels(path) == {"q 1": {"a b": 1, "d1": 2}, "q2": {"c": 1}, "q3": {"d": 1}, "q4": {"d": 1}}
     path.write_text("q 1\tQ0\ta b\t1\t0.5\tmy tag\nq2 Q0 c 1 0.5 t\n")
     assert read_run(path) == {"q 1": [("a b", 0.5)], "q2": [("c", 0.5)]}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from latentrag.errors import InputError
-from latentrag.model import JointModel
+from latentrag.model import JointModel, Values
 from latentrag.training.health import Health, alarms, measure
 from latentrag.types import Asked, Passage, Question, Retrieved, Variant, singles
 from tests.toy import ToyGenerator, ToyRetriever
@@ -103,7 +103,9 @@ def test_measures_equal_plain_loops(variant):
     generator = ToyGenerator(4)
     health = measure(model(TableRetriever(table), generator), x, y, k=k, variant=variant, batch_size=3)
 
-    sums = dict.fromkeys(["nll", "prior_entropy", "posterior_entropy", "kl", "agreement", "overlap"], 0.0)
+    sums = dict.fromkeys(
+        ["nll", "prior_entropy", "posterior_entropy", "kl", "agreement", "overlap", "passage_entropy"], 0.0
+    )
     gaps, num_tokens = [], 0
     for i, question in enumerate(x):
         zs, scores = table[question]
@@ -117,6 +119,7 @@ def test_measures_equal_plain_loops(variant):
         gaps.append(log_p - exchanged)
         sums["nll"] -= log_p
         sums["prior_entropy"] -= sum(p * math.log(p) for p in prior)
+        sums["passage_entropy"] -= sum(p * math.log(p) for p in prior)
         sums["posterior_entropy"] -= sum(p * math.log(p) for p in posterior)
         sums["kl"] += sum(p * math.log(p / q) for p, q in zip(posterior, prior, strict=True))
         sums["agreement"] += posterior.index(max(posterior)) == prior.index(max(prior))
@@ -131,6 +134,17 @@ def test_measures_equal_plain_loops(variant):
     assert health.unique_top == len(set(tops)) / 7
     assert health.top_share == max(map(tops.count, tops)) / 7
     assert (health.num_examples, health.num_passages) == (7, k)
+
+
+def test_a_flat_prior_is_seen_beside_sets_and_no_passage():
+    """What is flat over passages is not over all values of z."""
+    x, y = ["q1", "q2"], ["a", "b"]
+    table = {each: ([passage(number) for number in range(3)], [1.0, 1.0, 1.0]) for each in x}
+    for values in (Values.of(set_bonus=0.0), Values.of(null_passage=6.0)):
+        joint = replace(model(TableRetriever(table), ToyGenerator(4)), values=values)
+        health = measure(joint, x, y, k=3, variant="sequence")
+        assert health.passage_entropy == pytest.approx(math.log(3), abs=TOLERANCE)
+        assert abs(health.prior_entropy - math.log(3)) > 0.1
 
 
 def test_batches_change_nothing():
@@ -306,7 +320,7 @@ HEALTHY = Health(
         {"prior_entropy": 0.01, "posterior_entropy": 0.01, "kl": 0.001},  # sure and right
         {"prior_entropy": 1.6, "kl": 0.4},  # flat, but the posterior teaches it
         {"nll": 120.0, "gap": 1.5},  # long targets: small against the loss, yet p(y|x) is 4 times as high
-        {"prior_entropy": 2.41, "kl": 0.001, "num_values": 15},  # sets: log 15 is 2.71
+        {"prior_entropy": 2.41, "passage_entropy": 1.3, "kl": 0.001},  # sets, of passages that are told apart
         {"gap": 0.1, "gap_error": 0.3, "num_examples": 25},  # nothing can be said
         {"gap": 0.8, "nll": 3.0},  # learnt the answers' form: the gap fell with the loss
         {"top_share": 0.08, "unique_top": 0.2},
@@ -326,7 +340,7 @@ def test_no_alarm(changed):
         ({"top_share": 0.25}, "same top passage"),
         ({"unique_top": 0.05}, "same top passage"),
         ({"prior_entropy": 1.6, "kl": 0.001}, "flat"),
-        ({"prior_entropy": 2.70, "kl": 0.001, "num_values": 15}, "entropy 2.700 of at most 2.708 nats"),
+        ({"prior_entropy": 2.41, "passage_entropy": 1.6, "kl": 0.001}, "entropy 1.600 of at most 1.609 nats"),
     ],
 )
 def test_alarm(changed, said):
@@ -335,10 +349,10 @@ def test_alarm(changed, said):
     assert "\n" not in line
 
 
-def test_records_of_versions_without_a_number_of_values_are_read():
-    record = {name: value for name, value in HEALTHY.as_record().items() if name != "num_values"}
+def test_records_of_versions_without_the_entropy_of_passages_are_read():
+    record = {name: value for name, value in HEALTHY.as_record().items() if name != "passage_entropy"}
     assert Health.of_record(record) == HEALTHY
-    with_sets = replace(HEALTHY, num_values=15)
+    with_sets = replace(HEALTHY, passage_entropy=1.1)
     assert Health.of_record(with_sets.as_record()) == with_sets
 
 

@@ -191,6 +191,9 @@ def test_choices_in_a_conversation_keep_the_turns_before(read) -> None:
     for row in ({"question": "q", "messages": turns}, {"messages": [*turns, asked]}):
         found, _ = read([{**row, "choices": ["yes", "no"], "answer": "B"}], task="choice")
         assert found.rows == (Example("1", "q", ("no",), choices=("yes", "no"), history=history),)
+    said = {"role": "assistant", "content": "B"}
+    found, _ = read([{"messages": [*turns, asked, said], "choices": {"A": "yes", "B": "no"}}], task="choice")
+    assert found.rows == (Example("1", "q", ("no",), choices=("yes", "no"), history=history),)
 
 
 @pytest.mark.parametrize(

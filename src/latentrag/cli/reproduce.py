@@ -158,7 +158,10 @@ def _check(rows: Rows, results: Path, size: Size, *, as_json: bool) -> None:
 
     found = [verdict for row in rows.rows.values() for verdict in verdicts(row, current(results, rows, row, size))]
     if all(each.outcome == "not run" for each in found):
-        raise InputError(f"{results} holds no record of a row; run `latentrag reproduce ROW` first, or name --results")
+        raise InputError(
+            f"{results} holds no record of a row as its commands are now; run `latentrag reproduce ROW` first, or name "
+            "--results"
+        )
     if as_json:
         print_json({"checks": [{**asdict(each), "must": str(each.must)} for each in found]})
     else:

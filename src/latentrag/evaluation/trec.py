@@ -1,6 +1,6 @@
 """Files of TREC: runs ("id Q0 passage rank score tag") and judgements ("id 0 passage grade", or BEIR's columns).
 
-A line that has tabs is divided at them, so that ids may hold spaces; any other at white space.
+A line is divided at its tabs where that gives the columns, so that ids may hold spaces; else at white space.
 """
 
 from __future__ import annotations
@@ -97,8 +97,9 @@ def _lines(path: Path, wanted: Collection[int]) -> Iterator[tuple[int, list[str]
         raise DataError(f"{path}: cannot be read ({reason}); check the path and its permissions") from error
     for number, line in enumerate(text.splitlines(), start=1):
         if content := line.strip():
-            columns = [each.strip() for each in content.split("\t")]
-            yield number, columns if len(columns) in wanted else content.split()
+            columns, words = [each.strip() for each in content.split("\t")], content.split()
+            is_mixed = len(words) == max(wanted) and words[1] in {"0", "Q0"} and columns[0].split() == words[:2]
+            yield number, columns if len(columns) in wanted and not is_mixed else words
 
 
 def _float32(score: float) -> np.float32:

@@ -172,7 +172,10 @@ class AnswerRequest(Answering, Questioned):
 
 @made_of(AskOptions, EvidenceOptions)
 class ScoreRequest(Retrieval):
-    """A question x and an answer y to it; x may be the messages of a conversation."""
+    """A question x and an answer y to it; x may be the messages of a conversation.
+
+    Passages, with sets of two and "no passage" where the model reads them, are 320 at most.
+    """
 
     x: Text | Annotated[list[Message], Field(min_length=1, max_length=limit.MAX_MESSAGES)]
     y: Annotated[str, Field(max_length=limit.MAX_TEXT)]

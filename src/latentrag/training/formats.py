@@ -121,6 +121,13 @@ def with_choices(row: JsonRow) -> Fields:
     ]
     right = [answer for answer in wanted if answer is not None]
     turns = _first(row, "messages", "turns")
+    if question is None and field is None and isinstance(turns, list) and turns and isinstance(turns[-1], Mapping):
+        last = turns[-1]
+        if (
+            last.get("role") == "assistant"
+            and (said := _chosen(last.get("content"), keys, texts, key_first=False)) is not None
+        ):
+            turns = [*turns[:-1], {**last, "content": said}]
     return Fields(question, right or None, _titles(row), choices=texts, messages=turns, keys=keys)
 
 

@@ -32,10 +32,9 @@ class Health:
     Attributes:
         num_examples: how many (x, y).
         num_passages: K.
-        num_values: of z, as K with no passage and sets; None: K.
         nll: −log p(y|x).
         nll_per_token: the sum of −log p(y|x) over the number of tokens, end tokens included.
-        prior_entropy: of p_η(z|x); the log of the number of values where the prior is flat.
+        prior_entropy: of p_η(z|x), over all values of z.
         posterior_entropy: of the posterior, as ``Evidence.posterior`` has it for the variant.
         kl: KL(posterior‖prior), what y says about z beyond x; 0 for a generator that ignores z.
         agreement: share of examples whose most probable passage is the same in prior and posterior.
@@ -46,6 +45,8 @@ class Health:
         gap_error: standard error of ``gap``.
         overlap: how much of the prior's mass lies on the same passages after that exchange: 1 − total variation.
             At 1 the exchange changed nothing and ``gap`` says nothing. NaN for a single example.
+        passage_entropy: of the prior over the K passages alone, without sets and "no passage"; log K where it is flat.
+            None in records of earlier versions.
     """
 
     num_examples: int
@@ -61,7 +62,7 @@ class Health:
     gap: float
     gap_error: float
     overlap: float
-    num_values: int | None = None
+    passage_entropy: float | None = None
 
     def as_record(self) -> dict[str, int | float | None]:
         """The fields by name, as JSON has them: None for NaN."""
@@ -73,7 +74,7 @@ class Health:
     def of_record(cls, record: Mapping[str, Any]) -> "Health":
         """What ``as_record`` gave."""
         values: dict[str, Any] = {name: math.nan if value is None else value for name, value in record.items()}
-        return cls(**{**values, "num_values": record.get("num_values")})
+        return cls(**{**values, "passage_entropy": record.get("passage_entropy")})
 
 
 @torch.no_grad()
@@ -111,8 +112,7 @@ def measure(
     processes = processes or Processes()
     mine = processes.share(range(len(x)))
     measured = _measure_some(model, x, y, mine, k=k, variant=variant, batch_size=batch_size)
-    found = _summary(*_of_all(processes.gather(measured)), num_passages=k)
-    return replace(found, num_values=model.values.number(k))
+    return _summary(*_of_all(processes.gather(measured)), num_passages=k)
 
 
 _Measured = tuple[dict[str, list[float]], list[str]]
@@ -200,6 +200,7 @@ def _measure_batch(
         "nll": -log_p,
         "tokens": targets.mask.sum(dim=1),
         "prior_entropy": torch.special.entr(prior).sum(dim=1),
+        "passage_entropy": torch.special.entr(log_prior[:, : len(retrieved.latents[0])].softmax(dim=1)).sum(dim=1),
         "posterior_entropy": torch.special.entr(posterior).sum(dim=1),
         "kl": kl.clamp_min(0.0),  # rounding
         "agreement": (prior.argmax(dim=1) == posterior.argmax(dim=1)).double(),
@@ -266,6 +267,7 @@ def _summary(columns: dict[str, list[float]], top: Sequence[str], *, num_passage
         gap=gap,
         gap_error=gap_error,
         overlap=mean("overlap"),
+        passage_entropy=mean("passage_entropy"),
     )
 
 
@@ -332,13 +334,17 @@ def _flat_prior(health: Health, first: Health | None) -> str:
 
     A prior that is sure of its passage leaves y nothing to add either, and is as it should be.
     """
-    flattest = math.log(health.num_values or health.num_passages)
-    if health.num_passages < 2 or health.prior_entropy < 0.98 * flattest or health.kl > 0.01:
+    flattest, entropy = math.log(health.num_passages), _passage_entropy(health)
+    if health.num_passages < 2 or entropy < 0.98 * flattest or health.kl > 0.01:
         return ""
-    before = "" if first is None else f"; before training {first.prior_entropy:.3f}"
+    before = "" if first is None else f"; before training {_passage_entropy(first):.3f}"
     return (
-        f"the prior is flat (entropy {health.prior_entropy:.3f} of at most {flattest:.3f} nats{before}) and the "
+        f"the prior is flat (entropy {entropy:.3f} of at most {flattest:.3f} nats{before}) and the "
         f"posterior adds nothing (KL {health.kl:.4f} nats): a question's {health.num_passages} passages are not told "
         "apart; check the scale of the scores (20 for most encoders of unit vectors), raise --k or train with "
         "--hindsight N"
     )
+
+
+def _passage_entropy(health: Health) -> float:
+    return health.prior_entropy if health.passage_entropy is None else health.passage_entropy

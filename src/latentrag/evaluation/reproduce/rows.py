@@ -121,6 +121,10 @@ class Rows:
 
     def steps_of(self, row: Row) -> list[Step]:
         """Everything that comes before a row, in order."""
+        return self.steps_before(row.steps)
+
+    def steps_before(self, names: Iterable[str]) -> list[Step]:
+        """These steps with those that come before them, in order."""
         found: dict[str, Step] = {}
 
         def add(names: Iterable[str]) -> None:
@@ -128,7 +132,7 @@ class Rows:
                 add(self.steps[name].steps)
                 found.setdefault(name, self.steps[name])
 
-        add(row.steps)
+        add(names)
         return list(found.values())
 
     def steps_of_arm(self, row: Row, arm: str) -> list[Step]:

@@ -97,8 +97,9 @@ def _words(rows: Rows, command: str, places: Places, size: Size) -> list[str]:
 def _take(rows: Rows, step: Step, places: Places, size: Size, run: Run, say: Callable[[str], None]) -> None:
     """A step, unless it was done with the same command."""
     mark = places.work / "steps" / f"{step.name}.json"
-    kept = {"command": _kept(rows, step.command, size)}
-    if mark.exists() and json.loads(mark.read_bytes()) == kept:
+    kept = {"command": _kept(rows, step.command, size), "steps": _commands_before(rows, step, size)}
+    # Marks of earlier versions have no steps.
+    if mark.exists() and {**kept, **json.loads(mark.read_bytes())} == kept:
         return
     if mark.exists() and not step.derives:
         _check_gone(step, places.work)
@@ -109,6 +110,11 @@ def _take(rows: Rows, step: Step, places: Places, size: Size, run: Run, say: Cal
         _run_step(rows, step, places, size, run)
     mark.parent.mkdir(parents=True, exist_ok=True)
     io.write_json(mark, kept)
+
+
+def _commands_before(rows: Rows, step: Step, size: Size) -> list[str]:
+    """Of what the step is made from."""
+    return [_kept(rows, each.command, size) for each in rows.steps_before(step.steps) if each.command]
 
 
 def _check_gone(step: Step, work: Path) -> None:
