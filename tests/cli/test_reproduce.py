@@ -29,19 +29,27 @@ def test_what_ran_is_not_run_again(work):
     for name, row in read_rows().rows.items():
         if not row.needs:
             assert f"{name}: {len(row.arms)} of {len(row.arms)} arms are there" in ran.stderr
+    assert f"latentrag reproduce check --work {work} --quick" in ran.stderr.replace("\n", "")
 
 
 def test_the_list_says_what_is_recorded(work):
-    listed = cli("reproduce", "list", "--json", "--results", work / "quick" / "results").json["rows"]
+    listed = cli("reproduce", "list", "--json", "--quick", "--work", work).json["rows"]
     assert [row["name"] for row in listed] == list(read_rows().rows)
     assert all(row["recorded"] == len(row["arms"]) for row in listed if not row["needs"])
 
 
 def test_check_ends_with_1_where_something_is_off(work):
-    ran = cli("reproduce", "check", "--json", "--results", work / "quick" / "results")
+    ran = cli("reproduce", "check", "--json", "--quick", "--work", work)
     outcomes = {check["outcome"] for check in json.loads(ran.stdout)["checks"]}
     assert "off" in outcomes  # models with random weights
     assert ran.code == 1
+
+
+def test_what_ran_in_small_is_no_record_of_the_rows(work):
+    results = work / "quick" / "results"
+    listed = cli("reproduce", "list", "--json", "--results", results).json["rows"]
+    assert all(row["recorded"] == 0 for row in listed)
+    assert "holds no record of a row as its commands are now" in cli("reproduce", "check", "--results", results).error()
 
 
 def test_figures_are_drawn_from_the_records(work):
