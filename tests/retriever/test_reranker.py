@@ -61,8 +61,14 @@ def test_raw_logits_of_title_and_text_after_the_question(tmp_path):
 
 
 @pytest.fixture
-def onnx(tmp_path, monkeypatch):
-    """An ONNX reranker that says how many tokens it was given."""
+def asked():
+    """The shapes that an ONNX reranker was given."""
+    return []
+
+
+@pytest.fixture
+def onnx(tmp_path, monkeypatch, asked):
+    """An ONNX reranker whose logit is the sum of a pair's token ids."""
 
     class Session:
         def __init__(self, file, options, providers):
@@ -72,7 +78,8 @@ def onnx(tmp_path, monkeypatch):
             return [types.SimpleNamespace(name=name) for name in ("input_ids", "attention_mask")]
 
         def run(self, outputs, inputs):
-            return [inputs["attention_mask"].sum(axis=1, keepdims=True).astype(np.float32)]
+            asked.append({name: each.shape for name, each in inputs.items()})
+            return [(inputs["input_ids"] * inputs["attention_mask"]).sum(axis=1, keepdims=True).astype(np.float32)]
 
     fake = types.SimpleNamespace(SessionOptions=types.SimpleNamespace, InferenceSession=Session)
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
@@ -98,29 +105,11 @@ def test_turns_that_are_too_long_for_an_onnx_reranker_are_dropped_and_a_long_que
             ask([long])
 
 
-def test_onnx_reads_each_pair_once_shortest_first_and_only_the_inputs_that_are_wanted(tmp_path, monkeypatch):
-    asked = []
-
-    class Session:
-        def __init__(self, file, options, providers):
-            assert file == str(tmp_path / "model.onnx")
-
-        def get_inputs(self):
-            return [types.SimpleNamespace(name=name) for name in ("input_ids", "attention_mask")]
-
-        def run(self, outputs, inputs):
-            asked.append({name: each.shape for name, each in inputs.items()})
-            return [(inputs["input_ids"] * inputs["attention_mask"]).sum(axis=1, keepdims=True).astype(np.float32)]
-
-    fake = types.SimpleNamespace(SessionOptions=types.SimpleNamespace, InferenceSession=Session)
-    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
-    write_tokenizer(tmp_path)
-    (tmp_path / "model.onnx").touch()
-    reranker = load_reranker(tmp_path, device="cpu")
-    found = reranker.scores(X, [PASSAGES, [PASSAGES[1], PASSAGES[1]]])
+def test_onnx_reads_each_pair_once_shortest_first_and_only_the_inputs_that_are_wanted(onnx, asked):
+    found = onnx.scores(X, [PASSAGES, [PASSAGES[1], PASSAGES[1]]])
     assert found[1][0] == found[1][1]
     assert asked == [dict.fromkeys(("input_ids", "attention_mask"), (4, asked[0]["input_ids"][1]))]
-    again = [reranker.scores([x], [[z]])[0].item() for x, z in ((X[0], PASSAGES[2]), (X[1], PASSAGES[1]))]
+    again = [onnx.scores([x], [[z]])[0].item() for x, z in ((X[0], PASSAGES[2]), (X[1], PASSAGES[1]))]
     assert again == [found[0][2], found[1][1]]
     assert len(asked) == 1
 

@@ -75,7 +75,7 @@ class Commands:
     def of(cls, rows: Rows, row: Row, arm: str, size: Size) -> Commands:
         """As they are now."""
         before = [step.command for step in rows.steps_of_arm(row, arm) if step.command]
-        command, *steps = (rows.command(each, size, data="{data}", work="{work}") for each in (row.arms[arm], *before))
+        command, *steps = (rows.kept(each, size) for each in (row.arms[arm], *before))
         return cls(command, tuple(steps))
 
 

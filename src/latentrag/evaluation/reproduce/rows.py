@@ -147,7 +147,7 @@ class Rows:
 
     def made_for(self, command: str) -> set[str]:
         """Names of what a command finds in {work}."""
-        return set(_MADE.findall(self.command(command, "full", data="{data}", work="{work}")))
+        return set(_MADE.findall(self.kept(command, "full")))
 
     def data_of(self, row: Row) -> set[str]:
         """The files of the data folder that a row and its steps read."""
@@ -159,6 +159,10 @@ class Rows:
             close = difflib.get_close_matches(name, self.rows, n=3) or list(self.rows)[:3]
             raise InputError(f"{name!r} is no row; needed one of `reproduce list`, such as {', '.join(close)}, or all")
         return self.rows[name]
+
+    def kept(self, template: str, size: Size) -> str:
+        """A command as it is recorded: the folders stay placeholders, so that it is the same on every machine."""
+        return self.command(template, size, data="{data}", work="{work}")
 
     def command(self, template: str, size: Size, **places: object) -> str:
         """A command with values in place of its placeholders.

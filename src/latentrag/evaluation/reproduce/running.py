@@ -80,15 +80,10 @@ def _check_size(wanted: Sequence[Row], results: Path, size: Size) -> None:
         )
 
 
-def _kept(rows: Rows, command: str, size: Size) -> str:
-    """A command as it is recorded: the folders stay placeholders, so that it is the same on every machine."""
-    return rows.command(command, size, data="{data}", work="{work}")
-
-
 def _words(rows: Rows, command: str, places: Places, size: Size) -> list[str]:
     """As arguments. Folders may have spaces in their names: they are put in after the words are taken apart."""
     folders = {"{data}": places.data, "{work}": places.work}
-    words = shlex.split(_kept(rows, command, size))
+    words = shlex.split(rows.kept(command, size))
     for placeholder, folder in folders.items():
         words = [word.replace(placeholder, str(folder)) for word in words]
     return words
@@ -97,7 +92,7 @@ def _words(rows: Rows, command: str, places: Places, size: Size) -> list[str]:
 def _take(rows: Rows, step: Step, places: Places, size: Size, run: Run, say: Callable[[str], None]) -> None:
     """A step, unless it was done with the same command."""
     mark = places.work / "steps" / f"{step.name}.json"
-    kept = {"command": _kept(rows, step.command, size), "steps": _commands_before(rows, step, size)}
+    kept = {"command": rows.kept(step.command, size), "steps": _commands_before(rows, step, size)}
     # Marks of earlier versions have no steps.
     if mark.exists() and {**kept, **json.loads(mark.read_bytes())} == kept:
         return
@@ -114,7 +109,7 @@ def _take(rows: Rows, step: Step, places: Places, size: Size, run: Run, say: Cal
 
 def _commands_before(rows: Rows, step: Step, size: Size) -> list[str]:
     """Of what the step is made from."""
-    return [_kept(rows, each.command, size) for each in rows.steps_before(step.steps) if each.command]
+    return [rows.kept(each.command, size) for each in rows.steps_before(step.steps) if each.command]
 
 
 def _check_gone(step: Step, work: Path) -> None:
