@@ -136,6 +136,17 @@ def test_of_questions_to_ask_the_given_answer_is_looked_for(model, memory, tmp_p
         assert done.json["metrics"]["recall@4"]["mean"] == 1
     row = json.loads(out.read_text())
     assert (row["x"], row["answers"]) == (f"novels: {word}", [word])
+    rows: list[dict[str, object]] = [
+        {"id": 1, "question": "emma ?", "answer": "paris"},  # no category
+        {"id": 1, "question": "rome ?", "answer": word, "category": "novels"},
+        {"question": " ", "answer": word, "category": "novels"},  # asks nothing
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "of-one-id.jsonl"
+    done = cli(*command, "-k", 4, "--prefix-field", "category", "--skip-bad", "--out", out)
+    assert done.code == 0, done.stderr
+    (row,) = map(json.loads, out.read_text().splitlines())
+    assert (row["x"], row["answers"]) == (f"novels: {word}", [word])
 
 
 @pytest.mark.parametrize(

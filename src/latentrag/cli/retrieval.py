@@ -192,9 +192,9 @@ def _examples(
         path = path or of_folder
     # A question needs no answer here; other tasks have rows that only they read.
     task = RETRIEVAL if reading.task == OPEN_QA else reading.task
-    examples = read_task(data, replace(reading, task=task), passages_from=given.passages_from, say=say).rows
-    if "to-ask" in TASKS[task].formats:
-        examples = _with_given_answers(examples, data, reading, given)
+    formats = ("to-find",) if "to-ask" in TASKS[task].formats else None
+    reading = replace(reading, task=task)
+    examples = read_task(data, reading, passages_from=given.passages_from, formats=formats, say=say).rows
     if path is None:
         return examples[:limit], None
     qrels = read_qrels(path)
@@ -202,19 +202,6 @@ def _examples(
     if len(kept) < len(examples):
         say(f"{len(examples) - len(kept)} of {len(examples)} questions were not judged in {path}; they are left out")
     return kept[:limit], qrels
-
-
-def _with_given_answers(
-    examples: tuple[Example, ...], data: Path, reading: RowOptions, given: GivenOptions
-) -> tuple[Example, ...]:
-    """Questions to ask, with what is looked for in passages: the answer that is given, not the question's text."""
-    from latentrag.training.tasks import read_task
-
-    plain = examples
-    if reading.prefix_field is not None:  # x has it before the answer
-        plain = read_task(data, replace(reading, prefix_field=None), passages_from=given.passages_from).rows
-    answers = {example.id: (example.x,) for example in plain}
-    return tuple(replace(example, answers=answers[example.id]) for example in examples)
 
 
 def _usable(examples: tuple[Example, ...], data: Path, retriever: object, reading: RowOptions) -> tuple[Example, ...]:

@@ -153,6 +153,13 @@ def questions_to_ask(row: JsonRow) -> Fields:
     return replace(found, question=answer, answers=found.question, pattern=None)
 
 
+def answers_to_find(row: JsonRow) -> Fields:
+    """The same rows where passages are looked for: what they should hold is the answer, not the question's text."""
+    asked = questions_to_ask(row)
+    is_asked = isinstance(asked.answers, str) and asked.answers.strip()
+    return replace(asked, answers=asked.question) if is_asked else asked
+
+
 FORMATS: Table[Format] = Table(
     "row format",
     {
@@ -166,6 +173,7 @@ FORMATS: Table[Format] = Table(
         "labelled": labelled,
         "choices": with_choices,
         "to-ask": questions_to_ask,
+        "to-find": answers_to_find,
         "queries": queries,
     },
     group="latentrag.formats",

@@ -5,7 +5,7 @@ Decoders and metrics are named here and are rows of the tables of ``evaluation.m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,12 +95,14 @@ def read_task(
     options: RowOptions,
     *,
     passages_from: str | None = None,
+    formats: Sequence[str] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Examples:
     """The examples of a file, read as the task says.
 
     Args:
         passages_from: as for ``read_examples``.
+        formats: in place of the task's.
     Raises: InputError for a task or labels that cannot be; DataError as ``read_examples``, also where no row has one of
         the task's labels.
     """
@@ -116,7 +118,7 @@ def read_task(
         path,
         skip_bad=options.skip_bad,
         prefix_field=options.prefix_field,
-        formats=task.formats,
+        formats=task.formats if formats is None else formats,
         labels=labels,
         left_out=task.left_out,
         answers_from=options.answers_from,
